@@ -1,0 +1,46 @@
+# The two commands a newcomer needs: `make bench` and `make test`.
+# Each makes the environment it needs first; `make clean` removes everything they made.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# One thread a process: the processes are what runs in parallel (see docs/architecture.md).
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: bench test lint setup clean speed catalogue
+
+bench: $(READY)
+	@echo "==> diffode bench quick: error against NFE on exact targets"
+	$(BIN)/diffode bench quick
+
+test: $(READY)
+	@echo "==> running the tests"
+	$(BIN)/python -m pytest -n auto
+
+lint: $(READY)
+	@echo "==> format, lint and types"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "==> making the environment in $(VENV) (a few minutes the first time: PyTorch is large)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "diffode needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "==> installing diffode and its tools at the versions of constraints.txt"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	@touch $(READY)
+	@echo "==> ready: $(BIN)/diffode --help"
+
+speed: $(READY)
+	@echo "==> speed against the alternatives, as ratios within one run"
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

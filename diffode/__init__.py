@@ -1,0 +1,78 @@
+"""diffode: a numerical laboratory for diffusion ODEs and SDEs.
+
+A **target** noised along a **path** gives a **field**; a **solver** follows the field over a **grid** by writing a
+**tableau**; the **solution** is held against a **reference** by a **metric**; a **study** does that for many
+combinations and a **report** shows error against NFE (number of function evaluations).
+
+Names are imported on first use, so ``import diffode`` costs nothing and does not load PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+    "charts",
+    "errors",
+    "fields",
+    "grids",
+    "metrics",
+    "paths",
+    "references",
+    "solvers",
+    "studies",
+    "tableau",
+    "targets",
+)
+_NAMES = {
+    "Chart": "charts",
+    "ExactField": "fields",
+    "Field": "fields",
+    "GaussianMixture": "targets",
+    "LowRank": "targets",
+    "Path": "paths",
+    "Solution": "solvers",
+    "Solver": "solvers",
+    "Tableau": "tableau",
+    "Target": "targets",
+    "exact_field": "fields",
+    "reference": "references",
+    "solve": "solvers",
+}
+
+__all__ = [*_ROOMS, *_NAMES, "__version__"]
+
+if TYPE_CHECKING:
+    from diffode import (
+        charts,
+        errors,
+        fields,
+        grids,
+        metrics,
+        paths,
+        references,
+        solvers,
+        studies,
+        tableau,
+        targets,
+    )
+    from diffode.charts import Chart
+    from diffode.fields import ExactField, Field, exact_field
+    from diffode.paths import Path
+    from diffode.references import reference
+    from diffode.solvers import Solution, Solver, solve
+    from diffode.tableau import Tableau
+    from diffode.targets import GaussianMixture, LowRank, Target
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"diffode.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"diffode.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'diffode' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

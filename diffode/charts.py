@@ -1,0 +1,261 @@
+r"""Charts: the variables in which the probability-flow ODE is smooth, and in which solvers integrate.
+
+In a chart the equation reads :math:`dz = m\, d\theta`, with state :math:`z = x/S(t)`, clock :math:`\theta(t)` and a predicted
+quantity m, which is what the field is asked for. Multistep solvers replace m by a polynomial in a variable
+:math:`\tau(t)` of the chart and integrate exactly; Runge-Kutta solvers step in the clock.
+
+=================  ===========  ==================  ====================  ====================
+chart              state z      clock theta         variable tau          m
+=================  ===========  ==================  ====================  ====================
+``velocity``       x            t                   t                     velocity
+``noise``          x/alpha      rho = sigma/alpha   rho                   noise
+``noise_log_snr``  x/alpha      rho                 lambda = -log rho     noise
+``noise_time``     x/alpha      rho                 t of the linear VP    noise
+``data``           x/sigma      1/rho               lambda                denoised
+=================  ===========  ==================  ====================  ====================
+
+One family of numbers carries all multistep weights, the *moments* :math:`S(t)\int_s^t u^k d\theta`, where
+:math:`u = (\tau - \tau_s)/(\tau_t - \tau_s)` runs from 0 to 1 over the step. They are :math:`S(t)(\theta_t - \theta_s)/(k+1)`
+when the variable is the clock, and exponential-integrator functions when it is the log-SNR.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from diffode.errors import ArgumentError
+from diffode.fields import Prediction
+from diffode.paths import VP, Path
+
+
+def phi(k: int, z: float) -> float:
+    r""":math:`\varphi_k(z) = (e^z - \sum_{j<k} z^j/j!)/z^k`, to full precision for every real z.
+
+    The recursion :math:`\varphi_{k+1} = (\varphi_k - 1/k!)/z` loses about k digits' worth of 1/|z| near zero, where the
+    Taylor series is used instead.
+
+    >>> phi(1, 0.0), phi(2, 0.0)
+    (1.0, 0.5)
+    """
+    if k == 0:
+        return math.exp(z)
+    if abs(z) < 1:
+        return math.fsum(z**j / math.factorial(j + k) for j in range(20))
+    value = math.expm1(z) / z
+    for j in range(1, k):
+        value = (value - 1 / math.factorial(j)) / z
+    return value
+
+
+class Chart(ABC):
+    """A change of variables for one path (None only in the velocity chart)."""
+
+    name: ClassVar[str]
+    #: What the field is asked for.
+    prediction: ClassVar[Prediction]
+
+    def __init__(self, path: Path | None):
+        self._path = path
+
+    @property
+    def path(self) -> Path:
+        """The path; an error says how to give one."""
+        if self._path is None:
+            raise ArgumentError(f"chart {self.name!r} needs a path: Field.from_velocity(fn, path=diffode.paths.get('edm'))")
+        return self._path
+
+    @abstractmethod
+    def scale(self, t: float) -> float:
+        """S(t), by which the state is divided."""
+
+    @abstractmethod
+    def clock(self, t: float) -> float:
+        """theta(t)."""
+
+    @abstractmethod
+    def time(self, clock: float) -> float:
+        """The time at which the clock has this value."""
+
+    @abstractmethod
+    def moments(self, s: float, t: float, count: int) -> list[float]:
+        """S(t) times the integral of u^k d theta over the step s -> t, k = 0..count-1."""
+
+    def variable(self, t: float) -> float:
+        """tau(t), in which polynomials are fitted; the clock unless the chart says otherwise."""
+        return self.clock(t)
+
+    def advance(self, s: float, t: float) -> float:
+        """S(t)(theta_t - theta_s): what a constant m contributes to x over the step."""
+        return self.moments(s, t, 1)[0]
+
+    def ratio(self, s: float, t: float) -> float:
+        """S(t)/S(s): what the state contributes to x over the step."""
+        return self.scale(t) / self.scale(s)
+
+    def ends_singular(self, t: float) -> bool:
+        """Whether a step to t reaches sigma = 0, where one-step methods fall back to first order."""
+        return self._path is not None and self._path.sigma(t) == 0
+
+    def adams(self, nodes: Sequence[float], s: float, t: float) -> list[float]:
+        """Weights of m at the times ``nodes`` in the step s -> t: the exact integral of their interpolation polynomial.
+
+        With the current and past nodes these are the variable-step Adams-Bashforth weights of the chart (for ``data``, the
+        exponential ones); with t among the nodes, Adams-Moulton.
+        """
+        if len(nodes) == 1:
+            return [self.advance(s, t)]
+        origin = self.variable(s)
+        width = self.variable(t) - origin
+        positions = [(self.variable(node) - origin) / width for node in nodes]
+        moments = self.moments(s, t, len(nodes))
+        return [float(np.dot(coefficients, moments)) for coefficients in lagrange(positions)]
+
+
+def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
+    """Coefficients, lowest power first, of the Lagrange polynomials of the nodes."""
+    result = []
+    for j, node in enumerate(nodes):
+        coefficients = np.ones(1)
+        for i, other in enumerate(nodes):
+            if i != j:
+                coefficients = np.convolve(coefficients, [-other, 1.0]) / (node - other)
+        result.append(coefficients)
+    return result
+
+
+class VelocityChart(Chart):
+    """dx = v dt: any velocity field, with or without a path."""
+
+    name = "velocity"
+    prediction = "velocity"
+
+    def scale(self, t: float) -> float:  # noqa: D102
+        return 1.0
+
+    def clock(self, t: float) -> float:  # noqa: D102
+        return t
+
+    def time(self, clock: float) -> float:  # noqa: D102
+        return clock
+
+    def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+        return [(t - s) / (k + 1) for k in range(count)]
+
+
+class NoiseChart(Chart):
+    """d(x/alpha) = eps d rho: DDIM, Heun of EDM, iPNDM, LMS."""
+
+    name = "noise"
+    prediction = "noise"
+
+    def scale(self, t: float) -> float:  # noqa: D102
+        return self.path.alpha(t)
+
+    def clock(self, t: float) -> float:  # noqa: D102
+        return self.path.rho(t)
+
+    def time(self, clock: float) -> float:  # noqa: D102
+        return self.path.time_from_rho(clock)
+
+    def advance(self, s: float, t: float) -> float:  # noqa: D102
+        return self.scale(t) * (self.clock(t) - self.clock(s))
+
+    def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+        return [self.advance(s, t) / (k + 1) for k in range(count)]
+
+
+class NoiseTimeChart(NoiseChart):
+    """The noise chart with polynomials in the time of the linear VP path: DEIS-tAB (arXiv 2204.13902)."""
+
+    name = "noise_time"
+    _time_axis = VP()
+
+    def variable(self, t: float) -> float:
+        """Time at which the linear VP path has the same rho, whatever the path: the axis DEIS was made for."""
+        return self._time_axis.time_from_rho(self.clock(t))
+
+    def moments(self, s: float, t: float, count: int) -> list[float]:
+        """By Gauss-Legendre quadrature in asinh rho, in which the VP time is smooth from rho = 0 to 1e3."""
+        start, stop = math.asinh(self.clock(s)), math.asinh(self.clock(t))
+        points, weights = np.polynomial.legendre.leggauss(64)
+        grid = (start + stop) / 2 + (stop - start) / 2 * points
+        origin, end = self.variable(s), self.variable(t)
+        u = [(self._time_axis.time_from_rho(math.sinh(y)) - origin) / (end - origin) for y in grid]
+        mass = self.scale(t) * (stop - start) / 2 * weights * np.cosh(grid)
+        return [float(np.dot(mass, np.power(u, k))) for k in range(count)]
+
+
+class ExponentialChart(Chart):
+    """Charts whose variable is the log-SNR; moments are k! phi_{k+1} of plus or minus its step h."""
+
+    #: The sign of h in the functions phi.
+    sign: ClassVar[int]
+
+    def variable(self, t: float) -> float:
+        """lambda(t)."""
+        return self.path.log_snr(t)
+
+    def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+        h = self.variable(t) - self.variable(s)
+        return [self.weight(t) * h * math.factorial(k) * phi(k + 1, self.sign * h) for k in range(count)]
+
+    @abstractmethod
+    def weight(self, t: float) -> float:
+        """Factor of h phi_k: alpha for data, -sigma for noise."""
+
+
+class NoiseLogSNRChart(ExponentialChart, NoiseChart):
+    """d(x/alpha) = -exp(-lambda) eps d lambda: DPM-Solver (arXiv 2206.00927, proposition 3.1)."""
+
+    name = "noise_log_snr"
+    sign = 1
+
+    def weight(self, t: float) -> float:  # noqa: D102
+        return -self.path.sigma(t)
+
+    def advance(self, s: float, t: float) -> float:  # noqa: D102
+        # -sigma_t (e^h - 1); into sigma = 0 that is a limit which the noise chart has no trouble with.
+        return NoiseChart.advance(self, s, t) if self.ends_singular(t) else self.moments(s, t, 1)[0]
+
+
+class DataChart(ExponentialChart):
+    """d(x/sigma) = exp(lambda) D d lambda: DPM-Solver++, UniPC, exponential Adams (arXiv 2211.01095, proposition 4.1)."""
+
+    name = "data"
+    prediction = "denoised"
+    sign = -1
+
+    def scale(self, t: float) -> float:  # noqa: D102
+        return self.path.sigma(t)
+
+    def clock(self, t: float) -> float:  # noqa: D102
+        rho = self.path.rho(t)
+        return 1 / rho if rho > 0 else math.inf
+
+    def time(self, clock: float) -> float:  # noqa: D102
+        return self.path.time_from_rho(1 / clock if clock > 0 else math.inf)
+
+    def weight(self, t: float) -> float:  # noqa: D102
+        return self.path.alpha(t)
+
+    def advance(self, s: float, t: float) -> float:  # noqa: D102
+        # alpha_t (1 - e^-h): all of D when the step ends at sigma = 0 or starts at alpha = 0.
+        h = self.variable(t) - self.variable(s)
+        return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-h)
+
+
+charts: dict[str, type[Chart]] = {
+    chart.name: chart for chart in (VelocityChart, NoiseChart, NoiseLogSNRChart, NoiseTimeChart, DataChart)
+}
+
+
+def get(name: str, path: Path | None) -> Chart:
+    """The chart of this name for a path."""
+    if name not in charts:
+        raise ArgumentError(f"chart must be one of {', '.join(charts)}, got {name!r}")
+    return charts[name](path)

@@ -1,0 +1,67 @@
+"""The exceptions diffode raises. Each message names the argument, its value, what was expected, and a fix.
+
+Every class derives from :class:`DiffodeError`; the exit code is what the command line returns for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class DiffodeError(Exception):
+    """Base of everything diffode raises on purpose."""
+
+    exit_code = 2
+
+
+class ArgumentError(DiffodeError, ValueError):
+    """An argument has a wrong value, shape, dtype or type."""
+
+
+class UnknownNameError(ArgumentError, KeyError):
+    """A name is not registered; the message offers the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        names = sorted(known)
+        super().__init__(f"unknown {kind} {name!r}{suggestion(name, names)}; known: {', '.join(names)}")
+
+    def __str__(self) -> str:
+        # KeyError would print the message quoted, as if it were a key.
+        return str(self.args[0])
+
+
+class BudgetError(ArgumentError):
+    """No run of the solver fits the asked number of function evaluations."""
+
+
+class FieldError(DiffodeError, ValueError):
+    """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on their batch mates."""
+
+
+class NumericalError(DiffodeError, ArithmeticError):
+    """A computation produced non-finite values or did not converge.
+
+    ``solution`` holds what was computed, when there is something: finite rows are good, the others are NaN.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, solution: Any = None):
+        super().__init__(message)
+        self.solution = solution
+
+
+class FileFormatError(DiffodeError, ValueError):
+    """A file is truncated, of another schema, or holds impossible values."""
+
+
+class StoreError(DiffodeError, OSError):
+    """The result store can't be read or written (corrupt, locked, disk full, no permission)."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

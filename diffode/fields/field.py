@@ -1,0 +1,201 @@
+r"""Fields: what a solver calls. Any one of velocity, noise, denoised or score determines the others on a path.
+
+With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t]`, noise :math:`\varepsilon = (x - \alpha D)/\sigma`,
+velocity :math:`v = \alpha' D + \sigma'\varepsilon` and score :math:`= -\varepsilon/\sigma`, all are linear in x and any one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError, FieldError
+from diffode.paths import Path
+from diffode.targets.target import Scalar
+
+Prediction = Literal["velocity", "noise", "denoised", "score"]
+Function = Callable[[Tensor, Scalar], Tensor]
+PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "denoised", "score")
+
+
+class Field:
+    """A field known through one callable, with every other view derived from it on a path.
+
+    Make one with :meth:`from_velocity`, :meth:`from_noise`, :meth:`from_denoised` or :meth:`from_score`. ``x`` is
+    (B, *shape); ``t`` is a float, or a (B,) tensor with a time for each row; each answer has the shape and dtype of x.
+
+    Attributes:
+        path: the noising path, or None for a plain ODE, which has a velocity only.
+        prediction: which view the callable gives.
+        scale: root mean variance of the data, the unit of errors; 1 unless given.
+        nfe: how many times the callable was asked for a prediction since the field was made. Solvers count with it.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        prediction: Prediction,
+        path: Path | None = None,
+        *,
+        scale: float = 1.0,
+        probe: bool = True,
+    ):
+        if not callable(function):
+            raise ArgumentError(f"function must be callable as fn(x, t), got {type(function).__name__}")
+        if prediction not in PREDICTIONS:
+            raise ArgumentError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        if path is not None and not isinstance(path, Path):
+            raise ArgumentError(f"path must be a diffode path (diffode.paths.get('edm')) or None, got {path!r}")
+        if path is None and prediction != "velocity":
+            raise ArgumentError(f"a field given by its {prediction} needs path=; only a velocity makes an ODE without one")
+        if not scale > 0:
+            raise ArgumentError(f"scale must be positive (root mean variance of the data), got {scale!r}")
+        self.path = path
+        self.prediction: Prediction = prediction
+        self.scale = float(scale)
+        self.dim: int | None = None
+        self.nfe = 0
+        self._function = function
+        self._unprobed = probe
+
+    @classmethod
+    def from_velocity(cls, function: Function, path: Path | None = None, *, scale: float = 1.0, probe: bool = True) -> Field:
+        """A field from its velocity dx/dt = fn(x, t); without a path, a plain ODE.
+
+        ``scale`` is the root mean variance of the data. ``probe=False`` skips the two small trial calls made once,
+        before the first run, which check shape, dtype, finiteness and that rows do not depend on each other.
+
+        >>> field = Field.from_velocity(lambda x, t: -x)
+        >>> field.velocity(torch.ones(1, 2), 0.5)
+        tensor([[-1., -1.]])
+        """
+        return cls(function, "velocity", path, scale=scale, probe=probe)
+
+    @classmethod
+    def from_noise(cls, function: Function, path: Path, *, scale: float = 1.0, probe: bool = True) -> Field:
+        """A field from its noise prediction, fn(x, t) = E[eps | x_t = x]."""
+        return cls(function, "noise", path, scale=scale, probe=probe)
+
+    @classmethod
+    def from_denoised(cls, function: Function, path: Path, *, scale: float = 1.0, probe: bool = True) -> Field:
+        """A field from its denoiser, fn(x, t) = E[x_0 | x_t = x]."""
+        return cls(function, "denoised", path, scale=scale, probe=probe)
+
+    @classmethod
+    def from_score(cls, function: Function, path: Path, *, scale: float = 1.0, probe: bool = True) -> Field:
+        """A field from its score, fn(x, t) = grad log p_t(x)."""
+        return cls(function, "score", path, scale=scale, probe=probe)
+
+    def velocity(self, x: Tensor, t: Scalar) -> Tensor:
+        """dx/dt of the probability-flow ODE."""
+        return self.predict("velocity", x, t)
+
+    def noise(self, x: Tensor, t: Scalar) -> Tensor:
+        """E[eps | x_t = x]."""
+        return self.predict("noise", x, t)
+
+    def denoised(self, x: Tensor, t: Scalar) -> Tensor:
+        """E[x_0 | x_t = x]."""
+        return self.predict("denoised", x, t)
+
+    def score(self, x: Tensor, t: Scalar) -> Tensor:
+        """grad log p_t(x)."""
+        return self.predict("score", x, t)
+
+    def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
+        """One of the four views by name; counts one evaluation."""
+        self.nfe += 1
+        if prediction == self.prediction:
+            return self._function(x, t)
+        path = self.require_path(f"its {prediction}")
+        of_x, of_native = conversion(path, self.prediction, prediction, t)
+        return columns(of_x, x) * x + columns(of_native, x) * self._function(x, t)
+
+    def divergence(self, x: Tensor, t: Scalar) -> Tensor:
+        """div of the velocity, shape (B,), by one reverse-mode pass a coordinate: for small dimensions."""
+        with torch.enable_grad():
+            point = x.detach().requires_grad_(True)
+            velocity = self.predict("velocity", point, t).reshape(x.shape[0], -1)
+            total = x.new_zeros(x.shape[0])
+            for i in range(velocity.shape[1]):
+                if not velocity.requires_grad:
+                    raise FieldError("the field is not differentiable in x: it returned a tensor without a gradient")
+                (row,) = torch.autograd.grad(velocity[:, i].sum(), point, retain_graph=True)
+                total = total + row.reshape(x.shape[0], -1)[:, i]
+        return total.detach()
+
+    def require_path(self, purpose: str) -> Path:
+        """The path, or an error that says how to give one."""
+        if self.path is None:
+            raise FieldError(f"this field has no path, so {purpose} is unknown; give one: Field.from_velocity(fn, path=...)")
+        return self.path
+
+    def check_once(self, x: Tensor, t: float) -> None:
+        """Probe the callable before its first run: shape, dtype, finiteness, independence of rows. Not counted."""
+        if not self._unprobed or x.shape[0] == 0:
+            return
+        self._unprobed = False
+        try:
+            pair = x[:2]
+            answer = self._function(pair, t)
+            self._check_answer(pair, t, answer)
+            if len(pair) == 2:
+                self._check_rows(pair, t, answer)
+        except BaseException:
+            self._unprobed = True
+            raise
+
+    def _check_answer(self, x: Tensor, t: float, answer: object) -> None:
+        if not isinstance(answer, Tensor):
+            raise FieldError(f"the field must return a tensor, got {type(answer).__name__}")
+        if answer.shape != x.shape:
+            raise FieldError(f"the field returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must match")
+        if answer.dtype != x.dtype:
+            raise FieldError(f"the field returned {answer.dtype} for x of {x.dtype}; cast its answer with .to(x.dtype)")
+        if not bool(torch.isfinite(answer).all()):
+            raise FieldError(f"the field returned non-finite values at t={t:g} for the first rows of x")
+
+    def _check_rows(self, pair: Tensor, t: float, answer: Tensor) -> None:
+        alone = self._function(pair[:1], t)
+        self._check_answer(pair[:1], t, alone)
+        size = max(float(answer.detach().abs().max()), 1e-300)
+        error = float((alone - answer[:1]).detach().abs().max()) / size
+        if error > torch.finfo(pair.dtype).eps ** 0.5:
+            raise FieldError(
+                f"one row's answer depends on the other rows of the batch (relative change {error:.1e} at t={t:g}); "
+                "a network with batch statistics must be in eval mode"
+            )
+
+
+def conversion(path: Path, known: Prediction, wanted: Prediction, t: Scalar) -> tuple[Scalar, Scalar]:
+    """Coefficients (a, b) such that ``wanted = a x + b known`` at time t.
+
+    x and all views are combinations of (D, eps); the two coefficients solve a 2 x 2 system, which never divides by an
+    alpha or sigma that may be zero unless the answer itself is singular there.
+    """
+    alpha, sigma = path.alpha(t), path.sigma(t)
+
+    def row(view: Prediction) -> tuple[Scalar, Scalar]:
+        if view == "velocity":
+            return path.alpha_derivative(t), path.sigma_derivative(t)
+        if view == "score":
+            return 0.0, -1 / sigma
+        return (0.0, 1.0) if view == "noise" else (1.0, 0.0)
+
+    try:
+        (known_d, known_eps), (wanted_d, wanted_eps) = row(known), row(wanted)
+        determinant = alpha * known_eps - sigma * known_d
+        of_x = (wanted_d * known_eps - wanted_eps * known_d) / determinant
+        return of_x, (alpha * wanted_eps - sigma * wanted_d) / determinant
+    except ZeroDivisionError:
+        raise FieldError(f"the {wanted} can't be had from the {known} at t={t}: alpha={alpha}, sigma={sigma}") from None
+
+
+def columns(value: Scalar, x: Tensor) -> Scalar:
+    """A per-row coefficient (B,) shaped and cast to multiply x (B, *shape); a number stays a number."""
+    if isinstance(value, Tensor) and value.ndim:
+        return value.to(x).reshape((-1,) + (1,) * (x.ndim - 1))
+    return value

@@ -1,0 +1,37 @@
+"""Errors against a reference or a distribution, each with its noise floor, in the order in which to trust them.
+
+Coupled errors (same start, exact flow) first; then what is exact through moments and densities; sampled distances last.
+"""
+
+from diffode.metrics.coupled import endpoint, trajectory
+from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
+from diffode.metrics.gaussian import ErrorSplit, gaussian_split, gaussian_w2, moments
+from diffode.metrics.measurement import Measurement, Outcome, measure, names, register, registry
+from diffode.metrics.sampled import energy_distance, mmd, sliced_w2
+from diffode.metrics.split import error_split
+
+for _metric in (
+    endpoint,
+    trajectory,
+    moments,
+    push_forward_kl,
+    mode_weights,
+    lost_modes,
+    sliced_w2,
+    mmd,
+    energy_distance,
+):
+    register(_metric.__name__, _metric)
+
+__all__ = [
+    "ErrorSplit",
+    "Measurement",
+    "Outcome",
+    "error_split",
+    "gaussian_split",
+    "gaussian_w2",
+    "measure",
+    "names",
+    "register",
+    "registry",
+]

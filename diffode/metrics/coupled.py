@@ -1,0 +1,50 @@
+"""Errors against the exact flow from the same start: no sampling noise, and a floor set by the reference alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.metrics.measurement import Measurement, Outcome
+from diffode.references import reference
+
+Reduction = Literal["mean", "rms", "max", "median"]
+
+
+def reduce(distances: Tensor, reduction: Reduction) -> float:
+    """Mean, root mean square, maximum or median of distances."""
+    if reduction == "mean":
+        return float(distances.mean())
+    if reduction == "rms":
+        return float(distances.square().mean().sqrt())
+    if reduction == "max":
+        return float(distances.max())
+    if reduction == "median":
+        return float(distances.median())
+    raise ArgumentError(f"reduction must be mean, rms, max or median, got {reduction!r}")
+
+
+def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
+    """Euclidean distance of each end point to that of the exact flow."""
+    exact = outcome.reference
+    distances = (outcome.end - exact.x.reshape(outcome.end.shape)).norm(dim=1)
+    return Measurement("endpoint", reduce(distances, reduction), reduce(exact.errors, reduction))
+
+
+def trajectory(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
+    """Distance to the exact flow at the grid's inner and last times, averaged over them; needs ``keep="all"``."""
+    states = outcome.solution.states
+    if states is None:
+        raise ArgumentError('the trajectory error needs solutions made with keep="all"')
+    times = outcome.times
+    point, total, floor = outcome.start.to(torch.float64), 0.0, 0.0
+    for before, after, state in zip(times[:-1], times[1:], states[1:], strict=True):
+        exact = reference(outcome.field, point, before, after, outcome.tolerance)
+        point = exact.x
+        total += reduce((state.to(torch.float64) - point).reshape(len(point), -1).norm(dim=1), reduction)
+        floor += exact.error_estimate
+    steps = len(times) - 1
+    return Measurement("trajectory", total / steps, floor / steps)

@@ -1,0 +1,99 @@
+"""What a metric sees and what it says."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField
+from diffode.references import Reference, reference
+from diffode.solvers import Solution
+from diffode.specs import Registry
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured error with the floor below which it means nothing.
+
+    Attributes:
+        name: the metric.
+        value: the error.
+        floor: what an exact sampler would score with as many points, or the error of the reference.
+        low, high: a 95 % interval of the value, where sampling makes one; else the value itself.
+    """
+
+    name: str
+    value: float
+    floor: float = 0.0
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def above_floor(self) -> bool:
+        """Whether the value can be told from an exact sampler's."""
+        return self.value > 2 * self.floor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run to be measured: the exact field, the starts, the solution, and a seed for what is drawn while measuring.
+
+    ``tolerance`` is that of the reference, which is computed once, on demand.
+    """
+
+    field: ExactField
+    start: Tensor
+    solution: Solution
+    seed: int = 0
+    tolerance: float = 1e-9
+
+    @property
+    def times(self) -> list[float]:
+        """The grid."""
+        return self.solution.times.tolist()
+
+    @functools.cached_property
+    def good(self) -> Tensor:
+        """Rows that did not fail, (B,) bool."""
+        return self.solution.status == 0
+
+    @functools.cached_property
+    def end(self) -> Tensor:
+        """End points as (B, dim), float64."""
+        return self.solution.x.detach().to(torch.float64).reshape(len(self.solution.x), -1)
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """Where the exact flow takes the starts."""
+        times = self.times
+        return reference(self.field, self.start.to(torch.float64), times[0], times[-1], self.tolerance)
+
+    def exact_draws(self, n: int, stream: int) -> Tensor:
+        """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim)."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + stream)
+        return self.field.marginal(n, self.times[-1], generator=generator)
+
+
+registry: Registry[Measurement] = Registry("metric")
+register = registry.register
+
+
+def names() -> list[str]:
+    """All registered metric names, in the order in which to trust them."""
+    return registry.names()
+
+
+def measure(spec: str, outcome: Outcome, **options: Any) -> Measurement:
+    """Measure an outcome with the metric of this spec, such as ``"endpoint"`` or ``"sliced_w2:projections=64"``.
+
+    To add a metric, write a function of an :class:`Outcome` (and options) that returns a :class:`Measurement` and call
+    ``diffode.metrics.register(name, function)``.
+    """
+    if not bool(outcome.good.all()):
+        raise ArgumentError("some rows of the solution failed; a metric over the others would flatter the solver")
+    return registry.make(spec, outcome=outcome, **options)

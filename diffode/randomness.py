@@ -1,0 +1,44 @@
+"""Random draws. Always from a generator or a seed that the caller gives, never from global state."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+
+Randomness = torch.Generator | int
+
+
+def generator_from(randomness: Randomness | None) -> torch.Generator:
+    """A torch generator from a generator (returned as it is) or an integer seed."""
+    if isinstance(randomness, torch.Generator):
+        return randomness
+    if isinstance(randomness, int | np.integer) and not isinstance(randomness, bool):
+        return torch.Generator().manual_seed(int(randomness))
+    raise ArgumentError(
+        f"generator must be a torch.Generator or an integer seed, got {randomness!r}; "
+        "for instance generator=torch.Generator().manual_seed(0)"
+    )
+
+
+def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal draws on the generator's device.
+
+    They are drawn in float64 and cast, so one seed gives the same points in every precision.
+    """
+    source = generator_from(generator)
+    return torch.randn(tuple(shape), generator=source, dtype=torch.float64, device=source.device).to(dtype)
+
+
+def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
+    """Standard normals fixed by ``(seed, key)`` alone: the starts that all solvers of a study share.
+
+    Row i depends on nothing but the seed, the key and i, so a batch can be split without changing a point.
+    """
+    entropy = np.random.SeedSequence([int(seed), zlib.crc32(key.encode())])
+    return torch.from_numpy(np.random.default_rng(entropy).standard_normal(tuple(shape)))

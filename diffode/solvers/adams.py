@@ -1,0 +1,113 @@
+"""Multistep methods on one evaluation a step: Adams-Bashforth in any chart, LMS, DEIS, iPNDM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffode.charts import Chart, charts
+from diffode.solvers.runge_kutta import add_step
+from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
+from diffode.tableau import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adams(Solver):
+    """Variable-step Adams methods: the polynomial through the last ``order`` evaluations, integrated exactly.
+
+    The first steps have the order their history allows.
+    """
+
+    order: int = 2
+    lower_order_final: LowerOrderFinal = "never"
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, (1, 2, 3, 4))
+        check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        history = [table.start]
+        for number, s, t in steps_of(times):
+            order = final_order(self.order, number, len(times) - 1, self.lower_order_final)
+            if math.isinf(chart.variable(t)):
+                order = 1
+            used = history[:order]
+            weights = chart.adams([table.time(row) for row in used], s, t)
+            x = table.add(t, {history[0]: chart.ratio(s, t)}, dict(zip(used, weights, strict=True)))
+            history.insert(0, table.output(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamsBashforth(Adams):
+    """Variable-step Adams-Bashforth in any chart; in the log-SNR charts it is the exponential one."""
+
+    chart: str = "velocity"
+
+    name = "ab"
+    reference = "Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.5"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("chart", self.chart, tuple(charts))
+
+    @property
+    def chart_name(self) -> str:  # noqa: D102
+        return self.chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMS(Adams):
+    """Linear multistep in rho with exact weights: Adams-Bashforth in the noise chart."""
+
+    order: int = 4
+
+    name = "lms"
+    chart_name = "noise"
+    reference = "K. Crowson, k-diffusion, sample_lms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DEIS(Adams):
+    """DEIS-tAB: polynomials of the noise prediction in VP time, weight d rho/dt. ``order`` counts evaluations used."""
+
+    order: int = 3
+
+    name = "deis"
+    chart_name = "noise_time"
+    reference = "Zhang and Chen, arXiv 2204.13902, equation 15"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPNDM(Solver):
+    """Improved PNDM: the constant Adams-Bashforth weights of a uniform grid, in rho, whatever the grid.
+
+    Second order at most on a non-uniform grid, whatever ``order`` says; yet often the best at 5 to 10 evaluations.
+    """
+
+    order: int = 4
+
+    name = "ipndm"
+    chart_name = "noise"
+    reference = "Liu et al., arXiv 2202.09778; Zhang and Chen, arXiv 2204.13902, appendix"
+    _weights: ClassVar[tuple[tuple[float, ...], ...]] = (
+        (1.0,),
+        (3 / 2, -1 / 2),
+        (23 / 12, -16 / 12, 5 / 12),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, (1, 2, 3, 4))
+
+    @property
+    def convergence_order(self) -> int:  # noqa: D102
+        return min(self.order, 2)
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        history = [table.start]
+        for _, _, t in steps_of(times):
+            weights = self._weights[min(self.order, len(history)) - 1]
+            x = add_step(table, chart, history[0], t, history, weights)
+            history.insert(0, table.output(x))

@@ -1,0 +1,211 @@
+"""``solve``: follow a field from a start over a grid, and say honestly how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from diffode import grids
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import Field
+from diffode.randomness import Randomness, generator_from, normal
+from diffode.solvers.registry import get
+from diffode.solvers.solver import Solver
+from diffode.tableau import Tableau
+
+#: Values of ``Solution.status``.
+OK, NON_FINITE = 0, 1
+Draw = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a run gave.
+
+    Attributes:
+        x: the end points, (B, *shape); rows that failed are NaN.
+        states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
+        times: the grid, (steps + 1,), float64.
+        nfe: evaluations of the field, counted on the field.
+        status: (B,) int8, 0 for a good row, 1 for one that became non-finite.
+        message: empty, or what went wrong, where and when.
+        tableau: the table that was run.
+    """
+
+    x: Tensor
+    states: Tensor | None
+    times: Tensor
+    nfe: int
+    status: Tensor
+    message: str
+    tableau: Tableau
+
+    @property
+    def success(self) -> bool:
+        """Whether every row is good."""
+        return not self.message
+
+
+class Progress(Protocol):
+    """Called after each step with the number of steps done and their total."""
+
+    def __call__(self, done: int, total: int) -> None: ...  # noqa: D102
+
+
+def solve(
+    field: Field,
+    x: Tensor,
+    *,
+    solver: str | Solver,
+    grid: grids.Times | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    noise: Tensor | None = None,
+    generator: Randomness | None = None,
+    keep: Literal["last", "all"] = "last",
+    progress: Progress | None = None,
+    on_failure: Literal["raise", "return"] = "raise",
+) -> Solution:
+    """Run a solver.
+
+    Args:
+        field: the field to follow.
+        x: start at the grid's first time, (B, *shape), float32 or float64; the states keep its dtype and device.
+        solver: a solver or its spec, such as ``"dpmpp:order=2"``.
+        grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
+        steps: number of steps of a named grid.
+        nfe: budget; the largest run of the solver on the named grid that costs no more is made.
+        noise: standard normal draws (draws, B, *shape) for a solver that uses them.
+        generator: generator or seed of those draws, if ``noise`` is not given.
+        keep: ``"all"`` keeps the solution at every grid time.
+        progress: called as ``progress(done, total)`` after each step.
+        on_failure: what to do when a row becomes non-finite: raise :class:`NumericalError` (which carries the solution), or
+            return the solution with that row NaN-filled and marked in ``status``. Other rows are untouched.
+
+    Raises:
+        ArgumentError: for a wrong argument. BudgetError: if no run fits ``nfe``. FieldError: if the field breaks its contract.
+
+    >>> import diffode
+    >>> field = diffode.exact_field("ring8", "edm")
+    >>> solution = solve(field, field.prior(4, generator=0), solver="dpmpp:order=2", nfe=10)
+    >>> solution.nfe, tuple(solution.x.shape)
+    (10, (4, 2))
+    """
+    _check_field(field)
+    _check_start(x)
+    if keep not in ("last", "all"):
+        raise ArgumentError(f"keep must be 'last' or 'all', got {keep!r}")
+    if on_failure not in ("raise", "return"):
+        raise ArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+    table = table_for(field, get(solver), grid, steps, nfe)
+    draw = _drawing(table, x, noise, generator)
+    field.check_once(x, table.rows[0].time)
+    before = field.nfe
+    states = _follow(table, field, x, draw, keep, progress)
+    used = field.nfe - before
+    times = torch.tensor([table.rows[i].time for i in table.outputs], dtype=torch.float64)
+    bad = _non_finite_rows(states[-1])
+    if not bool(bad.any()):
+        kept = torch.stack(states) if keep == "all" else None
+        return Solution(states[-1], kept, times, used, bad.to(torch.int8), "", table)
+    message = _diagnose(table, field, x, draw, bad)
+    field.nfe = before + used
+    end = _with_nan(states[-1], bad)
+    kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in states[:-1]] + [end]) if keep == "all" else None
+    solution = Solution(end, kept, times, used, bad.to(torch.int8) * NON_FINITE, message, table)
+    if on_failure == "raise":
+        raise NumericalError(message, solution)
+    return solution
+
+
+def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int | None, nfe: int | None) -> Tableau:
+    """The tableau that a call of ``solve`` with these arguments runs."""
+    if nfe is not None:
+        if steps is not None:
+            raise ArgumentError("give steps or nfe, not both")
+        if grid is not None and not isinstance(grid, str):
+            raise ArgumentError("nfe chooses the number of steps, so grid must be a spec such as 'karras', not times")
+        return solver.within(field.require_path("a named grid"), grid or "karras", nfe)
+    if grid is None:
+        raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
+    return solver.tableau(field.path, grid, steps)
+
+
+def _check_field(field: object) -> None:
+    if not isinstance(field, Field):
+        raise ArgumentError(
+            f"field must be a diffode field, got {type(field).__name__}; wrap a callable with Field.from_velocity(fn)"
+        )
+
+
+def _check_start(x: object) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError(f"x must be a float32 or float64 tensor, got {kind}")
+    if x.ndim < 2:
+        raise ArgumentError(f"x must be (B, *shape), got {tuple(x.shape)}; use x[None] for a single point")
+    bad = _non_finite_rows(x)
+    if bool(bad.any()):
+        raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
+
+
+def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomness | None) -> Draw | None:
+    """Where the k-th noise of a run comes from; repeatable, so that a failed run can be retraced."""
+    if not table.draws:
+        return None
+    shape = (table.draws, *x.shape)
+    if noise is None:
+        if generator is None:
+            raise ArgumentError(f"solver {table.solver!r} uses {table.draws} noise draws; pass generator= or noise= {shape}")
+        noise = normal(shape, generator=generator_from(generator))
+    if noise.shape != shape:
+        raise ArgumentError(f"noise must have shape (draws, B, *shape) = {shape}, got {tuple(noise.shape)}")
+    return noise.to(x).__getitem__
+
+
+def _follow(table: Tableau, field: Field, x: Tensor, draw: Draw | None, keep: str, progress: Progress | None) -> list[Tensor]:
+    """The states at the grid's times, or the last one alone."""
+    if keep == "last" and progress is None:
+        last = x
+        for _, state in table.walk(field, x, draw):
+            last = state
+        return [last]
+    outputs = {row: step for step, row in enumerate(table.outputs)}
+    kept = [x]
+    for row, state in table.walk(field, x, draw):
+        if row in outputs:
+            kept = [*kept, state] if keep == "all" else [state]
+            if progress is not None:
+                progress(outputs[row], len(outputs) - 1)
+    return kept
+
+
+def _non_finite_rows(x: Tensor) -> Tensor:
+    return ~torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
+
+
+def _with_nan(x: Tensor, bad: Tensor) -> Tensor:
+    return torch.where(bad.reshape((-1,) + (1,) * (x.ndim - 1)), torch.nan, x)
+
+
+def _diagnose(table: Tableau, field: Field, x: Tensor, draw: Draw | None, bad: Tensor) -> str:
+    """Retrace the run to name the first row and time at which it became non-finite, and the last good state.
+
+    The run itself checks only its end, which costs next to nothing; a failure pays for the second look.
+    """
+    first = int(torch.nonzero(bad)[0])
+    last_good, last_time = x[first], table.rows[0].time
+    for row, state in table.walk(field, x, draw):
+        if not bool(torch.isfinite(state[first]).all()):
+            break
+        last_good, last_time = state[first], table.rows[row].time
+    shown = ", ".join(f"{v:.4g}" for v in last_good.reshape(-1)[:4].tolist())
+    more = ", ..." if last_good.numel() > 4 else ""
+    return (
+        f"{int(bad.sum())} of {len(bad)} rows became non-finite; row {first} first, in the step from t={last_time:.6g}, "
+        f"where it was ({shown}{more}); use more steps, another grid or a solver of lower order"
+    )

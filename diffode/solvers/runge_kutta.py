@@ -1,0 +1,120 @@
+"""Explicit Runge-Kutta methods, in the clock of any chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffode.charts import Chart, charts
+from diffode.solvers.solver import Solver, check_choice, steps_of
+from diffode.tableau import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungeKutta(Solver):
+    r"""z_i = z_s + dtheta \sum_j a_ij m_j, z_t = z_s + dtheta \sum_j b_j m_j (Butcher tableau a, b) in the chart's clock.
+
+    A step into sigma = 0 is an Euler step. Stage nodes are c_i = sum_j a_ij of the way, in the clock.
+    """
+
+    chart: str = "velocity"
+
+    stages: ClassVar[tuple[tuple[float, ...], ...]] = ()
+    weights: ClassVar[tuple[float, ...]] = (1.0,)
+    order: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_choice("chart", self.chart, tuple(charts))
+
+    @property
+    def nfe_per_step(self) -> int:  # noqa: D102
+        return len(self.weights)
+
+    @property
+    def chart_name(self) -> str:  # noqa: D102
+        return self.chart
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        x = table.start
+        for _, s, t in steps_of(times):
+            euler = len(self.weights) == 1 or chart.ends_singular(t)
+            evaluated = [x]
+            for stage in () if euler else self.stages:
+                node = sum(stage)
+                middle = t if node == 1 else chart.time(chart.clock(s) + node * (chart.clock(t) - chart.clock(s)))
+                evaluated.append(add_step(table, chart, x, middle, evaluated, [a / node for a in stage]))
+            x = table.output(add_step(table, chart, x, t, evaluated, (1.0,) if euler else self.weights))
+
+
+def add_step(table: Writer, chart: Chart, x: int, t: float, evaluated: Sequence[int], weights: Sequence[float]) -> int:
+    """Append x_t = (S_t/S_s) x + S_t (theta_t - theta_s) sum_j w_j m_j, s being the time of row x."""
+    s = table.time(x)
+    advance = chart.advance(s, t)
+    return table.add(t, {x: chart.ratio(s, t)}, {j: advance * w for j, w in zip(evaluated, weights, strict=False)})
+
+
+class Euler(RungeKutta):
+    """Euler: x_t = x_s + (t - s) v_s in the velocity chart; DDIM in the noise chart, DPM-Solver++ 1 in the data chart."""
+
+    name = "euler"
+    reference = "L. Euler 1768; DDIM: Song, Meng, Ermon, arXiv 2010.02502, equation 13"
+
+
+class Midpoint(RungeKutta):
+    """The explicit midpoint rule."""
+
+    name = "midpoint"
+    stages = ((0.5,),)
+    weights = (0.0, 1.0)
+    order = 2
+    reference = "Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1"
+
+
+class Heun(RungeKutta):
+    """Heun's second-order method (the trapezoidal predictor-corrector)."""
+
+    name = "heun"
+    stages = ((1.0,),)
+    weights = (0.5, 0.5)
+    order = 2
+    reference = "Karras et al., arXiv 2206.00364, algorithm 1"
+
+
+class Ralston(RungeKutta):
+    """Ralston's second-order method, of least truncation error among its kind."""
+
+    name = "ralston"
+    stages = ((2 / 3,),)
+    weights = (0.25, 0.75)
+    order = 2
+    reference = "A. Ralston, Math. Comp. 16 (1962), 431-437"
+
+
+class RK4(RungeKutta):
+    """The classical fourth-order method."""
+
+    name = "rk4"
+    stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
+    weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+    order = 4
+    reference = "W. Kutta 1901; Hairer, Norsett, Wanner, II.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Euler):
+    """Deterministic DDIM: Euler in the noise chart, which is also DPM-Solver-1 and DPM-Solver++ 1."""
+
+    chart: str = "noise"
+
+    name = "ddim"
+    reference = "Song, Meng, Ermon, arXiv 2010.02502, equation 12 with eta = 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMHeun(Heun):
+    """Heun in the noise chart: the deterministic sampler of EDM, on any path."""
+
+    chart: str = "noise"
+
+    name = "edm_heun"

@@ -1,0 +1,130 @@
+"""What a solver is: a recipe that writes a tableau for a path and a grid."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from diffode import charts, grids
+from diffode.charts import Chart
+from diffode.errors import ArgumentError, BudgetError
+from diffode.paths import Path
+from diffode.specs import format_spec, options_of
+from diffode.tableau import Tableau, Writer
+
+LowerOrderFinal = Literal["always", "below_10", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """A published sampler with its options.
+
+    To add one, subclass it as a frozen dataclass whose fields are the options, say which ``chart`` it works in, give its
+    ``order``, ``nfe_per_step`` and ``reference``, write the rows in :meth:`write`, and call
+    ``diffode.solvers.register(name, cls)``. Options are checked in ``__post_init__``.
+    """
+
+    #: Replace the first evaluation by that of standard normal data: one evaluation less, first order.
+    analytic_first_step: bool = False
+
+    #: The registered name.
+    name: ClassVar[str]
+    #: Where it was published: authors, identifier, equation or algorithm.
+    reference: ClassVar[str] = ""
+
+    @property
+    def spec(self) -> str:
+        """The spec that rebuilds this solver."""
+        return format_spec(self.name, options_of(self))
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The order its authors claim; an option where a family has several."""
+
+    @property
+    def convergence_order(self) -> int:
+        """The order of convergence it has, without lower final orders or an analytic first step."""
+        return self.order
+
+    @property
+    def nfe_per_step(self) -> int:
+        """Evaluations a full step costs."""
+        return 1
+
+    @property
+    @abstractmethod
+    def chart_name(self) -> str:
+        """The chart it works in."""
+
+    @abstractmethod
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
+        """Append the rows for these grid times (``table.start`` is at ``times[0]``), marking each with ``table.output``."""
+
+    def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:
+        """The table for a path and a grid (times, or a spec with ``steps``).
+
+        Raises ArgumentError if the solver's chart needs a path and there is none, or if the chart is singular on the grid.
+        """
+        times = grids.get(grid, path, steps).tolist()
+        chart = charts.get(self.chart_name, path)
+        table = Writer(chart.prediction, times[0])
+        try:
+            self.write(table, chart, times)
+        except (ZeroDivisionError, OverflowError, ValueError) as error:
+            if isinstance(error, ArgumentError):
+                raise
+            raise ArgumentError(
+                f"solver {self.spec!r} is singular on this grid ({times[0]:g} to {times[-1]:g}) in its chart "
+                f"{chart.name!r}: alpha must not vanish at the first time, nor sigma before the last"
+            ) from error
+        finished = table.finish(path, self.spec)
+        return finished.analytic_first_step() if self.analytic_first_step else finished
+
+    def within(self, path: Path | None, grid: str, nfe: int) -> Tableau:
+        """The largest run on a named grid that costs at most ``nfe`` evaluations.
+
+        Raises BudgetError, which says what budgets are possible, if not even the smallest run fits.
+        """
+        if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < 1:
+            raise ArgumentError(f"nfe must be an integer >= 1, got {nfe!r}")
+        for candidate, steps in self.plans(nfe):
+            table = candidate.tableau(path, grid, steps)
+            if table.nfe <= nfe:
+                return table
+        possible = []
+        for budget in range(nfe + 1, nfe + 9):
+            possible += [c.tableau(path, grid, steps).nfe for c, steps in self.plans(budget)]
+        raise BudgetError(
+            f"no run of {self.spec!r} on grid {grid!r} fits nfe={nfe}; "
+            f"possible budgets: {', '.join(map(str, sorted(set(possible))[:5]))}, ..."
+        )
+
+    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
+        """Runs to try for a budget, largest first: a solver (perhaps with options set) and a number of steps."""
+        most = nfe // self.nfe_per_step + 2
+        for steps in range(most, 0, -1):
+            yield self, steps
+
+
+def steps_of(times: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+    """Number, start and end of each step, counted from 1."""
+    for number, (s, t) in enumerate(itertools.pairwise(times), start=1):
+        yield number, s, t
+
+
+def final_order(order: int, number: int, steps: int, rule: LowerOrderFinal) -> int:
+    """The order of step ``number`` of ``steps``: what history allows, lowered near the end as the rule says."""
+    allowed = min(order, number)
+    if rule == "always" or (rule == "below_10" and steps < 10):
+        return min(allowed, steps + 1 - number)
+    return allowed
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ArgumentError unless an option has one of the values it may have."""
+    if value not in choices or isinstance(value, bool) != any(isinstance(c, bool) and c == value for c in choices):
+        raise ArgumentError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

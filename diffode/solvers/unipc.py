@@ -1,0 +1,104 @@
+"""UniPC: an exponential Adams predictor with a corrector that costs no extra evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+
+from diffode.charts import Chart, ExponentialChart, phi
+from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
+from diffode.tableau import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPC(Solver):
+    r"""Predictor UniP-p through the last p denoised points; once the next one is known, the corrector redoes the step.
+
+    Where its linear system is solved, UniP-p is the exponential Adams-Bashforth method in the data chart and the corrector
+    Adams-Moulton, whatever B(h) is. B(h) = h (``bh1``) or e^h - 1 (``bh2``) matters in two conventional places: the
+    predictor of order 2 and the corrector of order 1, which use the weight 1/2. ``vary_coeff`` solves those as well, but
+    its published corrector weighs the newest point by one derivative only, which makes it first order.
+    ``corrector=false`` gives UniP alone. The last step has no corrector.
+    """
+
+    order: int = 3
+    variant: Literal["bh1", "bh2", "vary_coeff"] = "bh2"
+    corrector: bool = True
+    lower_order_final: LowerOrderFinal = "always"
+
+    name = "unipc"
+    chart_name = "data"
+    reference = "Zhao et al., arXiv 2302.04867, algorithms 1 to 3"
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, (1, 2, 3, 4))
+        check_choice("variant", self.variant, ("bh1", "bh2", "vary_coeff"))
+        check_choice("corrector", self.corrector, (True, False))
+        check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
+
+    @property
+    def convergence_order(self) -> int:  # noqa: D102
+        return self.order + 1 if self.corrector else self.order
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        exponential = cast(ExponentialChart, chart)
+        steps = len(times) - 1
+        x = table.start
+        # Evaluations are made at the predicted states; ``history`` holds those rows, latest first.
+        history = [table.start]
+        for number, s, t in steps_of(times):
+            order = final_order(self.order, number, steps, self.lower_order_final)
+            if chart.ends_singular(t):
+                order = 1
+            nodes = [table.time(row) for row in history[:order]]
+            ratio = {x: chart.ratio(s, t)}
+            weights = self._predictor(exponential, nodes, s, t)
+            predicted = table.add(t, ratio, dict(zip(history, weights, strict=False)))
+            if number == steps or not self.corrector:
+                x = table.output(predicted)
+            else:
+                weights = self._corrector(exponential, nodes, s, t)
+                x = table.output(table.add(t, ratio, dict(zip((*history[:order], predicted), weights, strict=True))))
+            history.insert(0, predicted)
+
+    def _halved(self, chart: ExponentialChart, s: float, t: float) -> float:
+        """The conventional weight alpha_t B(h)/2 of a first difference."""
+        h = chart.variable(t) - chart.variable(s)
+        return chart.weight(t) * h / 2 * (phi(1, -h) if self.variant == "bh2" else 1)
+
+    def _predictor(self, chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+        if len(nodes) == 2 and self.variant != "vary_coeff":
+            advance, half = chart.advance(s, t), self._halved(chart, s, t)
+            h = chart.variable(t) - chart.variable(s)
+            slope = half * h / (chart.variable(nodes[1]) - chart.variable(s))
+            return [advance - slope, slope]
+        return chart.adams(nodes, s, t)
+
+    def _corrector(self, chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+        if self.variant == "vary_coeff":
+            return _published_vary_coeff(chart, [*nodes, t], s, t)
+        if len(nodes) == 1:
+            half = self._halved(chart, s, t)
+            return [chart.advance(s, t) - half, half]
+        return chart.adams([*nodes, t], s, t)
+
+
+def _published_vary_coeff(chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+    """The authors' vary_coeff corrector, slip included: weights of D at ``nodes``, the last of which is t.
+
+    The differences (D_j - D_0)/r_j determine the derivatives through the matrix r_j^k/(k + 1)!. Of the newest point's column
+    of the inverse only one entry is used, with the highest phi; all of them, each with its own, would give Adams-Moulton.
+    """
+    h = chart.variable(t) - chart.variable(s)
+    r = np.array([(chart.variable(node) - chart.variable(s)) / h for node in nodes[1:]])
+    count = len(r)
+    inverse = np.linalg.inv(np.stack([r**k / math.factorial(k + 1) for k in range(count)], axis=1))
+    phis = [chart.weight(t) * h * phi(k + 2, -h) for k in range(count)]
+    by_difference = np.array(phis[: count - 1]) @ inverse[: count - 1]
+    by_difference[-1] = phis[-1] * inverse[max(count - 2, 0), -1]
+    weights = by_difference / r
+    return [chart.advance(s, t) - float(weights.sum()), *weights.tolist()]

@@ -1,0 +1,298 @@
+r"""The table every sampler is, once path and grid are fixed.
+
+Row i says
+
+.. math:: x_i = \sum_{j<i} A_{ij} x_j + \sum_{j<i} B_{ij} m_j + \sum_k C_{ik} \xi_k, \qquad m_j = \mathrm{field.prediction}(x_j, \tau_j),
+
+with :math:`\xi_k` standard normal draws; :math:`x_0` is the start. A solver writes such a table in float64 before the first
+evaluation; one short loop here runs any of them, and Gaussians are propagated through it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import PREDICTIONS, Prediction, conversion
+from diffode.paths import Path
+
+if TYPE_CHECKING:
+    from diffode.fields import Field
+    from diffode.propagation import Propagated
+
+Coefficients = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it."""
+
+    time: float
+    states: Coefficients = field(default_factory=dict)
+    evaluations: Coefficients = field(default_factory=dict)
+    draws: Coefficients = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A sampler on a fixed grid.
+
+    Attributes:
+        prediction: what the field is asked for at each evaluated state.
+        rows: the states, ``rows[0]`` being the start (which has no coefficients).
+        outputs: rows that are the solution at the grid's times, start and end included.
+        path: the path it was written for; None for a plain ODE.
+        solver: the spec of the solver that wrote it.
+    """
+
+    prediction: Prediction
+    rows: tuple[Row, ...]
+    outputs: tuple[int, ...]
+    path: Path | None = None
+    solver: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ArgumentError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        for i, row in enumerate(self.rows):
+            for j in (*row.states, *row.evaluations):
+                if not 0 <= j < i:
+                    raise ArgumentError(f"row {i} uses row {j}: a tableau is strictly lower triangular")
+            values = [row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()]
+            if not np.isfinite(values).all():
+                raise ArgumentError(f"row {i} (t={row.time:g}) has a non-finite coefficient")
+
+    @property
+    def evaluated(self) -> list[int]:
+        """Rows at which the field is called, in order."""
+        used = {j for row in self.rows for j in row.evaluations}
+        return sorted(used)
+
+    @property
+    def nfe(self) -> int:
+        """Number of calls of the field in one run."""
+        return len(self.evaluated)
+
+    @property
+    def draws(self) -> int:
+        """Number of noise draws one run uses."""
+        return 1 + max((k for row in self.rows for k in row.draws), default=-1)
+
+    @property
+    def times(self) -> Tensor:
+        """Time of every row, (rows,), float64."""
+        return torch.tensor([row.time for row in self.rows], dtype=torch.float64)
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrices A, B (rows, rows) and C (rows, draws), float64."""
+        count = len(self.rows)
+        a, b = torch.zeros(2, count, count, dtype=torch.float64)
+        c = torch.zeros(count, self.draws, dtype=torch.float64)
+        for i, row in enumerate(self.rows):
+            for matrix, entries in ((a, row.states), (b, row.evaluations), (c, row.draws)):
+                for j, value in entries.items():
+                    matrix[i, j] = value
+        return a, b, c
+
+    def run(self, field: Field, x: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Run the table from x (B, *shape) and return the last state; ``noise`` is (draws, B, *shape) if it has draws."""
+        if self.draws and noise is None:
+            raise ArgumentError(f"this tableau uses {self.draws} noise draws; pass noise= of shape (draws, B, *shape)")
+        last = x
+        for _, state in self.walk(field, x, None if noise is None else noise.__getitem__):
+            last = state
+        return last
+
+    def walk(self, field: Field, x: Tensor, draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """The one loop that runs every sampler: yields each row's index and state as it is made.
+
+        States and evaluations are dropped as soon as no later row needs them. ``draw(k)`` gives the k-th noise.
+        """
+        predict = field.predict
+        name = self.prediction
+        states: dict[int, Tensor] = {0: x}
+        evaluations: dict[int, Tensor] = {}
+        for step in self.program:
+            for j in step.evaluate:
+                evaluations[j] = predict(name, states[j], self.rows[j].time)
+            yield step.index, step.combine(states, evaluations, draw)
+            for j in step.drop_states:
+                del states[j]
+            for j in step.drop_evaluations:
+                del evaluations[j]
+
+    @property
+    def program(self) -> list[Step]:
+        """The rows as instructions, compiled once."""
+        cached = self.__dict__.get("_compiled")
+        if cached is None:
+            cached = _compile(self.rows)
+            object.__setattr__(self, "_compiled", cached)
+        steps: list[Step] = cached
+        return steps
+
+    def propagate(self, mean: Tensor | float, eigenvalues: Tensor | Sequence[float], *, start: str = "exact") -> Propagated:
+        """The exact law of the output when the data are one Gaussian; no sampling noise.
+
+        Args:
+            mean: mean of the data along each eigen-direction, (E,) or a number.
+            eigenvalues: variances of the data along the eigen-directions, (E,).
+            start: ``"exact"`` starts from p at the first time; ``"prior"`` from N(0, sigma^2 I), as samplers do.
+
+        Returns:
+            :class:`Propagated`. The field of a Gaussian is affine, so a row acts on a direction as a scalar recurrence.
+        """
+        if self.path is None:
+            raise ArgumentError("propagate needs a tableau written for a path; this one is for a plain ODE")
+        if start not in ("exact", "prior"):
+            raise ArgumentError(f"start must be 'exact' or 'prior', got {start!r}")
+        variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
+        centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
+        from diffode.propagation import propagate
+
+        return propagate(self, self.path, centre, variances, exact=start == "exact")
+
+    def save(self, file: str | FilePath) -> None:
+        """Write the table as safetensors, with its description as JSON metadata."""
+        from diffode.tableau_files import write
+
+        write(self, file)
+
+    @classmethod
+    def load(cls, file: str | FilePath) -> Tableau:
+        """Read a table written by :meth:`save`; raises FileFormatError for anything that is not one."""
+        from diffode.tableau_files import read
+
+        return read(file)
+
+    def analytic_first_step(self) -> Tableau:
+        """The same table with the first evaluation replaced by that of standard normal data, which is linear in x.
+
+        The published direction is (x/alpha)/sqrt(1 + rho^2) in the noise chart (Dockhorn et al., arXiv 2210.05475; the
+        normalisation is that of the AMED code). It saves one evaluation and makes any solver first order.
+        """
+        if self.path is None:
+            raise ArgumentError("analytic_first_step needs a path: without one there is no noise prediction to replace")
+        t = self.rows[0].time
+        noise = 1 / (self.path.alpha(t) * (1 + self.path.rho(t) ** 2) ** 0.5)
+        of_x, of_noise = conversion(self.path, "noise", self.prediction, t)
+        factor = float(of_x + of_noise * noise)
+        rows = []
+        for row in self.rows:
+            evaluations = dict(row.evaluations)
+            states = dict(row.states)
+            if 0 in evaluations:
+                states[0] = states.get(0, 0.0) + factor * evaluations.pop(0)
+            rows.append(replace(row, states=states, evaluations=evaluations))
+        return replace(self, rows=tuple(rows))
+
+
+class Writer:
+    """Collects the rows of a tableau while a solver writes them; ``start`` is row 0, at the grid's first time."""
+
+    def __init__(self, prediction: Prediction, start_time: float):
+        self.prediction: Prediction = prediction
+        self.rows = [Row(start_time)]
+        self.outputs = [0]
+
+    start = 0
+
+    def time(self, row: int) -> float:
+        """The time of a row."""
+        return self.rows[row].time
+
+    def add(self, time: float, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
+        """Append a state and return its row."""
+        self.rows.append(Row(time, dict(states), dict(evaluations), dict(draws or {})))
+        return len(self.rows) - 1
+
+    def output(self, row: int) -> int:
+        """Mark a row as the solution at its time."""
+        self.outputs.append(row)
+        return row
+
+    def finish(self, path: Path | None, solver: str) -> Tableau:
+        """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
+        rows = [replace(row, evaluations={j: v for j, v in row.evaluations.items() if v != 0}) for row in self.rows]
+        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row, compiled: which states to evaluate first, the sum, and what is no longer needed after it."""
+
+    index: int
+    evaluate: tuple[int, ...]
+    states: tuple[tuple[int, float], ...]
+    evaluations: tuple[tuple[int, float], ...]
+    draws: tuple[tuple[int, float], ...]
+    drop_states: tuple[int, ...]
+    drop_evaluations: tuple[int, ...]
+
+    def combine(
+        self, states: dict[int, Tensor], evaluations: dict[int, Tensor], draw: Callable[[int], Tensor] | None
+    ) -> Tensor:
+        """The row's weighted sum. The first two terms make the tensor, the others are added in place."""
+        total: Tensor | None = None
+        for j, a in self.states:
+            x = states[j]
+            if total is None:
+                total = x if a == 1.0 else x * a
+                fresh = a != 1.0
+            else:
+                total = total.add_(x, alpha=a) if fresh else torch.add(total, x, alpha=a)
+                fresh = True
+        for j, b in self.evaluations:
+            m = evaluations[j]
+            if total is None:
+                total = m * b
+            else:
+                total = total.add_(m, alpha=b) if fresh else torch.add(total, m, alpha=b)
+            fresh = True
+        for k, c in self.draws:
+            if draw is None:
+                raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
+            total = draw(k) * c if total is None else torch.add(total, draw(k), alpha=c)
+        if total is None:
+            raise ArgumentError(f"row {self.index} of the tableau is empty")
+        states[self.index] = total
+        return total
+
+
+def _compile(rows: Sequence[Row]) -> list[Step]:
+    last_state: dict[int, int] = {}
+    last_evaluation: dict[int, int] = {}
+    first_use: dict[int, int] = {}
+    for i, row in enumerate(rows):
+        for j in row.states:
+            last_state[j] = i
+        for j in row.evaluations:
+            last_evaluation[j] = i
+            first_use.setdefault(j, i)
+    for j, i in first_use.items():
+        last_state[j] = max(last_state.get(j, 0), i)
+    for i in range(1, len(rows)):
+        last_state.setdefault(i, i)
+    steps = []
+    for i, row in enumerate(rows):
+        if i == 0:
+            continue
+        steps.append(
+            Step(
+                i,
+                tuple(j for j, at in first_use.items() if at == i),
+                tuple(row.states.items()),
+                tuple(row.evaluations.items()),
+                tuple(row.draws.items()),
+                tuple(j for j, at in last_state.items() if at == i),
+                tuple(j for j, at in last_evaluation.items() if at == i),
+            )
+        )
+    return steps

@@ -1,0 +1,88 @@
+"""Tableau files: safetensors with a JSON description, validated before use. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffode import paths
+from diffode.errors import ArgumentError, FileFormatError
+from diffode.tableau import Row, Tableau
+
+_SCHEMA = "diffode-tableau-1"
+
+
+def write(table: Tableau, file: str | FilePath) -> None:
+    """Write a table: sparse coefficients as index and value tensors, the rest as metadata."""
+    tensors = {"times": table.times, "outputs": torch.tensor(table.outputs, dtype=torch.int64)}
+    for name in ("states", "evaluations", "draws"):
+        entries = [(i, j, v) for i, row in enumerate(table.rows) for j, v in getattr(row, name).items()]
+        index = torch.tensor([(i, j) for i, j, _ in entries], dtype=torch.int64).reshape(-1, 2)
+        tensors[f"{name}_index"] = index
+        tensors[f"{name}_value"] = torch.tensor([v for _, _, v in entries], dtype=torch.float64)
+    description = {
+        "schema": _SCHEMA,
+        "prediction": table.prediction,
+        "solver": table.solver,
+        "path": table.path.spec if table.path else None,
+    }
+    save_file(tensors, str(file), metadata={"diffode": json.dumps(description)})
+
+
+def read(file: str | FilePath) -> Tableau:
+    """Read a table; raises FileFormatError for anything that is not one."""
+    description, tensors = _read(file)
+    try:
+        times, outputs = tensors["times"], tensors["outputs"]
+        count = times.numel()
+        if times.dtype != torch.float64 or times.ndim != 1 or count < 2 or outputs.dtype != torch.int64:
+            raise ValueError("times must be float64 of at least two entries, outputs int64")
+        if not all(0 <= i < count for i in outputs.tolist()) or len(outputs) < 2:
+            raise ValueError("outputs must name at least two rows of the table")
+        entries: dict[str, list[dict[int, float]]] = {}
+        for name in ("states", "evaluations", "draws"):
+            index, value = tensors[f"{name}_index"], tensors[f"{name}_value"]
+            if index.shape != (value.numel(), 2) or index.dtype != torch.int64 or value.dtype != torch.float64:
+                raise ValueError(f"{name} must be (n, 2) int64 indices with n float64 values")
+            entries[name] = [{} for _ in range(count)]
+            for (i, j), v in zip(index.tolist(), value.tolist(), strict=True):
+                if not (0 <= i < count and 0 <= j < max(count, 2**20)):
+                    raise ValueError(f"{name} index ({i}, {j}) is outside the table")
+                entries[name][i][j] = v
+        rows = tuple(
+            Row(t, entries["states"][i], entries["evaluations"][i], entries["draws"][i]) for i, t in enumerate(times.tolist())
+        )
+        path = description["path"]
+        return Tableau(
+            description["prediction"],
+            rows,
+            tuple(outputs.tolist()),
+            None if path is None else paths.get(path),
+            str(description["solver"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{file} is not a valid tableau: {error}") from error
+
+
+def _read(file: str | FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+
+    try:
+        with safe_open(str(file), framework="pt") as content:
+            metadata = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        description = json.loads(metadata["diffode"])
+        if description["schema"] != _SCHEMA:
+            raise FileFormatError(f"{file} has schema {description['schema']!r}, expected {_SCHEMA!r}")
+        return description, tensors
+    except FileNotFoundError as error:
+        raise ArgumentError(f"no such file: {file}") from error
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"{file} is not a diffode tableau file: {error}") from error

@@ -1,0 +1,9 @@
+"""Distributions with everything known in closed form, and the registry of named ones."""
+
+from __future__ import annotations
+
+from diffode.targets.catalogue import Card, card, get, names, register, tags
+from diffode.targets.mixture import GaussianMixture, LowRank
+from diffode.targets.target import Target
+
+__all__ = ["Card", "GaussianMixture", "LowRank", "Target", "card", "get", "names", "register", "tags"]

@@ -1,0 +1,156 @@
+"""The registry of targets: each entry is shipped parameters plus a card.
+
+The same name always means the same density: parameters are read from ``data/<name>.npz`` and checked against the hash on
+the card, never regenerated from a seed. Tags are computed from the parameters by the rules of :func:`tags`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffode.errors import ArgumentError, FileFormatError
+from diffode.specs import Registry
+from diffode.targets.components import Diagonal, Isotropic, Rotated
+from diffode.targets.mixture import GaussianMixture, LowRank
+from diffode.targets.target import Target
+
+DATA = Path(__file__).parent / "data"
+_CARDS = Path(__file__).parent / "cards.toml"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a registry entry is and where it comes from.
+
+    ``shape`` is how one sample is shown (``(8, 8)`` for an image), or None; ``sha256`` fixes the shipped parameters.
+    """
+
+    name: str
+    summary: str
+    text: str
+    source: str = "constructed for diffode"
+    licence: str = "Apache-2.0"
+    sha256: str = ""
+    shape: tuple[int, ...] | None = None
+    changelog: tuple[str, ...] = ()
+
+
+registry: Registry[Target] = Registry("target")
+_cards: dict[str, Card] = {}
+
+
+def get(spec: str | Target, **options: Any) -> Target:
+    """The target of this name. Entries of the registry are made once and shared: treat them as read-only.
+
+    >>> get("ring8").dim
+    2
+    """
+    return spec if isinstance(spec, Target) else registry.make(spec, **options)
+
+
+def names() -> list[str]:
+    """All registered target names."""
+    return registry.names()
+
+
+def card(name: str) -> Card:
+    """The card of a registered target; raises with the nearest name if there is none."""
+    return _cards.get(name) or Card(name, registry.entry(name).summary, "A target registered by the user.", "", "")
+
+
+def register(name: str, make: Callable[..., Target], *, card: Card | None = None, **preset: Any) -> None:
+    """Add a target under ``name``; ``make(**options)`` builds it."""
+    registry.register(name, make, summary=card.summary if card else "", **preset)
+    if card:
+        _cards[name] = card
+
+
+def tags(target: Target) -> list[str]:
+    """Tags by rule: dimension, kind of covariance, number of modes, and what is known exactly.
+
+    ``1d``/``2d``/``high-dimensional`` (D >= 50); ``gaussian`` (one component); ``isotropic``/``diagonal``/``full``/
+    ``low-rank``/``points``; ``many-modes`` (K >= 100); ``stiff`` (largest distance of a mean from the centre over the
+    smallest width >= 1e4); ``exact-flow`` (Gaussian, one-dimensional, or means on a line with one covariance).
+    """
+    result = [f"{target.dim}d"] if target.dim <= 2 else ["high-dimensional"] if target.dim >= 50 else []
+    if not isinstance(target, GaussianMixture):
+        return result
+    parts = target.components
+    if target.count == 1:
+        result.append("gaussian")
+    if target.is_discrete:
+        result.append("points")
+    elif isinstance(parts, Isotropic):
+        result.append("isotropic")
+    elif isinstance(parts, Diagonal):
+        result.append("diagonal")
+    elif isinstance(parts, Rotated):
+        result.append("full" if parts.full else "low-rank")
+    if target.count >= 100:
+        result.append("many-modes")
+    if not target.is_discrete:
+        reach = float((target.means - target.mean).norm(dim=1).max())
+        if reach / parts.smallest_variance**0.5 >= 1e4:
+            result.append("stiff")
+    if target.count == 1 or target.line is not None:
+        result.append("exact-flow")
+    return result
+
+
+def parameter_hash(parameters: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 of named arrays: names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(parameters):
+        value = np.ascontiguousarray(parameters[key])
+        digest.update(f"{key}|{value.dtype.str}|{value.shape}|".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _shipped(name: str) -> Target:
+    """Read one entry's parameters, check them against its card, and build the mixture."""
+    path = DATA / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            parameters = {key: file[key] for key in file.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(f"parameters of target {name!r} can't be read from {path}: {error}") from error
+    if parameter_hash(parameters) != _cards[name].sha256:
+        raise FileFormatError(f"parameters of target {name!r} in {path} differ from those on its card; reinstall diffode")
+    return from_arrays(**parameters)
+
+
+def _register_shipped() -> None:
+    for name, entry in tomllib.loads(_CARDS.read_text(encoding="utf-8")).items():
+        shape = tuple(entry.pop("shape")) if "shape" in entry else None
+        changelog = tuple(entry.pop("changelog", ()))
+        register(
+            name,
+            functools.partial(_shipped, name),
+            card=Card(name, shape=shape, changelog=changelog, **entry),
+        )
+
+
+def from_arrays(**arrays: Any) -> Target:
+    """A mixture from named arrays, as the shipped files hold them: weights, means, and covariances or factors and noise."""
+    if "points" in arrays:
+        return GaussianMixture.from_points(arrays["points"], arrays.get("weights"))
+    missing = {"weights", "means"} - arrays.keys()
+    if missing:
+        raise ArgumentError(f"a mixture needs arrays {sorted(missing)}")
+    covariances = arrays.get("covariances")
+    if covariances is None:
+        covariances = LowRank(arrays["factors"], arrays["noise"])
+    return GaussianMixture(arrays["weights"], arrays["means"], covariances)
+
+
+_register_shipped()

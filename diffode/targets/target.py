@@ -1,0 +1,71 @@
+"""What diffode asks of a target: a distribution whose noised versions are known exactly."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from diffode.randomness import Randomness
+
+Scalar = float | Tensor
+
+
+class Target(ABC):
+    """A data distribution p_0 on R^dim whose noised laws p(x_t), x_t = alpha x_0 + sigma eps, are known in closed form.
+
+    To add your own, subclass it, implement the abstract members and call ``diffode.targets.register(name, make)``.
+    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with one value a row; ``x`` is (B, dim).
+    """
+
+    #: Number of coordinates of one sample.
+    dim: int
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """E[x_0], shape (dim,), float64."""
+
+    @property
+    @abstractmethod
+    def covariance(self) -> Tensor:
+        """Cov[x_0], shape (dim, dim), float64."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """The diagonal of the covariance, shape (dim,), float64, computed without forming the matrix."""
+
+    @property
+    def scale(self) -> float:
+        """Root mean variance of a coordinate: the unit in which errors and noise levels are compared."""
+        return float(self.variance.mean().sqrt())
+
+    @abstractmethod
+    def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Draw n samples, shape (n, dim)."""
+
+    @abstractmethod
+    def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        """Log-density of alpha x_0 + sigma eps at x, shape (B,)."""
+
+    @abstractmethod
+    def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
+        """``denoised_weight * E[x_0 | x] + score_weight * grad log p(x)``, shape (B, dim).
+
+        Denoised, noise, velocity and score are all of this form; taking the two weights at once lets a target compute
+        each of them without the cancellation that converting one into another would cost.
+        """
+
+    @abstractmethod
+    def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        """Laplacian of the log-density at x, shape (B,)."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the data themselves, shape (B,); x is (B, dim)."""
+        return self.noised_log_prob(x, 1.0, 0.0)
+
+    def content(self) -> str:
+        """A hash of everything that defines the distribution; the key under which results are stored."""
+        raise NotImplementedError(f"{type(self).__name__} must implement content() to be used in studies")
