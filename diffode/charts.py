@@ -32,6 +32,9 @@ from diffode.errors import ArgumentError
 from diffode.fields import Prediction
 from diffode.paths import VP, Path
 
+#: Gauss-Legendre nodes and weights on [-1, 1].
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+
 
 def phi(k: int, z: float) -> float:
     r""":math:`\varphi_k(z) = (e^z - \sum_{j<k} z^j/j!)/z^k`, to full precision for every real z.
@@ -182,11 +185,10 @@ class NoiseTimeChart(NoiseChart):
     def moments(self, s: float, t: float, count: int) -> list[float]:
         """By Gauss-Legendre quadrature in asinh rho, in which the VP time is smooth from rho = 0 to 1e3."""
         start, stop = math.asinh(self.clock(s)), math.asinh(self.clock(t))
-        points, weights = np.polynomial.legendre.leggauss(64)
-        grid = (start + stop) / 2 + (stop - start) / 2 * points
+        grid = (start + stop) / 2 + (stop - start) / 2 * _POINTS
         origin, end = self.variable(s), self.variable(t)
         u = [(self._time_axis.time_from_rho(math.sinh(y)) - origin) / (end - origin) for y in grid]
-        mass = self.scale(t) * (stop - start) / 2 * weights * np.cosh(grid)
+        mass = self.scale(t) * (stop - start) / 2 * _WEIGHTS * np.cosh(grid)
         return [float(np.dot(mass, np.power(u, k))) for k in range(count)]
 
 

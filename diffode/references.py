@@ -1,6 +1,7 @@
 r"""The exact flow map of the probability-flow ODE, with an error estimate.
 
-* One Gaussian: :math:`\Phi(x) = \alpha_u m + f(C)(x - \alpha_t m)`, :math:`f(c)^2 = (\alpha_u^2 c + \sigma_u^2)/(\alpha_t^2 c + \sigma_t^2)`.
+* One Gaussian: :math:`\Phi(x) = \alpha_u m + f(C)(x - \alpha_t m)`,
+  :math:`f(c)^2 = (\alpha_u^2 c + \sigma_u^2)/(\alpha_t^2 c + \sigma_t^2)`.
 * One-dimensional mixtures, and mixtures whose means lie on a line with a common covariance: the flow is monotone, so it is
   the quantile map :math:`F_u^{-1}\circ F_t` along the line, and Gaussian across it.
 * Everything else: DOP853 (Hairer, Norsett, Wanner, II.5) in the log-SNR, where the equation is smooth; the error is the
@@ -155,11 +156,12 @@ def _variance_along(target: GaussianMixture) -> Tensor:
     direction = target_line(target)
     shared = target.components.first()
     image = shared.filter(direction[:, None, None], lambda c: c[..., None])[:, 0, 0]
-    return (image @ direction).expand(target.count)
+    return torch.dot(image, direction).expand(target.count)
 
 
 def _rounding(x: Tensor, ends: Tensor) -> Tensor:
-    return (2.0**-50 * (x.norm(dim=1) * 1e-2 + ends.norm(dim=1))).cpu()
+    sizes: Tensor = x.norm(dim=1) * 1e-2 + ends.norm(dim=1)
+    return 2.0**-50 * sizes.cpu()
 
 
 Law = tuple[Array, Array, Array]
@@ -223,14 +225,12 @@ def _integrated_flow(
 ) -> tuple[Tensor, Tensor]:
     key = None
     if use_cache and isinstance(field, ExactField):
-        key = cache.key_of(
-            "reference", _VERSION, field.target.content(), field.path.spec, start, stop, tolerance, x
-        )
+        key = cache.key_of("reference", _VERSION, field.target.content(), field.path.spec, start, stop, tolerance, x)
         stored = cache.read(key)
         if stored is not None and stored.keys() >= {"x", "errors"} and stored["x"].shape == x.shape:
             return stored["x"].to(x.device), stored["errors"]
     rows = max(1, _STATE_SIZE // x.shape[1])
-    pieces = [_integrate(field, piece, start, stop, tolerance, shape) for piece in x.split(rows)]
+    pieces = [_integrate(field, piece, start, stop, tolerance, shape) for piece in torch.split(x, rows)]
     ends = torch.cat([p[0] for p in pieces])
     errors = torch.cat([p[1] for p in pieces])
     if key is not None:
@@ -244,7 +244,9 @@ def _integrate(
     """DOP853 twice, at the tolerance and at a tenth of it; the finer run and the distance between the two."""
     path = field.path
     if path is None or path.alpha(start) == 0 or path.alpha(stop) == 0:
-        runs = [_dop853(_right_hand_side(field.velocity, x, shape), x, start, stop, rtol, field.scale) for rtol in _pair(tolerance)]
+        runs = [
+            _dop853(_right_hand_side(field.velocity, x, shape), x, start, stop, rtol, field.scale) for rtol in _pair(tolerance)
+        ]
     else:
         runs = [_in_log_snr(field, path, x, start, stop, rtol, shape) for rtol in _pair(tolerance)]
     return runs[1], (runs[1] - runs[0]).norm(dim=1).cpu()
@@ -254,9 +256,7 @@ def _pair(tolerance: float) -> tuple[float, float]:
     return max(tolerance, 10 * _FINEST), max(tolerance / 10, _FINEST)
 
 
-def _in_log_snr(
-    field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size
-) -> Tensor:
+def _in_log_snr(field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size) -> Tensor:
     """d(x/alpha)/d lambda = -rho eps, from the log-SNR of one time to that of the other."""
     to_zero = path.sigma(stop) == 0
     last = path.time_from_rho(_LAST_RHO * field.scale) if to_zero else stop

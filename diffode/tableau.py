@@ -2,7 +2,9 @@ r"""The table every sampler is, once path and grid are fixed.
 
 Row i says
 
-.. math:: x_i = \sum_{j<i} A_{ij} x_j + \sum_{j<i} B_{ij} m_j + \sum_k C_{ik} \xi_k, \qquad m_j = \mathrm{field.prediction}(x_j, \tau_j),
+.. math::
+    x_i = \sum_{j<i} A_{ij} x_j + \sum_{j<i} B_{ij} m_j + \sum_k C_{ik} \xi_k,
+    \qquad m_j = \mathrm{field.prediction}(x_j, \tau_j),
 
 with :math:`\xi_k` standard normal draws; :math:`x_0` is the start. A solver writes such a table in float64 before the first
 evaluation; one short loop here runs any of them, and Gaussians are propagated through it exactly.

@@ -1,7 +1,8 @@
 r"""Fields: what a solver calls. Any one of velocity, noise, denoised or score determines the others on a path.
 
-With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t]`, noise :math:`\varepsilon = (x - \alpha D)/\sigma`,
-velocity :math:`v = \alpha' D + \sigma'\varepsilon` and score :math:`= -\varepsilon/\sigma`, all are linear in x and any one of them.
+With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t]`, noise
+:math:`\varepsilon = (x - \alpha D)/\sigma`, velocity :math:`v = \alpha' D + \sigma'\varepsilon` and score
+:math:`= -\varepsilon/\sigma`, all are linear in x and any one of them.
 """
 
 from __future__ import annotations

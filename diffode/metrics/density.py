@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,21 +35,21 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     return Measurement("push_forward_kl", value, 0.0, value - 1.96 * error, value + 1.96 * error)
 
 
-def _with_jacobian(function: object, x: Tensor) -> tuple[Tensor, Tensor]:
+def _with_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and log|det f'(x)|, row by row, by one backward pass a coordinate."""
     point = x.clone().requires_grad_(True)
-    y: Tensor = function(point)  # type: ignore[operator]
+    y = function(point)
     rows = [torch.autograd.grad(y[:, i].sum(), point, retain_graph=True)[0] for i in range(y.shape[1])]
     jacobian = torch.stack(rows, dim=1)
-    return y.detach(), torch.linalg.slogdet(jacobian).logabsdet
+    return y.detach(), torch.linalg.slogdet(jacobian)[1]
 
 
 def mode_weights(outcome: Outcome) -> Measurement:
     """Total variation between the mixture's weights and the output's, by mean responsibilities at the last time."""
     target, weights = _mixture(outcome), _weights(outcome, outcome.end)
     floor = _weights(outcome, outcome.exact_draws(len(outcome.end), 2))
-    half_l1 = lambda w: float((w - target.weights).abs().sum()) / 2  # noqa: E731
-    return Measurement("mode_weights", half_l1(weights), half_l1(floor))
+    value, least = (float((w - target.weights).abs().sum()) / 2 for w in (weights, floor))
+    return Measurement("mode_weights", value, least)
 
 
 def lost_modes(outcome: Outcome) -> Measurement:

@@ -106,8 +106,8 @@ class SingleStep(Solver):
         if self.step_orders is not None:
             yield self, len(self.step_orders)
             return
-        # A last step into sigma = 0 costs one evaluation whatever its order, so a larger plan may fit.
-        for budget in range(nfe + self.order, 0, -1):
+        # A last step into sigma = 0 costs one evaluation whatever its order, so a plan for more may fit.
+        for budget in range(max(1, nfe), nfe + self.order + 1):
             orders = budgeted_orders(self.order, budget)
             yield replace(self, step_orders=orders), len(orders)
 

@@ -96,12 +96,36 @@ def solve(
     (10, (4, 2))
     """
     _check_field(field)
+    return run_tableau(
+        table_for(field, get(solver), grid, steps, nfe),
+        field,
+        x,
+        noise=noise,
+        generator=generator,
+        keep=keep,
+        progress=progress,
+        on_failure=on_failure,
+    )
+
+
+def run_tableau(
+    table: Tableau,
+    field: Field,
+    x: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: Randomness | None = None,
+    keep: Literal["last", "all"] = "last",
+    progress: Progress | None = None,
+    on_failure: Literal["raise", "return"] = "raise",
+) -> Solution:
+    """Run a tableau that is written already, with the checks and the arguments of :func:`solve`."""
+    _check_field(field)
     _check_start(x)
     if keep not in ("last", "all"):
         raise ArgumentError(f"keep must be 'last' or 'all', got {keep!r}")
     if on_failure not in ("raise", "return"):
         raise ArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
-    table = table_for(field, get(solver), grid, steps, nfe)
     draw = _drawing(table, x, noise, generator)
     field.check_once(x, table.rows[0].time)
     before = field.nfe

@@ -91,22 +91,28 @@ class Solver(ABC):
         """
         if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < 1:
             raise ArgumentError(f"nfe must be an integer >= 1, got {nfe!r}")
+        best = None
         for candidate, steps in self.plans(nfe):
             table = candidate.tableau(path, grid, steps)
             if table.nfe <= nfe:
-                return table
-        possible = []
-        for budget in range(nfe + 1, nfe + 9):
-            possible += [c.tableau(path, grid, steps).nfe for c, steps in self.plans(budget)]
+                best = table
+            if table.nfe >= nfe:
+                break
+        if best is not None:
+            return best
+        plans = itertools.islice(self.plans(nfe + 8), 8)
+        possible = sorted({candidate.tableau(path, grid, steps).nfe for candidate, steps in plans})
         raise BudgetError(
             f"no run of {self.spec!r} on grid {grid!r} fits nfe={nfe}; "
-            f"possible budgets: {', '.join(map(str, sorted(set(possible))[:5]))}, ..."
+            f"possible budgets: {', '.join(map(str, possible[:5]))}, ..."
         )
 
     def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
-        """Runs to try for a budget, largest first: a solver (perhaps with options set) and a number of steps."""
-        most = nfe // self.nfe_per_step + 2
-        for steps in range(most, 0, -1):
+        """Runs to try for a budget, smallest first: a solver (perhaps with options set) and a number of steps.
+
+        The cost grows with every plan, so the search ends at the first that spends the budget.
+        """
+        for steps in range(max(1, nfe // self.nfe_per_step), nfe + 3):
             yield self, steps
 
 

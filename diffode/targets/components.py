@@ -5,7 +5,8 @@ eigenvectors never change**, so one eigen-decomposition serves every t. With res
 
 * score :math:`= -G`, :math:`G = \sum_k r_k S_k^{-1}(x - \alpha\mu_k)`;
 * denoised :math:`D = \sum_k r_k [\mu_k + \alpha C_k S_k^{-1}(x - \alpha\mu_k)]`;
-* Laplacian of log p :math:`= \sum_k r_k |g_k - s|^2 - \sum_k r_k \mathrm{tr} S_k^{-1}`, :math:`g_k = -S_k^{-1}(x - \alpha\mu_k)`.
+* Laplacian of log p :math:`= \sum_k r_k |g_k - s|^2 - \sum_k r_k \mathrm{tr} S_k^{-1}`,
+  :math:`g_k = -S_k^{-1}(x - \alpha\mu_k)`.
 
 A *view* :math:`pD + gG` is asked for with both weights, since every useful one is then a sum without cancellation:
 the eigen-direction with variance c carries the factor :math:`(p\alpha c + g)/(\alpha^2 c + \sigma^2)` on

@@ -93,6 +93,7 @@ class GaussianMixture(Target):
         self._variance = weights @ (centred.square() + components.variances())
         self._radius = float(centred.square().sum(1).max().sqrt())
         self._reach = float((centred.square().sum(1) + components.variances().amax(1)).max().sqrt())
+        self._narrowest = components.smallest_variance
         self._centred = replace(components, means=centred)
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Components, Tensor]] = {}
 
@@ -193,6 +194,8 @@ class GaussianMixture(Target):
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Iterator[_Chunk]:
         """Rows of x, centred, in pieces small enough for the cache, each with the form that keeps its digits."""
         level = Level(_per_row(alpha), _per_row(sigma))
+        if x.shape[0] == 0:
+            return
         form, dtype = self._form(level, x)
         centre = self._parameters(dtype, x.device)[1]
         rows = max(1, _CHUNK // form.row_size, min(_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
@@ -211,9 +214,8 @@ class GaussianMixture(Target):
         further away than the data is no worse: rounding the point itself then costs as much.) float32 input is
         evaluated in float64 where float32 would show.
         """
-        alpha, sigma = (v.detach() if isinstance(v, Tensor) else torch.tensor(v) for v in (level.alpha, level.sigma))
-        narrowest = alpha.square() * self.components.smallest_variance + sigma.square()
-        amplification = float((alpha.square() / narrowest).max()) * self._reach**2 if x.shape[0] else 0.0
+        share = level.alpha**2 / (level.alpha**2 * self._narrowest + level.sigma**2)
+        amplification = (float(share.detach().max()) if isinstance(share, Tensor) else share) * self._reach**2
         many = self.dim > _FEW_DIMENSIONS
         dtype = x.dtype
         if dtype != torch.float64 and amplification * _ROUND_OFF[torch.float32] > _FLOAT32_LOSS[many]:

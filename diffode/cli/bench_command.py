@@ -1,0 +1,188 @@
+"""``diffode bench``: run a suite, resume what is stored, rank, and report."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from diffode.cli.output import json_option, output_option, print_json, print_table, store_option
+
+if TYPE_CHECKING:
+    from diffode.studies import Result, Suite
+    from diffode.studies.ranking import Curve
+
+
+@click.command("bench")
+@click.argument("suite", default="quick")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Worker processes, one thread each; default: the cores.")
+@click.option("--force", is_flag=True, help="Compute stored results again.")
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="Run these seeds instead of the suite's.")
+@click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
+@click.option("--no-report", is_flag=True, help="Only compute and rank.")
+@output_option
+@store_option
+@json_option
+def command(
+    suite: str,
+    jobs: int | None,
+    force: bool,
+    seeds: tuple[int, ...],
+    imports: tuple[str, ...],
+    no_report: bool,
+    output: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Run SUITE (quick, full, or a TOML file), print a ranked table and write a report folder.
+
+    Stored results are not computed again; a killed run goes on where it stopped. Failed runs are rows with a reason.
+
+    \b
+    Example:  diffode bench quick
+              diffode bench my_suite.toml --import my_solvers.py
+    """
+    from diffode.studies import Store, keyed_cells, run_suite
+    from diffode.studies.report import write_report
+
+    chosen = chosen_suite(suite, imports, seeds)
+    file = store_file(output, store)
+    with _progress(f"{chosen.name}: {len(chosen.cells):,} runs") as advance:
+        summary = run_suite(chosen, file, jobs=jobs, force=force, progress=advance)
+    click.echo(
+        f"{summary.computed:,} computed in {summary.seconds:.1f} s, {summary.stored:,} found stored, {summary.failed:,} failed",
+        err=True,
+    )
+    with Store(file) as opened:
+        results = opened.get(keyed_cells(chosen))
+    page = None
+    if not no_report:
+        page = write_report(
+            chosen, results, FilePath(output) / chosen.name, command=rerun_command(suite, imports, seeds), jobs=jobs
+        )
+    print_ranking(chosen, results, page, as_json)
+
+
+def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) -> Suite:
+    """The suite of a command line: the user's modules imported first, seeds replaced if given."""
+    from dataclasses import replace
+
+    from diffode.studies import load_suite
+    from diffode.studies.suite import import_extension
+
+    for module in imports:
+        import_extension(module)
+    suite = load_suite(name)
+    cells = suite.cells
+    if seeds:
+        cells = tuple(dict.fromkeys(replace(cell, seed=seed) for cell in cells for seed in seeds))
+    return replace(suite, cells=cells, imports=(*suite.imports, *imports))
+
+
+def store_file(output: str, store: str | None) -> FilePath:
+    """Where the results are."""
+    return FilePath(store) if store else FilePath(output) / "results.sqlite"
+
+
+def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...]) -> str:
+    """The command that makes a report again."""
+    words = ["diffode", "bench", suite]
+    words += [word for module in imports for word in ("--import", module)]
+    words += [word for seed in seeds for word in ("--seed", str(seed))]
+    return shlex.join(words)
+
+
+def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
+    """The answer: best solver at each NFE, NFE needed for an error, failures, and where the report is."""
+    from diffode.studies.ranking import LEVELS, budgets, curves, prices, standings
+
+    all_curves = curves(results)
+    failed = [r for r in results if r.status != "ok"]
+    if as_json:
+        print_json(_ranking_json(suite, all_curves, failed, page))
+        return
+    best = []
+    for nfe in budgets(all_curves):
+        ranked = standings(all_curves, nfe)[:3]
+        if ranked:
+            best.append([str(nfe), *(f"{s.method} {s.error:.1e}" for s in ranked), *[""] * (3 - len(ranked))])
+    print_table(
+        "Best solver at each NFE (geometric mean end-point error in units of the target's scale)",
+        ["NFE", "best", "second", "third"],
+        best,
+    )
+    rows = []
+    by_level = [{p.method: p for p in prices(all_curves, level)} for level in LEVELS]
+    for method in by_level[0]:
+        row = [method]
+        for level in by_level:
+            price = level[method]
+            row += ["-" if math.isinf(price.nfe) else f"{price.nfe:.1f}", f"{price.reached}/{price.problems}"]
+        rows.append(row)
+    header = ["solver", *(text for level in LEVELS for text in (f"NFE to {level:g}", "reached"))]
+    print_table("NFE needed to reach an error (median over targets and paths)", header, rows)
+    if failed:
+        print_table(
+            f"{len(failed)} failures",
+            ["target", "path", "solver", "NFE", "reason"],
+            [[r.cell.target, r.cell.path, r.cell.solver, str(r.cell.nfe), r.reason] for r in failed[:10]],
+        )
+    if page is not None:
+        click.echo(f"report: {page}")
+
+
+def _ranking_json(suite: Suite, all_curves: list[Curve], failed: list[Result], page: FilePath | None) -> dict[str, Any]:
+    from diffode.studies.ranking import LEVELS, budgets, prices, standings
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "suite": suite.name,
+        "standings": {
+            str(nfe): [
+                {"solver": s.method, "error": s.error, "wins": s.wins, "problems": s.problems}
+                for s in standings(all_curves, nfe)
+            ]
+            for nfe in budgets(all_curves)
+        },
+        "nfe_to_reach": {
+            f"{level:g}": [{"solver": p.method, "nfe": finite(p.nfe), "reached": p.reached} for p in prices(all_curves, level)]
+            for level in LEVELS
+        },
+        "failures": [{"solver": r.cell.solver, "target": r.cell.target, "nfe": r.cell.nfe, "reason": r.reason} for r in failed],
+        "report": str(page) if page else None,
+    }
+
+
+class _Advance(Protocol):
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[_Advance]:
+    """A live bar on stderr with the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance

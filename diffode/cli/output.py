@@ -1,0 +1,37 @@
+"""What commands share: where results live, printing as JSON or as tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+#: Where reports and the result store go unless told otherwise.
+OUTPUT = "diffode-report"
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
+output_option = click.option("--output", default=OUTPUT, show_default=True, help="Folder of the reports and the store.")
+store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of texts on stdout; the first column is left-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
+    console.print(table)
+    console.print()

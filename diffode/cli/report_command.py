@@ -1,0 +1,40 @@
+"""``diffode report``: the report of a suite from what is stored, without computing."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import click
+
+from diffode.cli.bench_command import chosen_suite, print_ranking, rerun_command, store_file
+from diffode.cli.output import json_option, output_option, store_option
+
+
+@click.command("report")
+@click.argument("suite", default="quick")
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="Report these seeds instead of the suite's.")
+@click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
+@output_option
+@store_option
+@json_option
+def command(
+    suite: str, seeds: tuple[int, ...], imports: tuple[str, ...], output: str, store: str | None, as_json: bool
+) -> None:
+    """Write the report of SUITE from stored results and print its ranking.
+
+    \b
+    Example:  diffode report quick --output diffode-report
+    """
+    from diffode.errors import ArgumentError
+    from diffode.studies import Store, keyed_cells
+    from diffode.studies.report import write_report
+
+    chosen = chosen_suite(suite, imports, seeds)
+    file = store_file(output, store)
+    if not file.is_file():
+        raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")
+    with Store(file) as opened:
+        results = opened.get(keyed_cells(chosen))
+    command_text = rerun_command(suite, imports, seeds)
+    page = write_report(chosen, results, FilePath(output) / chosen.name, command=command_text)
+    print_ranking(chosen, results, page, as_json)

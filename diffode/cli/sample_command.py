@@ -1,0 +1,69 @@
+"""``diffode sample``: samples of a target with a solver, as points and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import click
+
+from diffode.cli.output import json_option, print_json
+
+
+@click.command("sample")
+@click.argument("target")
+@click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
+@click.option("--path", default="edm", show_default=True, help="Path spec.")
+@click.option("--grid", default="karras", show_default=True, help="Grid spec.")
+@click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help="Budget of evaluations.")
+@click.option("-n", "--points", type=click.IntRange(1), default=1000, show_default=True, help="Number of samples.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the starting noise.")
+@click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
+@json_option
+def command(
+    target: str, solver: str, path: str, grid: str, nfe: int, points: int, seed: int, output: str, as_json: bool
+) -> None:
+    """Sample TARGET: writes the points as .npy, shape (n, dim), and a picture as .png.
+
+    \b
+    Example:  diffode sample spiral --solver unipc:order=3 --nfe 12 --output spiral.npy
+    """
+    import numpy as np
+
+    from diffode import paths
+    from diffode.errors import ArgumentError
+    from diffode.fields import exact_field
+    from diffode.randomness import keyed_normal
+    from diffode.references import reference
+    from diffode.solvers import solve
+    from diffode.studies import figures
+
+    file = FilePath(output)
+    if file.suffix != ".npy":
+        raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
+    field = exact_field(target, paths.get(path))
+    start = field.path.sigma(field.path.t_max) * keyed_normal((points, field.target.dim), seed=seed, key=target)
+    solution = solve(field, start, solver=solver, grid=grid, nfe=nfe)
+    first, last = float(solution.times[0]), float(solution.times[-1])
+    some = min(points, 256)
+    exact = reference(field, start[:some], first, last, 1e-7)
+    error = float((solution.x[:some] - exact.x).norm(dim=1).mean())
+    title = f"{target}, {solution.tableau.solver} on {path}, NFE {solution.nfe}"
+    picture = file.with_suffix(".png")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, solution.x.numpy(), allow_pickle=False)
+        figures.save(figures.draw_samples(solution.x, target, path, title), picture)
+    except OSError as failure:
+        raise ArgumentError(f"output {output!r} can't be written: {failure.strerror or failure}") from failure
+    facts = {
+        "points": str(file),
+        "picture": str(picture),
+        "nfe": solution.nfe,
+        "mean_endpoint_error": error,
+        "scale": field.scale,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{title}: mean end-point error {error:.3e} (scale {field.scale:.3g}, first {some} points)")
+        click.echo(f"points: {file}, picture: {picture}")

@@ -1,0 +1,147 @@
+"""From results to answers: error curves, the best solver at each NFE, the NFE needed to reach an error.
+
+Errors are mean end-point errors in units of the target's scale (its root mean variance), averaged over seeds; over targets and
+paths they are combined by the geometric mean, since they span decades.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from diffode.studies.store import Result
+
+#: The metric that ranks.
+METRIC = "endpoint"
+#: Errors whose price in evaluations is reported.
+LEVELS = (1e-2, 1e-3)
+
+Problem = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error against NFE of one solver on one grid for one target and path; ``floor`` is the error of the reference."""
+
+    target: str
+    path: str
+    grid: str
+    solver: str
+    nfe: tuple[int, ...]
+    error: tuple[float, ...]
+    floor: float
+    budgets: tuple[int, ...]
+
+    @property
+    def problem(self) -> Problem:
+        """Target and path."""
+        return self.target, self.path
+
+    @property
+    def method(self) -> str:
+        """Solver, and the grid where it is not the usual one."""
+        return self.solver if self.grid == "karras" else f"{self.solver} @ {self.grid}"
+
+    def nfe_to_reach(self, error: float) -> float:
+        """NFE at which the curve falls below an error for good, log-log interpolated; infinite if it does not."""
+        reached = math.inf
+        for i in range(len(self.nfe) - 1, -1, -1):
+            if self.error[i] > error:
+                if math.isinf(reached):
+                    return math.inf
+                high, low = math.log(self.error[i]), math.log(max(self.error[i + 1], 1e-300))
+                share = (high - math.log(error)) / (high - low)
+                return math.exp(math.log(self.nfe[i]) * (1 - share) + math.log(self.nfe[i + 1]) * share)
+            reached = float(self.nfe[i])
+        return reached
+
+
+def curves(results: Iterable[Result]) -> list[Curve]:
+    """The curves of all good results, in the order of the suite. Seeds are averaged; a budget spent to the same NFE as a
+    smaller one adds no point.
+    """
+    gathered: dict[tuple[str, str, str, str], dict[int, list[tuple[int, float, float]]]] = {}
+    for result in results:
+        measured = next((m for m in result.measurements if m.name == METRIC), None)
+        if result.status != "ok" or measured is None or result.nfe_counted is None or not result.scale:
+            continue
+        cell = result.cell
+        by_budget = gathered.setdefault((cell.target, cell.path, cell.grid, cell.solver), {})
+        by_budget.setdefault(cell.nfe, []).append(
+            (result.nfe_counted, measured.value / result.scale, measured.floor / result.scale)
+        )
+    made = []
+    for (target, path, grid, solver), by_budget in gathered.items():
+        points: dict[int, tuple[float, int]] = {}
+        floor = 0.0
+        for budget, values in sorted(by_budget.items()):
+            points.setdefault(values[0][0], (sum(v[1] for v in values) / len(values), budget))
+            floor = max(floor, *(v[2] for v in values))
+        nfe = tuple(sorted(points))
+        errors, budgets = tuple(points[n][0] for n in nfe), tuple(points[n][1] for n in nfe)
+        made.append(Curve(target, path, grid, solver, nfe, errors, floor, budgets))
+    return made
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method over all problems at one NFE: geometric mean error and on how many problems it was the best."""
+
+    method: str
+    error: float
+    wins: int
+    problems: int
+
+
+def error_within(curve: Curve, nfe: int) -> float | None:
+    """The error of the largest run within a budget."""
+    fitting = [e for n, e in zip(curve.nfe, curve.error, strict=True) if n <= nfe]
+    return fitting[-1] if fitting else None
+
+
+def standings(all_curves: Sequence[Curve], nfe: int) -> list[Standing]:
+    """Methods that have a run within ``nfe`` on every problem, best first."""
+    problems = {c.problem for c in all_curves}
+    table: dict[str, dict[Problem, float]] = {}
+    for curve in all_curves:
+        error = error_within(curve, nfe)
+        if error is not None:
+            table.setdefault(curve.method, {})[curve.problem] = error
+    complete = {m: errors for m, errors in table.items() if errors.keys() == problems}
+    wins = dict.fromkeys(complete, 0)
+    for problem in problems if complete else ():
+        wins[min(complete, key=lambda m: complete[m][problem])] += 1
+    standing = [
+        Standing(m, math.exp(sum(math.log(max(e, 1e-300)) for e in errors.values()) / len(errors)), wins[m], len(errors))
+        for m, errors in complete.items()
+    ]
+    return sorted(standing, key=lambda s: s.error)
+
+
+@dataclass(frozen=True)
+class Price:
+    """NFE a method needs for an error: median over problems (infinite if it fails on half), and on how many it got there."""
+
+    method: str
+    nfe: float
+    reached: int
+    problems: int
+
+
+def prices(all_curves: Sequence[Curve], error: float) -> list[Price]:
+    """What an error costs with each method, cheapest first."""
+    by_method: dict[str, list[float]] = {}
+    for curve in all_curves:
+        by_method.setdefault(curve.method, []).append(curve.nfe_to_reach(error))
+    found = []
+    for method, needed in by_method.items():
+        needed.sort()
+        middle = needed[len(needed) // 2] if len(needed) % 2 else (needed[len(needed) // 2 - 1] + needed[len(needed) // 2]) / 2
+        found.append(Price(method, middle, sum(math.isfinite(n) for n in needed), len(needed)))
+    return sorted(found, key=lambda p: (p.nfe, -p.reached, p.method))
+
+
+def budgets(all_curves: Sequence[Curve]) -> list[int]:
+    """The budgets that occur."""
+    return sorted({b for c in all_curves for b in c.budgets})

@@ -1,0 +1,212 @@
+"""The report folder: an offline page, the same figures as PNG, and all numbers as CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path as FilePath
+from string import Template
+
+from joblib import Parallel, delayed
+from plotly.offline import get_plotlyjs
+
+from diffode import targets
+from diffode.errors import ArgumentError
+from diffode.studies import figures
+from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, standings
+from diffode.studies.store import Result
+from diffode.studies.suite import Suite
+
+_TEMPLATE = FilePath(__file__).parent / "page.html"
+#: NFE at which samples are shown, and how many of the best methods.
+_SHOWN_NFE, _SHOWN_METHODS = 8, 2
+_COLUMNS = (
+    *("target", "path", "grid", "solver", "nfe_budget", "nfe", "seed", "points", "dtype"),
+    *("status", "reason", "steps", "seconds", "scale", "threads", "metric", "value", "floor", "low", "high"),
+)
+
+
+def write_report(
+    suite: Suite, results: Sequence[Result], folder: str | FilePath, *, command: str, jobs: int | None = None
+) -> FilePath:
+    """Write ``index.html``, ``figures/*.png`` and ``results.csv`` into a folder, and return the page.
+
+    Args:
+        suite: the suite the results belong to.
+        results: stored results, failed ones included.
+        folder: where to write; made if missing, what an earlier report left in ``figures`` is replaced.
+        command: the command that makes this report again, shown on the page.
+        jobs: processes that draw; the number of cores by default.
+
+    Raises:
+        ArgumentError: if there is nothing to report, or the folder can't be written.
+    """
+    if not results:
+        raise ArgumentError(f"nothing is stored for suite {suite.name!r}; run it first: diffode bench {suite.name}")
+    place = FilePath(folder)
+    all_curves = curves(results)
+    try:
+        shutil.rmtree(place / "figures", ignore_errors=True)
+        (place / "figures").mkdir(parents=True, exist_ok=True)
+        write_csv(results, place / "results.csv")
+        _draw(all_curves, place / "figures", jobs or os.cpu_count() or 1)
+        page = place / "index.html"
+        page.write_text(_page(suite, results, all_curves, place / "figures", command), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArgumentError(f"report folder {str(place)!r} can't be written: {reason}; choose another with --output") from error
+    return page
+
+
+def write_csv(results: Iterable[Result], file: FilePath) -> None:
+    """One row a measurement, or one with the reason for a failed result."""
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(_COLUMNS)
+        for r in results:
+            c = r.cell
+            row = [c.target, c.path, c.grid, c.solver, c.nfe, r.nfe_counted, c.seed, c.points, c.dtype]
+            row += [r.status, r.reason, r.steps, r.seconds, r.scale, r.threads]
+            for m in r.measurements:
+                writer.writerow([*row, m.name, m.value, m.floor, m.low, m.high])
+            if not r.measurements:
+                writer.writerow(row)
+
+
+def _draw(all_curves: Sequence[Curve], folder: FilePath, jobs: int) -> None:
+    palette = figures.colours(list(dict.fromkeys(c.method for c in all_curves)))
+    work = []
+    for target in dict.fromkeys(c.target for c in all_curves):
+        own = [c for c in all_curves if c.target == target]
+        work.append(delayed(_save_curves)(target, own, palette, folder))
+        kind = "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
+        if kind:
+            work.append(delayed(_save_samples)(kind, target, own, folder))
+    Parallel(n_jobs=min(jobs, max(1, len(work))))(work)
+
+
+def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], folder: FilePath) -> None:
+    figures.save(figures.draw_curves(target, own, palette), folder / f"curves-{target}.png")
+
+
+def _save_samples(kind: str, target: str, own: Sequence[Curve], folder: FilePath) -> None:
+    path = own[0].path
+    draw = figures.draw_clouds if kind == "clouds" else figures.draw_images
+    figures.save(draw(target, path, _shown_solvers(own, path), _SHOWN_NFE), folder / f"{kind}-{target}.png")
+
+
+def _shown_solvers(own: Sequence[Curve], path: str) -> list[str]:
+    """DDIM, or Euler, as what everybody knows, then the best at the shown NFE, all on the Karras grid."""
+    here = [c for c in own if c.path == path and c.grid == "karras"]
+    known = [s for s in ("ddim", "euler") if any(c.solver == s for c in here)][:1]
+    best = [s.method for s in standings(here, _SHOWN_NFE) if s.method not in known]
+    return known + best[:_SHOWN_METHODS]
+
+
+def _page(suite: Suite, results: Sequence[Result], all_curves: Sequence[Curve], folder: FilePath, command: str) -> str:
+    good = [r for r in results if r.status == "ok"]
+    failed = [r for r in results if r.status != "ok"]
+    solver_names = list(dict.fromkeys(c.solver for c in all_curves))
+    data = {
+        "curves": [
+            {
+                "target": c.target,
+                "path": c.path,
+                "grid": c.grid,
+                "solver": c.solver,
+                "nfe": c.nfe,
+                "error": c.error,
+                "floor": c.floor,
+            }
+            for c in all_curves
+        ],
+        "colours": figures.colours(solver_names),
+        "budgets": budgets(all_curves),
+    }
+    problems = {c.problem for c in all_curves}
+    counts = (
+        f"{len(good):,} runs: {len(solver_names)} solvers on {len({t for t, _ in problems})} targets and "
+        f"{len({p for _, p in problems})} paths, {sum(r.seconds or 0 for r in good):.0f} s of solving; "
+        f"{len(failed)} of {len(results):,} results are failures."
+    )
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(suite.name),
+        summary=html.escape(suite.summary),
+        counts=html.escape(counts),
+        plotly=get_plotlyjs(),
+        # "</" would end the script element wherever it stood.
+        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
+        prices=_prices_table(all_curves),
+        samples=_pictures(folder, ("clouds-", "images-")) or "<p>No two-dimensional or image targets in this suite.</p>",
+        figures=_pictures(folder, ("curves-",)),
+        failures=_failures(failed),
+        command=html.escape(command),
+        environment=_environment(results),
+    )
+
+
+def _standings_table(all_curves: Sequence[Curve], nfe: int) -> str:
+    rows = [[s.method, f"{s.error:.2e}", f"{s.wins}/{s.problems}"] for s in standings(all_curves, nfe)[:6]]
+    return f"<div><h3>NFE {nfe}</h3>{table(['solver', 'error', 'best on'], rows, best_first=True)}</div>" if rows else ""
+
+
+def _prices_table(all_curves: Sequence[Curve]) -> str:
+    by_level = [{p.method: p for p in prices(all_curves, level)} for level in LEVELS]
+    rows = []
+    for method in by_level[-1]:
+        row = [method]
+        for level in by_level:
+            row += [
+                "-" if math.isinf(level[method].nfe) else f"{level[method].nfe:.1f}",
+                f"{level[method].reached}/{level[method].problems}",
+            ]
+        rows.append(row)
+    return table(["solver", *(h for level in LEVELS for h in (f"NFE to {level:g}", "reached"))], rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], best_first: bool = False) -> str:
+    """An HTML table of texts."""
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
+    body = ""
+    for i, row in enumerate(rows):
+        cells = "".join(f"<td{' class=text' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row)
+        body += f"<tr{' class=best' if best_first and i == 0 else ''}>{cells}</tr>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _pictures(folder: FilePath, prefixes: tuple[str, ...]) -> str:
+    """The PNG files with these prefixes, inside the page."""
+    parts = []
+    for file in sorted(f for f in folder.glob("*.png") if f.name.startswith(prefixes)):
+        name = html.escape(file.stem.partition("-")[2])
+        encoded = base64.b64encode(file.read_bytes()).decode()
+        parts.append(
+            f'<figure><img alt="{name}" src="data:image/png;base64,{encoded}"><figcaption>{name}</figcaption></figure>'
+        )
+    return "".join(parts)
+
+
+def _failures(failed: Sequence[Result]) -> str:
+    if not failed:
+        return "<p>None.</p>"
+    rows = [
+        [r.cell.target, r.cell.path, r.cell.grid, r.cell.solver, str(r.cell.nfe), str(r.cell.seed), r.reason] for r in failed
+    ]
+    note = "" if len(rows) <= 200 else f"<p>The first 200 of {len(rows)}; all are in results.csv.</p>"
+    return note + table(["target", "path", "grid", "solver", "NFE", "seed", "reason"], rows[:200])
+
+
+def _environment(results: Sequence[Result]) -> str:
+    """Every combination of versions and hardware that occurs."""
+    seen: dict[str, int] = {}
+    for r in results:
+        described = ", ".join(f"{k} {v}" for k, v in (r.environment or {}).items()) + f", {r.threads} thread(s) a process"
+        seen[described] = seen.get(described, 0) + 1
+    return table(["versions and hardware", "results"], [[text, str(count)] for text, count in seen.items()])
