@@ -151,6 +151,10 @@ class Components(ABC):
     def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:
         """sum_k r_k |g_k - score|^2 - sum_k r_k tr S_k^-1, shape (b,)."""
 
+    def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:
+        """``log_joint`` with what rounding took from the likeliest component restored, where the products lose it."""
+        return joint
+
     def distance(self, x: Tensor, at: Level) -> Tensor:
         """|x - alpha mu_k|^2, shape (K, b), by one matrix product."""
         cross = self.means @ x.T
@@ -203,6 +207,14 @@ class Isotropic(Components):
         bias = bias - self.means.square().sum(1) * (alpha**2 / (2 * total))
         joint = torch.addmm(bias[:, None], self.means, x.T, alpha=alpha / total)
         return joint.sub_(x.square().sum(1) / (2 * total))
+
+    def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+        likeliest = joint.detach().argmax(0)
+        u = at.alpha**2 * self.variance[likeliest] + at.sigma**2
+        residual = x - column(at.alpha) * self.means[likeliest]
+        distance = residual.square().sum(1) / u
+        exact = self.log_weights[likeliest] - (self.dim * (LOG_2PI + u.log()) + distance) / 2
+        return joint.scatter(0, likeliest[None], exact[None])
 
     def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
         shift = p * at.sigma**2 - g * at.alpha

@@ -168,7 +168,7 @@ class GaussianMixture(Target):
         return self.noised_log_prob(x, 1.0, 0.0)
 
     def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:  # noqa: D102
-        parts = [chunk.joint.logsumexp(0) for chunk in self._chunks(x, alpha, sigma)]
+        parts = [c.form.sharpened(c.joint, c.x, c.at).logsumexp(0) for c in self._chunks(x, alpha, sigma)]
         return _joined(parts, x.new_zeros(0))
 
     def responsibilities(self, x: Tensor, alpha: Scalar = 1.0, sigma: Scalar = 0.0) -> Tensor:
