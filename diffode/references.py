@@ -85,7 +85,7 @@ def reference(
             raise ArgumentError(f"{name} must be a finite time on the path, got {time!r}")
     if not isinstance(x, Tensor) or x.ndim < 2 or not bool(torch.isfinite(x).all()):
         raise ArgumentError("x must be a finite tensor (B, *shape)")
-    flat = x.detach().to(torch.float64).reshape(x.shape[0], -1)
+    flat = x.detach().to(torch.float64).flatten(1)
     if start == stop or x.shape[0] == 0:
         ends, errors, method = flat, torch.zeros(len(flat), dtype=torch.float64), "closed-form"
     else:

@@ -96,7 +96,7 @@ class ExactField(Field):
             valid = math.isfinite(when) and when >= 0
         if not valid:
             raise ArgumentError(f"t must be finite and >= 0, got {t}")
-        return x.reshape(x.shape[0], -1), self.path.alpha(when), self.path.sigma(when), when
+        return x.flatten(1), self.path.alpha(when), self.path.sigma(when), when
 
 
 def exact_field(target: Target | str, path: Path | str) -> ExactField:

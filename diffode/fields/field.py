@@ -119,13 +119,13 @@ class Field:
         """div of the velocity, shape (B,), by one reverse-mode pass a coordinate: for small dimensions."""
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
-            velocity = self.predict("velocity", point, t).reshape(x.shape[0], -1)
+            velocity = self.predict("velocity", point, t).flatten(1)
             total = x.new_zeros(x.shape[0])
             for i in range(velocity.shape[1]):
                 if not velocity.requires_grad:
                     raise FieldError("the field is not differentiable in x: it returned a tensor without a gradient")
                 (row,) = torch.autograd.grad(velocity[:, i].sum(), point, retain_graph=True)
-                total = total + row.reshape(x.shape[0], -1)[:, i]
+                total = total + row.flatten(1)[:, i]
         return total.detach()
 
     def require_path(self, purpose: str) -> Path:

@@ -17,7 +17,9 @@ from diffode.tableau import Writer
 class Adams(Solver):
     """Variable-step Adams methods: the polynomial through the last ``order`` evaluations, integrated exactly.
 
-    The first steps have the order their history allows.
+    The first steps have the order their history allows. Where noise is large and the chart makes the flow nearly linear that
+    costs nothing; in native time on VP or rectified flow the Euler start leaves an error of second order (order 4 measures
+    3.3 to 3.7 at a few hundred steps, and tends to 2).
     """
 
     order: int = 2

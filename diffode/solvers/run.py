@@ -209,7 +209,7 @@ def _follow(table: Tableau, field: Field, x: Tensor, draw: Draw | None, keep: st
 
 
 def _non_finite_rows(x: Tensor) -> Tensor:
-    return ~torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
+    return ~torch.isfinite(x.detach()).flatten(1).all(dim=1)
 
 
 def _with_nan(x: Tensor, bad: Tensor) -> Tensor:

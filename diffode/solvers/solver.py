@@ -100,8 +100,8 @@ class Solver(ABC):
                 break
         if best is not None:
             return best
-        plans = itertools.islice(self.plans(nfe + 8), 8)
-        possible = sorted({candidate.tableau(path, grid, steps).nfe for candidate, steps in plans})
+        larger = (next(iter(self.plans(budget))) for budget in range(nfe + 1, nfe + 4 * self.nfe_per_step + 1))
+        possible = sorted({candidate.tableau(path, grid, steps).nfe for candidate, steps in larger})
         raise BudgetError(
             f"no run of {self.spec!r} on grid {grid!r} fits nfe={nfe}; "
             f"possible budgets: {', '.join(map(str, possible[:5]))}, ..."

@@ -42,6 +42,8 @@ class UniPC(Solver):
 
     @property
     def convergence_order(self) -> int:  # noqa: D102
+        if self.corrector and self.variant == "vary_coeff":
+            return 1
         return self.order + 1 if self.corrector else self.order
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102

@@ -1,0 +1,242 @@
+"""Speed against the alternatives, as ratios within one run: ``make speed`` or ``python benchmarks/speed.py``.
+
+Absolute times drift from machine to machine and from hour to hour, so everything is a ratio of medians of interleaved
+repetitions. Peers that are not installed (``pip install 'diffode[peers]'``) are left out and named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import diffode
+from diffode import Field, GaussianMixture, solvers
+from diffode.studies.versions import processor_name
+
+REPEATS = 15
+
+
+def medians(candidates: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
+    """Median seconds of each candidate, their repetitions interleaved so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for name, run in candidates.items():
+        run()
+        run()
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def show(title: str, found: dict[str, float], base: str, wanted: str) -> None:
+    print(f"\n{title}   (wanted: {wanted})")
+    for name, seconds in found.items():
+        print(f"  {name:34s} {seconds * 1e3:10.3f} ms   {seconds / found[base]:7.2f} x {base}")
+
+
+def solver_overhead() -> None:
+    """A hand-written loop of the same arithmetic, the field a constant that costs nothing."""
+    for batch, steps, repeats in ((1, 200, 41), (100_000, 40, 15)):
+        x = torch.randn(batch, 2, dtype=torch.float64)
+        answer = -x
+        field = Field.from_velocity(lambda y, t, answer=answer: answer, probe=False)
+        grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        euler = solvers.get("euler").tableau(None, grid)
+        widths = grid.diff().tolist()
+
+        def by_hand(x: Tensor = x, answer: Tensor = answer, widths: list[float] = widths) -> Tensor:
+            for width in widths:
+                x = torch.add(x, answer, alpha=width)
+            return x
+
+        def ours(x: Tensor = x, table: diffode.Tableau = euler, field: Field = field) -> Tensor:
+            return table.run(field, x)
+
+        found = medians({"hand-written Euler": by_hand, "diffode euler": ours}, repeats)
+        show(f"Euler, B={batch}, D=2, {steps} steps, field excluded", found, "hand-written Euler", "<= 1.25")
+
+        path = diffode.paths.get("edm")
+        constant = Field.from_denoised(lambda y, t, answer=answer: answer, path, probe=False)
+        table = solvers.get("dpmpp:order=2").tableau(path, "karras", steps)
+        terms = [(r.states, r.evaluations) for r in table.rows[1:]]
+        plan = [(*s.values(), *e.values()) for s, e in terms]
+
+        def two_step(x: Tensor = x, answer: Tensor = answer, plan: list[tuple[float, ...]] = plan) -> Tensor:
+            previous = answer
+            for a, *b in plan:
+                current = answer
+                x = torch.mul(x, a).add_(current, alpha=b[0])
+                if len(b) == 2:
+                    x.add_(previous, alpha=b[1])
+                previous = current
+            return x
+
+        def ours_two(x: Tensor = x, table: diffode.Tableau = table, field: Field = constant) -> Tensor:
+            return table.run(field, x)
+
+        found = medians({"hand-written DPM++ 2M": two_step, "diffode dpmpp:order=2": ours_two}, repeats)
+        show(f"DPM-Solver++ 2M, B={batch}, D=2, {steps} steps, field excluded", found, "hand-written DPM++ 2M", "<= 1.25")
+
+
+def textbook(x: Tensor, means: Tensor, log_weights: Tensor, variance: float) -> Tensor:
+    """The score of an isotropic mixture as one would write it from the formula, row-major."""
+    distance = x.square().sum(1, keepdim=True) - 2 * x @ means.T + means.square().sum(1)
+    r = torch.softmax(log_weights - distance / (2 * variance), 1)
+    return (r @ means - x) / variance
+
+
+def exact_field() -> None:
+    count, dim, batch = 8, 2, 100_000
+    means = 3 * torch.randn(count, dim, dtype=torch.float64)
+    weights = torch.full((count,), 1 / count, dtype=torch.float64)
+    mixture = GaussianMixture(weights, means, torch.full((count,), 0.25))
+    x = 3 * torch.randn(batch, dim, dtype=torch.float64)
+    field = diffode.exact_field(mixture, "edm")
+    candidates: dict[str, Callable[[], object]] = {
+        "textbook matrix form": lambda: textbook(x, means, weights.log(), 0.5),
+        "diffode": lambda: field.score(x, 0.5),
+    }
+    if installed("jax"):
+        candidates["JAX under jit"] = jax_score(x, means, weights)
+    show(f"Score, K={count}, D={dim}, B={batch}, float64", medians(candidates), "diffode", "textbook >= 6, JAX >= 1")
+    for count, dim, batch in ((1797, 64, 2048), (10_000, 784, 256)):
+        means, x = torch.randn(count, dim), torch.randn(batch, dim)
+        mixture = GaussianMixture(torch.full((count,), 1 / count, dtype=torch.float64), means, torch.ones(count))
+        field = diffode.exact_field(mixture, "edm")
+        logits, result = torch.empty(batch, count), torch.empty(batch, dim)
+
+        def limit(x: Tensor = x, means: Tensor = means, logits: Tensor = logits, result: Tensor = result) -> None:
+            torch.mm(x, means.T, out=logits)
+            torch.mm(logits, means, out=result)
+
+        def ours(x: Tensor = x, field: diffode.ExactField = field) -> Tensor:
+            return field.score(x, 0.5)
+
+        found = medians({"two matrix products alone": limit, "diffode": ours})
+        share = found["two matrix products alone"] / found["diffode"]
+        show(f"Score, K={count}, D={dim}, B={batch}, float32", found, "two matrix products alone", "share of the limit >= 0.75")
+        print(f"  share of the limit: {share:.2f}")
+
+
+def jax_score(x: Tensor, means: Tensor, weights: Tensor) -> Callable[[], object]:
+    jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", True)
+    jnp = importlib.import_module("jax.numpy")
+    m, lw = jnp.asarray(means.numpy()), jnp.log(jnp.asarray(weights.numpy()))
+
+    @jax.jit
+    def score(y: object) -> object:
+        distance = (y * y).sum(1, keepdims=True) - 2 * y @ m.T + (m * m).sum(1)
+        r = jax.nn.softmax(lw - distance / 1.0, axis=1)
+        return (r @ m - y) / 0.5
+
+    points = jnp.asarray(x.numpy())
+    return lambda: score(points).block_until_ready()
+
+
+def end_to_end() -> None:
+    """DPM-Solver++ 2M (or what the library has of its cost) over 1e5 points of a ring, 20 evaluations."""
+    angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    means = 4 * torch.stack([angle.cos(), angle.sin()], 1)
+    log_weights = torch.full((8,), 1 / 8, dtype=torch.float64).log()
+    field = diffode.exact_field(GaussianMixture([1 / 8] * 8, means, [0.09] * 8), "edm")
+    z = torch.randn(100_000, 2, dtype=torch.float64)
+    grid = diffode.grids.get("karras", field.path, 20)
+
+    def denoised(x: Tensor, sigma: float) -> Tensor:
+        return x + sigma**2 * textbook(x, means, log_weights, 0.09 + sigma**2)
+
+    def ours() -> Tensor:
+        return diffode.solve(field, 80 * z, solver="dpmpp:order=2", grid=grid).x
+
+    candidates: dict[str, Callable[[], object]] = {"diffode": ours}
+    same = Field.from_denoised(denoised, field.path, probe=False)
+    candidates["diffode, textbook field"] = lambda: diffode.solve(same, 80 * z, solver="dpmpp:order=2", grid=grid).x
+    if installed("torchdiffeq"):
+        odeint = importlib.import_module("torchdiffeq").odeint
+
+        def slope(t: Tensor, x: Tensor) -> Tensor:
+            return (x - denoised(x, float(t))) / t
+
+        candidates["torchdiffeq euler"] = lambda: odeint(slope, 80 * z, grid, method="euler")
+    if installed("diffusers"):
+        candidates["diffusers DPM++ 2M"] = diffusers_run(z, denoised)
+    if installed("torchsde"):
+        candidates["torchsde euler"] = torchsde_run(z, denoised, grid)
+    show("DPM-Solver++ 2M, 1e5 points of a ring, NFE 20", medians(candidates, 5), "diffode", "every other > 1")
+
+
+def diffusers_run(z: Tensor, denoised: Callable[[Tensor, float], Tensor]) -> Callable[[], object]:
+    schedulers = importlib.import_module("diffusers")
+    scheduler = schedulers.EDMDPMSolverMultistepScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=1.0, final_sigmas_type="sigma_min")
+
+    def run() -> Tensor:
+        scheduler.set_timesteps(20)
+        x = 80 * z
+        for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+            level = float(sigma)
+            d = denoised(x, level)
+            # The scheduler preconditions; hand it the network output that means this denoised point.
+            skip, out = 1 / (level**2 + 1), level / (level**2 + 1) ** 0.5
+            x = scheduler.step((d - skip * x) / out, t, x).prev_sample
+        return x
+
+    return run
+
+
+def torchsde_run(z: Tensor, denoised: Callable[[Tensor, float], Tensor], grid: Tensor) -> Callable[[], object]:
+    torchsde = importlib.import_module("torchsde")
+
+    class Flow(torch.nn.Module):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t: Tensor, x: Tensor) -> Tensor:
+            level = 80 - float(t) + 0.002
+            return -(x - denoised(x, level)) / level
+
+        def g(self, t: Tensor, x: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    times = torch.tensor([0.0, 79.0])
+    return lambda: torchsde.sdeint(Flow(), 80 * z, times, dt=79 / 20, method="euler")
+
+
+def installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        print(f"(not installed, left out: {name})")
+        return False
+    return True
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    threads = int(os.environ.get("DIFFODE_THREADS", os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    print(f"{processor_name()}, {os.cpu_count()} cores, {threads} thread(s); {platform.platform()}; torch {torch.__version__}")
+    for name in ("jax", "torchdiffeq", "torchsde", "diffusers"):
+        try:
+            print(f"{name} {importlib.metadata.version(name)}", end="  ")
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    print()
+    torch.set_num_threads(1)
+    solver_overhead()
+    torch.set_num_threads(threads)
+    exact_field()
+    end_to_end()
+
+
+if __name__ == "__main__":
+    main()

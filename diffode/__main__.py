@@ -1,0 +1,5 @@
+"""``python -m diffode``: the command line."""
+
+from diffode.cli import main
+
+main()

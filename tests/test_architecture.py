@@ -1,0 +1,70 @@
+"""The house: what may import what, how long files may be, what the package may not contain."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "diffode"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+#: Rooms from the foundation up; a room imports from rooms above it in this list only.
+ROOMS = (
+    "errors", "specs", "randomness", "cache", "paths", "targets", "fields", "grids", "tableau", "propagation", "tableau_files",
+    "charts", "solvers", "references", "metrics", "studies", "cli", "__main__",
+)  # fmt: skip
+
+
+def room_of(file):
+    relative = file.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported_rooms(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "diffode":
+            parts = node.module.split(".")
+            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("diffode.")]
+        yield from (name for name in names if name in ROOMS)
+
+
+def inside_type_checking_or_function(file, room):
+    """tableau.py reaches its own helpers (propagation, files) from methods; nothing else may."""
+    return room_of(file) == "tableau" and room in ("propagation", "tableau_files")
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.parent != PACKAGE or f.name != "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_up_the_list(file):
+    own = ROOMS.index(room_of(file))
+    for room in imported_rooms(file):
+        assert ROOMS.index(room) <= own or inside_type_checking_or_function(file, room), f"{file} imports {room}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_file_can_be_read_in_one_sitting(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 430
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_no_pickle_no_eval_no_bare_assert(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Assert)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile")
+        if isinstance(node, ast.Import):
+            assert "pickle" not in [alias.name for alias in node.names]
+
+
+def test_every_room_is_described_in_the_architecture():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for file in PACKAGE.iterdir():
+        if file.name.startswith("__") or file.name in ("py.typed",):
+            continue
+        assert re.search(rf"\b{re.escape(file.name)}", text), f"{file.name} is missing from docs/architecture.md"

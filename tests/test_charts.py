@@ -1,0 +1,86 @@
+"""Charts: exponential functions, moments and Adams weights against quadrature."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from diffode import charts, paths
+from diffode.charts import phi
+from diffode.errors import ArgumentError
+
+
+@given(st.integers(0, 5), st.floats(-40, 40).filter(lambda z: z == 0 or abs(z) > 1e-12))
+def test_phi_has_full_precision_everywhere(k, z):
+    """Against 150 digits; phi_3 by recursion would lose half of them at z = 1e-3."""
+    with mpmath.workdps(150):
+        exact = mpmath.exp(z) - mpmath.fsum(mpmath.mpf(z) ** j / mpmath.factorial(j) for j in range(k))
+        exact = exact / mpmath.mpf(z) ** k if z else 1 / mpmath.factorial(k)
+        error = abs(phi(k, z) / exact - 1)
+    assert error < 1e-13
+
+
+@pytest.mark.parametrize("z", [1e-12, -1e-7, 1e-3, -0.01, 0.3])
+def test_phi_3_near_zero(z):
+    exact = sum(z**j / math.factorial(j + 3) for j in range(12))
+    assert phi(3, z) == pytest.approx(exact, rel=1e-15)
+
+
+@pytest.mark.parametrize("path_name", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("name", list(charts.charts))
+def test_adams_weights_integrate_the_interpolation_polynomial(name, path_name):
+    """S(t) times the integral of each Lagrange polynomial against d theta, by adaptive quadrature in the log-SNR or t."""
+    path = paths.get(path_name)
+    chart = charts.get(name, path)
+    nodes = [path.time_from_rho(rho) for rho in (1.0, 1.9, 4.0)]
+    s, t = nodes[0], path.time_from_rho(0.6)
+    for used in (nodes[:1], nodes[:2], nodes, [*nodes, t]):
+        weights = chart.adams(used, s, t)
+        taus = [chart.variable(node) for node in used]
+        for j, weight in enumerate(weights):
+            expected = chart.scale(t) * quad(lambda y, j=j: integrand(chart, path, name, taus, j, y), *limits(path, name, s, t), epsabs=0, epsrel=1e-12)[0]
+            assert weight == pytest.approx(expected, rel=1e-9)
+
+
+def limits(path, name, s, t):
+    return (s, t) if name == "velocity" else (path.log_snr(s), path.log_snr(t))
+
+
+def integrand(chart, path, name, taus, j, y):
+    time = y if name == "velocity" else path.time_from_log_snr(y)
+    tau = chart.variable(time)
+    lagrange = np.prod([(tau - other) / (taus[j] - other) for i, other in enumerate(taus) if i != j])
+    # d theta/dy: 1 for t, -rho for rho in the log-SNR, 1/rho for 1/rho.
+    slope = {"velocity": 1.0, "data": math.exp(y)}.get(name, -math.exp(-y))
+    return lagrange * slope
+
+
+@pytest.mark.parametrize("name", [n for n in charts.charts if n != "velocity"])
+def test_clocks_invert(name):
+    path = paths.get("vp")
+    chart = charts.get(name, path)
+    for rho in (50.0, 1.0, 0.01):
+        t = path.time_from_rho(rho)
+        assert chart.time(chart.clock(t)) == pytest.approx(t, rel=1e-11)
+
+
+def test_a_step_to_zero_noise_returns_the_denoised_point():
+    path = paths.get("vp")
+    s = 0.3
+    for name in ("noise", "noise_log_snr", "data"):
+        chart = charts.get(name, path)
+        assert math.isfinite(chart.advance(s, 0.0))
+        assert chart.ends_singular(0.0)
+    data = charts.get("data", path)
+    assert (data.ratio(s, 0.0), data.advance(s, 0.0)) == (0.0, 1.0)
+
+
+def test_a_chart_without_its_path_says_so():
+    with pytest.raises(ArgumentError, match="needs a path"):
+        charts.get("noise", None).scale(0.5)
+    with pytest.raises(ArgumentError, match="chart must be one of"):
+        charts.get("nose", None)

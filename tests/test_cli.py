@@ -1,0 +1,127 @@
+"""The command line as a user meets it: in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from diffode import paths, solvers, targets
+
+SUITE = """
+name = "tiny"
+summary = "for the tests"
+[[study]]
+targets = ["ring8"]
+paths = ["edm"]
+grids = ["karras"]
+nfe = [4, 8]
+seeds = [0]
+points = 16
+tolerance = 1e-6
+solvers = ["ddim", "dpmpp:order=2"]
+"""
+
+
+def diffode(*arguments, cwd=None, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "diffode", *arguments], capture_output=True, text=True, cwd=cwd, env=os.environ, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_help_is_instant_and_importing_loads_no_torch():
+    """0.3 s is promised; it takes 0.06 s, and the way it could break is by importing PyTorch."""
+    code = "import sys, diffode, diffode.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    began = time.perf_counter()
+    shown = diffode("--help").stdout
+    assert time.perf_counter() - began < 5
+    assert all(word in shown for word in ("bench", "report", "list", "show", "sample", "Example"))
+
+
+@pytest.mark.parametrize("command", ["bench", "report", "list", "show", "sample"])
+def test_every_command_has_help_with_an_example(command):
+    assert "Example:" in diffode(command, "--help").stdout
+
+
+def test_bench_ranks_reports_and_resumes(tmp_path):
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    first = diffode("bench", "tiny.toml", "--jobs", "1", cwd=tmp_path)
+    assert "Best solver at each NFE" in first.stdout
+    assert "4 computed" in first.stderr
+    assert (tmp_path / "diffode-report/tiny/index.html").is_file()
+    again = diffode("bench", "tiny.toml", "--jobs", "1", "--json", cwd=tmp_path)
+    assert "0 computed" in again.stderr
+    answer = json.loads(again.stdout)
+    assert set(answer["standings"]) == {"4", "8"}
+    assert answer["failures"] == []
+    assert "diffode bench tiny.toml" in (tmp_path / "diffode-report/tiny/index.html").read_text()
+    assert "tiny/index.html" in diffode("report", "tiny.toml", cwd=tmp_path).stdout
+    seeded = diffode("bench", "tiny.toml", "--jobs", "1", "--seed", "5", "--no-report", cwd=tmp_path)
+    assert "4 computed" in seeded.stderr
+
+
+def test_lists_are_complete():
+    listed = json.loads(diffode("list", "--json").stdout)
+    assert [row["name"] for row in listed["targets"]] == targets.names()
+    assert [row["name"] for row in listed["solvers"]] == solvers.names()
+    assert [row["name"] for row in listed["paths"]] == paths.names()
+    assert all(row["summary"] for rows in listed.values() for row in rows)
+    assert "ring8" in diffode("list", "targets").stdout
+
+
+def test_show_prints_cards_and_tableaux():
+    card = diffode("show", "digits-gmm10").stdout
+    assert "CC BY 4.0" in card
+    shown = diffode("show", "dpmpp:order=2", "--steps", "2").stdout
+    assert "arXiv 2211.01095" in shown
+    assert "x2" in shown
+    table = json.loads(diffode("show", "euler", "--json").stdout)
+    assert len(table["tableau"]) == 4
+
+
+@pytest.mark.parametrize("target", ["ring8", "gauss1d", "digits-gmm10", "line16"])
+def test_sample_writes_points_and_a_picture(target, tmp_path):
+    out = diffode("sample", target, "-n", "50", "--nfe", "6", "--output", "out/s.npy", "--json", cwd=tmp_path)
+    facts = json.loads(out.stdout)
+    points = np.load(tmp_path / "out/s.npy", allow_pickle=False)
+    assert points.shape == (50, targets.get(target).dim)
+    assert np.isfinite(points).all()
+    assert (tmp_path / "out/s.png").stat().st_size > 1000
+    assert facts["nfe"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bnech"], "did you mean 'bench'"),
+        (["bench", "quik"], "did you mean 'quick'"),
+        (["bench", "none.toml"], "can't be read"),
+        (["bench", "quick", "--jobs", "0"], "--jobs"),
+        (["report", "quick"], "run diffode bench quick first"),
+        (["show", "dpmp"], "did you mean 'dpm"),
+        (["sample", "ring9"], "did you mean 'ring8'"),
+        (["sample", "ring8", "--solver", "heun", "--nfe", "1"], "possible budgets: 2"),
+        (["sample", "ring8", "--path", "vpp"], "did you mean 'vp'"),
+        (["sample", "ring8", "--output", "points.txt"], "must end in .npy"),
+        (["sample", "ring8", "--output", "/proc/nowhere/x.npy"], "can't be written"),
+        (["list", "things"], "Invalid value"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_why(arguments, message, tmp_path):
+    done = diffode(*arguments, cwd=tmp_path, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_store_exits_with_2_and_is_left_alone(tmp_path):
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    (tmp_path / "store.sqlite").write_text("not a database at all" * 100)
+    done = diffode("bench", "tiny.toml", "--store", "store.sqlite", cwd=tmp_path, code=2)
+    assert "move it away" in done.stderr
+    assert (tmp_path / "store.sqlite").read_text().startswith("not a database")

@@ -1,0 +1,131 @@
+"""Fields: conversions between views, counting, the one-time probe."""
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, paths
+from diffode.errors import ArgumentError, FieldError
+from diffode.fields import PREDICTIONS
+
+MAKERS = {
+    "velocity": Field.from_velocity,
+    "noise": Field.from_noise,
+    "denoised": Field.from_denoised,
+    "score": Field.from_score,
+}
+
+
+@pytest.mark.parametrize("path_name", paths.names())
+@pytest.mark.parametrize("known", PREDICTIONS)
+def test_any_view_determines_all_others(known, path_name):
+    exact = diffode.exact_field("pinwheel", path_name)
+    field = MAKERS[known](getattr(exact, known), exact.path)
+    for rho in (20.0, 1.0, 0.05):
+        t = exact.path.time_from_rho(rho)
+        x = exact.marginal(10, t, generator=1)
+        for wanted in PREDICTIONS:
+            expected = getattr(exact, wanted)(x, t)
+            assert torch.allclose(getattr(field, wanted)(x, t), expected, rtol=1e-9, atol=1e-9 * expected.abs().max())
+
+
+def test_per_row_times_convert_row_by_row():
+    exact = diffode.exact_field("ring8", "vp")
+    field = Field.from_noise(exact.noise, exact.path)
+    t = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(field.velocity(x, t), exact.velocity(x, t), rtol=1e-10)
+
+
+def test_velocity_at_alpha_zero_still_gives_the_denoised_point():
+    """x_1 = eps on the straight path: D = x - v there, with no division by alpha."""
+    field = Field.from_velocity(lambda x, t: x - 3.0, paths.get("rectified_flow"))
+    assert torch.allclose(field.denoised(torch.ones(1, 2, dtype=torch.float64), 1.0), torch.full((1, 2), 3.0, dtype=torch.float64))
+
+
+def test_divergence_of_a_wrapped_field_is_the_exact_one():
+    exact = diffode.exact_field("pinwheel", "vp")
+    field = Field.from_velocity(exact.velocity, exact.path)
+    x = exact.marginal(5, 0.4, generator=0)
+    assert torch.allclose(field.divergence(x, 0.4), exact.divergence(x, 0.4), rtol=1e-10)
+
+
+def test_evaluations_are_counted_on_the_field():
+    field = Field.from_velocity(lambda x, t: -x)
+    x = torch.ones(3, 2)
+    field.velocity(x, 0.5)
+    field.velocity(x, 0.5)
+    assert field.nfe == 2
+
+
+def test_images_go_through_exact_fields():
+    field = diffode.exact_field("digits-gmm10", "edm")
+    x = field.prior(3, generator=0)
+    flat, image = field.denoised(x, 80.0), field.denoised(x.reshape(3, 8, 8), 80.0)
+    assert torch.equal(image.reshape(3, 64), flat)
+
+
+def test_scale_is_the_root_mean_variance():
+    field = diffode.exact_field("gauss2d", "edm")
+    assert field.scale == pytest.approx(((4 + 4e-4) / 2) ** 0.5)
+
+
+def start():
+    return torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, t: x[:, :1], "returned shape"),
+        (lambda x, t: x.float(), "cast its answer"),
+        (lambda x, t: x / 0, "non-finite"),
+        (lambda x, t: x - x.mean(0), "depends on the other rows"),
+        (lambda x, t: x.numpy(), "must return a tensor"),
+    ],
+)
+def test_the_probe_names_a_broken_contract(function, message):
+    with pytest.raises(FieldError, match=message):
+        diffode.solve(Field.from_velocity(function), start(), solver="euler", grid=[1.0, 0.5])
+
+
+def test_the_probe_runs_once_is_not_counted_and_can_be_declined():
+    calls = []
+    field = Field.from_velocity(lambda x, t: calls.append(len(x)) or -x)
+    for _ in range(2):
+        assert diffode.solve(field, start(), solver="euler", grid=[1.0, 0.5, 0.0]).nfe == 2
+    assert calls == [2, 1, 4, 4, 4, 4]
+    calls.clear()
+    field = Field.from_velocity(lambda x, t: calls.append(len(x)) or -x, probe=False)
+    diffode.solve(field, start(), solver="euler", grid=[1.0, 0.5])
+    assert calls == [4]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Field.from_velocity(3), "callable"),
+        (lambda: Field.from_noise(lambda x, t: x, None), "needs path="),
+        (lambda: Field.from_velocity(lambda x, t: x, "edm"), "path must be a diffode path"),
+        (lambda: Field.from_velocity(lambda x, t: x, scale=0), "scale must be positive"),
+        (lambda: Field.from_velocity(lambda x, t: x).noise(start(), 0.5), "has no path"),
+    ],
+)
+def test_wrong_arguments_say_what_is_wrong(make, message):
+    with pytest.raises((ArgumentError, FieldError), match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "message"),
+    [
+        (torch.zeros(3, 3), 1.0, r"x must be \(B, 2\)"),
+        (torch.zeros(3, 2, dtype=torch.int64), 1.0, "float32 or float64"),
+        (torch.zeros(3, 2), -1.0, "t must be finite and >= 0"),
+        (torch.zeros(3, 2), float("nan"), "t must be finite"),
+        (torch.zeros(3, 2), torch.ones(2), "one time a row"),
+    ],
+)
+def test_exact_fields_check_their_input(x, t, message):
+    with pytest.raises(ArgumentError, match=message):
+        diffode.exact_field("ring8", "edm").velocity(x, t)

@@ -1,0 +1,105 @@
+"""Time grids: definitions, ends, published tables, explicit times."""
+
+import math
+
+import pytest
+import torch
+
+from diffode import grids, paths
+from diffode.errors import ArgumentError, UnknownNameError
+
+EDM = paths.get("edm")
+
+
+@pytest.mark.parametrize("path_name", paths.names())
+@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith("ays")])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_grids_run_from_t_max_to_t_min(name, path_name, steps):
+    path = paths.get(path_name)
+    times = grids.get(name, path, steps)
+    assert times.dtype == torch.float64
+    assert len(times) == steps + 1
+    assert (times.diff() < 0).all()
+    assert (float(times[0]), float(times[-1])) == (path.t_max, path.t_min)
+
+
+@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith("ays")])
+def test_the_last_step_may_go_to_zero(name):
+    times = grids.get(name, EDM, 5, to_zero=True)
+    assert len(times) == 6
+    assert float(times[-1]) == 0
+    assert float(times[-2]) == pytest.approx(0.002)
+
+
+def test_definitions():
+    """Karras, log-SNR, time, quadratic and KL-optimal spacings at the middle of two steps, written out."""
+    middle = {name: float(grids.get(name, EDM, 2)[1]) for name in ("karras:rho=7", "log_snr", "time_uniform", "time_quadratic", "kl_optimal")}
+    assert middle["karras:rho=7"] == pytest.approx(((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7, rel=1e-14)
+    assert middle["log_snr"] == pytest.approx(math.sqrt(80 * 0.002), rel=1e-14)
+    assert middle["time_uniform"] == pytest.approx((80 + 0.002) / 2, rel=1e-14)
+    assert middle["time_quadratic"] == pytest.approx(((80**0.5 + 0.002**0.5) / 2) ** 2, rel=1e-14)
+    assert middle["kl_optimal"] == pytest.approx(math.tan((math.atan(80) + math.atan(0.002)) / 2), rel=1e-14)
+
+
+def test_shift_of_one_is_uniform_in_flow_time():
+    path = paths.get("rectified_flow")
+    assert torch.allclose(grids.get("shift:s=1", path, 7), grids.get("time_uniform", path, 7), rtol=1e-13)
+    assert (grids.get("shift:s=3", path, 7)[1:-1] > grids.get("time_uniform", path, 7)[1:-1]).all()
+
+
+def test_polyexponential_of_one_is_log_snr():
+    assert torch.allclose(grids.get("polyexponential", EDM, 9), grids.get("log_snr", EDM, 9), rtol=1e-13)
+
+
+def test_published_tables_are_reproduced_at_their_own_length():
+    published = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0]
+    assert torch.allclose(grids.get("ays_sd15", EDM, 10), torch.tensor(published, dtype=torch.float64), rtol=1e-12)
+    assert len(grids.get("ays_svd", EDM, 25)) == 26
+    fitted = grids.get("ays_sd15:fit=true", EDM, 10)
+    assert (float(fitted[0]), float(fitted[-1]), len(fitted)) == (80.0, 0.002, 11)
+
+
+def test_a_grid_in_rho_is_the_same_noise_levels_on_every_path():
+    edm = paths.get("edm", t_min=0.01, t_max=50.0)
+    for name in ("vp", "rectified_flow", "trigonometric"):
+        base = paths.get(name)
+        path = paths.get(name, t_min=base.time_from_rho(0.01), t_max=base.time_from_rho(50.0))
+        assert torch.allclose(path.rho(grids.get("karras", path, 9)), grids.get("karras", edm, 9), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.1, 0.5, 1.0], "reverse it"),
+        ([1.0, 0.5, 0.5], "strictly decreasing"),
+        ([1.0], "at least two"),
+        ([[1.0, 0.5]], "one axis"),
+        ([1.0, float("nan")], "non-finite"),
+        (["a", "b"], "sequence of times"),
+        ([1.0, -0.5], "below t = 0"),
+    ],
+)
+def test_bad_times_say_what_is_wrong(times, message):
+    with pytest.raises(ArgumentError, match=message):
+        grids.get(times, EDM)
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "steps", "message"),
+    [
+        ("karras", None, 5, "needs a path"),
+        ("karras", EDM, None, "needs steps"),
+        ("karras", EDM, 0, "steps must be an integer >= 1"),
+        ("karras:rho=-1", EDM, 5, "rho must be positive"),
+        ("karras:roh=3", EDM, 5, "did you mean 'rho'"),
+        ("karras", paths.get("rectified_flow:t_max=1"), 5, "choose t_max"),
+    ],
+)
+def test_bad_specs_say_what_is_wrong(spec, path, steps, message):
+    with pytest.raises(ArgumentError, match=message):
+        grids.get(spec, path, steps)
+
+
+def test_an_unknown_grid_offers_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'karras'"):
+        grids.get("karas", EDM, 3)

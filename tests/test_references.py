@@ -1,0 +1,132 @@
+"""References: closed forms against integration, group property, and the error estimate."""
+
+import numpy as np
+import pytest
+import torch
+
+import diffode
+from diffode import Field, paths
+from diffode.errors import ArgumentError
+from diffode.references import _integrated_flow, quantile_map
+
+METHODS = {
+    "gauss1d": "closed-form", "gauss2d": "closed-form", "gauss64-powerlaw": "closed-form", "gauss1024-lowrank": "closed-form",
+    "bimodal1d": "quantile", "stiff-pair": "quantile", "line16": "quantile", "ring8": "dop853", "digits-empirical": "dop853",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m != "dop853"])
+def test_closed_forms_agree_with_integration(name, path):
+    field = diffode.exact_field(name, path)
+    start, stop = field.path.time_from_rho(20.0), field.path.time_from_rho(0.05)
+    x = field.marginal(6, start, generator=2)
+    end = diffode.reference(field, x, start, stop)
+    assert end.method == METHODS[name]
+    integrated, errors = _integrated_flow(field, x, start, stop, 1e-12, False, x.shape[1:])
+    assert (end.x - integrated).abs().max() < 1e-9 * max(1.0, field.scale)
+    assert end.error_estimate < 1e-10 * max(1.0, field.scale)
+    assert errors.max() < 1e-9 * max(1.0, field.scale)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_there_and_back_again(name):
+    field = diffode.exact_field(name, "edm")
+    x = field.marginal(5, 0.05, generator=1)
+    up = diffode.reference(field, x, 0.05, 60.0, 1e-12)
+    back = diffode.reference(field, up.x, 60.0, 0.05, 1e-12)
+    assert (back.x - x).abs().max() < 1e-8 * max(1.0, field.scale)
+
+
+def test_integration_agrees_with_a_run_of_high_order():
+    """The eighth-order reference against four thousand steps of UniPC-3 on ring8."""
+    field = diffode.exact_field("ring8", "vp")
+    x = field.prior(10, generator=0)
+    end = diffode.reference(field, x, field.path.t_max, field.path.t_min, 1e-12)
+    fine = diffode.solve(field, x, solver="unipc:order=3", grid="log_snr", steps=4000).x
+    assert (end.x - fine).abs().max() < 1e-8
+
+
+def test_the_error_estimate_bounds_the_error():
+    field = diffode.exact_field("grid25", "edm")
+    x = field.prior(20, generator=0)
+    best = diffode.reference(field, x, 80.0, 0.002, 1e-13, use_cache=False).x
+    for tolerance in (1e-6, 1e-8, 1e-10):
+        end = diffode.reference(field, x, 80.0, 0.002, tolerance, use_cache=False)
+        errors = (end.x - best).norm(dim=1)
+        assert (errors <= end.errors + 1e-11).all()
+        assert end.error_estimate < 1e3 * tolerance
+
+
+@pytest.mark.parametrize("name", ["gauss2d", "bimodal1d", "ring8", "digits-empirical"])
+def test_flows_go_on_to_zero_noise(name):
+    field = diffode.exact_field(name, "edm")
+    x = field.prior(4, generator=0)
+    near = diffode.reference(field, x, 80.0, 1e-5, 1e-10).x
+    assert (diffode.reference(field, x, 80.0, 0.0, 1e-10).x - near).abs().max() < 1e-4
+
+
+def test_the_gaussian_flow_changes_log_density_by_the_eigenvalues():
+    """log p_u(Phi(x)) - log p_t(x) = -1/2 sum log(l_i(u)/l_i(t))."""
+    field = diffode.exact_field("gauss64-powerlaw", "edm")
+    x = field.marginal(3, 5.0, generator=0)
+    end = diffode.reference(field, x, 5.0, 0.1).x
+    change = field.log_prob(end, 0.1) - field.log_prob(x, 5.0)
+    expected = -0.5 * ((field.target.variance + 0.01) / (field.target.variance + 25)).log().sum()
+    assert torch.allclose(change, expected.expand(3), rtol=1e-12)
+
+
+def test_quantiles_hold_far_into_both_tails():
+    law = (np.array([0.3, 0.7]), np.array([-1.0, 2.0]), np.array([0.5, 1.0]))
+    x = np.array([-30.0, -8.0, 0.0, 9.0, 40.0])
+    y, errors = quantile_map(law, law, x)
+    assert np.allclose(y, x, rtol=1e-12, atol=1e-12)
+    assert errors.max() < 1e-10
+
+
+def test_a_user_field_without_a_path_is_integrated():
+    field = Field.from_velocity(lambda x, t: -x)
+    end = diffode.reference(field, torch.ones(2, 3, dtype=torch.float64), 1.0, 0.0, 1e-11)
+    assert end.method == "dop853"
+    assert (end.x - np.e).abs().max() < 1e-9
+    assert field.nfe == 0
+
+
+def test_images_keep_their_shape_and_dtype():
+    field = diffode.exact_field("digits-gmm10", "edm")
+    x = field.prior(2, generator=0, dtype=torch.float32).reshape(2, 8, 8)
+    end = diffode.reference(field, x, 80.0, 1.0, 1e-6)
+    assert (end.x.shape, end.x.dtype) == (x.shape, torch.float32)
+
+
+def test_integrated_references_are_cached_by_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFODE_CACHE", str(tmp_path))
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(4, generator=0)
+    first = diffode.reference(field, x, 80.0, 1.0)
+    (file,) = tmp_path.glob("*.safetensors")
+    monkeypatch.setattr("diffode.references._dop853", None)
+    assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
+    with pytest.raises(TypeError):
+        diffode.reference(field, x, 80.0, 0.9)
+    monkeypatch.undo()
+    monkeypatch.setenv("DIFFODE_CACHE", str(tmp_path))
+    file.write_bytes(b"damaged")
+    assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
+    monkeypatch.setenv("DIFFODE_CACHE", "/proc/nowhere")
+    assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tolerance": 1e-20}, "tolerance must lie"),
+        ({"start": float("nan")}, "start must be a finite time"),
+        ({"stop": -1.0}, "stop must be a finite time"),
+        ({"x": torch.full((2, 2), float("inf"))}, "x must be a finite tensor"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    given = {"x": torch.ones(2, 2), "start": 1.0, "stop": 0.5, **arguments}
+    with pytest.raises(ArgumentError, match=message):
+        diffode.reference(diffode.exact_field("ring8", paths.get("edm")), **given)

@@ -1,0 +1,328 @@
+"""Studies: suites, resuming, keys by content, the store's failures, ranking, the report."""
+
+import csv
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import pytest
+
+from diffode.errors import ArgumentError, StoreError, UnknownNameError
+from diffode.studies import Store, keyed_cells, load_suite, parse_suite, run_suite, suite_names
+from diffode.studies.ranking import Curve, curves, prices, standings
+from diffode.studies.report import write_report
+from diffode.studies.runner import compute
+from diffode.studies.versions import cell_key, solver_version
+
+SMALL = {
+    "name": "small",
+    "summary": "a suite for the tests",
+    "defaults": {"paths": ["edm"], "grids": ["karras"], "nfe": [4, 8], "seeds": [0], "points": 16, "tolerance": 1e-6},
+    "study": [{"targets": ["ring8", "gauss1d"], "solvers": ["ddim", "heun"]}],
+}
+
+
+def small(**changes):
+    return parse_suite({**SMALL, **changes})
+
+
+def test_the_shipped_suites_are_what_they_promise():
+    assert {"quick", "full"} <= set(suite_names())
+    quick = load_suite("quick")
+    cells = quick.cells
+    assert len({c.target for c in cells}) >= 10
+    assert {"digits-gmm10", "digits-empirical"} <= {c.target for c in cells}
+    assert {"edm", "vp", "rectified_flow"} <= {c.path for c in cells}
+    assert len({c.solver for c in cells}) >= 14
+    assert (min(c.nfe for c in cells), max(c.nfe for c in cells)) == (4, 50)
+    assert len({c.seed for c in cells}) == 2
+    full = load_suite("full")
+    assert len({c.target for c in full.cells}) >= 23
+    assert len({c.path for c in full.cells}) == 5
+
+
+def test_a_second_run_does_nothing_and_force_recomputes(tmp_path):
+    file, suite = tmp_path / "store.sqlite", small()
+    first = run_suite(suite, file, jobs=1)
+    assert (first.total, first.computed, first.failed) == (8, 8, 0)
+    assert run_suite(suite, file, jobs=1).computed == 0
+    assert run_suite(suite, file, jobs=1, force=True).computed == 8
+
+
+def test_results_are_the_same_in_one_process_and_in_two(tmp_path):
+    suite = small()
+    values = []
+    for jobs in (1, 2):
+        file = tmp_path / f"{jobs}.sqlite"
+        run_suite(suite, file, jobs=jobs)
+        with Store(file) as store:
+            values.append([(r.cell, r.nfe_counted, r.value("endpoint")) for r in store.get(keyed_cells(suite))])
+    assert values[0] == values[1]
+
+
+def test_rows_carry_what_is_needed_to_judge_them(tmp_path):
+    run_suite(small(), tmp_path / "s.sqlite", jobs=1)
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(small()))
+    for result in results:
+        assert result.nfe_counted <= result.cell.nfe
+        assert result.seconds > 0
+        assert result.threads == 1
+        assert {"torch", "diffode", "processor", "python"} <= result.environment.keys()
+        assert result.measurements[0].floor >= 0
+
+
+def test_a_change_of_anything_that_matters_changes_the_key():
+    cell = small().cells[0]
+    keys = {cell_key(cell)}
+    for change in ({"nfe": 5}, {"seed": 1}, {"dtype": "float32"}, {"target": "gauss1d"}, {"solver": "lms"}, {"points": 17}, {"tolerance": 1e-7}):
+        keys.add(cell_key(replace(cell, **change)))
+    assert len(keys) == 8
+    assert cell_key(cell) == cell_key(replace(cell))
+
+
+SOLVER = '''
+from dataclasses import dataclass
+import diffode
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(diffode.Solver):
+    """A solver of the user's own."""
+    name = "mine"
+    order = 1
+    chart_name = "noise"
+    reference = "none"
+
+    def write(self, table, chart, times):
+        row = table.start
+        for s, t in zip(times[:-1], times[1:]):
+            row = table.output(table.add(t, {row: chart.ratio(s, t)}, {row: FACTOR * chart.advance(s, t)}))
+
+if "mine" not in diffode.solvers.names():
+    diffode.solvers.register("mine", Mine)
+'''
+
+
+def in_fresh_process(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_changed_solver_recomputes_only_its_own_cells(tmp_path):
+    (tmp_path / "suite.toml").write_text(
+        'name = "s"\n[[study]]\ntargets = ["gauss1d"]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [4, 6]\nseeds = [0]\n'
+        'points = 4\nsolvers = ["ddim", "mine"]\n'
+    )
+    code = f"""
+        from diffode.studies import load_suite, run_suite
+        from diffode.studies.suite import import_extension
+        import_extension({str(tmp_path / "mine.py")!r})
+        s = run_suite(load_suite({str(tmp_path / "suite.toml")!r}), {str(tmp_path / "s.sqlite")!r}, jobs=1)
+        print(s.computed, s.stored, s.failed)
+    """
+    source = tmp_path / "mine.py"
+    source.write_text(SOLVER.replace("FACTOR", "1.0"))
+    assert in_fresh_process(code) == "4 0 0"
+    source.write_text("# a comment changes nothing\n" + SOLVER.replace("FACTOR", "1.0").replace("the user's own", "my own"))
+    assert in_fresh_process(code) == "0 4 0"
+    source.write_text(SOLVER.replace("FACTOR", "0.9"))
+    assert in_fresh_process(code) == "2 2 0"
+
+
+def test_solver_versions_differ_where_code_differs():
+    assert len({solver_version(name) for name in ("euler", "heun", "ab", "lms", "ipndm", "dpm", "dpmpp", "unipc")}) == 8
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    """Killed outright in the middle, the store holds whole results only and the next run computes the rest."""
+    code = f"""
+        from diffode.studies import load_suite, run_suite
+        run_suite(load_suite("quick"), {str(tmp_path / "s.sqlite")!r}, jobs=1)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and stored(tmp_path / "s.sqlite") < 5:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    count = stored(tmp_path / "s.sqlite")
+    assert count >= 5
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(load_suite("quick")))
+        assert len(store.done()) == len(results) == count
+    assert all(r.measurements for r in results)
+
+
+def stored(file):
+    if not file.exists():
+        return 0
+    try:
+        return sqlite3.connect(file).execute("SELECT count(*) FROM results").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+def test_a_failed_cell_is_a_row_with_a_reason_and_is_tried_again(tmp_path):
+    suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["rk4", "ddim"], "nfe": [3]}]})
+    assert run_suite(suite, tmp_path / "s.sqlite", jobs=1).failed == 1
+    with Store(tmp_path / "s.sqlite") as store:
+        failed = [r for r in store.get(keyed_cells(suite)) if r.status == "failed"]
+    assert "possible budgets" in failed[0].reason
+    assert run_suite(suite, tmp_path / "s.sqlite", jobs=1).computed == 1
+    page = report(suite, tmp_path)
+    assert "possible budgets" in page
+
+
+def test_a_store_that_is_something_else_is_left_alone(tmp_path):
+    other = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE precious (x)")
+    connection.commit()
+    with pytest.raises(StoreError, match="not a diffode store"):
+        Store(other)
+    text = tmp_path / "text.sqlite"
+    text.write_text("this is no database, and long enough to be read as a damaged one" * 50)
+    with pytest.raises(StoreError, match="move it away"):
+        Store(text)
+    assert text.read_text().startswith("this is no database")
+    newer = tmp_path / "newer.sqlite"
+    connection = sqlite3.connect(newer)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match="schema 99"):
+        Store(newer)
+
+
+def test_a_locked_store_says_so_and_keeps_what_it_has(tmp_path):
+    file, suite = tmp_path / "s.sqlite", small()
+    run_suite(suite, file, jobs=1)
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with Store(file, patience=0.1) as store:
+        key, cell = keyed_cells(suite)[0]
+        with pytest.raises(StoreError, match="another process holds it"):
+            store.put(compute(key, cell))
+        assert len(store.done()) == 8
+    holder.execute("ROLLBACK")
+
+
+def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path):
+    """SQLite's own page limit stands in for a disk that fills up."""
+    suite = small()
+    with Store(tmp_path / "s.sqlite") as store:
+        keyed = keyed_cells(suite)
+        store.put(compute(*keyed[0]))
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+        long = replace(compute(*keyed[1]), reason="x" * 100000)
+        with pytest.raises(StoreError, match="free some space"):
+            store.put(long)
+        assert store.done() == {keyed[0][0]}
+
+
+def test_an_unwritable_store_says_so(tmp_path):
+    with pytest.raises(StoreError, match="writable place"):
+        Store("/proc/nowhere/store.sqlite")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"study": []}, "at least one"),
+        ({"studies": []}, "unknown key 'studies'; did you mean 'study'"),
+        ({"study": [{"targets": ["ring9"], "solvers": ["ddim"]}]}, "did you mean 'ring8'"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["dimm"]}]}, "did you mean 'ddim'"),
+        ({"study": [{"targets": ["ring8"], "solvers": "ddim"}]}, "solvers must be a list"),
+        ({"study": [{"targets": ["ring8"]}]}, "solvers is missing"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "nfe": [0]}]}, "nfe must be integers >= 1"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "points": 1}]}, "points must be"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "dtype": "half"}]}, "dtype must be"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "tolerance": 1.0}]}, "tolerance must lie"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "metrics": ["endpiont"]}]}, "did you mean 'endpoint'"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "grids": ["karas"]}]}, "did you mean 'karras'"),
+        ({"imports": ["no_such_module_anywhere"]}, "can't be imported"),
+        ({"imports": ["/nowhere/mine.py"]}, "does not exist"),
+    ],
+)
+def test_wrong_suites_say_what_is_wrong(change, message):
+    with pytest.raises(ArgumentError, match=message):
+        small(**change)
+
+
+def test_unreadable_suites_say_so(tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean 'quick'"):
+        load_suite("quik")
+    with pytest.raises(ArgumentError, match="can't be read"):
+        load_suite(str(tmp_path / "none.toml"))
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ArgumentError, match="not valid TOML"):
+        load_suite(str(tmp_path / "bad.toml"))
+
+
+def curve(solver, errors, target="a"):
+    return Curve(target, "edm", "karras", solver, (4, 8, 16), tuple(errors), 0.0, (4, 8, 16))
+
+
+def test_the_price_of_an_error_is_interpolated():
+    """Errors falling as 1/NFE^2 from 1 at 4: 0.01 costs 40."""
+    c = Curve("a", "edm", "karras", "x", (4, 16, 64), (1.0, 1 / 16, 1 / 256), 0.0, (4, 16, 64))
+    assert c.nfe_to_reach(0.01) == pytest.approx(40)
+    assert c.nfe_to_reach(2.0) == 4
+    assert c.nfe_to_reach(1e-9) == float("inf")
+    bumpy = curve("x", [1e-3, 1.0, 1e-3])
+    assert bumpy.nfe_to_reach(0.01) > 8
+
+
+def test_standings_rank_by_geometric_mean_and_count_wins():
+    all_curves = [curve("x", [1, 0.1, 0.01]), curve("y", [2, 0.2, 0.02]), curve("x", [1, 1, 1], "b"), curve("y", [1, 1e-4, 1], "b")]
+    first = standings(all_curves, 8)[0]
+    assert (first.method, first.wins, first.problems) == ("y", 1, 2)
+    assert first.error == pytest.approx((0.2 * 1e-4) ** 0.5)
+    assert prices(all_curves, 0.05)[0].reached == 1
+
+
+def report(suite, tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(suite))
+    page = write_report(suite, results, tmp_path / "report", command="diffode bench small", jobs=1)
+    return page.read_text(encoding="utf-8")
+
+
+def test_the_report_is_complete_and_offline(tmp_path):
+    suite = small()
+    run_suite(suite, tmp_path / "s.sqlite", jobs=1)
+    page = report(suite, tmp_path)
+    own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", own)
+    assert "http" not in own.replace("data:image", "")
+    for expected in ("diffode bench small", "Best solver at each NFE", "NFE needed", 'alt="ring8"', "torch"):
+        assert expected in page
+    names = {f.name for f in (tmp_path / "report" / "figures").iterdir()}
+    assert {"curves-ring8.png", "curves-gauss1d.png", "clouds-ring8.png"} == names
+    with (tmp_path / "report" / "results.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(suite))
+    assert len(rows) == sum(len(r.measurements) for r in results) == 8
+    assert float(rows[0]["value"]) == results[0].value("endpoint")
+    assert len(curves(results)) == 4
+
+
+def test_an_unwritable_report_says_so(tmp_path):
+    suite = small()
+    run_suite(suite, tmp_path / "s.sqlite", jobs=1)
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(suite))
+    with pytest.raises(ArgumentError, match="can't be written"):
+        write_report(suite, results, "/proc/nowhere", command="x")
+    with pytest.raises(ArgumentError, match="nothing is stored"):
+        write_report(suite, [], tmp_path, command="x")

@@ -1,0 +1,267 @@
+"""Tableaux: the loop, dead states, exact propagation, files; and how runs fail."""
+
+import gc
+import json
+import struct
+import weakref
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, Tableau, paths, solvers
+from diffode.errors import ArgumentError, FileFormatError, NumericalError
+from diffode.tableau import Row
+
+SPECS = ["euler", "heun", "ddim", "dpm:order=3", "dpmpp:order=2", "ipndm:order=4", "lms", "deis", "unipc:order=3", "rk4"]
+
+
+def dense_run(table, field, x):
+    """The defining sums, with dense matrices and no dropping: an independent implementation of the loop."""
+    a, b, _ = table.dense()
+    states, evaluations = [x], []
+    for i in range(1, len(table.rows)):
+        j = i - 1
+        used = bool((b[:, j] != 0).any())
+        evaluations.append(getattr(field, table.prediction)(states[j], table.rows[j].time) if used else torch.zeros_like(x))
+        states.append(sum(a[i, k] * states[k] for k in range(i)) + sum(b[i, k] * evaluations[k] for k in range(i)))
+    return states[-1]
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_loop_computes_the_defining_sums(spec, path):
+    field = diffode.exact_field("pinwheel", path)
+    x = field.prior(8, generator=0)
+    table = solvers.get(spec).tableau(field.path, "karras", 7)
+    assert torch.allclose(table.run(field, x), dense_run(table, field, x), rtol=1e-11, atol=1e-12)
+
+
+def test_states_are_dropped_when_no_row_needs_them():
+    """Of Euler's forty states at most the current one, its successor and the evaluation are alive at once."""
+    alive = weakref.WeakSet()
+
+    def velocity(x, t):
+        gc.collect()
+        alive.add(x)
+        assert len(alive) <= 2
+        return -x
+
+    field = Field.from_velocity(velocity, probe=False)
+    grid = torch.linspace(1, 0, 41, dtype=torch.float64)
+    diffode.solve(field, torch.ones(4, 2), solver="euler", grid=grid)
+
+
+def test_the_start_is_never_written_to():
+    field = diffode.exact_field("ring8", "vp")
+    x = field.prior(4, generator=0)
+    before = x.clone()
+    for spec in SPECS:
+        diffode.solve(field, x, solver=spec, grid="karras", steps=5)
+    assert torch.equal(x, before)
+
+
+def test_dtype_is_kept():
+    field = diffode.exact_field("ring8", "vp")
+    x = field.prior(4, generator=0, dtype=torch.float32)
+    assert diffode.solve(field, x, solver="unipc", grid="karras", steps=5).x.dtype == torch.float32
+
+
+def test_runs_are_differentiable():
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(3, generator=0).requires_grad_(True)
+    table = solvers.get("dpmpp:order=2").tableau(field.path, "karras", 6)
+    assert torch.autograd.gradcheck(lambda y: table.run(field, y / 80), (x.detach().requires_grad_(True),), eps=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_propagation_is_what_running_does_to_a_gaussian(spec, path):
+    """A run on N(m, diag) is affine in each direction: its gain and offset are read off two starts."""
+    eigenvalues = torch.tensor([4.0, 1.0, 0.01], dtype=torch.float64)
+    mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    field = diffode.exact_field(diffode.GaussianMixture([1.0], mean[None], eigenvalues[None]), path)
+    table = solvers.get(spec).tableau(field.path, "karras", 8)
+    zero, one = table.run(field, torch.stack([torch.zeros(3), torch.ones(3)]).to(torch.float64))
+    gain = one - zero
+    t = table.rows[0].time
+    alpha, sigma = field.path.alpha(t), field.path.sigma(t)
+    exact = table.propagate(mean, eigenvalues)
+    assert torch.allclose(exact.gain, gain, rtol=1e-9)
+    assert torch.allclose(exact.mean, zero + gain * alpha * mean, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(exact.variance, gain**2 * (alpha**2 * eigenvalues + sigma**2), rtol=1e-9)
+    prior = table.propagate(mean, eigenvalues, start="prior")
+    assert torch.allclose(prior.mean, zero, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(prior.variance, gain**2 * sigma**2, rtol=1e-9)
+
+
+def test_propagation_counts_each_noise_draw_once():
+    """x_1 = x_0/2 + xi, x_2 = x_1 + x_0 + 2 xi: the same draw twice, correlated with the state it made."""
+    rows = (Row(1.0), Row(0.5, {0: 0.5}, {}, {0: 1.0}), Row(0.1, {1: 1.0, 0: 1.0}, {}, {0: 2.0}))
+    table = Tableau("noise", rows, (0, 1, 2), paths.get("edm"))
+    result = table.propagate(0.0, [3.0])
+    assert float(result.variance) == pytest.approx(1.5**2 * 4.0 + 3.0**2)
+
+
+def test_propagation_at_a_hundred_thousand_eigenvalues_in_one_go():
+    table = solvers.get("unipc:order=3").tableau(paths.get("vp"), "karras", 10)
+    eigenvalues = torch.arange(1, 100001, dtype=torch.float64) ** -2
+    result = table.propagate(0.0, eigenvalues)
+    few = table.propagate(0.0, eigenvalues[:3])
+    assert torch.equal(result.variance[:3], few.variance)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_saved_table_runs_to_the_same_bits(spec, tmp_path):
+    field = diffode.exact_field("ring8", "vp:beta_max=15")
+    table = solvers.get(spec).tableau(field.path, "karras", 5)
+    table.save(tmp_path / "table.safetensors")
+    loaded = Tableau.load(tmp_path / "table.safetensors")
+    assert loaded == table
+    x = field.prior(3, generator=0)
+    assert torch.equal(loaded.run(field, x), table.run(field, x))
+
+
+def corrupted(content: bytes):
+    """Damaged copies of a table file: truncated, garbled, with a header that lies."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+
+    def with_header(change):
+        altered = json.loads(json.dumps(header))
+        change(altered)
+        text = json.dumps(altered).encode()
+        return struct.pack("<Q", len(text)) + text + content[8 + size :]
+
+    def description(key, value):
+        def change(h):
+            inner = json.loads(h["__metadata__"]["diffode"])
+            inner[key] = value
+            h["__metadata__"]["diffode"] = json.dumps(inner)
+
+        return change
+
+    yield "empty", b""
+    for cut in (4, 8, 40, size, len(content) - 1):
+        yield f"cut at {cut}", content[:cut]
+    yield "not a table", b"hello" * 100
+    yield "pickle", b"\x80\x04\x95" + content
+    yield "huge header", struct.pack("<Q", 2**40) + content[8:]
+    yield "no metadata", with_header(lambda h: h.pop("__metadata__"))
+    yield "metadata not JSON", with_header(lambda h: h["__metadata__"].update(diffode="{"))
+    yield "schema", with_header(description("schema", "diffode-tableau-99"))
+    yield "prediction", with_header(description("prediction", "__import__('os')"))
+    yield "path", with_header(description("path", "nowhere"))
+    yield "path type", with_header(description("path", 3))
+    yield "missing tensor", with_header(lambda h: h.pop("times"))
+    values = bytearray(content)
+    values[-8:] = struct.pack("<d", float("nan"))
+    yield "non-finite", bytes(values)
+
+
+def test_damaged_files_are_rejected(tmp_path):
+    file = tmp_path / "table.safetensors"
+    solvers.get("euler").tableau(paths.get("edm"), "karras", 3).save(file)
+    content = file.read_bytes()
+    for label, damaged in corrupted(content):
+        file.write_bytes(damaged)
+        with pytest.raises((FileFormatError, ArgumentError)):
+            Tableau.load(file)
+            pytest.fail(label)
+    with pytest.raises(ArgumentError, match="no such file"):
+        Tableau.load(tmp_path / "missing.safetensors")
+
+
+def test_a_table_must_be_lower_triangular_and_finite():
+    with pytest.raises(ArgumentError, match="strictly lower triangular"):
+        Tableau("noise", (Row(1.0), Row(0.5, {1: 1.0})), (0, 1))
+    with pytest.raises(ArgumentError, match="non-finite coefficient"):
+        Tableau("noise", (Row(1.0), Row(0.5, {0: float("inf")})), (0, 1))
+
+
+def failing_field(row=1, after=0.4):
+    """A velocity that becomes NaN in one row once t has fallen below a value."""
+
+    def velocity(x, t):
+        v = -x
+        if t < after and len(x) > row:
+            v = v.clone()
+            v[row] = torch.nan
+        return v
+
+    return Field.from_velocity(velocity)
+
+
+GRID = [1.0, 0.8, 0.6, 0.3, 0.1, 0.0]
+
+
+def test_a_failed_row_is_named_and_the_others_are_untouched():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.float64)
+    solution = diffode.solve(failing_field(), x, solver="euler", grid=GRID, on_failure="return", keep="all")
+    good = diffode.solve(Field.from_velocity(lambda x, t: -x), x, solver="euler", grid=GRID, keep="all")
+    assert solution.status.tolist() == [0, 1, 0]
+    assert not solution.success
+    assert "row 1" in solution.message
+    assert "t=0.3" in solution.message
+    assert torch.isnan(solution.x[1]).all()
+    assert torch.equal(solution.x[[0, 2]], good.x[[0, 2]])
+    assert torch.equal(solution.states[:4], good.states[:4])
+    assert solution.nfe == 5
+
+
+def test_failure_raises_by_default_and_carries_the_solution():
+    with pytest.raises(NumericalError, match="1 of 3 rows became non-finite") as caught:
+        diffode.solve(failing_field(), torch.ones(3, 2), solver="ab:order=3", grid=GRID)
+    assert caught.value.solution.status.tolist() == [0, 1, 0]
+
+
+def test_overflow_is_not_success():
+    field = Field.from_velocity(lambda x, t: -1e200 * x)
+    with pytest.raises(NumericalError):
+        diffode.solve(field, torch.ones(2, 2, dtype=torch.float64), solver="euler", grid=GRID)
+
+
+def test_keep_all_gives_the_states_at_the_grid_times():
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(3, generator=0)
+    solution = diffode.solve(field, x, solver="edm_heun", grid="karras", steps=4, keep="all")
+    assert solution.states.shape == (5, 3, 2)
+    assert torch.equal(solution.states[0], x)
+    assert torch.equal(solution.states[-1], solution.x)
+
+
+def test_progress_is_told_each_step():
+    seen = []
+    field = Field.from_velocity(lambda x, t: -x)
+    diffode.solve(field, torch.ones(1, 1), solver="rk4", grid=GRID, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 5) for i in range(1, 6)]
+
+
+def test_an_empty_batch_is_an_empty_answer():
+    field = diffode.exact_field("ring8", "edm")
+    solution = diffode.solve(field, torch.zeros(0, 2), solver="dpmpp", nfe=5)
+    assert solution.x.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"field": lambda x, t: x}, "wrap a callable"),
+        ({"x": [[1.0]]}, "float32 or float64 tensor"),
+        ({"x": torch.ones(2, 2, dtype=torch.int64)}, "float32 or float64"),
+        ({"x": torch.ones(2)}, "use x"),
+        ({"x": torch.tensor([[1.0, float("nan")]])}, "non-finite values in row 0"),
+        ({"grid": None}, "give grid="),
+        ({"nfe": 5}, "must be a spec"),
+        ({"steps": 5, "nfe": 5}, "not both"),
+        ({"keep": "some"}, "keep must be"),
+        ({"on_failure": "ignore"}, "on_failure must be"),
+        ({"solver": 3}, "spec must be a string"),
+        ({"nfe": 0, "grid": None}, "nfe must be an integer >= 1"),
+    ],
+)
+def test_wrong_arguments_of_solve_are_named(arguments, message):
+    given = {"field": diffode.exact_field("ring8", "edm"), "x": torch.ones(2, 2), "solver": "euler", "grid": [1.0, 0.5], **arguments}
+    field, x = given.pop("field"), given.pop("x")
+    with pytest.raises(ArgumentError, match=message):
+        diffode.solve(field, x, **given)
