@@ -178,7 +178,9 @@ def end_to_end() -> None:
 
 def diffusers_run(z: Tensor, denoised: Callable[[Tensor, float], Tensor]) -> Callable[[], object]:
     schedulers = importlib.import_module("diffusers")
-    scheduler = schedulers.EDMDPMSolverMultistepScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=1.0, final_sigmas_type="sigma_min")
+    scheduler = schedulers.EDMDPMSolverMultistepScheduler(
+        sigma_min=0.002, sigma_max=80.0, sigma_data=1.0, final_sigmas_type="sigma_min"
+    )
 
     def run() -> Tensor:
         scheduler.set_timesteps(20)

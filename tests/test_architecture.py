@@ -39,7 +39,9 @@ def inside_type_checking_or_function(file, room):
     return room_of(file) == "tableau" and room in ("propagation", "tableau_files")
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.parent != PACKAGE or f.name != "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.parent != PACKAGE or f.name != "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE))
+)
 def test_imports_point_up_the_list(file):
     own = ROOMS.index(room_of(file))
     for room in imported_rooms(file):

@@ -42,7 +42,12 @@ def test_adams_weights_integrate_the_interpolation_polynomial(name, path_name):
         weights = chart.adams(used, s, t)
         taus = [chart.variable(node) for node in used]
         for j, weight in enumerate(weights):
-            expected = chart.scale(t) * quad(lambda y, j=j: integrand(chart, path, name, taus, j, y), *limits(path, name, s, t), epsabs=0, epsrel=1e-12)[0]
+            expected = (
+                chart.scale(t)
+                * quad(
+                    lambda y, j=j: integrand(chart, path, name, taus, j, y), *limits(path, name, s, t), epsabs=0, epsrel=1e-12
+                )[0]
+            )
             assert weight == pytest.approx(expected, rel=1e-9)
 
 

@@ -40,7 +40,9 @@ def test_per_row_times_convert_row_by_row():
 def test_velocity_at_alpha_zero_still_gives_the_denoised_point():
     """x_1 = eps on the straight path: D = x - v there, with no division by alpha."""
     field = Field.from_velocity(lambda x, t: x - 3.0, paths.get("rectified_flow"))
-    assert torch.allclose(field.denoised(torch.ones(1, 2, dtype=torch.float64), 1.0), torch.full((1, 2), 3.0, dtype=torch.float64))
+    assert torch.allclose(
+        field.denoised(torch.ones(1, 2, dtype=torch.float64), 1.0), torch.full((1, 2), 3.0, dtype=torch.float64)
+    )
 
 
 def test_divergence_of_a_wrapped_field_is_the_exact_one():

@@ -33,7 +33,10 @@ def test_the_last_step_may_go_to_zero(name):
 
 def test_definitions():
     """Karras, log-SNR, time, quadratic and KL-optimal spacings at the middle of two steps, written out."""
-    middle = {name: float(grids.get(name, EDM, 2)[1]) for name in ("karras:rho=7", "log_snr", "time_uniform", "time_quadratic", "kl_optimal")}
+    middle = {
+        name: float(grids.get(name, EDM, 2)[1])
+        for name in ("karras:rho=7", "log_snr", "time_uniform", "time_quadratic", "kl_optimal")
+    }
     assert middle["karras:rho=7"] == pytest.approx(((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7, rel=1e-14)
     assert middle["log_snr"] == pytest.approx(math.sqrt(80 * 0.002), rel=1e-14)
     assert middle["time_uniform"] == pytest.approx((80 + 0.002) / 2, rel=1e-14)

@@ -62,7 +62,10 @@ def test_continuity_equation_holds_pointwise(target):
             # div v = f D - g^2/2 Lap log p: both terms count, since on a variance-preserving path they nearly cancel.
             laplacian = field.path.drift(t) * x.shape[1] - divergence
             residual = rate + divergence + transport
-            assert relative(residual, rate, divergence, absolute, laplacian, divergence - laplacian) < 1e-11, (field.path.name, t)
+            assert relative(residual, rate, divergence, absolute, laplacian, divergence - laplacian) < 1e-11, (
+                field.path.name,
+                t,
+            )
 
 
 def test_fokker_planck_equation_holds_pointwise(target):
@@ -208,7 +211,9 @@ def test_weak_form_of_fokker_planck_on_polynomials(name):
                     if p >= 2:
                         terms.append(g**2 / 2 / unit**2 * p * (p - 1) * w * monomial(x, lowered))
                 generator = sum(term.sum() for term in terms)
-                size = sum(term.abs().sum() for term in terms) + (abs(f) + g**2 / unit**2) * (w * monomial(x, powers).abs()).sum()
+                size = (
+                    sum(term.abs().sum() for term in terms) + (abs(f) + g**2 / unit**2) * (w * monomial(x, powers).abs()).sum()
+                )
                 assert abs(rate - generator) <= 1e-12 * size, (path_name, powers)
 
 

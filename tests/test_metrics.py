@@ -129,6 +129,9 @@ def test_failed_rows_are_not_averaged_away():
 
 
 def test_a_user_metric_is_one_function():
-    metrics.register("largest_coordinate_for_a_test", lambda outcome, power=1: Measurement("largest", float(outcome.end.abs().max()) ** power))
+    metrics.register(
+        "largest_coordinate_for_a_test",
+        lambda outcome, power=1: Measurement("largest", float(outcome.end.abs().max()) ** power),
+    )
     run = outcome(points=16)
     assert measure("largest_coordinate_for_a_test:power=2", run).value == pytest.approx(float(run.solution.x.abs().max()) ** 2)

@@ -82,7 +82,9 @@ def test_one_distribution_in_five_representations_has_one_field(kind):
 def test_narrow_components_far_apart_keep_their_digits(kind):
     """Separation 1e3, widths 1e-3, D = 5: continuity of density and score under a shift of the whole mixture."""
     weights, means, covariances = random_mixture(kind, dim=5)
-    shrink = LowRank(np.asarray(covariances.factors) * 1e-3, covariances.noise * 1e-6) if kind == "low_rank" else covariances * 1e-6
+    shrink = (
+        LowRank(np.asarray(covariances.factors) * 1e-3, covariances.noise * 1e-6) if kind == "low_rank" else covariances * 1e-6
+    )
     mixture = GaussianMixture(weights, means * 200, shrink)
     x = mixture.sample(40, generator=3)
     point = x.clone().requires_grad_(True)
@@ -221,7 +223,13 @@ def test_every_entry_has_a_card_a_licence_and_tags():
 
 
 def test_tags_follow_their_rules():
-    expected = {"gauss1d": "gaussian", "stiff-pair": "stiff", "digits-empirical": "points", "tree": "many-modes", "line16": "exact-flow"}
+    expected = {
+        "gauss1d": "gaussian",
+        "stiff-pair": "stiff",
+        "digits-empirical": "points",
+        "tree": "many-modes",
+        "line16": "exact-flow",
+    }
     for name, tag in expected.items():
         assert tag in targets.tags(targets.get(name))
     assert "exact-flow" not in targets.tags(targets.get("ring8"))

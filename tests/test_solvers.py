@@ -57,7 +57,9 @@ def expected_nodes(spec, path, times):
         value = rho[0] + c * (rho[1] - rho[0])
         return path.time_from_rho(1 / value if chart == "data" else value)
 
-    shares = {"midpoint": (0, 0.5), "heun": (0, 1), "edm_heun": (0, 1), "ralston": (0, 2 / 3), "rk4": (0, 0.5, 0.5, 1)}.get(name, (0,))
+    shares = {"midpoint": (0, 0.5), "heun": (0, 1), "edm_heun": (0, 1), "ralston": (0, 2 / 3), "rk4": (0, 0.5, 0.5, 1)}.get(
+        name, (0,)
+    )
     nodes = [s if c == 0 else t if c == 1 else between(s, t, c) for s, t in steps for c in shares]
     return nodes
 
@@ -177,7 +179,9 @@ def test_runs_into_zero_noise_are_finite_and_end_at_a_denoised_point(spec, path_
 
 
 @pytest.mark.parametrize("nfe", range(1, 26))
-@pytest.mark.parametrize("spec", ["ddim", "heun", "rk4", "dpm:order=2", "dpm:order=3", "dpmpp_s:order=3", "unipc:order=3", "ab:order=3"])
+@pytest.mark.parametrize(
+    "spec", ["ddim", "heun", "rk4", "dpm:order=2", "dpm:order=3", "dpmpp_s:order=3", "unipc:order=3", "ab:order=3"]
+)
 @pytest.mark.parametrize("grid", ["karras", "karras:to_zero=true"])
 def test_a_budget_buys_the_largest_run_that_fits(spec, nfe, grid):
     path = paths.get("edm")
@@ -253,7 +257,9 @@ def test_an_option_adds_a_user_solver_with_public_imports_only():
 
     solvers.register(Half.name, Half)
     field = Field.from_velocity(lambda x, t: -x)
-    end = diffode.solve(field, torch.ones(1, 1, dtype=torch.float64), solver="half_euler_for_a_test:factor=0.5", grid=[1.0, 0.0]).x
+    end = diffode.solve(
+        field, torch.ones(1, 1, dtype=torch.float64), solver="half_euler_for_a_test:factor=0.5", grid=[1.0, 0.0]
+    ).x
     assert float(end) == pytest.approx(1.5)
 
 

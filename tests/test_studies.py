@@ -81,7 +81,15 @@ def test_rows_carry_what_is_needed_to_judge_them(tmp_path):
 def test_a_change_of_anything_that_matters_changes_the_key():
     cell = small().cells[0]
     keys = {cell_key(cell)}
-    for change in ({"nfe": 5}, {"seed": 1}, {"dtype": "float32"}, {"target": "gauss1d"}, {"solver": "lms"}, {"points": 17}, {"tolerance": 1e-7}):
+    for change in (
+        {"nfe": 5},
+        {"seed": 1},
+        {"dtype": "float32"},
+        {"target": "gauss1d"},
+        {"solver": "lms"},
+        {"points": 17},
+        {"tolerance": 1e-7},
+    ):
         keys.add(cell_key(replace(cell, **change)))
     assert len(keys) == 8
     assert cell_key(cell) == cell_key(replace(cell))
@@ -111,7 +119,11 @@ if "mine" not in diffode.solvers.names():
 
 def in_fresh_process(code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -283,7 +295,12 @@ def test_the_price_of_an_error_is_interpolated():
 
 
 def test_standings_rank_by_geometric_mean_and_count_wins():
-    all_curves = [curve("x", [1, 0.1, 0.01]), curve("y", [2, 0.2, 0.02]), curve("x", [1, 1, 1], "b"), curve("y", [1, 1e-4, 1], "b")]
+    all_curves = [
+        curve("x", [1, 0.1, 0.01]),
+        curve("y", [2, 0.2, 0.02]),
+        curve("x", [1, 1, 1], "b"),
+        curve("y", [1, 1e-4, 1], "b"),
+    ]
     first = standings(all_curves, 8)[0]
     assert (first.method, first.wins, first.problems) == ("y", 1, 2)
     assert first.error == pytest.approx((0.2 * 1e-4) ** 0.5)

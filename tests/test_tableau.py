@@ -261,7 +261,13 @@ def test_an_empty_batch_is_an_empty_answer():
     ],
 )
 def test_wrong_arguments_of_solve_are_named(arguments, message):
-    given = {"field": diffode.exact_field("ring8", "edm"), "x": torch.ones(2, 2), "solver": "euler", "grid": [1.0, 0.5], **arguments}
+    given = {
+        "field": diffode.exact_field("ring8", "edm"),
+        "x": torch.ones(2, 2),
+        "solver": "euler",
+        "grid": [1.0, 0.5],
+        **arguments,
+    }
     field, x = given.pop("field"), given.pop("x")
     with pytest.raises(ArgumentError, match=message):
         diffode.solve(field, x, **given)

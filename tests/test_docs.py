@@ -1,0 +1,53 @@
+"""Every code block of the documentation runs, every docstring example is true, every example and suite works."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import runpy
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import diffode
+from diffode.studies import parse_suite
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [(page.name, language, code) for page in PAGES for language, code in BLOCK.findall(page.read_text(encoding="utf-8"))]
+MODULES = [m.name for m in pkgutil.walk_packages(diffode.__path__, "diffode.") if not m.name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b[1] == "python"], ids=lambda b: b[2].splitlines()[-1][:40])
+def test_code_blocks_run(block, tmp_path, capsys):
+    file = tmp_path / "block.py"
+    file.write_text(block[2], encoding="utf-8")
+    runpy.run_path(str(file))
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b[1] == "toml"], ids=lambda b: b[0])
+def test_suites_in_the_documentation_are_valid(block):
+    assert parse_suite(tomllib.loads(block[2])).cells
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_are_true(name):
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert (
+        doctest.testmod(importlib.import_module(name), optionflags=flags, extraglobs={"torch": __import__("torch")}).failed == 0
+    )
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda f: f.name)
+def test_examples_run(file, capsys):
+    runpy.run_path(str(file), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
