@@ -39,18 +39,19 @@ def propagate(table: Tableau, path: Path, mean: Tensor, variance: Tensor, *, exa
     last = table.outputs[-1]
     last_use = {j: i for i, row in enumerate(table.rows) for j in (*row.states, *row.evaluations, *(-1 - k for k in row.draws))}
     for step in table.program:
-        weights: dict[int, Tensor] = {j: torch.full_like(mean, a) for j, a in step.states}
+        row = table.rows[step.row]
+        weights: dict[int, Tensor] = {j: torch.full_like(mean, a) for j, a in row.states.items()}
         constant = torch.zeros_like(mean)
-        for j, b in step.evaluations:
+        for j, b in row.evaluations.items():
             slope, offset = affine_view(path, table.prediction, table.rows[j].time, mean, variance)
             weights[j] = weights.get(j, torch.zeros_like(mean)) + b * slope
             constant = constant + b * offset
-        for k, c in step.draws:
+        for k, c in row.draws.items():
             weights[-1 - k] = torch.full_like(mean, c)
             if -1 - k not in live:
                 live.append(-1 - k)
                 covariance[-1 - k, -1 - k] = torch.ones_like(mean)
-        i = step.index
+        i = step.row
         own = torch.zeros_like(mean)
         for other in live:
             cross = sum(

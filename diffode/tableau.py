@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ class Tableau:
                 if not 0 <= j < i:
                     raise ArgumentError(f"row {i} uses row {j}: a tableau is strictly lower triangular")
             values = [row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()]
+            if i and not (row.states or row.evaluations):
+                raise ArgumentError(f"row {i} (t={row.time:g}) is empty: it must use some earlier state or evaluation")
             if not np.isfinite(values).all():
                 raise ArgumentError(f"row {i} (t={row.time:g}) has a non-finite coefficient")
 
@@ -117,18 +119,22 @@ class Tableau:
 
         States and evaluations are dropped as soon as no later row needs them. ``draw(k)`` gives the k-th noise.
         """
-        predict = field.predict
-        name = self.prediction
-        states: dict[int, Tensor] = {0: x}
-        evaluations: dict[int, Tensor] = {}
-        for step in self.program:
-            for j in step.evaluate:
-                evaluations[j] = predict(name, states[j], self.rows[j].time)
-            yield step.index, step.combine(states, evaluations, draw)
-            for j in step.drop_states:
-                del states[j]
-            for j in step.drop_evaluations:
-                del evaluations[j]
+        predict, name, add = field.predict, self.prediction, torch.add
+        # Slot j holds state j, slot len(rows) + j its evaluation.
+        slots: list[Any] = [None] * (2 * len(self.rows))
+        slots[0] = x
+        for row, evaluate, plain, terms, draws, unused in self.program:
+            for state, slot, time in evaluate:
+                slots[slot] = predict(name, slots[state], time)
+            if plain is not None:
+                i, j, b = plain
+                total = add(slots[i], slots[j], alpha=b)
+            else:
+                total = _sum(slots, terms, draws, draw)
+            slots[row] = total
+            yield row, total
+            for slot in unused:
+                slots[slot] = None
 
     @property
     def program(self) -> list[Step]:
@@ -226,75 +232,60 @@ class Writer:
         return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One row, compiled: which states to evaluate first, the sum, and what is no longer needed after it."""
+class Step(NamedTuple):
+    """One row, compiled: what to evaluate first (state, slot of the answer, time), the terms of its sum (slot, factor), its draws,
+    and the slots that nothing needs after it.
 
-    index: int
-    evaluate: tuple[int, ...]
-    states: tuple[tuple[int, float], ...]
-    evaluations: tuple[tuple[int, float], ...]
+    ``plain`` is the commonest sum, x_i + b m_j, which one call of PyTorch makes.
+    """
+
+    row: int
+    evaluate: tuple[tuple[int, int, float], ...]
+    plain: tuple[int, int, float] | None
+    terms: tuple[tuple[int, float], ...]
     draws: tuple[tuple[int, float], ...]
-    drop_states: tuple[int, ...]
-    drop_evaluations: tuple[int, ...]
+    unused: tuple[int, ...]
 
-    def combine(
-        self, states: dict[int, Tensor], evaluations: dict[int, Tensor], draw: Callable[[int], Tensor] | None
-    ) -> Tensor:
-        """The row's weighted sum. The first two terms make the tensor, the others are added in place."""
-        total: Tensor | None = None
-        for j, a in self.states:
-            x = states[j]
-            if total is None:
-                total = x if a == 1.0 else x * a
-                fresh = a != 1.0
-            else:
-                total = total.add_(x, alpha=a) if fresh else torch.add(total, x, alpha=a)
-                fresh = True
-        for j, b in self.evaluations:
-            m = evaluations[j]
-            if total is None:
-                total = m * b
-            else:
-                total = total.add_(m, alpha=b) if fresh else torch.add(total, m, alpha=b)
-            fresh = True
-        for k, c in self.draws:
-            if draw is None:
-                raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
-            total = draw(k) * c if total is None else torch.add(total, draw(k), alpha=c)
-        if total is None:
-            raise ArgumentError(f"row {self.index} of the tableau is empty")
-        states[self.index] = total
-        return total
+
+def _sum(
+    slots: Sequence[Any],
+    terms: tuple[tuple[int, float], ...],
+    draws: tuple[tuple[int, float], ...],
+    draw: Callable[[int], Tensor] | None,
+) -> Tensor:
+    """A weighted sum as a new tensor: the first term makes it, so nothing that others own is written to."""
+    slot, factor = terms[0]
+    total: Tensor = slots[slot] * factor
+    for slot, factor in terms[1:]:
+        total.add_(slots[slot], alpha=factor)
+    for k, factor in draws:
+        if draw is None:
+            raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
+        total.add_(draw(k), alpha=factor)
+    return total
 
 
 def _compile(rows: Sequence[Row]) -> list[Step]:
-    last_state: dict[int, int] = {}
-    last_evaluation: dict[int, int] = {}
-    first_use: dict[int, int] = {}
+    count = len(rows)
+    terms = [(*row.states.items(), *((count + j, b) for j, b in row.evaluations.items())) for row in rows]
+    evaluated_at: dict[int, int] = {}
+    last_use: dict[int, int] = {i: i for i in range(1, count)}
     for i, row in enumerate(rows):
-        for j in row.states:
-            last_state[j] = i
         for j in row.evaluations:
-            last_evaluation[j] = i
-            first_use.setdefault(j, i)
-    for j, i in first_use.items():
-        last_state[j] = max(last_state.get(j, 0), i)
-    for i in range(1, len(rows)):
-        last_state.setdefault(i, i)
+            if evaluated_at.setdefault(j, i) == i:
+                last_use[j] = i
+        last_use.update({slot: i for slot, _ in terms[i]})
     steps = []
-    for i, row in enumerate(rows):
-        if i == 0:
-            continue
+    for i, row in enumerate(rows[1:], start=1):
+        plain = len(terms[i]) == 2 and not row.draws and terms[i][0][1] == 1.0
         steps.append(
             Step(
                 i,
-                tuple(j for j, at in first_use.items() if at == i),
-                tuple(row.states.items()),
-                tuple(row.evaluations.items()),
+                tuple((j, count + j, rows[j].time) for j, at in evaluated_at.items() if at == i),
+                (terms[i][0][0], *terms[i][1]) if plain else None,
+                terms[i],
                 tuple(row.draws.items()),
-                tuple(j for j, at in last_state.items() if at == i),
-                tuple(j for j, at in last_evaluation.items() if at == i),
+                tuple(slot for slot, at in last_use.items() if at == i),
             )
         )
     return steps

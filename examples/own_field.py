@@ -46,9 +46,8 @@ def main() -> None:
     print(f"network against the exact flow: {float((flow - truth).norm(dim=1).mean()):.3f}")
     for solver in ("euler", "heun", "dpmpp:order=2", "unipc:order=3"):
         solution = diffode.solve(learned, x, solver=solver, nfe=10)
-        print(
-            f"{solver:16s} against the network's own flow, NFE {solution.nfe}: {float((solution.x - flow).norm(dim=1).mean()):.4f}"
-        )
+        error = float((solution.x - flow).norm(dim=1).mean())
+        print(f"{solver:16s} against the network's own flow, NFE {solution.nfe}: {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -42,12 +42,8 @@ def test_adams_weights_integrate_the_interpolation_polynomial(name, path_name):
         weights = chart.adams(used, s, t)
         taus = [chart.variable(node) for node in used]
         for j, weight in enumerate(weights):
-            expected = (
-                chart.scale(t)
-                * quad(
-                    lambda y, j=j: integrand(chart, path, name, taus, j, y), *limits(path, name, s, t), epsabs=0, epsrel=1e-12
-                )[0]
-            )
+            arguments = (chart, path, name, taus, j)
+            expected = chart.scale(t) * quad(integrand, *limits(path, name, s, t), arguments, epsabs=0, epsrel=1e-12)[0]
             assert weight == pytest.approx(expected, rel=1e-9)
 
 
@@ -55,7 +51,7 @@ def limits(path, name, s, t):
     return (s, t) if name == "velocity" else (path.log_snr(s), path.log_snr(t))
 
 
-def integrand(chart, path, name, taus, j, y):
+def integrand(y, chart, path, name, taus, j):
     time = y if name == "velocity" else path.time_from_log_snr(y)
     tau = chart.variable(time)
     lagrange = np.prod([(tau - other) / (taus[j] - other) for i, other in enumerate(taus) if i != j])

@@ -200,7 +200,7 @@ def test_numpy_torch_and_lists_are_the_same():
 
 
 def test_randomness_must_be_given():
-    with pytest.raises(ArgumentError, match="generator must be a torch.Generator or an integer seed"):
+    with pytest.raises(ArgumentError, match="generator must be a"):
         diffode.targets.get("ring8").sample(3, generator=None)
 
 

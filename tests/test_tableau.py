@@ -166,8 +166,7 @@ def test_damaged_files_are_rejected(tmp_path):
     for label, damaged in corrupted(content):
         file.write_bytes(damaged)
         with pytest.raises((FileFormatError, ArgumentError)):
-            Tableau.load(file)
-            pytest.fail(label)
+            print(label, Tableau.load(file))
     with pytest.raises(ArgumentError, match="no such file"):
         Tableau.load(tmp_path / "missing.safetensors")
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.specs import Registry
-from diffode.targets.components import Diagonal, Isotropic, Rotated
+from diffode.targets.components import Diagonal, Isotropic
 from diffode.targets.mixture import GaussianMixture, LowRank
+from diffode.targets.rotated import Rotated
 from diffode.targets.target import Target
 
 DATA = Path(__file__).parent / "data"

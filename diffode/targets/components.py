@@ -22,6 +22,7 @@ vector units like when K or D is small and costs matrix products nothing.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -143,6 +144,15 @@ class Components(ABC):
     def log_joint(self, x: Tensor, at: Level) -> Tensor:
         """log(w_k N(x; alpha mu_k, S_k)), shape (K, b)."""
 
+    def logits(self, x: Tensor, at: Level) -> Tensor:
+        """``log_joint`` up to a constant a row, which responsibilities do not see; cheaper where the kind allows."""
+        return self.log_joint(x, at)
+
+    @functools.cached_property
+    def norms(self) -> Tensor:
+        """|mu_k|^2, (K,)."""
+        return self.means.square().sum(1)
+
     @abstractmethod
     def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:
         """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)], shape (b, D)."""
@@ -158,7 +168,7 @@ class Components(ABC):
     def distance(self, x: Tensor, at: Level) -> Tensor:
         """|x - alpha mu_k|^2, shape (K, b), by one matrix product."""
         cross = self.means @ x.T
-        return x.square().sum(1) - 2 * at.alpha * cross + at.alpha**2 * self.means.square().sum(1)[:, None]
+        return x.square().sum(1) - 2 * at.alpha * cross + at.alpha**2 * self.norms[:, None]
 
 
 @dataclass(frozen=True)
@@ -197,16 +207,23 @@ class Isotropic(Components):
         return self.count
 
     def log_joint(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+        u = at.variance(self.variance)
+        bias = self.log_weights[:, None] - self.dim / 2 * (LOG_2PI + u.log())
+        return bias - self.distance(x, at) / (2 * u)
+
+    def logits(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
         if not self.common or at.per_row:
-            u = at.variance(self.variance)
-            bias = self.log_weights[:, None] - self.dim / 2 * (LOG_2PI + u.log())
-            return bias - self.distance(x, at) / (2 * u)
-        # One level and one variance: all that depends on k besides the product is a column.
-        alpha, total = float(at.alpha), float(at.variance(self.variance[0]))
-        bias = self.log_weights - self.dim / 2 * (LOG_2PI + math.log(total))
-        bias = bias - self.means.square().sum(1) * (alpha**2 / (2 * total))
-        joint = torch.addmm(bias[:, None], self.means, x.T, alpha=alpha / total)
-        return joint.sub_(x.square().sum(1) / (2 * total))
+            return self.log_joint(x, at)
+        # One level and one variance: |x|^2 is the same for all k, and what is left is one product and a column.
+        alpha = float(at.alpha)
+        total = alpha**2 * self.common_variance + float(at.sigma) ** 2
+        bias = self.log_weights - self.norms * (alpha**2 / (2 * total))
+        return torch.addmm(bias[:, None], self.means, x.T, alpha=alpha / total)
+
+    @functools.cached_property
+    def common_variance(self) -> float:
+        """The variance of every component, when it is common."""
+        return float(self.variance[0])
 
     def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:  # noqa: D102
         likeliest = joint.detach().argmax(0)
@@ -219,7 +236,7 @@ class Isotropic(Components):
     def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
         shift = p * at.sigma**2 - g * at.alpha
         if self.common:
-            c = float(self.variance[0])
+            c = self.common_variance
             u = at.alpha**2 * c + at.sigma**2
             return (r.T @ self.means) * column(shift / u) + x * column((p * at.alpha * c + g) / u)
         weight = r / at.variance(self.variance)
@@ -236,8 +253,7 @@ class Isotropic(Components):
         # taken from the likeliest mean, which makes its own exactly zero: no cancellation when it has all the weight.
         likeliest = r.argmax(0)
         anchor = self.means[likeliest]
-        norms = self.means.square().sum(1)
-        spread = norms[:, None] - 2 * (self.means @ anchor.T) + norms[likeliest]
+        spread = self.norms[:, None] - 2 * (self.means @ anchor.T) + self.norms[likeliest]
         spread = spread.scatter(0, likeliest[None], 0.0)
         centre = r.T @ self.means - anchor
         return ((r * spread).sum(0) - centre.square().sum(1)) * (at.alpha / u[0]) ** 2 - trace
@@ -255,7 +271,7 @@ class Diagonal(Components):
 
     @property
     def shared(self) -> bool:  # noqa: D102
-        return _same(self.variance)
+        return same_for_all(self.variance)
 
     def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
         return residual * function(self.variance.T)
@@ -301,121 +317,6 @@ class Diagonal(Components):
         return squares.sum(1) - score.square().sum(1) - r.T @ precision.sum(1)
 
 
-@dataclass(frozen=True)
-class Rotated(Components):
-    """C_k = Q_k diag(c_k) Q_k^T + n_k (I - Q_k Q_k^T): full (R = D) and low-rank-plus-noise (R < D) covariances.
-
-    ``basis`` is (K, D, R) with orthonormal columns, ``eigenvalues`` (K, R), ``noise`` (K,) the variance across the
-    basis; with R = D there is no "across" and ``noise`` is unused. A row costs K R numbers, its residuals along the bases.
-    """
-
-    basis: Tensor
-    eigenvalues: Tensor
-    noise: Tensor
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return self.basis.shape[2]
-
-    @property
-    def full(self) -> bool:
-        """Whether the basis spans everything."""
-        return self.rank == self.dim
-
-    @property
-    def smallest_variance(self) -> float:  # noqa: D102
-        along = float(self.eigenvalues.min())
-        return along if self.full else min(along, float(self.noise.min()))
-
-    @property
-    def shared(self) -> bool:  # noqa: D102
-        return _same(self.basis) and _same(self.eigenvalues) and _same(self.noise)
-
-    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
-        along = torch.einsum("kdr,dkb->rkb", self.basis, residual)
-        factors = function(self.eigenvalues.T)
-        if self.full:
-            return torch.einsum("kdr,rkb->dkb", self.basis, factors * along)
-        across = function(self.noise)
-        return across * residual + torch.einsum("kdr,rkb->dkb", self.basis, (factors - across) * along)
-
-    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
-        along = function(self.eigenvalues.T).sum(0)
-        return along if self.full else along + (self.dim - self.rank) * function(self.noise)
-
-    def variances(self) -> Tensor:  # noqa: D102
-        if self.full:
-            return torch.einsum("kdr,kr->kd", self.basis.square(), self.eigenvalues)
-        extra = self.eigenvalues - self.noise[:, None]
-        return torch.einsum("kdr,kr->kd", self.basis.square(), extra) + self.noise[:, None]
-
-    def mean_covariance(self, weights: Tensor) -> Tensor:  # noqa: D102
-        inside = self.eigenvalues if self.full else self.eigenvalues - self.noise[:, None]
-        scaled = self.basis * (weights[:, None] * inside)[:, None]
-        result = torch.einsum("kdr,ker->de", scaled, self.basis)
-        return result if self.full else result + torch.eye(self.dim, dtype=weights.dtype) * (weights @ self.noise)
-
-    def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
-        result = torch.empty_like(z)
-        for k in sorted(set(which.tolist())):
-            rows = which == k
-            along = z[rows] @ self.basis[k]
-            across = 0.0 if self.full else self.noise[k].sqrt()
-            result[rows] = across * z[rows] + (along * (self.eigenvalues[k].sqrt() - across)) @ self.basis[k].T
-        return result
-
-    @property
-    def row_size(self) -> int:  # noqa: D102
-        return self.count * self.rank
-
-    def _along(self, x: Tensor, at: Level) -> Tensor:
-        """Q_k^T (x - alpha mu_k), shape (K, R, b)."""
-        flat = self.basis.permute(0, 2, 1).reshape(-1, self.dim)
-        offsets = torch.einsum("kd,kdr->kr", self.means, self.basis)
-        return (flat @ x.T).reshape(self.count, self.rank, -1) - at.alpha * offsets[..., None]
-
-    def _back(self, y: Tensor) -> Tensor:
-        """sum_k Q_k y_k for y of shape (K, R, b); the answer is (b, D)."""
-        return y.reshape(-1, y.shape[-1]).T @ self.basis.permute(0, 2, 1).reshape(-1, self.dim)
-
-    def log_joint(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
-        u = at.variance(self.eigenvalues)
-        bias = self.log_weights[:, None] - (self.dim * LOG_2PI + u.log().sum(1)) / 2
-        along = self._along(x, at).square_()
-        if self.full:
-            return bias - along.div_(u).sum(1) / 2
-        across = at.variance(self.noise)
-        bias = bias - (self.dim - self.rank) / 2 * across.log()
-        inside = along.mul_(1 / across[:, None] - 1 / u).sum(1)
-        return bias - (self.distance(x, at) / across - inside) / 2
-
-    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
-        c = self.eigenvalues[..., None]
-        along = (p * at.alpha * c + g) / at.variance(self.eigenvalues)
-        if self.full:
-            return self._back(self._along(x, at).mul_(along).mul_(r[:, None])) + p * (r.T @ self.means)
-        level = at.variance(self.noise)
-        across = (p * at.alpha * self.noise[:, None] + g) / level
-        shift = (r * (p * at.sigma**2 - g * at.alpha) / level).T @ self.means
-        inside = self._back(self._along(x, at).mul_(along - across[:, None]).mul_(r[:, None]))
-        return inside + x * (r * across).sum(0)[:, None] + shift
-
-    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:  # noqa: D102
-        u = at.variance(self.eigenvalues)
-        score = self.view(x, r, at, 0.0, -1.0)
-        along = self._along(x, at).square_()
-        trace = (1 / u).sum(1)
-        if self.full:
-            squares = along.div_(u.square()).sum(1)
-        else:
-            level = at.variance(self.noise)
-            inside = along.mul_(1 / u.square() - 1 / level.square()[:, None]).sum(1)
-            squares = self.distance(x, at) / level.square() + inside
-            trace = trace + (self.dim - self.rank) / level
-        return (r * (squares - trace)).sum(0) - score.square().sum(1)
-
-
-def _same(values: Tensor) -> bool:
+def same_for_all(values: Tensor) -> bool:
     """Whether all components carry the same values, to rounding."""
     return bool(torch.allclose(values, values[:1].expand_as(values), rtol=1e-12, atol=1e-14))

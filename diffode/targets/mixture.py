@@ -14,8 +14,9 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal
-from diffode.targets.components import Components, Diagonal, Isotropic, Level, Rotated, column, rows_of
+from diffode.targets.components import Components, Diagonal, Isotropic, Level, column, rows_of
 from diffode.targets.differences import Differences
+from diffode.targets.rotated import Rotated
 from diffode.targets.target import Scalar, Target
 
 #: Numbers a chunk may hold: about 4 MB in float64, so that it stays near the processor.
@@ -168,12 +169,15 @@ class GaussianMixture(Target):
         return self.noised_log_prob(x, 1.0, 0.0)
 
     def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:  # noqa: D102
-        parts = [c.form.sharpened(c.joint, c.x, c.at).logsumexp(0) for c in self._chunks(x, alpha, sigma)]
+        parts = []
+        for chunk in self._chunks(x, alpha, sigma):
+            joint = chunk.form.log_joint(chunk.x, chunk.at)
+            parts.append(chunk.form.sharpened(joint, chunk.x, chunk.at).logsumexp(0))
         return _joined(parts, x.new_zeros(0))
 
     def responsibilities(self, x: Tensor, alpha: Scalar = 1.0, sigma: Scalar = 0.0) -> Tensor:
         """Posterior probability of each component given alpha x_0 + sigma eps = x, shape (B, K)."""
-        parts = [chunk.joint.softmax(0).T for chunk in self._chunks(x, alpha, sigma)]
+        parts = [chunk.responsibilities.T for chunk in self._chunks(x, alpha, sigma)]
         return _joined(parts, x.new_zeros(0, self.count))
 
     def noised_view(  # noqa: D102
@@ -183,12 +187,14 @@ class GaussianMixture(Target):
         p, g = _per_row(denoised_weight), _per_row(-score_weight)
         for chunk in self._chunks(x, alpha, sigma):
             p_rows, g_rows = rows_of(p, *chunk.span), rows_of(g, *chunk.span)
-            centred = chunk.form.view(chunk.x, chunk.joint.softmax(0), chunk.at, p_rows, g_rows)
-            parts.append(centred.add_(column(p_rows) * chunk.centre))
+            view = chunk.form.view(chunk.x, chunk.responsibilities, chunk.at, p_rows, g_rows)
+            if isinstance(p_rows, Tensor) or p_rows != 0:
+                view.add_(column(p_rows) * chunk.centre)
+            parts.append(view)
         return _joined(parts, x)
 
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:  # noqa: D102
-        parts = [c.form.score_divergence(c.x, c.joint.softmax(0), c.at) for c in self._chunks(x, alpha, sigma)]
+        parts = [c.form.score_divergence(c.x, c.responsibilities, c.at) for c in self._chunks(x, alpha, sigma)]
         return _joined(parts, x.new_zeros(0))
 
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Iterator[_Chunk]:
@@ -205,7 +211,7 @@ class GaussianMixture(Target):
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(x.device, dtype), at.sigma.to(x.device, dtype))
             piece = x[start:stop].to(dtype) - column(at.alpha) * centre
-            yield _Chunk((start, stop), piece, centre, at, form, form.log_joint(piece, at), x.dtype)
+            yield _Chunk((start, stop), piece, centre, at, form)
 
     def _form(self, level: Level, x: Tensor) -> tuple[Components | Differences, torch.dtype]:
         """How to evaluate at this level: by matrix products if their rounding is harmless, else by differences.
@@ -236,15 +242,18 @@ class GaussianMixture(Target):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some rows of a batch, ready to be evaluated: centred points, their level, the form, and log w_k N_k (K, b)."""
+    """Some rows of a batch, ready to be evaluated: centred points, what was subtracted, their level, and the form."""
 
     span: tuple[int, int]
     x: Tensor
     centre: Tensor
     at: Level
     form: Components | Differences
-    joint: Tensor
-    dtype: torch.dtype
+
+    @property
+    def responsibilities(self) -> Tensor:
+        """Posterior probabilities of the components, (K, b)."""
+        return self.form.logits(self.x, self.at).softmax(0)
 
 
 def _joined(parts: list[Tensor], like: Tensor) -> Tensor:

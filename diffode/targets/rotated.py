@@ -1,0 +1,127 @@
+"""Components with full or low-rank-plus-noise covariances, evaluated in the eigenbasis of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffode.targets.components import LOG_2PI, Components, Level, same_for_all
+from diffode.targets.target import Scalar
+
+
+@dataclass(frozen=True)
+class Rotated(Components):
+    """C_k = Q_k diag(c_k) Q_k^T + n_k (I - Q_k Q_k^T): full (R = D) and low-rank-plus-noise (R < D) covariances.
+
+    ``basis`` is (K, D, R) with orthonormal columns, ``eigenvalues`` (K, R), ``noise`` (K,) the variance across the
+    basis; with R = D there is no "across" and ``noise`` is unused. A row costs K R numbers, its residuals along the bases.
+    """
+
+    basis: Tensor
+    eigenvalues: Tensor
+    noise: Tensor
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.basis.shape[2]
+
+    @property
+    def full(self) -> bool:
+        """Whether the basis spans everything."""
+        return self.rank == self.dim
+
+    @property
+    def smallest_variance(self) -> float:  # noqa: D102
+        along = float(self.eigenvalues.min())
+        return along if self.full else min(along, float(self.noise.min()))
+
+    @property
+    def shared(self) -> bool:  # noqa: D102
+        return same_for_all(self.basis) and same_for_all(self.eigenvalues) and same_for_all(self.noise)
+
+    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+        along = torch.einsum("kdr,dkb->rkb", self.basis, residual)
+        factors = function(self.eigenvalues.T)
+        if self.full:
+            return torch.einsum("kdr,rkb->dkb", self.basis, factors * along)
+        across = function(self.noise)
+        return across * residual + torch.einsum("kdr,rkb->dkb", self.basis, (factors - across) * along)
+
+    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+        along = function(self.eigenvalues.T).sum(0)
+        return along if self.full else along + (self.dim - self.rank) * function(self.noise)
+
+    def variances(self) -> Tensor:  # noqa: D102
+        if self.full:
+            return torch.einsum("kdr,kr->kd", self.basis.square(), self.eigenvalues)
+        extra = self.eigenvalues - self.noise[:, None]
+        return torch.einsum("kdr,kr->kd", self.basis.square(), extra) + self.noise[:, None]
+
+    def mean_covariance(self, weights: Tensor) -> Tensor:  # noqa: D102
+        inside = self.eigenvalues if self.full else self.eigenvalues - self.noise[:, None]
+        scaled = self.basis * (weights[:, None] * inside)[:, None]
+        result = torch.einsum("kdr,ker->de", scaled, self.basis)
+        return result if self.full else result + torch.eye(self.dim, dtype=weights.dtype) * (weights @ self.noise)
+
+    def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        result = torch.empty_like(z)
+        for k in sorted(set(which.tolist())):
+            rows = which == k
+            along = z[rows] @ self.basis[k]
+            across = 0.0 if self.full else self.noise[k].sqrt()
+            result[rows] = across * z[rows] + (along * (self.eigenvalues[k].sqrt() - across)) @ self.basis[k].T
+        return result
+
+    @property
+    def row_size(self) -> int:  # noqa: D102
+        return self.count * self.rank
+
+    def _along(self, x: Tensor, at: Level) -> Tensor:
+        """Q_k^T (x - alpha mu_k), shape (K, R, b)."""
+        flat = self.basis.permute(0, 2, 1).reshape(-1, self.dim)
+        offsets = torch.einsum("kd,kdr->kr", self.means, self.basis)
+        return (flat @ x.T).reshape(self.count, self.rank, -1) - at.alpha * offsets[..., None]
+
+    def _back(self, y: Tensor) -> Tensor:
+        """sum_k Q_k y_k for y of shape (K, R, b); the answer is (b, D)."""
+        return y.reshape(-1, y.shape[-1]).T @ self.basis.permute(0, 2, 1).reshape(-1, self.dim)
+
+    def log_joint(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+        u = at.variance(self.eigenvalues)
+        bias = self.log_weights[:, None] - (self.dim * LOG_2PI + u.log().sum(1)) / 2
+        along = self._along(x, at).square_()
+        if self.full:
+            return bias - along.div_(u).sum(1) / 2
+        across = at.variance(self.noise)
+        bias = bias - (self.dim - self.rank) / 2 * across.log()
+        inside = along.mul_(1 / across[:, None] - 1 / u).sum(1)
+        return bias - (self.distance(x, at) / across - inside) / 2
+
+    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
+        c = self.eigenvalues[..., None]
+        along = (p * at.alpha * c + g) / at.variance(self.eigenvalues)
+        if self.full:
+            return self._back(self._along(x, at).mul_(along).mul_(r[:, None])) + p * (r.T @ self.means)
+        level = at.variance(self.noise)
+        across = (p * at.alpha * self.noise[:, None] + g) / level
+        shift = (r * (p * at.sigma**2 - g * at.alpha) / level).T @ self.means
+        inside = self._back(self._along(x, at).mul_(along - across[:, None]).mul_(r[:, None]))
+        return inside + x * (r * across).sum(0)[:, None] + shift
+
+    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:  # noqa: D102
+        u = at.variance(self.eigenvalues)
+        score = self.view(x, r, at, 0.0, -1.0)
+        along = self._along(x, at).square_()
+        trace = (1 / u).sum(1)
+        if self.full:
+            squares = along.div_(u.square()).sum(1)
+        else:
+            level = at.variance(self.noise)
+            inside = along.mul_(1 / u.square() - 1 / level.square()[:, None]).sum(1)
+            squares = self.distance(x, at) / level.square() + inside
+            trace = trace + (self.dim - self.rank) / level
+        return (r * (squares - trace)).sum(0) - score.square().sum(1)
