@@ -233,8 +233,8 @@ class Writer:
 
 
 class Step(NamedTuple):
-    """One row, compiled: what to evaluate first (state, slot of the answer, time), the terms of its sum (slot, factor), its draws,
-    and the slots that nothing needs after it.
+    """One row, compiled: what to evaluate first (state, slot of the answer, time), the terms of its sum (slot, factor), its
+    draws, and the slots that nothing needs after it.
 
     ``plain`` is the commonest sum, x_i + b m_j, which one call of PyTorch makes.
     """
