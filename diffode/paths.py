@@ -1,10 +1,10 @@
 r"""Paths: how data become noise, :math:`x_t = \alpha(t)\, x_0 + \sigma(t)\, \varepsilon`.
 
-Time runs from noise (``t_max``) to data (``t_min``); larger t means more noise, on every path. Two derived quantities
-order all paths on one scale: :math:`\rho = \sigma/\alpha` and the log-SNR :math:`\lambda = \log(\alpha/\sigma) = -\log\rho`
-(half the logarithm of the signal-to-noise *power* ratio, the convention of Lu et al., arXiv 2206.00927).
+Time runs from noise (``t_max``) to data (``t_min``); larger t means more noise, on every path. Two derived quantities order
+all paths on one scale: :math:`\rho = \sigma/\alpha` and the log-SNR :math:`\lambda = \log(\alpha/\sigma)` (half the
+logarithm of the signal-to-noise *power* ratio, the convention of Lu et al., arXiv 2206.00927).
 
-Every function takes a float or a tensor of times and answers in kind; formulas use ``expm1``-like forms so that the
+Every function takes a float, a tensor or a NumPy array of times and answers in kind; formulas use ``expm1``-like forms so that the
 log-SNR and its inverse agree to 1e-12 over the whole range.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,15 +28,27 @@ Time = TypeVar("Time", float, Tensor, float | Tensor)
 
 
 def _ops(t: Any) -> Any:
-    """The module that holds exp, log, ... for this kind of number: ``math`` for floats, ``torch`` for tensors."""
-    return torch if isinstance(t, Tensor) else math
+    """The module that holds exp, log, ... for this kind of number: ``math`` for floats, ``torch`` or ``numpy`` for arrays."""
+    if isinstance(t, Tensor):
+        return torch
+    return np if isinstance(t, np.ndarray) else math
 
 
 def _softplus(z: Any) -> Any:
     """log(1 + e^z), finite for every z including minus infinity."""
-    positive = z.clamp(min=0) if isinstance(z, Tensor) else max(z, 0.0)
     m = _ops(z)
+    positive = max(z, 0.0) if m is math else z.clip(min=0)
     return positive + m.log1p(m.exp(-abs(z)))
+
+
+def _log_ratio(a: Any, b: Any) -> Any:
+    """log(a/b), with its limits where one of two numbers is 0."""
+    m = _ops(a)
+    if m is not math:
+        return m.log(a) - m.log(b)
+    if b == 0:
+        return math.inf
+    return -math.inf if a == 0 else math.log(a) - math.log(b)
 
 
 @dataclass(frozen=True)
@@ -79,12 +92,8 @@ class Path(ABC):
 
     def log_snr(self, t: Time) -> Time:
         """lambda = log(alpha/sigma), decreasing in t; infinite where sigma is 0."""
-        if isinstance(t, Tensor):
-            return self.alpha(t).log() - self.sigma(t).log()
-        alpha, sigma = self.alpha(t), self.sigma(t)
-        if sigma == 0:
-            return math.inf
-        return -math.inf if alpha == 0 else math.log(alpha) - math.log(sigma)
+        result: Time = _log_ratio(self.alpha(t), self.sigma(t))
+        return result
 
     def rho(self, t: Time) -> Time:
         """sigma/alpha, the noise level in units of the data; infinite where alpha is 0."""
@@ -95,9 +104,14 @@ class Path(ABC):
 
     def time_from_rho(self, rho: Time) -> Time:
         """The time at which sigma/alpha has this value; 0 gives the time at which sigma is 0."""
-        if isinstance(rho, Tensor):
-            return self.time_from_log_snr(-rho.log())
+        m = _ops(rho)
+        if m is not math:
+            return self.time_from_log_snr(-m.log(rho))
         return self.time_from_log_snr(-math.log(rho) if rho > 0 else math.inf)
+
+    def half_variance_rate(self, t: Time) -> Time:
+        """sigma sigma' = (sigma^2)'/2, finite where sigma is 0 even on paths on which sigma' is not."""
+        return self.sigma(t) * self.sigma_derivative(t)
 
     def drift(self, t: Time) -> Time:
         """f(t) of the forward SDE dx = f x dt + g dw."""
@@ -105,8 +119,7 @@ class Path(ABC):
 
     def diffusion(self, t: Time) -> Time:
         """g(t) of the forward SDE dx = f x dt + g dw."""
-        sigma = self.sigma(t)
-        square = 2 * sigma * (self.sigma_derivative(t) - sigma * self.drift(t))
+        square = 2 * (self.half_variance_rate(t) - self.sigma(t) ** 2 * self.drift(t))
         result: Time = _ops(t).sqrt(square)
         return result
 
@@ -200,7 +213,10 @@ class VP(Path):
         return result
 
     def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
-        result: Time = self._beta(t) / 2 * self.alpha(t) ** 2 / self.sigma(t)
+        return self.half_variance_rate(t) / self.sigma(t)
+
+    def half_variance_rate(self, t: Time) -> Time:  # noqa: D102
+        result: Time = self._beta(t) / 2 * self.alpha(t) ** 2
         return result
 
     def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
@@ -253,7 +269,10 @@ class VPCosine(Path):
         return result
 
     def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
-        return -self.alpha(t) * self.alpha_derivative(t) / self.sigma(t)
+        return self.half_variance_rate(t) / self.sigma(t)
+
+    def half_variance_rate(self, t: Time) -> Time:  # noqa: D102
+        return -self.alpha(t) * self.alpha_derivative(t)
 
     def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
         m = _ops(log_snr)

@@ -126,8 +126,35 @@ def test_wrong_arguments_say_what_is_wrong(make, message):
         (torch.zeros(3, 2), -1.0, "t must be finite and >= 0"),
         (torch.zeros(3, 2), float("nan"), "t must be finite"),
         (torch.zeros(3, 2), torch.ones(2), "one time a row"),
+        (torch.zeros(3), 1.0, r"x must be \(B, 2\)"),
     ],
 )
 def test_exact_fields_check_their_input(x, t, message):
     with pytest.raises(ArgumentError, match=message):
         diffode.exact_field("ring8", "edm").velocity(x, t)
+
+
+@pytest.mark.parametrize("path_name", paths.names())
+def test_fields_reach_both_ends_of_every_path(path_name):
+    """At sigma = 0 a density has all its views; its velocity there is alpha' x - (sigma^2)'/2 score."""
+    field = diffode.exact_field("pinwheel", path_name)
+    x = field.target.sample(5, generator=0)
+    near = 1e-9
+    assert torch.allclose(field.velocity(x, 0.0), field.velocity(x, near), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(field.divergence(x, 0.0), field.divergence(x, near), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(field.denoised(x, 0.0), x)
+    if field.path.t_max < 1:
+        assert torch.isfinite(field.velocity(x, 1.0)).all()
+
+
+def test_where_a_field_is_not_defined_it_says_so():
+    points = diffode.exact_field("digits-empirical", "edm")
+    with pytest.raises(ArgumentError, match="point masses have no field"):
+        points.score(torch.zeros(1, 64), 0.0)
+    flow = diffode.exact_field("ring8", "rectified_flow")
+    with pytest.raises(FieldError, match="alpha is 0"):
+        flow.divergence(torch.zeros(1, 2), 1.0)
+    with pytest.raises(ArgumentError, match="beyond the noise end"):
+        flow.velocity(torch.zeros(1, 2), 1.5)
+    with pytest.raises(ArgumentError, match="beyond the noise end"):
+        diffode.solve(flow, torch.zeros(1, 2), solver="euler", grid=[1.5, 0.5])

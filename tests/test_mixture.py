@@ -158,6 +158,8 @@ def test_point_masses_have_noised_views_but_no_density():
     assert torch.allclose(points.noised_view(near, 1.0, 0.01, 1.0, 0.0), torch.zeros(1, 2, dtype=torch.float64), atol=1e-12)
     with pytest.raises(ArgumentError, match="no density"):
         points.log_prob(near)
+    with pytest.raises(ArgumentError, match=r"x must be \(B, 2\)"):
+        points.noised_log_prob(near[0], 1.0, 0.1)
 
 
 GOOD = ([0.5, 0.5], [[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0])

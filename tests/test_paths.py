@@ -134,3 +134,12 @@ def test_wrong_options_are_named(spec, word):
 def test_an_unknown_path_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean 'rectified_flow'"):
         paths.get("rectifiedflow")
+
+
+def test_numpy_arrays_are_answered_in_kind(path):
+    t = interior(path, 9)
+    for name in ("alpha", "sigma", "log_snr", "rho", "drift", "diffusion"):
+        answer = getattr(path, name)(t.numpy())
+        assert torch.allclose(torch.from_numpy(answer), getattr(path, name)(t), rtol=1e-13)
+    log_snr = path.log_snr(t)
+    assert torch.allclose(torch.from_numpy(path.time_from_log_snr(log_snr.numpy())), t, rtol=1e-12)

@@ -270,6 +270,7 @@ def test_an_option_adds_a_user_solver_with_public_imports_only():
     [
         ("dpmp", "did you mean 'dpmpp'"),
         ("dpmpp:order=5", "order must be one of 1, 2, 3, got 5"),
+        ("dpmpp:order=2.0", "order must be one of 1, 2, 3, got 2.0"),
         ("dpmpp:ordre=2", "did you mean 'order'"),
         ("dpmpp:form=best", "form must be one of"),
         ("heun:chart=nose", "chart must be one of"),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, FieldError
 from diffode.fields.field import Field, Prediction
 from diffode.paths import Path
 from diffode.paths import get as get_path
@@ -45,9 +45,12 @@ class ExactField(Field):
     def divergence(self, x: Tensor, t: Scalar) -> Tensor:
         """div of the velocity, shape (B,), in closed form."""
         flat, alpha, sigma, when = self._at(x, t)
-        # v = (alpha'/alpha) x - sigma (sigma' - sigma alpha'/alpha) score; the second factor is g^2/2.
-        drift = self.path.drift(when)
-        half_square = sigma * (self.path.sigma_derivative(when) - sigma * drift)
+        # v = (alpha'/alpha) x - (sigma sigma' - sigma^2 alpha'/alpha) score; the second factor is g^2/2.
+        try:
+            drift = self.path.drift(when)
+        except ZeroDivisionError:
+            raise FieldError(f"the divergence is not available at t={when:g}, where alpha is 0; ask at a smaller t") from None
+        half_square = self.path.half_variance_rate(when) - sigma**2 * drift
         laplacian = self.target.noised_score_divergence(flat, alpha, sigma)
         result = _vector(drift, x) * flat.shape[1] - _vector(half_square, x) * laplacian
         return result
@@ -75,7 +78,7 @@ class ExactField(Field):
         elif prediction == "score":
             weights = (0.0, 1.0)
         else:
-            weights = (self.path.alpha_derivative(when), -sigma * self.path.sigma_derivative(when))
+            weights = (self.path.alpha_derivative(when), -self.path.half_variance_rate(when))
         return self.target.noised_view(flat, alpha, sigma, *weights).reshape(x.shape)
 
     def _at(self, x: Tensor, t: Scalar) -> tuple[Tensor, Scalar, Scalar, Scalar]:
@@ -96,7 +99,10 @@ class ExactField(Field):
             valid = math.isfinite(when) and when >= 0
         if not valid:
             raise ArgumentError(f"t must be finite and >= 0, got {t}")
-        return x.flatten(1), self.path.alpha(when), self.path.sigma(when), when
+        alpha = self.path.alpha(when)
+        if isinstance(alpha, float) and alpha < 0:
+            raise ArgumentError(f"t={t} lies beyond the noise end of path {self.path.name!r}, where alpha is 0")
+        return x.flatten(1), alpha, self.path.sigma(when), when
 
 
 def exact_field(target: Target | str, path: Path | str) -> ExactField:

@@ -124,6 +124,8 @@ def run_tableau(
     _check_start(x)
     if keep not in ("last", "all"):
         raise ArgumentError(f"keep must be 'last' or 'all', got {keep!r}")
+    if progress is not None and not callable(progress):
+        raise ArgumentError(f"progress must be a function of (done, total), got {progress!r}")
     if on_failure not in ("raise", "return"):
         raise ArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     draw = _drawing(table, x, noise, generator)

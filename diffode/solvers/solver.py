@@ -132,5 +132,6 @@ def final_order(order: int, number: int, steps: int, rule: LowerOrderFinal) -> i
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ArgumentError unless an option has one of the values it may have."""
-    if value not in choices or isinstance(value, bool) != any(isinstance(c, bool) and c == value for c in choices):
+    # 2.0 and True equal choices they are not.
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ArgumentError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

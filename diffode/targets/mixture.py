@@ -30,8 +30,10 @@ _ROUND_OFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 _FEW_DIMENSIONS = 3
 #: Error of the responsibilities above which float32 gives way to float64 (few dimensions, many). Promised: 2e-4.
 _FLOAT32_LOSS = (1e-6, 2e-4)
-#: Error above which matrix products give way to differences in float64 (few dimensions, many).
+#: Error above which matrix products give way to differences in float64 (few dimensions, many; many and one variance for all:
+#: there rounding only blurs which of two means is nearer when both are far).
 _FLOAT64_LOSS = (1e-13, 1e-8)
+_FLOAT64_LOSS_COMMON = 1e-5
 #: An eigenvalue below this fraction of its component's largest counts as zero.
 _SINGULAR = 1e-14
 
@@ -101,7 +103,7 @@ class GaussianMixture(Target):
     @property
     def is_discrete(self) -> bool:
         """Whether the target is made of point masses and so has no density."""
-        return self.components.smallest_variance == 0
+        return self._narrowest == 0
 
     @property
     def count(self) -> int:
@@ -200,8 +202,12 @@ class GaussianMixture(Target):
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Iterator[_Chunk]:
         """Rows of x, centred, in pieces small enough for the cache, each with the form that keeps its digits."""
         level = Level(_per_row(alpha), _per_row(sigma))
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
         if x.shape[0] == 0:
             return
+        if self.is_discrete and not isinstance(level.sigma, Tensor) and level.sigma == 0:
+            raise ArgumentError("point masses have no field at sigma = 0; ask at a time with some noise")
         form, dtype = self._form(level, x)
         centre = self._parameters(dtype, x.device)[1]
         rows = max(1, _CHUNK // form.row_size, min(_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
@@ -227,7 +233,9 @@ class GaussianMixture(Target):
         if dtype != torch.float64 and amplification * _ROUND_OFF[torch.float32] > _FLOAT32_LOSS[many]:
             dtype = torch.float64
         components = self._parameters(dtype, x.device)[0]
-        careful = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > _FLOAT64_LOSS[many]
+        one_variance = many and isinstance(components, Isotropic) and components.common
+        tolerated = _FLOAT64_LOSS_COMMON if one_variance else _FLOAT64_LOSS[many]
+        careful = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > tolerated
         if careful or (level.per_row and not components.takes_row_levels):
             return Differences(components), dtype
         return components, dtype
