@@ -4,8 +4,8 @@ Time runs from noise (``t_max``) to data (``t_min``); larger t means more noise,
 all paths on one scale: :math:`\rho = \sigma/\alpha` and the log-SNR :math:`\lambda = \log(\alpha/\sigma)` (half the
 logarithm of the signal-to-noise *power* ratio, the convention of Lu et al., arXiv 2206.00927).
 
-Every function takes a float, a tensor or a NumPy array of times and answers in kind; formulas use ``expm1``-like forms so that the
-log-SNR and its inverse agree to 1e-12 over the whole range.
+Every function takes a float, a tensor or a NumPy array of times and answers in kind; formulas use ``expm1``-like forms so that
+the log-SNR and its inverse agree to 1e-12 over the whole range.
 """
 
 from __future__ import annotations
@@ -104,10 +104,8 @@ class Path(ABC):
 
     def time_from_rho(self, rho: Time) -> Time:
         """The time at which sigma/alpha has this value; 0 gives the time at which sigma is 0."""
-        m = _ops(rho)
-        if m is not math:
-            return self.time_from_log_snr(-m.log(rho))
-        return self.time_from_log_snr(-math.log(rho) if rho > 0 else math.inf)
+        log_snr: Time = _log_ratio(rho * 0 + 1.0, rho)
+        return self.time_from_log_snr(log_snr)
 
     def half_variance_rate(self, t: Time) -> Time:
         """sigma sigma' = (sigma^2)'/2, finite where sigma is 0 even on paths on which sigma' is not."""
