@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+_NUMBER = re.compile(r"[-+\d.,/e]*")
 
 #: Where reports and the result store go unless told otherwise.
 OUTPUT = "diffode-report"
@@ -23,13 +26,14 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table of texts on stdout; the first column is left-aligned."""
+    """Print a table of texts on stdout; columns of numbers are right-aligned."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        numeric = all(_NUMBER.fullmatch(row[i]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
