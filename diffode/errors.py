@@ -27,6 +27,10 @@ class UnknownNameError(ArgumentError, KeyError):
         names = sorted(known)
         super().__init__(f"unknown {kind} {name!r}{suggestion(name, names)}; known: {', '.join(names)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions cross process borders; this one is rebuilt from its message.
+        return (_rebuilt, (type(self), str(self)))
+
     def __str__(self) -> str:
         # KeyError would print the message quoted, as if it were a key.
         return str(self.args[0])
@@ -59,6 +63,12 @@ class FileFormatError(DiffodeError, ValueError):
 
 class StoreError(DiffodeError, OSError):
     """The result store can't be read or written (corrupt, locked, disk full, no permission)."""
+
+
+def _rebuilt(kind: type[UnknownNameError], message: str) -> UnknownNameError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

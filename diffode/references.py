@@ -10,6 +10,7 @@ r"""The exact flow map of the probability-flow ODE, with an error estimate.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,8 +84,10 @@ def reference(
     for name, time in (("start", start), ("stop", stop)):
         if not math.isfinite(time) or (field.path is not None and time < 0):
             raise ArgumentError(f"{name} must be a finite time on the path, got {time!r}")
-    if not isinstance(x, Tensor) or x.ndim < 2 or not bool(torch.isfinite(x).all()):
-        raise ArgumentError("x must be a finite tensor (B, *shape)")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x).all()):
+        raise ArgumentError("x must be a finite float32 or float64 tensor (B, *shape)")
+    if field.dim is not None and x.shape[0] and x[0].numel() != field.dim:
+        raise ArgumentError(f"x must have {field.dim} numbers a row, got {tuple(x.shape)}")
     flat = x.detach().to(torch.float64).flatten(1)
     if start == stop or x.shape[0] == 0:
         ends, errors, method = flat, torch.zeros(len(flat), dtype=torch.float64), "closed-form"
@@ -179,10 +182,17 @@ def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
     reach = 40.0
     low = np.full_like(x, (means - reach * widths).min())
     high = np.full_like(x, (means + reach * widths).max())
+    # A point far out in a tail has its quantile far out too: widen until the bracket holds it.
+    for _ in range(200):
+        below, above = (_gap(law_to, edge, wanted, use_lower) for edge in (low, high))
+        if np.all(below <= 0) and np.all(above >= 0):
+            break
+        width = high - low
+        low, high = np.where(below > 0, low - width, low), np.where(above < 0, high + width, high)
     y = np.clip(x, low, high)
     for _ in range(200):
         tails = log_tails(law_to, y)
-        gap = np.where(use_lower, tails[0] - wanted, wanted - tails[1])
+        gap = _gap(law_to, y, wanted, use_lower)
         low, high = np.where(gap < 0, y, low), np.where(gap > 0, y, high)
         log_density = _log_density(law_to, y)
         # Far from the mass the density underflows and the step is infinite: the bracket then takes over.
@@ -199,7 +209,14 @@ def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
     log_density = _log_density(law_to, y)
     with np.errstate(over="ignore"):
         slack = 2.0**-50 * (1 + np.abs(wanted)) * np.exp(np.where(use_lower, tails[0], tails[1]) - log_density)
-    return y, np.minimum(slack, high.max() - low.min())
+    slack = slack + np.abs(_gap(law_to, y, wanted, use_lower)) * (slack > 0) * widths.max()
+    return y, np.minimum(slack, high.max() - low.min() + np.abs(y))
+
+
+def _gap(law: Law, x: Array, wanted: Array, use_lower: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
+    """How far log F (or -log(1 - F), where the upper tail is the smaller) at x lies above what is wanted."""
+    lower, upper = log_tails(law, x)
+    return np.where(use_lower, lower - wanted, wanted - upper)
 
 
 def log_tails(law: Law, x: Array) -> tuple[Array, Array]:
@@ -225,8 +242,11 @@ def _integrated_flow(
 ) -> tuple[Tensor, Tensor]:
     key = None
     if use_cache and isinstance(field, ExactField):
-        key = cache.key_of("reference", _VERSION, field.target.content(), field.path.spec, start, stop, tolerance, x)
-        stored = cache.read(key)
+        # A target that can't name its content is integrated each time.
+        with contextlib.suppress(NotImplementedError):
+            content = field.target.content()
+            key = cache.key_of("reference", _VERSION, content, field.path.spec, start, stop, tolerance, x)
+        stored = cache.read(key) if key else None
         if stored is not None and stored.keys() >= {"x", "errors"} and stored["x"].shape == x.shape:
             return stored["x"].to(x.device), stored["errors"]
     rows = max(1, _STATE_SIZE // x.shape[1])
@@ -279,7 +299,10 @@ def _right_hand_side(
     def right_hand_side(time: float, state: Array) -> Array:
         points = torch.from_numpy(state).to(x.device).reshape(-1, *shape)
         with torch.no_grad():
-            slope: Array = function(points, float(time)).reshape(-1).cpu().numpy()
+            answer = function(points, float(time))
+        if answer.shape != points.shape or not bool(torch.isfinite(answer).all()):
+            raise NumericalError(f"the field gave non-finite values or a wrong shape {tuple(answer.shape)} at {float(time):g}")
+        slope: Array = answer.reshape(-1).cpu().numpy()
         return slope
 
     return right_hand_side

@@ -89,7 +89,7 @@ def _format_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "+".join(str(int(part)) for part in value)
-    return f"{value!r}" if isinstance(value, float) else str(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +137,20 @@ class Registry(Generic[T]):
 
     def make(self, spec: str, **options: Any) -> T:
         """Build the object a spec describes; keyword options override those of the spec."""
+        entry = self.check(spec, given=tuple(options))
+        merged = {**entry.preset, **parse_spec(spec)[1], **options}
+        try:
+            return entry.make(**merged)
+        except (TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, ArgumentError):
+                raise
+            raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
+
+    def check(self, spec: str, given: Iterable[str] = ()) -> Entry[T]:
+        """The entry of a spec, after checking that its maker knows every option named in the spec or in ``given``."""
         name, parsed = parse_spec(spec)
         entry = self.entry(name)
-        merged = {**entry.preset, **parsed, **options}
+        merged = (*entry.preset, *parsed, *given)
         known = option_names(entry.make)
         for key in merged:
             if known is not None and key not in known:
@@ -147,7 +158,7 @@ class Registry(Generic[T]):
                     f"{self.kind} {name!r} has no option {key!r}{suggestion(key, known)}; "
                     f"options: {', '.join(sorted(known)) or 'none'}"
                 )
-        return entry.make(**merged)
+        return entry
 
     def _load_plugins(self) -> None:
         if self._plugins_loaded:

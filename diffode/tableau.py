@@ -162,7 +162,12 @@ class Tableau:
         if start not in ("exact", "prior"):
             raise ArgumentError(f"start must be 'exact' or 'prior', got {start!r}")
         variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
-        centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
+        if not bool((torch.isfinite(variances) & (variances >= 0)).all()):
+            raise ArgumentError("eigenvalues must be finite and >= 0: they are variances")
+        try:
+            centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
+        except RuntimeError:
+            raise ArgumentError(f"mean must be a number or have the shape of eigenvalues, {tuple(variances.shape)}") from None
         from diffode.propagation import propagate
 
         return propagate(self, self.path, centre, variances, exact=start == "exact")

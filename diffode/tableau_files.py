@@ -41,8 +41,14 @@ def read(file: str | FilePath) -> Tableau:
     try:
         times, outputs = tensors["times"], tensors["outputs"]
         count = times.numel()
-        if times.dtype != torch.float64 or times.ndim != 1 or count < 2 or outputs.dtype != torch.int64:
-            raise ValueError("times must be float64 of at least two entries, outputs int64")
+        if (
+            times.dtype != torch.float64
+            or times.ndim != 1
+            or count < 2
+            or bool((times < 0).any())
+            or outputs.dtype != torch.int64
+        ):
+            raise ValueError("times must be at least two float64 numbers >= 0, outputs int64")
         if not all(0 <= i < count for i in outputs.tolist()) or len(outputs) < 2:
             raise ValueError("outputs must name at least two rows of the table")
         entries: dict[str, list[dict[int, float]]] = {}

@@ -6,7 +6,7 @@ import torch
 
 import diffode
 from diffode import Field, paths
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, NumericalError
 from diffode.references import _integrated_flow, quantile_map
 
 METHODS = {
@@ -123,10 +123,30 @@ def test_integrated_references_are_cached_by_content(tmp_path, monkeypatch):
         ({"tolerance": 1e-20}, "tolerance must lie"),
         ({"start": float("nan")}, "start must be a finite time"),
         ({"stop": -1.0}, "stop must be a finite time"),
-        ({"x": torch.full((2, 2), float("inf"))}, "x must be a finite tensor"),
+        ({"x": torch.full((2, 2), float("inf"))}, "x must be a finite float32"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     given = {"x": torch.ones(2, 2), "start": 1.0, "stop": 0.5, **arguments}
     with pytest.raises(ArgumentError, match=message):
         diffode.reference(diffode.exact_field("ring8", paths.get("edm")), **given)
+
+
+@pytest.mark.parametrize("name", ["bimodal1d", "line16"])
+def test_points_hundreds_of_deviations_out_are_followed(name):
+    """Far out the nearest tail decides: the flow is that of its one component, here against integration."""
+    field = diffode.exact_field(name, "edm")
+    x = field.prior(3, generator=0) * 100
+    end = diffode.reference(field, x, 80.0, 0.002)
+    integrated, _ = _integrated_flow(field, x, 80.0, 0.002, 1e-11, False, x.shape[1:])
+    assert end.method == "quantile"
+    assert (end.x - integrated).abs().max() < 1e-7 * integrated.abs().max()
+
+
+def test_a_field_that_gives_nan_is_named_not_waited_for():
+    with pytest.raises(NumericalError, match="non-finite"):
+        diffode.reference(Field.from_velocity(lambda x, t: x * torch.nan), torch.ones(1, 2), 1.0, 0.0)
+    with pytest.raises(ArgumentError, match="2 numbers a row"):
+        diffode.reference(diffode.exact_field("gauss2d", "edm"), torch.ones(1, 3), 1.0, 0.5)
+    with pytest.raises(ArgumentError, match="float32 or float64"):
+        diffode.reference(diffode.exact_field("gauss2d", "edm"), torch.ones(1, 2, dtype=torch.int64), 1.0, 0.5)

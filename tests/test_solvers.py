@@ -17,8 +17,9 @@ SPECS = [
     "dpm:order=1", "dpm:order=2", "dpm:order=2,r=0.3", "dpm:order=3", "dpm:order=3,form=taylor", "dpm_m:order=2",
     "dpm_m:order=3,form=consistent", "dpmpp:order=1", "dpmpp:order=2", "dpmpp:order=2,form=taylor", "dpmpp:order=3",
     "dpmpp:order=3,form=consistent", "dpmpp_s:order=2", "dpmpp_s:order=3", "dpmpp_s:order=3,form=taylor",
-    "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "lms:order=4", "deis:order=2", "deis:order=3", "unipc:order=2,variant=bh1", "unipc:order=3",
-    "unipc:order=4", "unipc:order=3,variant=vary_coeff", "unipc:order=3,corrector=false",
+    "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "lms:order=4", "deis:order=2", "deis:order=3",
+    "unipc:order=2,variant=bh1", "unipc:order=3", "unipc:order=4", "unipc:order=3,variant=vary_coeff",
+    "unipc:order=3,corrector=false",
 ]  # fmt: skip
 CHARTED = [s for s in SPECS if solvers.get(s).chart_name != "velocity"]
 
@@ -271,6 +272,7 @@ def test_an_option_adds_a_user_solver_with_public_imports_only():
         ("dpmp", "did you mean 'dpmpp'"),
         ("dpmpp:order=5", "order must be one of 1, 2, 3, got 5"),
         ("dpmpp:order=2.0", "order must be one of 1, 2, 3, got 2.0"),
+        ("dpmpp:step_orders=1", "no option 'step_orders'"),
         ("dpmpp:ordre=2", "did you mean 'order'"),
         ("dpmpp:form=best", "form must be one of"),
         ("heun:chart=nose", "chart must be one of"),

@@ -261,6 +261,10 @@ def test_an_unwritable_store_says_so(tmp_path):
         ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "tolerance": 1.0}]}, "tolerance must lie"),
         ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "metrics": ["endpiont"]}]}, "did you mean 'endpoint'"),
         ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "grids": ["karas"]}]}, "did you mean 'karras'"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "metrics": ["endpoint:foo=1"]}]}, "no option 'foo'"),
+        ({"study": [{"targets": ["ring8"], "solvers": ["ddim"], "metrics": ["endpoint", "endpoint"]}]}, "twice"),
+        ({"study": [3]}, "at least one"),
+        ({"defaults": 3}, "defaults must be a table"),
         ({"imports": ["no_such_module_anywhere"]}, "can't be imported"),
         ({"imports": ["/nowhere/mine.py"]}, "does not exist"),
     ],
@@ -343,3 +347,43 @@ def test_an_unwritable_report_says_so(tmp_path):
         write_report(suite, results, "/proc/nowhere", command="x")
     with pytest.raises(ArgumentError, match="nothing is stored"):
         write_report(suite, [], tmp_path, command="x")
+
+
+EXTENSION = (
+    SOLVER.replace("FACTOR", "1.0")
+    + """
+diffode.targets.register("own", lambda: diffode.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1]))
+diffode.metrics.register("constant", lambda outcome, value=VALUE: diffode.metrics.Measurement("constant", value))
+"""
+)
+
+
+def test_extensions_reach_the_workers_and_the_report_and_are_versioned(tmp_path):
+    """A user's solver, target and metric in two processes, drawn too; a changed metric is measured again."""
+    (tmp_path / "suite.toml").write_text(
+        '[[study]]\ntargets = ["own", "gauss1d"]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [4]\nseeds = [0]\n'
+        'points = 4\nsolvers = ["ddim", "mine"]\nmetrics = ["endpoint", "endpoint:reduction=max", "constant"]\n'
+    )
+    source = tmp_path / "mine.py"
+    for value, expected in (("1.0", "4 computed"), ("1.0", "0 computed"), ("2.0", "4 computed"), ("float('nan')", "4 failed")):
+        source.write_text(EXTENSION.replace("VALUE", value))
+        command = [sys.executable, "-m", "diffode", "bench", "suite.toml", "--import", "mine.py", "--jobs", "2"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stderr
+        # With every run failed there is nothing to draw, and the report says why.
+        assert (tmp_path / "diffode-report/suite/figures/clouds-own.png").is_file() == ("failed" not in expected)
+
+
+def test_two_extensions_of_one_name_are_both_imported(tmp_path):
+    from diffode import metrics
+    from diffode.studies.suite import import_extension
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(f"import diffode\ndiffode.metrics.register('metric_of_{folder}', dict)\n")
+        import_extension(str(tmp_path / folder / "mine.py"))
+    assert {"metric_of_a", "metric_of_b"} <= set(metrics.names())
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(ArgumentError, match="ZeroDivisionError"):
+        import_extension(str(tmp_path / "broken.py"))

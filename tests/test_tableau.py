@@ -10,7 +10,7 @@ import torch
 
 import diffode
 from diffode import Field, Tableau, paths, solvers
-from diffode.errors import ArgumentError, FileFormatError, NumericalError
+from diffode.errors import ArgumentError, FieldError, FileFormatError, NumericalError
 from diffode.tableau import Row
 
 SPECS = ["euler", "heun", "ddim", "dpm:order=3", "dpmpp:order=2", "ipndm:order=4", "lms", "deis", "unipc:order=3", "rk4"]
@@ -270,3 +270,25 @@ def test_wrong_arguments_of_solve_are_named(arguments, message):
     field, x = given.pop("field"), given.pop("x")
     with pytest.raises(ArgumentError, match=message):
         diffode.solve(field, x, **given)
+
+
+def test_the_row_that_fails_first_is_the_one_named():
+    def velocity(x, t):
+        v = (-x).clone()
+        if t < 0.7 and len(x) > 2:
+            v[2] = torch.nan
+        if t < 0.4 and len(x) > 2:
+            v[0] = torch.nan
+        return v
+
+    x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    solution = diffode.solve(Field.from_velocity(velocity), x, solver="euler", grid=GRID, on_failure="return")
+    assert solution.status.tolist() == [1, 0, 1]
+    assert "row 2 first, in the step from t=0.6" in solution.message
+
+
+def test_an_answer_of_another_dtype_is_noticed_in_every_run():
+    field = Field.from_velocity(lambda x, t: -x.double())
+    diffode.solve(field, torch.tensor([[1.0], [2.0]], dtype=torch.float64), solver="euler", grid=GRID)
+    with pytest.raises(FieldError, match="shape and dtype of its x"):
+        diffode.solve(field, torch.tensor([[1.0], [2.0]]), solver="euler", grid=GRID)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.argument("suite", default="quick")
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Worker processes, one thread each; default: the cores.")
 @click.option("--force", is_flag=True, help="Compute stored results again.")
-@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="Run these seeds instead of the suite's.")
+@click.option(
+    "--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Run these seeds instead of the suite's."
+)
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--no-report", is_flag=True, help="Only compute and rank.")
 @output_option

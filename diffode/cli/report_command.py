@@ -12,7 +12,9 @@ from diffode.cli.output import json_option, output_option, store_option
 
 @click.command("report")
 @click.argument("suite", default="quick")
-@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="Report these seeds instead of the suite's.")
+@click.option(
+    "--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Report these seeds instead of the suite's."
+)
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @output_option
 @store_option

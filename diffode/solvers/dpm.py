@@ -42,7 +42,9 @@ class SingleStep(Solver):
         if self.r is not None and not (0 < self.r < 1 and self.order == 2 and self.nodes == "log_snr"):
             raise ArgumentError(f"r must lie in (0, 1), with order=2 and nodes=log_snr; got r={self.r!r}")
         if self.step_orders is not None:
-            object.__setattr__(self, "step_orders", tuple(self.step_orders))
+            # A spec with one entry reads as a number.
+            single = isinstance(self.step_orders, int)
+            object.__setattr__(self, "step_orders", (self.step_orders,) if single else tuple(self.step_orders))
             for order in self.step_orders or ():
                 check_choice("step_orders", order, tuple(range(1, self.order + 1)))
 

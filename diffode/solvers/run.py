@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffode import grids
-from diffode.errors import ArgumentError, NumericalError
+from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import Field
 from diffode.randomness import Randomness, generator_from, normal
 from diffode.solvers.registry import get
@@ -134,6 +134,11 @@ def run_tableau(
     states = _follow(table, field, x, draw, keep, progress)
     used = field.nfe - before
     times = torch.tensor([table.rows[i].time for i in table.outputs], dtype=torch.float64)
+    if states[-1].shape != x.shape or states[-1].dtype != x.dtype:
+        raise FieldError(
+            f"the run made {states[-1].dtype} of shape {tuple(states[-1].shape)} from {x.dtype} of shape {tuple(x.shape)}: "
+            "the field must answer with the shape and dtype of its x"
+        )
     bad = _non_finite_rows(states[-1])
     if not bool(bad.any()):
         kept = torch.stack(states) if keep == "all" else None
@@ -156,6 +161,8 @@ def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int
         if grid is not None and not isinstance(grid, str):
             raise ArgumentError("nfe chooses the number of steps, so grid must be a spec such as 'karras', not times")
         return solver.within(field.require_path("a named grid"), grid or "karras", nfe)
+    if steps is not None and grid is not None and not isinstance(grid, str):
+        raise ArgumentError("steps goes with a grid spec; explicit times have their own number of steps")
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
     return solver.tableau(field.path, grid, steps)
@@ -223,12 +230,14 @@ def _diagnose(table: Tableau, field: Field, x: Tensor, draw: Draw | None, bad: T
 
     The run itself checks only its end, which costs next to nothing; a failure pays for the second look.
     """
-    first = int(torch.nonzero(bad)[0])
-    last_good, last_time = x[first], table.rows[0].time
+    before, last_time, failed = x, table.rows[0].time, bad
     for row, state in table.walk(field, x, draw):
-        if not bool(torch.isfinite(state[first]).all()):
+        failed = _non_finite_rows(state) & bad
+        if bool(failed.any()):
             break
-        last_good, last_time = state[first], table.rows[row].time
+        before, last_time = state, table.rows[row].time
+    first = int(torch.nonzero(failed)[0])
+    last_good = before[first]
     shown = ", ".join(f"{v:.4g}" for v in last_good.reshape(-1)[:4].tolist())
     more = ", ..." if last_good.numel() > 4 else ""
     return (

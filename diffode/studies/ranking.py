@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from diffode.specs import parse_spec
 from diffode.studies.store import Result
 
 #: The metric that ranks.
@@ -63,7 +64,7 @@ def curves(results: Iterable[Result]) -> list[Curve]:
     """
     gathered: dict[tuple[str, str, str, str], dict[int, list[tuple[int, float, float]]]] = {}
     for result in results:
-        measured = next((m for m in result.measurements if m.name == METRIC), None)
+        measured = next((m for m in result.measurements if parse_spec(m.name)[0] == METRIC), None)
         if result.status != "ok" or measured is None or result.nfe_counted is None or not result.scale:
             continue
         cell = result.cell

@@ -21,7 +21,7 @@ from diffode.errors import ArgumentError
 from diffode.studies import figures
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, standings
 from diffode.studies.store import Result
-from diffode.studies.suite import Suite
+from diffode.studies.suite import Suite, import_extension
 
 _TEMPLATE = FilePath(__file__).parent / "page.html"
 #: NFE at which samples are shown, and how many of the best methods.
@@ -55,7 +55,7 @@ def write_report(
         shutil.rmtree(place / "figures", ignore_errors=True)
         (place / "figures").mkdir(parents=True, exist_ok=True)
         write_csv(results, place / "results.csv")
-        _draw(all_curves, place / "figures", jobs or os.cpu_count() or 1)
+        _draw(all_curves, place / "figures", suite.imports, jobs or os.cpu_count() or 1)
         page = place / "index.html"
         page.write_text(_page(suite, results, all_curves, place / "figures", command), encoding="utf-8")
     except OSError as error:
@@ -79,7 +79,7 @@ def write_csv(results: Iterable[Result], file: FilePath) -> None:
                 writer.writerow(row)
 
 
-def _draw(all_curves: Sequence[Curve], folder: FilePath, jobs: int) -> None:
+def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> None:
     palette = figures.colours(list(dict.fromkeys(c.method for c in all_curves)))
     work = []
     for target in dict.fromkeys(c.target for c in all_curves):
@@ -87,7 +87,7 @@ def _draw(all_curves: Sequence[Curve], folder: FilePath, jobs: int) -> None:
         work.append(delayed(_save_curves)(target, own, palette, folder))
         kind = "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
         if kind:
-            work.append(delayed(_save_samples)(kind, target, own, folder))
+            work.append(delayed(_save_samples)(kind, target, own, folder, imports))
     Parallel(n_jobs=min(jobs, max(1, len(work))))(work)
 
 
@@ -95,7 +95,9 @@ def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], fol
     figures.save(figures.draw_curves(target, own, palette), folder / f"curves-{target}.png")
 
 
-def _save_samples(kind: str, target: str, own: Sequence[Curve], folder: FilePath) -> None:
+def _save_samples(kind: str, target: str, own: Sequence[Curve], folder: FilePath, imports: Sequence[str]) -> None:
+    for module in imports:
+        import_extension(module)
     path = own[0].path
     draw = figures.draw_clouds if kind == "clouds" else figures.draw_images
     figures.save(draw(target, path, _shown_solvers(own, path), _SHOWN_NFE), folder / f"{kind}-{target}.png")

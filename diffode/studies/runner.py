@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Literal
 
@@ -14,9 +15,9 @@ import torch
 from joblib import Parallel, delayed
 
 from diffode import fields, metrics, paths, solvers, targets
-from diffode.errors import ArgumentError, StoreError
+from diffode.errors import ArgumentError, NumericalError, StoreError
 from diffode.fields import ExactField
-from diffode.metrics import Outcome
+from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.references import Reference, reference
 from diffode.studies.store import Result, Store
@@ -156,8 +157,16 @@ def _computed(key: str, cell: Cell) -> Result:
         scale=field.scale,
         threads=torch.get_num_threads(),
         environment=environment(),
-        measurements=tuple(metrics.measure(metric, outcome) for metric in cell.metrics),
+        measurements=tuple(_measured(metric, outcome) for metric in cell.metrics),
     )
+
+
+def _measured(metric: str, outcome: Outcome) -> Measurement:
+    """A metric's measurement under its spec, so that two with different options stay apart; non-finite is a failure."""
+    found = replace(metrics.measure(metric, outcome), name=metric)
+    if not (math.isfinite(found.value) and math.isfinite(found.floor)):
+        raise NumericalError(f"metric {metric!r} gave {found.value!r} with floor {found.floor!r}")
+    return found
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ registered name.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -76,16 +77,18 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
     imports = tuple(_listed(content.get("imports", []), "imports", where))
     for module in imports:
         import_extension(module)
-    studies = content.get("study")
-    if not isinstance(studies, list) or not studies:
+    studies, defaults = content.get("study"), content.get("defaults", {})
+    if not isinstance(studies, list) or not studies or not all(isinstance(study, dict) for study in studies):
         raise ArgumentError(f"{where}: a suite needs at least one [[study]] table")
+    if not isinstance(defaults, dict):
+        raise ArgumentError(f"{where}: defaults must be a table, [defaults]")
     cells: dict[Cell, None] = {}
     for number, study in enumerate(studies, start=1):
         label = f"{where}, study {number}"
-        merged = {**content.get("defaults", {}), **study}
+        merged = {**defaults, **study}
         _check_keys(merged, (*_LISTS, *_SCALARS), label)
         cells.update(dict.fromkeys(_product(merged, label)))
-    return Suite(str(content.get("name", where)), str(content.get("summary", "")), tuple(cells), imports)
+    return Suite(str(content.get("name", FilePath(where).stem)), str(content.get("summary", "")), tuple(cells), imports)
 
 
 def import_extension(module: str) -> None:
@@ -96,7 +99,8 @@ def import_extension(module: str) -> None:
         except ImportError as error:
             raise ArgumentError(f"module {module!r} can't be imported: {error}") from error
         return
-    name = f"diffode_extension_{FilePath(module).stem}"
+    key = hashlib.sha256(str(FilePath(module).resolve()).encode()).hexdigest()[:12]
+    name = f"diffode_extension_{FilePath(module).stem}_{key}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, module)
@@ -105,8 +109,10 @@ def import_extension(module: str) -> None:
     sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(sys.modules[name])
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception):
+            raise ArgumentError(f"extension file {module!r} fails when imported: {type(error).__name__}: {error}") from error
         raise
 
 
@@ -119,7 +125,7 @@ def _product(study: Mapping[str, Any], where: str) -> Iterable[Cell]:
         lists[key] = _expanded(lists[key], room.names())
     for key in ("nfe", "seeds"):
         least = 1 if key == "nfe" else 0
-        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in lists[key]):
+        if not all(isinstance(v, int) and not isinstance(v, bool) and least <= v < 2**63 for v in lists[key]):
             raise ArgumentError(f"{where}: {key} must be integers >= {least}, got {lists[key]}")
     settings = {key: study.get(key, default) for key, default in _SCALARS.items()}
     chosen = tuple(_listed(settings.pop("metrics"), "metrics", where))
@@ -143,7 +149,9 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         for grid in lists["grids"]:
             grids.registry.make(grid)
         for metric in chosen:
-            metrics.registry.entry(parse_spec(metric)[0])
+            metrics.registry.check(metric, given=("outcome",))
+        if len(set(chosen)) != len(chosen):
+            raise ArgumentError(f"metrics has an entry twice: {list(chosen)}")
     except ArgumentError as error:
         raise ArgumentError(f"{where}: {error}") from error
 

@@ -10,6 +10,7 @@ import inspect
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 import diffode
-from diffode import cache, solvers, targets
+from diffode import cache, grids, metrics, paths, solvers, targets
 from diffode.specs import parse_spec
 from diffode.studies.suite import Cell
 
@@ -29,9 +30,17 @@ _ENGINE_SOLVERS = ("run.py", "solver.py")
 
 def cell_key(cell: Cell) -> str:
     """The key of a cell's result: equal keys mean that computing it again would give the same numbers."""
-    return cache.key_of(
-        "cell", engine_version(), solver_version(parse_spec(cell.solver)[0]), target_version(cell.target), cell
-    )[:32]
+    own_code = [
+        extension_version(registry.entry(parse_spec(spec)[0]).make)
+        for registry, specs in (
+            (metrics.registry, cell.metrics),
+            (paths.registry, (cell.path,)),
+            (grids.registry, (cell.grid,)),
+        )
+        for spec in specs
+    ]
+    solver = solver_version(parse_spec(cell.solver)[0])
+    return cache.key_of("cell", engine_version(), solver, target_version(cell.target), own_code, cell)[:32]
 
 
 @functools.cache
@@ -57,6 +66,18 @@ def solver_version(name: str) -> str:
             continue
         digest.update(_class_code(base, module).encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def extension_version(maker: Callable[..., Any]) -> str:
+    """A hash of the module of a user's metric, path or grid; empty for diffode's own, which the engine covers."""
+    module = sys.modules.get(getattr(maker, "__module__", ""))
+    if module is None or module.__name__.split(".")[0] == "diffode":
+        return ""
+    try:
+        return hashlib.sha256(_skeleton(ast.parse(inspect.getsource(module))).encode()).hexdigest()
+    except (OSError, TypeError):
+        return module.__name__
 
 
 @functools.cache

@@ -68,7 +68,7 @@ class GaussianMixture(Target):
 
     def __init__(self, weights: Any, means: Any, covariances: Any):
         weights, means = _real(weights, "weights", 1), _real(means, "means", 2)
-        _check_weights(weights, means.shape[0])
+        weights = _checked_weights(weights, means.shape[0])
         self._set(weights, means, _components(weights, means, covariances))
 
     @classmethod
@@ -81,7 +81,7 @@ class GaussianMixture(Target):
         means = _real(points, "points", 2)
         count = means.shape[0]
         given = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else _real(weights, "weights", 1)
-        _check_weights(given, count)
+        given = _checked_weights(given, count)
         mixture = cls.__new__(cls)
         mixture._set(given, means, Isotropic(given.log(), means, torch.zeros(count, dtype=torch.float64), True))
         return mixture
@@ -279,8 +279,12 @@ def _per_row(value: Scalar) -> Scalar:
 def _real(value: Any, name: str, ndim: int | None) -> Tensor:
     """A finite float64 copy of an array argument with ``ndim`` axes."""
     try:
+        if not isinstance(value, Tensor) and np.iscomplexobj(value):
+            raise ArgumentError(f"{name} must be real, got complex numbers")
         array = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ArgumentError):
+            raise
         raise ArgumentError(f"{name} must be an array of real numbers: {error}") from None
     if array.is_complex():
         raise ArgumentError(f"{name} must be real, got complex numbers")
@@ -294,15 +298,17 @@ def _real(value: Any, name: str, ndim: int | None) -> Tensor:
     return array.to(torch.float64, copy=True)
 
 
-def _check_weights(weights: Tensor, count: int) -> None:
+def _checked_weights(weights: Tensor, count: int) -> Tensor:
+    """Weights that are positive and sum to 1 as float32 can tell, made to sum to 1 exactly."""
     if weights.shape[0] != count:
         raise ArgumentError(f"weights must have one entry per component ({count}), got {weights.shape[0]}")
     if bool((weights <= 0).any()):
         worst = int(weights.argmin())
         raise ArgumentError(f"weights must be positive, got {float(weights[worst]):g} at component {worst}; drop it")
     total = float(weights.sum())
-    if abs(total - 1) > 1e-8:
+    if abs(total - 1) > 1e-6:
         raise ArgumentError(f"weights must sum to 1, got {total:.10g}; divide them by their sum")
+    return weights / total if abs(total - 1) > 1e-12 else weights
 
 
 def _components(weights: Tensor, means: Tensor, covariances: Any) -> Components:
