@@ -28,8 +28,8 @@ _CHUNK_LIMIT = 2**22
 _ROUND_OFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Up to this dimension care costs next to nothing, so less rounding is tolerated.
 _FEW_DIMENSIONS = 3
-#: Error of the responsibilities above which float32 gives way to float64 (few dimensions, many). Promised: 2e-4.
-_FLOAT32_LOSS = (1e-6, 2e-4)
+#: Error of the responsibilities above which float32 gives way to float64. Promised of every answer: 2e-4.
+_FLOAT32_LOSS = 2e-4
 #: Error above which matrix products give way to differences in float64 (few dimensions, many; many and one variance for all:
 #: there rounding only blurs which of two means is nearer when both are far).
 _FLOAT64_LOSS = (1e-13, 1e-8)
@@ -223,17 +223,17 @@ class GaussianMixture(Target):
         """How to evaluate at this level: by matrix products if their rounding is harmless, else by differences.
 
         The products' responsibilities err by about u |alpha x_0|^2/(alpha^2 c + sigma^2), u the unit round-off. (A point
-        further away than the data is no worse: rounding the point itself then costs as much.) float32 input is
-        evaluated in float64 where float32 would show.
+        further away than the data is no worse: rounding the point itself then costs as much.) float32 input stays
+        float32 only where that pays and is harmless: one isotropic covariance for all, many dimensions.
         """
         share = level.alpha**2 / (level.alpha**2 * self._narrowest + level.sigma**2)
         amplification = (float(share.detach().max()) if isinstance(share, Tensor) else share) * self._reach**2
         many = self.dim > _FEW_DIMENSIONS
+        one_variance = many and isinstance(self.components, Isotropic) and self.components.common
         dtype = x.dtype
-        if dtype != torch.float64 and amplification * _ROUND_OFF[torch.float32] > _FLOAT32_LOSS[many]:
+        if not one_variance or amplification * _ROUND_OFF[torch.float32] > _FLOAT32_LOSS:
             dtype = torch.float64
         components = self._parameters(dtype, x.device)[0]
-        one_variance = many and isinstance(components, Isotropic) and components.common
         tolerated = _FLOAT64_LOSS_COMMON if one_variance else _FLOAT64_LOSS[many]
         careful = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > tolerated
         if careful or (level.per_row and not components.takes_row_levels):
