@@ -339,3 +339,14 @@ def test_hutchinson_over_all_signs_is_the_divergence():
         (pulled,) = torch.autograd.grad((field.velocity(point, 0.4) * e).sum(), point)
         total = total + (e * pulled).sum(1) / 4
     assert torch.allclose(total, field.divergence(x, 0.4), rtol=1e-11)
+
+
+def test_the_divergence_keeps_its_digits_far_out(target):
+    """Far from all data one component decides, and the Laplacian is -tr S_k^-1: the squares must not cancel."""
+    if target.is_discrete:
+        return
+    field = diffode.exact_field(target, "edm")
+    x = 1e6 * field.scale * torch.ones(1, target.dim, dtype=torch.float64)
+    traces = target.components.spectral_sum(lambda c: 1 / (c[..., None] + 0.25))[:, 0]
+    k = int(target.responsibilities(x, 1.0, 0.5).argmax())
+    assert float(target.noised_score_divergence(x, 1.0, 0.5)) == pytest.approx(-float(traces[k]), rel=1e-6)

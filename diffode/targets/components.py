@@ -157,10 +157,6 @@ class Components(ABC):
     def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:
         """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)], shape (b, D)."""
 
-    @abstractmethod
-    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:
-        """sum_k r_k |g_k - score|^2 - sum_k r_k tr S_k^-1, shape (b,)."""
-
     def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:
         """``log_joint`` with what rounding took from the likeliest component restored, where the products lose it."""
         return joint
@@ -243,20 +239,20 @@ class Isotropic(Components):
         along = (weight * (p * at.alpha * self.variance[:, None] + g)).sum(0)
         return (weight.T @ self.means) * column(shift) + x * along[:, None]
 
-    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:  # noqa: D102
+    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:
+        """sum_k r_k |g_k - score|^2 - sum_k r_k tr S_k^-1, shape (b,), for a common variance.
+
+        g_k - score = alpha (mu_k - m)/u, m = sum_j r_j mu_j: the spread of the means, whatever x is. Distances are taken from
+        the likeliest mean, which makes its own exactly zero: no cancellation when it has all the weight.
+        """
         u = at.variance(self.variance)
-        trace = self.dim * (r / u).sum(0)
-        if not self.common:
-            score = self.view(x, r, at, 0.0, -1.0)
-            return (r / u.square() * self.distance(x, at)).sum(0) - score.square().sum(1) - trace
-        # g_k - score = alpha (mu_k - m)/u, m = sum_j r_j mu_j: the spread of the means, whatever x is. Distances are
-        # taken from the likeliest mean, which makes its own exactly zero: no cancellation when it has all the weight.
         likeliest = r.argmax(0)
         anchor = self.means[likeliest]
         spread = self.norms[:, None] - 2 * (self.means @ anchor.T) + self.norms[likeliest]
         spread = spread.scatter(0, likeliest[None], 0.0)
         centre = r.T @ self.means - anchor
-        return ((r * spread).sum(0) - centre.square().sum(1)) * (at.alpha / u[0]) ** 2 - trace
+        variance = (r * spread).sum(0) - centre.square().sum(1)
+        return variance * (at.alpha / u[0]) ** 2 - self.dim * (r / u).sum(0)
 
 
 @dataclass(frozen=True)
@@ -305,16 +301,6 @@ class Diagonal(Components):
         along = (p * at.alpha * self.variance + g) / u
         shift = self.means * (p * at.sigma**2 - g * at.alpha) / u
         return x * (r.T @ along) + r.T @ shift
-
-    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:  # noqa: D102
-        precision = 1 / at.variance(self.variance)[..., 0]
-        score = self.view(x, r, at, 0.0, -1.0)
-        squares = (
-            (r.T @ precision.square()) * x.square()
-            - (r.T @ (precision.square() * self.means)) * (2 * at.alpha) * x
-            + r.T @ (precision * self.means * at.alpha).square()
-        )
-        return squares.sum(1) - score.square().sum(1) - r.T @ precision.sum(1)
 
 
 def same_for_all(values: Tensor) -> bool:

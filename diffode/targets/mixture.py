@@ -196,10 +196,20 @@ class GaussianMixture(Target):
         return _joined(parts, x)
 
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:  # noqa: D102
-        parts = [c.form.score_divergence(c.x, c.responsibilities, c.at) for c in self._chunks(x, alpha, sigma)]
+        # |g_k - score|^2 must be summed as it stands: expanded, it cancels far out. One variance for all has a form of its own.
+        parts = []
+        for chunk in self._chunks(x, alpha, sigma, careful=not self._one_variance):
+            form = chunk.form
+            if isinstance(form, Isotropic | Differences):
+                parts.append(form.score_divergence(chunk.x, chunk.responsibilities, chunk.at))
         return _joined(parts, x.new_zeros(0))
 
-    def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Iterator[_Chunk]:
+    @property
+    def _one_variance(self) -> bool:
+        """Whether all components are isotropic with the same variance."""
+        return isinstance(self.components, Isotropic) and self.components.common
+
+    def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False) -> Iterator[_Chunk]:
         """Rows of x, centred, in pieces small enough for the cache, each with the form that keeps its digits."""
         level = Level(_per_row(alpha), _per_row(sigma))
         if x.ndim != 2 or x.shape[1] != self.dim:
@@ -208,7 +218,7 @@ class GaussianMixture(Target):
             return
         if self.is_discrete and not isinstance(level.sigma, Tensor) and level.sigma == 0:
             raise ArgumentError("point masses have no field at sigma = 0; ask at a time with some noise")
-        form, dtype = self._form(level, x)
+        form, dtype = self._form(level, x, careful)
         centre = self._parameters(dtype, x.device)[1]
         rows = max(1, _CHUNK // form.row_size, min(_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
         for start in range(0, x.shape[0], min(rows, _CHUNK_ROWS_MOST)):
@@ -219,7 +229,7 @@ class GaussianMixture(Target):
             piece = x[start:stop].to(dtype) - column(at.alpha) * centre
             yield _Chunk((start, stop), piece, centre, at, form)
 
-    def _form(self, level: Level, x: Tensor) -> tuple[Components | Differences, torch.dtype]:
+    def _form(self, level: Level, x: Tensor, careful: bool) -> tuple[Components | Differences, torch.dtype]:
         """How to evaluate at this level: by matrix products if their rounding is harmless, else by differences.
 
         The products' responsibilities err by about u |alpha x_0|^2/(alpha^2 c + sigma^2), u the unit round-off. (A point
@@ -229,14 +239,14 @@ class GaussianMixture(Target):
         share = level.alpha**2 / (level.alpha**2 * self._narrowest + level.sigma**2)
         amplification = (float(share.detach().max()) if isinstance(share, Tensor) else share) * self._reach**2
         many = self.dim > _FEW_DIMENSIONS
-        one_variance = many and isinstance(self.components, Isotropic) and self.components.common
+        one_variance = many and self._one_variance
         dtype = x.dtype
         if not one_variance or amplification * _ROUND_OFF[torch.float32] > _FLOAT32_LOSS:
             dtype = torch.float64
         components = self._parameters(dtype, x.device)[0]
         tolerated = _FLOAT64_LOSS_COMMON if one_variance else _FLOAT64_LOSS[many]
-        careful = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > tolerated
-        if careful or (level.per_row and not components.takes_row_levels):
+        rounded = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > tolerated
+        if careful or rounded or (level.per_row and not components.takes_row_levels):
             return Differences(components), dtype
         return components, dtype
 

@@ -111,17 +111,3 @@ class Rotated(Components):
         shift = (r * (p * at.sigma**2 - g * at.alpha) / level).T @ self.means
         inside = self._back(self._along(x, at).mul_(along - across[:, None]).mul_(r[:, None]))
         return inside + x * (r * across).sum(0)[:, None] + shift
-
-    def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:  # noqa: D102
-        u = at.variance(self.eigenvalues)
-        score = self.view(x, r, at, 0.0, -1.0)
-        along = self._along(x, at).square_()
-        trace = (1 / u).sum(1)
-        if self.full:
-            squares = along.div_(u.square()).sum(1)
-        else:
-            level = at.variance(self.noise)
-            inside = along.mul_(1 / u.square() - 1 / level.square()[:, None]).sum(1)
-            squares = self.distance(x, at) / level.square() + inside
-            trace = trace + (self.dim - self.rank) / level
-        return (r * (squares - trace)).sum(0) - score.square().sum(1)
