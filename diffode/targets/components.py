@@ -234,7 +234,10 @@ class Isotropic(Components):
         if self.common:
             c = self.common_variance
             u = at.alpha**2 * c + at.sigma**2
-            return (r.T @ self.means) * column(shift / u) + x * column((p * at.alpha * c + g) / u)
+            along, weight = (p * at.alpha * c + g) / u, shift / u
+            if isinstance(along, Tensor) or isinstance(weight, Tensor):
+                return (r.T @ self.means) * column(weight) + x * column(along)
+            return torch.addmm(x, r.T, self.means, beta=along, alpha=weight)
         weight = r / at.variance(self.variance)
         along = (weight * (p * at.alpha * self.variance[:, None] + g)).sum(0)
         return (weight.T @ self.means) * column(shift) + x * along[:, None]
