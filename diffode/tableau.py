@@ -109,6 +109,8 @@ class Tableau:
         """Run the table from x (B, *shape) and return the last state; ``noise`` is (draws, B, *shape) if it has draws."""
         if self.draws and noise is None:
             raise ArgumentError(f"this tableau uses {self.draws} noise draws; pass noise= of shape (draws, B, *shape)")
+        if noise is not None and self.draws and noise.shape != (self.draws, *x.shape):
+            raise ArgumentError(f"noise must have shape {(self.draws, *x.shape)}, got {tuple(noise.shape)}")
         last = x
         for _, state in self.walk(field, x, None if noise is None else noise.__getitem__):
             last = state

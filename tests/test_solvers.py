@@ -289,6 +289,11 @@ def test_wrong_specs_say_what_is_wrong(spec, message):
         solvers.get(spec)
 
 
+def test_an_analytic_first_step_is_yes_or_no():
+    with pytest.raises(ArgumentError, match="analytic_first_step must be one of"):
+        solvers.get("euler:analytic_first_step=7").tableau(paths.get("edm"), "karras", 3)
+
+
 def test_step_orders_must_fit_the_grid():
     with pytest.raises(ArgumentError, match="step_orders has 2 entries for a grid of 3 steps"):
         solvers.get("dpm:order=3", step_orders=[3, 2]).tableau(paths.get("edm"), "karras", 3)

@@ -103,6 +103,15 @@ def test_propagation_counts_each_noise_draw_once():
     assert float(result.variance) == pytest.approx(1.5**2 * 4.0 + 3.0**2)
 
 
+def test_noise_of_a_wrong_shape_is_refused():
+    table = Tableau("noise", (Row(1.0), Row(0.5, {0: 1.0}, {}, {0: 1.0})), (0, 1), paths.get("edm"))
+    x = torch.zeros(2, 3)
+    field = Field.from_noise(lambda y, t: y, paths.get("edm"))
+    assert torch.equal(table.run(field, x, noise=torch.ones(1, 2, 3)), torch.ones(2, 3))
+    with pytest.raises(ArgumentError, match="noise must have shape"):
+        table.run(field, x, noise=torch.ones(2, 3))
+
+
 def test_propagation_at_a_hundred_thousand_eigenvalues_in_one_go():
     table = solvers.get("unipc:order=3").tableau(paths.get("vp"), "karras", 10)
     eigenvalues = torch.arange(1, 100001, dtype=torch.float64) ** -2

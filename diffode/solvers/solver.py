@@ -69,6 +69,7 @@ class Solver(ABC):
 
         Raises ArgumentError if the solver's chart needs a path and there is none, or if the chart is singular on the grid.
         """
+        check_choice("analytic_first_step", self.analytic_first_step, (True, False))
         times = grids.get(grid, path, steps).tolist()
         chart = charts.get(self.chart_name, path)
         table = Writer(chart.prediction, times[0])
