@@ -32,7 +32,10 @@ def write(table: Tableau, file: str | FilePath) -> None:
         "solver": table.solver,
         "path": table.path.spec if table.path else None,
     }
-    save_file(tensors, str(file), metadata={"diffode": json.dumps(description)})
+    try:
+        save_file(tensors, str(file), metadata={"diffode": json.dumps(description)})
+    except (OSError, SafetensorError) as error:
+        raise ArgumentError(f"file {str(file)!r} can't be written: {error}; choose a path in a writable folder") from error
 
 
 def read(file: str | FilePath) -> Tableau:

@@ -214,6 +214,15 @@ def test_a_store_that_is_something_else_is_left_alone(tmp_path):
         Store(newer)
 
 
+def test_a_damaged_entry_of_a_store_says_so(tmp_path):
+    file, suite = tmp_path / "s.sqlite", small()
+    run_suite(suite, file, jobs=1)
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE results SET environment = '{no json'")
+    with Store(file) as store, pytest.raises(StoreError, match="move it away"):
+        store.get(keyed_cells(suite))
+
+
 def test_a_locked_store_says_so_and_keeps_what_it_has(tmp_path):
     file, suite = tmp_path / "s.sqlite", small()
     run_suite(suite, file, jobs=1)

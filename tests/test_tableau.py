@@ -168,6 +168,12 @@ def corrupted(content: bytes):
     yield "non-finite", bytes(values)
 
 
+def test_a_table_in_an_unwritable_place_says_so(tmp_path):
+    table = solvers.get("euler").tableau(None, [1.0, 0.5])
+    with pytest.raises(ArgumentError, match="writable folder"):
+        table.save(tmp_path / "nowhere" / "table.safetensors")
+
+
 def test_damaged_files_are_rejected(tmp_path):
     file = tmp_path / "table.safetensors"
     solvers.get("euler").tableau(paths.get("edm"), "karras", 3).save(file)

@@ -95,7 +95,10 @@ class ExactField(Field):
             when = t.to(torch.float64)[:, None]
             valid = bool((torch.isfinite(when) & (when >= 0)).all())
         else:
-            when = float(t)
+            try:
+                when = float(t)
+            except (TypeError, ValueError):
+                raise ArgumentError(f"t must be a number or a tensor of times, got {t!r}") from None
             valid = math.isfinite(when) and when >= 0
         if not valid:
             raise ArgumentError(f"t must be finite and >= 0, got {t}")

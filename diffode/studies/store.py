@@ -128,7 +128,7 @@ class Store:
                 measurements.setdefault(key, []).append(Measurement(*values))
             columns = "key, status, reason, nfe_counted, steps, seconds, scale, threads, environment"
             rows = {row[0]: row[1:] for row in self._connection.execute(f"SELECT {columns} FROM results")}
-        return [_result(key, cell, rows[key], measurements.get(key, ())) for key, cell in cells if key in rows]
+            return [_result(key, cell, rows[key], measurements.get(key, ())) for key, cell in cells if key in rows]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -145,7 +145,7 @@ class Store:
         """Turn SQLite's errors into ones that say what to do."""
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(f"store {self.file} can't be {action}: {error}; {_remedy(str(error))}") from error
@@ -156,7 +156,7 @@ def _remedy(message: str) -> str:
         return "another process holds it: wait for that one or stop it, or choose another file with --store"
     if "full" in message or "No space" in message:
         return "free some space and run again: what was stored stays, and the run goes on from there"
-    if "not a database" in message or "malformed" in message:
+    if any(sign in message for sign in ("not a database", "malformed", "Expecting", "Extra data")):
         return "the file is damaged or of another kind: move it away and run again"
     return "choose a writable place with --store or --output"
 

@@ -36,6 +36,9 @@ from diffode.targets.target import Scalar
 
 LOG_2PI = math.log(2 * math.pi)
 
+#: Below so many dimensions the weighted mean of the means is taken with the rows last.
+_NARROW = 8
+
 
 @dataclass(frozen=True)
 class Level:
@@ -237,6 +240,9 @@ class Isotropic(Components):
             along, weight = (p * at.alpha * c + g) / u, shift / u
             if isinstance(along, Tensor) or isinstance(weight, Tensor):
                 return (r.T @ self.means) * column(weight) + x * column(along)
+            if self.dim < _NARROW:
+                # With the rows last the product runs along them; into two or three columns it would crawl.
+                return torch.add(x * along, (self.means.T @ r).T, alpha=weight)
             return torch.addmm(x, r.T, self.means, beta=along, alpha=weight)
         weight = r / at.variance(self.variance)
         along = (weight * (p * at.alpha * self.variance[:, None] + g)).sum(0)
