@@ -24,8 +24,10 @@ _ROOMS = (
     "studies",
     "tableau",
     "targets",
+    "verify",
 )
 _NAMES = {
+    "BrownianPath": "brownian",
     "Chart": "charts",
     "ExactField": "fields",
     "Field": "fields",
@@ -56,7 +58,9 @@ if TYPE_CHECKING:
         studies,
         tableau,
         targets,
+        verify,
     )
+    from diffode.brownian import BrownianPath
     from diffode.charts import Chart
     from diffode.fields import ExactField, Field, exact_field
     from diffode.paths import Path

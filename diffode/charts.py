@@ -100,6 +100,14 @@ class Chart(ABC):
         """S(t)/S(s): what the state contributes to x over the step."""
         return self.scale(t) / self.scale(s)
 
+    def spread(self, s: float, t: float) -> float:
+        """Standard deviation of the noise that a step adds to x; 0 in a chart of the probability-flow ODE."""
+        return 0.0
+
+    def noise_clock(self, t: float) -> float:
+        """Increasing from noise to data; the noise of a step is the increment of one Brownian motion over this clock."""
+        return -t
+
     def ends_singular(self, t: float) -> bool:
         """Whether a step to t reaches sigma = 0, where one-step methods fall back to first order."""
         return self._path is not None and self._path.sigma(t) == 0
@@ -203,8 +211,12 @@ class ExponentialChart(Chart):
         return self.path.log_snr(t)
 
     def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+        return [math.factorial(k) * self.exponential(k + 1, s, t) for k in range(count)]
+
+    def exponential(self, k: int, s: float, t: float) -> float:
+        """alpha_t h phi_k(-h) for data, -sigma_t h phi_k(h) for noise: the weight of the (k - 1)-th derivative of m in h."""
         h = self.variable(t) - self.variable(s)
-        return [self.weight(t) * h * math.factorial(k) * phi(k + 1, self.sign * h) for k in range(count)]
+        return self.weight(t) * h * phi(k, self.sign * h)
 
     @abstractmethod
     def weight(self, t: float) -> float:
@@ -249,6 +261,69 @@ class DataChart(ExponentialChart):
         # alpha_t (1 - e^-h): all of D when the step ends at sigma = 0 or starts at alpha = 0.
         h = self.variable(t) - self.variable(s)
         return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-h)
+
+
+class StochasticDataChart(DataChart):
+    r"""The reverse SDE in the data chart.
+
+    :math:`d(x/\sigma) = [(1+\eta) e^\lambda D - \eta x/\sigma]\,d\lambda + \sqrt{2\eta}\,dw`.
+
+    ``eta`` multiplies the variance of the noise: 0 is the ODE, 1 the reverse SDE with the noise of the forward one; every
+    eta has the same marginals (arXiv 2305.14267 and 2309.05019, with tau^2 for eta).
+    """
+
+    def __init__(self, path: Path | None, eta: float):
+        super().__init__(path)
+        self.eta = eta
+
+    def _step(self, s: float, t: float) -> float:
+        return self.variable(t) - self.variable(s)
+
+    def ratio(self, s: float, t: float) -> float:
+        """sigma_t/sigma_s e^(-eta h)."""
+        return 0.0 if self.ends_singular(t) else super().ratio(s, t) * math.exp(-self.eta * self._step(s, t))
+
+    def exponential(self, k: int, s: float, t: float) -> float:
+        """alpha_t q phi_k(-q), q = (1 + eta) h."""
+        q = (1 + self.eta) * self._step(s, t)
+        return self.weight(t) * q * phi(k, -q)
+
+    def advance(self, s: float, t: float) -> float:  # noqa: D102
+        h = self._step(s, t)
+        return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-(1 + self.eta) * h)
+
+    def noise_clock(self, t: float) -> float:
+        """rho^(-2 eta), in which the noise of rho^(-eta) x/sigma is a Brownian motion."""
+        return float(self.path.rho(t) ** (-2 * self.eta))
+
+    def spread(self, s: float, t: float) -> float:
+        """sigma_t sqrt(1 - e^(-2 eta h))."""
+        return 0.0 if self.ends_singular(t) else self.scale(t) * math.sqrt(-math.expm1(-2 * self.eta * self._step(s, t)))
+
+
+class StochasticNoiseChart(NoiseLogSNRChart):
+    r"""The reverse SDE in the noise chart: :math:`d(x/\alpha) = (1+\eta)\,\epsilon\,d\rho + \sqrt{2\eta\rho\,|d\rho|}\,\xi`.
+
+    ``eta`` as in :class:`StochasticDataChart`. A step into sigma = 0 is that of the ODE: there the noise would stay.
+    """
+
+    def __init__(self, path: Path | None, eta: float):
+        super().__init__(path)
+        self.eta = eta
+
+    def exponential(self, k: int, s: float, t: float) -> float:
+        """-(1 + eta) sigma_t h phi_k(h)."""
+        return (1 + self.eta) * super().exponential(k, s, t)
+
+    def noise_clock(self, t: float) -> float:
+        """-rho^2."""
+        return -(self.clock(t) ** 2)
+
+    def spread(self, s: float, t: float) -> float:
+        """alpha_t sqrt(eta (rho_s^2 - rho_t^2))."""
+        if self.ends_singular(t):
+            return 0.0
+        return self.scale(t) * math.sqrt(self.eta * (self.clock(s) - self.clock(t)) * (self.clock(s) + self.clock(t)))
 
 
 charts: dict[str, type[Chart]] = {

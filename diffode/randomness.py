@@ -35,6 +35,17 @@ def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = 
     return torch.randn(tuple(shape), generator=source, dtype=torch.float64, device=source.device).to(dtype)
 
 
+def row_normal(draws: int, shape: Sequence[int], *, generator: Randomness) -> Tensor:
+    """Standard normals (draws, B, *shape) of which a row does not change when the batch grows: ``shape`` is (B, *shape).
+
+    torch's own generator fills a whole tensor at once, so one number is drawn from it to seed NumPy's, row after row.
+    """
+    source = generator_from(generator)
+    seed = int(torch.randint(2**62, (1,), generator=source, device=source.device))
+    values = np.random.default_rng(seed).standard_normal((shape[0], draws, *shape[1:]))
+    return torch.from_numpy(values).movedim(1, 0).to(source.device)
+
+
 def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
     """Standard normals fixed by ``(seed, key)`` alone: the starts that all solvers of a study share.
 

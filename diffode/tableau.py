@@ -52,6 +52,8 @@ class Tableau:
         outputs: rows that are the solution at the grid's times, start and end included.
         path: the path it was written for; None for a plain ODE.
         solver: the spec of the solver that wrote it.
+        spans: for each noise draw, the interval of the solver's noise clock over which it is the Brownian path's increment
+            (scaled to unit variance); empty if the draws belong to no such path.
     """
 
     prediction: Prediction
@@ -59,6 +61,7 @@ class Tableau:
     outputs: tuple[int, ...]
     path: Path | None = None
     solver: str = ""
+    spans: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -216,6 +219,7 @@ class Writer:
         self.prediction: Prediction = prediction
         self.rows = [Row(start_time)]
         self.outputs = [0]
+        self.spans: list[tuple[float, float] | None] = []
 
     start = 0
 
@@ -228,6 +232,22 @@ class Writer:
         self.rows.append(Row(time, dict(states), dict(evaluations), dict(draws or {})))
         return len(self.rows) - 1
 
+    def draw(self, span: tuple[float, float] | None = None) -> int:
+        """The index of a new noise draw; ``span`` is its interval of the noise clock, which runs forward."""
+        self.spans.append(span)
+        return len(self.spans) - 1
+
+    def noised(self, row: int, time: float, scale: float, spread: float, span: tuple[float, float] | None = None) -> int:
+        """Turn the last row into scale times itself plus spread times a new draw, at another time."""
+        last = self.rows.pop()
+        self.add(
+            time,
+            {j: scale * a for j, a in last.states.items()},
+            {j: scale * b for j, b in last.evaluations.items()},
+            {self.draw(span): spread} if spread else None,
+        )
+        return row
+
     def output(self, row: int) -> int:
         """Mark a row as the solution at its time."""
         self.outputs.append(row)
@@ -236,7 +256,9 @@ class Writer:
     def finish(self, path: Path | None, solver: str) -> Tableau:
         """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
         rows = [replace(row, evaluations={j: v for j, v in row.evaluations.items() if v != 0}) for row in self.rows]
-        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver)
+        spans = tuple(span for span in self.spans if span)
+        known = len(spans) == len(self.spans)
+        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else ())
 
 
 class Step(NamedTuple):

@@ -26,6 +26,8 @@ def write(table: Tableau, file: str | FilePath) -> None:
         index = torch.tensor([(i, j) for i, j, _ in entries], dtype=torch.int64).reshape(-1, 2)
         tensors[f"{name}_index"] = index
         tensors[f"{name}_value"] = torch.tensor([v for _, _, v in entries], dtype=torch.float64)
+    if table.spans:
+        tensors["spans"] = torch.tensor(table.spans, dtype=torch.float64)
     description = {
         "schema": _SCHEMA,
         "prediction": table.prediction,
@@ -67,6 +69,9 @@ def read(file: str | FilePath) -> Tableau:
         rows = tuple(
             Row(t, entries["states"][i], entries["evaluations"][i], entries["draws"][i]) for i, t in enumerate(times.tolist())
         )
+        spans = tensors.get("spans", torch.zeros(0, 2, dtype=torch.float64))
+        if spans.ndim != 2 or spans.shape[1] != 2 or not bool((spans[:, 0] < spans[:, 1]).all()):
+            raise ValueError("spans must be (draws, 2) increasing intervals")
         path = description["path"]
         return Tableau(
             description["prediction"],
@@ -74,6 +79,7 @@ def read(file: str | FilePath) -> Tableau:
             tuple(outputs.tolist()),
             None if path is None else paths.get(path),
             str(description["solver"]),
+            tuple((float(a), float(b)) for a, b in spans.tolist()),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{file} is not a valid tableau: {error}") from error

@@ -13,7 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
     "errors", "specs", "randomness", "cache", "paths", "targets", "fields", "grids", "tableau", "propagation", "tableau_files",
-    "charts", "solvers", "references", "metrics", "studies", "cli", "__main__",
+    "brownian",
+    "charts", "solvers", "references", "metrics", "verify", "studies", "cli", "__main__",
 )  # fmt: skip
 
 

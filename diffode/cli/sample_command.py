@@ -42,7 +42,7 @@ def command(
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
     field = exact_field(target, paths.get(path))
     start = field.path.sigma(field.path.t_max) * keyed_normal((points, field.target.dim), seed=seed, key=target)
-    solution = solve(field, start, solver=solver, grid=grid, nfe=nfe)
+    solution = solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])
     some = min(points, 256)
     exact = reference(field, start[:some], first, last, 1e-7)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
+from diffode.propagation import Propagated
 from diffode.tableau import Tableau
 
 
@@ -35,11 +36,12 @@ def diagonal_w2(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: 
     return float(((mean_1 - mean_2).square().sum() + (variance_1.sqrt() - variance_2.sqrt()).square().sum()).sqrt())
 
 
-def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor) -> ErrorSplit:
+def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, output: Propagated | None = None) -> ErrorSplit:
     """The exact W2 error of a tableau on N(mean, diag eigenvalues), and its parts, without sampling.
 
     *Prior*: starting from N(0, sigma^2 I) instead of the exact law, both followed exactly to the last time. *Truncation*:
     stopping there instead of at the data. *Discretisation*: the tableau instead of the exact flow, from the same start.
+    ``output`` is the law that ``tableau.propagate(mean, eigenvalues, start="prior")`` gives, if it is known already.
     """
     if tableau.path is None:
         raise ArgumentError("gaussian_split needs a tableau written for a path")
@@ -50,7 +52,7 @@ def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor) 
     gain = (noised[1] / noised[0]).sqrt()
     flowed_mean = path.alpha(last) * centre - gain * path.alpha(first) * centre
     flowed_variance = gain.square() * path.sigma(first) ** 2
-    output = tableau.propagate(centre, variances, start="prior")
+    output = output or tableau.propagate(centre, variances, start="prior")
     at_last = path.alpha(last) * centre
     return ErrorSplit(
         prior=diagonal_w2(flowed_mean, flowed_variance, at_last, noised[1]),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from diffode.charts import Chart, charts
 from diffode.solvers.runge_kutta import add_step
@@ -113,3 +114,74 @@ class IPNDM(Solver):
             weights = self._weights[min(self.order, len(history)) - 1]
             x = add_step(table, chart, history[0], t, history, weights)
             history.insert(0, table.output(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPNDMVariable(Solver):
+    """iPNDM_v: Adams-Bashforth weights for variable steps in rho.
+
+    ``form=published`` keeps three slips of the authors' code: the products of ratios lack a parenthesis (right on uniform
+    grids only), one sign is wrong, and the oldest weight takes a ratio one step too late. ``form=consistent`` is exact, and
+    equals LMS.
+    """
+
+    order: int = 4
+    form: Literal["published", "consistent"] = "published"
+
+    name = "ipndm_v"
+    chart_name = "noise"
+    reference = "Zhang and Chen, arXiv 2204.13902, appendix; diff-sampler, ipndm_v_sampler"
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, (1, 2, 3, 4))
+        check_choice("form", self.form, ("published", "consistent"))
+
+    @property
+    def convergence_order(self) -> int:  # noqa: D102
+        return self.order if self.form == "consistent" else min(self.order, 2)
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        history = [table.start]
+        for _, s, t in steps_of(times):
+            used = history[: self.order]
+            if self.form == "consistent":
+                weights = chart.adams([table.time(row) for row in used], s, t)
+                x = table.add(t, {history[0]: chart.ratio(s, t)}, dict(zip(used, weights, strict=True)))
+            else:
+                clocks = [chart.clock(t), *(chart.clock(table.time(row)) for row in used)]
+                x = add_step(table, chart, history[0], t, used, _published_variable_weights(clocks))
+            history.insert(0, table.output(x))
+
+
+def _published_variable_weights(clocks: Sequence[float]) -> list[float]:
+    """Weights as shares of the step, latest first; ``clocks`` are the new value of rho and the past ones, latest first.
+
+    In backward divided differences (d1, d2, d3) of the noise prediction the step adds d1/2, then ``bend`` d2 and ``twist`` d3,
+    in units of the steps h[0] (now), h[1], ... .
+    """
+    h = [new - old for new, old in itertools.pairwise(clocks)]
+    if len(h) == 1:
+        return [1.0]
+    r = h[0] / h[1]
+    weights = [1 + r / 2, -r / 2]
+    if len(h) == 2:
+        return weights
+    # (1 - u)/2 with u = h0/(3 (h0 + h1)) * ratio, where (1 - h0/(3 (h0 + h1)))/2 * ratio is right.
+    two = h[0] + h[1]
+    bend = (1 - h[0] / (3 * two) * (h[0] * two) / (h[1] * (h[1] + h[2]))) / 2
+    q = h[1] / h[2]
+    weights = [weights[0] + bend, weights[1] - (1 + q) * bend, q * bend]
+    if len(h) == 3:
+        return weights
+    three = two + h[2]
+    # A plus before the second term where the expansion has a minus.
+    twist = (1 - h[0] / (3 * two)) / 2 + (1 - h[0] / (2 * two)) * h[0] / (6 * three)
+    twist *= h[0] * two * three / (h[1] * (h[1] + h[2]) * (h[1] + h[2] + h[3]))
+    p = h[1] * (h[1] + h[2]) / (h[2] * (h[2] + h[3]))
+    # The oldest weight has q where h[2]/h[3] belongs.
+    return [
+        weights[0] + twist,
+        weights[1] - (1 + q + p) * twist,
+        weights[2] + (q + p * (1 + h[2] / h[3])) * twist,
+        -p * q * twist,
+    ]

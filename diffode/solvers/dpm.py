@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
 
-from diffode.charts import Chart, ExponentialChart, phi
+from diffode import grids
+from diffode.charts import Chart, ExponentialChart
 from diffode.errors import ArgumentError
+from diffode.grids import Times
 from diffode.paths import Path
-from diffode.solvers.solver import Solver, check_choice, steps_of
-from diffode.tableau import Writer
+from diffode.solvers.solver import Solver, check_budget, check_choice, noise_along, steps_of
+from diffode.tableau import Tableau, Writer
 
 #: Where the inner points of a step lie: equally spaced in this variable.
 _INNER_POINTS = {
@@ -53,6 +55,9 @@ class SingleStep(Solver):
         return self.order
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        self._steps(table, chart, times)
+
+    def _steps(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         steps = len(times) - 1
         orders = self.step_orders or (self.order,) * steps
         if len(orders) != steps:
@@ -64,41 +69,34 @@ class SingleStep(Solver):
             x = table.output(self._step(table, exponential, x, s, t, order))
 
     def _step(self, table: Writer, chart: ExponentialChart, x: int, s: float, t: float, order: int) -> int:
-        """Append one step of the given order; h is its log-SNR, r the inner points as shares of h."""
+        """Append one step of the given order; r are the inner points as shares of its log-SNR."""
         if order == 1:
-            return table.add(t, {x: chart.ratio(s, t)}, {x: chart.advance(s, t)})
+            return table.add(t, {x: chart.ratio(s, t)}, {x: chart.advance(s, t)}, *noise_along(table, chart, (s, t)))
         origin = chart.variable(s)
         h = chart.variable(t) - origin
         inner = [self._inner(chart.path, s, t, (i + 1) / order) for i in range(order - 1)]
         r = [(chart.variable(node) - origin) / h for node in inner]
+        noise = noise_along(table, chart, (s, *inner, t))
 
-        def weight(k: int, node: float, share: float) -> float:
-            """alpha or -sigma at the node, times (share h) phi_k(+- share h)."""
-            return chart.weight(node) * share * h * phi(k, chart.sign * share * h)
+        def add(node: float, evaluations: dict[int, float], number: int) -> int:
+            return table.add(node, {x: chart.ratio(s, node)}, evaluations, noise[number])
 
-        first = table.add(inner[0], {x: chart.ratio(s, inner[0])}, {x: weight(1, inner[0], r[0])})
+        first = add(inner[0], {x: chart.exponential(1, s, inner[0])}, 0)
+        w1, w2, w3 = (chart.exponential(k, s, t) for k in (1, 2, 3))
         if order == 2:
             # D + (D_1 - D)/(2 r) * h phi_1 as published; the Taylor form has phi_2 instead of phi_1/2.
-            slope = weight(1, t, 1) / 2 if self.form == "published" else weight(2, t, 1)
-            return table.add(t, {x: chart.ratio(s, t)}, {x: weight(1, t, 1) - slope / r[0], first: slope / r[0]})
-        slope = weight(2, inner[1], r[1]) * r[1] / r[0]
-        second = table.add(inner[1], {x: chart.ratio(s, inner[1])}, {x: weight(1, inner[1], r[1]) - slope, first: slope})
+            slope = (w1 / 2 if self.form == "published" else w2) / r[0]
+            return add(t, {x: w1 - slope, first: slope}, 1)
+        slope = chart.exponential(2, s, inner[1]) * r[1] / r[0]
+        second = add(inner[1], {x: chart.exponential(1, s, inner[1]) - slope, first: slope}, 1)
         if self.form == "published":
-            slope = weight(2, t, 1) / r[1]
-            return table.add(t, {x: chart.ratio(s, t)}, {x: weight(1, t, 1) - slope, second: slope})
+            slope = w2 / r[1]
+            return add(t, {x: w1 - slope, second: slope}, 2)
         # First and second derivatives of the parabola through D, D_1, D_2, in units of h.
         gap = r[1] - r[0]
-        by_first = weight(2, t, 1) * r[1] / gap - 2 * weight(3, t, 1) / gap
-        by_second = -weight(2, t, 1) * r[0] / gap + 2 * weight(3, t, 1) / gap
-        return table.add(
-            t,
-            {x: chart.ratio(s, t)},
-            {
-                x: weight(1, t, 1) - by_first / r[0] - by_second / r[1],
-                first: by_first / r[0],
-                second: by_second / r[1],
-            },
-        )
+        by_first = (w2 * r[1] - 2 * w3) / (gap * r[0])
+        by_second = (2 * w3 - w2 * r[0]) / (gap * r[1])
+        return add(t, {x: w1 - by_first - by_second, first: by_first, second: by_second}, 2)
 
     def _inner(self, path: Path, s: float, t: float, share: float) -> float:
         return float(_INNER_POINTS[self.nodes](path, s, t, share if self.r is None else self.r))
@@ -139,3 +137,43 @@ class DPMSolverPlusPlusSingle(SingleStep):
     name = "dpmpp_s"
     chart_name = "data"
     reference: ClassVar[str] = "Lu et al., arXiv 2211.01095, algorithm 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMFast(DPMSolver):
+    """DPM-Solver-fast: order 3 on steps uniform in log-SNR, the last ones of lower order, to spend ``evaluations``.
+
+    On a grid of one step, from start to end, it lays m = evaluations // 3 + 1 steps itself; a longer grid of m steps is
+    used as it stands.
+    """
+
+    order: int = 3
+    evaluations: int | None = None
+
+    name = "dpm_fast"
+    reference: ClassVar[str] = "Lu et al., arXiv 2206.00927, section 3.4; K. Crowson, k-diffusion, sample_dpm_fast"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("order", self.order, (3,))
+        if self.evaluations is not None and (type(self.evaluations) is not int or self.evaluations < 1):
+            raise ArgumentError(f"evaluations must be an integer >= 1, got {self.evaluations!r}")
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        steps = len(times) - 1
+        if self.evaluations is None:
+            orders = self.step_orders or budgeted_orders(3, max(1, 3 * (steps - 1)))
+            replace(self, evaluations=sum(orders), step_orders=orders).write(table, chart, times)
+            return
+        orders = budgeted_orders(3, self.evaluations)
+        if steps == 1 < len(orders):
+            first, last = (chart.path.log_snr(t) for t in times)
+            inner = [first + (last - first) * i / len(orders) for i in range(1, len(orders))]
+            times = [times[0], *(chart.path.time_from_log_snr(value) for value in inner), times[-1]]
+        replace(self, step_orders=self.step_orders or orders)._steps(table, chart, times)
+
+    def within(self, path: Path | None, grid: Times, nfe: int) -> Tableau:
+        """The run of exactly ``nfe`` evaluations between the ends of a grid, which is best of one step."""
+        check_budget(nfe)
+        times = grids.get(grid, path, len(budgeted_orders(3, nfe)) if isinstance(grid, str) else None)
+        return replace(self, evaluations=nfe, step_orders=None).tableau(path, times)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
-from diffode.charts import Chart, ExponentialChart, phi
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
+from diffode.charts import Chart, ExponentialChart
+from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
 
@@ -33,6 +33,11 @@ class Multistep(Solver):
     def convergence_order(self) -> int:  # noqa: D102
         return 3 if self.order == 3 and self.form == "consistent" else min(self.order, 2)
 
+    @property
+    def exact_second(self) -> bool:
+        """Whether the slope of a second-order step has its exact weight phi_2 instead of phi_1/2."""
+        return self.form == "taylor"
+
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         exponential = cast(ExponentialChart, chart)
         history = [table.start]
@@ -45,6 +50,7 @@ class Multistep(Solver):
                 t,
                 {history[0]: chart.ratio(s, t)},
                 dict(zip(history[:order], self._weights(exponential, past, t), strict=True)),
+                *noise_along(table, chart, (s, t)),
             )
             history.insert(0, table.output(x))
 
@@ -55,10 +61,10 @@ class Multistep(Solver):
             return [chart.advance(s, t)]
         lambdas = [chart.variable(time) for time in past]
         h = chart.variable(t) - lambdas[0]
-        w1, w2, w3 = (chart.weight(t) * h * phi(k, chart.sign * h) for k in (1, 2, 3))
+        w1, w2, w3 = (chart.exponential(k, s, t) for k in (1, 2, 3))
         r0 = (lambdas[0] - lambdas[1]) / h
         if len(past) == 2:
-            slope = (w2 if self.form == "taylor" else w1 / 2) / r0
+            slope = (w2 if self.exact_second else w1 / 2) / r0
             return [w1 + slope, -slope]
         r1 = (lambdas[1] - lambdas[2]) / h
         # m' and m'' as combinations of the divided differences d0 = (m_0 - m_1)/r0 and d1 = (m_1 - m_2)/r1.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth
-from diffode.solvers.dpm import DPMSolver, DPMSolverPlusPlusSingle
+from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
+from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
+from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
-from diffode.solvers.runge_kutta import DDIM, RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
+from diffode.solvers.er_sde import ERSDE
+from diffode.solvers.euler_maruyama import EulerMaruyama
+from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
+from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
 from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
@@ -26,12 +30,29 @@ for _solver in (
     DPMSolverMultistep,
     DPMSolverPlusPlus,
     DPMSolverPlusPlusSingle,
+    DPMFast,
     IPNDM,
+    IPNDMVariable,
     LMS,
     DEIS,
     UniPC,
+    DDPM,
+    EulerMaruyama,
+    EulerAncestral,
+    DPM2Ancestral,
+    DPMPlusPlus2SAncestral,
+    DPMPlusPlusSDE,
+    DPMPlusPlus2MSDE,
+    DPMPlusPlus3MSDE,
+    EDMStochastic,
+    SASolver,
+    SEEDS,
+    ERSDE,
 ):
     registry.register(_solver.name, _solver)
+for _order in (1, 2, 3):
+    registry.register(f"seeds_{_order}", SEEDS, order=_order, summary=f"SEEDS-{_order}: seeds with order={_order}.")
+    registry.register(f"er_sde_{_order}", ERSDE, order=_order, summary=f"ER-SDE-{_order}: er_sde with order={_order}.")
 
 register = registry.register
 

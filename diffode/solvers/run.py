@@ -12,7 +12,7 @@ from torch import Tensor
 from diffode import grids
 from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import Field
-from diffode.randomness import Randomness, generator_from, normal
+from diffode.randomness import Randomness, row_normal
 from diffode.solvers.registry import get
 from diffode.solvers.solver import Solver
 from diffode.tableau import Tableau
@@ -158,9 +158,7 @@ def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int
     if nfe is not None:
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        if grid is not None and not isinstance(grid, str):
-            raise ArgumentError("nfe chooses the number of steps, so grid must be a spec such as 'karras', not times")
-        return solver.within(field.require_path("a named grid"), grid or "karras", nfe)
+        return solver.within(field.require_path("a named grid"), "karras" if grid is None else grid, nfe)
     if steps is not None and grid is not None and not isinstance(grid, str):
         raise ArgumentError("steps goes with a grid spec; explicit times have their own number of steps")
     if grid is None:
@@ -194,9 +192,11 @@ def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomn
     if noise is None:
         if generator is None:
             raise ArgumentError(f"solver {table.solver!r} uses {table.draws} noise draws; pass generator= or noise= {shape}")
-        noise = normal(shape, generator=generator_from(generator))
-    if noise.shape != shape:
-        raise ArgumentError(f"noise must have shape (draws, B, *shape) = {shape}, got {tuple(noise.shape)}")
+        noise = row_normal(table.draws, x.shape, generator=generator)
+    if not isinstance(noise, Tensor) or noise.shape != shape:
+        raise ArgumentError(f"noise must have shape (draws, B, *shape) = {shape}, got {tuple(getattr(noise, 'shape', ()))}")
+    if not bool(torch.isfinite(noise).all()):
+        raise ArgumentError("noise has non-finite values")
     return noise.to(x).__getitem__
 
 

@@ -102,16 +102,6 @@ class RK4(RungeKutta):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM(Euler):
-    """Deterministic DDIM: Euler in the noise chart, which is also DPM-Solver-1 and DPM-Solver++ 1."""
-
-    chart: str = "noise"
-
-    name = "ddim"
-    reference = "Song, Meng, Ermon, arXiv 2010.02502, equation 12 with eta = 0"
-
-
-@dataclass(frozen=True, kw_only=True)
 class EDMHeun(Heun):
     """Heun in the noise chart: the deterministic sampler of EDM, on any path."""
 

@@ -60,6 +60,15 @@ class Solver(ABC):
     def chart_name(self) -> str:
         """The chart it works in."""
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise."""
+        return False
+
+    def chart_on(self, path: Path | None) -> Chart:
+        """Its chart for a path."""
+        return charts.get(self.chart_name, path)
+
     @abstractmethod
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         """Append the rows for these grid times (``table.start`` is at ``times[0]``), marking each with ``table.output``."""
@@ -71,7 +80,7 @@ class Solver(ABC):
         """
         check_choice("analytic_first_step", self.analytic_first_step, (True, False))
         times = grids.get(grid, path, steps).tolist()
-        chart = charts.get(self.chart_name, path)
+        chart = self.chart_on(path)
         table = Writer(chart.prediction, times[0])
         try:
             self.write(table, chart, times)
@@ -85,13 +94,14 @@ class Solver(ABC):
         finished = table.finish(path, self.spec)
         return finished.analytic_first_step() if self.analytic_first_step else finished
 
-    def within(self, path: Path | None, grid: str, nfe: int) -> Tableau:
+    def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:
         """The largest run on a named grid that costs at most ``nfe`` evaluations.
 
         Raises BudgetError, which says what budgets are possible, if not even the smallest run fits.
         """
-        if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < 1:
-            raise ArgumentError(f"nfe must be an integer >= 1, got {nfe!r}")
+        check_budget(nfe)
+        if not isinstance(grid, str):
+            raise ArgumentError("nfe chooses the number of steps, so grid must be a spec such as 'karras', not times")
         best = None
         for candidate, steps in self.plans(nfe):
             table = candidate.tableau(path, grid, steps)
@@ -123,12 +133,34 @@ def steps_of(times: Sequence[float]) -> Iterator[tuple[int, float, float]]:
         yield number, s, t
 
 
+def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dict[int, float]]:
+    """The noise a chart adds from the first of these times to each later one, as coefficients of new draws.
+
+    The pieces belong to one Brownian path: what reaches a time is carried on to the next by the chart's own decay.
+    """
+    carried: dict[int, float] = {}
+    result = []
+    for s, t in itertools.pairwise(times):
+        ratio, spread = chart.ratio(s, t), chart.spread(s, t)
+        carried = {k: ratio * c for k, c in carried.items()}
+        if spread:
+            carried[table.draw((chart.noise_clock(s), chart.noise_clock(t)))] = spread
+        result.append(carried)
+    return result
+
+
 def final_order(order: int, number: int, steps: int, rule: LowerOrderFinal) -> int:
     """The order of step ``number`` of ``steps``: what history allows, lowered near the end as the rule says."""
     allowed = min(order, number)
     if rule == "always" or (rule == "below_10" and steps < 10):
         return min(allowed, steps + 1 - number)
     return allowed
+
+
+def check_budget(nfe: object) -> None:
+    """Raise ArgumentError unless a budget is a whole number of evaluations, at least 1."""
+    if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < 1:
+        raise ArgumentError(f"nfe must be an integer >= 1, got {nfe!r}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -143,7 +143,7 @@ def _computed(key: str, cell: Cell) -> Result:
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
     began = time.perf_counter()
-    solution = solvers.run_tableau(table, field, start, keep=keep)
+    solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
     seconds = time.perf_counter() - began
     exact = _reference(cell.target, cell.path, cell.seed, cell.points, first, last, cell.tolerance)
     outcome = Outcome(field, start, solution, cell.seed, cell.tolerance, exact)

@@ -1,0 +1,215 @@
+r"""Samplers that step down below the next noise level and add noise back: DDIM with eta, DDPM, k-diffusion's ancestral ones.
+
+With rho = sigma/alpha, a step from s to t aims at :math:`\rho_\downarrow = \sqrt{\rho_t^2 - \rho_\uparrow^2}` and adds
+:math:`\rho_\uparrow = \eta\,\rho_t\sqrt{\rho_s^2 - \rho_t^2}/\rho_s`. At eta = 1 that is the posterior of the forward process,
+which makes DDPM, DDIM(1) and ancestral Euler one sampler, on any path.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from diffode.charts import Chart, ExponentialChart
+from diffode.errors import ArgumentError
+from diffode.paths import Path
+from diffode.solvers.runge_kutta import add_step
+from diffode.solvers.solver import Solver, check_choice, steps_of
+from diffode.tableau import Writer
+
+
+def step_down(path: Path, s: float, t: float, eta: float) -> tuple[float, float]:
+    """The time to step to, and the noise to add there, in units of alpha; no more noise than the level at t has."""
+    rho_s, rho_t = path.rho(s), path.rho(t)
+    up = min(rho_t, eta * rho_t * math.sqrt((rho_s - rho_t) * (rho_s + rho_t)) / rho_s)
+    if up == 0:
+        return t, 0.0
+    return path.time_from_rho(math.sqrt((rho_t - up) * (rho_t + up))), up
+
+
+def _span(path: Path, s: float, t: float) -> tuple[float, float]:
+    """Of the clock rho^-2: at eta = 1 the noise added is rho_t^2 times the Brownian increment over it."""
+    return path.rho(s) ** -2, path.rho(t) ** -2
+
+
+def check_eta(eta: float) -> None:
+    """Raise ArgumentError unless eta is a finite number >= 0."""
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta < math.inf:
+        raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {eta!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(Solver):
+    """A deterministic step to a lower noise level, then noise. ``order`` and cost are those of the deterministic step."""
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.eta > 0
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        x = table.start
+        for _, s, t in steps_of(times):
+            down, up = step_down(chart.path, s, t, self.eta)
+            if chart.path.rho(down) == 0:
+                row = add_step(table, chart, x, down, (x,), (1.0,))
+            else:
+                row = self.step(table, chart, x, s, down)
+            alpha = chart.path.alpha(t)
+            scale = alpha / chart.path.alpha(down)
+            x = table.output(table.noised(row, t, scale, alpha * up, _span(chart.path, s, t)) if up else row)
+
+    @abstractmethod
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:
+        """Append the deterministic step from s to ``down``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerAncestral(Ancestral):
+    """Ancestral Euler: DDIM with eta = 1, on any path."""
+
+    name = "euler_ancestral"
+    chart_name = "noise"
+    reference = "K. Crowson, k-diffusion, sample_euler_ancestral; Song, Meng, Ermon, arXiv 2010.02502, equation 12"
+    order = 1
+
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
+        return add_step(table, chart, x, down, (x,), (1.0,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(EulerAncestral):
+    """DDIM: Euler in the noise chart (which is DPM-Solver-1 and DPM-Solver++ 1), with noise if ``eta`` > 0."""
+
+    eta: float = 0.0
+
+    name = "ddim"
+    reference = "Song, Meng, Ermon, arXiv 2010.02502, equations 12 and 16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPM2Ancestral(Ancestral):
+    """Ancestral DPM-2: the midpoint rule in rho with the midpoint in log-SNR (geometric mean)."""
+
+    name = "dpm2_ancestral"
+    chart_name = "noise"
+    reference = "K. Crowson, k-diffusion, sample_dpm_2_ancestral"
+    order = 2
+    nfe_per_step = 2
+
+    @property
+    def convergence_order(self) -> int:  # noqa: D102
+        return 1 if self.eta > 0 else 2
+
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
+        middle = chart.time(math.sqrt(chart.clock(s) * chart.clock(down)))
+        inner = add_step(table, chart, x, middle, (x,), (1.0,))
+        return add_step(table, chart, x, down, (inner,), (1.0,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMPlusPlus2SAncestral(Ancestral):
+    """Ancestral DPM-Solver++ 2S: the exponential midpoint rule in the data chart."""
+
+    name = "dpmpp_2s_ancestral"
+    chart_name = "data"
+    reference = "K. Crowson, k-diffusion, sample_dpmpp_2s_ancestral; Lu et al., arXiv 2211.01095"
+    order = 2
+    nfe_per_step = 2
+
+    @property
+    def convergence_order(self) -> int:  # noqa: D102
+        return 1 if self.eta > 0 else 2
+
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
+        data = cast(ExponentialChart, chart)
+        middle = data.path.time_from_log_snr((data.variable(s) + data.variable(down)) / 2)
+        inner = add_step(table, data, x, middle, (x,), (1.0,))
+        return add_step(table, data, x, down, (inner,), (1.0,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(Solver):
+    """Ancestral sampling of DDPM: the posterior mean of the forward process, with one of its two variances.
+
+    ``variance=small`` is the posterior's (DDIM with eta = 1), ``variance=large`` the forward step's, which DDPM also tries.
+    """
+
+    variance: Literal["small", "large"] = "small"
+
+    name = "ddpm"
+    chart_name = "noise"
+    reference = "Ho, Jain, Abbeel, arXiv 2006.11239, equations 6 and 7 and section 3.2"
+    order = 1
+
+    def __post_init__(self) -> None:
+        check_choice("variance", self.variance, ("small", "large"))
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return True
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        path = chart.path
+        x = table.start
+        for _, s, t in steps_of(times):
+            down, up = step_down(path, s, t, 1.0)
+            row = add_step(table, chart, x, down, (x,), (1.0,))
+            if up:
+                # The forward step's variance is the posterior's times (rho_s/rho_t)^2.
+                up *= path.rho(s) / path.rho(t) if self.variance == "large" else 1.0
+                row = table.noised(row, t, path.alpha(t) / path.alpha(down), path.alpha(t) * up, _span(path, s, t))
+            x = table.output(row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMStochastic(Solver):
+    """EDM's stochastic sampler: raise the noise level by a factor 1 + gamma, then a Heun step in rho.
+
+    gamma = min(churn/steps, sqrt 2 - 1) where rho lies in [noise_from, noise_to], else 0; ``inflation`` multiplies the noise.
+    """
+
+    churn: float = 40.0
+    noise_from: float = 0.05
+    noise_to: float = 50.0
+    inflation: float = 1.003
+
+    name = "edm_stochastic"
+    chart_name = "noise"
+    reference = "Karras et al., arXiv 2206.00364, algorithm 2 and table 5"
+    order = 2
+    nfe_per_step = 2
+
+    def __post_init__(self) -> None:
+        for name in ("churn", "noise_from", "noise_to", "inflation"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.churn > 0
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        path = chart.path
+        gamma = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
+        x = table.start
+        for _, s, t in steps_of(times):
+            rho = path.rho(s)
+            if gamma > 0 and self.noise_from <= rho <= self.noise_to:
+                raised = path.time_from_rho(rho * (1 + gamma))
+                alpha = path.alpha(raised)
+                spread = alpha * self.inflation * rho * math.sqrt(gamma * (2 + gamma))
+                x = table.add(raised, {x: alpha / path.alpha(s)}, {}, {table.draw(): spread})
+            euler = add_step(table, chart, x, t, (x,), (1.0,))
+            x = table.output(euler if chart.ends_singular(t) else self._corrected(table, chart, x, euler, t))
+
+    def _corrected(self, table: Writer, chart: Chart, x: int, euler: int, t: float) -> int:
+        return add_step(table, chart, x, t, (x, euler), (0.5, 0.5))

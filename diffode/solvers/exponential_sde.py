@@ -1,0 +1,199 @@
+r"""Exponential integrators of the reverse SDE: DPM-Solver++ SDE, 2M SDE, 3M SDE, SEEDS, SA-Solver.
+
+Each is a deterministic recipe in a chart of the reverse SDE (:class:`~diffode.charts.StochasticDataChart` and
+:class:`~diffode.charts.StochasticNoiseChart`), whose linear part and noise are integrated exactly; ``eta`` multiplies the
+variance of the noise, and eta = 0 gives the deterministic solver back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from diffode.charts import Chart, StochasticDataChart, StochasticNoiseChart
+from diffode.errors import ArgumentError
+from diffode.paths import Path
+from diffode.solvers.ancestral import check_eta
+from diffode.solvers.dpm import SingleStep
+from diffode.solvers.dpm_multistep import Multistep
+from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, noise_along, steps_of
+from diffode.tableau import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMPlusPlus2MSDE(Multistep):
+    """DPM-Solver++ 2M SDE: ``form=midpoint`` (weight phi_1/2 of the slope) or ``heun`` (phi_2)."""
+
+    form: Literal["midpoint", "heun"] = "midpoint"  # type: ignore[assignment]
+    lower_order_final: LowerOrderFinal = "never"
+    eta: float = 1.0
+
+    name = "dpmpp_2m_sde"
+    chart_name = "data"
+    reference = "Lu et al., arXiv 2211.01095, appendix; K. Crowson, k-diffusion, sample_dpmpp_2m_sde"
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, (1, 2))
+        check_choice("form", self.form, ("midpoint", "heun"))
+        check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
+        check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.eta > 0
+
+    @property
+    def exact_second(self) -> bool:  # noqa: D102
+        return self.form == "heun"
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return StochasticDataChart(path, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMPlusPlus3MSDE(Multistep):
+    """DPM-Solver++ 3M SDE. As published its second difference lacks a factor 2; ``form=consistent`` has it."""
+
+    order: int = 3
+    form: Literal["published", "consistent"] = "published"
+    lower_order_final: LowerOrderFinal = "never"
+    eta: float = 1.0
+
+    name = "dpmpp_3m_sde"
+    chart_name = "data"
+    reference = "K. Crowson, k-diffusion, sample_dpmpp_3m_sde"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("form", self.form, ("published", "consistent"))
+        check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.eta > 0
+
+    @property
+    def exact_second(self) -> bool:  # noqa: D102
+        return True
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return StochasticDataChart(path, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticSingleStep(SingleStep):
+    """Single-step recipes in a chart of the reverse SDE; inner and outer noise belong to one Brownian path."""
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.eta > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMPlusPlusSDE(StochasticSingleStep):
+    """DPM-Solver++ SDE: the two-stage method in the data chart, r = 1/2."""
+
+    name = "dpmpp_sde"
+    chart_name = "data"
+    reference = "Lu et al., arXiv 2211.01095, appendix; K. Crowson, k-diffusion, sample_dpmpp_sde"
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return StochasticDataChart(path, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SEEDS(StochasticSingleStep):
+    """SEEDS-1, 2, 3: DPM-Solver's stages in the noise chart of the reverse SDE."""
+
+    order: int = 3
+
+    name = "seeds"
+    chart_name = "noise_log_snr"
+    reference = "Gonzalez et al., arXiv 2305.14267, algorithms 1 to 4"
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return StochasticNoiseChart(path, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASolver(Solver):
+    r"""SA-Solver: stochastic Adams predictor and corrector in the data chart, one evaluation a step.
+
+    The noise level is tau (tau^2 is the eta of the other solvers) where rho lies in [tau_from, tau_to], 0 elsewhere; the
+    corrector (order 0: none) redoes the step with the new denoised point and the same noise. The last step has none.
+    """
+
+    predictor: int = 3
+    corrector: int = 3
+    tau: float = 1.0
+    tau_from: float = 0.0
+    tau_to: float = math.inf
+    lower_order_final: LowerOrderFinal = "never"
+
+    name = "sa"
+    chart_name = "data"
+    reference = "Xue et al., arXiv 2309.05019, algorithm 1, equations 14 and 17"
+
+    def __post_init__(self) -> None:
+        check_choice("predictor", self.predictor, (1, 2, 3, 4))
+        check_choice("corrector", self.corrector, (0, 1, 2, 3, 4))
+        check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
+        for name in ("tau", "tau_from", "tau_to"):
+            value = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not value >= 0
+                or (name == "tau" and value > 1e3)
+            ):
+                raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
+
+    @property
+    def order(self) -> int:  # noqa: D102
+        return max(self.predictor, self.corrector + 1 if self.corrector else 0)
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.tau > 0
+
+    @property
+    def convergence_order(self) -> int:
+        """Of the ODE limit: q past nodes and the new one give q + 1, where the predicted point allows p + 1."""
+        return min(self.corrector, self.predictor) + 1 if self.corrector else self.predictor
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return StochasticDataChart(path, float(self.tau) ** 2)
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        quiet = StochasticDataChart(chart.path, 0.0)
+        steps = len(times) - 1
+        x, history = table.start, [table.start]
+        for number, s, t in steps_of(times):
+            on = chart if self.tau_from <= chart.path.rho(s) <= self.tau_to else quiet
+            noise = noise_along(table, on, (s, t))
+            ratio = {x: on.ratio(s, t)}
+            for row, order, nodes in self._stages(table, history, number, steps, t, chart):
+                weights = on.adams(nodes, s, t)
+                used = (*history[:order], *row)
+                x = table.add(t, ratio, dict(zip(used, weights, strict=True)), *noise)
+            table.output(x)
+            history.insert(0, x if number == steps or not self.corrector else x - 1)
+
+    def _stages(
+        self, table: Writer, history: list[int], number: int, steps: int, t: float, chart: Chart
+    ) -> Iterator[tuple[tuple[int, ...], int, list[float]]]:
+        """The predictor, then the corrector: the new rows used, the order, and the times of the nodes."""
+        singular = chart.ends_singular(t)
+        order = 1 if singular else final_order(self.predictor, number, steps, self.lower_order_final)
+        yield (), order, [table.time(row) for row in history[:order]]
+        if self.corrector and number < steps:
+            order = final_order(self.corrector, number, steps, self.lower_order_final)
+            yield (len(table.rows) - 1,), order, [*(table.time(row) for row in history[:order]), t]

@@ -1,0 +1,183 @@
+r"""Orders of convergence, measured: the slope of log error against log step over nested grids, with its interval.
+
+Which levels count is decided by one rule (:func:`fit_order`), stated here and reported with every estimate:
+
+1. *round-off*: a level whose error is not at least 30 times the floor (the reference's own error or rounding) is dropped;
+2. *pre-asymptotic*: from the finest level kept, coarser ones are added while the slope between neighbours stays within
+   0.15 of the finest slope; the first that does not, and all coarser than it, are dropped. Three levels are always kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from diffode import fields, paths, solvers
+from diffode.brownian import BrownianPath
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.metrics.gaussian import diagonal_w2
+from diffode.paths import Path
+from diffode.references import reference
+from diffode.solvers import Solver
+from diffode.tableau import Tableau
+from diffode.targets import Target
+
+_FLOOR_FACTOR = 30.0
+_SLOPE_DRIFT = 0.15
+_LEVELS = (16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class OrderEstimate:
+    """A measured order: ``slope`` with its 95 % confidence interval (``low``, ``high``), and what it rests on.
+
+    ``steps`` and ``errors`` are all levels, ``used`` the numbers of steps that the regression used.
+    """
+
+    slope: float
+    low: float
+    high: float
+    steps: tuple[int, ...]
+    errors: tuple[float, ...]
+    used: tuple[int, ...]
+
+
+def fit_order(steps: Sequence[int], errors: Sequence[float], floor: float = 0.0) -> OrderEstimate:
+    """The slope of log error against log step, by the rule of this module.
+
+    Raises ArgumentError if fewer than three levels lie above the floor: the solver is exact, or the floor too high.
+
+    >>> fit_order([8, 16, 32, 64], [1 / 8, 1 / 32, 1 / 128, 1 / 512]).slope
+    2.0
+    """
+    if len(steps) != len(errors) or list(steps) != sorted(set(steps)) or not all(math.isfinite(e) for e in errors):
+        raise ArgumentError("steps must increase, with one finite error each")
+    clear = [(n, e) for n, e in zip(steps, errors, strict=True) if e > _FLOOR_FACTOR * floor and e > 0]
+    if len(clear) < 3:
+        raise ArgumentError(
+            f"only {len(clear)} of {len(steps)} levels have errors above {_FLOOR_FACTOR:g} times the floor {floor:.1e}; "
+            "use fewer steps a level, a harder target or a tighter tolerance"
+        )
+    x = [-math.log(n) for n, _ in clear]
+    y = [math.log(e) for _, e in clear]
+    local = [(y[i] - y[i + 1]) / (x[i] - x[i + 1]) for i in range(len(x) - 1)]
+    first = len(clear) - 3
+    while first > 0 and abs(local[first - 1] - local[-1]) <= _SLOPE_DRIFT:
+        first -= 1
+    x, y = x[first:], y[first:]
+    centre_x, centre_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - centre_x) ** 2 for a in x)
+    slope = sum((a - centre_x) * (b - centre_y) for a, b in zip(x, y, strict=True)) / spread
+    residual = sum((b - centre_y - slope * (a - centre_x)) ** 2 for a, b in zip(x, y, strict=True))
+    margin = float(student.ppf(0.975, len(x) - 2)) * math.sqrt(residual / (len(x) - 2) / spread)
+    used = tuple(n for n, _ in clear[first:])
+    return OrderEstimate(round(slope, 12), slope - margin, slope + margin, tuple(steps), tuple(errors), used)
+
+
+def order(
+    solver: Solver | str,
+    *,
+    target: Target | str = "bimodal1d",
+    path: Path | str = "edm",
+    grid: str = "karras",
+    steps: Sequence[int] = _LEVELS,
+    points: int = 32,
+    seed: int = 0,
+    field: Field | None = None,
+    tolerance: float = 1e-12,
+) -> OrderEstimate:
+    """The measured order of a deterministic solver: root-mean-square end-point error against the exact flow.
+
+    Args:
+        solver: a solver or its spec; one that draws noise is refused (see :func:`weak_order`, :func:`strong_order`).
+        target: target or its name; the starts are exact draws at ``path.t_max``.
+        path: path or its spec.
+        grid: spec of the family of grids.
+        steps: numbers of steps, increasing.
+        points: number of starts.
+        seed: seed of the starts.
+        field: a field of your own with ``dim`` set or starts drawn from its prior; overrides target and path.
+        tolerance: of the reference, if it is integrated.
+
+    >>> abs(order("heun:chart=noise", steps=(32, 64, 128, 256)).slope - 2) < 0.15
+    True
+    """
+    recipe = solvers.get(solver)
+    if recipe.stochastic:
+        raise ArgumentError(f"solver {recipe.spec!r} draws noise; use weak_order or strong_order, or set its noise to 0")
+    exact = field if field is not None else fields.exact_field(target, path)
+    on = exact.require_path("an order on named grids")
+    if not isinstance(exact, fields.ExactField):
+        raise ArgumentError("field must be an exact field, whose prior and flow are known: diffode.exact_field(target, path)")
+    tables = [recipe.tableau(on, grid, n) for n in steps]
+    start = exact.prior(points, generator=seed)
+    first, last = tables[0].rows[0].time, tables[0].rows[-1].time
+    true = reference(exact, start, first, last, tolerance)
+    errors = [_rms(table.run(exact, start) - true.x) for table in tables]
+    rounding = torch.finfo(torch.float64).eps * _rms(start)
+    return fit_order(steps, errors, max(float(true.errors.square().mean().sqrt()), rounding))
+
+
+def strong_order(
+    solver: Solver | str,
+    *,
+    target: Target | str = "bimodal1d",
+    path: Path | str = "edm",
+    grid: str = "log_snr",
+    steps: Sequence[int] = (16, 32, 64, 128, 256),
+    points: int = 256,
+    seed: int = 0,
+) -> OrderEstimate:
+    """The strong order of an SDE solver: how fast runs on one Brownian path approach each other as the grid is refined.
+
+    The error of a level is the root-mean-square distance to a run with eight times the steps of the finest level.
+    """
+    recipe = solvers.get(solver)
+    if not recipe.stochastic:
+        raise ArgumentError(f"solver {recipe.spec!r} draws no noise; use order")
+    exact = fields.exact_field(target, path)
+    start = exact.prior(points, generator=seed)
+    brownian = BrownianPath(start.shape, seed=seed)
+    finest = recipe.tableau(exact.path, grid, 8 * steps[-1])
+    true = finest.run(exact, start, noise=brownian.draws(finest))
+    errors = []
+    for n in steps:
+        table = recipe.tableau(exact.path, grid, n)
+        errors.append(_rms(table.run(exact, start, noise=brownian.draws(table)) - true))
+    return fit_order(steps, errors)
+
+
+def weak_order(
+    solver: Solver | str,
+    *,
+    path: Path | str = "edm",
+    grid: str = "log_snr",
+    eigenvalues: Sequence[float] = (0.1, 0.5, 1.0, 4.0),
+    mean: float = 0.7,
+    steps: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
+) -> OrderEstimate:
+    """The weak order of a solver on Gaussians, without sampling: W2 between its output's law and the exact one.
+
+    The start is the exact law at the first time, so that only discretisation is left.
+    """
+    recipe, on = solvers.get(solver), paths.get(path)
+    variances = torch.tensor(list(eigenvalues), dtype=torch.float64)
+
+    def error(table: Tableau) -> float:
+        law = table.propagate(mean, variances)
+        last = table.rows[-1].time
+        alpha, sigma = on.alpha(last), on.sigma(last)
+        centre = torch.full_like(variances, alpha * mean)
+        return diagonal_w2(law.mean, law.variance, centre, alpha**2 * variances + sigma**2)
+
+    return fit_order(steps, [error(recipe.tableau(on, grid, n)) for n in steps], 1e-15)
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.flatten(1).square().sum(1).mean().sqrt())
