@@ -18,7 +18,8 @@ from diffode.errors import ArgumentError, UnknownNameError, suggestion
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | None
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.*-]*\Z")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.*-]*(:[A-Za-z][A-Za-z0-9_]*)?\Z")
+_METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _LIST = re.compile(r"\d+(\+\d+)+\Z")
 
 
@@ -33,6 +34,10 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     if not isinstance(spec, str):
         raise ArgumentError(f"a spec must be a string 'name:key=value,...', got {type(spec).__name__}: {spec!r}")
     name, colon, rest = spec.strip().partition(":")
+    # A method of a library, such as torchdiffeq:dopri5, is one name.
+    method, comma, others = rest.partition(",")
+    if method and "=" not in method and _METHOD.match(method):
+        name, colon, rest = f"{name}:{method}", comma, others
     if not _NAME.match(name):
         raise ArgumentError(f"spec {spec!r} has no valid name; expected 'name' or 'name:key=value,key=value'")
     options: dict[str, Value] = {}
@@ -55,7 +60,8 @@ def format_spec(name: str, options: Mapping[str, Any]) -> str:
     'dpm:order=3,step_orders=3+3+2'
     """
     pairs = ",".join(f"{key}={_format_value(value)}" for key, value in options.items())
-    return f"{name}:{pairs}" if pairs else name
+    separator = "," if ":" in name else ":"
+    return f"{name}{separator}{pairs}" if pairs else name
 
 
 def options_of(instance: Any) -> dict[str, Any]:
@@ -131,6 +137,9 @@ class Registry(Generic[T]):
         """The entry of a name; raises :class:`UnknownNameError` with the nearest name otherwise."""
         if name not in self._entries:
             self._load_plugins()
+        library, colon, method = name.partition(":")
+        if colon and name not in self._entries and library in self._entries:
+            raise ArgumentError(f"{self.kind} {name!r}: {method!r} is not of the form key=value")
         if name not in self._entries:
             raise UnknownNameError(self.kind, name, self._entries)
         return self._entries[name]

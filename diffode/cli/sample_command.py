@@ -47,7 +47,7 @@ def command(
     some = min(points, 256)
     exact = reference(field, start[:some], first, last, 1e-7)
     error = float((solution.x[:some] - exact.x).norm(dim=1).mean())
-    title = f"{target}, {solution.tableau.solver} on {path}, NFE {solution.nfe}"
+    title = f"{target}, {solver} on {path}, NFE {solution.nfe}"
     picture = file.with_suffix(".png")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

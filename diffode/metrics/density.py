@@ -22,6 +22,8 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     differentiation, on exact draws of the first law; unlike sampled distances it has no floor beyond its interval.
     """
     field, table = outcome.field, outcome.solution.tableau
+    if table is None:
+        raise ArgumentError("push_forward_kl needs a solver with a tableau; an adaptive run is not one map")
     if field.target.dim > max_dim:
         raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (one backward pass a coordinate), got {field.target.dim}")
     first, last = outcome.times[0], outcome.times[-1]

@@ -138,7 +138,7 @@ class IPNDMVariable(Solver):
 
     @property
     def convergence_order(self) -> int:  # noqa: D102
-        return self.order if self.form == "consistent" else min(self.order, 2)
+        return 2 if self.form == "published" and self.order == 4 else self.order
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         history = [table.start]

@@ -104,10 +104,6 @@ class DPM2Ancestral(Ancestral):
     order = 2
     nfe_per_step = 2
 
-    @property
-    def convergence_order(self) -> int:  # noqa: D102
-        return 1 if self.eta > 0 else 2
-
     def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
         middle = chart.time(math.sqrt(chart.clock(s) * chart.clock(down)))
         inner = add_step(table, chart, x, middle, (x,), (1.0,))
@@ -123,10 +119,6 @@ class DPMPlusPlus2SAncestral(Ancestral):
     reference = "K. Crowson, k-diffusion, sample_dpmpp_2s_ancestral; Lu et al., arXiv 2211.01095"
     order = 2
     nfe_per_step = 2
-
-    @property
-    def convergence_order(self) -> int:  # noqa: D102
-        return 1 if self.eta > 0 else 2
 
     def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
         data = cast(ExponentialChart, chart)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
+from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
+from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
 from diffode.solvers.er_sde import ERSDE
@@ -48,11 +50,18 @@ for _solver in (
     SASolver,
     SEEDS,
     ERSDE,
+    DPMAdaptive,
+    EmbeddedRungeKutta,
 ):
     registry.register(_solver.name, _solver)
 for _order in (1, 2, 3):
     registry.register(f"seeds_{_order}", SEEDS, order=_order, summary=f"SEEDS-{_order}: seeds with order={_order}.")
     registry.register(f"er_sde_{_order}", ERSDE, order=_order, summary=f"ER-SDE-{_order}: er_sde with order={_order}.")
+
+for _library in (TorchDiffEq, TorchSDE, SciPyIVP):
+    for _method in _library.methods:
+        _summary = f"{_method} of {_library.name}, as a baseline."
+        registry.register(f"{_library.name}:{_method}", _library, method=_method, summary=_summary)
 
 register = registry.register
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from diffode import grids
 from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import Field
-from diffode.randomness import Randomness, row_normal
+from diffode.randomness import Randomness, generator_from, row_normal
+from diffode.solvers.direct import DirectSolver
 from diffode.solvers.registry import get
 from diffode.solvers.solver import Solver
 from diffode.tableau import Tableau
 
 #: Values of ``Solution.status``.
-OK, NON_FINITE = 0, 1
+OK, NON_FINITE, UNFINISHED = 0, 1, 2
 Draw = Callable[[int], Tensor]
 
 
@@ -31,9 +32,11 @@ class Solution:
         states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
         times: the grid, (steps + 1,), float64.
         nfe: evaluations of the field, counted on the field.
-        status: (B,) int8, 0 for a good row, 1 for one that became non-finite.
+        status: (B,) int8, 0 for a good row, 1 for one that became non-finite, 2 for one that met the step limit.
         message: empty, or what went wrong, where and when.
-        tableau: the table that was run.
+        tableau: the table that was run; None for solvers that have none.
+        accepted, rejected: steps of each row, (B,), for adaptive solvers.
+        reached: the time each row got to, (B,) float64, for adaptive solvers.
     """
 
     x: Tensor
@@ -42,7 +45,10 @@ class Solution:
     nfe: int
     status: Tensor
     message: str
-    tableau: Tableau
+    tableau: Tableau | None
+    accepted: Tensor | None = None
+    rejected: Tensor | None = None
+    reached: Tensor | None = None
 
     @property
     def success(self) -> bool:
@@ -96,8 +102,11 @@ def solve(
     (10, (4, 2))
     """
     _check_field(field)
+    recipe = get(solver)
+    if isinstance(recipe, DirectSolver):
+        return _run_direct(recipe, field, x, grid, steps, nfe, noise, generator, keep, progress, on_failure)
     return run_tableau(
-        table_for(field, get(solver), grid, steps, nfe),
+        table_for(field, recipe, grid, steps, nfe),
         field,
         x,
         noise=noise,
@@ -122,12 +131,7 @@ def run_tableau(
     """Run a tableau that is written already, with the checks and the arguments of :func:`solve`."""
     _check_field(field)
     _check_start(x)
-    if keep not in ("last", "all"):
-        raise ArgumentError(f"keep must be 'last' or 'all', got {keep!r}")
-    if progress is not None and not callable(progress):
-        raise ArgumentError(f"progress must be a function of (done, total), got {progress!r}")
-    if on_failure not in ("raise", "return"):
-        raise ArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+    _check_options(keep, progress, on_failure)
     draw = _drawing(table, x, noise, generator)
     field.check_once(x, table.rows[0].time)
     before = field.nfe
@@ -153,6 +157,61 @@ def run_tableau(
     return solution
 
 
+def _run_direct(
+    solver: DirectSolver,
+    field: Field,
+    x: Tensor,
+    grid: grids.Times | None,
+    steps: int | None,
+    nfe: int | None,
+    noise: Tensor | None,
+    generator: Randomness | None,
+    keep: Literal["last", "all"],
+    progress: Progress | None,
+    on_failure: Literal["raise", "return"],
+) -> Solution:
+    """Let a solver without a tableau follow the field; without a grid, from one end of the path to the other."""
+    _check_start(x)
+    _check_options(keep, progress, on_failure)
+    if nfe is not None:
+        solver.within(field.path, "karras", nfe)
+    if noise is not None:
+        raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
+    if grid is None:
+        path = field.require_path("a grid")
+        grid, steps = [path.t_max, path.t_min], None
+    times = grids.get(grid, field.path, steps)
+    field.check_once(x, float(times[0]))
+    before = field.nfe
+    source = None if generator is None else generator_from(generator)
+    journey = solver.follow(field, x, times.tolist(), source)
+    used = field.nfe - before
+    if progress is not None:
+        progress(len(times) - 1, len(times) - 1)
+    end = journey.states[-1]
+    if end.shape != x.shape or end.dtype != x.dtype:
+        raise FieldError(f"the run made {end.dtype} of shape {tuple(end.shape)} from {x.dtype} of shape {tuple(x.shape)}")
+    bad = _non_finite_rows(end)
+    late = torch.zeros_like(bad) if journey.finished is None else ~journey.finished & ~bad
+    status = bad.to(torch.int8) * NON_FINITE + late.to(torch.int8) * UNFINISHED
+    message = ""
+    if bool(bad.any()):
+        message = f"{int(bad.sum())} of {len(bad)} rows became non-finite, row {int(torch.nonzero(bad)[0])} first"
+    if bool(late.any()):
+        row = int(torch.nonzero(late)[0])
+        where = f"; row {row} got to t={float(journey.reached[row]):.6g}" if journey.reached is not None else ""
+        message = (message + "; " if message else "") + (
+            f"{int(late.sum())} of {len(late)} rows met the step limit{where}; raise max_steps, or rtol and atol"
+        )
+    kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in journey.states]) if keep == "all" else None
+    solution = Solution(
+        _with_nan(end, bad), kept, times, used, status, message, None, journey.accepted, journey.rejected, journey.reached
+    )
+    if message and on_failure == "raise":
+        raise NumericalError(message, solution)
+    return solution
+
+
 def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int | None, nfe: int | None) -> Tableau:
     """The tableau that a call of ``solve`` with these arguments runs."""
     if nfe is not None:
@@ -171,6 +230,15 @@ def _check_field(field: object) -> None:
         raise ArgumentError(
             f"field must be a diffode field, got {type(field).__name__}; wrap a callable with Field.from_velocity(fn)"
         )
+
+
+def _check_options(keep: object, progress: object, on_failure: object) -> None:
+    if keep not in ("last", "all"):
+        raise ArgumentError(f"keep must be 'last' or 'all', got {keep!r}")
+    if progress is not None and not callable(progress):
+        raise ArgumentError(f"progress must be a function of (done, total), got {progress!r}")
+    if on_failure not in ("raise", "return"):
+        raise ArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
 
 
 def _check_start(x: object) -> None:

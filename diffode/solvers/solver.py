@@ -47,7 +47,9 @@ class Solver(ABC):
 
     @property
     def convergence_order(self) -> int:
-        """The order of convergence it has, without lower final orders or an analytic first step."""
+        """The order of convergence it has (its noise-free limit, if it draws noise), without lower final orders or an
+        analytic first step.
+        """
         return self.order
 
     @property

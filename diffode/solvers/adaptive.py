@@ -1,0 +1,316 @@
+r"""Adaptive solvers with a step of its own for every row, in log-SNR.
+
+On a path the state is z = x/alpha and the variable lambda: :math:`dz/d\lambda = -\rho\,\epsilon`. A row's steps depend on that
+row alone: a stiff one changes neither its neighbours' steps nor their answers, and rows that have arrived cost nothing more.
+One evaluation is one call of the field, whatever number of rows is still on its way.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.paths import Path
+from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.solver import check_choice
+
+#: A step is never made longer or shorter than by these factors, nor below this share of the whole way.
+_GROW, _SHRINK, _SHORTEST = 10.0, 0.2, 1e-13
+
+
+@dataclass
+class Rows:
+    """The rows still on their way: state z (n, D), position and next step in the variable (n,), slope at z if kept."""
+
+    z: Tensor
+    at: Tensor
+    step: Tensor
+    slope: Tensor | None
+
+    def take(self, which: Tensor) -> Rows:
+        """Some of them."""
+        return Rows(self.z[which], self.at[which], self.step[which], None if self.slope is None else self.slope[which])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(DirectSolver):
+    """Step control shared by the embedded pairs: accept a row's step if its error ratio E is at most 1."""
+
+    rtol: float = 1e-4
+    atol: float = 1e-4
+    first_step: float = 0.05
+    max_steps: int = 10_000
+
+    #: Exponents of E now and at the last accepted step, in the factor safety E^-a E_last^b of the next step.
+    safety: ClassVar[float] = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol", "first_step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ArgumentError(f"{name} must be a number > 0, got {value!r}")
+        if type(self.max_steps) is not int or self.max_steps < 1:
+            raise ArgumentError(f"max_steps must be an integer >= 1, got {self.max_steps!r}")
+
+    @property
+    @abstractmethod
+    def exponents(self) -> tuple[float, float]:
+        """(a, b) of the controller."""
+
+    @abstractmethod
+    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Try every row's step: the new z, the error ratio's numerator and denominator combined (n,), the slope there."""
+
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+        flow = Flow(field, x, times[0], times[-1])
+        count = x.shape[0]
+        states = [x]
+        accepted, rejected = torch.zeros(2, count, dtype=torch.int64, device=x.device)
+        rows = flow.start(x, self.first_step)
+        finished = torch.ones(count, dtype=torch.bool, device=x.device)
+        last = torch.ones(count, dtype=torch.float64, device=x.device)
+        for stop in times[1:]:
+            rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, last)
+            states.append(flow.state(rows.z, rows.at))
+        return Journey(torch.stack(states), accepted, rejected, flow.time(rows.at), finished)
+
+    def _leg(
+        self, flow: Flow, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, last: Tensor
+    ) -> Rows:
+        """Bring every row to ``stop``; the counts are written to, rows that meet the step limit are left where they are."""
+        whole = Rows(rows.z.clone(), rows.at.clone(), rows.step.clone(), None if rows.slope is None else rows.slope.clone())
+        active = torch.nonzero(finished).reshape(-1)
+        rows = whole.take(active)
+        up, down = self.exponents
+        while len(active):
+            wish = rows.step
+            left = stop - rows.at
+            rows.step = torch.minimum(wish, left)
+            z, ratio, slope = self.attempt(flow, rows)
+            ratio = torch.where(torch.isfinite(ratio) & torch.isfinite(z).all(1), ratio, math.inf)
+            good = ratio <= 1
+            factor = self.safety * ratio.clamp(min=1e-10) ** -up * last[active] ** down
+            factor = factor.clamp(_SHRINK, _GROW)
+            arrived = good & (rows.step >= left)
+            rows.z = torch.where(good[:, None], z, rows.z)
+            rows.at = torch.where(arrived, stop, torch.where(good, rows.at + rows.step, rows.at))
+            if slope is not None and rows.slope is not None:
+                rows.slope = torch.where(good[:, None], slope, rows.slope)
+            # A step cut short by the end of the leg says nothing against the longer one that was wished for.
+            new = rows.step * torch.where(good, factor, factor.clamp(max=0.9))
+            rows.step = torch.where(arrived & (rows.step < wish), wish, new)
+            accepted[active] += good
+            rejected[active] += ~good
+            last[active] = torch.where(good, ratio.clamp(1e-4, 1.0), last[active])
+            lost = ~arrived & ((accepted[active] + rejected[active] >= self.max_steps) | (rows.step < _SHORTEST * flow.length))
+            finished[active[lost]] = False
+            done = arrived | lost
+            if bool(done.any()):
+                gone = active[done]
+                whole.z[gone], whole.at[gone], whole.step[gone] = rows.z[done], rows.at[done], rows.step[done]
+                if whole.slope is not None and rows.slope is not None:
+                    whole.slope[gone] = rows.slope[done]
+                rows, active = rows.take(~done), active[~done]
+        return whole
+
+
+class Flow:
+    """The probability-flow ODE as dz/du for a batch of rows, each at a place of its own; u runs from 0 to ``length``."""
+
+    def __init__(self, field: Field, x: Tensor, start: float, stop: float):
+        self.field, self.shape = field, x.shape[1:]
+        self.path: Path | None = field.path
+        if self.path is not None and (self.path.sigma(stop) == 0 or self.path.alpha(start) == 0):
+            raise ArgumentError(
+                "adaptive solvers work in log-SNR, which is infinite where sigma or alpha is 0: stop before, for instance at "
+                f"path.t_min={self.path.t_min:g}, and start from path.t_max={self.path.t_max:g}"
+            )
+        self._origin = self._raw(start)
+        self._sign = 1.0 if self._raw(stop) >= self._origin else -1.0
+        self.length = self.variable(stop)
+
+    def _raw(self, t: float) -> float:
+        return t if self.path is None else self.path.log_snr(t)
+
+    def variable(self, t: float) -> float:
+        """u at time t: log-SNR (time, for a plain ODE) counted from the start, growing."""
+        return self._sign * (self._raw(t) - self._origin)
+
+    def time(self, u: Tensor) -> Tensor:
+        """t at u."""
+        raw = self._origin + self._sign * u
+        return raw if self.path is None else self.path.time_from_log_snr(raw)
+
+    def start(self, x: Tensor, first_step: float) -> Rows:
+        """All rows at the start."""
+        zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        z = x.flatten(1) if self.path is None else x.flatten(1) / self.path.alpha(float(self.time(zero)[0])) if len(x) else x
+        return Rows(z, zero, torch.full_like(zero, first_step), None)
+
+    def state(self, z: Tensor, u: Tensor) -> Tensor:
+        """x of rows z at u."""
+        scaled = z if self.path is None else z * self.path.alpha(self.time(u)).to(z)[:, None]
+        return scaled.reshape(len(z), *self.shape)
+
+    def slope(self, z: Tensor, u: Tensor) -> Tensor:
+        """dz/du: one evaluation of the field, with a time for every row."""
+        t = self.time(u)
+        x = self.state(z, u)
+        if self.path is None:
+            return self._sign * self.field.predict("velocity", x, t).flatten(1)
+        rho = self.path.rho(t).to(z)[:, None]
+        return -self._sign * rho * self.field.predict("noise", x, t).flatten(1)
+
+    def noise(self, z: Tensor, u: Tensor) -> Tensor:
+        """The noise prediction at rows z."""
+        return self.field.predict("noise", self.state(z, u), self.time(u)).flatten(1)
+
+
+#: Butcher tableaux of embedded pairs: nodes, stages, weights, weights of the error estimate. The last stage is the next first.
+_PAIRS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...], int]] = {
+    # Bogacki and Shampine, Appl. Math. Lett. 2 (1989).
+    "bosh3": (
+        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+        3,
+    ),
+    # Dormand and Prince, J. Comput. Appl. Math. 6 (1980).
+    "dopri5": (
+        (
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+        5,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedRungeKutta(Adaptive):
+    """An embedded Runge-Kutta pair with PI step control, ``pair=dopri5`` (5(4)) or ``bosh3`` (3(2)), in log-SNR.
+
+    The error ratio is the root mean square over a row of error/(atol + rtol max(|z|, |z_new|)).
+    """
+
+    pair: Literal["dopri5", "bosh3"] = "dopri5"
+
+    name = "rk_adaptive"
+    reference = (
+        "Dormand and Prince 1980; Bogacki and Shampine 1989; PI control: Hairer, Norsett, Wanner, II.4 and Gustafsson 1991"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("pair", self.pair, tuple(_PAIRS))
+
+    @property
+    def order(self) -> int:  # noqa: D102
+        return _PAIRS[self.pair][2]
+
+    @property
+    def nfe_per_step(self) -> int:  # noqa: D102
+        return len(_PAIRS[self.pair][0])
+
+    @property
+    def exponents(self) -> tuple[float, float]:  # noqa: D102
+        return 0.7 / self.order, 0.4 / self.order
+
+    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
+        stages, error_weights, _ = _PAIRS[self.pair]
+        if rows.slope is None:
+            rows.slope = flow.slope(rows.z, rows.at)
+        h = rows.step.to(rows.z)[:, None]
+        slopes = [rows.slope]
+        z = rows.z
+        for stage in stages:
+            z = rows.z + h * _combination(stage, slopes)
+            slopes.append(flow.slope(z, rows.at + sum(stage) * rows.step))
+        error = h * _combination(error_weights, slopes)
+        scale = self.atol + self.rtol * torch.maximum(rows.z.abs(), z.abs())
+        return z, _rms(error / scale), slopes[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMAdaptive(Adaptive):
+    """DPM-Solver adaptive: ``order=2`` compares DPM-Solver-1 and 2, ``order=3`` DPM-Solver-2 and 3 (the pairs 12 and 23).
+
+    A step is accepted if the root mean square over a row of the difference over max(atol, rtol max(|x_low|, |x_previous|)) is
+    at most 1; the next is 0.9 h E^(-1/order).
+    """
+
+    order: int = 3
+    rtol: float = 0.05
+    atol: float = 0.0078
+
+    name = "dpm_adaptive"
+    reference = "Lu et al., arXiv 2206.00927, appendix C; K. Crowson, k-diffusion, sample_dpm_adaptive"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("order", self.order, (2, 3))
+
+    @property
+    def nfe_per_step(self) -> int:  # noqa: D102
+        return self.order
+
+    @property
+    def exponents(self) -> tuple[float, float]:  # noqa: D102
+        return 1 / self.order, 0.0
+
+    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
+        if flow.path is None:
+            raise ArgumentError("dpm_adaptive needs a field with a path: Field.from_velocity(fn, path=...)")
+        path, r1 = flow.path, 1 / self.order
+        if rows.slope is None:
+            # What is carried from step to step is the noise prediction, which a rejected step can use again.
+            rows.slope = flow.noise(rows.z, rows.at)
+        h = rows.step[:, None]
+
+        def rho_after(share: float) -> Tensor:
+            return path.rho(flow.time(rows.at + share * rows.step))[:, None]
+
+        def grown(share: float) -> Tensor:
+            """rho (e^(share h) - 1) at the end of that share of the step."""
+            return rho_after(share) * torch.expm1(share * h)
+
+        noise = rows.slope
+        kind = rows.z.dtype
+        first = flow.noise(rows.z - (grown(r1).to(kind)) * noise, rows.at + r1 * rows.step)
+        euler = rows.z - grown(1).to(kind) * noise
+        middle = euler - (grown(1) / (2 * r1)).to(kind) * (first - noise)
+        if self.order == 2:
+            low, high = euler, middle
+        else:
+            r2 = 2 / 3
+            bend = (r2 / r1 * rho_after(r2) * (torch.expm1(r2 * h) / (r2 * h) - 1)).to(kind)
+            second = flow.noise(rows.z - grown(r2).to(kind) * noise - bend * (first - noise), rows.at + r2 * rows.step)
+            low = middle
+            high = euler - (rho_after(1) / r2 * (torch.expm1(h) / h - 1)).to(kind) * (second - noise)
+        alpha, before = (path.alpha(flow.time(u)).to(kind)[:, None] for u in (rows.at + rows.step, rows.at))
+        scale = (self.rtol * torch.maximum((alpha * low).abs(), (before * rows.z).abs())).clamp(min=self.atol)
+        return high, _rms(alpha * (high - low) / scale), flow.noise(high, rows.at + rows.step)
+
+
+def _combination(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(slopes[0])
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            total.add_(slope, alpha=weight)
+    return total
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(1).sqrt().to(torch.float64)

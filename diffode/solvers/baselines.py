@@ -1,0 +1,195 @@
+"""Integrators of other libraries through the same interface: ``torchdiffeq:*``, ``torchsde:*``, ``scipy:*``.
+
+They are given the field as users of these libraries would write it, in time or in log-SNR; their evaluations are counted on
+the field like everyone's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import Field
+from diffode.solvers.adaptive import Flow
+from diffode.solvers.ancestral import check_eta
+from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.solver import check_choice
+from diffode.specs import format_spec, options_of
+
+Slope = Callable[[Tensor, float], Tensor]
+
+
+def library(name: str) -> Any:
+    """A library, or an error with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ArgumentError(f"the {name} baselines need {name}: pip install {name}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(DirectSolver):
+    """A method of another library; ``methods`` gives their orders."""
+
+    method: str = ""
+
+    methods: ClassVar[dict[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, tuple(self.methods))
+
+    @property
+    def spec(self) -> str:  # noqa: D102
+        options = {key: value for key, value in options_of(self).items() if key != "method"}
+        return format_spec(f"{self.name}:{self.method}", options)
+
+    @property
+    def order(self) -> int:  # noqa: D102
+        return self.methods[self.method]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODEBaseline(Baseline):
+    """An ODE integrator of another library; the whole batch is one system.
+
+    ``variable`` is what it steps in: ``time``, ``log_snr``, or ``auto``: adaptive methods on a path in log-SNR, where the flow
+    is smooth, all others in time.
+    """
+
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    variable: Literal["auto", "time", "log_snr"] = "auto"
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("variable", self.variable, ("auto", "time", "log_snr"))
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+                raise ArgumentError(f"{name} must be a number in (0, 1), got {value!r}")
+
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+        automatic = self.variable == "auto" and (self.method in self.fixed or field.path is None)
+        if self.variable == "time" or automatic:
+            return Journey(self.integrate(lambda y, t: field.predict("velocity", y, t), x, times))
+        field.require_path("its log-SNR")
+        flow = Flow(field, x, times[0], times[-1])
+        start = flow.start(x, 1.0).z
+        places = [flow.variable(t) for t in times]
+
+        def slope(z: Tensor, u: float) -> Tensor:
+            return flow.slope(z, torch.full((len(z),), u, dtype=torch.float64, device=z.device))
+
+        states = self.integrate(slope, start, places)
+        ends = [flow.state(z, torch.full((len(z),), u, dtype=torch.float64)) for z, u in zip(states, places, strict=True)]
+        return Journey(torch.stack(ends))
+
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:
+        """States at these values of the variable, (places, *x.shape)."""
+        raise NotImplementedError
+
+
+class TorchDiffEq(ODEBaseline):
+    """A method of torchdiffeq: fixed steps on the grid, or adaptive with rtol and atol between its times."""
+
+    name = "torchdiffeq"
+    reference = "R. Chen, torchdiffeq, https://github.com/rtqichen/torchdiffeq"
+    methods: ClassVar = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4,
+               "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2, "dopri5": 5, "dopri8": 8}  # fmt: skip
+
+    fixed = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:  # noqa: D102
+        odeint = library("torchdiffeq").odeint
+        grid = torch.tensor(list(places), dtype=torch.float64, device=x.device)
+        # Without step_t its adaptive methods step past the last time, where the path may end.
+        options = None if self.method in self.fixed else {"step_t": grid[1:]}
+        result: Tensor = odeint(
+            lambda t, y: slope(y, float(t)), x, grid, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+        )
+        return result
+
+
+class SciPyIVP(ODEBaseline):
+    """A method of scipy.integrate.solve_ivp, adaptive with rtol and atol; in float64, on the processor."""
+
+    name = "scipy"
+    reference = "SciPy, scipy.integrate.solve_ivp"
+    methods: ClassVar = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
+
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:  # noqa: D102
+        from scipy.integrate import solve_ivp
+
+        def function(t: float, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            point = torch.from_numpy(np.array(y)).reshape(x.shape).to(x)
+            return slope(point, float(t)).detach().cpu().double().numpy().reshape(-1)
+
+        start = x.detach().cpu().double().numpy().reshape(-1)
+        found = solve_ivp(
+            function, (places[0], places[-1]), start, self.method, t_eval=list(places), rtol=self.rtol, atol=self.atol
+        )
+        if not found.success:
+            raise NumericalError(f"scipy's {self.method} stopped: {found.message}")
+        return torch.from_numpy(found.y.T.copy()).reshape(len(places), *x.shape).to(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchSDE(Baseline):
+    """A method of torchsde for the reverse SDE family dx = [v - (eta^2 g^2/2) s] dt + eta g dw, one step a grid interval."""
+
+    method: str = "euler"
+    eta: float = 1.0
+
+    name = "torchsde"
+    reference = "Li et al., arXiv 2001.01328; torchsde, https://github.com/google-research/torchsde"
+    methods: ClassVar[dict[str, int]] = {"euler": 1, "milstein": 1, "srk": 1}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return True
+
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+        torchsde = library("torchsde")
+        path, eta, shape = field.require_path("a reverse SDE"), self.eta, x.shape
+        if generator is None:
+            raise ArgumentError("torchsde draws its own noise: pass generator= (a seed or torch.Generator)")
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+
+        class Reverse:
+            noise_type, sde_type = "diagonal", "ito"
+
+            def f(self, s: Tensor, y: Tensor) -> Tensor:
+                t = times[0] - float(s)
+                at = y.reshape(shape)
+                noise = field.predict("noise", at, t)
+                drift = path.drift(t) * at + path.diffusion(t) ** 2 * (1 + eta**2) / (2 * path.sigma(t)) * noise
+                return -drift.reshape(y.shape)
+
+            def g(self, s: Tensor, y: Tensor) -> Tensor:
+                return torch.full_like(y, eta * path.diffusion(max(times[0] - float(s), times[-1])))
+
+        states = [x.flatten(1)]
+        for number, (start, stop) in enumerate(itertools.pairwise(times)):
+            span = torch.tensor([times[0] - start, times[0] - stop], dtype=x.dtype, device=x.device)
+            noise = torchsde.BrownianInterval(
+                t0=span[0], t1=span[1], size=states[-1].shape, dtype=x.dtype, device=x.device, entropy=seed + number,
+                levy_area_approximation="space-time" if self.method == "srk" else "none",
+            )  # fmt: skip
+            width = float(span[1] - span[0])
+            run = torchsde.sdeint(Reverse(), states[-1], span, bm=noise, method=self.method, dt=width)
+            states.append(run[-1])
+        return Journey(torch.stack([s.reshape(shape) for s in states]))

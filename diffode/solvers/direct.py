@@ -1,0 +1,64 @@
+"""Solvers whose coefficients depend on the solution, so that they write no tableau but follow the field themselves."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from diffode import grids
+from diffode.charts import Chart
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.paths import Path
+from diffode.solvers.solver import Solver
+from diffode.tableau import Tableau, Writer
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What a direct solver hands back.
+
+    Attributes:
+        states: the solution at the grid's times, (steps + 1, B, *shape).
+        accepted, rejected: steps of each row, (B,), for adaptive solvers.
+        reached: the time each row got to, (B,) float64; the last time of the grid unless the step limit struck.
+        finished: which rows got there, (B,) bool.
+    """
+
+    states: Tensor
+    accepted: Tensor | None = None
+    rejected: Tensor | None = None
+    reached: Tensor | None = None
+    finished: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectSolver(Solver):
+    """A solver that runs itself: subclass it and write :meth:`follow`."""
+
+    chart_name = "velocity"
+
+    @abstractmethod
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
+        """Follow the field from x (B, *shape) at ``times[0]`` through the other times."""
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        self._no_tableau()
+
+    def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:  # noqa: D102
+        self._no_tableau()
+
+    def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:  # noqa: D102
+        raise ArgumentError(
+            f"solver {self.spec!r} can't be given a budget; choose its tolerance (rtol, atol), or grid= with steps="
+        )
+
+    def _no_tableau(self) -> NoReturn:
+        raise ArgumentError(
+            f"solver {self.spec!r} has no tableau: what it does depends on the solution; run it with diffode.solve"
+        )

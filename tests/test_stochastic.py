@@ -1,0 +1,173 @@
+"""SDE solvers: exact noise, their deterministic limits, identities among them, one Brownian path, batches."""
+
+import math
+
+import pytest
+import torch
+
+import diffode
+from diffode import paths, solvers
+from diffode.errors import ArgumentError
+
+SPECS = [
+    "ddpm", "ddim:eta=1", "ddim:eta=0.5", "euler_maruyama", "euler_maruyama:eta=0.5", "euler_ancestral", "dpm2_ancestral",
+    "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:form=heun", "dpmpp_3m_sde", "dpmpp_3m_sde:form=consistent",
+    "edm_stochastic", "sa", "sa:predictor=2,corrector=1,tau=0.5", "seeds_1", "seeds_2", "seeds_3", "er_sde_1", "er_sde_2",
+    "er_sde_3", "er_sde:form=consistent",
+]  # fmt: skip
+#: SDE solvers at zero noise, and the deterministic solvers they then are.
+LIMITS = [
+    ("ddim:eta=0", "euler:chart=noise"),
+    ("euler_ancestral:eta=0", "ddim"),
+    ("dpm2_ancestral:eta=0", "dpm:order=2"),
+    ("dpmpp_2s_ancestral:eta=0", "dpmpp_s:order=2"),
+    ("dpmpp_sde:eta=0", "dpmpp_s:order=2"),
+    ("dpmpp_2m_sde:eta=0", "dpmpp:order=2,lower_order_final=never"),
+    ("dpmpp_2m_sde:form=heun,eta=0", "dpmpp:order=2,form=taylor,lower_order_final=never"),
+    ("dpmpp_3m_sde:form=consistent,eta=0", "ab:chart=data,order=3"),
+    ("edm_stochastic:churn=0", "edm_heun"),
+    ("sa:tau=0,corrector=0", "ab:chart=data,order=3"),
+    ("seeds_1:eta=0", "ddim"),
+    ("seeds_2:eta=0", "dpm:order=2"),
+    ("seeds_3:eta=0", "dpm:order=3"),
+    ("er_sde_1:scale=ode", "ddim"),
+]
+
+
+def end(spec, path="edm", steps=9, grid="karras", **options):
+    field = diffode.exact_field("ring8", path)
+    return diffode.solve(field, field.prior(5, generator=1), solver=spec, grid=grid, steps=steps, **options).x
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize(("spec", "limit"), LIMITS)
+def test_without_noise_an_sde_solver_is_its_deterministic_one(spec, limit, path):
+    assert not solvers.get(spec).stochastic
+    assert solvers.get(spec).tableau(paths.get(path), "karras", 5).draws == 0
+    torch.testing.assert_close(end(spec, path), end(limit, path), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path_name", ["edm", "vp", "rectified_flow", "vp_cosine"])
+@pytest.mark.parametrize("spec", [s for s in SPECS if "maruyama" not in s and s != "edm_stochastic"])
+def test_pure_noise_keeps_its_exact_variance(spec, path_name):
+    """Data at one point 0 (variance 0): the exact law at t is N(0, sigma^2), and every step has to keep it.
+
+    With D = 0 whatever x is, exponential and ancestral solvers have nothing to approximate.
+    """
+    path = paths.get(path_name)
+    for grid in ("log_snr", "karras"):
+        table = solvers.get(spec).tableau(path, grid, 12)
+        if spec.startswith(("seeds", "dpm2")):
+            continue  # In the noise chart the noise prediction x/sigma is no constant.
+        law = table.propagate(0.0, [0.0])
+        assert float(law.variance) == pytest.approx(path.sigma(table.rows[-1].time) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["seeds_1", "seeds_2", "seeds_3", "dpmpp_sde", "dpmpp_2m_sde"])
+def test_the_noise_of_a_step_is_that_of_the_reverse_sde(spec):
+    """With the prediction 0 what is left is x's decay and the noise: in the noise chart var(x/alpha) grows by rho_s^2 - rho_t^2
+    at eta = 1, in the data chart var(x/sigma) by 1 - e^(-2h)."""
+    path = paths.get("vp")
+    table = solvers.get(spec).tableau(path, "karras", 4)
+    _, _, noise = table.dense()
+    first = table.outputs[1]
+    s, t = table.rows[0].time, table.rows[first].time
+    added = float(noise[first].square().sum())
+    if spec.startswith("seeds"):
+        expected = path.alpha(t) ** 2 * (path.rho(s) ** 2 - path.rho(t) ** 2)
+    else:
+        expected = path.sigma(t) ** 2 * -math.expm1(-2 * (path.log_snr(t) - path.log_snr(s)))
+    assert added == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_samples_have_the_moments_that_propagation_says(spec):
+    """20,000 runs on N(0.7, 0.4), four steps; a standard error of the mean and of the variance is sqrt(v/n) and v sqrt(2/n)."""
+    target = diffode.GaussianMixture([1.0], [[0.7]], [0.4])
+    field = diffode.exact_field(target, "vp")
+    table = solvers.get(spec).tableau(field.path, "log_snr", 4)
+    law = table.propagate(0.7, [0.4])
+    n = 20_000
+    x = diffode.solve(field, field.prior(n, generator=3), solver=spec, grid="log_snr", steps=4, generator=4).x
+    variance = float(law.variance)
+    assert abs(float(x.mean()) - float(law.mean)) < 4.5 * math.sqrt(variance / n)
+    assert abs(float(x.var()) - variance) < 4.5 * variance * math.sqrt(2 / n)
+
+
+def test_one_sampler_under_three_names():
+    noise = torch.randn(9, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    runs = [end(s, noise=noise) for s in ("ddpm", "ddim:eta=1", "euler_ancestral")]
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(runs[0], runs[2], rtol=1e-13, atol=1e-13)
+
+
+def test_ddim_follows_the_papers_variance():
+    """theory.md of DDIM(eta): variance (kappa + L K)^2 v_t + s^2 at lambda=.5, a=.6, b=.8, a'=.8, b'=.6 is .632195 without
+    noise and .430244 with s = b'; here from a path through these two levels."""
+    path = paths.get("vp")
+    first, last = (path.time_from_log_snr(math.log(a / b)) for a, b in ((0.6, 0.8), (0.8, 0.6)))
+    law = solvers.get("ddim").tableau(path, [first, last]).propagate(0.0, [0.5])
+    assert float(law.variance) == pytest.approx(0.632195, abs=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["dpmpp_2m_sde", "dpmpp_sde", "euler_maruyama"])
+def test_a_row_does_not_depend_on_the_size_of_the_batch(spec):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(40, generator=0)
+    whole = diffode.solve(field, x, solver=spec, grid="karras", steps=6, generator=5).x
+    part = diffode.solve(field, x[:7], solver=spec, grid="karras", steps=6, generator=5).x
+    torch.testing.assert_close(part, whole[:7], rtol=1e-10, atol=1e-10)
+
+
+def test_a_refined_brownian_path_keeps_its_values():
+    """A coarse increment is the sum of the fine ones: sqrt(q) xi = sum sqrt(q_j) xi_j over the parts."""
+    path = paths.get("edm")
+    fine, coarse = (solvers.get("dpmpp_2m_sde").tableau(path, "log_snr", n) for n in (8, 4))
+    brownian = diffode.BrownianPath((3, 2), seed=1)
+    b = brownian.draws(coarse)
+    a = brownian.draws(fine)
+    for i, (start, stop) in enumerate(coarse.spans):
+        parts = [math.sqrt(r - q) * a[2 * i + j] for j, (q, r) in enumerate(fine.spans[2 * i : 2 * i + 2])]
+        torch.testing.assert_close(math.sqrt(stop - start) * b[i], sum(parts), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(brownian.draws(coarse), b, rtol=0, atol=0)
+    assert abs(float(a.std()) - 1) < 0.4
+    with pytest.raises(ArgumentError, match="no increments of a Brownian path"):
+        brownian.draws(solvers.get("ddim").tableau(path, "karras", 4))
+
+
+def test_rows_of_a_brownian_path_do_not_depend_on_the_batch():
+    table = solvers.get("dpmpp_2m_sde").tableau(paths.get("edm"), "log_snr", 8)
+    small, large = (diffode.BrownianPath((n, 2), seed=1).draws(table) for n in (3, 9))
+    torch.testing.assert_close(large[:, :3], small, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ddim:eta=-1", "eta must be a number >= 0"),
+        ("ddim:eta=much", "eta must be a number >= 0"),
+        ("dpmpp_2m_sde:order=3", "order must be one of 1, 2"),
+        ("sa:predictor=9", "predictor must be one of"),
+        ("sa:tau=-1", "tau must be a number >= 0"),
+        ("er_sde:scale=loud", "scale must be one of"),
+        ("edm_stochastic:churn=-3", "churn must be a number >= 0"),
+        ("ddpm:variance=medium", "variance must be one of"),
+        ("dpm_fast:evaluations=0", "evaluations must be an integer >= 1"),
+    ],
+)
+def test_options_out_of_range_say_so(spec, message):
+    with pytest.raises(ArgumentError, match=message):
+        solvers.get(spec)
+
+
+def test_noise_must_be_given_and_fit():
+    with pytest.raises(ArgumentError, match="pass generator= or noise="):
+        end("dpmpp_2m_sde")
+    with pytest.raises(ArgumentError, match="noise must have shape"):
+        end("dpmpp_2m_sde", noise=torch.zeros(3, 5, 2, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match="non-finite"):
+        end("dpmpp_2m_sde", noise=torch.full((9, 5, 2), math.nan, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match="needs a path"):
+        diffode.solve(
+            diffode.Field.from_velocity(lambda x, t: -x), torch.ones(1, 2), solver="ddpm", grid=[1.0, 0.5], generator=0
+        )
