@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test lint setup clean speed
+.PHONY: bench test lint setup clean speed orders
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -36,6 +36,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	@touch $(READY)
 	@echo "==> ready: $(BIN)/diffode --help"
+
+orders: $(READY)
+	@echo "==> orders of convergence on three targets and two grids"
+	$(BIN)/python benchmarks/orders.py
 
 speed: $(READY)  # leave the machine alone while it runs
 	@echo "==> speed against the alternatives, as ratios within one run"

@@ -24,9 +24,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
@@ -36,8 +38,8 @@ from diffode.paths import VP, Path
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
-def phi(k: int, z: float) -> float:
-    r""":math:`\varphi_k(z) = (e^z - \sum_{j<k} z^j/j!)/z^k`, to full precision for every real z.
+def phi(k: int, z: Any) -> Any:
+    r""":math:`\varphi_k(z) = (e^z - \sum_{j<k} z^j/j!)/z^k`, to full precision for every real z (a float or a tensor).
 
     The recursion :math:`\varphi_{k+1} = (\varphi_k - 1/k!)/z` loses about k digits' worth of 1/|z| near zero, where the
     Taylor series is used instead.
@@ -45,6 +47,8 @@ def phi(k: int, z: float) -> float:
     >>> phi(1, 0.0), phi(2, 0.0)
     (1.0, 0.5)
     """
+    if isinstance(z, Tensor):
+        return _tensor_phi(k, z)
     if k == 0:
         return math.exp(z)
     if abs(z) < 1:
@@ -53,6 +57,17 @@ def phi(k: int, z: float) -> float:
     for j in range(1, k):
         value = (value - 1 / math.factorial(j)) / z
     return value
+
+
+def _tensor_phi(k: int, z: Tensor) -> Any:
+    if k == 0:
+        return z.exp()
+    near = sum(z**j * (1 / math.factorial(j + k)) for j in range(20))
+    far = torch.where(z.abs() < 1, torch.ones_like(z), z)
+    value = far.expm1() / far
+    for j in range(1, k):
+        value = (value - 1 / math.factorial(j)) / far
+    return torch.where(z.abs() < 1, near, value)
 
 
 class Chart(ABC):
@@ -216,7 +231,8 @@ class ExponentialChart(Chart):
     def exponential(self, k: int, s: float, t: float) -> float:
         """alpha_t h phi_k(-h) for data, -sigma_t h phi_k(h) for noise: the weight of the (k - 1)-th derivative of m in h."""
         h = self.variable(t) - self.variable(s)
-        return self.weight(t) * h * phi(k, self.sign * h)
+        value: float = self.weight(t) * h * phi(k, self.sign * h)
+        return value
 
     @abstractmethod
     def weight(self, t: float) -> float:
@@ -286,7 +302,8 @@ class StochasticDataChart(DataChart):
     def exponential(self, k: int, s: float, t: float) -> float:
         """alpha_t q phi_k(-q), q = (1 + eta) h."""
         q = (1 + self.eta) * self._step(s, t)
-        return self.weight(t) * q * phi(k, -q)
+        value: float = self.weight(t) * q * phi(k, -q)
+        return value
 
     def advance(self, s: float, t: float) -> float:  # noqa: D102
         h = self._step(s, t)

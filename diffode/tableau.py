@@ -12,31 +12,36 @@ evaluation; one short loop here runs any of them, and Gaussians are propagated t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.fields import PREDICTIONS, Prediction, conversion
+from diffode.fields import PREDICTIONS, Prediction, columns, conversion
 from diffode.paths import Path
 
 if TYPE_CHECKING:
     from diffode.fields import Field
     from diffode.propagation import Propagated
 
-Coefficients = Mapping[int, float]
+#: A number, or one number a row of the batch, (B,).
+Number = float | Tensor
+Coefficients = Mapping[int, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it."""
+    """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it.
 
-    time: float
+    The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch.
+    """
+
+    time: Any
     states: Coefficients = field(default_factory=dict)
     evaluations: Coefficients = field(default_factory=dict)
     draws: Coefficients = field(default_factory=dict)
@@ -72,9 +77,23 @@ class Tableau:
                     raise ArgumentError(f"row {i} uses row {j}: a tableau is strictly lower triangular")
             values = [row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()]
             if i and not (row.states or row.evaluations):
-                raise ArgumentError(f"row {i} (t={row.time:g}) is empty: it must use some earlier state or evaluation")
-            if not np.isfinite(values).all():
-                raise ArgumentError(f"row {i} (t={row.time:g}) has a non-finite coefficient")
+                raise ArgumentError(f"row {i} (t={row.time}) is empty: it must use some earlier state or evaluation")
+            if not all(bool(torch.isfinite(v).all()) if isinstance(v, Tensor) else math.isfinite(v) for v in values):
+                raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
+
+    @property
+    def batch(self) -> int | None:
+        """The number of rows it was written for, if its coefficients differ from row to row; else None."""
+        for row in self.rows:
+            for value in (row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()):
+                if isinstance(value, Tensor) and value.ndim:
+                    return int(value.shape[0])
+        return None
+
+    def one_for_all(self, purpose: str) -> None:
+        """Raise ArgumentError if the coefficients differ from row to row."""
+        if self.batch is not None:
+            raise ArgumentError(f"{purpose} needs one table for all rows; this one was written for a batch of {self.batch}")
 
     @property
     def evaluated(self) -> list[int]:
@@ -95,10 +114,12 @@ class Tableau:
     @property
     def times(self) -> Tensor:
         """Time of every row, (rows,), float64."""
+        self.one_for_all("times")
         return torch.tensor([row.time for row in self.rows], dtype=torch.float64)
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrices A, B (rows, rows) and C (rows, draws), float64."""
+        self.one_for_all("dense")
         count = len(self.rows)
         a, b = torch.zeros(2, count, count, dtype=torch.float64)
         c = torch.zeros(count, self.draws, dtype=torch.float64)
@@ -126,6 +147,8 @@ class Tableau:
         """
         predict, name, add = field.predict, self.prediction, torch.add
         # Slot j holds state j, slot len(rows) + j its evaluation.
+        if self.batch is not None and self.batch != x.shape[0]:
+            raise ArgumentError(f"this table was written for a batch of {self.batch} rows, x has {x.shape[0]}")
         slots: list[Any] = [None] * (2 * len(self.rows))
         slots[0] = x
         for row, evaluate, plain, terms, draws, unused in self.program:
@@ -164,6 +187,7 @@ class Tableau:
         """
         if self.path is None:
             raise ArgumentError("propagate needs a tableau written for a path; this one is for a plain ODE")
+        self.one_for_all("propagate")
         if start not in ("exact", "prior"):
             raise ArgumentError(f"start must be 'exact' or 'prior', got {start!r}")
         variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
@@ -201,7 +225,7 @@ class Tableau:
         t = self.rows[0].time
         noise = 1 / (self.path.alpha(t) * (1 + self.path.rho(t) ** 2) ** 0.5)
         of_x, of_noise = conversion(self.path, "noise", self.prediction, t)
-        factor = float(of_x + of_noise * noise)
+        factor = of_x + of_noise * noise
         rows = []
         for row in self.rows:
             evaluations = dict(row.evaluations)
@@ -223,11 +247,11 @@ class Writer:
 
     start = 0
 
-    def time(self, row: int) -> float:
+    def time(self, row: int) -> Any:
         """The time of a row."""
         return self.rows[row].time
 
-    def add(self, time: float, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
+    def add(self, time: Number, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
         """Append a state and return its row."""
         self.rows.append(Row(time, dict(states), dict(evaluations), dict(draws or {})))
         return len(self.rows) - 1
@@ -255,7 +279,10 @@ class Writer:
 
     def finish(self, path: Path | None, solver: str) -> Tableau:
         """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
-        rows = [replace(row, evaluations={j: v for j, v in row.evaluations.items() if v != 0}) for row in self.rows]
+        rows = [
+            replace(row, evaluations={j: v for j, v in row.evaluations.items() if isinstance(v, Tensor) or v != 0})
+            for row in self.rows
+        ]
         spans = tuple(span for span in self.spans if span)
         known = len(spans) == len(self.spans)
         return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else ())
@@ -278,15 +305,18 @@ class Step(NamedTuple):
 
 def _sum(
     slots: Sequence[Any],
-    terms: tuple[tuple[int, float], ...],
-    draws: tuple[tuple[int, float], ...],
+    terms: tuple[tuple[int, Any], ...],
+    draws: tuple[tuple[int, Any], ...],
     draw: Callable[[int], Tensor] | None,
 ) -> Tensor:
     """A weighted sum as a new tensor: the first term makes it, so nothing that others own is written to."""
     slot, factor = terms[0]
-    total: Tensor = slots[slot] * factor
+    total: Tensor = slots[slot] * columns(factor, slots[slot])
     for slot, factor in terms[1:]:
-        total.add_(slots[slot], alpha=factor)
+        if isinstance(factor, Tensor):
+            total.add_(slots[slot] * columns(factor, total))
+        else:
+            total.add_(slots[slot], alpha=factor)
     for k, factor in draws:
         if draw is None:
             raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
@@ -306,7 +336,8 @@ def _compile(rows: Sequence[Row]) -> list[Step]:
         last_use.update({slot: i for slot, _ in terms[i]})
     steps = []
     for i, row in enumerate(rows[1:], start=1):
-        plain = len(terms[i]) == 2 and not row.draws and terms[i][0][1] == 1.0
+        alike = not any(isinstance(factor, Tensor) for _, factor in terms[i])
+        plain = len(terms[i]) == 2 and not row.draws and alike and terms[i][0][1] == 1.0
         steps.append(
             Step(
                 i,

@@ -16,7 +16,7 @@ import diffode
 from diffode.studies import parse_suite
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [(page.name, language, code) for page in PAGES for language, code in BLOCK.findall(page.read_text(encoding="utf-8"))]
 MODULES = [m.name for m in pkgutil.walk_packages(diffode.__path__, "diffode.") if not m.name.endswith("__main__")]

@@ -17,6 +17,7 @@ _COMMANDS = {
     "report": "Write the report of a suite from stored results.",
     "list": "List targets, paths, grids, solvers, metrics or suites.",
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
+    "recommend": "Rank stored results for a budget, and say how sure that is.",
     "sample": "Draw samples with a solver; write them and a picture.",
 }
 

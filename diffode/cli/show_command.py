@@ -64,12 +64,12 @@ def _show_target(name: str, as_json: bool) -> None:
 
 def _show_solver(spec: str, path: str, grid: str, steps: int, as_json: bool) -> None:
     from diffode import paths, solvers
+    from diffode.solvers.direct import DirectSolver
     from diffode.solvers.solver import Solver
     from diffode.specs import option_names
-    from diffode.tableau import Tableau
 
     solver: Solver = solvers.get(spec)
-    table: Tableau = solver.tableau(paths.get(path), grid, steps)
+    table = None if isinstance(solver, DirectSolver) else solver.tableau(paths.get(path), grid, steps)
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
     facts = {
         "spec": solver.spec,
@@ -79,30 +79,43 @@ def _show_solver(spec: str, path: str, grid: str, steps: int, as_json: bool) -> 
         "order": solver.convergence_order,
         "claimed order": solver.order,
         "NFE a step": solver.nfe_per_step,
-        "NFE of this run": table.nfe,
+        "stochastic": solver.stochastic,
+        **({"NFE of this run": table.nfe, "noise draws of this run": table.draws} if table else {}),
         "options": options,
     }
-    rows: list[dict[str, Any]] = [
-        {
-            "row": i,
-            "time": row.time,
-            "states": dict(row.states),
-            table.prediction: dict(row.evaluations),
-            "output": i in table.outputs,
-        }
-        for i, row in enumerate(table.rows)
-    ]
+    rows: list[dict[str, Any]] = (
+        [
+            {
+                "row": i,
+                "time": row.time,
+                "states": dict(row.states),
+                table.prediction: dict(row.evaluations),
+                "noise draws": dict(row.draws),
+                "output": i in table.outputs,
+            }
+            for i, row in enumerate(table.rows)
+        ]
+        if table
+        else []
+    )
     if as_json:
         print_json({**facts, "tableau": rows})
         return
     for key, value in facts.items():
         text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         click.echo(f"{key:16s} {text}" if "\n" not in text else f"{key}\n{inspect.cleandoc(text)}\n")
-    click.echo(f"\nTableau on {path}, {grid}, {steps} steps: x_i = sum A_ij x_j + sum B_ij m_j, m = {table.prediction}")
+    if table is None:
+        click.echo("\nIt has no tableau: its steps depend on the solution.")
+        return
+    click.echo(
+        f"\nTableau on {path}, {grid}, {steps} steps: x_i = sum A_ij x_j + sum B_ij m_j + sum C_ik xi_k, "
+        f"m = {table.prediction}, xi = noise"
+    )
     for row in rows:
         terms = [f"{v:+.6g} x{j}" for j, v in row["states"].items()] + [
             f"{v:+.6g} m{j}" for j, v in row[table.prediction].items()
         ]
+        terms += [f"{v:+.6g} xi{k}" for k, v in row["noise draws"].items()]
         mark = "*" if row["output"] else " "
         click.echo(f"{mark} x{row['row']:<3d} t={row['time']:<12.6g} {' '.join(terms) or 'start'}")
     click.echo("(* the solution at a time of the grid)")

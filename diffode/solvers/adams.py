@@ -94,7 +94,7 @@ class IPNDM(Solver):
     name = "ipndm"
     chart_name = "noise"
     reference = "Liu et al., arXiv 2202.09778; Zhang and Chen, arXiv 2204.13902, appendix"
-    _weights: ClassVar[tuple[tuple[float, ...], ...]] = (
+    weights: ClassVar[tuple[tuple[float, ...], ...]] = (
         (1.0,),
         (3 / 2, -1 / 2),
         (23 / 12, -16 / 12, 5 / 12),
@@ -111,7 +111,7 @@ class IPNDM(Solver):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         history = [table.start]
         for _, _, t in steps_of(times):
-            weights = self._weights[min(self.order, len(history)) - 1]
+            weights = self.weights[min(self.order, len(history)) - 1]
             x = add_step(table, chart, history[0], t, history, weights)
             history.insert(0, table.output(x))
 

@@ -49,12 +49,12 @@ class Multistep(Solver):
             x = table.add(
                 t,
                 {history[0]: chart.ratio(s, t)},
-                dict(zip(history[:order], self._weights(exponential, past, t), strict=True)),
+                dict(zip(history[:order], self.weights(exponential, past, t), strict=True)),
                 *noise_along(table, chart, (s, t)),
             )
             history.insert(0, table.output(x))
 
-    def _weights(self, chart: ExponentialChart, past: Sequence[float], t: float) -> list[float]:
+    def weights(self, chart: ExponentialChart, past: Sequence[float], t: float) -> list[float]:
         """Weights of m at the past times, latest first, for a step from past[0] to t."""
         s = past[0]
         if len(past) == 1:

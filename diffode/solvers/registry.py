@@ -6,6 +6,7 @@ from typing import Any
 
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
+from diffode.solvers.amed import AMED
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
@@ -52,6 +53,7 @@ for _solver in (
     ERSDE,
     DPMAdaptive,
     EmbeddedRungeKutta,
+    AMED,
 ):
     registry.register(_solver.name, _solver)
 for _order in (1, 2, 3):

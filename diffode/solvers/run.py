@@ -201,7 +201,8 @@ def _run_direct(
         row = int(torch.nonzero(late)[0])
         where = f"; row {row} got to t={float(journey.reached[row]):.6g}" if journey.reached is not None else ""
         message = (message + "; " if message else "") + (
-            f"{int(late.sum())} of {len(late)} rows met the step limit{where}; raise max_steps, or rtol and atol"
+            f"{int(late.sum())} of {len(late)} rows did not get to the end{where}: raise max_steps, or rtol and atol, "
+            "or see whether the field is finite there"
         )
     kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in journey.states]) if keep == "all" else None
     solution = Solution(

@@ -54,8 +54,8 @@ def gaussian(
         mean: the data's mean along them, (E,) or a number.
         steps: steps of a named grid.
 
-    >>> found = gaussian("heun:chart=noise", "vp", "log_snr", [1.0, 0.25], steps=20)
-    >>> found.split.discretisation < 1e-2
+    >>> found = gaussian("heun:chart=noise", "vp", "log_snr", [1.0, 0.25], steps=200)
+    >>> found.split.discretisation < 1e-3
     True
     """
     table = solvers.get(solver).tableau(paths.get(path), grid, steps)

@@ -30,7 +30,7 @@ from diffode.targets import Target
 
 _FLOOR_FACTOR = 30.0
 _SLOPE_DRIFT = 0.15
-_LEVELS = (16, 32, 64, 128, 256, 512, 1024)
+_LEVELS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)

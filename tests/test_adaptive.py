@@ -1,0 +1,167 @@
+"""Adaptive solvers and other libraries' integrators: accuracy, independence of rows, honest counts and limits."""
+
+import math
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, solvers
+from diffode.errors import ArgumentError, NumericalError
+
+OWN = ["rk_adaptive", "rk_adaptive:pair=bosh3", "dpm_adaptive:rtol=1e-5,atol=1e-5"]
+
+
+def start(path="edm", n=16):
+    field = diffode.exact_field("ring8", path)
+    return field, field.prior(n, generator=0)
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("pair", ["dopri5", "bosh3"])
+def test_the_error_follows_the_tolerance(pair, path):
+    field, x = start(path)
+    exact = diffode.reference(field, x, field.path.t_max, field.path.t_min, 1e-12).x
+    errors = []
+    for tolerance in (1e-3, 1e-5, 1e-7):
+        found = diffode.solve(field, x, solver=solvers.get("rk_adaptive", pair=pair, rtol=tolerance, atol=tolerance))
+        errors.append(float((found.x - exact).norm(dim=1).median()))
+    assert errors[1] < errors[0] / 20
+    assert errors[2] < errors[1] / 20
+    assert errors[2] < 1e-5
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_converges(order):
+    field, x = start()
+    exact = diffode.reference(field, x, 80.0, 0.002, 1e-12).x
+    found = diffode.solve(field, x, solver=solvers.get("dpm_adaptive", order=order, rtol=1e-5, atol=1e-5))
+    assert float((found.x - exact).norm(dim=1).max()) < 1e-3
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_rows_do_not_feel_each_other(spec):
+    """Steps of a row alone and among others, one of them stiff by far, are the same."""
+    field, x = start()
+    crowd = torch.cat([x, 40 * x[:1]])
+    among, alone = (diffode.solve(field, y, solver=spec) for y in (crowd, x[:5]))
+    torch.testing.assert_close(among.x[:5], alone.x, rtol=1e-9, atol=1e-9)
+    assert torch.equal(among.accepted[:5], alone.accepted)
+    assert torch.equal(among.rejected[:5], alone.rejected)
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_evaluations_are_counted_on_the_field(spec):
+    field, x = start()
+    calls = []
+    counted = Field.from_noise(lambda y, t: (calls.append(len(y)), field.noise(y, t))[1], field.path, probe=False)
+    found = diffode.solve(counted, x, solver=spec)
+    assert found.nfe == len(calls) > 10
+    assert calls[-1] < calls[0]
+    assert int((found.accepted + found.rejected).max()) * solvers.get(spec).nfe_per_step <= found.nfe
+
+
+def test_a_step_limit_gives_a_partial_result_with_a_status():
+    field, x = start()
+    with pytest.raises(NumericalError, match="did not get to the end"):
+        diffode.solve(field, x, solver="rk_adaptive:max_steps=5")
+    found = diffode.solve(field, x, solver="rk_adaptive:max_steps=5", on_failure="return")
+    assert not found.success
+    assert set(found.status.tolist()) == {2}
+    assert bool(torch.isfinite(found.x).all())
+    assert bool((found.reached > field.path.t_min).all())
+    assert bool((found.accepted + found.rejected == 5).all())
+
+
+def test_a_row_that_becomes_non_finite_is_marked_and_the_others_go_on():
+    def broken(x, t):
+        return torch.where(x[:, :1] > 1, torch.nan, 1.0) * -x
+
+    field = Field.from_velocity(broken, probe=False)
+    x = torch.tensor([[0.2], [2.0]], dtype=torch.float64)
+    found = diffode.solve(field, x, solver="rk_adaptive:rtol=1e-9,atol=1e-9", grid=[1.0, 0.0], on_failure="return")
+    assert found.status.tolist() == [0, 2]
+    assert float(found.x[0]) == pytest.approx(0.2 * math.e, rel=1e-7)
+
+
+def test_a_grid_gives_the_states_at_its_times():
+    field, x = start(n=4)
+    grid = diffode.grids.get("karras", field.path, 4)
+    found = diffode.solve(field, x, solver="rk_adaptive:rtol=1e-9,atol=1e-9", grid=grid, keep="all")
+    for state, t in zip(found.states[1:], grid[1:].tolist(), strict=True):
+        torch.testing.assert_close(state, diffode.reference(field, x, 80.0, t, 1e-12).x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_shape_are_kept(dtype):
+    field, x = start(n=4)
+    assert diffode.solve(field, x.to(dtype), solver="rk_adaptive").x.dtype == dtype
+    assert diffode.solve(field, x.to(dtype).reshape(4, 1, 2), solver="rk_adaptive").x.shape == (4, 1, 2)
+    assert diffode.solve(field, x[:0], solver="rk_adaptive").x.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "torchdiffeq:dopri8", "scipy:RK45", "scipy:DOP853", "scipy:LSODA",
+     "torchdiffeq:dopri5,variable=time"],
+)  # fmt: skip
+def test_adaptive_baselines_reach_the_reference(spec):
+    field, x = start(n=4)
+    exact = diffode.reference(field, x, 80.0, 0.002, 1e-12).x
+    found = diffode.solve(field, x, solver=spec)
+    assert float((found.x - exact).norm(dim=1).max()) < 1e-2
+    assert found.nfe > 50
+
+
+@pytest.mark.parametrize(
+    ("baseline", "own"), [("torchdiffeq:euler", "euler"), ("torchdiffeq:rk4", None), ("torchdiffeq:midpoint", "midpoint")]
+)
+def test_fixed_step_baselines_agree_with_our_own(baseline, own):
+    field, x = start("rectified_flow", n=4)
+    found = diffode.solve(field, x, solver=baseline, grid="time_uniform", steps=12)
+    assert found.nfe == {"euler": 12, "rk4": 48, "midpoint": 24}[baseline.split(":")[1]]
+    if own:
+        expected = diffode.solve(field, x, solver=own, grid="time_uniform", steps=12).x
+        torch.testing.assert_close(found.x, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_torchsde_samples_the_target(method):
+    field, x = start(n=200)
+    found = diffode.solve(field, x, solver=f"torchsde:{method}", grid="karras", steps=60, generator=0)
+    again = diffode.solve(field, x, solver=f"torchsde:{method}", grid="karras", steps=60, generator=0)
+    torch.testing.assert_close(found.x, again.x, rtol=0, atol=0)
+    assert float(field.target.log_prob(found.x).mean()) > float(field.target.log_prob(x / 80 * field.scale).mean())
+
+
+def test_specs_of_baselines_are_read_and_written():
+    solver = solvers.get("torchdiffeq:dopri5,rtol=1e-8")
+    assert solver.spec == "torchdiffeq:dopri5,rtol=1e-08"
+    assert solvers.get(solver.spec) == solver
+    with pytest.raises(ArgumentError, match="did you mean 'torchdiffeq:dopri5'"):
+        solvers.get("torchdiffeq:dopri55")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solver": "rk_adaptive:rtol=0"}, "rtol must be a number > 0"),
+        ({"solver": "rk_adaptive:max_steps=0"}, "max_steps must be an integer"),
+        ({"solver": "rk_adaptive", "nfe": 10}, "can't be given a budget"),
+        ({"solver": "rk_adaptive", "noise": torch.zeros(1)}, "draws its own noise"),
+        ({"solver": "rk_adaptive", "grid": "karras:to_zero=true", "steps": 4}, "infinite where sigma or alpha is 0"),
+        ({"solver": "torchsde:euler", "grid": "karras", "steps": 4}, "pass generator="),
+        ({"solver": "scipy:RK45,variable=place"}, "variable must be one of"),
+    ],
+)
+def test_wrong_arguments_say_so(arguments, message):
+    field, x = start(n=2)
+    with pytest.raises(ArgumentError, match=message):
+        diffode.solve(field, x, **arguments)
+
+
+def test_there_is_no_tableau_to_show():
+    with pytest.raises(ArgumentError, match="has no tableau"):
+        solvers.get("rk_adaptive").tableau(diffode.paths.get("edm"), "karras", 3)
+    with pytest.raises(ArgumentError, match="needs a field with a path"):
+        diffode.solve(Field.from_velocity(lambda x, t: -x), torch.ones(1, 1), solver="dpm_adaptive", grid=[1.0, 0.0])

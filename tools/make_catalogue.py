@@ -1,0 +1,169 @@
+"""Write docs/catalogue/: one page a family of solvers, generated from the solvers themselves and from exact runs.
+
+``python tools/make_catalogue.py [orders.md]`` takes a few minutes; ``orders.md`` is the output of benchmarks/orders.py, whose
+measured orders then go into the pages.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+import diffode
+from diffode import fields, solvers, verify
+from diffode.errors import ArgumentError
+from diffode.references import reference
+from diffode.solvers.direct import DirectSolver
+
+OUT = Path(__file__).parent.parent / "docs" / "catalogue"
+TARGETS = ("ring8", "spiral", "digits-gmm10")
+BUDGETS = (4, 6, 8, 12, 16, 24, 32, 48)
+STEPS = (10, 50, 250, 1000)
+#: Families in the order of the index: file, title, specs shown.
+FAMILIES = {
+    "runge_kutta": ("Runge-Kutta", ("euler:chart=noise", "midpoint:chart=noise", "edm_heun", "ralston:chart=noise",
+                                    "rk4:chart=noise")),
+    "adams": ("Adams: AB, LMS, DEIS, iPNDM", ("ab:order=2,chart=noise", "ab:order=3,chart=data", "lms:order=4", "deis:order=3",
+                                              "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4",
+                                              "ipndm_v:form=consistent")),
+    "dpm": ("DPM-Solver, single step", ("dpm:order=2", "dpm:order=3", "dpm_fast", "dpmpp_s:order=2", "dpmpp_s:order=3")),
+    "dpm_multistep": ("DPM-Solver, multistep", ("dpm_m:order=2", "dpmpp:order=2", "dpmpp:order=3",
+                                                        "dpmpp:order=3,form=consistent")),
+    "unipc": ("UniPC", ("unipc:order=2", "unipc:order=3", "unipc:order=3,lower_order_final=never",
+                        "unipc:order=3,variant=vary_coeff")),
+    "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
+                                                            "dpmpp_2s_ancestral", "edm_stochastic")),
+    "exponential_sde": ("Exponential SDE solvers", ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:form=heun", "dpmpp_3m_sde", "sa",
+                                                    "seeds_1", "seeds_2", "seeds_3")),
+    "er_sde": ("ER-SDE and Euler-Maruyama", ("er_sde_1", "er_sde_2", "er_sde_3", "er_sde:form=consistent", "euler_maruyama")),
+    "amed": ("AMED, without learning", ("amed", "amed:host=euler", "amed:host=ipndm,order=3")),
+    "adaptive": ("Adaptive", ("rk_adaptive", "dpm_adaptive:order=2", "dpm_adaptive:order=3")),
+}  # fmt: skip
+
+
+def gaussian_row(spec: str) -> str:
+    """The discretisation part of W2 on N(0, diag k^-2), k = 1..1000, along VP, as in arXiv 2405.14250."""
+    spectrum = torch.arange(1, 1001, dtype=torch.float64) ** -2
+    return " | ".join(
+        f"{verify.gaussian(spec, 'vp', 'time_uniform', spectrum, steps=n).split.discretisation:.2e}" for n in STEPS
+    )
+
+
+def weak(spec: str) -> str:
+    try:
+        return f"{verify.weak_order(spec, steps=(256, 512, 1024, 2048)).slope:.2f}"
+    except ArgumentError:
+        return "exact"
+
+
+def figure(name: str, specs: tuple[str, ...]) -> None:
+    drawn, axes = plt.subplots(1, len(TARGETS), figsize=(13, 3.8), constrained_layout=True)
+    for axis, target in zip(axes, TARGETS, strict=True):
+        field = fields.exact_field(target, "edm")
+        x = field.prior(128, generator=0)
+        exact = reference(field, x, field.path.t_max, field.path.t_min, 1e-9).x
+        for spec in specs:
+            points = []
+            solver = solvers.get(spec)
+            if solver.stochastic:
+                continue
+            if isinstance(solver, DirectSolver):
+                for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
+                    run = diffode.solve(field, x, solver=solvers.get(spec, rtol=tolerance, atol=tolerance / 10))
+                    points.append((run.nfe, run.x))
+            else:
+                for nfe in BUDGETS:
+                    try:
+                        run = diffode.solve(field, x, solver=spec, nfe=nfe, grid="karras", on_failure="return")
+                    except ArgumentError:
+                        continue
+                    points.append((run.nfe, run.x))
+            errors = [float((end - exact).norm(dim=1).mean()) / field.scale for _, end in points]
+            axis.loglog([n for n, _ in points], errors, marker="o", ms=3, label=spec)
+        axis.set_title(f"{target}, EDM, Karras grid")
+        axis.set_xlabel("NFE")
+        axis.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("mean end-point error / scale")
+    axes[0].legend(fontsize=6)
+    drawn.savefig(OUT / f"{name}.png", dpi=80)
+    plt.close(drawn)
+
+
+def measured_orders(file: str | None) -> tuple[str, dict[str, str]]:
+    """The header and the rows of the table that benchmarks/orders.py prints."""
+    if file is None:
+        return "", {}
+    lines = [line for line in Path(file).read_text().splitlines() if line.startswith("| ")]
+    rows = {line.split("`")[1]: line for line in lines[1:] if "`" in line}
+    return lines[0], rows
+
+
+def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dict[str, str]) -> str:
+    lines = [f"# {title}", "", "Generated by `python tools/make_catalogue.py`.", ""]
+    made = [solvers.get(spec) for spec in specs]
+    shown: set[type] = set()
+    for solver in made:
+        if type(solver) in shown:
+            continue
+        shown.add(type(solver))
+        lines += [f"## `{solver.name}`", "", inspect.getdoc(type(solver)) or "", "", f"Source: {solver.reference}.", ""]
+    lines += ["## Facts", ""]
+    lines += [
+        "| solver | chart | claimed order | documented order | NFE a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for spec, solver in zip(specs, made, strict=True):
+        cells = (solver.chart_name, solver.order, solver.convergence_order, solver.nfe_per_step)
+        lines.append(f"| `{spec}` | " + " | ".join(map(str, cells)) + " |")
+    found = [spec for spec in orders if solvers.get(spec).name in {s.name for s in made}]
+    if found:
+        lines += ["", "Measured orders (`make orders`; * marks those further than 0.15 from the documented order):", "", header]
+        lines += ["|" + "---|" * (header.count("|") - 1), *(orders[spec] for spec in found)]
+    lines += _gaussian_table(specs, made)
+    if any(not s.stochastic for s in made):
+        figure(name, specs)
+        lines += ["", "Error against NFE of the deterministic ones:", "", f"![error against NFE]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _gaussian_table(specs: tuple[str, ...], made: list[solvers.Solver]) -> list[str]:
+    rows = [(spec, solver) for spec, solver in zip(specs, made, strict=True) if not isinstance(solver, DirectSolver)]
+    if not rows:
+        return []
+    spectrum = torch.arange(1, 1001, dtype=torch.float64) ** -2
+    split = verify.gaussian("ddim", "vp", "time_uniform", spectrum, steps=10).split
+    lines = [
+        "",
+        "Discretisation part of the exact W2 error on a Gaussian of spectrum k^-2, k = 1..1000, on VP with uniform time",
+    ]
+    lines += [f"steps (nothing is sampled; beside it, for every solver, {split.prior:.1e} from the normal prior and"]
+    lines += [f"{split.truncation:.1e} from stopping at t = 0.001), and weak order on Gaussians:", ""]
+    lines += ["| solver | " + " | ".join(f"{n} steps" for n in STEPS) + " | weak order |", "|---|" + "---|" * (len(STEPS) + 1)]
+    return lines + [f"| `{spec}` | {gaussian_row(spec)} | {weak(spec)} |" for spec, _ in rows]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    header, orders = measured_orders(sys.argv[1] if len(sys.argv) > 1 else None)
+    index = ["# The catalogue of solvers", "", "What is wrong in published code is in [solvers.md](../solvers.md).", ""]
+    for name, (title, specs) in FAMILIES.items():
+        (OUT / f"{name}.md").write_text(page(name, title, specs, header, orders))
+        index.append(
+            f"* [{title}]({name}.md): " + ", ".join(f"`{s}`" for s in dict.fromkeys(solvers.get(s).name for s in specs))
+        )
+        print(name, flush=True)
+    (OUT / "index.md").write_text("\n".join(index) + "\n")
+
+
+if __name__ == "__main__":
+    main()
