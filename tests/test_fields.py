@@ -85,6 +85,7 @@ def start():
         (lambda x, t: x.cumsum(0), "depends on the other rows"),
         (lambda x, t: x - x.mean(0), "depends on the other rows"),
         (lambda x, t: x.numpy(), "must return a tensor"),
+        (lambda x, t: x.mul_(2), "writes into its x"),
     ],
 )
 def test_the_probe_names_a_broken_contract(function, message):

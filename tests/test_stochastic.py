@@ -12,8 +12,9 @@ from diffode.errors import ArgumentError
 SPECS = [
     "ddpm", "ddim:eta=1", "ddim:eta=0.5", "euler_maruyama", "euler_maruyama:eta=0.5", "euler_ancestral", "dpm2_ancestral",
     "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:form=heun", "dpmpp_3m_sde", "dpmpp_3m_sde:form=consistent",
-    "edm_stochastic", "sa", "sa:predictor=2,corrector=1,tau=0.5", "seeds_1", "seeds_2", "seeds_3", "er_sde_1", "er_sde_2",
-    "er_sde_3", "er_sde:form=consistent",
+    "edm_stochastic", "edm_stochastic:inflation=1", "sa", "sa:predictor=2,corrector=1,tau=0.5", "seeds_1",
+    "seeds_2", "seeds_3", "er_sde_1",
+    "er_sde_2", "er_sde_3", "er_sde:form=consistent",
 ]  # fmt: skip
 #: SDE solvers at zero noise, and the deterministic solvers they then are.
 LIMITS = [
@@ -171,3 +172,24 @@ def test_noise_must_be_given_and_fit():
         diffode.solve(
             diffode.Field.from_velocity(lambda x, t: -x), torch.ones(1, 2), solver="ddpm", grid=[1.0, 0.5], generator=0
         )
+
+
+@pytest.mark.parametrize("path_name", ["edm", "vp"])
+@pytest.mark.parametrize(
+    "spec",
+    ["ddpm", "euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:eta=0.5",
+     "dpmpp_3m_sde", "sa", "seeds_1", "seeds_2", "seeds_3", "er_sde_1", "er_sde_2"],
+)  # fmt: skip
+def test_without_a_field_runs_on_one_brownian_path_end_together(spec, path_name):
+    """With the prediction 0 only decay and noise are left, which are exact: halving the steps must change nothing."""
+    path = paths.get(path_name)
+    make = diffode.Field.from_noise if solvers.get(spec).chart_name.startswith("noise_log") else diffode.Field.from_denoised
+    field = make(lambda x, t: 0 * x, path)
+    tables = [solvers.get(spec).tableau(path, "log_snr", n) for n in (32, 16, 8)]
+    brownian = diffode.BrownianPath((4, 2), seed=3)
+    x = path.sigma(path.t_max) * torch.ones(4, 2, dtype=torch.float64)
+    if tables[0].prediction == "noise" and not spec.startswith("seeds"):
+        field = diffode.Field.from_noise(lambda x, t: x / path.sigma(t), path)
+    ends = [table.run(field, x, noise=brownian.draws(table)) for table in tables]
+    for end_ in ends[1:]:
+        torch.testing.assert_close(end_, ends[0], rtol=1e-8, atol=1e-9)

@@ -139,7 +139,10 @@ class Field:
         if not self._unprobed or x.shape[0] == 0:
             return
         pair = torch.stack([x[0], x[-1]]) if x.shape[0] > 1 else x[:1]
+        kept = pair.clone()
         answer = self._function(pair, t)
+        if not torch.equal(pair, kept):
+            raise FieldError("the field writes into its x; work on a copy (x.clone()) or without in-place operations")
         self._check_answer(pair, t, answer)
         if len(pair) == 2 and not torch.equal(pair[0], pair[1]):
             self._check_rows(pair, t, answer)
