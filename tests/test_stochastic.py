@@ -193,3 +193,23 @@ def test_without_a_field_runs_on_one_brownian_path_end_together(spec, path_name)
     ends = [table.run(field, x, noise=brownian.draws(table)) for table in tables]
     for end_ in ends[1:]:
         torch.testing.assert_close(end_, ends[0], rtol=1e-8, atol=1e-9)
+
+
+def test_bridged_increments_are_independent_standard_normals():
+    """Asked for the coarse path first: 2,000 rows, standard errors sqrt(2/n) of a variance and 1/sqrt(n) of a correlation."""
+    path, n = paths.get("edm"), 2000
+    fine, coarse = (solvers.get("dpmpp_2m_sde").tableau(path, "log_snr", steps) for steps in (64, 32))
+    brownian = diffode.BrownianPath((n, 1), seed=5)
+    brownian.draws(coarse)
+    draws = brownian.draws(fine)[..., 0]
+    covariance = draws @ draws.T / n
+    assert float((covariance.diagonal() - 1).abs().max()) < 4.5 * math.sqrt(2 / n)
+    assert float((covariance - covariance.diagonal().diag()).abs().max()) < 4.5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_cost_is_the_one_that_is_stated(spec):
+    solver = solvers.get(spec)
+    table = solver.tableau(paths.get("edm"), "karras", 7)
+    assert table.nfe == 7 * solver.nfe_per_step
+    assert table.draws <= table.nfe
