@@ -12,6 +12,7 @@ evaluation; one short loop here runs any of them, and Gaussians are propagated t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,7 +82,7 @@ class Tableau:
             if not all(bool(torch.isfinite(v).all()) if isinstance(v, Tensor) else math.isfinite(v) for v in values):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
 
-    @property
+    @functools.cached_property
     def batch(self) -> int | None:
         """The number of rows it was written for, if its coefficients differ from row to row; else None."""
         for row in self.rows:
@@ -311,7 +312,7 @@ def _sum(
 ) -> Tensor:
     """A weighted sum as a new tensor: the first term makes it, so nothing that others own is written to."""
     slot, factor = terms[0]
-    total: Tensor = slots[slot] * columns(factor, slots[slot])
+    total: Tensor = slots[slot] * (columns(factor, slots[slot]) if isinstance(factor, Tensor) else factor)
     for slot, factor in terms[1:]:
         if isinstance(factor, Tensor):
             total.add_(slots[slot] * columns(factor, total))
