@@ -11,13 +11,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.solvers.runge_kutta import add_step
-from diffode.solvers.solver import Solver, check_choice, steps_of
+from diffode.solvers.solver import Solver, WithNoise, check_choice, steps_of
 from diffode.tableau import Writer
 
 
@@ -35,24 +35,9 @@ def _span(path: Path, s: float, t: float) -> tuple[float, float]:
     return path.rho(s) ** -2, path.rho(t) ** -2
 
 
-def check_eta(eta: float) -> None:
-    """Raise ArgumentError unless eta is a finite number >= 0."""
-    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta < math.inf:
-        raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {eta!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(Solver):
+class Ancestral(WithNoise):
     """A deterministic step to a lower noise level, then noise. ``order`` and cost are those of the deterministic step."""
-
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
-
-    @property
-    def stochastic(self) -> bool:  # noqa: D102
-        return self.eta > 0
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         x = table.start
@@ -95,36 +80,32 @@ class DDIM(EulerAncestral):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPM2Ancestral(Ancestral):
+class AncestralMidpoint(Ancestral):
+    """The midpoint rule in the chart's clock, with its midpoint in log-SNR: the geometric mean of the two levels."""
+
+    order = 2
+    nfe_per_step = 2
+
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
+        middle = chart.path.time_from_log_snr((chart.path.log_snr(s) + chart.path.log_snr(down)) / 2)
+        inner = add_step(table, chart, x, middle, (x,), (1.0,))
+        return add_step(table, chart, x, down, (inner,), (1.0,))
+
+
+class DPM2Ancestral(AncestralMidpoint):
     """Ancestral DPM-2: the midpoint rule in rho with the midpoint in log-SNR (geometric mean)."""
 
     name = "dpm2_ancestral"
     chart_name = "noise"
     reference = "K. Crowson, k-diffusion, sample_dpm_2_ancestral"
-    order = 2
-    nfe_per_step = 2
-
-    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
-        middle = chart.time(math.sqrt(chart.clock(s) * chart.clock(down)))
-        inner = add_step(table, chart, x, middle, (x,), (1.0,))
-        return add_step(table, chart, x, down, (inner,), (1.0,))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DPMPlusPlus2SAncestral(Ancestral):
+class DPMPlusPlus2SAncestral(AncestralMidpoint):
     """Ancestral DPM-Solver++ 2S: the exponential midpoint rule in the data chart."""
 
     name = "dpmpp_2s_ancestral"
     chart_name = "data"
     reference = "K. Crowson, k-diffusion, sample_dpmpp_2s_ancestral; Lu et al., arXiv 2211.01095"
-    order = 2
-    nfe_per_step = 2
-
-    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
-        data = cast(ExponentialChart, chart)
-        middle = data.path.time_from_log_snr((data.variable(s) + data.variable(down)) / 2)
-        inner = add_step(table, data, x, middle, (x,), (1.0,))
-        return add_step(table, data, x, down, (inner,), (1.0,))
 
 
 @dataclass(frozen=True, kw_only=True)

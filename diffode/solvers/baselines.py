@@ -19,9 +19,8 @@ from torch import Tensor
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.solvers.adaptive import Flow
-from diffode.solvers.ancestral import check_eta
 from diffode.solvers.direct import DirectSolver, Journey
-from diffode.solvers.solver import check_choice
+from diffode.solvers.solver import WithNoise, check_choice
 from diffode.specs import format_spec, options_of
 
 Slope = Callable[[Tensor, float], Tensor]
@@ -144,19 +143,14 @@ class SciPyIVP(ODEBaseline):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchSDE(Baseline):
+class TorchSDE(WithNoise, Baseline):
     """A method of torchsde for the reverse SDE family dx = [v - (eta^2 g^2/2) s] dt + eta g dw, one step a grid interval."""
 
     method: str = "euler"
-    eta: float = 1.0
 
     name = "torchsde"
     reference = "Li et al., arXiv 2001.01328; torchsde, https://github.com/google-research/torchsde"
     methods: ClassVar[dict[str, int]] = {"euler": 1, "milstein": 1, "srk": 1}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_eta(self.eta)
 
     @property
     def stochastic(self) -> bool:  # noqa: D102

@@ -24,9 +24,11 @@ class Multistep(Solver):
     form: Literal["published", "consistent", "taylor"] = "published"
     lower_order_final: LowerOrderFinal = "below_10"
 
+    forms: ClassVar[tuple[str, ...]] = ("published", "consistent", "taylor")
+
     def __post_init__(self) -> None:
         check_choice("order", self.order, (1, 2, 3))
-        check_choice("form", self.form, ("published", "consistent", "taylor"))
+        check_choice("form", self.form, self.forms)
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
 
     @property

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 
 from diffode.charts import Chart
 from diffode.fields import conversion
-from diffode.solvers.ancestral import check_eta
-from diffode.solvers.solver import Solver, steps_of
+from diffode.solvers.solver import WithNoise, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(WithNoise):
     r"""Euler-Maruyama for :math:`dx = [v - (\eta^2 g^2/2) s]\,dt + \eta g\,dw`, which has the right marginals for every eta.
 
     Note that this ``eta`` multiplies the noise itself, as in the family's formula, and not its variance.
     """
-
-    eta: float = 1.0
 
     name = "euler_maruyama"
     chart_name = "noise"
@@ -28,13 +25,6 @@ class EulerMaruyama(Solver):
         "Maruyama 1955; Song et al., arXiv 2011.13456, equation 6; the family: Karras et al., arXiv 2206.00364, equation 6"
     )
     order = 1
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
-
-    @property
-    def stochastic(self) -> bool:  # noqa: D102
-        return self.eta > 0
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         path = chart.path

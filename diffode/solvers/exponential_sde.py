@@ -10,96 +10,67 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffode.charts import Chart, StochasticDataChart, StochasticNoiseChart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
-from diffode.solvers.ancestral import check_eta
 from diffode.solvers.dpm import SingleStep
 from diffode.solvers.dpm_multistep import Multistep
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, noise_along, steps_of
+from diffode.solvers.solver import LowerOrderFinal, Solver, WithNoise, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMPlusPlus2MSDE(Multistep):
+class MultistepSDE(WithNoise, Multistep):
+    """The multistep recipe in the data chart of the reverse SDE."""
+
+    lower_order_final: LowerOrderFinal = "never"
+
+    chart_name = "data"
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return StochasticDataChart(path, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMPlusPlus2MSDE(MultistepSDE):
     """DPM-Solver++ 2M SDE: ``form=midpoint`` (weight phi_1/2 of the slope) or ``heun`` (phi_2)."""
 
     form: Literal["midpoint", "heun"] = "midpoint"  # type: ignore[assignment]
-    lower_order_final: LowerOrderFinal = "never"
-    eta: float = 1.0
+    forms: ClassVar = ("midpoint", "heun")
 
     name = "dpmpp_2m_sde"
-    chart_name = "data"
     reference = "Lu et al., arXiv 2211.01095, appendix; K. Crowson, k-diffusion, sample_dpmpp_2m_sde"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("order", self.order, (1, 2))
-        check_choice("form", self.form, ("midpoint", "heun"))
-        check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
-        check_eta(self.eta)
-
-    @property
-    def stochastic(self) -> bool:  # noqa: D102
-        return self.eta > 0
 
     @property
     def exact_second(self) -> bool:  # noqa: D102
         return self.form == "heun"
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
-        return StochasticDataChart(path, self.eta)
-
 
 @dataclass(frozen=True, kw_only=True)
-class DPMPlusPlus3MSDE(Multistep):
+class DPMPlusPlus3MSDE(MultistepSDE):
     """DPM-Solver++ 3M SDE. As published its second difference lacks a factor 2; ``form=consistent`` has it."""
 
     order: int = 3
     form: Literal["published", "consistent"] = "published"
-    lower_order_final: LowerOrderFinal = "never"
-    eta: float = 1.0
+    forms: ClassVar = ("published", "consistent")
 
     name = "dpmpp_3m_sde"
-    chart_name = "data"
     reference = "K. Crowson, k-diffusion, sample_dpmpp_3m_sde"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("form", self.form, ("published", "consistent"))
-        check_eta(self.eta)
-
-    @property
-    def stochastic(self) -> bool:  # noqa: D102
-        return self.eta > 0
 
     @property
     def exact_second(self) -> bool:  # noqa: D102
         return True
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
-        return StochasticDataChart(path, self.eta)
-
 
 @dataclass(frozen=True, kw_only=True)
-class StochasticSingleStep(SingleStep):
-    """Single-step recipes in a chart of the reverse SDE; inner and outer noise belong to one Brownian path."""
-
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_eta(self.eta)
-
-    @property
-    def stochastic(self) -> bool:  # noqa: D102
-        return self.eta > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPMPlusPlusSDE(StochasticSingleStep):
-    """DPM-Solver++ SDE: the two-stage method in the data chart, r = 1/2."""
+class DPMPlusPlusSDE(WithNoise, SingleStep):
+    """DPM-Solver++ SDE: the two-stage method in the data chart, r = 1/2; both noises belong to one Brownian path."""
 
     name = "dpmpp_sde"
     chart_name = "data"
@@ -110,7 +81,7 @@ class DPMPlusPlusSDE(StochasticSingleStep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SEEDS(StochasticSingleStep):
+class SEEDS(WithNoise, SingleStep):
     """SEEDS-1, 2, 3: DPM-Solver's stages in the noise chart of the reverse SDE."""
 
     order: int = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class Solver(ABC):
     name: ClassVar[str]
     #: Where it was published: authors, identifier, equation or algorithm.
     reference: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the options; subclasses that have some override it."""
+        return
 
     @property
     def spec(self) -> str:
@@ -127,6 +132,22 @@ class Solver(ABC):
         """
         for steps in range(max(1, nfe // self.nfe_per_step), nfe + 3):
             yield self, steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithNoise(Solver):
+    """A solver whose option ``eta`` >= 0 scales the noise it draws; at 0 it is deterministic."""
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float) or not 0 <= self.eta < math.inf:
+            raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {self.eta!r}")
+
+    @property
+    def stochastic(self) -> bool:  # noqa: D102
+        return self.eta > 0
 
 
 def steps_of(times: Sequence[float]) -> Iterator[tuple[int, float, float]]:
