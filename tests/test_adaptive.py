@@ -148,6 +148,8 @@ def test_specs_of_baselines_are_read_and_written():
         ({"solver": "rk_adaptive:rtol=0"}, "rtol must be a number > 0"),
         ({"solver": "rk_adaptive:max_steps=0"}, "max_steps must be an integer"),
         ({"solver": "rk_adaptive", "nfe": 10}, "can't be given a budget"),
+        ({"solver": "rk_adaptive", "steps": 5}, "steps goes with a grid spec"),
+        ({"solver": "rk_adaptive", "steps": 5, "grid": [80.0, 1.0]}, "explicit times have their own number"),
         ({"solver": "rk_adaptive", "noise": torch.zeros(1)}, "draws its own noise"),
         ({"solver": "rk_adaptive", "grid": "karras:to_zero=true", "steps": 4}, "infinite where sigma or alpha is 0"),
         ({"solver": "torchsde:euler", "grid": "karras", "steps": 4}, "pass generator="),

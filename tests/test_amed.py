@@ -73,3 +73,19 @@ def test_predictions_are_checked():
         table.propagate(0.0, [1.0])
     with pytest.raises(ArgumentError, match="sigma > 0"):
         solvers.get("amed").tableau(paths.get("edm"), "karras:to_zero=true", 4)
+
+
+def test_a_failed_row_is_named_at_its_own_time():
+    """The inner times differ from row to row; the message has to say one of them."""
+    field = diffode.exact_field("ring8", "edm")
+    calls = []
+
+    def broken(x, t):
+        calls.append(t)
+        return field.noise(x, t) * (torch.nan if len(calls) % 12 > 5 else 1.0)
+
+    wrapped = diffode.Field.from_noise(broken, field.path, probe=False)
+    solver = solvers.get("amed", r=np.full((6, 6), 0.4))
+    found = diffode.solve(wrapped, field.prior(6, generator=2), solver=solver, grid="karras", steps=6, on_failure="return")
+    assert not found.success
+    assert "in the step from t=" in found.message

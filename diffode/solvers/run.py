@@ -177,9 +177,12 @@ def _run_direct(
         solver.within(field.path, "karras", nfe)
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
+    _check_steps(grid, steps)
     if grid is None:
+        if steps is not None:
+            raise ArgumentError("steps goes with a grid spec, such as grid='karras'; this solver needs neither")
         path = field.require_path("a grid")
-        grid, steps = [path.t_max, path.t_min], None
+        grid = [path.t_max, path.t_min]
     times = grids.get(grid, field.path, steps)
     field.check_once(x, float(times[0]))
     before = field.nfe
@@ -219,11 +222,15 @@ def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
         return solver.within(field.require_path("a named grid"), "karras" if grid is None else grid, nfe)
-    if steps is not None and grid is not None and not isinstance(grid, str):
-        raise ArgumentError("steps goes with a grid spec; explicit times have their own number of steps")
+    _check_steps(grid, steps)
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
     return solver.tableau(field.path, grid, steps)
+
+
+def _check_steps(grid: grids.Times | None, steps: int | None) -> None:
+    if steps is not None and grid is not None and not isinstance(grid, str):
+        raise ArgumentError("steps goes with a grid spec; explicit times have their own number of steps")
 
 
 def _check_field(field: object) -> None:
@@ -307,6 +314,7 @@ def _diagnose(table: Tableau, field: Field, x: Tensor, draw: Draw | None, bad: T
         before, last_time = state, table.rows[row].time
     first = int(torch.nonzero(failed)[0])
     last_good = before[first]
+    last_time = float(last_time[first]) if isinstance(last_time, Tensor) else last_time
     shown = ", ".join(f"{v:.4g}" for v in last_good.reshape(-1)[:4].tolist())
     more = ", ..." if last_good.numel() > 4 else ""
     return (
