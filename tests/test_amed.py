@@ -89,3 +89,10 @@ def test_a_failed_row_is_named_at_its_own_time():
     found = diffode.solve(wrapped, field.prior(6, generator=2), solver=solver, grid="karras", steps=6, on_failure="return")
     assert not found.success
     assert "in the step from t=" in found.message
+
+
+def test_a_spec_says_all_but_the_arrays():
+    for spec in ("amed", "amed:r=0.4", "amed:host=ipndm,order=3,analytic_first_step=true"):
+        solver = solvers.get(spec)
+        assert solvers.get(solver.spec) == solver
+    assert solvers.get("amed:host=dpm", r=np.full((2, 2), 0.4)).spec == "amed:host=dpm"

@@ -20,7 +20,11 @@ from diffode.errors import ArgumentError
 from diffode.solvers.adams import IPNDM
 from diffode.solvers.dpm_multistep import DPMSolverPlusPlus
 from diffode.solvers.solver import Solver, check_choice, final_order, steps_of
+from diffode.specs import format_spec, options_of
 from diffode.tableau import Number, Writer
+
+#: What is predicted for each step and sample.
+_PREDICTIONS = ("r", "direction_scale", "time_scale")
 
 Given = float | tuple[tuple[float, ...], ...]
 
@@ -47,7 +51,7 @@ class AMED(Solver):
     def __post_init__(self) -> None:
         check_choice("host", self.host, (None, "euler", "dpm", "ipndm", "dpmpp"))
         check_choice("order", self.order, {"ipndm": (1, 2, 3, 4), "dpmpp": (1, 2, 3)}.get(self.host or "", (2,)))
-        for name in ("r", "direction_scale", "time_scale"):
+        for name in _PREDICTIONS:
             object.__setattr__(self, name, _given(name, getattr(self, name)))
 
     @property
@@ -62,32 +66,30 @@ class AMED(Solver):
     @property
     def spec(self) -> str:
         """The spec, without predictions that were given as arrays."""
-        options: dict[str, Any] = {"host": self.host, "order": self.order}
-        defaults: dict[str, Any] = {"host": None, "order": 2}
-        shown = [f"{k}={v}" for k, v in options.items() if v != defaults[k]]
-        if self.analytic_first_step:
-            shown.append("analytic_first_step=true")
-        return ":".join(["amed", ",".join(shown)] if shown else ["amed"])
+        given = {
+            key: value for key, value in options_of(self).items() if not (key in _PREDICTIONS and isinstance(value, tuple))
+        }
+        return format_spec(self.name, given)
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         steps = len(times) - 1
         x, history = table.start, [_Slope(table.start, times[0], 1.0)]
         for number, s, t in steps_of(times):
-            r, c, a = (_step_of(name, getattr(self, name), number, steps) for name in ("r", "direction_scale", "time_scale"))
+            r, c, a = (_step_of(name, getattr(self, name), number, steps) for name in _PREDICTIONS)
             rho_s, rho_t = chart.path.rho(s), chart.path.rho(t)
             if rho_t == 0:
                 raise ArgumentError("amed needs a last time with sigma > 0: its inner time is a geometric mean")
             rho = rho_t**r * rho_s ** (1 - r)
             middle = chart.path.time_from_rho(rho)
             seen = chart.path.time_from_rho(rho * a)
-            inner = self._advance(table, chart, x, history, s, middle, 1.0, 2 * number - 1, 2 * steps, r)
+            inner = self._advance(table, chart, x, history, s, middle, 1.0, 2 * number - 1, 2 * steps)
             inner = _moved(table, chart, inner, middle, seen)
             history.insert(0, _Slope(inner, middle, a))
             if self.host in (None, "dpm"):
                 x = table.output(self._whole(table, chart, x, history, s, t, r, c))
             else:
                 back = _moved(table, chart, inner, seen, middle)
-                x = table.output(self._advance(table, chart, back, history, middle, t, c, 2 * number, 2 * steps, r))
+                x = table.output(self._advance(table, chart, back, history, middle, t, c, 2 * number, 2 * steps))
             history.insert(0, _Slope(x, t, 1.0))
 
     def _whole(
@@ -113,7 +115,6 @@ class AMED(Solver):
         c: Number,
         number: int,
         total: int,
-        r: Number,
     ) -> int:
         """A step of the host on the grid of 2N points; c scales its direction (of dpmpp: its non-linear part)."""
         if self.host == "dpmpp":
