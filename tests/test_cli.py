@@ -127,3 +127,12 @@ def test_a_damaged_store_exits_with_2_and_is_left_alone(tmp_path):
     done = diffode("bench", "tiny.toml", "--store", "store.sqlite", cwd=tmp_path, code=2)
     assert "move it away" in done.stderr
     assert (tmp_path / "store.sqlite").read_text().startswith("not a database")
+
+
+def test_sample_with_noise_claims_no_end_point_error(tmp_path):
+    out = diffode(
+        "sample", "ring8", "-n", "20", "--solver", "dpmpp_2m_sde", "--nfe", "6", "--output", "s.npy", "--json", cwd=tmp_path
+    )
+    assert json.loads(out.stdout)["mean_endpoint_error"] is None
+    again = diffode("sample", "ring8", "-n", "20", "--solver", "dpmpp_2m_sde", "--nfe", "6", "--output", "s.npy", cwd=tmp_path)
+    assert "it draws noise" in again.stdout

@@ -40,6 +40,16 @@ def test_the_end_point_error_is_the_distance_to_the_exact_flow():
     assert measure("endpoint", run).floor < 1e-12
 
 
+@pytest.mark.parametrize("metric", ["endpoint", "trajectory"])
+def test_a_run_that_drew_noise_has_no_coupled_error(metric):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(8, generator=1)
+    solution = diffode.solve(field, x, solver="ddpm", grid="karras", steps=3, keep="all", generator=0)
+    with pytest.raises(ArgumentError, match="does not follow since it draws noise"):
+        measure(metric, Outcome(field, x, solution, tolerance=1e-9))
+    assert measure("moments", Outcome(field, x, solution, tolerance=1e-9)).value > 0
+
+
 def test_the_trajectory_error_ends_with_the_end_point_error():
     """Averaged over one step it is the end-point error."""
     run = outcome(steps=1, spec="euler")

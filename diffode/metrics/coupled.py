@@ -27,8 +27,19 @@ def reduce(distances: Tensor, reduction: Reduction) -> float:
     raise ArgumentError(f"reduction must be mean, rms, max or median, got {reduction!r}")
 
 
+def check_deterministic(outcome: Outcome, metric: str) -> None:
+    """Raise ArgumentError for a run that drew noise: it does not follow the flow that these metrics compare with."""
+    table = outcome.solution.tableau
+    if table is not None and table.draws:
+        raise ArgumentError(
+            f"{metric} compares with the exact flow, which {table.solver!r} does not follow since it draws noise; "
+            "measure its samples: moments, mode_weights, ..."
+        )
+
+
 def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Euclidean distance of each end point to that of the exact flow."""
+    check_deterministic(outcome, "endpoint")
     exact = outcome.reference
     distances = (outcome.end - exact.x.reshape(outcome.end.shape)).norm(dim=1)
     return Measurement("endpoint", reduce(distances, reduction), reduce(exact.errors, reduction))
@@ -36,6 +47,7 @@ def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
 
 def trajectory(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance to the exact flow at the grid's inner and last times, averaged over them; needs ``keep="all"``."""
+    check_deterministic(outcome, "trajectory")
     states = outcome.solution.states
     if states is None:
         raise ArgumentError('the trajectory error needs solutions made with keep="all"')
