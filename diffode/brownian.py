@@ -18,7 +18,8 @@ class BrownianPath:
     """One Brownian motion per row of a batch, over a solver's noise clock; new points are bridged between known ones.
 
     Values once drawn stay, whatever is asked for later. The path depends on the order of the questions, so ask for the
-    finest grid first where it must not; row i depends on ``seed`` and i alone, not on the size of the batch.
+    finest grid first where it must not; row i depends on ``seed`` and i alone, not on the size of the batch. Solvers whose
+    noise has another clock (its variable and eta decide) see another part of the path: compare runs of one kind.
 
     >>> import diffode
     >>> path = diffode.paths.get("edm")
@@ -30,8 +31,10 @@ class BrownianPath:
     """
 
     def __init__(self, shape: Sequence[int], *, seed: int):
-        if len(shape) < 2:
-            raise ArgumentError(f"shape must be (B, *shape), got {tuple(shape)}")
+        if not isinstance(shape, Sequence) or len(shape) < 2 or not all(type(n) is int and n > 0 for n in shape):
+            raise ArgumentError(f"shape must be (B, *shape), positive integers, got {shape!r}")
+        if type(seed) is not int or seed < 0:
+            raise ArgumentError(f"seed must be an integer >= 0, got {seed!r}")
         self.shape = tuple(shape)
         self._generators = [np.random.default_rng([int(seed), row]) for row in range(self.shape[0])]
         self._clocks: list[float] = []
@@ -39,6 +42,8 @@ class BrownianPath:
 
     def draws(self, tableau: Tableau) -> Tensor:
         """The noise (draws, B, *shape) of a run, for ``solve(..., noise=)``: unit-variance increments over its spans."""
+        if not isinstance(tableau, Tableau):
+            raise ArgumentError(f"tableau must be one that a solver wrote (solver.tableau(path, grid)), got {tableau!r}")
         if not tableau.spans:
             raise ArgumentError(
                 f"the draws of {tableau.solver!r} are no increments of a Brownian path; use a solver of the reverse SDE"

@@ -127,19 +127,19 @@ class Chart(ABC):
         """Whether a step to t reaches sigma = 0, where one-step methods fall back to first order."""
         return self._path is not None and self._path.sigma(t) == 0
 
-    def adams(self, nodes: Sequence[float], s: float, t: float) -> list[float]:
+    def adams(self, nodes: Sequence[float], s: float, t: float, moments: Sequence[float] | None = None) -> list[float]:
         """Weights of m at the times ``nodes`` in the step s -> t: the exact integral of their interpolation polynomial.
 
         With the current and past nodes these are the variable-step Adams-Bashforth weights of the chart (for ``data``, the
-        exponential ones); with t among the nodes, Adams-Moulton.
+        exponential ones); with t among the nodes, Adams-Moulton. ``moments`` replaces those of the chart.
         """
         if len(nodes) == 1:
             return [self.advance(s, t)]
         origin = self.variable(s)
         width = self.variable(t) - origin
         positions = [(self.variable(node) - origin) / width for node in nodes]
-        moments = self.moments(s, t, len(nodes))
-        return [float(np.dot(coefficients, moments)) for coefficients in lagrange(positions)]
+        weights = self.moments(s, t, len(nodes)) if moments is None else moments
+        return [float(np.dot(coefficients, weights)) for coefficients in lagrange(positions)]
 
 
 def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
@@ -297,6 +297,8 @@ class StochasticDataChart(DataChart):
 
     def ratio(self, s: float, t: float) -> float:
         """sigma_t/sigma_s e^(-eta h)."""
+        if self.eta == 0:
+            return super().ratio(s, t)
         return 0.0 if self.ends_singular(t) else super().ratio(s, t) * math.exp(-self.eta * self._step(s, t))
 
     def exponential(self, k: int, s: float, t: float) -> float:
@@ -310,8 +312,11 @@ class StochasticDataChart(DataChart):
         return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-(1 + self.eta) * h)
 
     def noise_clock(self, t: float) -> float:
-        """rho^(-2 eta), in which the noise of rho^(-eta) x/sigma is a Brownian motion."""
-        return float(self.path.rho(t) ** (-2 * self.eta))
+        """rho^(-2 eta), in which the noise of rho^(-eta) x/sigma is a Brownian motion; infinite beyond double precision."""
+        try:
+            return float(self.path.rho(t) ** (-2 * self.eta))
+        except OverflowError:
+            return math.inf
 
     def spread(self, s: float, t: float) -> float:
         """sigma_t sqrt(1 - e^(-2 eta h))."""

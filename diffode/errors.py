@@ -47,7 +47,7 @@ class FieldError(DiffodeError, ValueError):
 class NumericalError(DiffodeError, ArithmeticError):
     """A computation produced non-finite values or did not converge.
 
-    ``solution`` holds what was computed, when there is something: finite rows are good, the others are NaN.
+    ``solution`` holds what was computed, when there is something: its ``status`` says which rows are good.
     """
 
     exit_code = 3

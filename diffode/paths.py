@@ -361,7 +361,11 @@ def get(spec: str | Path, **options: Any) -> Path:
     >>> get("vp:beta_max=12").beta_max
     12
     """
-    return spec if isinstance(spec, Path) else registry.make(spec, **options)
+    if isinstance(spec, Path):
+        if options:
+            raise ArgumentError(f"options {', '.join(options)} go with a spec; this path has its own already")
+        return spec
+    return registry.make(spec, **options)
 
 
 def names() -> list[str]:

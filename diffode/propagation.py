@@ -28,46 +28,40 @@ class Propagated(NamedTuple):
 
 
 def propagate(table: Tableau, path: Path, mean: Tensor, variance: Tensor, *, exact: bool) -> Propagated:
-    """Means, gains and the joint covariance of the live states and draws, direction by direction."""
+    """The output as a linear function of the start and of each draw, direction by direction.
+
+    The table is read backwards, carrying what each row still contributes to the output. So the variance is a sum of squares,
+    which loses no digits and is never negative, and costs no more with noise than without.
+    """
     alpha, sigma = path.alpha(table.rows[0].time), path.sigma(table.rows[0].time)
-    means: dict[int, Tensor] = {0: alpha * mean if exact else torch.zeros_like(mean)}
-    gains: dict[int, Tensor] = {0: torch.ones_like(mean)}
-    # Keys of the covariance are pairs of rows; draw k of the noise is the pseudo-row -1 - k, of unit variance.
-    first = alpha**2 * variance + sigma**2 if exact else torch.full_like(mean, sigma**2)
-    covariance: dict[tuple[int, int], Tensor] = {(0, 0): first}
-    live = [0]
-    last = table.outputs[-1]
-    last_use = {j: i for i, row in enumerate(table.rows) for j in (*row.states, *row.evaluations, *(-1 - k for k in row.draws))}
-    for step in table.program:
-        row = table.rows[step.row]
-        weights: dict[int, Tensor] = {j: torch.full_like(mean, a) for j, a in row.states.items()}
-        constant = torch.zeros_like(mean)
-        for j, b in row.evaluations.items():
-            slope, offset = affine_view(path, table.prediction, table.rows[j].time, mean, variance)
-            weights[j] = weights.get(j, torch.zeros_like(mean)) + b * slope
-            constant = constant + b * offset
-        for k, c in row.draws.items():
-            weights[-1 - k] = torch.full_like(mean, c)
-            if -1 - k not in live:
-                live.append(-1 - k)
-                covariance[-1 - k, -1 - k] = torch.ones_like(mean)
-        i = step.row
-        own = torch.zeros_like(mean)
-        for other in live:
-            cross = sum(
-                (w * covariance[_pair(j, other)] for j, w in weights.items() if _pair(j, other) in covariance),
-                own,
-            )
-            covariance[_pair(i, other)] = cross
-        covariance[i, i] = sum((w * covariance[_pair(i, j)] for j, w in weights.items()), own)
-        means[i] = sum((w * means[j] for j, w in weights.items() if j >= 0), constant)
-        gains[i] = sum((w * gains[j] for j, w in weights.items() if j >= 0), own)
-        live.append(i)
-        finished = {j for j in live if last_use.get(j, i) <= i and j != last}
-        if finished:
-            live = [j for j in live if j not in finished]
-            covariance = {key: value for key, value in covariance.items() if finished.isdisjoint(key)}
-    return Propagated(means[last], covariance[last, last], gains[last])
+    nothing = torch.zeros_like(mean)
+    by_state: dict[int, Tensor] = {table.outputs[-1]: torch.ones_like(mean)}
+    by_evaluation: dict[int, Tensor] = {}
+    by_draw: dict[int, Tensor] = {}
+    first_use = {k: i for i, row in reversed(list(enumerate(table.rows))) for k in row.draws}
+    centre = spread = gain = nothing
+    for i in range(table.outputs[-1], -1, -1):
+        row = table.rows[i]
+        weight = by_state.pop(i, None)
+        if i in by_evaluation:
+            slope, offset = affine_view(path, table.prediction, row.time, mean, variance)
+            evaluated = by_evaluation.pop(i)
+            centre = centre + evaluated * offset
+            weight = evaluated * slope if weight is None else weight + evaluated * slope
+        if i == 0:
+            gain = nothing if weight is None else weight
+        if weight is not None:
+            for earlier, coefficients in ((by_state, row.states), (by_evaluation, row.evaluations), (by_draw, row.draws)):
+                for j, factor in coefficients.items():
+                    earlier[j] = earlier.get(j, nothing) + factor * weight
+        # Every draw is first used in one row, beyond which nothing is added to what it contributes.
+        for k in row.draws:
+            if first_use[k] == i and k in by_draw:
+                spread = spread + by_draw.pop(k).square()
+    start = alpha**2 * variance + sigma**2 if exact else torch.full_like(mean, sigma**2)
+    if exact:
+        centre = centre + gain * alpha * mean
+    return Propagated(centre, gain.square() * start + spread, gain)
 
 
 def affine_view(path: Path, prediction: Prediction, t: float, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +80,3 @@ def affine_view(path: Path, prediction: Prediction, t: float, mean: Tensor, vari
         slope = (alpha * d_alpha * variance + sigma * d_sigma) / total
         return slope, mean * (d_alpha - alpha * slope)
     return slope, -slope * alpha * mean
-
-
-def _pair(i: int, j: int) -> tuple[int, int]:
-    return (i, j) if i >= j else (j, i)

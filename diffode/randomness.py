@@ -19,6 +19,8 @@ def generator_from(randomness: Randomness | None) -> torch.Generator:
     if isinstance(randomness, torch.Generator):
         return randomness
     if isinstance(randomness, int | np.integer) and not isinstance(randomness, bool):
+        if not -(2**63) <= int(randomness) < 2**64:
+            raise ArgumentError(f"a seed must fit in 64 bits, got {randomness}")
         return torch.Generator().manual_seed(int(randomness))
     raise ArgumentError(
         f"generator must be a torch.Generator or an integer seed, got {randomness!r}; "

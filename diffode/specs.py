@@ -147,7 +147,11 @@ class Registry(Generic[T]):
     def make(self, spec: str, **options: Any) -> T:
         """Build the object a spec describes; keyword options override those of the spec."""
         entry = self.check(spec, given=tuple(options))
-        merged = {**entry.preset, **parse_spec(spec)[1], **options}
+        chosen = {**parse_spec(spec)[1], **options}
+        fixed = [key for key in chosen if key in entry.preset]
+        if fixed:
+            raise ArgumentError(f"{self.kind} {entry.name!r} fixes its option {fixed[0]!r} ({entry.preset[fixed[0]]!r})")
+        merged = {**entry.preset, **chosen}
         try:
             return entry.make(**merged)
         except (TypeError, ValueError, OverflowError) as error:

@@ -198,6 +198,8 @@ class Tableau:
             centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
         except RuntimeError:
             raise ArgumentError(f"mean must be a number or have the shape of eigenvalues, {tuple(variances.shape)}") from None
+        if not bool(torch.isfinite(centre).all()):
+            raise ArgumentError("mean must be finite")
         from diffode.propagation import propagate
 
         return propagate(self, self.path, centre, variances, exact=start == "exact")

@@ -80,8 +80,74 @@ def test_a_row_that_becomes_non_finite_is_marked_and_the_others_go_on():
     field = Field.from_velocity(broken, probe=False)
     x = torch.tensor([[0.2], [2.0]], dtype=torch.float64)
     found = diffode.solve(field, x, solver="rk_adaptive:rtol=1e-9,atol=1e-9", grid=[1.0, 0.0], on_failure="return")
-    assert found.status.tolist() == [0, 2]
+    assert found.status.tolist() == [0, 1]
+    assert bool(found.x[1].isnan().all())
+    assert "non-finite" in found.message
     assert float(found.x[0]) == pytest.approx(0.2 * math.e, rel=1e-7)
+
+
+def test_a_row_at_the_step_limit_keeps_where_it_got_to_and_has_no_later_states():
+    field, x = start(n=3)
+    found = diffode.solve(field, x, solver="rk_adaptive:max_steps=5", grid=[80.0, 1.0, 0.002], keep="all", on_failure="return")
+    assert found.status.tolist() == [2, 2, 2]
+    assert bool(found.x.isfinite().all())
+    assert bool((found.reached > 1).all())
+    assert bool(found.states[1:].isnan().all())
+
+
+@pytest.mark.parametrize("spec", ["scipy:RK45", "scipy:BDF", "torchdiffeq:dopri5", "torchdiffeq:rk4"])
+def test_another_library_that_gives_up_is_a_failed_run_and_no_foreign_error(spec):
+    exact, x = start(n=3)
+    field = Field.from_noise(
+        lambda y, t: exact.noise(y, t) * torch.where(torch.as_tensor(t).reshape(-1, 1) < 1, math.nan, 1.0),
+        exact.path,
+        probe=False,
+    )
+    found = diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.01], on_failure="return")
+    assert found.status.tolist() == [1, 1, 1]
+    with pytest.raises(NumericalError, match="non-finite"):
+        diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.01])
+
+
+@pytest.mark.parametrize(("function", "dtype", "count"), [
+    (lambda y, t: -y * t, torch.float64, 2),
+    (lambda y, t: -y * t, torch.float64, 3),
+    (lambda y, t: -y * (t[:, None] if isinstance(t, torch.Tensor) else t), torch.float32, 3),
+    (lambda y, t: -y * (t.mean() if isinstance(t, torch.Tensor) else t), torch.float64, 3),
+])  # fmt: skip
+def test_a_field_that_can_not_take_a_time_for_every_row_is_found_before_the_run(function, dtype, count):
+    x = torch.arange(1.0, 2 * count + 1).reshape(count, 2).to(dtype)
+    with pytest.raises(diffode.errors.FieldError, match=r"a time for every row.*reshape\(-1, 1\)"):
+        diffode.solve(Field.from_velocity(function), x, solver="rk_adaptive", grid=[2.0, 0.5])
+    assert diffode.solve(Field.from_velocity(function), x, solver="heun", grid=[2.0, 1.0, 0.5]).success
+
+
+def test_image_shaped_and_empty_batches_go_through_every_direct_solver():
+    exact = diffode.exact_field("ring8", "edm")
+    field = Field.from_noise(lambda x, t: exact.noise(x.flatten(1), t).reshape(x.shape), exact.path)
+    for spec in ("rk_adaptive", "dpm_adaptive", "scipy:RK45", "torchdiffeq:dopri5", "torchdiffeq:rk4", "torchsde:euler"):
+        for n in (0, 2):
+            x = torch.ones(n, 1, 1, 2, dtype=torch.float64)
+            found = diffode.solve(field, x, solver=spec, grid=[80.0, 8.0, 1.0], generator=0)
+            assert found.x.shape == x.shape, spec
+
+
+@pytest.mark.parametrize(("method", "cost"), [("euler", 1), ("milstein", 1), ("srk", 9)])
+def test_torchsde_is_charged_for_what_its_steps_use(method, cost):
+    field, x = start(n=4)
+    found = diffode.solve(field, x.float(), solver=f"torchsde:{method}", grid="log_snr", steps=10, generator=0)
+    assert found.x.dtype == torch.float32
+    assert found.nfe == 10 * cost == 10 * solvers.get(f"torchsde:{method}").nfe_per_step
+    assert diffode.solve(field, x, solver=f"torchsde:{method},eta=0", grid="log_snr", steps=3).success
+
+
+def test_direct_solvers_refuse_what_only_tables_have():
+    field, x = start(n=2)
+    for spec in ("rk_adaptive:analytic_first_step=true", "scipy:RK45,analytic_first_step=banana"):
+        with pytest.raises(ArgumentError, match="writes no table"):
+            diffode.solve(field, x, solver=spec)
+    with pytest.raises(ArgumentError, match="end the grid before sigma = 0"):
+        diffode.solve(field, x, solver="torchsde:srk", grid="karras:to_zero=true", steps=4, generator=0)
 
 
 def test_a_grid_gives_the_states_at_its_times():

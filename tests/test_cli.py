@@ -136,3 +136,38 @@ def test_sample_with_noise_claims_no_end_point_error(tmp_path):
     assert json.loads(out.stdout)["mean_endpoint_error"] is None
     again = diffode("sample", "ring8", "-n", "20", "--solver", "dpmpp_2m_sde", "--nfe", "6", "--output", "s.npy", cwd=tmp_path)
     assert "it draws noise" in again.stdout
+
+
+def test_samples_on_a_published_table_start_from_its_own_level(tmp_path):
+    """The standard deviation of N(.5, .64) is 0.8; from the wrong level it was 4.4 and 0.1."""
+    for grid in ("ays_sd15", "ays_svd"):
+        diffode("sample", "gauss1d", "--grid", grid, "--nfe", "12", "-n", "4000", "--output", "s.npy", cwd=tmp_path)
+        assert abs(np.load(tmp_path / "s.npy").std() - 0.8) < 0.1
+
+
+def test_json_is_json_even_with_infinite_options():
+    shown = json.loads(diffode("show", "sa", "--json").stdout, parse_constant=lambda name: pytest.fail(name))
+    assert shown["options"]["tau_to"] == "inf"
+
+
+def test_recommend_uses_results_of_ones_own_solvers_and_seeds(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import diffode\nfrom dataclasses import dataclass\n"
+        "from diffode.solvers.runge_kutta import Euler\n"
+        "diffode.solvers.register('mine', Euler, chart='noise')\n"
+    )
+    (tmp_path / "tiny.toml").write_text(SUITE.replace('"ddim", "dpmpp:order=2"', '"mine"'))
+    own = ("--import", "mine.py", "--seed", "7")
+    diffode("bench", "tiny.toml", "--no-report", *own, cwd=tmp_path)
+    assert "take mine" in diffode("recommend", "--suite", "tiny.toml", "--nfe", "5", *own, cwd=tmp_path).stdout
+    assert "mine" in diffode("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path, code=2).stderr
+
+
+def test_the_exact_errors_of_a_gaussian_suite_rank(tmp_path):
+    (tmp_path / "g.toml").write_text(
+        SUITE.replace('"ring8"', '"gauss2d"').replace('"ddim"', '"ddpm", "ddim"').replace(
+            "points = 16", 'points = 2\nmetrics = ["gaussian_error:part=discretisation"]')
+    )  # fmt: skip
+    ranked = json.loads(diffode("bench", "g.toml", "--no-report", "--json", cwd=tmp_path).stdout)
+    assert [row["solver"] for row in ranked["standings"]["8"]] == ["dpmpp:order=2", "ddim", "ddpm"]
+    assert not ranked["failures"]

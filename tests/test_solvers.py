@@ -315,3 +315,17 @@ def test_a_plain_ode_needs_no_path():
     assert float(end) == pytest.approx(math.e, rel=1e-8)
     with pytest.raises(ArgumentError, match="needs a path"):
         diffode.solve(field, torch.ones(1, 1, dtype=torch.float64), solver="ddim", grid=grid)
+
+
+def test_dpm_fast_spends_its_budget_and_never_runs_into_infinity():
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(2, generator=0)
+    for grid in ("karras:to_zero=true", "ays_svd", "karras"):
+        for nfe in (1, *range(3, 12)):
+            assert diffode.solve(field, x, solver="dpm_fast", grid=grid, nfe=nfe).nfe == nfe
+            if nfe > 1:
+                assert diffode.solve(field, x, solver="dpm_fast:analytic_first_step=true", grid=grid, nfe=nfe).nfe == nfe
+    with pytest.raises(ArgumentError, match="end the grid before"):
+        diffode.solve(field, x, solver="dpm_fast", grid=[80.0, 0.0], nfe=10)
+    with pytest.raises(ArgumentError, match="leave them out, or nfe"):
+        diffode.solve(field, x, solver="dpm_fast:evaluations=7", grid=[80.0, 0.1], nfe=10)

@@ -8,6 +8,7 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
+from diffode.solvers.ancestral import step_down
 
 SPECS = [
     "ddpm", "ddim:eta=1", "ddim:eta=0.5", "euler_maruyama", "euler_maruyama:eta=0.5", "euler_ancestral", "dpm2_ancestral",
@@ -30,7 +31,7 @@ LIMITS = [
     ("dpmpp_2m_sde:form=heun,eta=0", "dpmpp:order=2,form=taylor,lower_order_final=never"),
     ("dpmpp_3m_sde:form=consistent,eta=0", "ab:chart=data,order=3"),
     ("edm_stochastic:churn=0", "edm_heun"),
-    ("sa:tau=0,corrector=0", "ab:chart=data,order=3"),
+    ("sa:tau=0,corrector=0,form=consistent", "ab:chart=data,order=3"),
     ("seeds_1:eta=0", "ddim"),
     ("seeds_2:eta=0", "dpm:order=2"),
     ("seeds_3:eta=0", "dpm:order=3"),
@@ -214,3 +215,48 @@ def test_the_cost_is_the_one_that_is_stated(spec):
     table = solver.tableau(paths.get("edm"), "karras", 7)
     assert table.nfe == 7 * solver.nfe_per_step
     assert table.draws <= table.nfe
+
+
+@pytest.mark.parametrize("path", ["vp", "vp_cosine"])
+def test_ddpm_with_the_larger_variance_is_exact_on_standard_normal_data(path):
+    """Ho et al., section 3.2: sigma_t^2 = beta_t is optimal for x_0 ~ N(0, I), whose variance stays 1 on VP paths."""
+    for steps in (3, 20):
+        law = solvers.get("ddpm:variance=large").tableau(paths.get(path), "time_uniform", steps).propagate(0.0, [1.0])
+        torch.testing.assert_close(law.variance, torch.ones(1, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_eta_counts_where_alpha_is_zero():
+    path = paths.get("rectified_flow:t_max=1")
+    assert solvers.get("dpmpp_2m_sde:eta=0").tableau(path, "time_uniform", 5).draws == 0
+    assert step_down(path, 1.0, 0.8, 0.0) == (0.8, 0.0)
+    assert step_down(path, 1.0, 0.8, 0.5)[1] == pytest.approx(0.5 * path.rho(0.8), rel=1e-12)
+    with pytest.raises(ArgumentError, match="alpha must not vanish at the first time"):
+        solvers.get("dpmpp_2s_ancestral").tableau(path, "time_uniform", 5)
+
+
+@pytest.mark.parametrize("spec", ["dpmpp_2m_sde:eta=60", "sa:tau=8.5"])
+def test_very_large_noise_scales_run(spec):
+    assert bool(end(spec, generator=0).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: solvers.get("sa:tau_from=5,tau_to=1"), "tau_from must not exceed tau_to"),
+        (lambda: solvers.get("edm_stochastic:noise_from=5,noise_to=1"), "noise_from must not exceed noise_to"),
+        (lambda: solvers.get(solvers.get("ddim"), order=2), "go with a spec"),
+        (lambda: paths.get(paths.get("vp"), beta_max=3), "go with a spec"),
+        (lambda: solvers.get("seeds_2:order=3"), "fixes its option 'order'"),
+        (lambda: end("ddim", noise=torch.zeros(1, 5, 2, dtype=torch.float64)), "draws no noise"),
+        (lambda: end("ddpm", noise=torch.zeros(9, 5, 2, dtype=torch.float64), generator=0), "not both"),
+        (lambda: end("ddpm", noise=torch.zeros(9, 5, 2, dtype=torch.complex128)), "must be real"),
+        (lambda: end("ddpm", generator=2**70), "fit in 64 bits"),
+        (lambda: diffode.BrownianPath((3, 2), seed=-1), "seed must be"),
+        (lambda: diffode.BrownianPath((-3, 2), seed=1), "shape must be"),
+        (lambda: diffode.BrownianPath((3, 2), seed=1).draws("ddim"), "tableau must be one"),
+        (lambda: solvers.get("amed", r=[[0.5] * 5] * 3, direction_scale=[[1.0] * 4] * 3), "of one shape"),
+    ],
+)
+def test_options_and_noise_that_would_be_ignored_or_fail_are_named(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()

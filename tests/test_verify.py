@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,13 +18,16 @@ ORDERS = [
     "deis:order=2", "deis:order=3", "unipc:order=2,lower_order_final=never", "unipc:order=3,lower_order_final=never",
     "er_sde:order=2,form=consistent,scale=ode", "er_sde:order=3,form=consistent,scale=ode", "sa:tau=0,predictor=2,corrector=2",
 ]  # fmt: skip
+#: (target, grid, solver): methods of order four, those that start with Euler steps on a ramp; and other targets and grids.
+FOURTH = ["lms:order=4", "deis:order=4", "ipndm_v:form=consistent", "ab:order=4,chart=data"]
 SDES = ["ddpm", "euler_maruyama", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa",
         "seeds_1", "seeds_2", "er_sde_1", "er_sde_2"]  # fmt: skip
 #: Weak orders on Gaussians as documented: measured once on finer grids than here and rounded.
 WEAK = {
     "ddpm": 1, "euler_ancestral": 1, "euler_maruyama": 1, "er_sde_1": 1, "dpm2_ancestral": 2, "dpmpp_2s_ancestral": 2,
     "dpmpp_sde": 2, "dpmpp_2m_sde": 2, "dpmpp_2m_sde:form=heun": 2, "dpmpp_3m_sde": 2, "dpmpp_3m_sde:form=consistent": 2,
-    "sa": 2, "sa:predictor=2,corrector=1": 3, "er_sde:order=2,form=consistent": 2,
+    "sa": 2, "sa:form=consistent,predictor=2,corrector=1": 3,
+    "er_sde:order=2,form=consistent": 2,
 }  # fmt: skip
 
 
@@ -31,6 +35,35 @@ WEAK = {
 def test_measured_orders_are_the_documented_ones(spec):
     """On one target and grid here; benchmarks/orders.py measures three targets on two grids."""
     found = verify.order(spec, grid="log_snr", steps=(128, 256, 512, 1024, 2048))
+    assert abs(found.slope - solvers.get(spec).convergence_order) < 0.15, found
+
+
+@pytest.mark.parametrize(("target", "grid"), [("bimodal1d", "log_snr"), ("ring8", "karras")])
+@pytest.mark.parametrize("spec", FOURTH)
+def test_fourth_orders_show_when_the_start_is_ramped(spec, target, grid):
+    found = verify.order(spec, target=target, grid=grid, steps=(512, 1024, 2048, 4096), points=8, ramped=True)
+    assert abs(found.slope - 4) < 0.15, found
+
+
+def test_without_a_ramp_the_euler_start_rules_in_the_end():
+    plain, ramped = (verify.order("deis:order=4", target="ring8", grid="log_snr", steps=(512, 1024, 2048), points=16, ramped=r)
+                     for r in (False, True))  # fmt: skip
+    assert plain.slope < 2.6
+    assert plain.errors[-1] > 10 * ramped.errors[-1]
+
+
+def test_the_published_ipndm_v_is_third_order_on_log_snr_grids_only():
+    solver = solvers.get("ipndm_v:order=4")
+    assert (solver.order_on("log_snr"), solver.order_on("karras:rho=5")) == (3, 2)
+    for grid in ("log_snr", "karras"):
+        found = verify.order(solver, grid=grid, steps=(1024, 2048, 4096), points=8)
+        assert abs(found.slope - solver.order_on(grid)) < 0.15, found
+
+
+@pytest.mark.parametrize("target", ["ring8", "spiral"])
+@pytest.mark.parametrize("spec", ["heun:chart=noise", "dpm:order=3", "dpmpp:order=3,form=consistent", "ipndm:order=4", "amed"])
+def test_orders_on_other_targets_and_the_karras_grid(spec, target):
+    found = verify.order(spec, target=target, grid="karras", steps=(256, 512, 1024), points=16)
     assert abs(found.slope - solvers.get(spec).convergence_order) < 0.15, found
 
 
@@ -54,8 +87,72 @@ def test_the_rule_drops_round_off_and_the_pre_asymptotic():
     assert found.low <= found.slope <= found.high
     with pytest.raises(ArgumentError, match="only 0 of 3 levels"):
         verify.fit_order([1, 2, 4], [1e-16, 1e-16, 1e-16], floor=1e-16)
-    with pytest.raises(ArgumentError, match="steps must increase"):
+    with pytest.raises(ArgumentError, match="three increasing numbers"):
         verify.fit_order([4, 2], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("call", "options", "message"), [
+    (verify.order, {"steps": ()}, "three increasing"), (verify.order, {"grid": [80.0, 1.0]}, "family of grids"),
+    (verify.order, {"points": 0}, "points must"), (verify.strong_order, {"seed": -1}, "seed must"),
+    (verify.strong_order, {"steps": (4, 2, 1)}, "three increasing"),
+    (verify.weak_order, {"eigenvalues": "abc"}, "must be numbers"), (verify.weak_order, {"mean": [1.0]}, "must be numbers"),
+])  # fmt: skip
+def test_wrong_arguments_are_named(call, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        call("ddim" if call is verify.order else "ddpm", **options)
+    with pytest.raises(ArgumentError, match=">= 0"):
+        verify.fit_order([1, 2, 4], [1.0, -1.0, 0.1])
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "dpmpp_2m_sde", "sa"])
+def test_the_parts_of_an_sde_solvers_error_vanish_with_what_causes_them(spec):
+    """On a short path the normal prior is far off; an SDE forgets it, and its discretisation part goes to 0 all the same."""
+    errors = [verify.gaussian(spec, "vp:beta_max=4", "log_snr", [1.0], mean=2.0, steps=n).split for n in (100, 1000)]
+    assert errors[1].discretisation < errors[0].discretisation / 8
+    assert errors[1].prior == pytest.approx(errors[0].prior, rel=0.2)
+    assert all(e.total <= e.prior + e.truncation + e.discretisation + 1e-12 for e in errors)
+
+
+def test_variances_of_degenerate_data_lose_no_digits():
+    """Low-rank data and a last step to sigma = 0: a deterministic solver's variance is exactly gain^2 times the start's."""
+    for spec, path in (("deis", "vp"), ("ipndm", "rectified_flow"), ("lms", "edm")):
+        found = verify.gaussian(spec, path, "karras:to_zero=true", [1.0, 1e-12, 0.0], steps=10)
+        start = diffode.paths.get(path).sigma(diffode.paths.get(path).t_max) ** 2
+        torch.testing.assert_close(found.law.variance, found.law.gain**2 * start, rtol=1e-14, atol=0)
+        assert math.isfinite(found.w2)
+
+
+@pytest.mark.parametrize(("spec", "h"), [(s, h) for s in ("ddim", "heun:chart=noise", "dpm:order=2") for h in (0.3, 2.0)])
+def test_growth_of_one_step_methods_is_their_stability_function(spec, h):
+    kappa = torch.tensor([-1.0, 0.0, 0.3, 0.9, 1.0, 1.5], dtype=torch.float64)
+    q = 1 - kappa
+    euler = 1 - q * (1 - math.exp(-h))
+    expected = {
+        "ddim": euler,
+        # x + (rho' - rho)(e + e')/2 with e = q x/rho.
+        "heun:chart=noise": 1 + (math.exp(-h) - 1) * q * (1 + euler * math.exp(h)) / 2,
+        "dpm:order=2": 1 + (math.exp(-h) - 1) * q * math.exp(h / 2) * (1 - q * (1 - math.exp(-h / 2))),
+    }[spec]
+    torch.testing.assert_close(verify.growth(spec, h, kappa), expected.abs(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("h", [0.4, 1.0, 3.0])
+def test_growth_of_two_step_exponential_adams_is_the_root_of_its_recurrence(h):
+    """y'' = e^-h y' + k [(1 - e^-h) + (phi - 1) ...]: weights 1 - e^-h of D and h phi_2(-h) of its slope."""
+    kappa = torch.tensor([0.2, 0.6, 0.95], dtype=torch.float64)
+    bend = (h - 1 + math.exp(-h)) / h
+    for k, found in zip(kappa.tolist(), verify.growth("ab:order=2,chart=data", h, kappa).tolist(), strict=True):
+        roots = np.roots([1, -(math.exp(-h) + k * (1 - math.exp(-h) + bend)), k * bend])
+        assert found == pytest.approx(max(abs(roots)), rel=2e-2)
+
+
+def test_growth_checks_its_arguments():
+    with pytest.raises(ArgumentError, match="chooses its own steps"):
+        verify.growth("rk_adaptive", 0.1, [0.0])
+    with pytest.raises(ArgumentError, match="step must lie in"):
+        verify.growth("ddim", 0.0, [0.0])
+    with pytest.raises(ArgumentError, match="kappa must be"):
+        verify.growth("ddim", 0.1, [[math.nan]])
 
 
 def test_order_and_noise_do_not_mix():

@@ -119,7 +119,7 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
     lines += ["## Facts", ""]
     lines += [
         "| solver | chart | claimed order | documented order | NFE a step |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|",
     ]
     for spec, solver in zip(specs, made, strict=True):
         cells = (solver.chart_name, solver.order, solver.convergence_order, solver.nfe_per_step)

@@ -114,7 +114,7 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         if ranked:
             best.append([str(nfe), *(f"{s.method} {s.error:.1e}" for s in ranked), *[""] * (3 - len(ranked))])
     print_table(
-        "Best solver at each NFE (geometric mean end-point error in units of the target's scale)",
+        f"Best solver at each NFE (geometric mean of {suite.cells[0].metrics[0]} in units of the target's scale)",
         ["NFE", "best", "second", "third"],
         best,
     )

@@ -16,11 +16,22 @@ from diffode.cli.output import json_option, output_option, print_json, print_tab
 @click.option("--target", default=None, help="Only this target; default: all.")
 @click.option("--suite", default="quick", show_default=True, help="Suite whose stored results are used.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many to show.")
+@click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
+@click.option("--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Seeds that bench was run with.")
 @output_option
 @store_option
 @json_option
 def command(
-    nfe: int, path: str | None, target: str | None, suite: str, top: int, output: str, store: str | None, as_json: bool
+    nfe: int,
+    path: str | None,
+    target: str | None,
+    suite: str,
+    top: int,
+    imports: tuple[str, ...],
+    seeds: tuple[int, ...],
+    output: str,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Rank the stored results of a suite for a budget, and say how sure the ranking is.
 
@@ -32,7 +43,7 @@ def command(
     from diffode.studies.ranking import curves
     from diffode.studies.recommendation import recommend
 
-    chosen = chosen_suite(suite, (), ())
+    chosen = chosen_suite(suite, imports, seeds)
     file = store_file(output, store)
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")

@@ -15,8 +15,8 @@ from diffode.cli.output import json_option, print_json
 @click.option("--path", default="edm", show_default=True, help="Path spec.")
 @click.option("--grid", default="karras", show_default=True, help="Grid spec.")
 @click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help="Budget of evaluations.")
-@click.option("-n", "--points", type=click.IntRange(1), default=1000, show_default=True, help="Number of samples.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the starting noise.")
+@click.option("-n", "--points", type=click.IntRange(1, 10**8), default=1000, show_default=True, help="Number of samples.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the starting noise.")
 @click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
 @json_option
 def command(
@@ -29,20 +29,21 @@ def command(
     """
     import numpy as np
 
-    from diffode import paths
+    from diffode import paths, solvers
     from diffode.errors import ArgumentError
     from diffode.fields import exact_field
     from diffode.randomness import keyed_normal
     from diffode.references import reference
-    from diffode.solvers import solve
     from diffode.studies import figures
 
     file = FilePath(output)
     if file.suffix != ".npy":
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
     field = exact_field(target, paths.get(path))
-    start = field.path.sigma(field.path.t_max) * keyed_normal((points, field.target.dim), seed=seed, key=target)
-    solution = solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=seed)
+    table = solvers.get(solver).within(field.path, grid, nfe)
+    # Grids such as the published tables begin at a level of their own.
+    start = field.path.sigma(table.rows[0].time) * keyed_normal((points, field.target.dim), seed=seed, key=target)
+    solution = solvers.run_tableau(table, field, start, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])
     some = min(points, 256)
     error = None

@@ -29,6 +29,7 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
 
     name = parse_spec(spec)[0]
     if name in targets.names():
+        targets.get(spec)
         _show_target(name, as_json)
     elif name in solvers.names():
         _show_solver(spec, path, grid, steps, as_json)

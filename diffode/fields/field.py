@@ -60,7 +60,7 @@ class Field:
         self.dim: int | None = None
         self.nfe = 0
         self._function = function
-        self._unprobed = probe
+        self._unprobed = self._untimed = probe
 
     @classmethod
     def from_velocity(cls, function: Function, path: Path | None = None, *, scale: float = 1.0, probe: bool = True) -> Field:
@@ -148,6 +148,30 @@ class Field:
             self._check_rows(pair, t, answer)
             # Only now has everything been looked at; one row alone says nothing of batch mates.
             self._unprobed = False
+
+    def check_times(self, x: Tensor, t: float, end: float) -> None:
+        """Probe the callable before its first run with a time for every row, as adaptive solvers ask it. Not counted."""
+        if not self._untimed or x.shape[0] == 0:
+            return
+        # A number of rows that no axis of x has, so that times of shape (B,) can't be mistaken for coordinates.
+        count = next(n for n in range(2, x.ndim + 3) if n not in x.shape[1:])
+        rows = x[:1].expand(count, *x.shape[1:]).clone()
+        times = torch.lerp(torch.full((), t, dtype=torch.float64), torch.full((), end, dtype=torch.float64),
+                           torch.linspace(0, 0.5, count, dtype=torch.float64)).to(x.device)  # fmt: skip
+        advice = "make them columns of x's dtype, t.to(x.dtype).reshape(-1, 1), where t is a tensor"
+        try:
+            answer = self._function(rows, times)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise FieldError(f"the field can't take a time for every row, t of shape (B,): {error}; {advice}") from error
+        try:
+            self._check_answer(rows, t, answer)
+        except FieldError as error:
+            raise FieldError(f"asked with a time for every row, t of shape (B,), {error}; {advice}") from error
+        alone = torch.cat([self._function(rows[i : i + 1], float(times[i])) for i in range(count)])
+        size = max(float(alone.detach().abs().max()), 1e-300)
+        if float((alone - answer).detach().abs().max()) > torch.finfo(x.dtype).eps ** 0.5 * size:
+            raise FieldError(f"asked with a time for every row, t of shape (B,), the field gives other answers; {advice}")
+        self._untimed = False
 
     def _check_answer(self, x: Tensor, t: float, answer: object) -> None:
         if not isinstance(answer, Tensor):

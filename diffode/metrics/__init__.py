@@ -5,7 +5,7 @@ Coupled errors (same start, exact flow) first; then what is exact through moment
 
 from diffode.metrics.coupled import endpoint, trajectory
 from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
-from diffode.metrics.gaussian import ErrorSplit, gaussian_split, gaussian_w2, moments
+from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
 from diffode.metrics.measurement import Measurement, Outcome, measure, names, register, registry
 from diffode.metrics.sampled import energy_distance, mmd, sliced_w2
 from diffode.metrics.split import error_split
@@ -13,6 +13,7 @@ from diffode.metrics.split import error_split
 for _metric in (
     endpoint,
     trajectory,
+    gaussian_error,
     moments,
     push_forward_kl,
     mode_weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
 from diffode.propagation import Propagated
 from diffode.tableau import Tableau
+
+GaussianPart = Literal["prior", "truncation", "discretisation", "total"]
 
 
 class ErrorSplit(NamedTuple):
@@ -41,6 +43,9 @@ def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, 
 
     *Prior*: starting from N(0, sigma^2 I) instead of the exact law, both followed exactly to the last time. *Truncation*:
     stopping there instead of at the data. *Discretisation*: the tableau instead of the exact flow, from the same start.
+
+    A tableau that draws noise forgets its start instead of following the flow: its prior part is the distance of its own
+    outputs from the two starts, its discretisation that of its output from the exact start to the exact law.
     ``output`` is the law that ``tableau.propagate(mean, eigenvalues, start="prior")`` gives, if it is known already.
     """
     if tableau.path is None:
@@ -54,10 +59,17 @@ def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, 
     flowed_variance = gain.square() * path.sigma(first) ** 2
     output = output or tableau.propagate(centre, variances, start="prior")
     at_last = path.alpha(last) * centre
+    if tableau.draws:
+        matched = tableau.propagate(centre, variances, start="exact")
+        prior = diagonal_w2(output.mean, output.variance, matched.mean, matched.variance)
+        discretisation = diagonal_w2(matched.mean, matched.variance, at_last, noised[1])
+    else:
+        prior = diagonal_w2(flowed_mean, flowed_variance, at_last, noised[1])
+        discretisation = diagonal_w2(output.mean, output.variance, flowed_mean, flowed_variance)
     return ErrorSplit(
-        prior=diagonal_w2(flowed_mean, flowed_variance, at_last, noised[1]),
+        prior=prior,
         truncation=diagonal_w2(at_last, noised[1], centre, variances),
-        discretisation=diagonal_w2(output.mean, output.variance, flowed_mean, flowed_variance),
+        discretisation=discretisation,
         total=diagonal_w2(output.mean, output.variance, centre, variances),
     )
 
@@ -73,3 +85,20 @@ def moments(outcome: Outcome) -> Measurement:
         return gaussian_w2(x.mean(0), torch.cov(x.T).reshape(covariance.shape), mean, covariance)
 
     return Measurement("moments", distance(outcome.end), distance(outcome.exact_draws(len(outcome.end), 1)))
+
+
+def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measurement:
+    """The exact W2 error of the solver on a Gaussian target, or a part of it (see :func:`gaussian_split`); nothing is sampled.
+
+    For targets with one component and solvers that write tables, those that draw noise included.
+    """
+    target, table = outcome.field.target, outcome.solution.tableau
+    if getattr(target, "count", None) != 1:
+        raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
+    if table is None:
+        raise ArgumentError("gaussian_error needs a solver that writes a table, whose law on a Gaussian is known exactly")
+    if part not in ErrorSplit._fields:
+        raise ArgumentError(f"part must be one of {', '.join(ErrorSplit._fields)}, got {part!r}")
+    eigenvalues, vectors = torch.linalg.eigh(target.covariance)
+    split = gaussian_split(table, target.mean @ vectors, eigenvalues.clamp(min=0))
+    return Measurement("gaussian_error", float(getattr(split, part)))

@@ -79,8 +79,11 @@ class Adaptive(DirectSolver):
         last = torch.ones(count, dtype=torch.float64, device=x.device)
         for stop in times[1:]:
             rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, last)
-            states.append(flow.state(rows.z, rows.at))
-        return Journey(torch.stack(states), accepted, rejected, flow.time(rows.at), finished)
+            # A row that the step limit left behind has no state at this time.
+            there = torch.where(finished.reshape((-1,) + (1,) * (x.ndim - 1)), flow.state(rows.z, rows.at), math.nan)
+            states.append(there)
+        end = flow.state(rows.z, rows.at)
+        return Journey(torch.stack(states), accepted, rejected, flow.time(rows.at), finished, end)
 
     def _leg(
         self, flow: Flow, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, last: Tensor
@@ -95,7 +98,8 @@ class Adaptive(DirectSolver):
             left = stop - rows.at
             rows.step = torch.minimum(wish, left)
             z, ratio, slope = self.attempt(flow, rows)
-            ratio = torch.where(torch.isfinite(ratio) & torch.isfinite(z).all(1), ratio, math.inf)
+            finite = torch.isfinite(ratio) & torch.isfinite(z).all(1)
+            ratio = torch.where(finite, ratio, math.inf)
             good = ratio <= 1
             factor = self.safety * ratio.clamp(min=1e-10) ** -up * last[active] ** down
             factor = factor.clamp(_SHRINK, _GROW)
@@ -112,6 +116,8 @@ class Adaptive(DirectSolver):
             last[active] = torch.where(good, ratio.clamp(1e-4, 1.0), last[active])
             lost = ~arrived & ((accepted[active] + rejected[active] >= self.max_steps) | (rows.step < _SHORTEST * flow.length))
             finished[active[lost]] = False
+            # What stopped it was not the accuracy asked for, but a field that is not finite.
+            rows.z[lost & ~finite] = math.nan
             done = arrived | lost
             if bool(done.any()):
                 gone = active[done]
@@ -152,7 +158,8 @@ class Flow:
     def start(self, x: Tensor, first_step: float) -> Rows:
         """All rows at the start."""
         zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        z = x.flatten(1) if self.path is None else x.flatten(1) / self.path.alpha(float(self.time(zero)[0])) if len(x) else x
+        flat = x.reshape(len(x), math.prod(x.shape[1:]))
+        z = flat / self.path.alpha(float(self.time(zero)[0])) if self.path is not None and len(x) else flat
         return Rows(z, zero, torch.full_like(zero, first_step), None)
 
     def state(self, z: Tensor, u: Tensor) -> Tensor:

@@ -53,6 +53,9 @@ class AMED(Solver):
         check_choice("order", self.order, {"ipndm": (1, 2, 3, 4), "dpmpp": (1, 2, 3)}.get(self.host or "", (2,)))
         for name in _PREDICTIONS:
             object.__setattr__(self, name, _given(name, getattr(self, name)))
+        sizes = {name: np.shape(getattr(self, name)) for name in _PREDICTIONS if isinstance(getattr(self, name), tuple)}
+        if len(set(sizes.values())) > 1:
+            raise ArgumentError(f"predictions must be of one shape (steps, samples), got {sizes}")
 
     @property
     def convergence_order(self) -> int:

@@ -24,7 +24,8 @@ from diffode.tableau import Writer
 def step_down(path: Path, s: float, t: float, eta: float) -> tuple[float, float]:
     """The time to step to, and the noise to add there, in units of alpha; no more noise than the level at t has."""
     rho_s, rho_t = path.rho(s), path.rho(t)
-    up = min(rho_t, eta * rho_t * math.sqrt((rho_s - rho_t) * (rho_s + rho_t)) / rho_s)
+    share = rho_t / rho_s
+    up = min(rho_t, eta * rho_t * math.sqrt((1 - share) * (1 + share)))
     if up == 0:
         return t, 0.0
     return path.time_from_rho(math.sqrt((rho_t - up) * (rho_t + up))), up
@@ -136,8 +137,8 @@ class DDPM(Solver):
             down, up = step_down(path, s, t, 1.0)
             row = add_step(table, chart, x, down, (x,), (1.0,))
             if up:
-                # The forward step's variance is the posterior's times (rho_s/rho_t)^2.
-                up *= path.rho(s) / path.rho(t) if self.variance == "large" else 1.0
+                # The forward step's variance is the posterior's times (sigma_s/sigma_t)^2.
+                up *= path.sigma(s) / path.sigma(t) if self.variance == "large" else 1.0
                 row = table.noised(row, t, path.alpha(t) / path.alpha(down), path.alpha(t) * up, _span(path, s, t))
             x = table.output(row)
 
@@ -165,6 +166,8 @@ class EDMStochastic(Solver):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
+        if self.noise_from > self.noise_to:
+            raise ArgumentError(f"noise_from must not exceed noise_to, got {self.noise_from!r} and {self.noise_to!r}")
 
     @property
     def stochastic(self) -> bool:  # noqa: D102

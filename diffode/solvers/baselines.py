@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError, NumericalError
+from diffode.errors import ArgumentError, DiffodeError
 from diffode.fields import Field
 from diffode.solvers.adaptive import Flow
 from diffode.solvers.direct import DirectSolver, Journey
@@ -80,7 +80,7 @@ class ODEBaseline(Baseline):
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
         automatic = self.variable == "auto" and (self.method in self.fixed or field.path is None)
         if self.variable == "time" or automatic:
-            return Journey(self.integrate(lambda y, t: field.predict("velocity", y, t), x, times))
+            return self._journey(lambda y, t: field.predict("velocity", y, t), x, times)
         field.require_path("its log-SNR")
         flow = Flow(field, x, times[0], times[-1])
         start = flow.start(x, 1.0).z
@@ -89,9 +89,23 @@ class ODEBaseline(Baseline):
         def slope(z: Tensor, u: float) -> Tensor:
             return flow.slope(z, torch.full((len(z),), u, dtype=torch.float64, device=z.device))
 
-        states = self.integrate(slope, start, places)
-        ends = [flow.state(z, torch.full((len(z),), u, dtype=torch.float64)) for z, u in zip(states, places, strict=True)]
-        return Journey(torch.stack(ends))
+        found = self._journey(slope, start, places)
+        times_of = [
+            torch.full((len(z),), u, dtype=torch.float64, device=z.device) for z, u in zip(found.states, places, strict=True)
+        ]
+        return replace(found, states=torch.stack([flow.state(z, u) for z, u in zip(found.states, times_of, strict=True)]))
+
+    def _journey(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Journey:
+        """Where the library gives up, on a field that is not finite for one, the rows are lost and its words are kept."""
+        if not len(x):
+            return Journey(x[None].expand(len(places), *x.shape))
+        try:
+            return Journey(self.integrate(slope, x, places))
+        except DiffodeError:
+            raise
+        except (ArithmeticError, AssertionError, ValueError) as error:
+            lost = torch.full((len(places), *x.shape), torch.nan, dtype=x.dtype, device=x.device)
+            return Journey(lost, message=f"{self.name}'s {self.method} stopped: {error}")
 
     def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:
         """States at these values of the variable, (places, *x.shape)."""
@@ -138,13 +152,16 @@ class SciPyIVP(ODEBaseline):
             function, (places[0], places[-1]), start, self.method, t_eval=list(places), rtol=self.rtol, atol=self.atol
         )
         if not found.success:
-            raise NumericalError(f"scipy's {self.method} stopped: {found.message}")
+            raise ArithmeticError(found.message)
         return torch.from_numpy(found.y.T.copy()).reshape(len(places), *x.shape).to(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSDE(WithNoise, Baseline):
-    """A method of torchsde for the reverse SDE family dx = [v - (eta^2 g^2/2) s] dt + eta g dw, one step a grid interval."""
+    """A method of torchsde for the reverse SDE family dx = [v - (eta^2 g^2/2) s] dt + eta g dw, one step a grid interval.
+
+    It computes in float64, with noise of its own, which depends on the size of the batch.
+    """
 
     method: str = "euler"
 
@@ -153,37 +170,50 @@ class TorchSDE(WithNoise, Baseline):
     methods: ClassVar[dict[str, int]] = {"euler": 1, "milstein": 1, "srk": 1}
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
-        return True
+    def nfe_per_step(self) -> int:  # noqa: D102
+        return 9 if self.method == "srk" else 1
 
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
         torchsde = library("torchsde")
         path, eta, shape = field.require_path("a reverse SDE"), self.eta, x.shape
-        if generator is None:
+        if generator is None and self.stochastic:
             raise ArgumentError("torchsde draws its own noise: pass generator= (a seed or torch.Generator)")
-        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        if self.method == "srk" and path.sigma(times[-1]) == 0:
+            raise ArgumentError("torchsde:srk evaluates the score at the end of each step: end the grid before sigma = 0")
+        seed = 0 if generator is None else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
 
         class Reverse:
             noise_type, sde_type = "diagonal", "ito"
 
+            def __init__(self) -> None:
+                self.last: tuple[float, Tensor, Tensor] | None = None
+
             def f(self, s: Tensor, y: Tensor) -> Tensor:
-                t = times[0] - float(s)
+                # torchsde tries out its functions at the start of each interval; the step then asks the same again.
+                if self.last is None or self.last[0] != float(s) or not torch.equal(self.last[1], y):
+                    self.last = (float(s), y, self.drift(float(s), y))
+                return self.last[2]
+
+            def drift(self, s: float, y: Tensor) -> Tensor:
+                t = times[0] - s
                 at = y.reshape(shape)
-                noise = field.predict("noise", at, t)
+                noise = field.predict("noise", at.to(x.dtype), t).to(at)
                 drift = path.drift(t) * at + path.diffusion(t) ** 2 * (1 + eta**2) / (2 * path.sigma(t)) * noise
                 return -drift.reshape(y.shape)
 
             def g(self, s: Tensor, y: Tensor) -> Tensor:
                 return torch.full_like(y, eta * path.diffusion(max(times[0] - float(s), times[-1])))
 
-        states = [x.flatten(1)]
+        if not len(x):
+            return Journey(x[None].expand(len(times), *shape))
+        states = [x.flatten(1).to(torch.float64)]
         for number, (start, stop) in enumerate(itertools.pairwise(times)):
-            span = torch.tensor([times[0] - start, times[0] - stop], dtype=x.dtype, device=x.device)
+            span = torch.tensor([times[0] - start, times[0] - stop], dtype=torch.float64, device=x.device)
             noise = torchsde.BrownianInterval(
-                t0=span[0], t1=span[1], size=states[-1].shape, dtype=x.dtype, device=x.device, entropy=seed + number,
+                t0=span[0], t1=span[1], size=states[-1].shape, dtype=torch.float64, device=x.device, entropy=seed + number,
                 levy_area_approximation="space-time" if self.method == "srk" else "none",
             )  # fmt: skip
             width = float(span[1] - span[0])
             run = torchsde.sdeint(Reverse(), states[-1], span, bm=noise, method=self.method, dt=width)
             states.append(run[-1])
-        return Journey(torch.stack([s.reshape(shape) for s in states]))
+        return Journey(torch.stack([s.reshape(shape).to(x.dtype) for s in states]))

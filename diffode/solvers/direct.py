@@ -28,6 +28,8 @@ class Journey:
         accepted, rejected: steps of each row, (B,), for adaptive solvers.
         reached: the time each row got to, (B,) float64; the last time of the grid unless the step limit struck.
         finished: which rows got there, (B,) bool.
+        end: where the rows are in the end, (B, *shape), if some are elsewhere than at the last time.
+        message: what the integrator itself says of a failure.
     """
 
     states: Tensor
@@ -35,6 +37,8 @@ class Journey:
     rejected: Tensor | None = None
     reached: Tensor | None = None
     finished: Tensor | None = None
+    end: Tensor | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

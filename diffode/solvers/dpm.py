@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, cast
 
 from diffode import grids
 from diffode.charts import Chart, ExponentialChart
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, BudgetError
 from diffode.grids import Times
 from diffode.paths import Path
 from diffode.solvers.solver import Solver, check_budget, check_choice, noise_along, steps_of
@@ -167,6 +167,8 @@ class DPMFast(DPMSolver):
             return
         orders = budgeted_orders(3, self.evaluations)
         if steps == 1 < len(orders):
+            if chart.ends_singular(times[-1]):
+                raise ArgumentError("dpm_fast lays its steps in log-SNR, which is infinite at sigma = 0: end the grid before")
             first, last = (chart.path.log_snr(t) for t in times)
             inner = [first + (last - first) * i / len(orders) for i in range(1, len(orders))]
             times = [times[0], *(chart.path.time_from_log_snr(value) for value in inner), times[-1]]
@@ -175,5 +177,17 @@ class DPMFast(DPMSolver):
     def within(self, path: Path | None, grid: Times, nfe: int) -> Tableau:
         """The run of exactly ``nfe`` evaluations between the ends of a grid, which is best of one step."""
         check_budget(nfe)
-        times = grids.get(grid, path, len(budgeted_orders(3, nfe)) if isinstance(grid, str) else None)
-        return replace(self, evaluations=nfe, step_orders=None).tableau(path, times)
+        if self.evaluations is not None or self.step_orders is not None:
+            raise ArgumentError("a budget decides evaluations and step_orders of dpm_fast: leave them out, or nfe")
+        best = None
+        # A last step to sigma = 0 and an analytic first step cost less than they would elsewhere.
+        for evaluations in range(nfe, nfe + 4):
+            times = grids.get(grid, path, len(budgeted_orders(3, evaluations)) if isinstance(grid, str) else None)
+            table = replace(self, evaluations=evaluations).tableau(path, times)
+            if 0 < table.nfe <= nfe:
+                best = table
+            if table.nfe >= nfe:
+                break
+        if best is None:
+            raise BudgetError(f"no run of {self.spec!r} on grid {grid!r} fits nfe={nfe}")
+        return best

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from diffode.charts import Chart, StochasticDataChart, StochasticNoiseChart
 from diffode.errors import ArgumentError
@@ -94,14 +94,24 @@ class SEEDS(WithNoise, SingleStep):
         return StochasticNoiseChart(path, self.eta)
 
 
+def _with_half(chart: StochasticDataChart, s: float, t: float) -> list[float]:
+    """The first two moments of a step with 1/2 for phi_2: alpha_t q/2, q = (1 + eta) h."""
+    q = (1 + chart.eta) * (chart.variable(t) - chart.variable(s))
+    return [chart.advance(s, t), chart.weight(t) * q / 2]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SASolver(Solver):
     r"""SA-Solver: stochastic Adams predictor and corrector in the data chart, one evaluation a step.
 
     The noise level is tau (tau^2 is the eta of the other solvers) where rho lies in [tau_from, tau_to], 0 elsewhere; the
     corrector (order 0: none) redoes the step with the new denoised point and the same noise. The last step has none.
+
+    The authors' code replaces, wherever two points are used, the exact weight phi_2 of their slope by 1/2, "for few steps";
+    ``form="consistent"`` has the integrals of the paper throughout. The order is the same.
     """
 
+    form: Literal["published", "consistent"] = "published"
     predictor: int = 3
     corrector: int = 3
     tau: float = 1.0
@@ -114,6 +124,7 @@ class SASolver(Solver):
     reference = "Xue et al., arXiv 2309.05019, algorithm 1, equations 14 and 17"
 
     def __post_init__(self) -> None:
+        check_choice("form", self.form, ("published", "consistent"))
         check_choice("predictor", self.predictor, (1, 2, 3, 4))
         check_choice("corrector", self.corrector, (0, 1, 2, 3, 4))
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
@@ -126,6 +137,8 @@ class SASolver(Solver):
                 or (name == "tau" and value > 1e3)
             ):
                 raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
+        if self.tau_from > self.tau_to:
+            raise ArgumentError(f"tau_from must not exceed tau_to, got {self.tau_from!r} and {self.tau_to!r}")
 
     @property
     def order(self) -> int:  # noqa: D102
@@ -152,8 +165,9 @@ class SASolver(Solver):
             noise = noise_along(table, on, (s, t))
             ratio = {x: on.ratio(s, t)}
             for row, order, nodes in self._stages(table, history, number, steps, t, chart):
-                weights = on.adams(nodes, s, t)
                 used = (*history[:order], *row)
+                halved = self.form == "published" and len(used) == 2
+                weights = on.adams(nodes, s, t, _with_half(cast(StochasticDataChart, on), s, t) if halved else None)
                 x = table.add(t, ratio, dict(zip(used, weights, strict=True)), *noise)
             table.output(x)
             history.insert(0, x if number == steps or not self.corrector else x - 1)

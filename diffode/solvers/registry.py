@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffode.errors import ArgumentError
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.amed import AMED
@@ -74,7 +75,11 @@ def get(spec: str | Solver, **options: Any) -> Solver:
     >>> get("dpm:order=3", step_orders=[3, 3, 2]).step_orders
     (3, 3, 2)
     """
-    return spec if isinstance(spec, Solver) else registry.make(spec, **options)
+    if isinstance(spec, Solver):
+        if options:
+            raise ArgumentError(f"options {', '.join(options)} go with a spec; this solver has its own already")
+        return spec
+    return registry.make(spec, **options)
 
 
 def names() -> list[str]:

@@ -28,7 +28,8 @@ class Solution:
     """What a run gave.
 
     Attributes:
-        x: the end points, (B, *shape); rows that failed are NaN.
+        x: the end points, (B, *shape); rows that became non-finite are NaN, those that met the step limit stay where they
+            got to.
         states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
         times: the grid, (steps + 1,), float64.
         nfe: evaluations of the field, counted on the field.
@@ -88,7 +89,7 @@ def solve(
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
         generator: generator or seed of those draws, if ``noise`` is not given.
         keep: ``"all"`` keeps the solution at every grid time.
-        progress: called as ``progress(done, total)`` after each step.
+        progress: called as ``progress(done, total)`` after each step; by solvers without a table once, at the end.
         on_failure: what to do when a row becomes non-finite: raise :class:`NumericalError` (which carries the solution), or
             return the solution with that row NaN-filled and marked in ``status``. Other rows are untouched.
 
@@ -177,6 +178,10 @@ def _run_direct(
         solver.within(field.path, "karras", nfe)
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
+    if solver.analytic_first_step is not False:
+        raise ArgumentError(
+            f"solver {solver.name!r} writes no table, so analytic_first_step can't replace its first evaluation"
+        )
     _check_steps(grid, steps)
     if grid is None:
         if steps is not None:
@@ -185,13 +190,14 @@ def _run_direct(
         grid = [path.t_max, path.t_min]
     times = grids.get(grid, field.path, steps)
     field.check_once(x, float(times[0]))
+    field.check_times(x, float(times[0]), float(times[-1]))
     before = field.nfe
     source = None if generator is None else generator_from(generator)
     journey = solver.follow(field, x, times.tolist(), source)
     used = field.nfe - before
     if progress is not None:
         progress(len(times) - 1, len(times) - 1)
-    end = journey.states[-1]
+    end = journey.states[-1] if journey.end is None else journey.end
     if end.shape != x.shape or end.dtype != x.dtype:
         raise FieldError(f"the run made {end.dtype} of shape {tuple(end.shape)} from {x.dtype} of shape {tuple(x.shape)}")
     bad = _non_finite_rows(end)
@@ -199,7 +205,10 @@ def _run_direct(
     status = bad.to(torch.int8) * NON_FINITE + late.to(torch.int8) * UNFINISHED
     message = ""
     if bool(bad.any()):
-        message = f"{int(bad.sum())} of {len(bad)} rows became non-finite, row {int(torch.nonzero(bad)[0])} first"
+        row = int(torch.nonzero(bad)[0])
+        where = f", near t={float(journey.reached[row]):.6g}" if journey.reached is not None else ""
+        message = f"{int(bad.sum())} of {len(bad)} rows became non-finite, row {row} first{where}"
+        message += f" ({journey.message})" if journey.message else ""
     if bool(late.any()):
         row = int(torch.nonzero(late)[0])
         where = f"; row {row} got to t={float(journey.reached[row]):.6g}" if journey.reached is not None else ""
@@ -262,7 +271,11 @@ def _check_start(x: object) -> None:
 
 def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomness | None) -> Draw | None:
     """Where the k-th noise of a run comes from; repeatable, so that a failed run can be retraced."""
+    if noise is not None and generator is not None:
+        raise ArgumentError("give noise= or generator=, not both: one of them would be ignored")
     if not table.draws:
+        if noise is not None:
+            raise ArgumentError(f"solver {table.solver!r} draws no noise; leave noise= out")
         return None
     shape = (table.draws, *x.shape)
     if noise is None:
@@ -271,6 +284,8 @@ def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomn
         noise = row_normal(table.draws, x.shape, generator=generator)
     if not isinstance(noise, Tensor) or noise.shape != shape:
         raise ArgumentError(f"noise must have shape (draws, B, *shape) = {shape}, got {tuple(getattr(noise, 'shape', ()))}")
+    if not noise.is_floating_point():
+        raise ArgumentError(f"noise must be real, float32 or float64, got {noise.dtype}")
     if not bool(torch.isfinite(noise).all()):
         raise ArgumentError("noise has non-finite values")
     return noise.to(x).__getitem__

@@ -57,6 +57,10 @@ class Solver(ABC):
         """
         return self.order
 
+    def order_on(self, grid: str) -> int:
+        """``convergence_order`` on a family of grids, for solvers whose order depends on it."""
+        return self.convergence_order
+
     @property
     def nfe_per_step(self) -> int:
         """Evaluations a full step costs."""
@@ -91,14 +95,14 @@ class Solver(ABC):
         table = Writer(chart.prediction, times[0])
         try:
             self.write(table, chart, times)
+            finished = table.finish(path, self.spec)
         except (ZeroDivisionError, OverflowError, ValueError) as error:
-            if isinstance(error, ArgumentError):
+            if isinstance(error, ArgumentError) and "non-finite" not in str(error):
                 raise
             raise ArgumentError(
                 f"solver {self.spec!r} is singular on this grid ({times[0]:g} to {times[-1]:g}) in its chart "
                 f"{chart.name!r}: alpha must not vanish at the first time, nor sigma before the last"
             ) from error
-        finished = table.finish(path, self.spec)
         return finished.analytic_first_step() if self.analytic_first_step else finished
 
     def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:
@@ -167,7 +171,9 @@ def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dic
         ratio, spread = chart.ratio(s, t), chart.spread(s, t)
         carried = {k: ratio * c for k, c in carried.items()}
         if spread:
-            carried[table.draw((chart.noise_clock(s), chart.noise_clock(t)))] = spread
+            before, after = chart.noise_clock(s), chart.noise_clock(t)
+            # A clock that over- or underflows leaves the draws, but no common Brownian path.
+            carried[table.draw((before, after) if before < after < math.inf else None)] = spread
         result.append(carried)
     return result
 

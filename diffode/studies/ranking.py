@@ -1,7 +1,7 @@
 """From results to answers: error curves, the best solver at each NFE, the NFE needed to reach an error.
 
-Errors are mean end-point errors in units of the target's scale (its root mean variance), averaged over seeds; over targets and
-paths they are combined by the geometric mean, since they span decades.
+The first metric of a suite ranks. Errors are in units of the target's scale (its root mean variance), averaged over seeds; over
+targets and paths they are combined by the geometric mean, since they span decades.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from diffode.specs import parse_spec
 from diffode.studies.store import Result
 
-#: The metric that ranks.
-METRIC = "endpoint"
 #: Errors whose price in evaluations is reported.
 LEVELS = (1e-2, 1e-3)
 
@@ -64,7 +61,7 @@ def curves(results: Iterable[Result]) -> list[Curve]:
     """
     gathered: dict[tuple[str, str, str, str], dict[int, list[tuple[int, float, float]]]] = {}
     for result in results:
-        measured = next((m for m in result.measurements if parse_spec(m.name)[0] == METRIC), None)
+        measured = next((m for m in result.measurements if m.name == result.cell.metrics[0]), None)
         if result.status != "ok" or measured is None or result.nfe_counted is None or not result.scale:
             continue
         cell = result.cell

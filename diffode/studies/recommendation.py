@@ -56,8 +56,12 @@ def recommend(
             table.setdefault(curve.method, {})[curve.problem] = math.log(max(error, 1e-300))
     methods = [m for m, errors in table.items() if len(errors) == len(problems)]
     if not methods:
-        smallest = min(c.nfe[0] for c in chosen)
-        raise ArgumentError(f"no stored run costs nfe={nfe} or less on every problem; the smallest stored is {smallest}")
+        by_method: dict[str, list[int]] = {}
+        for curve in chosen:
+            by_method.setdefault(curve.method, []).append(curve.nfe[0])
+        complete = [max(first) for first in by_method.values() if len(first) == len(problems)]
+        least = f"the smallest nfe that is: {min(complete)}" if complete else "none was run on all of them"
+        raise ArgumentError(f"no method is stored with nfe={nfe} or less on all {len(problems)} problems; {least}")
     logs = np.array([[table[m][p] for p in problems] for m in methods])
     mean = logs.mean(1)
     best = int(mean.argmin())

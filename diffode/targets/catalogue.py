@@ -54,7 +54,11 @@ def get(spec: str | Target, **options: Any) -> Target:
     >>> get("ring8").dim
     2
     """
-    return spec if isinstance(spec, Target) else registry.make(spec, **options)
+    if isinstance(spec, Target):
+        if options:
+            raise ArgumentError(f"options {', '.join(options)} go with a spec; this target has its own already")
+        return spec
+    return registry.make(spec, **options)
 
 
 def names() -> list[str]:

@@ -59,19 +59,25 @@ def gaussian(
     True
     """
     table = solvers.get(solver).tableau(paths.get(path), grid, steps)
-    try:
-        variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"eigenvalues must be numbers, got {eigenvalues!r}") from None
+    variances, centre = _numbers("eigenvalues", eigenvalues), _numbers("mean", mean)
     if variances.ndim != 1 or not len(variances):
         raise ArgumentError(f"eigenvalues must be a vector (E,), got shape {tuple(variances.shape)}")
-    law = table.propagate(mean, variances, start="prior")
-    split = gaussian_split(table, mean, variances, law)
+    law = table.propagate(centre, variances, start="prior")
+    split = gaussian_split(table, centre, variances, law)
     return GaussianAnalysis(
         split.total,
-        float((law.mean - mean).norm()),
+        float((law.mean - centre).norm()),
         float((law.variance - variances).norm()),
         split,
         law,
         table.nfe,
     )
+
+
+def _numbers(name: str, value: Tensor | Sequence[float] | float) -> Tensor:
+    try:
+        if not (isinstance(value, Tensor) and value.is_complex()):
+            return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ArgumentError(f"{name} must be numbers, got {value!r}")
