@@ -24,7 +24,10 @@ SPECS = (
     "sa:tau=0,predictor=2,corrector=2", "sa:tau=0", "amed",
 )  # fmt: skip
 #: Variable-step methods whose low-order start would rule before rounding does.
-RAMPED = ("lms:order=4", "deis:order=4", "ipndm_v:order=4,form=consistent")
+RAMPED = (
+    "lms:order=4", "deis:order=3", "deis:order=4", "ipndm_v:order=4,form=consistent", "ab:order=3,chart=data",
+    "dpmpp:order=3,form=consistent", "dpm_m:order=3,form=consistent,lower_order_final=never",
+)  # fmt: skip
 PROBLEMS = [(target, grid) for target in ("bimodal1d", "ring8", "spiral") for grid in ("karras", "log_snr")]
 
 

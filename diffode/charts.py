@@ -304,6 +304,8 @@ class StochasticDataChart(DataChart):
     def exponential(self, k: int, s: float, t: float) -> float:
         """alpha_t q phi_k(-q), q = (1 + eta) h."""
         q = (1 + self.eta) * self._step(s, t)
+        if k == 1 and math.isinf(q):
+            return self.advance(s, t)
         value: float = self.weight(t) * q * phi(k, -q)
         return value
 
@@ -320,7 +322,9 @@ class StochasticDataChart(DataChart):
 
     def spread(self, s: float, t: float) -> float:
         """sigma_t sqrt(1 - e^(-2 eta h))."""
-        return 0.0 if self.ends_singular(t) else self.scale(t) * math.sqrt(-math.expm1(-2 * self.eta * self._step(s, t)))
+        if self.eta == 0 or self.ends_singular(t):
+            return 0.0
+        return self.scale(t) * math.sqrt(-math.expm1(-2 * self.eta * self._step(s, t)))
 
 
 class StochasticNoiseChart(NoiseLogSNRChart):
