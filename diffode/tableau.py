@@ -337,6 +337,12 @@ def _compile(rows: Sequence[Row]) -> list[Step]:
             if evaluated_at.setdefault(j, i) == i:
                 last_use[j] = i
         last_use.update({slot: i for slot, _ in terms[i]})
+    evaluate: list[list[int]] = [[] for _ in rows]
+    for j, i in evaluated_at.items():
+        evaluate[i].append(j)
+    unused: list[list[int]] = [[] for _ in rows]
+    for slot, i in last_use.items():
+        unused[i].append(slot)
     steps = []
     for i, row in enumerate(rows[1:], start=1):
         alike = not any(isinstance(factor, Tensor) for _, factor in terms[i])
@@ -344,11 +350,11 @@ def _compile(rows: Sequence[Row]) -> list[Step]:
         steps.append(
             Step(
                 i,
-                tuple((j, count + j, rows[j].time) for j, at in evaluated_at.items() if at == i),
+                tuple((j, count + j, rows[j].time) for j in evaluate[i]),
                 (terms[i][0][0], *terms[i][1]) if plain else None,
                 terms[i],
                 tuple(row.draws.items()),
-                tuple(slot for slot, at in last_use.items() if at == i),
+                tuple(unused[i]),
             )
         )
     return steps

@@ -6,8 +6,11 @@ measured orders then go into the pages.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,15 +18,22 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 
 import diffode
 from diffode import fields, solvers, verify
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, BudgetError
+from diffode.metrics import gaussian_split
 from diffode.references import reference
 from diffode.solvers.direct import DirectSolver
 
 OUT = Path(__file__).parent.parent / "docs" / "catalogue"
 TARGETS = ("ring8", "spiral", "digits-gmm10")
+GAUSSIANS = ("gauss1d", "gauss2d", "gauss64-powerlaw")
+STABILITY = """Growth of a deviation per step of length h in the log-SNR where the denoiser is linear, D = kappa x/alpha
+(`diffode.verify.growth`). For Gaussian data kappa runs from 0 (pure noise) to 1 (data), and the exact factor
+exp(-(1 - kappa) h) is below 1: blue. Red, beyond the black line, the solver makes it grow. Noise is left out; DEIS is
+shown at low noise, where its variable, the VP time, is asymptotically a power of rho."""
 BUDGETS = (4, 6, 8, 12, 16, 24, 32, 48)
 STEPS = (10, 50, 250, 1000)
 #: Families in the order of the index: file, title, specs shown.
@@ -64,37 +74,92 @@ def weak(spec: str) -> str:
 
 
 def figure(name: str, specs: tuple[str, ...]) -> None:
+    """End-point errors of the deterministic ones against NFE on three targets."""
     drawn, axes = plt.subplots(1, len(TARGETS), figsize=(13, 3.8), constrained_layout=True)
     for axis, target in zip(axes, TARGETS, strict=True):
         field = fields.exact_field(target, "edm")
         x = field.prior(128, generator=0)
         exact = reference(field, x, field.path.t_max, field.path.t_min, 1e-9).x
         for spec in specs:
-            points = []
-            solver = solvers.get(spec)
-            if solver.stochastic:
-                continue
-            if isinstance(solver, DirectSolver):
-                for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
-                    run = diffode.solve(field, x, solver=solvers.get(spec, rtol=tolerance, atol=tolerance / 10))
-                    points.append((run.nfe, run.x))
-            else:
-                for nfe in BUDGETS:
-                    try:
-                        run = diffode.solve(field, x, solver=spec, nfe=nfe, grid="karras", on_failure="return")
-                    except ArgumentError:
-                        continue
-                    points.append((run.nfe, run.x))
-            errors = [float((end - exact).norm(dim=1).mean()) / field.scale for _, end in points]
-            axis.loglog([n for n, _ in points], errors, marker="o", ms=3, label=spec)
+            if not solvers.get(spec).stochastic:
+                runs = runs_of(spec, field, x)
+                errors = [float((end - exact).norm(dim=1).mean()) / field.scale for _, end in runs]
+                axis.loglog([n for n, _ in runs], errors, marker="o", ms=3, label=spec)
         axis.set_title(f"{target}, EDM, Karras grid")
+    finish(axes, "mean end-point error / scale")
+    drawn.savefig(OUT / f"{name}.png", dpi=80)
+    plt.close(drawn)
+
+
+def runs_of(spec: str, field: fields.ExactField, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """(NFE, ends) at every budget, or at every tolerance of an adaptive solver."""
+    if isinstance(solvers.get(spec), DirectSolver):
+        by_tolerance = [solvers.get(spec, rtol=r, atol=r / 10) for r in (1e-1, 1e-2, 1e-3, 1e-4)]
+        found = [diffode.solve(field, x, solver=solver) for solver in by_tolerance]
+        return [(run.nfe, run.x) for run in found]
+    runs = []
+    for nfe in BUDGETS:
+        with contextlib.suppress(BudgetError):
+            run = diffode.solve(field, x, solver=spec, nfe=nfe, grid="karras", on_failure="return")
+            runs.append((run.nfe, run.x))
+    return runs
+
+
+def law_figure(name: str, specs: tuple[str, ...]) -> None:
+    """Exact W2 errors on three Gaussians, SDE and ODE solvers on one scale."""
+    drawn, axes = plt.subplots(1, len(GAUSSIANS), figsize=(13, 3.8), constrained_layout=True)
+    for axis, name_of in zip(axes, GAUSSIANS, strict=True):
+        target = diffode.targets.get(name_of)
+        eigenvalues, vectors = torch.linalg.eigh(target.covariance)
+        for spec in specs:
+            points = []
+            for nfe in BUDGETS:
+                with contextlib.suppress(BudgetError):
+                    table = solvers.get(spec).within(diffode.paths.get("edm"), "karras", nfe)
+                    split = gaussian_split(table, target.mean @ vectors, eigenvalues)
+                    points.append((table.nfe, split.discretisation / target.scale))
+            axis.loglog(*zip(*points, strict=True), marker="o", ms=3, label=spec)
+        axis.set_title(f"{name_of}, EDM, Karras grid")
+    finish(axes, "discretisation part of W2 / scale")
+    drawn.savefig(OUT / f"{name}_law.png", dpi=80)
+    plt.close(drawn)
+
+
+def finish(axes: Sequence[Axes], label: str) -> None:
+    for axis in axes:
         axis.set_xlabel("NFE")
         axis.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
         axis.minorticks_off()
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("mean end-point error / scale")
+    axes[0].set_ylabel(label)
     axes[0].legend(fontsize=6)
-    drawn.savefig(OUT / f"{name}.png", dpi=80)
+
+
+def stability_figure(name: str, specs: tuple[str, ...]) -> None:
+    """Where a step in log-SNR makes a deviation grow that the exact flow shrinks."""
+    steps = torch.linspace(0.1, 5, 40).tolist()
+    kappa = torch.linspace(-1.5, 0.999, 120, dtype=torch.float64)
+    columns = 3
+    height = -(-len(specs) // columns)
+    shared = {"sharex": True, "sharey": True, "squeeze": False, "constrained_layout": True}
+    drawn, axes = plt.subplots(height, columns, figsize=(11, 2.4 * height), **shared)
+    for axis, spec in itertools.zip_longest(axes.flat, specs):
+        if spec is None:
+            axis.set_visible(False)
+            continue
+        grown = torch.stack([verify.growth(spec, h, kappa) for h in steps], dim=1).clamp(max=1e2)
+        picture = axis.pcolormesh(
+            steps, kappa, grown.log10().numpy(), cmap="RdBu_r", vmin=-1, vmax=1, shading="nearest", rasterized=True
+        )
+        axis.contour(steps, kappa, grown.numpy(), levels=[1.0], colors="black", linewidths=1)
+        axis.axhline(0, color="grey", lw=0.5, ls=":")
+        axis.set_title(spec, fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("step h in log-SNR")
+    for row in axes:
+        row[0].set_ylabel("kappa")
+    drawn.colorbar(picture, ax=axes, label="log10 of the growth a step", shrink=0.8)
+    drawn.savefig(OUT / f"{name}_stability.png", dpi=70)
     plt.close(drawn)
 
 
@@ -129,9 +194,19 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
         lines += ["", "Measured orders (`make orders`; * marks those further than 0.15 from the documented order):", "", header]
         lines += ["|" + "---|" * (header.count("|") - 1), *(orders[spec] for spec in found)]
     lines += _gaussian_table(specs, made)
+    tables = tuple(spec for spec, solver in zip(specs, made, strict=True) if not isinstance(solver, DirectSolver))
+    # ER-SDE's steps depend on the noise level itself, not on the ratio of two.
+    uniform = tuple(spec for spec in tables if solvers.get(spec).name != "er_sde")
     if any(not s.stochastic for s in made):
         figure(name, specs)
         lines += ["", "Error against NFE of the deterministic ones:", "", f"![error against NFE]({name}.png)"]
+    if any(s.stochastic for s in made):
+        law_figure(name, tables)
+        lines += ["", "Exact error of the output's law on Gaussians, for those that draw noise too:", ""]
+        lines += [f"![W2 against NFE]({name}_law.png)"]
+    if uniform:
+        stability_figure(name, uniform)
+        lines += ["", "## Stability in log-SNR", "", STABILITY, "", f"![stability]({name}_stability.png)"]
     return "\n".join(lines) + "\n"
 
 
@@ -145,7 +220,7 @@ def _gaussian_table(specs: tuple[str, ...], made: list[solvers.Solver]) -> list[
         "",
         "Discretisation part of the exact W2 error on a Gaussian of spectrum k^-2, k = 1..1000, on VP with uniform time",
     ]
-    lines += [f"steps (nothing is sampled; beside it, for every solver, {split.prior:.1e} from the normal prior and"]
+    lines += [f"steps (nothing is sampled; the exact flow has {split.prior:.1e} from the normal prior, and every solver"]
     lines += [f"{split.truncation:.1e} from stopping at t = 0.001), and weak order on Gaussians:", ""]
     lines += ["| solver | " + " | ".join(f"{n} steps" for n in STEPS) + " | weak order |", "|---|" + "---|" * (len(STEPS) + 1)]
     return lines + [f"| `{spec}` | {gaussian_row(spec)} | {weak(spec)} |" for spec, _ in rows]

@@ -20,8 +20,9 @@ from diffode.fields import Field
 from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
 
-#: Steps of the run, of which the first third lets the fastest mode win and the last few may have another order.
-_STEPS, _LAST = 120, 12
+#: Steps of a run, of which the first half lets the fastest mode win and the last few may have another order; and its length
+#: in log-SNR, which keeps products of several noise levels inside double precision.
+_STEPS, _LAST, _LENGTH = 120, 12, 200.0
 
 
 def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -> Tensor:
@@ -33,8 +34,10 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
         kappa: slopes of the denoiser, (K,).
 
     Returns:
-        (K,) float64: the spectral radius of the recurrence, to about 1e-2 where two complex modes share it, exact to rounding
-        for one-step methods; infinite where it exceeds 1e2. Below 1 the deviation dies out.
+        (K,) float64: the spectral radius of the recurrence; infinite where it exceeds 1e2. Below 1 the deviation dies out.
+
+    Raises:
+        ArgumentError: also for solvers whose steps depend on the noise level itself, such as ER-SDE, where they overflow.
 
     >>> found = growth("ddim", 0.5, [0.0, 0.5])
     >>> [round(1 - (1 - k) * (1 - math.exp(-0.5)) - float(g), 12) for k, g in zip((0.0, 0.5), found)]
@@ -48,21 +51,31 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
     slopes = torch.as_tensor(kappa, dtype=torch.float64)
     if slopes.ndim != 1 or not bool(torch.isfinite(slopes).all()):
         raise ArgumentError("kappa must be a vector (K,) of finite numbers")
-    # x/alpha = x on EDM's path; from 1e200 down, so that 120 steps of any length stay inside double precision.
-    path = paths.get("edm")
-    half = step * _STEPS / 2
-    table = recipe.tableau(path, [math.exp(half - i * step) for i in range(_STEPS + 1)])
+    # x/alpha = x on EDM's path.
+    path, count = paths.get("edm"), min(_STEPS, int(_LENGTH / step))
+    table = recipe.tableau(path, [math.exp((count / 2 - i) * step) for i in range(count + 1)])
     field = Field.from_denoised(lambda x, t: slopes[:, None] * x, path, probe=False)
     state = torch.ones(len(slopes), 1, dtype=torch.float64)
     noise = torch.zeros(1, dtype=torch.float64)
     marks = set(table.outputs)
-    sizes = [torch.ones_like(slopes)]
+    ends = [torch.ones_like(slopes)]
     for row, x in table.walk(field, state, lambda k: noise):
         if row in marks:
-            sizes.append(x[:, 0].abs())
-    logs = torch.stack(sizes).log()
-    # The largest of a few states in a row, since two complex modes make a state pass through zero.
-    early, late = _STEPS // 3, _STEPS - _LAST
-    rise = logs[late - _LAST : late].amax(0) - logs[early - _LAST : early].amax(0)
-    factor = (rise / (late - early)).exp()
+            ends.append(x[:, 0])
+    states = torch.stack(ends)
+    # Late in the run one real mode is left or two complex ones: states follow x'' = a x' + b x (Prony), whose larger root is
+    # the growth. The growth of the run's size is taken out first, to keep the numbers near 1.
+    early, late = count // 2, count - _LAST
+    logs = states.abs().log()
+    rate = (logs[late - 1] - logs[early]) / (late - 1 - early)
+    places = torch.arange(early, late, dtype=torch.float64)[:, None]
+    own = (states[early:late].sign() * (logs[early:late] - logs[early] - (places - early) * rate).exp()).T
+    broken = ~torch.isfinite(own).all(1)
+    own[broken] = 1.0
+    pairs = torch.stack([own[:, 1:-1], own[:, :-2]], dim=2)
+    a, b = torch.linalg.lstsq(pairs, own[:, 2:, None], driver="gelsd").solution[:, :, 0].unbind(1)
+    discriminant = a.square() + 4 * b
+    real = (a.abs() + discriminant.clamp(min=0).sqrt()) / 2
+    factor = rate.exp() * torch.where(discriminant < 0, (-b).clamp(min=0).sqrt(), real)
+    factor[broken] = math.inf
     return torch.where(torch.isfinite(factor) & (factor <= 1e2), factor, math.inf)
