@@ -40,6 +40,10 @@ class BudgetError(ArgumentError):
     """No run of the solver fits the asked number of function evaluations."""
 
 
+class TrainedElsewhereWarning(UserWarning):
+    """A trained solver runs with other levels or another number of evaluations than it was trained for."""
+
+
 class FieldError(DiffodeError, ValueError):
     """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on their batch mates."""
 

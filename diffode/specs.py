@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from diffode.errors import ArgumentError, UnknownNameError, suggestion
+from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | None
@@ -155,7 +155,7 @@ class Registry(Generic[T]):
         try:
             return entry.make(**merged)
         except (TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, ArgumentError):
+            if isinstance(error, DiffodeError):
                 raise
             raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
 

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "specs", "randomness", "cache", "paths", "targets", "fields", "grids", "tableau", "propagation", "tableau_files",
     "brownian",
-    "charts", "solvers", "references", "metrics", "verify", "studies", "cli", "__main__",
+    "charts", "solvers", "references", "learned", "metrics", "verify", "studies", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -80,6 +80,10 @@ class Solver(ABC):
         """Its chart for a path."""
         return charts.get(self.chart_name, path)
 
+    def for_field(self, scale: float) -> Solver:
+        """The solver for data of this scale (root mean variance): itself, unless it works in units of the scale."""
+        return self
+
     @abstractmethod
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         """Append the rows for these grid times (``table.start`` is at ``times[0]``), marking each with ``table.output``."""

@@ -1,0 +1,215 @@
+r"""Training samplers by a Gauss-Newton method on the mean end-point error, with exact derivatives.
+
+The mean of |r|, r the error of a sample, is minimised by iteratively re-weighted least squares with weights 1/|r| and
+Levenberg-Marquardt damping. A table has fewer than a hundred numbers, which reach over many decades of sensitivity: that is
+why some tens of these steps do what thousands of steps of stochastic gradients do not.
+
+In few dimensions the derivative of every coordinate is computed. In many, it is that along r, which gives the exact gradient,
+and along random directions orthogonal to it, which give an unbiased estimate of the curvature.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError, NumericalError
+from diffode.learned.parameters import Parameters
+from diffode.learned.sensitivities import Recording
+from diffode.solvers.stages import NoiseFunction, Stages
+
+#: Errors smaller than this share of the median weigh no more than it.
+_LEAST_WEIGHT = 0.02
+_DAMPING, _EASE, _TIGHTEN, _TRIALS = 1e-3, 5.0, 4.0, 8
+#: A step is judged converged when it gains less than this share of the loss, several times in a row.
+_SMALL_GAIN, _SMALL_GAINS = 1e-4, 5
+
+Progress = Callable[[int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Starts z (B, *shape) and where the exact flow takes them (B, D), for a field in the noise chart.
+
+    ``unit`` is the data's scale; ``first`` and ``last`` are the levels of start and end in that unit.
+    """
+
+    noise: NoiseFunction
+    start: Tensor
+    end: Tensor
+    unit: float
+    first: float
+    last: float
+
+    @property
+    def dim(self) -> int:
+        """Coordinates of a start."""
+        return self.start[0].numel()
+
+    def error(self, stages: Stages) -> float:
+        """Mean end-point error in units of the scale; infinite if the run overflows."""
+        with torch.no_grad():
+            found = stages.scaled(self.unit).run(self.noise, self.start).flatten(1)
+        value = float((found - self.end).norm(dim=1).mean()) / self.unit
+        return value if math.isfinite(value) else math.inf
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The parameters with the smallest error on the held-out problems, and both losses after every step."""
+
+    values: Tensor
+    training: tuple[float, ...]
+    held_out: tuple[float, ...]
+    seconds: float
+
+
+def fit(
+    parameters: Parameters,
+    problems: Sequence[Problem],
+    held_out: Sequence[Problem],
+    *,
+    start: Tensor | None = None,
+    loss: Literal["mean", "log"] = "mean",
+    floor: float = 0.0,
+    steps: int = 100,
+    seconds: float = math.inf,
+    patience: int = 15,
+    directions: int = 4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Fit:
+    """Minimise the mean error over problems (``log``: the mean log error, so that each problem counts alike).
+
+    Args:
+        parameters: what is free.
+        problems: what to train on.
+        held_out: what decides which step's parameters are returned; ``patience`` steps without a new best end the training.
+        start: first parameters; those of ``parameters`` unless given.
+        loss: how the problems' errors are combined.
+        floor: added to a problem's error before its logarithm, so that easy ones do not rule.
+        steps: most steps.
+        seconds: most seconds.
+        patience: see ``held_out``.
+        directions: derivatives a sample, in spaces of more dimensions.
+        seed: of the random directions.
+        progress: called as ``progress(step, training loss, held-out loss)``.
+
+    Raises:
+        NumericalError: if the loss is not finite at the start.
+    """
+    began = time.perf_counter()
+    values = parameters.start if start is None else start
+    generator = torch.Generator().manual_seed(seed)
+    current = _loss(parameters, values, problems, loss, floor)
+    if not math.isfinite(current):
+        raise NumericalError(
+            "training can't begin: the sampler it starts from gives non-finite states; start from another solver or grid"
+        )
+    best, best_held = values, _loss(parameters, values, held_out, loss, floor)
+    training, checked = [current], [best_held]
+    damping, waited, small = _DAMPING, 0, 0
+    for step in range(1, steps + 1):
+        gradient, curvature = _normal_equations(parameters, values, problems, loss, floor, directions, generator)
+        size = curvature.diagonal().clamp(min=1e-300).sqrt()
+        scaled = curvature / size[:, None] / size
+        identity = torch.eye(len(size), dtype=torch.float64)
+        improved = False
+        for _ in range(_TRIALS):
+            move = torch.linalg.solve(scaled + damping * identity, gradient / size) / size
+            trial = values - move
+            value = _loss(parameters, trial, problems, loss, floor)
+            if value < current:
+                gain = current - value if loss == "log" else (current - value) / current
+                values, current, improved = trial, value, True
+                damping = max(damping / _EASE, 1e-12)
+                break
+            damping *= _TIGHTEN
+        if not improved:
+            break
+        held = _loss(parameters, values, held_out, loss, floor)
+        training.append(current)
+        checked.append(held)
+        if progress is not None:
+            progress(step, current, held)
+        waited = 0 if held < best_held else waited + 1
+        if held < best_held:
+            best, best_held = values, held
+        small = small + 1 if gain < _SMALL_GAIN else 0
+        if waited > patience or small >= _SMALL_GAINS or time.perf_counter() - began > seconds:
+            break
+    return Fit(best, tuple(training), tuple(checked), time.perf_counter() - began)
+
+
+def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], loss: str, floor: float) -> float:
+    total = 0.0
+    for problem in problems:
+        try:
+            error = problem.error(parameters.stages(values, problem.first, problem.last, problem.dim))
+        except ArgumentError:
+            # A trial step too far: levels that over- or underflow.
+            return math.inf
+        total += math.log(max(error + floor, 1e-300)) if loss == "log" else error
+    return total / len(problems)
+
+
+def _normal_equations(
+    parameters: Parameters,
+    values: Tensor,
+    problems: Sequence[Problem],
+    loss: str,
+    floor: float,
+    count: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Gradient (size,) and Gauss-Newton matrix (size, size) of the loss."""
+    size = len(values)
+    gradient, curvature = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    for problem in problems:
+        stages = parameters.stages(values, problem.first, problem.last, problem.dim).scaled(problem.unit)
+        recording = Recording(problem.noise, problem.start, stages)
+        error = recording.end - problem.end
+        length = error.norm(dim=1)
+        along, share, slope = _directions(error, length, count, generator)
+        raw = recording.gradients(along).to(torch.float64)
+        chain = parameters.jacobian(values, problem.first, problem.last, problem.dim)
+        chain = _in_units(chain, stages.nfe, problem.unit)
+        own = raw @ chain
+        weight = 1 / length.clamp(min=_LEAST_WEIGHT * float(length.median()) + 1e-300)
+        weight = weight / (len(length) * problem.unit * len(problems))
+        if loss == "log":
+            weight = weight / max(float(length.mean()) / problem.unit + floor, 1e-300)
+        gradient += torch.einsum("b,bs,bsp->p", weight.double(), slope.double(), own)
+        flat = (own * (weight[:, None] * share).sqrt()[..., None]).reshape(-1, size)
+        curvature += flat.T @ flat
+    return gradient, curvature
+
+
+def _in_units(chain: Tensor, nfe: int, unit: float) -> Tensor:
+    """b is measured in units of the scale."""
+    scaled = chain.clone()
+    scaled[nfe : nfe + nfe * (nfe + 1) // 2] *= unit
+    return scaled
+
+
+def _directions(error: Tensor, length: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions (B, S, D), their share in the curvature (B, S), and the error along them as far as it enters the gradient."""
+    batch, dim = error.shape
+    if dim <= count:
+        every = torch.eye(dim, dtype=error.dtype, device=error.device).expand(batch, dim, dim)
+        return every, torch.ones(batch, dim, dtype=error.dtype, device=error.device), error
+    first = error / length.clamp(min=1e-300)[:, None]
+    draws = torch.randn(batch, dim, count - 1, generator=generator, dtype=torch.float64).to(error)
+    basis = torch.linalg.qr(torch.cat([first[..., None], draws], dim=2)).Q.mT
+    basis = torch.cat([first[:, None], basis[:, 1:]], dim=1)
+    share = torch.full((batch, count), (dim - 1) / (count - 1), dtype=error.dtype, device=error.device)
+    share[:, 0] = 1.0
+    slope = torch.zeros_like(share)
+    slope[:, 0] = length
+    return basis, share, slope

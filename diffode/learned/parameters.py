@@ -1,0 +1,151 @@
+r"""What is free in a trained sampler: maps from a vector of parameters to :class:`Stages`, with their derivatives.
+
+The numbers of a sampler are counted in the order c, b row by row, log rho of the inner levels, as
+:class:`diffode.learned.sensitivities.Recording` does, in units of the data's scale.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.solvers.stages import Stages, from_vector, to_vector
+
+
+class Parameters(ABC):
+    """Free parameters of a sampler in units of the data's scale, (size,) float64."""
+
+    @property
+    @abstractmethod
+    def start(self) -> Tensor:
+        """Where training starts."""
+
+    @abstractmethod
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:
+        """The sampler between two levels in so many dimensions."""
+
+    @abstractmethod
+    def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
+        """Derivative of the sampler's numbers by the parameters, (P, size)."""
+
+
+@dataclass(frozen=True)
+class Table(Parameters):
+    """All numbers of a table, or those a mask leaves free; the others stay at those of ``origin``.
+
+    ``consistent`` keeps c = 1 and the sums of b at the differences of levels, so that a constant noise prediction is followed
+    exactly. ``groups`` are the sizes of sets of evaluations that run in parallel (EPD, arXiv 2507.14797): no evaluation uses
+    another of its set.
+    """
+
+    origin: Stages
+    levels: bool = True
+    weights: bool = True
+    scales: bool = True
+    consistent: bool = False
+    groups: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and (sum(self.groups) != self.origin.nfe or min(self.groups) < 1):
+            raise ArgumentError(f"groups must be sizes >= 1 that sum to nfe={self.origin.nfe}, got {self.groups}")
+
+    def _free(self) -> Tensor:
+        nfe = self.origin.nfe
+        rows, columns = torch.tril_indices(nfe, nfe)
+        inner = torch.full((len(rows),), self.weights)
+        if self.groups is not None:
+            group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
+            # Row i makes the point at which evaluation i + 1 is made, if it is not the output.
+            made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
+            inner = inner & (group[columns] < made[rows])
+        if self.consistent:
+            # The newest weight that may be used takes what the others leave.
+            inner = inner & ~self._closing()
+        return torch.cat([
+            torch.full((nfe,), self.scales and not self.consistent), inner, torch.full((nfe - 1,), self.levels),
+        ])  # fmt: skip
+
+    def _closing(self) -> Tensor:
+        nfe = self.origin.nfe
+        rows, columns = torch.tril_indices(nfe, nfe)
+        if self.groups is None:
+            diagonal: Tensor = rows == columns
+            return diagonal
+        group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
+        made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
+        allowed = torch.where(group[columns] < made[rows], columns, -1)
+        newest = torch.full((nfe,), -1).scatter_reduce(0, rows, allowed, "amax")
+        closing: Tensor = columns == newest[rows]
+        return closing
+
+    @property
+    def start(self) -> Tensor:  # noqa: D102
+        free: Tensor = to_vector(self.origin)[self._free()]
+        return free
+
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+        vector = to_vector(self.origin)
+        vector[self._free()] = values
+        nfe = self.origin.nfe
+        if self.groups is not None:
+            rows, columns = torch.tril_indices(nfe, nfe)
+            group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
+            made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
+            vector[nfe : nfe + len(rows)] *= group[columns] < made[rows]
+        found = from_vector(vector, nfe, first, last)
+        if not self.consistent:
+            return found
+        weights = found.weights.clone()
+        rows, columns = torch.tril_indices(nfe, nfe)
+        closing = self._closing()
+        weights[rows[closing], columns[closing]] = 0.0
+        weights[rows[closing], columns[closing]] = (found.levels[1:] - found.levels[0] - weights.sum(1))[rows[closing]]
+        return Stages(torch.ones_like(found.scales), weights, found.levels)
+
+    def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:  # noqa: D102
+        free = self._free()
+        jacobian = torch.eye(len(free), dtype=torch.float64)[:, free]
+        if self.consistent:
+            nfe = self.origin.nfe
+            rows, _ = torch.tril_indices(nfe, nfe)
+            levels = self.stages(values, first, last).levels
+            inside = jacobian[nfe : nfe + len(rows)]
+            for k in torch.nonzero(self._closing()).reshape(-1).tolist():
+                i = int(rows[k])
+                inside[k] = -inside[(rows == i) & (torch.arange(len(rows)) != k)].sum(0)
+                if i + 1 < nfe:
+                    inside[k] += jacobian[nfe + len(rows) + i] * levels[i + 1]
+        return jacobian
+
+
+@dataclass(frozen=True)
+class Levels(Parameters):
+    """The inner levels of a grid alone, in log rho; ``write`` gives the solver's table on them (LD3's setting)."""
+
+    origin: Tensor
+    write: Callable[[Tensor], Stages]
+
+    @property
+    def start(self) -> Tensor:  # noqa: D102
+        inner: Tensor = self.origin[1:-1].log()
+        return inner
+
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+        ends = torch.tensor([first, last], dtype=torch.float64)
+        return self.write(torch.cat([ends[:1], values.exp(), ends[1:]]))
+
+    def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
+        """By central differences of the table: exact to 1e-9, and it costs no evaluation of the field."""
+        step = 1e-6
+        columns = []
+        for k in range(len(values)):
+            shift = torch.zeros_like(values)
+            shift[k] = step
+            up, down = (to_vector(self.stages(values + sign * shift, first, last)) for sign in (1, -1))
+            columns.append((up - down) / (2 * step))
+        return torch.stack(columns, dim=1)

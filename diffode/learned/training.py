@@ -1,0 +1,230 @@
+"""Training a sampler for one field and number of evaluations: from published ones, by Gauss-Newton, to a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffode import fields, grids, paths, solvers
+from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.fields import Field
+from diffode.learned.gauss_newton import Fit, Problem, fit
+from diffode.learned.parameters import Table
+from diffode.paths import Path
+from diffode.references import reference
+from diffode.solvers.checkpoints import Checkpoint
+from diffode.solvers.solver import check_budget
+from diffode.solvers.stages import Stages, noise_function
+from diffode.targets import Target
+
+#: Published samplers that training may start from.
+SOLVERS = (
+    "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "lms:order=3", "deis:order=3", "deis:order=4",
+    "dpmpp:order=2", "dpmpp:order=3", "dpm_m:order=2", "unipc:order=2", "dpm:order=2", "edm_heun",
+)  # fmt: skip
+GRIDS = (
+    "shift:s=1", "kl_optimal", "log_snr", "polyexponential:rho=0.7", "karras:rho=2", "karras:rho=3", "karras:rho=5",
+    "karras:rho=7", "karras:rho=12",
+)  # fmt: skip
+#: Evaluations with gradients that a step may cost, in seconds; decides how many starts are used.
+_STEP_SECONDS, _FEWEST, _MOST = 0.5, 192, 4096
+_CHOOSING = 64
+_ATTEMPTS = 3
+
+Report = Callable[[str, int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained sampler with the history of its training.
+
+    Attributes:
+        checkpoint: the sampler and its facts; ``checkpoint.save(file)``, then the solver is ``bespoke:file=...``.
+        start: the published sampler that the best attempt started from, in common form and units of the scale.
+        training, held_out: mean end-point errors after every step, in units of the scale.
+    """
+
+    checkpoint: Checkpoint
+    start: Stages
+    training: tuple[float, ...]
+    held_out: tuple[float, ...]
+
+
+class Published(NamedTuple):
+    """A published sampler as a point to start from."""
+
+    error: float
+    name: str
+    stages: Stages
+
+
+def train_table(
+    field: Field | Target | str,
+    nfe: int,
+    *,
+    path: Path | str = "edm",
+    dim: int | None = None,
+    start: str | None = None,
+    consistent: bool = False,
+    groups: tuple[int, ...] | None = None,
+    points: int | None = None,
+    seconds: float = 60.0,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> Trained:
+    """Train a table with ``nfe`` evaluations: its weights, scales and levels, from a published sampler.
+
+    Args:
+        field: a target or its name, or a field with a path (then ``dim``, the number of coordinates, is needed unless it is
+            exact).
+        nfe: number of evaluations.
+        path: path of the target; a field has its own.
+        dim: coordinates a row of a field of your own.
+        start: ``"solver @ grid"`` to start from; by default the best three of a list of published ones on these starts.
+        consistent: keep the table exact for a constant noise prediction.
+        groups: sizes of the sets of evaluations that may run in parallel.
+        points: number of starts; by default as many as keep a step short.
+        seconds: most seconds, references and the choice of the start included as far as they are known beforehand.
+        seed: of the starts; the held-out ones come from another stream.
+        progress: called as ``progress(start, step, training error, held-out error)``.
+
+    Raises:
+        ArgumentError, BudgetError: for a wrong argument; FieldError: if the field can't be differentiated;
+        NumericalError: if no published sampler gives finite states.
+
+    >>> trained = train_table("bimodal1d", 4, points=192, seconds=2)
+    >>> trained.checkpoint.held_out_error < trained.checkpoint.start_error / 3
+    True
+    """
+    check_budget(nfe)
+    if not seconds > 0:
+        raise ArgumentError(f"seconds must be positive, got {seconds!r}")
+    began = time.perf_counter()
+    chosen, on, name = _field(field, path)
+    width = chosen.dim or dim
+    if width is None:
+        raise ArgumentError("dim is needed: how many coordinates a row of x has (or x.numel() of an image)")
+    count = points if points is not None else _affordable(chosen, on, width, nfe)
+    if type(count) is not int or count < 8:
+        raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
+    problem, held_out = (_problem(chosen, on, width, n, s) for n, s in ((count, 2 * seed), (min(count, 1024), 2 * seed + 1)))
+    candidates = _starts(problem, on, nfe, start, chosen.scale)
+    best: tuple[Fit, Published, Table] | None = None
+    for attempt, published in enumerate(candidates):
+        left = seconds - (time.perf_counter() - began)
+        if best is not None and left <= 0:
+            break
+        table = Table(published.stages, consistent=consistent, groups=groups)
+        share = max(left, 0.0) / (len(candidates) - attempt)
+        found = fit(
+            table, [problem], [held_out], steps=150, seconds=share, seed=seed, progress=_named(progress, published.name)
+        )
+        if best is None or min(found.held_out) < min(best[0].held_out):
+            best = found, published, table
+    if best is None:
+        raise NumericalError("no published sampler could be started from")
+    found, published, table = best
+    stages = table.stages(found.values, problem.first, problem.last)
+    checkpoint = Checkpoint(
+        stages,
+        chosen.scale,
+        on.spec,
+        name,
+        published.name,
+        min(found.held_out),
+        held_out.error(published.stages),
+        time.perf_counter() - began,
+        seed,
+    )
+    return Trained(checkpoint, published.stages, found.training, found.held_out)
+
+
+def _named(progress: Report | None, name: str) -> Callable[[int, float, float], None] | None:
+    return None if progress is None else lambda step, training, held: progress(name, step, training, held)
+
+
+def _field(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
+    if isinstance(field, Field):
+        return field, field.require_path("training"), type(field).__name__
+    exact = fields.exact_field(field, paths.get(path))
+    return exact, exact.path, field if isinstance(field, str) else type(field).__name__
+
+
+def _affordable(field: Field, path: Path, dim: int, nfe: int) -> int:
+    """As many starts as keep one step near half a second."""
+    noise = noise_function(field)
+    z = path.prior((_FEWEST, dim), generator=0).requires_grad_(True)
+    level = path.rho(path.t_max) ** 0.5
+    began = time.perf_counter()
+    with torch.enable_grad():
+        answer = noise(z, level)
+        if answer.requires_grad:
+            torch.autograd.grad(answer.sum(), z)
+    once = (time.perf_counter() - began) / _FEWEST
+    # One evaluation with its gradient and two without; the gradients of up to four directions.
+    a_start = once * nfe * (3 + min(dim, 4))
+    return int(min(max(_STEP_SECONDS / a_start, _FEWEST), _MOST))
+
+
+def _problem(field: Field, path: Path, dim: int, count: int, seed: int) -> Problem:
+    """Starts from the normal prior, as samplers have them, and where the exact flow takes them."""
+    start = path.prior((count, dim), generator=torch.Generator().manual_seed(7_919 * seed + 1))
+    exact = reference(field, start, path.t_max, path.t_min, 1e-6)
+    alphas = path.alpha(path.t_max), path.alpha(path.t_min)
+    levels = path.rho(path.t_max), path.rho(path.t_min)
+    if not math.isfinite(levels[0]) or levels[1] <= 0:
+        raise ArgumentError(
+            f"training needs 0 < rho < infinity at both ends of path {path.spec!r}; choose t_max and t_min inside"
+        )
+    unit = field.scale
+    return Problem(noise_function(field), start / alphas[0], exact.x / alphas[1], unit, levels[0] / unit, levels[1] / unit)
+
+
+def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: float) -> list[Published]:
+    """The best published samplers on some of the starts, each with another solver."""
+    few = Problem(problem.noise, problem.start[:_CHOOSING], problem.end[:_CHOOSING], unit, problem.first, problem.last)
+    found = []
+    for solver, grid in _listed(start):
+        try:
+            stages = Stages.of(solvers.get(solver).within(path, grid, nfe)).scaled(1 / unit)
+        except BudgetError:
+            if start is not None:
+                raise
+            continue
+        if stages.nfe == nfe:
+            error = few.error(stages)
+            if math.isfinite(error):
+                found.append(Published(error, f"{solver} @ {grid}", stages))
+        elif start is not None:
+            raise BudgetError(f"start {start!r} has no run of exactly {nfe} evaluations, but of {stages.nfe}")
+    found.sort(key=lambda published: published.error)
+    best: dict[str, Published] = {}
+    for published in found:
+        best.setdefault(published.name.partition(" @ ")[0], published)
+    if not best:
+        raise NumericalError(f"no published sampler gives finite states with nfe={nfe} on this field; look at the field first")
+    return list(itertools.islice(best.values(), _ATTEMPTS))
+
+
+def _listed(start: str | None) -> Iterator[tuple[str, str]]:
+    if start is None:
+        yield from itertools.product(SOLVERS, GRIDS)
+        return
+    solver, at, grid = (part.strip() for part in start.partition("@"))
+    if not at:
+        grid = "karras"
+    grids.registry.check(grid)
+    yield solver, grid
+
+
+def numbers(stages: Stages) -> dict[str, Tensor]:
+    """What a trained table is made of, for reports: levels, scales, and the weights as shares of each row's whole step."""
+    whole = stages.levels[1:] - stages.levels[0]
+    return {"levels": stages.levels, "scales": stages.scales, "shares": stages.weights / whole[:, None]}

@@ -1,0 +1,120 @@
+"""Trained samplers as solvers: ``bespoke`` reads one from a file, ``universal`` is one that ships with diffode."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from diffode import grids
+from diffode.charts import Chart
+from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
+from diffode.paths import Path
+from diffode.solvers.checkpoints import Checkpoint, load_checkpoint
+from diffode.solvers.solver import Solver, check_budget
+from diffode.solvers.stages import Stages
+from diffode.tableau import Tableau, Writer
+
+#: Levels may differ by this share from those that a sampler was trained for before it says so.
+_SAME_LEVEL = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSolver(Solver):
+    """A sampler with a table for certain numbers of evaluations, which lays its own levels between two ends.
+
+    It has no order of convergence: it is good at the number of evaluations it was trained for, and made for no other.
+    """
+
+    chart_name = "noise"
+    order = 0
+
+    @property
+    @abstractmethod
+    def budgets(self) -> tuple[int, ...]:
+        """Numbers of evaluations it has tables for, increasing."""
+
+    @abstractmethod
+    def stages(self, nfe: int, first: float, last: float) -> Stages:
+        """Its table between two levels."""
+
+    @property
+    def _known(self) -> str:
+        return ", ".join(map(str, self.budgets))
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
+        """Not used: the whole table is known."""
+        raise NotImplementedError
+
+    def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:
+        """The table between the ends of a grid, with ``steps`` evaluations (or the only number there is)."""
+        if path is None:
+            raise ArgumentError(f"solver {self.name!r} needs a path: Field.from_velocity(fn, path=...)")
+        if isinstance(grid, str):
+            times = grids.get(grid, path, 1).tolist()
+        else:
+            times = grids.explicit(grid, path).tolist()
+            if len(times) > 2:
+                raise ArgumentError(f"solver {self.name!r} lays its own levels: give grid=[start, end], got {len(times)} times")
+        nfe = steps if steps is not None else self.budgets[0]
+        if nfe not in self.budgets or (steps is None and len(self.budgets) > 1):
+            known = ", ".join(map(str, self.budgets))
+            raise BudgetError(
+                f"solver {self.spec!r} was trained for nfe {known}, not {steps}: give nfe= (or steps=) one of these"
+            )
+        first, last = path.rho(times[0]), path.rho(times[-1])
+        return self.stages(nfe, first, last).tableau(path, self.spec, (times[0], times[-1]))
+
+    def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:
+        """The largest table within a budget; a smaller one than asked says so with TrainedElsewhereWarning."""
+        check_budget(nfe)
+        fitting = [n for n in self.budgets if n <= nfe]
+        if not fitting:
+            raise BudgetError(
+                f"solver {self.spec!r} was trained for nfe {', '.join(map(str, self.budgets))}; none fits nfe={nfe}"
+            )
+        if fitting[-1] != nfe:
+            warnings.warn(
+                f"{self.spec!r} was not trained for nfe={nfe}; it runs with {fitting[-1]}", TrainedElsewhereWarning, 2
+            )
+        return self.tableau(path, grid, fitting[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bespoke(TrainedSolver):
+    """A table trained for one target and number of evaluations, from the ``file`` that ``diffode train`` writes.
+
+    Its levels and weights are stored in units of the data's scale; ``scale`` replaces the scale it was trained at. Run between
+    other levels than it was trained for it says so with TrainedElsewhereWarning.
+    """
+
+    file: str = ""
+    scale: float | None = None
+    checkpoint: Checkpoint = field(init=False, repr=False, compare=False)
+
+    name = "bespoke"
+    reference = "Shaul et al., arXiv 2403.01329 (bespoke non-stationary solvers); trained by Gauss-Newton"
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
+        if self.scale is not None and not self.scale > 0:
+            raise ArgumentError(f"scale must be positive, got {self.scale!r}")
+        object.__setattr__(self, "checkpoint", load_checkpoint(self.file))
+
+    @property
+    def budgets(self) -> tuple[int, ...]:  # noqa: D102
+        return (self.checkpoint.stages.nfe,)
+
+    def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
+        trained = self.checkpoint.stages.scaled(self.scale or self.checkpoint.scale)
+        for name, level, known in (("first", first, trained.levels[0]), ("last", last, trained.levels[-1])):
+            if abs(level - float(known)) > _SAME_LEVEL * float(known):
+                warnings.warn(
+                    f"{self.file} was trained for {name} noise level {float(known):.4g}, this run has {level:.4g}; train it "
+                    f"for this path, or choose t_max and t_min accordingly",
+                    TrainedElsewhereWarning,
+                    stacklevel=2,
+                )
+        return trained

@@ -1,0 +1,134 @@
+"""Files of trained samplers: safetensors with a JSON description, validated before use. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffode import paths
+from diffode.errors import ArgumentError, DiffodeError, FileFormatError
+from diffode.solvers.stages import Stages
+
+_SCHEMA = "diffode-sampler-1"
+_LARGEST_FILE = 64 * 2**20
+_MOST_EVALUATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained sampler and where it comes from.
+
+    Attributes:
+        stages: the table, in units of the data's scale.
+        scale: that scale (root mean variance of the data it was trained on).
+        path: spec of the path.
+        target: what it was trained on, in words or a name.
+        start: solver and grid that training started from.
+        held_out_error: mean end-point error on starts it was not trained on, in units of the scale.
+        start_error: the same of what it started from.
+        seconds: time of the training.
+        seed: seed of the starts.
+    """
+
+    stages: Stages
+    scale: float
+    path: str
+    target: str
+    start: str
+    held_out_error: float
+    start_error: float
+    seconds: float
+    seed: int
+
+    def save(self, file: str | FilePath) -> None:
+        """Write it as safetensors; raises ArgumentError if the file can't be written."""
+        stages = self.stages
+        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
+        facts = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "stages"}
+        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, {"schema": _SCHEMA, **facts})
+
+
+def load_checkpoint(file: str | FilePath) -> Checkpoint:
+    """Read a trained sampler; raises FileFormatError for anything that is not one, ArgumentError if there is no such file."""
+    description, tensors = read_tensors(file, _SCHEMA)
+    try:
+        stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
+        if set(tensors) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
+            raise ValueError("it must hold scales, weights and levels of 1 to 1000 evaluations, and nothing else")
+        scale, held_out, start, seconds = (
+            finite(description, key) for key in ("scale", "held_out_error", "start_error", "seconds")
+        )
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        path, target, origin = (text(description, key) for key in ("path", "target", "start"))
+        paths.get(path)
+        if type(description["seed"]) is not int:
+            raise ValueError("seed must be an integer")
+        return Checkpoint(stages, scale, path, target, origin, held_out, start, seconds, description["seed"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{file} is not a valid trained sampler: {error}; train it again with diffode train") from error
+
+
+def write_tensors(file: str | FilePath, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors with a JSON description."""
+    try:
+        save_file(dict(tensors), str(file), metadata={"diffode": json.dumps(description)})
+    except (OSError, SafetensorError) as error:
+        raise ArgumentError(f"file {str(file)!r} can't be written: {error}; choose a path in a writable folder") from error
+
+
+def read_tensors(file: str | FilePath, schema: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors of a file of this schema, sizes checked before anything is read."""
+    place = FilePath(file)
+    try:
+        if place.is_dir():
+            raise ArgumentError(f"file {str(file)!r} is a folder")
+        size = place.stat().st_size
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"no such file: {file}") from error
+    if size > _LARGEST_FILE:
+        raise FileFormatError(f"{file} has {size} bytes, more than any file of a trained sampler")
+    try:
+        with safe_open(str(file), framework="pt") as content:
+            description = json.loads((content.metadata() or {})["diffode"])
+            if not isinstance(description, dict) or description.get("schema") != schema:
+                found = description.get("schema") if isinstance(description, dict) else description
+                raise FileFormatError(f"{file} has schema {str(found)[:60]!r}, expected {schema!r}")
+            return description, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except DiffodeError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"{file} is not a file of a trained sampler: {str(error)[:200]}") from error
+
+
+def float64(tensors: Mapping[str, Tensor], name: str, ndim: int) -> Tensor:
+    """A finite float64 tensor of so many axes."""
+    value = tensors[name]
+    if value.dtype != torch.float64 or value.ndim != ndim or value.numel() == 0 or not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} must be finite float64 with {ndim} axes, got {value.dtype} of shape {tuple(value.shape)}")
+    return value
+
+
+def finite(description: Mapping[str, Any], key: str) -> float:
+    """A finite number of the description."""
+    value = description[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def text(description: Mapping[str, Any], key: str) -> str:
+    """A text of the description."""
+    value = description[key]
+    if not isinstance(value, str) or len(value) > 10_000:
+        raise ValueError(f"{key} must be a text")
+    return value

@@ -1,0 +1,173 @@
+r"""The common form of every deterministic one-state sampler with N evaluations, in the noise chart.
+
+With z = x/alpha and :math:`\rho = \sigma/\alpha`, eliminating intermediate states leaves
+
+.. math::
+    z_i = c_i z_0 + \sum_{j<i} b_{ij}\, e_j, \qquad e_j = \mathrm{noise}(z_j, \rho_j), \qquad i = 1, \dots, N,
+
+with :math:`z_N` the output: N numbers c, N(N + 1)/2 numbers b and the N - 1 inner levels. Every published deterministic solver
+is a point of this space. Measured in units of the data's scale s the numbers do not change: z/s, rho/s and b/s. As a vector
+they are counted in the order c, b row by row, log rho of the inner levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.paths import Path
+from diffode.tableau import Row, Tableau
+
+#: A noise prediction in the noise chart: z (B, *shape) and rho to eps (B, *shape).
+NoiseFunction = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A sampler in common form.
+
+    Attributes:
+        scales: c, (N,) float64.
+        weights: b, (N, N) float64 and lower triangular; row i makes the state after i + 1 evaluations.
+        levels: rho of the start, of the inner evaluations and of the end, (N + 1,) float64.
+    """
+
+    scales: Tensor
+    weights: Tensor
+    levels: Tensor
+
+    def __post_init__(self) -> None:
+        count = len(self.scales)
+        if self.weights.shape != (count, count) or self.levels.shape != (count + 1,) or count < 1:
+            raise ArgumentError(
+                f"stages need scales (N,), weights (N, N) and levels (N + 1,), got {tuple(self.scales.shape)}, "
+                f"{tuple(self.weights.shape)} and {tuple(self.levels.shape)}"
+            )
+        if not all(bool(torch.isfinite(part).all()) for part in (self.scales, self.weights, self.levels)):
+            raise ArgumentError("stages must be finite")
+        if bool((self.levels[:-1] <= 0).any()) or float(self.levels[-1]) < 0:
+            raise ArgumentError("levels must be positive (the last may be 0)")
+        if bool(self.weights.triu(1).any()):
+            raise ArgumentError("weights must be lower triangular: a state uses earlier evaluations only")
+
+    @property
+    def nfe(self) -> int:
+        """Number of evaluations N."""
+        return len(self.scales)
+
+    def scaled(self, unit: float) -> Stages:
+        """The same sampler for data ``unit`` times as large."""
+        return Stages(self.scales, self.weights * unit, self.levels * unit)
+
+    def run(self, noise: NoiseFunction, start: Tensor) -> Tensor:
+        """The output z_N from z_0 (B, *shape)."""
+        evaluations = [noise(start, float(self.levels[0]))]
+        for i in range(self.nfe):
+            z = start * float(self.scales[i])
+            for j, e in enumerate(evaluations):
+                z = z.add(e, alpha=float(self.weights[i, j]))
+            if i + 1 < self.nfe:
+                evaluations.append(noise(z, float(self.levels[i + 1])))
+        return z
+
+    def tableau(self, path: Path, solver: str = "", times: tuple[float, float] | None = None) -> Tableau:
+        """The table on a path; ``times`` are those of the start and the end, where they are known better than to rounding."""
+        at = [path.time_from_rho(float(level)) for level in self.levels]
+        if times is not None:
+            at[0], at[-1] = times
+        alphas = [path.alpha(t) for t in at]
+        rows = [Row(at[0])]
+        for i in range(self.nfe):
+            alpha = alphas[i + 1]
+            weights = {j: alpha * float(self.weights[i, j]) for j in range(i + 1) if self.weights[i, j] != 0}
+            rows.append(Row(at[i + 1], {0: alpha / alphas[0] * float(self.scales[i])}, weights))
+        return Tableau("noise", tuple(rows), (0, self.nfe), path, solver)
+
+    @classmethod
+    def of(cls, table: Tableau) -> Stages:
+        """The common form of a deterministic table written for a path.
+
+        Raises ArgumentError if it draws noise, differs from row to row, or asks the field for its velocity or score.
+
+        >>> from diffode import paths, solvers
+        >>> edm = paths.get("edm")
+        >>> Stages.of(solvers.get("ddim").tableau(edm, [4.0, 2.0, 1.0])).weights
+        tensor([[-2.,  0.],
+                [-2., -1.]], dtype=torch.float64)
+        """
+        path = table.path
+        if path is None or table.draws or table.batch is not None or table.prediction not in ("noise", "denoised"):
+            raise ArgumentError(
+                f"the table of {table.solver!r} has no common form: it must be deterministic, on a path, one for all rows, and "
+                "use the noise or the denoised prediction"
+            )
+        evaluated = {row: k for k, row in enumerate(table.evaluated)}
+        if table.evaluated[0] != 0:
+            raise ArgumentError(
+                f"the table of {table.solver!r} does not evaluate the field at its start, as the common form does"
+            )
+        count = len(evaluated)
+        scale, weight = [1.0], [torch.zeros(count, dtype=torch.float64)]
+        first = path.alpha(table.rows[0].time)
+        for row in table.rows[1:]:
+            alpha = path.alpha(row.time)
+            c, b = 0.0, torch.zeros(count, dtype=torch.float64)
+            for j, a in row.states.items():
+                share = a * (path.alpha(table.rows[j].time) / alpha)
+                c, b = c + share * scale[j], b + share * weight[j]
+            for j, factor in row.evaluations.items():
+                share = factor / alpha
+                if table.prediction == "noise":
+                    b[evaluated[j]] += share
+                else:
+                    # D = x/alpha - rho eps.
+                    c, b = c + share * scale[j], b + share * weight[j]
+                    b[evaluated[j]] -= share * path.rho(table.rows[j].time)
+            scale.append(c)
+            weight.append(b)
+        wanted = [*table.evaluated[1:], table.outputs[-1]]
+        levels = [path.rho(table.rows[j].time) for j in (0, *wanted)]
+        if not first:
+            raise ArgumentError("the common form needs alpha > 0 at the start")
+        return cls(
+            torch.tensor([scale[i] for i in wanted], dtype=torch.float64),
+            torch.stack([weight[i] for i in wanted]),
+            torch.tensor(levels, dtype=torch.float64),
+        )
+
+
+def count_of(nfe: int) -> int:
+    """How many numbers a sampler with ``nfe`` evaluations has."""
+    return nfe + nfe * (nfe + 1) // 2 + nfe - 1
+
+
+def to_vector(stages: Stages) -> Tensor:
+    """The numbers of a sampler, (P,)."""
+    rows, columns = torch.tril_indices(stages.nfe, stages.nfe)
+    return torch.cat([stages.scales, stages.weights[rows, columns], stages.levels[1:-1].log()])
+
+
+def from_vector(vector: Tensor, nfe: int, first: float, last: float) -> Stages:
+    """The sampler with these numbers between two levels."""
+    inside = nfe * (nfe + 1) // 2
+    rows, columns = torch.tril_indices(nfe, nfe)
+    weights = torch.zeros(nfe, nfe, dtype=torch.float64)
+    weights[rows, columns] = vector[nfe : nfe + inside]
+    ends = torch.tensor([first, last], dtype=torch.float64)
+    return Stages(vector[:nfe], weights, torch.cat([ends[:1], vector[nfe + inside :].exp(), ends[1:]]))
+
+
+def noise_function(field: Field) -> NoiseFunction:
+    """The field's noise prediction as a function of z = x/alpha and rho."""
+    path = field.require_path("its noise prediction")
+
+    def noise(z: Tensor, rho: float) -> Tensor:
+        t = path.time_from_rho(rho)
+        return field.predict("noise", z * path.alpha(t), t)
+
+    return noise

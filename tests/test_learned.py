@@ -1,0 +1,355 @@
+"""Trained samplers: the common form, exact derivatives, Gauss-Newton, what training promises, files."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import diffode
+from diffode import Field, paths, solvers
+from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatError, NumericalError, TrainedElsewhereWarning
+from diffode.learned import train_table
+from diffode.learned.family import random_mixture
+from diffode.learned.gauss_newton import Problem, fit
+from diffode.learned.parameters import Levels, Table
+from diffode.learned.sensitivities import Recording
+from diffode.solvers.checkpoints import load_checkpoint
+from diffode.solvers.ranged import Ranged
+from diffode.solvers.stages import Stages, count_of, from_vector, noise_function, to_vector
+
+EDM = paths.get("edm")
+ZOO = ["ddim", "edm_heun", "rk4:chart=noise", "dpm:order=3", "dpmpp:order=3", "unipc:order=3", "ipndm:order=4", "deis:order=3",
+       "dpmpp_s:order=3", "lms", "dpm_m:order=3", "amed"]  # fmt: skip
+
+
+def stages_of(spec, steps=3, path="edm", grid="karras"):
+    return Stages.of(solvers.get(spec).tableau(paths.get(path), grid, steps))
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("spec", ZOO)
+def test_every_published_sampler_has_the_common_form(spec, path):
+    table = solvers.get(spec).tableau(paths.get(path), "karras", 4)
+    field = diffode.exact_field("ring8", path)
+    x = field.prior(6, generator=0)
+    end = table.run(field, x)
+    stages = Stages.of(table)
+    assert stages.nfe == table.nfe
+    again = stages.tableau(field.path)
+    assert again.nfe == table.nfe
+    torch.testing.assert_close(again.run(field, x), end, rtol=1e-9, atol=1e-9)
+    alphas = [field.path.alpha(table.rows[i].time) for i in (0, -1)]
+    torch.testing.assert_close(stages.run(noise_function(field), x / alphas[0]) * alphas[1], end, rtol=1e-9, atol=1e-9)
+
+
+def test_rescaling_data_and_levels_changes_nothing():
+    stages = stages_of("unipc:order=2")
+    small = diffode.GaussianMixture([0.3, 0.7], [[0.0, 1.0], [2.0, -1.0]], [0.1, 0.3])
+    large = diffode.GaussianMixture([0.3, 0.7], [[0.0, 10.0], [20.0, -10.0]], [10.0, 30.0])
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 80
+    ends = [s.run(noise_function(diffode.exact_field(t, "edm")), z * u)
+            for t, s, u in ((small, stages, 1), (large, stages.scaled(10), 10))]  # fmt: skip
+    torch.testing.assert_close(ends[1], 10 * ends[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "heun", "euler"])
+def test_tables_without_a_common_form_are_refused(spec):
+    with pytest.raises(ArgumentError, match="has no common form"):
+        stages_of(spec)
+
+
+def perturbed(stages, k, h):
+    vector = to_vector(stages)
+    vector[k] += h
+    return from_vector(vector, stages.nfe, float(stages.levels[0]), float(stages.levels[-1]))
+
+
+@pytest.mark.parametrize("target", ["ring8", "digits-gmm10"])
+def test_derivatives_of_a_run_are_exact(target):
+    """Against central differences of the run itself, whose own error is near 1e-8 here."""
+    field = diffode.exact_field(target, "edm")
+    noise, stages = noise_function(field), stages_of("unipc:order=2", 4)
+    start = field.path.prior((3, field.dim), generator=0)
+    directions = torch.randn(3, 2, field.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = Recording(noise, start, stages).gradients(directions)
+    assert found.shape == (3, 2, count_of(stages.nfe))
+    for k in range(found.shape[2]):
+        h = 1e-6
+        difference = (perturbed(stages, k, h).run(noise, start) - perturbed(stages, k, -h).run(noise, start)) / (2 * h)
+        expected = torch.einsum("bsd,bd->bs", directions, difference)
+        assert float((found[:, :, k] - expected).abs().max()) < 1e-6 * float(expected.abs().max()) + 1e-9
+
+
+def parameter_sets():
+    origin = stages_of("unipc:order=2", 4)
+    yield "all", Table(origin)
+    yield "consistent", Table(origin, consistent=True)
+    yield "weights", Table(origin, levels=False, scales=False)
+    yield "parallel", Table(origin, groups=(1, 2, 1))
+    yield "parallel consistent", Table(origin, groups=(1, 2, 1), consistent=True)
+
+    def write(levels):
+        return Stages.of(solvers.get("lms:order=3").tableau(EDM, levels))
+
+    yield "grid", Levels(origin.levels, write)
+
+
+@pytest.mark.parametrize(("name", "parameters"), list(parameter_sets()), ids=lambda p: p if isinstance(p, str) else "")
+def test_parameters_know_their_derivatives(name, parameters):
+    values, first, last = parameters.start, 80.0, 0.002
+    jacobian = parameters.jacobian(values, first, last)
+    for k in range(len(values)):
+        shift = torch.zeros_like(values)
+        shift[k] = h = 1e-6 * max(1.0, abs(float(values[k])))
+        up, down = (to_vector(parameters.stages(values + sign * shift, first, last)) for sign in (1, -1))
+        torch.testing.assert_close(jacobian[:, k], (up - down) / (2 * h), rtol=1e-5, atol=1e-6 * float(jacobian.abs().max()))
+
+
+def test_a_consistent_table_follows_constant_noise_exactly():
+    origin = Table(stages_of("ipndm:order=3", 4), consistent=True)
+    values = origin.start + 0.1 * torch.randn(
+        len(origin.start), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    stages = origin.stages(values, 80.0, 0.002)
+    z, e = torch.ones(2, 3, dtype=torch.float64), torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    end = stages.run(lambda x, rho: e.expand_as(x), z)
+    torch.testing.assert_close(end, z + (0.002 - 80.0) * e, rtol=1e-12, atol=1e-12)
+
+
+def test_evaluations_of_a_group_do_not_use_each_other():
+    table = Table(stages_of("lms:order=3", 5), groups=(1, 2, 2))
+    stages = table.stages(table.start, 80.0, 0.002)
+    # Evaluation 2 is made at row 1, evaluation 4 at row 3: neither may use the one before it.
+    assert stages.weights[1, 1] == 0
+    assert stages.weights[3, 3] == 0
+    assert stages.weights[0, 0] != 0
+    assert stages.weights[4, 4] != 0
+    with pytest.raises(ArgumentError, match="groups must be sizes"):
+        Table(stages_of("lms:order=3", 5), groups=(2, 2))
+
+
+def test_the_derivatives_of_a_ranged_sampler():
+    generator = torch.Generator().manual_seed(0)
+    ranged = Ranged(
+        3, (2.0, 800.0), (1e-5, 0.04), 64, 0.1 * torch.randn(9, count_of(3), generator=generator, dtype=torch.float64)
+    )
+    jacobian = ranged.jacobian(30.0, 0.01, 5)
+    flat = ranged.coefficients.reshape(-1)
+    for k in range(0, len(flat), 7):
+        shift = torch.zeros_like(flat)
+        shift[k] = 1e-6
+        ends = [to_vector(Ranged(3, ranged.first, ranged.last, 64, (flat + s * shift).reshape(9, -1)).stages(30.0, 0.01, 5))
+                for s in (1, -1)]  # fmt: skip
+        torch.testing.assert_close(jacobian[:, k], (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def gaussian_problem(variance=0.7, dim=1):
+    """A Gaussian without sampling: one start of one standard deviation, followed exactly."""
+
+    def noise(z, rho):
+        return z * rho / (variance + rho**2)
+
+    start = torch.full((1, dim), math.sqrt(variance + 25.0), dtype=torch.float64)
+    end = torch.full((1, dim), math.sqrt(variance + 0.01), dtype=torch.float64)
+    return Problem(noise, start, end, 1.0, 5.0, 0.1)
+
+
+def test_a_gaussian_is_learned_exactly():
+    """The affine flow of one Gaussian is in the family: training reaches rounding."""
+    problem = gaussian_problem()
+    edm = paths.get("edm:sigma_max=5,sigma_min=0.1")
+    origin = Stages.of(solvers.get("ddim").tableau(edm, "karras", 2))
+    found = fit(Table(origin), [problem], [problem])
+    assert found.training[0] > 1e-2
+    assert min(found.held_out) < 1e-13
+
+
+def test_two_gaussian_directions_by_levels_alone_match_a_direct_search():
+    """One inner level is free: its optimum is found by golden-section search on the same loss."""
+    from scipy.optimize import minimize_scalar
+
+    problems = [gaussian_problem(v) for v in (0.05, 1.0)]
+
+    def write(levels):
+        return Stages.of(solvers.get("ddim").tableau(EDM, levels))
+
+    levels = Levels(torch.tensor([5.0, 1.0, 0.1], dtype=torch.float64), write)
+    found = fit(levels, problems, problems)
+
+    def loss(log_level):
+        return sum(p.error(levels.stages(torch.tensor([log_level], dtype=torch.float64), 5.0, 0.1)) for p in problems) / 2
+
+    direct = minimize_scalar(loss, bounds=(math.log(0.15), math.log(4.5)), method="bounded", options={"xatol": 1e-10})
+    assert min(found.held_out) == pytest.approx(direct.fun, rel=1e-6)
+
+
+def test_training_beats_every_published_start_on_starts_it_has_not_seen():
+    trained = train_table("ring8", 6, points=1024, seconds=15, seed=3)
+    checkpoint = trained.checkpoint
+    assert checkpoint.held_out_error < checkpoint.start_error / 4
+    field = diffode.exact_field("ring8", "edm")
+    x = EDM.prior((300, 2), generator=99)
+    exact = diffode.reference(field, x, 80.0, 0.002, 1e-8).x
+    table = checkpoint.stages.scaled(checkpoint.scale).tableau(EDM)
+    error = float((table.run(field, x) - exact).norm(dim=1).mean()) / field.scale
+    assert error == pytest.approx(checkpoint.held_out_error, rel=0.5)
+    assert trained.held_out[0] > trained.held_out[-1] or len(trained.held_out) > 1
+
+
+def test_training_on_another_path_and_an_own_field():
+    exact = diffode.exact_field("bimodal1d", "rectified_flow")
+    field = Field.from_velocity(exact.velocity, exact.path, scale=exact.scale)
+    trained = train_table(field, 4, dim=1, points=192, seconds=5)
+    assert trained.checkpoint.held_out_error < trained.checkpoint.start_error / 2
+    with pytest.raises(ArgumentError, match="dim is needed"):
+        train_table(field, 4)
+
+
+def test_what_can_not_be_trained_is_said():
+    blind = Field.from_noise(lambda x, t: torch.from_numpy(x.detach().numpy() * 0.1), EDM)
+    with pytest.raises(FieldError, match="can't be differentiated"):
+        train_table(blind, 3, dim=1, points=8)
+    with pytest.raises(ArgumentError, match="points must be"):
+        train_table("ring8", 3, points=2)
+    with pytest.raises(ArgumentError, match="seconds must be"):
+        train_table("ring8", 3, seconds=0)
+    with pytest.raises(ArgumentError, match="nfe must be"):
+        train_table("ring8", 0)
+    with pytest.raises(BudgetError, match="no run of exactly 3"):
+        train_table("ring8", 3, start="edm_heun @ karras", points=8)
+    with pytest.raises(NumericalError, match="can't begin"):
+        fit(Table(Stages.of(solvers.get("ddim").tableau(EDM, "karras", 2))), [explosive()], [explosive()])
+
+
+def explosive():
+    return Problem(lambda z, rho: z * 1e300, torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1), 1.0, 80.0, 0.002)
+
+
+def test_the_family_is_reproducible_and_of_unit_scale():
+    for seed in range(20):
+        target = random_mixture(seed)
+        assert target.scale == pytest.approx(1, rel=1e-9)
+        assert 1 <= target.dim <= 64
+        assert 1 <= target.count <= 40
+    assert random_mixture(7).content() == random_mixture(7).content()
+    assert len({random_mixture(s).content() for s in range(20)}) == 20
+
+
+@pytest.fixture(scope="module")
+def trained_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("trained") / "bimodal.safetensors"
+    train_table("bimodal1d", 4, points=192, seconds=4).checkpoint.save(file)
+    return file
+
+
+def test_a_saved_sampler_is_a_solver_like_any_other(trained_file):
+    field = diffode.exact_field("bimodal1d", "edm")
+    x = EDM.prior((50, 1), generator=5)
+    spec = f"bespoke:file={trained_file}"
+    run = diffode.solve(field, x, solver=spec, nfe=4)
+    checkpoint = load_checkpoint(trained_file)
+    table = checkpoint.stages.scaled(checkpoint.scale).tableau(EDM)
+    torch.testing.assert_close(run.x, table.run(field, x), rtol=1e-12, atol=1e-12)
+    assert run.nfe == 4
+    assert solvers.get(solvers.get(spec).spec).checkpoint.target == "bimodal1d"
+
+
+def test_a_trained_sampler_says_when_it_runs_elsewhere(trained_file):
+    field = diffode.exact_field("bimodal1d", "edm")
+    x, spec = EDM.prior((5, 1), generator=5), f"bespoke:file={trained_file}"
+    with pytest.warns(TrainedElsewhereWarning, match="not trained for nfe=6; it runs with 4"):
+        diffode.solve(field, x, solver=spec, nfe=6)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        diffode.solve(diffode.exact_field("bimodal1d", "vp"), x, solver=spec, nfe=4)
+    assert any("trained for first noise level 80" in str(w.message) for w in said)
+    assert any("trained for last noise level 0.002" in str(w.message) for w in said)
+    with pytest.raises(BudgetError, match="trained for nfe 4; none fits nfe=3"):
+        diffode.solve(field, x, solver=spec, nfe=3)
+    with pytest.raises(ArgumentError, match=r"give grid=\[start, end\]"):
+        diffode.solve(field, x, solver=spec, grid=[80.0, 1.0, 0.002])
+    with pytest.raises(ArgumentError, match="needs file="):
+        solvers.get("bespoke")
+
+
+def crafted(folder, good):
+    """Sixty files that are not trained samplers, each spoilt in one way."""
+    from safetensors import safe_open
+
+    with safe_open(good, framework="pt") as content:
+        facts = json.loads(content.metadata()["diffode"])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    raw = good.read_bytes()
+    made = []
+
+    def add(name, data):
+        file = folder / f"{name}.safetensors"
+        file.write_bytes(data)
+        made.append(file)
+
+    def build(name, changed_facts=None, **changed):
+        file = folder / f"{name}.safetensors"
+        parts = {key: value for key, value in {**tensors, **changed}.items() if value is not None}
+        save_file(
+            {k: v.contiguous() for k, v in parts.items()},
+            str(file),
+            metadata={"diffode": json.dumps(facts if changed_facts is None else changed_facts)},
+        )
+        made.append(file)
+
+    for cut in (0, 1, 7, 8, 20, len(raw) // 2, len(raw) - 1):
+        add(f"cut{cut}", raw[:cut])
+    add("longer", raw + b"\0" * 8)
+    add("text", b"not a checkpoint at all")
+    add("pickle", b"\x80\x04\x95" + b"cos\nsystem\n(S'true'\ntR.")
+    add("zip", b"PK\x03\x04" + b"\0" * 64)
+    add("npz", b"\x93NUMPY" + b"\0" * 64)
+    add("huge-header", (2**62).to_bytes(8, "little") + b"{}")
+    add("deep-json", (200_000).to_bytes(8, "little") + b"[" * 200_000)
+    for name in tensors:
+        build(f"no-{name}", **{name: None})
+        for label, bad in (("nan", math.nan), ("inf", math.inf), ("minus-inf", -math.inf)):
+            spoilt = tensors[name].clone()
+            spoilt.reshape(-1)[0] = bad
+            build(f"{label}-{name}", **{name: spoilt})
+        build(f"float32-{name}", **{name: tensors[name].float()})
+        build(f"int-{name}", **{name: tensors[name].long()})
+        build(f"empty-{name}", **{name: tensors[name][:0]})
+        build(f"short-{name}", **{name: tensors[name][:-1]})
+        build(f"deep-{name}", **{name: tensors[name][None]})
+    build("extra", other=torch.zeros(3))
+    build("upper", weights=tensors["weights"] + torch.ones(4, 4, dtype=torch.float64).triu(1))
+    build("negative-level", levels=tensors["levels"] * torch.tensor([1, -1, 1, 1, 1.0]))
+    build("zero-level", levels=tensors["levels"] * torch.tensor([1, 0, 1, 1, 1.0]))
+    build("wide", weights=torch.zeros(4, 5, dtype=torch.float64))
+    for key in facts:
+        build(f"without-{key}", {k: v for k, v in facts.items() if k != key})
+    wrong = [
+        ("schema", "diffode-tableau-1"), ("schema", 3), ("scale", 0), ("scale", -1.0), ("scale", "large"), ("scale", None),
+        ("scale", True), ("path", "nowhere"), ("path", 3), ("path", "__import__('os')"), ("target", ["x"]), ("seed", 1.5),
+        ("seconds", "long"), ("held_out_error", math.inf), ("start_error", math.nan), ("start", "x" * 20_000),
+    ]  # fmt: skip
+    for key, value in wrong:
+        build(f"wrong-{key}-{len(made)}", {**facts, key: value})
+    build("list", [1, 2, 3])
+    build("no-json", None)
+    save_file(tensors, str(made[-1]), metadata={"diffode": "{"})
+    build("no-metadata", None)
+    save_file(tensors, str(made[-1]))
+    return made
+
+
+def test_files_that_are_no_trained_samplers_are_refused_before_use(trained_file, tmp_path):
+    files = crafted(tmp_path, trained_file)
+    assert len(files) >= 60
+    for file in files:
+        with pytest.raises(FileFormatError):
+            solvers.get(f"bespoke:file={file}")
+    for absent in (tmp_path / "absent", tmp_path):
+        with pytest.raises(ArgumentError, match=r"no such file|is a folder"):
+            solvers.get(f"bespoke:file={absent}")
+    with pytest.raises(ArgumentError, match="can't be written"):
+        load_checkpoint(trained_file).save(tmp_path / "no" / "where.safetensors")
