@@ -40,7 +40,7 @@ def command(
     if file.suffix != ".npy":
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
     field = exact_field(target, paths.get(path))
-    table = solvers.get(solver).within(field.path, grid, nfe)
+    table = solvers.get(solver).for_field(field.scale, field.target.dim).within(field.path, grid, nfe)
     # Grids such as the published tables begin at a level of their own.
     start = field.path.sigma(table.rows[0].time) * keyed_normal((points, field.target.dim), seed=seed, key=target)
     solution = solvers.run_tableau(table, field, start, generator=seed)

@@ -78,7 +78,7 @@ class AMED(Solver):
         steps = len(times) - 1
         x, history = table.start, [_Slope(table.start, times[0], 1.0)]
         for number, s, t in steps_of(times):
-            r, c, a = (_step_of(name, getattr(self, name), number, steps) for name in _PREDICTIONS)
+            r, c, a = self.predictions(table, x, number, steps, (s, t))
             rho_s, rho_t = chart.path.rho(s), chart.path.rho(t)
             if rho_t == 0:
                 raise ArgumentError("amed needs a last time with sigma > 0: its inner time is a geometric mean")
@@ -94,6 +94,13 @@ class AMED(Solver):
                 back = _moved(table, chart, inner, seen, middle)
                 x = table.output(self._advance(table, chart, back, history, middle, t, c, 2 * number, 2 * steps))
             history.insert(0, _Slope(x, t, 1.0))
+
+    def predictions(
+        self, table: Writer, x: int, number: int, steps: int, times: tuple[float, float]
+    ) -> tuple[Number, Number, Number]:
+        """(r, c, a) of a step from row x: those given. A learned solver looks at the state there."""
+        r, c, a = (_step_of(name, getattr(self, name), number, steps) for name in _PREDICTIONS)
+        return r, c, a
 
     def _whole(
         self, table: Writer, chart: Chart, x: int, history: list[_Slope], s: float, t: float, r: Number, c: Number

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 
 from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
-from diffode.solvers.checkpoints import Checkpoint, load_checkpoint
+from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_ranged
+from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
 from diffode.solvers.stages import Stages
 from diffode.tableau import Tableau, Writer
@@ -107,6 +112,11 @@ class Bespoke(TrainedSolver):
     def budgets(self) -> tuple[int, ...]:  # noqa: D102
         return (self.checkpoint.stages.nfe,)
 
+    def content(self) -> str:  # noqa: D102
+        stages = self.checkpoint.stages
+        parts = (stages.scales, stages.weights, stages.levels)
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+
     def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
         trained = self.checkpoint.stages.scaled(self.scale or self.checkpoint.scale)
         for name, level, known in (("first", first, trained.levels[0]), ("last", last, trained.levels[-1])):
@@ -118,3 +128,48 @@ class Bespoke(TrainedSolver):
                     stacklevel=2,
                 )
         return trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universal(TrainedSolver):
+    """Tables for 3 to 12 evaluations, trained on a large family of random mixtures: for any diffusion field.
+
+    They live in units of the data's scale (root mean variance) and depend on the first and last noise level in that unit and on
+    the dimension. ``scale`` and ``dim`` are the field's unless given. Outside the levels they were trained for they refuse.
+    """
+
+    scale: float | None = None
+    dim: int | None = None
+
+    name = "universal"
+    reference = "this package: tools/train_universal.py"
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and (isinstance(self.scale, bool) or not 0 < self.scale < math.inf):
+            raise ArgumentError(f"scale must be a positive number, the root mean variance of the data, got {self.scale!r}")
+        if self.dim is not None and (type(self.dim) is not int or self.dim < 1):
+            raise ArgumentError(f"dim must be an integer >= 1, got {self.dim!r}")
+
+    @property
+    def budgets(self) -> tuple[int, ...]:  # noqa: D102
+        return tuple(sorted(shipped_tables()))
+
+    def content(self) -> str:  # noqa: D102
+        tables = (shipped_tables()[nfe].coefficients.numpy().tobytes() for nfe in self.budgets)
+        return hashlib.sha256(b"".join(tables)).hexdigest()
+
+    def for_field(self, scale: float, dim: int) -> Universal:  # noqa: D102
+        return replace(self, scale=self.scale or scale, dim=self.dim or dim)
+
+    def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
+        if self.scale is None or self.dim is None:
+            raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
+        ranged = shipped_tables()[nfe]
+        ranged.check(first / self.scale, last / self.scale, self.scale)
+        return ranged.stages(first / self.scale, last / self.scale, self.dim).scaled(self.scale)
+
+
+@functools.cache
+def shipped_tables() -> dict[int, Ranged]:
+    """The universal tables by number of evaluations."""
+    return load_ranged(FilePath(__file__).parent / "universal.safetensors")

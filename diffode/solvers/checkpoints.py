@@ -16,9 +16,10 @@ from torch import Tensor
 
 from diffode import paths
 from diffode.errors import ArgumentError, DiffodeError, FileFormatError
-from diffode.solvers.stages import Stages
+from diffode.solvers.ranged import Ranged
+from diffode.solvers.stages import Stages, count_of
 
-_SCHEMA = "diffode-sampler-1"
+_SCHEMA, _RANGED_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1"
 _LARGEST_FILE = 64 * 2**20
 _MOST_EVALUATIONS = 1000
 
@@ -76,6 +77,37 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         return Checkpoint(stages, scale, path, target, origin, held_out, start, seconds, description["seed"])
     except (KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{file} is not a valid trained sampler: {error}; train it again with diffode train") from error
+
+
+def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:
+    """Write ranged samplers by number of evaluations; ``facts`` say how they were trained."""
+    one = next(iter(tables.values()))
+    description = {"schema": _RANGED_SCHEMA, "first": one.first, "last": one.last, "most": one.most, **facts}
+    write_tensors(file, {f"nfe_{nfe}": table.coefficients.contiguous() for nfe, table in tables.items()}, description)
+
+
+def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
+    """Read ranged samplers; raises FileFormatError for anything else."""
+    description, tensors = read_tensors(file, _RANGED_SCHEMA)
+    try:
+        spans = []
+        for key in ("first", "last"):
+            low, high = description[key]
+            if not 0 < low < high < math.inf:
+                raise ValueError(f"{key} must be a range of positive numbers")
+            spans.append((float(low), float(high)))
+        if type(description["most"]) is not int or description["most"] < 2:
+            raise ValueError("most must be an integer >= 2")
+        tables = {}
+        for name in tensors:
+            nfe = int(name.removeprefix("nfe_"))
+            coefficients = float64(tensors, name, 2)
+            if not 1 <= nfe <= _MOST_EVALUATIONS or coefficients.shape != (9, count_of(nfe)):
+                raise ValueError(f"{name} must be (9, {count_of(nfe)}), got {tuple(coefficients.shape)}")
+            tables[nfe] = Ranged(nfe, spans[0], spans[1], description["most"], coefficients)
+        return tables
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{file} does not hold ranged samplers: {error}") from error
 
 
 def write_tensors(file: str | FilePath, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

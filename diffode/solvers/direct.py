@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class DirectSolver(Solver):
     """A solver that runs itself: subclass it and write :meth:`follow`."""
 
     chart_name = "velocity"
+    #: Whether it can replace its first evaluation by the analytic one.
+    takes_analytic_first_step: ClassVar[bool] = False
 
     @abstractmethod
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:

@@ -10,7 +10,7 @@ from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.amed import AMED
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
-from diffode.solvers.bespoke import Bespoke
+from diffode.solvers.bespoke import Bespoke, Universal
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
 from diffode.solvers.er_sde import ERSDE
@@ -57,6 +57,7 @@ for _solver in (
     EmbeddedRungeKutta,
     AMED,
     Bespoke,
+    Universal,
 ):
     registry.register(_solver.name, _solver)
 for _order in (1, 2, 3):

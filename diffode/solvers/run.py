@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -103,7 +104,8 @@ def solve(
     (10, (4, 2))
     """
     _check_field(field)
-    recipe = get(solver)
+    _check_start(x)
+    recipe = get(solver).for_field(field.scale, math.prod(x.shape[1:]))
     if isinstance(recipe, DirectSolver):
         return _run_direct(recipe, field, x, grid, steps, nfe, noise, generator, keep, progress, on_failure)
     return run_tableau(
@@ -178,7 +180,7 @@ def _run_direct(
         solver.within(field.path, "karras", nfe)
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
-    if solver.analytic_first_step is not False:
+    if solver.analytic_first_step is not False and not solver.takes_analytic_first_step:
         raise ArgumentError(
             f"solver {solver.name!r} writes no table, so analytic_first_step can't replace its first evaluation"
         )

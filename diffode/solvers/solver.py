@@ -80,8 +80,12 @@ class Solver(ABC):
         """Its chart for a path."""
         return charts.get(self.chart_name, path)
 
-    def for_field(self, scale: float) -> Solver:
-        """The solver for data of this scale (root mean variance): itself, unless it works in units of the scale."""
+    def content(self) -> str:
+        """A hash of what its spec does not say, such as the numbers of a file it reads."""
+        return ""
+
+    def for_field(self, scale: float, dim: int) -> Solver:
+        """The solver for data of this scale (root mean variance) and dimension: itself, unless it works in these."""
         return self
 
     @abstractmethod

@@ -24,8 +24,11 @@ from diffode.studies.suite import Cell
 
 _ROOT = FilePath(diffode.__file__).parent
 #: Code that every result depends on. Solvers and targets are versioned one by one instead.
-_ENGINE = ("charts.py", "grids.py", "paths.py", "randomness.py", "references.py", "tableau.py", "fields", "metrics", "targets")
-_ENGINE_SOLVERS = ("run.py", "solver.py")
+_ENGINE = (
+    "charts.py", "grids.py", "paths.py", "propagation.py", "randomness.py", "references.py", "tableau.py", "fields", "metrics",
+    "targets",
+)  # fmt: skip
+_ENGINE_SOLVERS = ("ranged.py", "run.py", "solver.py", "stages.py")
 
 
 def cell_key(cell: Cell) -> str:
@@ -40,7 +43,8 @@ def cell_key(cell: Cell) -> str:
         for spec in specs
     ]
     solver = solver_version(parse_spec(cell.solver)[0])
-    return cache.key_of("cell", engine_version(), solver, target_version(cell.target), own_code, cell)[:32]
+    content = solvers.get(cell.solver).content()
+    return cache.key_of("cell", engine_version(), solver, content, target_version(cell.target), own_code, cell)[:32]
 
 
 @functools.cache

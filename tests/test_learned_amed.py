@@ -1,0 +1,113 @@
+"""AMED learned: exact on Gaussians, below its host, honest about where it was trained."""
+
+import math
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, paths, solvers
+from diffode.errors import ArgumentError, FieldError, FileFormatError
+from diffode.learned.amed import load_amed, save_amed, train_amed
+from diffode.learned.live import LiveWriter
+
+GRID = [80.0, 20.0, 5.0, 1.0, 0.2]
+
+
+def gaussian(variances, sigma_max=80.0, sigma_min=0.2):
+    target = diffode.GaussianMixture([1.0], torch.zeros(1, len(variances)), torch.tensor([variances], dtype=torch.float64))
+    return diffode.exact_field(target, paths.get(f"edm:sigma_max={sigma_max},sigma_min={sigma_min}"))
+
+
+def test_on_an_isotropic_gaussian_training_recovers_the_exact_inner_times():
+    """One r a step makes AMED exact there; the four values solve a scalar equation each, which DPM-2 (r = 1/2) misses."""
+    field = gaussian([1.0])
+    solver = train_amed(field, 4, grid=GRID, analytic_first_step=False, direction_range=0.0, rounds=600, points=512).solver
+    for k, exact in enumerate((0.433006, 0.431498, 0.401651, 0.326420)):
+        z = torch.full((1, 1), math.sqrt(1 + GRID[k] ** 2), dtype=torch.float64)
+        features = solver.features(LiveWriter(field, "noise", z, GRID[k]), 0, GRID[k])
+        assert float(solver.predictor(features, (GRID[k], GRID[k + 1]))[0]) == pytest.approx(exact, abs=1e-3)
+
+
+def test_two_variances_are_fitted_exactly_by_r_and_c():
+    """(r, c) = (.377599, .996399) is the only pair exact for variances 1/4 and 2 from rho = 5 to 1."""
+    field = gaussian([0.25, 2.0], 5.0, 1.0)
+    # The pair has to serve every start, so the network is not to tell the starts apart.
+    trained = train_amed(
+        field, 1, grid=[5.0, 1.0], analytic_first_step=False, rounds=1500, points=256, rate=1e-2,
+        hook=lambda x, t: torch.ones(len(x), 1, dtype=torch.float64),
+    )  # fmt: skip
+    r, c, a = trained.solver.predictor(torch.ones(1, 1, dtype=torch.float64), (5.0 / field.scale, 1.0 / field.scale))
+    assert float(r) == pytest.approx(0.377599, abs=1e-3)
+    assert float(c) == pytest.approx(0.996399, abs=1e-3)
+    assert float(a) == 1
+    assert trained.losses[-1] < 1e-6
+
+
+@pytest.mark.parametrize(("host", "base"), [(None, "dpm:order=2"), ("euler", "ddim"), ("ipndm", "ipndm:order=3")])
+def test_learned_amed_is_below_its_host_on_starts_it_has_not_seen(host, base):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.path.prior((256, 2), generator=77)
+    exact = diffode.reference(field, x, 80.0, 0.002, 1e-7).x
+    solver = train_amed(field, 3, host=host, order=3 if host == "ipndm" else 2, rounds=250, points=1024).solver
+    run = diffode.solve(field, x, solver=solver, grid=list(solver.times))
+    assert run.nfe == solver.nfe == 5
+    own = solvers.get(base, analytic_first_step=True).within(field.path, "karras", 5)
+    errors = [float((end - exact).norm(dim=1).mean()) for end in (run.x, own.run(field, x))]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_without_learning_it_is_its_host():
+    """The predictor starts at r = 1/2 and c = a = 1."""
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(4, generator=0)
+    for host, order in ((None, 2), ("dpm", 2), ("euler", 2), ("ipndm", 3), ("dpmpp", 2)):
+        trained = train_amed(field, 3, host=host, order=order, rounds=1, rate=0.0, points=8, analytic_first_step=False)
+        expected = diffode.solve(field, x, solver=solvers.get("amed", host=host, order=order), grid="karras", steps=3).x
+        torch.testing.assert_close(trained.solver.run(field, x)[-1], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("teacher", [1, 3])
+def test_a_teacher_and_end_to_end_training(teacher):
+    field = diffode.exact_field("bimodal1d", "vp")
+    for per_step in (True, False):
+        found = train_amed(field, 3, teacher=teacher, per_step=per_step, rounds=120, points=256, time_range=0.1)
+        assert found.losses[-1] < 0.7 * found.losses[0]
+
+
+def test_a_saved_amed_gives_the_same_run_and_spoilt_files_are_refused(tmp_path):
+    field = diffode.exact_field("ring8", "edm")
+    solver = train_amed(field, 2, rounds=5, points=32).solver
+    file = tmp_path / "amed.safetensors"
+    save_amed(solver, file)
+    x = field.prior(5, generator=0)
+    torch.testing.assert_close(load_amed(file).run(field, x)[-1], solver.run(field, x)[-1], rtol=0, atol=0)
+    for cut in (0, 50, len(file.read_bytes()) - 3):
+        (tmp_path / "cut").write_bytes(file.read_bytes()[:cut])
+        with pytest.raises(FileFormatError):
+            load_amed(tmp_path / "cut")
+    state = dict(solver.predictor.state_dict())
+    for name, spoilt in (("heads.bias", torch.full((3,), math.nan, dtype=torch.float64)), ("heads.weight", torch.zeros(3, 3))):
+        broken = train_amed(field, 2, rounds=1, points=8).solver
+        broken.predictor.load_state_dict(state)
+        broken.predictor._modules["heads"]._parameters[name.split(".")[1]] = torch.nn.Parameter(spoilt, requires_grad=False)
+        save_amed(broken, tmp_path / "spoilt")
+        with pytest.raises(FileFormatError):
+            load_amed(tmp_path / "spoilt")
+
+
+def test_it_says_what_it_can_not_do():
+    field = diffode.exact_field("ring8", "edm")
+    solver = train_amed(field, 2, rounds=1, points=8).solver
+    with pytest.raises(ArgumentError, match="trained on the grid"):
+        diffode.solve(field, field.prior(2, generator=0), solver=solver, grid="karras", steps=3)
+    with pytest.raises(ArgumentError, match="host=dpmpp does not use"):
+        train_amed(field, 2, host="dpmpp", rounds=1, points=8)
+    with pytest.raises(ArgumentError, match="teacher must be"):
+        train_amed(field, 2, teacher=0, rounds=1, points=8)
+    with pytest.raises(ArgumentError, match="rounds must be"):
+        train_amed(field, 2, rounds=0)
+    with pytest.raises(FieldError, match="no path"):
+        train_amed(Field.from_velocity(lambda x, t: -x), 2, dim=1)
+    with pytest.raises(ArgumentError, match="can't be saved"):
+        save_amed(train_amed(field, 2, rounds=1, points=8, hook=lambda x, t: x).solver, "x")
