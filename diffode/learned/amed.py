@@ -141,7 +141,7 @@ class LearnedAMED(DirectSolver):
         return table.ends
 
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
-        if not torch.allclose(torch.tensor(times), torch.tensor(self.times), rtol=1e-6):
+        if len(times) != len(self.times) or not torch.allclose(torch.tensor(times), torch.tensor(self.times), rtol=1e-6):
             raise ArgumentError(
                 f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}: use it, or train anew"
             )

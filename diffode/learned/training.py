@@ -114,7 +114,7 @@ def train_table(
     count = points if points is not None else _affordable(chosen, on, width, nfe)
     if type(count) is not int or count < 8:
         raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
-    problem, held_out = (_problem(chosen, on, width, n, s) for n, s in ((count, 2 * seed), (min(count, 1024), 2 * seed + 1)))
+    problem, held_out = (problem_for(chosen, on, width, n, s) for n, s in ((count, 2 * seed), (min(count, 1024), 2 * seed + 1)))
     candidates = _starts(problem, on, nfe, start, chosen.scale)
     best: tuple[Fit, Published, Table] | None = None
     for attempt, published in enumerate(candidates):
@@ -173,7 +173,7 @@ def _affordable(field: Field, path: Path, dim: int, nfe: int) -> int:
     return int(min(max(_STEP_SECONDS / a_start, _FEWEST), _MOST))
 
 
-def _problem(field: Field, path: Path, dim: int, count: int, seed: int) -> Problem:
+def problem_for(field: Field, path: Path, dim: int, count: int, seed: int) -> Problem:
     """Starts from the normal prior, as samplers have them, and where the exact flow takes them."""
     start = path.prior((count, dim), generator=torch.Generator().manual_seed(7_919 * seed + 1))
     exact = reference(field, start, path.t_max, path.t_min, 1e-6)

@@ -1,0 +1,286 @@
+r"""Grids optimised for a field: GITS (dynamic programme), DMN (without a field), LD3 (trained), and direct search.
+
+Each returns the times of a grid that any solver takes; LD3 with decoupled evaluation levels returns a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from diffode import grids, solvers
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import Field
+from diffode.learned.gauss_newton import Problem, fit
+from diffode.learned.parameters import Levels, Parameters
+from diffode.learned.training import problem_for
+from diffode.paths import Path
+from diffode.solvers.stages import Stages
+
+_SEARCH = {"xatol": 1e-5, "fatol": 1e-9}
+
+
+def gits(
+    field: Field,
+    steps: int,
+    *,
+    dim: int | None = None,
+    teacher: int = 60,
+    discount: float = 1.15,
+    points: int = 256,
+    seed: int = 0,
+) -> Tensor:
+    """Geometry-inspired time scheduling: the grid of ``steps`` steps whose Euler jumps leave the trajectories least.
+
+    Args:
+        field: a field with a path; ``dim`` is its number of coordinates, unless it is exact.
+        steps: number of steps.
+        dim: coordinates a row of a field of your own.
+        teacher: steps of the fine grid (polynomial, exponent 7) among whose points the grid's are chosen; they are followed by
+            Euler's method, as in the original.
+        discount: factor on the cost of later jumps.
+        points: trajectories that are averaged.
+        seed: of their starts.
+
+    Returns:
+        float64 tensor of ``steps + 1`` times.
+
+    Source: Chen et al., arXiv 2405.11326: the cost of a jump i -> j is the distance of its end to the chord from the first to
+    the last point of the trajectory, less that of the trajectory's own point j.
+    """
+    path = field.require_path("GITS")
+    width = _width(field, dim)
+    fine = grids.get("karras:rho=7", path, teacher)
+    _check_steps(steps, teacher)
+    rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
+    start = path.prior((points, width), generator=seed)
+    states = [start / path.alpha(float(fine[0]))]
+    slopes = []
+    with torch.no_grad():
+        for k in range(teacher):
+            t = float(fine[k])
+            slopes.append(field.predict("noise", states[-1] * path.alpha(t), t))
+            states.append(states[-1] + (rho[k + 1] - rho[k]) * slopes[-1])
+    chord = states[-1] - states[0]
+    unit = chord / chord.norm(dim=1, keepdim=True)
+
+    def deviation(z: Tensor) -> Tensor:
+        offset = z - states[0]
+        return (offset - (offset * unit).sum(1, keepdim=True) * unit).norm(dim=1)
+
+    cost = torch.full((teacher + 1, teacher + 1), math.inf, dtype=torch.float64)
+    for i in range(teacher):
+        for j in range(i + 1, teacher + 1):
+            jumped = states[i] + (rho[j] - rho[i]) * slopes[i]
+            cost[i, j] = (deviation(jumped) - deviation(states[j])).mean()
+    chosen: Tensor = fine[cheapest(cost, steps, discount)]
+    return chosen
+
+
+def cheapest(cost: Tensor, steps: int, discount: float) -> list[int]:
+    """The path 0 -> ... -> last of so many jumps with the least sum of cost times discount^(number of the jump)."""
+    count = len(cost)
+    value = cost[:, -1].clone()
+    choices: list[Tensor] = []
+    for _ in range(steps - 1):
+        total = cost + discount * value[None]
+        total[:, -1] = math.inf
+        value, choice = total.min(1)
+        choices.insert(0, choice)
+    places = [0]
+    for choice in choices:
+        places.append(int(choice[places[-1]]))
+    if not math.isfinite(float(value[0])):
+        raise ArgumentError(f"steps must be at most {count - 1}, the steps of the teacher")
+    return [*places, count - 1]
+
+
+def dmn(path: Path, steps: int, *, solver: str = "ab:order=3,chart=data", power: float = 1.0) -> Tensor:
+    r"""The grid that keeps a multistep solver's output least sensitive to errors of the denoiser; no field is needed.
+
+    Minimised is :math:`\sum_j |W_j|\,\sigma_j^p`, with W_j the weight of the j-th denoised point in the output, and the
+    denoiser's error taken to grow like :math:`\sigma^p`, sigma = rho/sqrt(1 + rho^2).
+
+    Source: Xue et al., arXiv 2402.17376, equation 13 and section 3.3 ("DM-NonUniform").
+    """
+    recipe = solvers.get(solver)
+    base = grids.get("log_snr", path, steps).tolist()
+    ends = [path.log_snr(base[0]), path.log_snr(base[-1])]
+
+    def times(logits: np.ndarray) -> list[float]:
+        shares = np.exp(logits - logits.max())
+        inner = ends[0] + (ends[1] - ends[0]) * np.cumsum(shares / shares.sum())[:-1]
+        return [base[0], *(path.time_from_log_snr(float(v)) for v in inner), base[-1]]
+
+    def bound(logits: np.ndarray) -> float:
+        stages = Stages.of(recipe.tableau(path, times(logits)))
+        rho = stages.levels[:-1]
+        # A state's weights of noise predictions, turned into weights of denoised points: b_j = -rho_j W_j in sum.
+        return float((denoised_weights(stages).abs() * (rho / (1 + rho.square()).sqrt()) ** power).sum())
+
+    if steps == 1:
+        return grids.explicit(base, path)
+    found = minimize(bound, np.zeros(steps), method="Nelder-Mead", options={**_SEARCH, "maxiter": 400 * steps})
+    return grids.explicit(times(found.x), path)
+
+
+def denoised_weights(stages: Stages) -> Tensor:
+    """Weights (N,) of the denoised points in the output, the start's own weight apart.
+
+    With e_j = (z_j - D_j)/rho_j every state is a combination of z_0 and D_0, ..., D_{i-1}.
+    """
+    count = stages.nfe
+    by_start, by_point = torch.zeros(count + 1, dtype=torch.float64), torch.zeros(count + 1, count, dtype=torch.float64)
+    by_start[0] = 1.0
+    for i in range(count):
+        share = stages.weights[i, : i + 1] / stages.levels[: i + 1]
+        by_start[i + 1] = stages.scales[i] + share @ by_start[: i + 1]
+        by_point[i + 1] = share @ by_point[: i + 1]
+        by_point[i + 1, : i + 1] -= share
+    return by_point[count]
+
+
+@dataclass(frozen=True)
+class Decoupled(Parameters):
+    """Levels of a grid and, apart from them, the levels at which the field is asked (LD3's second setting)."""
+
+    origin: Tensor
+    write: Callable[[Tensor], Stages]
+
+    @property
+    def start(self) -> Tensor:  # noqa: D102
+        inner = self.origin[1:-1].log()
+        return torch.cat([inner, torch.zeros_like(inner)])
+
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+        inner, shift = values.chunk(2)
+        ends = torch.tensor([first, last], dtype=torch.float64)
+        table = self.write(torch.cat([ends[:1], inner.exp(), ends[1:]]))
+        levels = table.levels.clone()
+        levels[1:-1] *= shift.exp()
+        return Stages(table.scales, table.weights, levels)
+
+    jacobian = Levels.jacobian
+
+
+def ld3(
+    field: Field,
+    steps: int,
+    *,
+    solver: str = "dpmpp:order=2",
+    grid: str = "log_snr",
+    dim: int | None = None,
+    points: int = 512,
+    seconds: float = 60.0,
+    seed: int = 0,
+) -> Tensor:
+    """The grid on which a one-evaluation-a-step solver ends nearest the exact flow, trained on starts.
+
+    Source: Tong et al., arXiv 2405.15506 (LD3); minimised here by Gauss-Newton with exact derivatives, from the named grid.
+    """
+    values, problem = _trained(Levels, field, steps, solver, grid, dim, points, seconds, seed)
+    path = field.require_path("LD3")
+    inner = [path.time_from_rho(float(level) * problem.unit) for level in values.exp()]
+    return grids.explicit([path.t_max, *inner, path.t_min], path)
+
+
+def ld3_decoupled(
+    field: Field,
+    steps: int,
+    *,
+    solver: str = "dpmpp:order=2",
+    grid: str = "log_snr",
+    dim: int | None = None,
+    points: int = 512,
+    seconds: float = 60.0,
+    seed: int = 0,
+) -> Stages:
+    """As :func:`ld3`, and then with the levels at which the field is asked free as well: a table, in the units of the data."""
+    path = field.require_path("LD3")
+    together, _ = _trained(Levels, field, steps, solver, grid, dim, points, seconds / 2, seed)
+    start = torch.cat([together, torch.zeros_like(together)])
+    values, problem = _trained(Decoupled, field, steps, solver, grid, dim, points, seconds / 2, seed, start)
+    levels, write = _writer(path, solver, grid, steps, problem.unit)
+    return Decoupled(levels, write).stages(values, problem.first, problem.last).scaled(problem.unit)
+
+
+def search(
+    field: Field,
+    steps: int,
+    *,
+    solver: str = "dpmpp:order=2",
+    grid: str = "log_snr",
+    dim: int | None = None,
+    points: int = 256,
+    seed: int = 0,
+) -> Tensor:
+    """The best grid of a few steps by direct search (Nelder-Mead): no gradient is asked of the field, any solver that is
+    deterministic will do.
+    """
+    path = field.require_path("a grid search")
+    problem = problem_for(field, path, _width(field, dim), points, seed)
+    levels, write = _writer(path, solver, grid, steps, problem.unit)
+    parameters = Levels(levels, write)
+    if steps == 1:
+        return grids.get(grid, path, 1)
+
+    def error(values: np.ndarray) -> float:
+        if np.any(np.diff(np.concatenate([[math.log(problem.first)], values, [math.log(problem.last)]])) >= 0):
+            return 1e300
+        found = problem.error(parameters.stages(torch.from_numpy(values), problem.first, problem.last))
+        return min(found, 1e300)
+
+    found = minimize(error, parameters.start.numpy(), method="Nelder-Mead", options={**_SEARCH, "maxiter": 300 * steps})
+    inner = [path.time_from_rho(math.exp(v) * problem.unit) for v in found.x]
+    return grids.explicit([path.t_max, *inner, path.t_min], path)
+
+
+def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tuple[Tensor, Callable[[Tensor], Stages]]:
+    """Levels of a named grid and the solver's table on given ones, in units of the scale."""
+    recipe = solvers.get(solver)
+    times = grids.get(grid, path, steps).tolist()
+    levels = torch.tensor([path.rho(t) for t in times], dtype=torch.float64) / unit
+
+    def write(at: Tensor) -> Stages:
+        inner = [path.time_from_rho(float(level) * unit) for level in at[1:-1]]
+        return Stages.of(recipe.tableau(path, [times[0], *inner, times[-1]])).scaled(1 / unit)
+
+    if write(levels).nfe != steps:
+        raise ArgumentError(
+            f"training a grid needs a solver of one evaluation a step; {recipe.spec!r} makes {write(levels).nfe}"
+        )
+    return levels, write
+
+
+def _trained(
+    kind: type[Levels] | type[Decoupled], field: Field, steps: int, solver: str, grid: str, dim: int | None, points: int,
+    seconds: float, seed: int, start: Tensor | None = None,
+) -> tuple[Tensor, Problem]:  # fmt: skip
+    path = field.require_path("LD3")
+    width = _width(field, dim)
+    problem, held_out = (problem_for(field, path, width, points, 2 * seed + k) for k in (0, 1))
+    if steps == 1:
+        raise ArgumentError("a grid of one step has nothing to train")
+    parameters = kind(*_writer(path, solver, grid, steps, problem.unit))
+    found = fit(parameters, [problem], [held_out], start=start, seconds=seconds, seed=seed)
+    if not math.isfinite(min(found.held_out)):
+        raise NumericalError("the trained grid gives non-finite states on held-out starts")
+    return found.values, problem
+
+
+def _width(field: Field, dim: int | None) -> int:
+    width = field.dim or dim
+    if width is None:
+        raise ArgumentError("dim is needed: how many coordinates a row of x has")
+    return width
+
+
+def _check_steps(steps: int, most: int) -> None:
+    if type(steps) is not int or not 1 <= steps <= most:
+        raise ArgumentError(f"steps must be an integer from 1 to {most}, got {steps!r}")

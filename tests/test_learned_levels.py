@@ -1,0 +1,107 @@
+"""Grids optimised for a field."""
+
+import itertools
+
+import pytest
+import torch
+
+import diffode
+from diffode import paths, solvers
+from diffode.errors import ArgumentError
+from diffode.learned import levels
+from diffode.solvers.stages import Stages
+
+EDM = paths.get("edm")
+
+
+def error_on(field, table, seed=9):
+    x = EDM.prior((300, field.dim), generator=seed)
+    exact = diffode.reference(field, x, 80.0, 0.002, 1e-7).x
+    return float((table.run(field, x) - exact).norm(dim=1).mean())
+
+
+def test_the_dynamic_programme_is_the_best_of_all_paths():
+    cost = torch.rand(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cost = torch.where(torch.arange(9)[:, None] < torch.arange(9), cost, torch.inf)
+    for steps in (1, 2, 3, 5, 8):
+        found = levels.cheapest(cost, steps, 1.15)
+
+        def total(path):
+            return sum(1.15**k * float(cost[i, j]) for k, (i, j) in enumerate(itertools.pairwise(path)))
+
+        best = min(((0, *inner, 8) for inner in itertools.combinations(range(1, 8), steps - 1)), key=total)
+        assert tuple(found) == best
+    with pytest.raises(ArgumentError, match="at most 8"):
+        levels.cheapest(cost, 9, 1.15)
+
+
+def test_gits_chooses_among_the_teachers_points_and_beats_even_spacing():
+    field = diffode.exact_field("ring8", "edm")
+    grid = levels.gits(field, 5)
+    fine = diffode.grids.get("karras:rho=7", EDM, 60)
+    assert len(grid) == 6
+    assert all(bool((fine == t).any()) for t in grid)
+    own, even = (solvers.get("ddim").tableau(EDM, g) for g in (grid, diffode.grids.get("log_snr", EDM, 5)))
+    assert error_on(field, own) < error_on(field, even)
+
+
+def test_weights_of_denoised_points_reproduce_the_run():
+    field = diffode.exact_field("ring8", "edm")
+    table = solvers.get("dpmpp:order=3").tableau(EDM, "karras", 5)
+    x = field.prior(3, generator=0)
+    stages, asked = Stages.of(table), []
+    for row, state in [(0, x), *table.walk(field, x)]:
+        if row in table.evaluated:
+            asked.append(field.denoised(state, table.rows[row].time))
+    end = table.run(field, x)
+    found = torch.einsum("j,jbd->bd", levels.denoised_weights(stages), torch.stack(asked))
+    rest = (end - found) / x
+    torch.testing.assert_close(rest, rest[:1, :1].expand_as(rest), rtol=1e-8, atol=1e-10)
+
+
+def test_dmn_lowers_its_bound_and_no_small_change_lowers_it_further():
+    grid = levels.dmn(EDM, 5)
+
+    def bound(times):
+        stages = Stages.of(solvers.get("ab:order=3,chart=data").tableau(EDM, times))
+        rho = stages.levels[:-1]
+        return float((levels.denoised_weights(stages).abs() * rho / (1 + rho**2).sqrt()).sum())
+
+    assert bound(grid) < bound(diffode.grids.get("log_snr", EDM, 5)) * 0.95
+    for k in range(1, 5):
+        for factor in (0.98, 1.02):
+            moved = grid.clone()
+            moved[k] *= factor
+            assert bound(moved) > bound(grid) * (1 - 1e-6)
+
+
+def test_trained_grids_improve_and_decoupled_levels_improve_again():
+    field = diffode.exact_field("ring8", "edm")
+    plain = solvers.get("dpmpp:order=2").tableau(EDM, "log_snr", 6)
+    trained = solvers.get("dpmpp:order=2").tableau(EDM, levels.ld3(field, 6))
+    decoupled = levels.ld3_decoupled(field, 6).tableau(EDM)
+    errors = [error_on(field, table) for table in (plain, trained, decoupled)]
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < errors[1] * 0.9
+
+
+def test_direct_search_and_training_find_the_same_grid():
+    field = diffode.exact_field("bimodal1d", "edm")
+    found = levels.search(field, 3, solver="ddim")
+    trained = levels.ld3(field, 3, solver="ddim", points=256)
+    errors = [error_on(field, solvers.get("ddim").tableau(EDM, grid)) for grid in (found, trained)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.03)
+    assert errors[0] < error_on(field, solvers.get("ddim").tableau(EDM, "karras", 3)) * 0.7
+
+
+def test_wrong_arguments_are_named():
+    field = diffode.exact_field("bimodal1d", "edm")
+    with pytest.raises(ArgumentError, match="one evaluation a step"):
+        levels.ld3(field, 3, solver="edm_heun")
+    with pytest.raises(ArgumentError, match="nothing to train"):
+        levels.ld3(field, 1)
+    with pytest.raises(ArgumentError, match="from 1 to 60"):
+        levels.gits(field, 61)
+    own = diffode.Field.from_noise(lambda x, t: x, EDM)
+    with pytest.raises(ArgumentError, match="dim is needed"):
+        levels.search(own, 3)
