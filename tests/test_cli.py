@@ -171,3 +171,39 @@ def test_the_exact_errors_of_a_gaussian_suite_rank(tmp_path):
     ranked = json.loads(diffode("bench", "g.toml", "--no-report", "--json", cwd=tmp_path).stdout)
     assert [row["solver"] for row in ranked["standings"]["8"]] == ["dpmpp:order=2", "ddim", "ddpm"]
     assert not ranked["failures"]
+
+
+def test_train_writes_a_sampler_that_bench_and_sample_take(tmp_path):
+    options = ("--target", "bimodal1d", "--nfe", "4", "--seconds", "4", "--points", "128", "--output", "b.safetensors")
+    facts = json.loads(diffode("train", "bespoke", *options, "--json", cwd=tmp_path).stdout)
+    assert facts["times smaller"] > 2
+    assert (tmp_path / "b.png").stat().st_size > 10_000
+    sampled = diffode("sample", "bimodal1d", "--solver", facts["solver"], "--nfe", "4", "--json", cwd=tmp_path)
+    assert json.loads(sampled.stdout)["mean_endpoint_error"] < 0.05
+    suite = (
+        SUITE.replace('"ring8"', '"bimodal1d"').replace("nfe = [4, 8]", "nfe = [4]").replace('"ddim"', f'"{facts["solver"]}"')
+    )
+    (tmp_path / "own.toml").write_text(suite)
+    ranked = json.loads(diffode("bench", "own.toml", "--no-report", "--json", cwd=tmp_path).stdout)
+    assert ranked["standings"]["4"][0]["solver"] == facts["solver"]
+
+
+@pytest.mark.parametrize("spec", ["gits", "dmn", "ld3:solver=ipndm", "search:solver=ddim"])
+def test_train_finds_grids(spec, tmp_path):
+    facts = json.loads(diffode("train", spec, "--target", "bimodal1d", "--nfe", "4", "--json", cwd=tmp_path).stdout)
+    times = [float(t) for t in facts["grid"].split()]
+    assert times == sorted(times, reverse=True)
+    assert len(times) == 5
+    # GITS and DMN optimise something else than the error.
+    assert spec in ("gits", "dmn") or facts["held-out error"] < facts["on log_snr"]
+
+
+def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
+    assert "nfe" in diffode("train", "amed:host=euler,rounds=20", "--target", "bimodal1d", "--nfe", "3", cwd=tmp_path).stdout
+    assert (tmp_path / "amed-bimodal1d-3.safetensors").is_file()
+    assert "did you mean 'bespoke'" in diffode("train", "bespok", "--target", "ring8", "--nfe", "4", code=2).stderr
+    assert "has no option 'foo'" in diffode("train", "bespoke:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
+    assert "does not know" in diffode("train", "ld3:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
+    assert "must end in .safetensors" in diffode(
+        "train", "bespoke", "--target", "ring8", "--nfe", "4", "--output", "x.pt", code=2
+    ).stderr  # fmt: skip

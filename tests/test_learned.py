@@ -14,7 +14,7 @@ from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatErr
 from diffode.learned import train_table
 from diffode.learned.family import random_mixture
 from diffode.learned.gauss_newton import Problem, fit
-from diffode.learned.parameters import Levels, Table
+from diffode.learned.parameters import Levels, Table, from_shares, to_shares
 from diffode.learned.sensitivities import Recording
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.solvers.ranged import Ranged
@@ -108,6 +108,13 @@ def test_parameters_know_their_derivatives(name, parameters):
         torch.testing.assert_close(jacobian[:, k], (up - down) / (2 * h), rtol=1e-5, atol=1e-6 * float(jacobian.abs().max()))
 
 
+def test_shares_of_levels_go_there_and_back():
+    levels = torch.tensor([80.0, 10.0, 3.0, 0.5, 0.002], dtype=torch.float64)
+    torch.testing.assert_close(from_shares(to_shares(levels), 80.0, 0.002), levels, rtol=1e-12, atol=0)
+    any_values = torch.tensor([3.0, -2.0, 0.5], dtype=torch.float64)
+    assert bool((from_shares(any_values, 80.0, 0.002).diff() < 0).all())
+
+
 def test_a_consistent_table_follows_constant_noise_exactly():
     origin = Table(stages_of("ipndm:order=3", 4), consistent=True)
     values = origin.start + 0.1 * torch.randn(
@@ -180,7 +187,8 @@ def test_two_gaussian_directions_by_levels_alone_match_a_direct_search():
     found = fit(levels, problems, problems)
 
     def loss(log_level):
-        return sum(p.error(levels.stages(torch.tensor([log_level], dtype=torch.float64), 5.0, 0.1)) for p in problems) / 2
+        own = to_shares(torch.tensor([5.0, math.exp(log_level), 0.1], dtype=torch.float64))
+        return sum(p.error(levels.stages(own, 5.0, 0.1)) for p in problems) / 2
 
     direct = minimize_scalar(loss, bounds=(math.log(0.15), math.log(4.5)), method="bounded", options={"xatol": 1e-10})
     assert min(found.held_out) == pytest.approx(direct.fun, rel=1e-6)

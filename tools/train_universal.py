@@ -23,7 +23,7 @@ from diffode.solvers.ranged import Ranged
 from diffode.solvers.stages import Stages, noise_function
 
 FIRST, LAST = (2.0, 800.0), (3e-6, 0.04)
-TRAINING, HELD_OUT, POINTS = 900, 120, 32
+TRAINING, HELD_OUT, POINTS = 1000, 120, 24
 #: Starting tables to choose from: solver and grid.
 STARTS = [
     (solver, grid)
@@ -103,7 +103,7 @@ def train(nfe: int, problems: list[Problem], held_out: list[Problem]) -> Ranged:
     best = None
     for loss, solver, grid, parameters in candidates[:2]:
         print(f"nfe {nfe}: from {solver} @ {grid}, mean log error {loss:.3f}", flush=True)
-        found = fit(parameters, problems, held_out, loss="log", floor=FLOOR, steps=STEPS, patience=12, seed=nfe,
+        found = fit(parameters, problems, held_out, loss="log", floor=FLOOR, steps=STEPS, patience=8, directions=3, seed=nfe,
                     progress=lambda s, a, b: print(f"  {s} {a:.4f} {b:.4f}", flush=True))  # fmt: skip
         print(f"  held out {found.held_out[0]:.3f} -> {min(found.held_out):.3f} in {found.seconds:.0f} s", flush=True)
         if best is None or min(found.held_out) < best[0]:
@@ -115,7 +115,7 @@ def train(nfe: int, problems: list[Problem], held_out: list[Problem]) -> Ranged:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    STEPS, FAST = 60, True
+    STEPS, FAST = 24, True
     began = time.time()
     problems = [problem(seed) for seed in range(TRAINING)]
     held_out = [problem(seed) for seed in range(10_000, 10_000 + HELD_OUT)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffode.targets import GaussianMixture
 
-_DIMENSIONS = (1, 1, 2, 2, 2, 2, 2, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_DIMENSIONS = (1, 1, 2, 2, 2, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 64, 64)
 _MOST_MODES = 40
 
 
@@ -24,10 +24,10 @@ def random_mixture(seed: int) -> GaussianMixture:
     """
     rng = np.random.default_rng([20_417, seed])
     dim = int(rng.choice(_DIMENSIONS))
-    modes = 1 if rng.random() < 0.08 else int(np.exp(rng.uniform(math.log(2), math.log(_MOST_MODES + 1))))
+    modes = 1 if rng.random() < 0.12 else int(np.exp(rng.uniform(math.log(2), math.log(_MOST_MODES + 1))))
     means = _means(rng, modes, dim)
     # Coordinates of unequal extent: a power-law spectrum, as images have.
-    decay = rng.choice([0.0, 0.0, 0.5, 1.0])
+    decay = rng.choice([0.0, 0.0, 0.5, 1.0, 1.0])
     extent = np.arange(1, dim + 1) ** -decay
     means *= extent
     spread = math.sqrt(float(np.mean(np.var(means, axis=0)))) if modes > 1 else 1.0

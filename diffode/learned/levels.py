@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, fit
-from diffode.learned.parameters import Levels, Parameters
+from diffode.learned.parameters import Decoupled, Levels, from_shares
 from diffode.learned.training import problem_for
 from diffode.paths import Path
 from diffode.solvers.stages import Stages
@@ -72,7 +71,8 @@ def gits(
 
     def deviation(z: Tensor) -> Tensor:
         offset = z - states[0]
-        return (offset - (offset * unit).sum(1, keepdim=True) * unit).norm(dim=1)
+        distance: Tensor = (offset - (offset * unit).sum(1, keepdim=True) * unit).norm(dim=1)
+        return distance
 
     cost = torch.full((teacher + 1, teacher + 1), math.inf, dtype=torch.float64)
     for i in range(teacher):
@@ -126,8 +126,8 @@ def dmn(path: Path, steps: int, *, solver: str = "ab:order=3,chart=data", power:
 
     if steps == 1:
         return grids.explicit(base, path)
-    found = minimize(bound, np.zeros(steps), method="Nelder-Mead", options={**_SEARCH, "maxiter": 400 * steps})
-    return grids.explicit(times(found.x), path)
+    best = _simplex(bound, np.zeros(steps))
+    return grids.explicit(times(best), path)
 
 
 def denoised_weights(stages: Stages) -> Tensor:
@@ -144,29 +144,6 @@ def denoised_weights(stages: Stages) -> Tensor:
         by_point[i + 1] = share @ by_point[: i + 1]
         by_point[i + 1, : i + 1] -= share
     return by_point[count]
-
-
-@dataclass(frozen=True)
-class Decoupled(Parameters):
-    """Levels of a grid and, apart from them, the levels at which the field is asked (LD3's second setting)."""
-
-    origin: Tensor
-    write: Callable[[Tensor], Stages]
-
-    @property
-    def start(self) -> Tensor:  # noqa: D102
-        inner = self.origin[1:-1].log()
-        return torch.cat([inner, torch.zeros_like(inner)])
-
-    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
-        inner, shift = values.chunk(2)
-        ends = torch.tensor([first, last], dtype=torch.float64)
-        table = self.write(torch.cat([ends[:1], inner.exp(), ends[1:]]))
-        levels = table.levels.clone()
-        levels[1:-1] *= shift.exp()
-        return Stages(table.scales, table.weights, levels)
-
-    jacobian = Levels.jacobian
 
 
 def ld3(
@@ -186,8 +163,7 @@ def ld3(
     """
     values, problem = _trained(Levels, field, steps, solver, grid, dim, points, seconds, seed)
     path = field.require_path("LD3")
-    inner = [path.time_from_rho(float(level) * problem.unit) for level in values.exp()]
-    return grids.explicit([path.t_max, *inner, path.t_min], path)
+    return _times(path, values, problem)
 
 
 def ld3_decoupled(
@@ -231,14 +207,26 @@ def search(
         return grids.get(grid, path, 1)
 
     def error(values: np.ndarray) -> float:
-        if np.any(np.diff(np.concatenate([[math.log(problem.first)], values, [math.log(problem.last)]])) >= 0):
-            return 1e300
         found = problem.error(parameters.stages(torch.from_numpy(values), problem.first, problem.last))
         return min(found, 1e300)
 
-    found = minimize(error, parameters.start.numpy(), method="Nelder-Mead", options={**_SEARCH, "maxiter": 300 * steps})
-    inner = [path.time_from_rho(math.exp(v) * problem.unit) for v in found.x]
-    return grids.explicit([path.t_max, *inner, path.t_min], path)
+    best = _simplex(error, parameters.start.numpy())
+    return _times(path, torch.from_numpy(best), problem)
+
+
+def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
+    """The times of a trained grid; its ends are the path's own, to the last digit."""
+    levels = from_shares(shares, problem.first, problem.last)[1:-1] * problem.unit
+    return grids.explicit([path.t_max, *(path.time_from_rho(float(level)) for level in levels), path.t_min], path)
+
+
+def _simplex(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
+    """Nelder-Mead from a simplex whose sides are half a unit (a factor 1.6 on a step), and once more from where it ends."""
+    for _ in range(2):
+        simplex = np.vstack([start, start + 0.5 * np.eye(len(start))])
+        limits = {"initial_simplex": simplex, "maxiter": 300 * len(start), "maxfev": 400 * len(start)}
+        start = minimize(function, start, method="Nelder-Mead", options={**_SEARCH, **limits}).x
+    return start
 
 
 def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tuple[Tensor, Callable[[Tensor], Stages]]:

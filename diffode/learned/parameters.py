@@ -6,6 +6,7 @@ The numbers of a sampler are counted in the order c, b row by row, log rho of th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,21 +124,34 @@ class Table(Parameters):
         return jacobian
 
 
+def to_shares(levels: Tensor) -> Tensor:
+    """Decreasing positive levels (N + 1,) as N - 1 numbers free of constraints: logarithms of the steps in log rho, relative to
+    the last step (LD3's softmax).
+    """
+    steps = levels.log().diff().neg()
+    return (steps[:-1] / steps[-1]).log()
+
+
+def from_shares(values: Tensor, first: float, last: float) -> Tensor:
+    """The levels with these shares between two ends."""
+    steps = torch.softmax(torch.cat([values, values.new_zeros(1)]), 0)
+    inner = math.log(first) + (math.log(last) - math.log(first)) * steps.cumsum(0)[:-1]
+    return torch.cat([values.new_full((1,), first), inner.exp(), values.new_full((1,), last)])
+
+
 @dataclass(frozen=True)
 class Levels(Parameters):
-    """The inner levels of a grid alone, in log rho; ``write`` gives the solver's table on them (LD3's setting)."""
+    """The inner levels of a grid alone; ``write`` gives the solver's table on them (LD3's setting)."""
 
     origin: Tensor
     write: Callable[[Tensor], Stages]
 
     @property
     def start(self) -> Tensor:  # noqa: D102
-        inner: Tensor = self.origin[1:-1].log()
-        return inner
+        return to_shares(self.origin)
 
     def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
-        ends = torch.tensor([first, last], dtype=torch.float64)
-        return self.write(torch.cat([ends[:1], values.exp(), ends[1:]]))
+        return self.write(from_shares(values, first, last))
 
     def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
         """By central differences of the table: exact to 1e-9, and it costs no evaluation of the field."""
@@ -149,3 +163,20 @@ class Levels(Parameters):
             up, down = (to_vector(self.stages(values + sign * shift, first, last)) for sign in (1, -1))
             columns.append((up - down) / (2 * step))
         return torch.stack(columns, dim=1)
+
+
+@dataclass(frozen=True)
+class Decoupled(Levels):
+    """Levels of a grid and, apart from them, the levels at which the field is asked (LD3's second setting)."""
+
+    @property
+    def start(self) -> Tensor:  # noqa: D102
+        together = to_shares(self.origin)
+        return torch.cat([together, torch.zeros_like(together)])
+
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+        together, shift = values.chunk(2)
+        table = self.write(from_shares(together, first, last))
+        levels = table.levels.clone()
+        levels[1:-1] *= shift.exp()
+        return Stages(table.scales, table.weights, levels)
