@@ -22,6 +22,8 @@ from diffode.learned.training import problem_for
 from diffode.paths import Path
 from diffode.solvers.stages import Stages
 
+#: Grids that direct search starts from.
+_FROM = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
 _SEARCH = {"xatol": 1e-5, "fatol": 1e-9}
 
 
@@ -191,27 +193,29 @@ def search(
     steps: int,
     *,
     solver: str = "dpmpp:order=2",
-    grid: str = "log_snr",
     dim: int | None = None,
     points: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """The best grid of a few steps by direct search (Nelder-Mead): no gradient is asked of the field, any solver that is
-    deterministic will do.
+    """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids, the best end kept.
+
+    No gradient is asked of the field. The error has many minima in the levels, which training (:func:`ld3`) does not leave.
     """
     path = field.require_path("a grid search")
     problem = problem_for(field, path, _width(field, dim), points, seed)
-    levels, write = _writer(path, solver, grid, steps, problem.unit)
-    parameters = Levels(levels, write)
     if steps == 1:
-        return grids.get(grid, path, 1)
+        return grids.get("log_snr", path, 1)
+    found: list[tuple[float, np.ndarray]] = []
+    for grid in _FROM:
+        parameters = Levels(*_writer(path, solver, grid, steps, problem.unit))
 
-    def error(values: np.ndarray) -> float:
-        found = problem.error(parameters.stages(torch.from_numpy(values), problem.first, problem.last))
-        return min(found, 1e300)
+        def error(values: np.ndarray, parameters: Levels = parameters) -> float:
+            stages = parameters.stages(torch.from_numpy(values), problem.first, problem.last)
+            return min(problem.error(stages), 1e300)
 
-    best = _simplex(error, parameters.start.numpy())
-    return _times(path, torch.from_numpy(best), problem)
+        best = _simplex(error, parameters.start.numpy())
+        found.append((error(best), best))
+    return _times(path, torch.from_numpy(min(found, key=lambda pair: pair[0])[1]), problem)
 
 
 def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
