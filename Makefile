@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test lint setup clean speed orders
+.PHONY: bench test lint setup clean speed orders learned universal
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -40,6 +40,14 @@ $(READY): pyproject.toml constraints.txt
 orders: $(READY)
 	@echo "==> orders of convergence on three targets and two grids"
 	$(BIN)/python benchmarks/orders.py
+
+learned: $(READY)  # hours: it trains a table for every target and number of evaluations
+	@echo "==> what learning gains, on held-out starts and targets"
+	$(BIN)/python benchmarks/learned.py
+	$(BIN)/python benchmarks/amed.py
+
+universal: $(READY)  # about an hour: trains the universal tables again
+	$(BIN)/python tools/train_universal.py
 
 speed: $(READY)  # leave the machine alone while it runs
 	@echo "==> speed against the alternatives, as ratios within one run"

@@ -152,7 +152,7 @@ def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], l
     for problem in problems:
         try:
             error = problem.error(parameters.stages(values, problem.first, problem.last, problem.dim))
-        except ArgumentError:
+        except (ArgumentError, OverflowError):
             # A trial step too far: levels that over- or underflow.
             return math.inf
         total += math.log(max(error + floor, 1e-300)) if loss == "log" else error
@@ -176,7 +176,7 @@ def _normal_equations(
         recording = Recording(problem.noise, problem.start, stages)
         error = recording.end - problem.end
         length = error.norm(dim=1)
-        along, share, slope = _directions(error, length, count, generator)
+        along, share, slope = output_directions(error, length, count, generator)
         raw = recording.gradients(along).to(torch.float64)
         chain = parameters.jacobian(values, problem.first, problem.last, problem.dim)
         chain = _in_units(chain, stages.nfe, problem.unit)
@@ -198,7 +198,7 @@ def _in_units(chain: Tensor, nfe: int, unit: float) -> Tensor:
     return scaled
 
 
-def _directions(error: Tensor, length: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def output_directions(error: Tensor, length: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Directions (B, S, D), their share in the curvature (B, S), and the error along them as far as it enters the gradient."""
     batch, dim = error.shape
     if dim <= count:

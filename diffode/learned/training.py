@@ -87,7 +87,8 @@ def train_table(
         nfe: number of evaluations.
         path: path of the target; a field has its own.
         dim: coordinates a row of a field of your own.
-        start: ``"solver @ grid"`` to start from; by default the best three of a list of published ones on these starts.
+        start: ``"solver @ grid"`` to start from; by default the best three of a list of published ones and the universal
+            table on these starts.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
         points: number of starts; by default as many as keep a step short.
@@ -204,6 +205,8 @@ def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: flo
                 found.append(Published(error, f"{solver} @ {grid}", stages))
         elif start is not None:
             raise BudgetError(f"start {start!r} has no run of exactly {nfe} evaluations, but of {stages.nfe}")
+    if start is None:
+        found += _universal(few, path, nfe, unit)
     found.sort(key=lambda published: published.error)
     best: dict[str, Published] = {}
     for published in found:
@@ -211,6 +214,17 @@ def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: flo
     if not best:
         raise NumericalError(f"no published sampler gives finite states with nfe={nfe} on this field; look at the field first")
     return list(itertools.islice(best.values(), _ATTEMPTS))
+
+
+def _universal(problem: Problem, path: Path, nfe: int, unit: float) -> list[Published]:
+    """The universal table as a point to start from, if there is one for these levels and this number of evaluations."""
+    try:
+        table = solvers.get("universal", scale=unit, dim=problem.dim).tableau(path, [path.t_max, path.t_min], nfe)
+    except ArgumentError:
+        return []
+    stages = Stages.of(table).scaled(1 / unit)
+    error = problem.error(stages)
+    return [Published(error, "universal", stages)] if math.isfinite(error) else []
 
 
 def _listed(start: str | None) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,8 @@ from diffode.tableau import Tableau, Writer
 
 #: Levels may differ by this share from those that a sampler was trained for before it says so.
 _SAME_LEVEL = 0.01
+#: The universal tables.
+FILE = FilePath(__file__).parent / "universal.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +168,15 @@ class Universal(TrainedSolver):
             raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
         ranged = shipped_tables()[nfe]
         ranged.check(first / self.scale, last / self.scale, self.scale)
+        if self.dim > ranged.most:
+            text = (
+                f"the universal tables were trained in up to {ranged.most} dimensions, this field has {self.dim}: measure first"
+            )
+            warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
         return ranged.stages(first / self.scale, last / self.scale, self.dim).scaled(self.scale)
 
 
 @functools.cache
 def shipped_tables() -> dict[int, Ranged]:
     """The universal tables by number of evaluations."""
-    return load_ranged(FilePath(__file__).parent / "universal.safetensors")
+    return load_ranged(FILE)

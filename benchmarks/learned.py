@@ -1,0 +1,162 @@
+"""What learning gains: trained tables and the universal ones against every hand-made solver, on starts not trained on.
+
+``make learned`` or ``python benchmarks/learned.py [--seconds S] [--nfe N ...] [--targets NAME ...] [--rows FILE]``. For each
+target and number of evaluations, on EDM from 80 to 0.002:
+
+* *hand-made*: the best of all solvers and grids below in hindsight, that is, chosen on the very test starts (rho tuned), and
+  the best of them on the grid they are published with (karras, rho = 7);
+* *bespoke*: a table trained for this target and number on other starts (``diffode.learned.train_table``);
+* *conditioned* (with ``--conditioned``): that table made to depend on the sample (``diffode.learned.conditioned.condition``);
+* *universal*: the table that ships, which has seen none of these targets.
+
+Errors are mean end-point errors over 256 test starts in units of the target's scale. Rows are appended to FILE as they are
+made, and those that are there already are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from diffode import fields, paths, solvers, targets
+from diffode.errors import ArgumentError
+from diffode.learned import train_table
+from diffode.learned.conditioned import condition
+from diffode.references import reference
+from diffode.solvers.stages import Stages, noise_function
+
+SOLVERS = (
+    "ddim", "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4", "ipndm_v:form=consistent",
+    "lms:order=2", "lms:order=3", "deis:order=2", "deis:order=3", "deis:order=4", "dpm_m:order=2", "dpm_m:order=3",
+    "dpmpp:order=2", "dpmpp:order=2,lower_order_final=always", "dpmpp:order=3", "dpmpp:order=3,lower_order_final=always",
+    "dpmpp:order=3,form=consistent", "unipc:order=1", "unipc:order=2", "unipc:order=3", "ab:order=2,chart=data",
+    "ab:order=3,chart=noise_log_snr", "edm_heun", "midpoint:chart=noise", "dpm:order=2", "dpm:order=3", "dpmpp_s:order=2",
+    "dpmpp_s:order=3",
+)  # fmt: skip
+GRIDS = (
+    *(f"karras:rho={rho}" for rho in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 9, 12, 16, 24)), "log_snr", "kl_optimal", "shift:s=1",
+    "shift:s=3", "time_quadratic", *(f"polyexponential:rho={rho}" for rho in (0.5, 0.7, 0.85, 1.2, 1.5)),
+)  # fmt: skip
+TEST, CHOOSING, TEST_SEED = 256, 64, 424_242
+EDM = paths.get("edm")
+
+
+def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nfe: int) -> dict[str, object]:
+    """The best solver and grid on the test starts, and the best on the usual grid."""
+
+    def error(stages: Stages, rows: int) -> float:
+        end = stages.run(noise_function(field), x[:rows])
+        value = float((end - exact[:rows]).norm(dim=1).mean()) / field.scale
+        return value if math.isfinite(value) else math.inf
+
+    found = []
+    for solver, grid in itertools.product(SOLVERS, GRIDS):
+        try:
+            stages = Stages.of(solvers.get(solver).within(EDM, grid, nfe))
+        except ArgumentError:
+            continue
+        found.append((error(stages, CHOOSING), f"{solver} @ {grid}", stages))
+    found.sort(key=lambda item: item[0])
+    best = min((error(stages, TEST), name) for _, name, stages in found[:8])
+    usual = [item for item in found if item[1].endswith("@ karras:rho=7")]
+    untuned = min((error(stages, TEST), name) for _, name, stages in usual[:4])
+    return {"hand": best[0], "hand_name": best[1], "untuned": untuned[0], "untuned_name": untuned[1]}
+
+
+def row(name: str, nfe: int, seconds: float, conditioned: bool) -> dict[str, object]:
+    field = fields.exact_field(name, EDM)
+    x = EDM.prior((TEST, field.target.dim), generator=TEST_SEED)
+    reached = reference(field, x, EDM.t_max, EDM.t_min, 1e-9)
+    exact = reached.x
+
+    def error(end: torch.Tensor) -> float:
+        return float((end - exact).norm(dim=1).mean()) / field.scale
+
+    made = {"target": name, "nfe": nfe, "components": getattr(field.target, "count", None), **hand_made(field, x, exact, nfe)}
+    began = time.perf_counter()
+    trained = train_table(name, nfe, seconds=seconds)
+    made["seconds"] = time.perf_counter() - began
+    made["start"] = trained.checkpoint.start
+    made["bespoke"] = error(trained.checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
+    if conditioned:
+        found = condition(trained, field, seconds=seconds)
+        with torch.no_grad():
+            made["conditioned"] = error(found.solver.table.run(noise_function(field), x)[0])
+        made["conditioned_seconds"] = found.seconds
+    made["floor"] = float(reached.errors.mean()) / field.scale
+    try:
+        table = solvers.get("universal").for_field(field.scale, field.target.dim).within(EDM, "karras", nfe)
+        made["universal"] = error(table.run(field, x))
+    except ArgumentError as refused:
+        made["universal"], made["refused"] = None, str(refused)
+    return made
+
+
+def geometric(values: list[float]) -> str:
+    return (
+        f"{math.exp(sum(map(math.log, values)) / len(values)):.2f} (least {min(values):.2f}, {len(values)} cells)"
+        if values
+        else "-"
+    )
+
+
+def report(rows: list[dict[str, object]]) -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n")
+    print(
+        "| target | NFE | best hand-made (in hindsight) | error | bespoke | x smaller | universal | x smaller | training, s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        universal = r["universal"]
+        shown = "refused |" if universal is None else f"{universal:.2e} | {r['hand'] / universal:.2f}"
+        print(f"| {r['target']} | {r['nfe']} | `{r['hand_name']}` | {r['hand']:.2e} | {r['bespoke']:.2e} | "
+              f"{r['hand'] / max(r['bespoke'], r['floor']):.2f} | {shown} | {r['seconds']:.0f} |")  # fmt: skip
+    print()
+    for nfe in (*sorted({r["nfe"] for r in rows}), None):
+        own = [r for r in rows if nfe in (None, r["nfe"])]
+        mixtures = [r for r in own if r["components"] != 1]
+        label = f"NFE {nfe}" if nfe else "all"
+        print(f"{label}: bespoke, mixtures {geometric([r['hand'] / max(r['bespoke'], r['floor']) for r in mixtures])}; "
+              f"with Gaussians {geometric([r['hand'] / max(r['bespoke'], r['floor']) for r in own])}")  # fmt: skip
+        known = [r for r in own if r["universal"] is not None]
+        print(f"{label}: universal against tuned {geometric([r['hand'] / r['universal'] for r in known])}; "
+              f"against the best on karras, rho = 7 {geometric([r['untuned'] / r['universal'] for r in known])}")  # fmt: skip
+    both = [r for r in rows if r.get("conditioned") and r["bespoke"] > 10 * r["floor"]]
+    print(f"all: conditioned against bespoke {geometric([r['bespoke'] / r['conditioned'] for r in both])}")
+    print("\nHeld out: bespoke tables, the test starts; universal tables, every target of the registry.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--nfe", type=int, nargs="*", default=[4, 6, 8, 10])
+    parser.add_argument("--targets", nargs="*", default=targets.names())
+    parser.add_argument("--conditioned", action="store_true", help="condition each table on the sample as well")
+    parser.add_argument("--rows", default="diffode-report/learned.jsonl")
+    chosen = parser.parse_args()
+    file = Path(chosen.rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    done = {(r["target"], r["nfe"]) for r in rows}
+    for nfe, name in itertools.product(chosen.nfe, chosen.targets):
+        if (name, nfe) in done:
+            continue
+        made = row(name, nfe, chosen.seconds, chosen.conditioned)
+        rows.append(made)
+        with file.open("a") as opened:
+            opened.write(json.dumps(made) + "\n")
+        print(
+            f"{name} {nfe}: hand {made['hand']:.2e}, bespoke {made['bespoke']:.2e}, universal {made['universal']}", flush=True
+        )
+    report([r for r in rows if r["nfe"] in chosen.nfe and r["target"] in chosen.targets])
+
+
+if __name__ == "__main__":
+    main()

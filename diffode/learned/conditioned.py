@@ -1,0 +1,243 @@
+r"""Tables whose numbers depend on the sample: AMED's idea for every entry, trained by Gauss-Newton.
+
+After each evaluation a few features of the state are known: its normalised size, the noise prediction's, the angle between
+them, how the prediction changed, and in few dimensions the vectors themselves. A layer of fixed random tanh units turns them
+into :math:`\varphi`, and the numbers of the next row are those of a trained table plus :math:`W_i^T\varphi`. What is
+trained, W, enters linearly, so that Gauss-Newton applies: the derivative by W is that by the sample's own numbers, exact
+through all that follows, times :math:`\varphi`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError, FieldError, NumericalError
+from diffode.fields import Field
+from diffode.learned.gauss_newton import Problem, output_directions
+from diffode.learned.training import Trained, problem_for
+from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.stages import NoiseFunction, Stages, noise_function
+
+#: Whole vectors are features up to so many coordinates.
+_VECTORS = 8
+#: Sizes of what phi may add: to a weight as a share of its row's step, to the scale of the state.
+_WEIGHT, _SCALE = 0.1, 0.01
+_CHUNK = 1024
+_DAMPING, _EASE, _TIGHTEN, _TRIALS, _LEAST_WEIGHT = 1e-2, 3.0, 4.0, 8, 0.05
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A table in the data's units; for each row a random layer (matrix, offset) and trained weights (units + 1, row + 2)."""
+
+    stages: Stages
+    unit: float
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    weights: tuple[Tensor, ...]
+
+    def run(self, noise: NoiseFunction, start: Tensor, shifts: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) join what W gives."""
+        stages, evaluations, known = self.stages, [], []
+        z = start
+        for i in range(stages.nfe):
+            level, step = float(stages.levels[i]), float(stages.levels[i] - stages.levels[i + 1])
+            evaluations.append(noise(z, level))
+            matrix, offset = self.layers[i]
+            units = torch.tanh(features(z, evaluations, level, self.unit) @ matrix + offset)
+            phi = torch.cat([torch.ones_like(units[:, :1]), units], dim=1)
+            known.append(phi)
+            added = phi @ self.weights[i]
+            if shifts is not None:
+                added = added + shifts[i]
+            following = start * float(stages.scales[i]) + _SCALE * step / level * added[:, :1] * z
+            for j, e in enumerate(evaluations):
+                following = following + e * (float(stages.weights[i, j]) + _WEIGHT * step * added[:, j + 1 : j + 2])
+            z = following
+        return z, known
+
+    def error(self, problem: Problem) -> float:
+        """Mean end-point error in units of the scale; infinite if the run overflows."""
+        with torch.no_grad():
+            end = self.run(problem.noise, problem.start)[0]
+        value = float((end - problem.end).norm(dim=1).mean()) / self.unit
+        return value if math.isfinite(value) else math.inf
+
+
+def features(z: Tensor, evaluations: Sequence[Tensor], level: float, unit: float) -> Tensor:
+    """(B, F): sizes of the state and of the prediction, their angle, the prediction's change, and in few dimensions both."""
+    state = z / math.sqrt(level**2 + unit**2)
+    latest, before = evaluations[-1], evaluations[-2] if len(evaluations) > 1 else evaluations[-1]
+    size = math.sqrt(z.shape[1])
+    norms = [v.norm(dim=1, keepdim=True) / size for v in (state, latest)]
+    angle = (state * latest).sum(1, keepdim=True) / (size**2 * norms[0] * norms[1] + 1e-12)
+    # A square root has no derivative at 0, where the first row's change lies.
+    change = ((latest - before).square().sum(1, keepdim=True) / size**2 + 1e-12).sqrt()
+    along = (latest * before).sum(1, keepdim=True) / size**2
+    vectors = [state, latest] if z.shape[1] <= _VECTORS else []
+    return torch.cat([*norms, angle, change, along, *vectors], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionedSolver(DirectSolver):
+    """A trained conditioned table as a solver: ``solve(field, x, solver=trained.solver, grid=[start, end])``."""
+
+    table: Conditioned = field(repr=False)
+
+    name = "conditioned"
+    reference = "after Zhou et al., arXiv 2312.00094, with every number of a table predicted"
+
+    @property
+    def order(self) -> int:
+        """None is claimed: it is trained for one number of evaluations."""
+        return 0
+
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+        path = field.require_path("a conditioned table")
+        known = (float(self.table.stages.levels[0]), float(self.table.stages.levels[-1]))
+        levels = path.rho(times[0]), path.rho(times[-1])
+        if len(times) != 2 or any(abs(a - b) > 0.01 * b for a, b in zip(levels, known, strict=True)):
+            raise ArgumentError(
+                f"this table was trained from noise level {known[0]:.4g} to {known[1]:.4g}: give grid=[start, end] at these"
+            )
+        with torch.no_grad():
+            start = (x / path.alpha(times[0])).flatten(1)
+            end = self.table.run(noise_function(field), start)[0] * path.alpha(times[-1])
+        return Journey(torch.stack([x, end.reshape(x.shape)]))
+
+
+@dataclass(frozen=True)
+class TrainedConditioned:
+    """The solver, its mean error on held-out starts and that of the table it started from, in units of the scale."""
+
+    solver: ConditionedSolver
+    held_out_error: float
+    start_error: float
+    training: tuple[float, ...]
+    held_out: tuple[float, ...]
+    seconds: float
+
+
+def condition(
+    trained: Trained,
+    field: Field,
+    *,
+    dim: int | None = None,
+    units: int = 20,
+    points: int = 4096,
+    steps: int = 40,
+    seconds: float = 60.0,
+    directions: int = 4,
+    patience: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> TrainedConditioned:
+    """Condition a trained table on the sample.
+
+    Args:
+        trained: what :func:`diffode.learned.train_table` gave.
+        field: the field it was trained on.
+        dim: coordinates a row of a field of your own.
+        units: random units a row.
+        points: starts to train on; a quarter as many decide when to stop.
+        steps, seconds, patience: most steps, most seconds, most steps without a better held-out error.
+        directions: derivatives a sample, in more dimensions than that.
+        seed: of the starts and of the random layers.
+        progress: called as ``progress(step, training error, held-out error)``.
+    """
+    path, width = field.require_path("training"), field.dim or dim
+    if width is None:
+        raise ArgumentError("dim is needed: how many coordinates a row of x has")
+    for name, value in (("units", units), ("points", points), ("steps", steps)):
+        if type(value) is not int or value < 1:
+            raise ArgumentError(f"{name} must be an integer >= 1, got {value!r}")
+    began = time.perf_counter()
+    unit = field.scale
+    problem, held_out = (
+        problem_for(field, path, width, n, 500_000 + 2 * seed + k) for k, n in enumerate((points, max(points // 4, 64)))
+    )
+    generator = torch.Generator().manual_seed(seed)
+    inputs = 5 + (2 * width if width <= _VECTORS else 0)
+    count = trained.checkpoint.stages.nfe
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    table = Conditioned(
+        trained.checkpoint.stages.scaled(unit),
+        unit,
+        tuple((normal(inputs, units), normal(units)) for _ in range(count)),
+        tuple(torch.zeros(units + 1, i + 2, dtype=torch.float64) for i in range(count)),
+    )
+    best = table
+    training, checked = [table.error(problem)], [table.error(held_out)]
+    if not math.isfinite(training[0]):
+        raise NumericalError("the table to start from gives non-finite states on these starts")
+    damping, waited = _DAMPING, 0
+    for step in range(1, steps + 1):
+        gradient, curvature = _normal_equations(table, problem, directions, generator)
+        largest = float(curvature.diagonal().max())
+        size = curvature.diagonal().clamp(min=1e-12 * largest + 1e-300).sqrt()
+        scaled = curvature / size[:, None] / size
+        improved = False
+        for _ in range(_TRIALS):
+            damped = scaled + damping * torch.eye(len(size), dtype=torch.float64)
+            trial = _moved(table, torch.linalg.solve(damped, gradient / size) / size)
+            loss = trial.error(problem)
+            if loss < training[-1]:
+                table, improved = trial, True
+                damping = max(damping / _EASE, 1e-10)
+                break
+            damping *= _TIGHTEN
+        if not improved:
+            break
+        training.append(loss)
+        checked.append(table.error(held_out))
+        if checked[-1] < min(checked[:-1]):
+            best, waited = table, 0
+        else:
+            waited += 1
+        if progress is not None:
+            progress(step, training[-1], checked[-1])
+        if waited > patience or time.perf_counter() - began > seconds:
+            break
+    return TrainedConditioned(
+        ConditionedSolver(table=best), min(checked), checked[0], tuple(training), tuple(checked), time.perf_counter() - began
+    )
+
+
+def _moved(table: Conditioned, move: Tensor) -> Conditioned:
+    sizes = [w.numel() for w in table.weights]
+    parts = torch.split(move, sizes)
+    return replace(table, weights=tuple(w - part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
+
+
+def _normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gradient and Gauss-Newton matrix of the mean error by all W."""
+    total = sum(w.numel() for w in table.weights)
+    gradient, curvature = torch.zeros(total, dtype=torch.float64), torch.zeros(total, total, dtype=torch.float64)
+    for begin in range(0, len(problem.start), _CHUNK):
+        start, exact = (part[begin : begin + _CHUNK] for part in (problem.start, problem.end))
+        shifts = [torch.zeros(len(start), w.shape[1], dtype=start.dtype).requires_grad_(True) for w in table.weights]
+        with torch.enable_grad():
+            end, known = table.run(problem.noise, start, shifts)
+        if not end.requires_grad:
+            raise FieldError("the field can't be differentiated: its answer has no gradient in x")
+        error = (end - exact).detach()
+        length = error.norm(dim=1)
+        along, share, slope = output_directions(error, length, count, generator)
+        weight = 1 / length.clamp(min=_LEAST_WEIGHT * float(length.median()) + 1e-300)
+        for k in range(along.shape[1]):
+            found = torch.autograd.grad((end * along[:, k]).sum(), shifts, retain_graph=k + 1 < along.shape[1])
+            own = torch.cat(
+                [(phi.detach()[:, :, None] * g[:, None]).flatten(1) for phi, g in zip(known, found, strict=True)], dim=1
+            )
+            gradient += own.T @ (weight * slope[:, k])
+            rooted = own * (weight * share[:, k]).sqrt()[:, None]
+            curvature += rooted.T @ rooted
+    return gradient, curvature

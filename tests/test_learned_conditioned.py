@@ -1,0 +1,91 @@
+"""Tables conditioned on the sample."""
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, paths
+from diffode.errors import ArgumentError
+from diffode.learned import train_table
+from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features
+from diffode.learned.training import problem_for
+from diffode.solvers.stages import noise_function
+
+EDM = paths.get("edm")
+
+
+@pytest.fixture(scope="module")
+def ring():
+    field = diffode.exact_field("ring8", "edm")
+    trained = train_table("ring8", 4, points=1024, seconds=5)
+    return field, trained, condition(trained, field, points=2048, steps=25, seconds=25)
+
+
+def test_conditioning_makes_the_error_smaller_again_on_new_starts(ring):
+    field, trained, found = ring
+    assert found.held_out_error < found.start_error / 1.3
+    x = EDM.prior((400, 2), generator=31)
+    exact = diffode.reference(field, x, 80.0, 0.002, 1e-8).x
+    run = diffode.solve(field, x, solver=found.solver, grid=[80.0, 0.002])
+    assert run.nfe == 4
+    plain = trained.checkpoint.stages.scaled(field.scale).run(noise_function(field), x)
+    errors = [float((end - exact).norm(dim=1).mean()) for end in (run.x, plain)]
+    assert errors[0] < errors[1] / 1.3
+
+
+def test_rows_do_not_depend_on_each_other_and_paths_agree(ring):
+    field, _, found = ring
+    x = EDM.prior((6, 2), generator=3)
+    run = diffode.solve(field, x, solver=found.solver, grid=[80.0, 0.002]).x
+    alone = diffode.solve(field, x[2:3], solver=found.solver, grid=[80.0, 0.002]).x
+    torch.testing.assert_close(alone, run[2:3], rtol=1e-10, atol=1e-10)
+
+
+def test_without_weights_it_is_the_table(ring):
+    field, _, found = ring
+    table = found.solver.table
+    bare = Conditioned(table.stages, table.unit, table.layers, tuple(torch.zeros_like(w) for w in table.weights))
+    x = EDM.prior((5, 2), generator=0)
+    end = bare.run(noise_function(field), x)[0]
+    torch.testing.assert_close(end, table.stages.run(noise_function(field), x), rtol=1e-12, atol=1e-12)
+
+
+def test_its_gradient_is_exact(ring):
+    """Against central differences of the weighted squared error that the normal equations are those of."""
+    field, _, found = ring
+    table, problem = found.solver.table, problem_for(field, EDM, 2, 40, 77)
+    gradient, _ = _normal_equations(table, problem, 4, torch.Generator().manual_seed(0))
+    end = table.run(problem.noise, problem.start)[0]
+    length = (end - problem.end).norm(dim=1)
+    weight = 1 / length.clamp(min=0.05 * float(length.median()))
+
+    def loss(weights):
+        moved = Conditioned(table.stages, table.unit, table.layers, weights)
+        return float((weight * (moved.run(problem.noise, problem.start)[0] - problem.end).square().sum(1)).sum()) / 2
+
+    place = 0
+    for i, own in enumerate(table.weights):
+        for k in (0, own.numel() // 2, own.numel() - 1):
+            shift = torch.zeros(own.numel(), dtype=torch.float64)
+            shift[k] = h = 1e-5
+            both = [loss(tuple(w + s * shift.reshape(w.shape) if n == i else w for n, w in enumerate(table.weights)))
+                    for s in (1, -1)]  # fmt: skip
+            assert float(gradient[place + k]) == pytest.approx((both[0] - both[1]) / (2 * h), rel=1e-4, abs=1e-5)
+        place += own.numel()
+
+
+def test_features_are_finite_where_nothing_has_changed():
+    z, e = torch.zeros(2, 3, dtype=torch.float64).requires_grad_(True), torch.ones(2, 3, dtype=torch.float64)
+    found = features(z + 1.0, [e], 1.0, 1.0)
+    assert found.shape == (2, 11)
+    assert bool(torch.autograd.grad(found.sum(), z)[0].isfinite().all())
+
+
+def test_wrong_arguments_are_named(ring):
+    field, trained, found = ring
+    with pytest.raises(ArgumentError, match="trained from noise level 80"):
+        diffode.solve(field, EDM.prior((2, 2), generator=0), solver=found.solver, grid=[40.0, 0.002])
+    with pytest.raises(ArgumentError, match="units must be"):
+        condition(trained, field, units=0)
+    with pytest.raises(ArgumentError, match="dim is needed"):
+        condition(trained, Field.from_noise(lambda x, t: x, EDM))
