@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatError, NumericalError, TrainedElsewhereWarning
-from diffode.learned import train_table
+from diffode.learned import train_gaussian, train_table
 from diffode.learned.family import random_mixture
 from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Levels, Table, from_shares, to_shares
@@ -205,6 +205,22 @@ def test_training_beats_every_published_start_on_starts_it_has_not_seen():
     error = float((table.run(field, x) - exact).norm(dim=1).mean()) / field.scale
     assert error == pytest.approx(checkpoint.held_out_error, rel=0.5)
     assert trained.held_out[0] > trained.held_out[-1] or len(trained.held_out) > 1
+
+
+def test_a_table_trained_on_a_spectrum_has_the_error_that_propagation_finds():
+    """Eight directions and five evaluations: no table is exact, and the best published one is far off."""
+    spectrum = torch.arange(1, 9, dtype=torch.float64) ** -2
+    trained = train_gaussian(spectrum, 5, path="vp", seconds=10)
+    checkpoint = trained.checkpoint
+    assert checkpoint.held_out_error < checkpoint.start_error / 20
+    law = checkpoint.stages.scaled(checkpoint.scale).tableau(paths.get("vp")).propagate(0.0, spectrum)
+    path = paths.get("vp")
+    deviation = [(path.alpha(t) ** 2 * spectrum + path.sigma(t) ** 2).sqrt() for t in (path.t_max, path.t_min)]
+    found = float((law.gain.abs() * deviation[0] - deviation[1]).abs().mean())
+    assert found / path.alpha(path.t_min) / checkpoint.scale == pytest.approx(checkpoint.held_out_error, rel=1e-6)
+    for wrong in ([], [-1.0], [[1.0]], "abc"):
+        with pytest.raises(ArgumentError, match="eigenvalues must be"):
+            train_gaussian(wrong, 4)
 
 
 def test_training_on_another_path_and_an_own_field():

@@ -3,7 +3,7 @@
 from diffode.learned.amed import LearnedAMED, TrainedAMED, load_amed, save_amed, train_amed
 from diffode.learned.conditioned import TrainedConditioned, condition
 from diffode.learned.levels import dmn, gits, ld3, ld3_decoupled, search
-from diffode.learned.training import Trained, train_table
+from diffode.learned.training import Trained, train_gaussian, train_table
 
 __all__ = [
     "LearnedAMED",
@@ -19,5 +19,6 @@ __all__ = [
     "save_amed",
     "search",
     "train_amed",
+    "train_gaussian",
     "train_table",
 ]
