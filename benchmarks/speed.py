@@ -93,6 +93,25 @@ def solver_overhead() -> None:
         found = medians({"hand-written DPM++ 2M": two_step, "diffode dpmpp:order=2": ours_two}, repeats)
         show(f"DPM-Solver++ 2M on D = -x, B={batch}, D=2, {steps} steps", found, "hand-written DPM++ 2M", "<= 1.25")
 
+        noisy = solvers.get("ddpm").tableau(path, "karras", steps)
+        guided = Field.from_noise(minus, path, probe=False)
+        noise = torch.randn(noisy.draws, batch, 2, dtype=torch.float64)
+        rows = [(*r.states.values(), *r.evaluations.values(), *r.draws.values()) for r in noisy.rows[1:]]
+
+        def ancestral(x: Tensor = x, rows: list[tuple[float, ...]] = rows, noise: Tensor = noise) -> Tensor:
+            for k, (a, b, *c) in enumerate(rows):
+                current = minus(x, 0.0)
+                x = torch.mul(x, a).add_(current, alpha=b)
+                if c:
+                    x.add_(noise[k], alpha=c[0])
+            return x
+
+        def ours_noisy(x: Tensor = x, table: diffode.Tableau = noisy, field: Field = guided, noise: Tensor = noise) -> Tensor:
+            return table.run(field, x, noise=noise)
+
+        found = medians({"hand-written DDPM": ancestral, "diffode ddpm": ours_noisy}, repeats)
+        show(f"DDPM on eps = -x with given noise, B={batch}, D=2, {steps} steps", found, "hand-written DDPM", "<= 1.25")
+
 
 def textbook(x: Tensor, means: Tensor, log_weights: Tensor, variance: float) -> Tensor:
     """The score of an isotropic mixture as one would write it from the formula, row-major."""

@@ -69,7 +69,8 @@ def _show_solver(spec: str, path: str, grid: str, steps: int, as_json: bool) -> 
     from diffode.solvers.solver import Solver
     from diffode.specs import option_names
 
-    solver: Solver = solvers.get(spec)
+    # For solvers that work in units of the data: plane data of scale 1, unless the spec says otherwise.
+    solver: Solver = solvers.get(spec).for_field(1.0, 2)
     table = None if isinstance(solver, DirectSolver) else solver.tableau(paths.get(path), grid, steps)
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
     facts = {
