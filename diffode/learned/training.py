@@ -36,7 +36,8 @@ GRIDS = (
 #: Evaluations with gradients that a step may cost, in seconds; decides how many starts are used.
 _STEP_SECONDS, _FEWEST, _MOST = 0.5, 192, 4096
 _CHOOSING = 64
-_ATTEMPTS = 3
+#: Candidates that are tried, steps taken from each to see where it leads, the share of the time for that, and the most steps.
+_ATTEMPTS, _LOOK_STEPS, _LOOK_SHARE, _MOST_STEPS = 4, 6, 0.4, 200
 
 Report = Callable[[str, int, float, float], None]
 
@@ -174,20 +175,33 @@ class _Task(NamedTuple):
 
 
 def _best_of(task: _Task, candidates: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> Trained:
-    """Train from each candidate with an equal share of the time; the best on held-out starts is kept."""
-    best: tuple[Fit, Published, Table] | None = None
-    for attempt, published in enumerate(candidates):
-        left = task.seconds - (time.perf_counter() - task.began)
-        if best is not None and left <= 0:
-            break
-        table = Table(published.stages, consistent=consistent, groups=groups)
-        share = max(left, 0.0) / (len(candidates) - attempt)
+    """Look a few steps ahead from each candidate, then train them to the end, the most promising first, while time lasts."""
+
+    def left() -> float:
+        return task.seconds - (time.perf_counter() - task.began)
+
+    def trained(table: Table, published: Published, start: Tensor, steps: int, seconds: float) -> Fit:
         report = _named(task.progress, published.name)
-        found = fit(table, [task.problem], [task.held_out], steps=150, seconds=share, seed=task.seed, progress=report)
-        if best is None or min(found.held_out) < min(best[0].held_out):
-            best = found, published, table
-    if best is None:
-        raise NumericalError("no published sampler could be started from")
+        return fit(
+            table, [task.problem], [task.held_out], start=start, steps=steps, seconds=max(seconds, 0.0), seed=task.seed,
+            progress=report,
+        )  # fmt: skip
+
+    seen: list[tuple[Fit, Published, Table]] = []
+    for k, published in enumerate(candidates):
+        table = Table(published.stages, consistent=consistent, groups=groups)
+        share = _LOOK_SHARE * left() / (len(candidates) - k)
+        seen.append((trained(table, published, table.start, _LOOK_STEPS, share), published, table))
+    seen.sort(key=lambda candidate: min(candidate[0].held_out))
+    best = seen[0]
+    for looked, published, table in seen:
+        if left() <= 0:
+            break
+        further = trained(table, published, looked.values, _MOST_STEPS, left())
+        training, held = looked.training + further.training[1:], looked.held_out + further.held_out[1:]
+        values = further.values if min(further.held_out) < min(looked.held_out) else looked.values
+        if min(held) < min(best[0].held_out):
+            best = Fit(values, training, held, looked.seconds + further.seconds), published, table
     found, published, table = best
     checkpoint = Checkpoint(
         table.stages(found.values, task.problem.first, task.problem.last),
