@@ -162,3 +162,13 @@ def test_where_a_field_is_not_defined_it_says_so():
         flow.velocity(torch.zeros(1, 2), 1.5)
     with pytest.raises(ArgumentError, match="beyond the noise end"):
         diffode.solve(flow, torch.zeros(1, 2), solver="euler", grid=[1.5, 0.5])
+
+
+def test_a_shape_that_changes_in_mid_run_is_noticed_though_it_broadcasts():
+    def shifty(x, t):
+        return -x if t > 0.5 else -x[:1]
+
+    field = Field.from_velocity(shifty)
+    x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+    with pytest.raises(FieldError, match=r"returned shape \(1, 2\) for x of shape \(3, 2\)"):
+        diffode.solve(field, x, solver="euler", grid=[1.0, 0.6, 0.4, 0.2])

@@ -109,11 +109,15 @@ class Field:
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by name; counts one evaluation."""
         self.nfe += 1
+        answer = self._function(x, t)
+        # The probe saw two rows once; a shape that changes later and still broadcasts would go unnoticed.
+        if answer.shape != x.shape:
+            raise FieldError(f"the field returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must match")
         if prediction == self.prediction:
-            return self._function(x, t)
+            return answer
         path = self.require_path(f"its {prediction}")
         of_x, of_native = conversion(path, self.prediction, prediction, t)
-        return columns(of_x, x) * x + columns(of_native, x) * self._function(x, t)
+        return columns(of_x, x) * x + columns(of_native, x) * answer
 
     def divergence(self, x: Tensor, t: Scalar) -> Tensor:
         """div of the velocity, shape (B,), by one reverse-mode pass a coordinate: for small dimensions."""
