@@ -203,7 +203,11 @@ def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
     assert (tmp_path / "amed-bimodal1d-3.safetensors").is_file()
     assert "did you mean 'bespoke'" in diffode("train", "bespok", "--target", "ring8", "--nfe", "4", code=2).stderr
     assert "has no option 'foo'" in diffode("train", "bespoke:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
-    assert "does not know" in diffode("train", "ld3:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
+    assert "does not take" in diffode("train", "ld3:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
+    own = ("--target", "ring8", "--nfe", "4")
+    assert "can't be written in a spec" in diffode("train", "bespoke", *own, "--output", "a,b.safetensors", code=2).stderr
+    assert "writes no file" in diffode("train", "gits", *own, "--output", "g.safetensors", code=2).stderr
+    assert "does not take" in diffode("train", "bespoke:start=5", *own, code=2).stderr
     assert "must end in .safetensors" in diffode(
         "train", "bespoke", "--target", "ring8", "--nfe", "4", "--output", "x.pt", code=2
     ).stderr  # fmt: skip

@@ -438,3 +438,62 @@ def test_files_that_are_no_trained_samplers_are_refused_before_use(trained_file,
             solvers.get(f"bespoke:file={absent}")
     with pytest.raises(ArgumentError, match="can't be written"):
         load_checkpoint(trained_file).save(tmp_path / "no" / "where.safetensors")
+
+
+def test_a_changed_file_is_run_anew_by_a_study(trained_file, tmp_path):
+    from dataclasses import replace
+
+    from diffode.studies.runner import compute
+    from diffode.studies.suite import Cell
+    from diffode.studies.versions import cell_key
+
+    file, good = tmp_path / "own.safetensors", load_checkpoint(trained_file)
+    cell = Cell("bimodal1d", "edm", 0, "karras", f"bespoke:file={file}", 4, 16, "float64", ("endpoint",), 1e-6)
+    seen = []
+    worse = replace(good, stages=Stages(good.stages.scales * 1.5, good.stages.weights, good.stages.levels))
+    for checkpoint in (good, worse, replace(good, scale=good.scale * 1.005)):
+        checkpoint.save(file)
+        seen.append((cell_key(cell), compute("k", cell).measurements[0].value))
+    assert len({key for key, _ in seen}) == len({value for _, value in seen}) == 3
+
+
+def test_a_bespoke_table_says_when_data_have_another_scale_and_what_it_can_not_do(trained_file):
+    exact, spec = diffode.exact_field("bimodal1d", "edm"), f"bespoke:file={trained_file}"
+    large = Field.from_denoised(lambda x, t: 10 * exact.denoised(x / 10, t / 10), EDM, scale=10 * exact.scale)
+    x = EDM.prior((3, 1), generator=0)
+    with pytest.warns(TrainedElsewhereWarning, match="trained on data of scale 1.288, this field has 12.88"):
+        diffode.solve(large, x, solver=spec, nfe=4)
+    with pytest.raises(ArgumentError, match="trained with all its evaluations"):
+        diffode.solve(exact, x, solver=spec + ",analytic_first_step=true", nfe=4)
+    for grid in ([80.0, 0.0],):
+        with pytest.raises(ArgumentError, match="sigma > 0 at its end"):
+            diffode.solve(exact, x, solver=spec, grid=grid, nfe=4)
+    with pytest.raises(ArgumentError, match="does not read as a number"):
+        solvers.get("bespoke:file=7")
+
+
+@pytest.mark.parametrize("view", ["denoised", "noise", "score"])
+def test_a_field_without_gradients_is_refused_whatever_view_it_gives(view):
+    exact = diffode.exact_field("bimodal1d", "edm")
+    blind = getattr(Field, f"from_{view}")(torch.no_grad()(getattr(exact, view)), EDM, scale=exact.scale)
+    with pytest.raises(FieldError, match="can't be differentiated"):
+        train_table(blind, 3, dim=1, points=8, seconds=1)
+    with pytest.raises(FieldError, match="can't be differentiated"):
+        diffode.learned.train_amed(blind, 2, dim=1, points=8, rounds=1)
+
+
+def test_enormous_numbers_in_a_file_are_refused(trained_file, tmp_path):
+    from safetensors import safe_open
+
+    with safe_open(trained_file, framework="pt") as content:
+        facts = json.loads(content.metadata()["diffode"])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    for changed in ({"scale": 10**400}, {"seconds": 10**400}):
+        save_file(tensors, str(tmp_path / "x"), metadata={"diffode": json.dumps({**facts, **changed})})
+        with pytest.raises(FileFormatError):
+            load_checkpoint(tmp_path / "x")
+    levels = tensors["levels"].clone()
+    levels[1] = 1e200
+    save_file({**tensors, "levels": levels}, str(tmp_path / "x"), metadata={"diffode": json.dumps(facts)})
+    with pytest.raises(FileFormatError, match="levels must not exceed"):
+        load_checkpoint(tmp_path / "x")

@@ -115,3 +115,16 @@ def test_it_says_what_it_can_not_do():
         train_amed(Field.from_velocity(lambda x, t: -x), 2, dim=1)
     with pytest.raises(ArgumentError, match="can't be saved"):
         save_amed(train_amed(field, 2, rounds=1, points=8, hook=lambda x, t: x).solver, "x")
+
+
+def test_it_refuses_another_path_and_another_dimension():
+    field = diffode.exact_field("bimodal1d", "vp")
+    solver = train_amed(field, 2, grid=[1.0, 0.3, 0.001], rounds=1, points=8).solver
+    other = diffode.exact_field("bimodal1d", "vp:beta_max=5")
+    with pytest.raises(ArgumentError, match="trained from noise level 152"):
+        diffode.solve(other, other.prior(2, generator=0), solver=solver, grid=[1.0, 0.3, 0.001])
+    plane = diffode.exact_field("ring8", "vp")
+    with pytest.raises(ArgumentError, match="another number of dimensions"):
+        diffode.solve(plane, plane.prior(2, generator=0), solver=solver, grid=[1.0, 0.3, 0.001])
+    with pytest.raises(ArgumentError, match="sigma > 0 at the last"):
+        train_amed(diffode.exact_field("bimodal1d", "edm"), 2, grid=[80.0, 1.0, 0.0], rounds=1, points=8)

@@ -45,6 +45,13 @@ def test_fourth_orders_show_when_the_start_is_ramped(spec, target, grid):
     assert abs(found.slope - 4) < 0.15, found
 
 
+@pytest.mark.parametrize("order", [5, 6])
+def test_orders_five_and_six_come_from_the_same_recipe(order):
+    found = verify.order(f"ab:order={order},chart=noise", grid="log_snr", steps=(256, 512, 1024), points=8, ramped=True,
+                         tolerance=1e-13)  # fmt: skip
+    assert abs(found.slope - order) < 0.15, found
+
+
 def test_without_a_ramp_the_euler_start_rules_in_the_end():
     plain, ramped = (verify.order("deis:order=4", target="ring8", grid="log_snr", steps=(512, 1024, 2048), points=16, ramped=r)
                      for r in (False, True))  # fmt: skip
@@ -144,6 +151,13 @@ def test_growth_of_two_step_exponential_adams_is_the_root_of_its_recurrence(h):
     for k, found in zip(kappa.tolist(), verify.growth("ab:order=2,chart=data", h, kappa).tolist(), strict=True):
         roots = np.roots([1, -(math.exp(-h) + k * (1 - math.exp(-h) + bend)), k * bend])
         assert found == pytest.approx(max(abs(roots)), rel=1e-6)
+
+
+def test_a_deviation_that_a_step_removes_does_not_grow():
+    """Euler's factor 1 - (1 - kappa)(1 - e^-h) has a zero at kappa = -e^-h/(1 - e^-h)."""
+    zero = -math.exp(-1) / (1 - math.exp(-1))
+    found = verify.growth("ddim", 1.0, [zero, zero - 1e-5, zero + 1e-3])
+    assert bool((found < 1e-2).all())
 
 
 def test_growth_checks_its_arguments():

@@ -38,15 +38,16 @@ def command(
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER), amed (options host, order,
-    time_range, per_step), or a grid for a solver: gits, dmn, ld3, search (option solver=NAME). Errors are on starts that were
-    not trained on. A bespoke file runs anywhere as the solver bespoke:file=FILE.
+    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER), amed (options host, order, time_range,
+    per_step, rounds; not limited by --seconds), or a grid that is printed for a solver of one evaluation a step: gits, dmn,
+    ld3, search (option solver=NAME). Errors are on starts that were not trained on. A bespoke file runs anywhere as the
+    solver bespoke:file=FILE.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6 --seconds 20
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8
     """
-    from diffode.errors import ArgumentError, UnknownNameError
+    from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
     from diffode.specs import parse_spec
 
     name, options = parse_spec(spec)
@@ -57,6 +58,12 @@ def command(
         raise ArgumentError(f"output must end in .safetensors, got {str(file)!r}; the picture gets the same name with .png")
     if not file.parent.is_dir():
         raise ArgumentError(f"the folder of output {str(file)!r} does not exist; make it first")
+    if "," in str(file) or str(file) != str(file).strip():
+        raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
+    if file.is_dir() or file.with_suffix(".png").is_dir():
+        raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
+    if output is not None and name in ("gits", "dmn", "ld3", "search"):
+        raise ArgumentError(f"{name} prints a grid and writes no file: leave --output out")
     try:
         if name == "bespoke":
             facts = _bespoke(target, nfe, path, seconds, points, seed, file, options)
@@ -64,8 +71,10 @@ def command(
             facts = _amed(target, nfe, path, points, seed, file, options)
         else:
             facts = _grid(name, target, nfe, path, seconds, points, seed, options)
-    except TypeError as error:
-        raise ArgumentError(f"{spec!r} has an option that {name} does not know: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, DiffodeError):
+            raise
+        raise ArgumentError(f"{spec!r} has an option that {name} does not take: {error}") from error
     if as_json:
         print_json(facts)
         return

@@ -132,6 +132,15 @@ class Field:
                 total = total + row.flatten(1)[:, i]
         return total.detach()
 
+    def check_gradient(self, x: Tensor, t: float) -> None:
+        """Raise FieldError unless the callable itself can be differentiated in x: a view derived from it always seems so."""
+        with torch.enable_grad():
+            answer = self._function(x.detach().requires_grad_(True), t)
+        if not (isinstance(answer, Tensor) and answer.requires_grad):
+            raise FieldError(
+                "the field can't be differentiated: its answer has no gradient in x; remove no_grad, detach and NumPy from it"
+            )
+
     def require_path(self, purpose: str) -> Path:
         """The path, or an error that says how to give one."""
         if self.path is None:

@@ -94,6 +94,7 @@ class LearnedAMED(DirectSolver):
 
     predictor: Predictor = field(repr=False)
     times: tuple[float, ...]
+    levels: tuple[float, float]
     unit: float
     host: Literal["euler", "dpm", "ipndm", "dpmpp"] | None = None
     order: int = 2
@@ -101,6 +102,7 @@ class LearnedAMED(DirectSolver):
 
     name = "amed_learned"
     takes_analytic_first_step = True
+    asks_row_times = True
     reference = AMED.reference
     nfe_per_step = 2
 
@@ -145,6 +147,15 @@ class LearnedAMED(DirectSolver):
             raise ArgumentError(
                 f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}: use it, or train anew"
             )
+        path = field.require_path("AMED")
+        if any(abs(path.rho(t) - known) > 0.01 * known for t, known in zip((times[0], times[-1]), self.levels, strict=True)):
+            raise ArgumentError(
+                f"this AMED was trained from noise level {self.levels[0]:.4g} to {self.levels[1]:.4g}, which the path of this "
+                "field has not at these times"
+            )
+        width = self.predictor.inner[0].in_features
+        if self.hook is None and feature_width(math.prod(x.shape[1:])) != width:
+            raise ArgumentError(f"this AMED was trained in another number of dimensions than {math.prod(x.shape[1:])}")
         with torch.no_grad():
             return Journey(torch.stack(self.run(field, x)))
 
@@ -155,7 +166,8 @@ def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
         raise ArgumentError("an AMED with a hook can't be saved: keep predictor.state_dict() beside your hook")
     direction, time = solver.predictor.ranges
     facts = {
-        "schema": _SCHEMA, "host": solver.host, "order": solver.order, "times": solver.times, "unit": solver.unit,
+        "schema": _SCHEMA, "host": solver.host, "order": solver.order, "times": solver.times,
+        "levels": solver.levels, "unit": solver.unit,
         "direction_range": direction, "time_range": time, "analytic_first_step": solver.analytic_first_step,
     }  # fmt: skip
     write_tensors(file, {k: v.contiguous() for k, v in solver.predictor.state_dict().items()}, facts)
@@ -172,13 +184,17 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         predictor.requires_grad_(False)
         times = tuple(float(t) for t in grids.explicit(facts["times"]).tolist())
         unit = finite(facts, "unit")
+        levels = [float(level) for level in facts["levels"]]
+        if len(levels) != 2 or not 0 < levels[1] < levels[0] < math.inf:
+            raise ValueError("levels must be the first and last noise level")
         if unit <= 0 or facts["analytic_first_step"] not in (True, False):
             raise ValueError("unit must be positive and analytic_first_step true or false")
         return LearnedAMED(
-            predictor=predictor, times=times, unit=unit, host=facts["host"], order=facts["order"],
+            predictor=predictor, times=times, levels=(levels[0], levels[1]), unit=unit, host=facts["host"],
+            order=facts["order"],
             analytic_first_step=facts["analytic_first_step"],
         )  # fmt: skip
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise FileFormatError(f"{file} is not a trained AMED: {str(error)[:200]}") from error
 
 
@@ -248,13 +264,19 @@ def train_amed(
     times = grids.get(grid, path, steps if isinstance(grid, str) else None).tolist()
     generator = torch.Generator().manual_seed(seed)
     x = path.prior((points, width), generator=generator) if start is None else start
+    if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:
+        raise ArgumentError(
+            f"AMED needs alpha > 0 at the first time and sigma > 0 at the last, got {times[0]:g} and {times[-1]:g}"
+        )
+    field.check_gradient(x[:2], times[0])
     targets = _teacher(field, x, times, teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inputs = feature_width(width) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
         predictor = Predictor(inputs, direction_range, time_range)
+    ends = path.rho(times[0]), path.rho(times[-1])
     solver = LearnedAMED(
-        predictor=predictor, times=tuple(times), unit=field.scale, host=host, order=order, hook=hook,
+        predictor=predictor, times=tuple(times), levels=ends, unit=field.scale, host=host, order=order, hook=hook,
         analytic_first_step=analytic_first_step,
     )  # fmt: skip
     optimiser = torch.optim.Adam(predictor.parameters(), lr=rate)

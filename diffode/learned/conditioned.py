@@ -105,10 +105,17 @@ class ConditionedSolver(DirectSolver):
             raise ArgumentError(
                 f"this table was trained from noise level {known[0]:.4g} to {known[1]:.4g}: give grid=[start, end] at these"
             )
+        inputs = self.table.layers[0][0].shape[0]
+        width = math.prod(x.shape[1:])
+        if x.ndim != 2 or inputs != _inputs(width):
+            raise ArgumentError(
+                f"this table was trained on rows of another number of coordinates than x, {tuple(x.shape)}, has"
+            )
+        if x.dtype != torch.float64:
+            raise ArgumentError(f"a conditioned table runs in float64, x is {x.dtype}: use x.double()")
         with torch.no_grad():
-            start = (x / path.alpha(times[0])).flatten(1)
-            end = self.table.run(noise_function(field), start)[0] * path.alpha(times[-1])
-        return Journey(torch.stack([x, end.reshape(x.shape)]))
+            end = self.table.run(noise_function(field), x / path.alpha(times[0]))[0] * path.alpha(times[-1])
+        return Journey(torch.stack([x, end]))
 
 
 @dataclass(frozen=True)
@@ -153,16 +160,16 @@ def condition(
     path, width = field.require_path("training"), field.dim or dim
     if width is None:
         raise ArgumentError("dim is needed: how many coordinates a row of x has")
-    for name, value in (("units", units), ("points", points), ("steps", steps)):
-        if type(value) is not int or value < 1:
-            raise ArgumentError(f"{name} must be an integer >= 1, got {value!r}")
+    for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
+        if type(value) is not int or value < least:
+            raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
     began = time.perf_counter()
     unit = field.scale
     problem, held_out = (
         problem_for(field, path, width, n, 500_000 + 2 * seed + k) for k, n in enumerate((points, max(points // 4, 64)))
     )
     generator = torch.Generator().manual_seed(seed)
-    inputs = 5 + (2 * width if width <= _VECTORS else 0)
+    inputs = _inputs(width)
     count = trained.checkpoint.stages.nfe
 
     def normal(*shape: int) -> Tensor:
@@ -209,6 +216,11 @@ def condition(
     return TrainedConditioned(
         ConditionedSolver(table=best), min(checked), checked[0], tuple(training), tuple(checked), time.perf_counter() - began
     )
+
+
+def _inputs(width: int) -> int:
+    """Number of features in so many coordinates."""
+    return 5 + (2 * width if width <= _VECTORS else 0)
 
 
 def _moved(table: Conditioned, move: Tensor) -> Conditioned:

@@ -88,7 +88,7 @@ def train_table(
         nfe: number of evaluations.
         path: path of the target; a field has its own.
         dim: coordinates a row of a field of your own.
-        start: ``"solver @ grid"`` to start from; by default the best three of a list of published ones and the universal
+        start: ``"solver @ grid"`` to start from; by default the best four of a list of published ones and the universal
             table on these starts.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
@@ -247,6 +247,7 @@ def _affordable(field: Field, path: Path, dim: int, nfe: int) -> int:
 def problem_for(field: Field, path: Path, dim: int, count: int, seed: int) -> Problem:
     """Starts from the normal prior, as samplers have them, and where the exact flow takes them."""
     start = path.prior((count, dim), generator=torch.Generator().manual_seed(7_919 * seed + 1))
+    field.check_gradient(start[:2], path.t_max)
     exact = reference(field, start, path.t_max, path.t_min, 1e-6)
     alphas = path.alpha(path.t_max), path.alpha(path.t_min)
     levels = path.rho(path.t_max), path.rho(path.t_min)

@@ -27,8 +27,10 @@ class Adams(Solver):
     order: int = 2
     lower_order_final: LowerOrderFinal = "never"
 
+    orders: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+
     def __post_init__(self) -> None:
-        check_choice("order", self.order, (1, 2, 3, 4))
+        check_choice("order", self.order, self.orders)
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
@@ -45,9 +47,11 @@ class Adams(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth(Adams):
-    """Variable-step Adams-Bashforth in any chart; in the log-SNR charts it is the exponential one."""
+    """Variable-step Adams-Bashforth of order 1 to 6 in any chart; in the log-SNR charts it is the exponential one."""
 
     chart: str = "velocity"
+
+    orders: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
 
     name = "ab"
     reference = "Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.5"

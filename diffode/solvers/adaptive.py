@@ -49,6 +49,7 @@ class Adaptive(DirectSolver):
     first_step: float = 0.05
     max_steps: int = 10_000
 
+    asks_row_times = True
     #: Exponents of E now and at the last accepted step, in the factor safety E^-a E_last^b of the next step.
     safety: ClassVar[float] = 0.9
 

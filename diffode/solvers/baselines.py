@@ -68,6 +68,7 @@ class ODEBaseline(Baseline):
     variable: Literal["auto", "time", "log_snr"] = "auto"
 
     fixed: ClassVar[tuple[str, ...]] = ()
+    asks_row_times = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

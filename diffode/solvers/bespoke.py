@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 
+import torch
+
 from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
@@ -56,6 +58,8 @@ class TrainedSolver(Solver):
 
     def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         """The table between the ends of a grid, with ``steps`` evaluations (or the only number there is)."""
+        if self.analytic_first_step is not False:
+            raise ArgumentError(f"solver {self.name!r} was trained with all its evaluations: leave analytic_first_step out")
         if path is None:
             raise ArgumentError(f"solver {self.name!r} needs a path: Field.from_velocity(fn, path=...)")
         if isinstance(grid, str):
@@ -71,6 +75,10 @@ class TrainedSolver(Solver):
                 f"solver {self.spec!r} was trained for nfe {known}, not {steps}: give nfe= (or steps=) one of these"
             )
         first, last = path.rho(times[0]), path.rho(times[-1])
+        if not (math.isfinite(first) and last > 0):
+            raise ArgumentError(
+                f"solver {self.name!r} needs alpha > 0 at its start and sigma > 0 at its end, got times {times}"
+            )
         return self.stages(nfe, first, last).tableau(path, self.spec, (times[0], times[-1]))
 
     def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:
@@ -106,17 +114,28 @@ class Bespoke(TrainedSolver):
     def __post_init__(self) -> None:
         if not self.file:
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
-        if self.scale is not None and not self.scale > 0:
-            raise ArgumentError(f"scale must be positive, got {self.scale!r}")
+        if not isinstance(self.file, str):
+            raise ArgumentError(f"file must be a path that does not read as a number or list, such as ./{self.file}")
+        if self.scale is not None and (isinstance(self.scale, bool) or not 0 < self.scale < math.inf):
+            raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
         object.__setattr__(self, "checkpoint", load_checkpoint(self.file))
 
     @property
     def budgets(self) -> tuple[int, ...]:  # noqa: D102
         return (self.checkpoint.stages.nfe,)
 
+    def for_field(self, scale: float, dim: int) -> Bespoke:
+        """Itself, with a warning if the field's data have another scale than it was trained on."""
+        trained = self.checkpoint.scale
+        if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
+            text = f"{self.file} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
+            warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
+        return self
+
     def content(self) -> str:  # noqa: D102
         stages = self.checkpoint.stages
-        parts = (stages.scales, stages.weights, stages.levels)
+        scale = torch.tensor([self.checkpoint.scale], dtype=torch.float64)
+        parts = (stages.scales, stages.weights, stages.levels, scale)
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
     def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
@@ -157,8 +176,10 @@ class Universal(TrainedSolver):
         return tuple(sorted(shipped_tables()))
 
     def content(self) -> str:  # noqa: D102
-        tables = (shipped_tables()[nfe].coefficients.numpy().tobytes() for nfe in self.budgets)
-        return hashlib.sha256(b"".join(tables)).hexdigest()
+        digest = hashlib.sha256()
+        for nfe, table in sorted(shipped_tables().items()):
+            digest.update(repr((nfe, table.first, table.last, table.most)).encode() + table.coefficients.numpy().tobytes())
+        return digest.hexdigest()
 
     def for_field(self, scale: float, dim: int) -> Universal:  # noqa: D102
         return replace(self, scale=self.scale or scale, dim=self.dim or dim)

@@ -22,6 +22,7 @@ from diffode.solvers.stages import Stages, count_of
 _SCHEMA, _RANGED_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1"
 _LARGEST_FILE = 64 * 2**20
 _MOST_EVALUATIONS = 1000
+_LARGEST_LEVEL = 1e30
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         scale, held_out, start, seconds = (
             finite(description, key) for key in ("scale", "held_out_error", "start_error", "seconds")
         )
+        if bool((stages.levels > _LARGEST_LEVEL).any()):
+            raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
         if scale <= 0:
             raise ValueError(f"scale must be positive, got {scale}")
         path, target, origin = (text(description, key) for key in ("path", "target", "start"))
@@ -75,7 +78,7 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         if type(description["seed"]) is not int:
             raise ValueError("seed must be an integer")
         return Checkpoint(stages, scale, path, target, origin, held_out, start, seconds, description["seed"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{file} is not a valid trained sampler: {error}; train it again with diffode train") from error
 
 
@@ -96,8 +99,8 @@ def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
             if not 0 < low < high < math.inf:
                 raise ValueError(f"{key} must be a range of positive numbers")
             spans.append((float(low), float(high)))
-        if type(description["most"]) is not int or description["most"] < 2:
-            raise ValueError("most must be an integer >= 2")
+        if type(description["most"]) is not int or not 2 <= description["most"] <= 10**9:
+            raise ValueError("most must be an integer from 2 to 1e9")
         tables = {}
         for name in tensors:
             nfe = int(name.removeprefix("nfe_"))
@@ -106,7 +109,7 @@ def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
                 raise ValueError(f"{name} must be (9, {count_of(nfe)}), got {tuple(coefficients.shape)}")
             tables[nfe] = Ranged(nfe, spans[0], spans[1], description["most"], coefficients)
         return tables
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{file} does not hold ranged samplers: {error}") from error
 
 

@@ -46,6 +46,8 @@ class DirectSolver(Solver):
     """A solver that runs itself: subclass it and write :meth:`follow`."""
 
     chart_name = "velocity"
+    #: Whether it asks the field with a time for every row.
+    asks_row_times: ClassVar[bool] = False
     #: Whether it can replace its first evaluation by the analytic one.
     takes_analytic_first_step: ClassVar[bool] = False
 

@@ -192,7 +192,8 @@ def _run_direct(
         grid = [path.t_max, path.t_min]
     times = grids.get(grid, field.path, steps)
     field.check_once(x, float(times[0]))
-    field.check_times(x, float(times[0]), float(times[-1]))
+    if solver.asks_row_times:
+        field.check_times(x, float(times[0]), float(times[-1]))
     before = field.nfe
     source = None if generator is None else generator_from(generator)
     journey = solver.follow(field, x, times.tolist(), source)

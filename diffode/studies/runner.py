@@ -138,7 +138,8 @@ def compute(key: str, cell: Cell) -> Result:
 
 def _computed(key: str, cell: Cell) -> Result:
     field = _field(cell.target, cell.path)
-    table = _tableau(cell.solver, cell.path, cell.grid, cell.nfe, field.scale, field.target.dim)
+    content = solvers.get(cell.solver).content()
+    table = _tableau(cell.solver, content, cell.path, cell.grid, cell.nfe, field.scale, field.target.dim)
     first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
@@ -175,7 +176,8 @@ def _field(target: str, path: str) -> ExactField:
 
 
 @functools.lru_cache(maxsize=4096)
-def _tableau(solver: str, path: str, grid: str, nfe: int, scale: float, dim: int) -> Tableau:
+def _tableau(solver: str, content: str, path: str, grid: str, nfe: int, scale: float, dim: int) -> Tableau:
+    """Kept by the content of what the solver reads too: a file may change under the same name."""
     return solvers.get(solver).for_field(scale, dim).within(paths.get(path), grid, nfe)
 
 

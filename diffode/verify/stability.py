@@ -23,6 +23,7 @@ from diffode.solvers.direct import DirectSolver
 #: Steps of a run, of which the first half lets the fastest mode win and the last few may have another order; and its length
 #: in log-SNR, which keeps products of several noise levels inside double precision.
 _STEPS, _LAST, _LENGTH = 120, 12, 200.0
+_TINY = 1e-280
 
 
 def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -> Tensor:
@@ -34,7 +35,8 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
         kappa: slopes of the denoiser, (K,).
 
     Returns:
-        (K,) float64: the spectral radius of the recurrence; infinite where it exceeds 1e2. Below 1 the deviation dies out.
+        (K,) float64: the spectral radius of the recurrence; infinite where it exceeds 1e2, 0 where a deviation vanishes within
+        the run of up to 120 steps. Below 1 the deviation dies out.
 
     Raises:
         ArgumentError: also for solvers whose steps depend on the noise level itself, such as ER-SDE, where they overflow.
@@ -78,4 +80,6 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
     real = (a.abs() + discriminant.clamp(min=0).sqrt()) / 2
     factor = rate.exp() * torch.where(discriminant < 0, (-b).clamp(min=0).sqrt(), real)
     factor[broken] = math.inf
+    # Nothing is left of a deviation that a step all but removes: underflow is no growth.
+    factor[states[:late].abs().amin(0) < _TINY] = 0.0
     return torch.where(torch.isfinite(factor) & (factor <= 1e2), factor, math.inf)
