@@ -85,8 +85,8 @@ def test_wrong_arguments_are_named(ring):
     field, trained, found = ring
     with pytest.raises(ArgumentError, match="trained from noise level 80"):
         diffode.solve(field, EDM.prior((2, 2), generator=0), solver=found.solver, grid=[40.0, 0.002])
+    line = diffode.exact_field("bimodal1d", "edm")
     with pytest.raises(ArgumentError, match="another number of coordinates"):
-        line = diffode.exact_field("bimodal1d", "edm")
         diffode.solve(line, EDM.prior((2, 1), generator=0), solver=found.solver, grid=[80.0, 0.002])
     with pytest.raises(ArgumentError, match=r"use x.double\(\)"):
         diffode.solve(field, EDM.prior((2, 2), generator=0).float(), solver=found.solver, grid=[80.0, 0.002])
