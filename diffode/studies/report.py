@@ -26,6 +26,13 @@ from diffode.studies.suite import Suite, import_extension
 _TEMPLATE = FilePath(__file__).parent / "page.html"
 #: NFE at which samples are shown, and how many of the best methods.
 _SHOWN_NFE, _SHOWN_METHODS = 8, 2
+#: What the metric that ranks is called in words and on an axis.
+_MEASURES = {
+    "endpoint": (
+        "Mean Euclidean distance between where the solver and where the exact flow take the same start",
+        "mean end-point error",
+    )
+}
 _COLUMNS = (
     *("target", "path", "grid", "solver", "nfe_budget", "nfe", "seed", "points", "dtype"),
     *("status", "reason", "steps", "seconds", "scale", "threads", "metric", "value", "floor", "low", "high"),
@@ -137,10 +144,14 @@ def _page(suite: Suite, results: Sequence[Result], all_curves: Sequence[Curve], 
         f"{len({p for _, p in problems})} paths, {sum(r.seconds or 0 for r in good):.0f} s of solving; "
         f"{len(failed)} of {len(results):,} results are failures."
     )
+    metric = suite.cells[0].metrics[0]
+    measure, label = _MEASURES.get(metric, (f"The metric {metric}, the first of the suite", metric))
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(suite.name),
         summary=html.escape(suite.summary),
         counts=html.escape(counts),
+        measure=html.escape(measure),
+        label=html.escape(label),
         plotly=get_plotlyjs(),
         # "</" would end the script element wherever it stood.
         data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
