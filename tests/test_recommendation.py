@@ -36,7 +36,7 @@ def test_path_target_and_budget_choose_and_absent_ones_are_named():
     assert recommend(curves, 8, target="a", path="edm")[0].method == "one"
     with pytest.raises(ArgumentError, match="paths stored: edm, vp"):
         recommend(curves, 8, path="cosine")
-    with pytest.raises(ArgumentError, match=r"smallest nfe that is: 4|none was run on all"):
+    with pytest.raises(ArgumentError, match="all 2 problems; none was run on all of them"):
         recommend(curves, 3)
     with pytest.raises(ArgumentError, match="nfe must be an integer"):
         recommend(curves, 0)

@@ -24,7 +24,7 @@ from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Parameters
 from diffode.solvers.checkpoints import load_ranged, save_ranged
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages, noise_function, to_vector
+from diffode.solvers.stages import Stages, noise_function
 
 FIRST, LAST = (2.0, 800.0), (3e-6, 0.04)
 TRAINING, HELD_OUT, POINTS = 1000, 120, 24
@@ -78,16 +78,6 @@ def problem(seed: int) -> Problem:
     return Problem(noise_function(field), start, exact, 1.0, first, last)
 
 
-def constant(stages: Stages) -> Tensor:
-    """The coefficients of a sampler that does not depend on the levels."""
-    vector = to_vector(stages)
-    _, columns = torch.tril_indices(stages.nfe, stages.nfe)
-    vector[torch.nonzero(columns == 0).reshape(-1) + stages.nfe] += float(stages.levels[0]) * stages.scales
-    coefficients = torch.zeros(9, len(vector), dtype=torch.float64)
-    coefficients[0] = vector
-    return coefficients
-
-
 def train(nfe: int, problems: list[Problem], held_out: list[Problem]) -> Ranged:
     """The table for so many evaluations, from the published sampler that is best on the first mixtures."""
     middle = paths.EDM(t_min=0.003, t_max=100.0)
@@ -98,7 +88,7 @@ def train(nfe: int, problems: list[Problem], held_out: list[Problem]) -> Ranged:
         except BudgetError:
             continue
         if stages.nfe == nfe:
-            parameters = RangedParameters(Ranged(nfe, FIRST, LAST, MOST, constant(stages)))
+            parameters = RangedParameters(Ranged.constant(stages, FIRST, LAST, MOST))
             some = problems[:60]
             errors = [p.error(parameters.stages(parameters.start, p.first, p.last, p.dim)) for p in some]
             loss = sum(math.log(error + FLOOR) for error in errors) / len(some)

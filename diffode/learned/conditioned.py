@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError, FieldError, NumericalError
+from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
-from diffode.learned.gauss_newton import Problem, output_directions
+from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.training import Trained, problem_for
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
@@ -29,7 +29,7 @@ _VECTORS = 8
 #: Sizes of what phi may add: to a weight as a share of its row's step, to the scale of the state.
 _WEIGHT, _SCALE = 0.1, 0.01
 _CHUNK = 1024
-_DAMPING, _EASE, _TIGHTEN, _TRIALS, _LEAST_WEIGHT = 1e-2, 3.0, 4.0, 8, 0.05
+_DAMPING, _LEAST_WEIGHT, _LEAST_CURVATURE = 1e-2, 0.05, 1e-12
 
 
 @dataclass(frozen=True)
@@ -181,40 +181,25 @@ def condition(
         tuple((normal(inputs, units), normal(units)) for _ in range(count)),
         tuple(torch.zeros(units + 1, i + 2, dtype=torch.float64) for i in range(count)),
     )
-    best = table
-    training, checked = [table.error(problem)], [table.error(held_out)]
-    if not math.isfinite(training[0]):
-        raise NumericalError("the table to start from gives non-finite states on these starts")
-    damping, waited = _DAMPING, 0
-    for step in range(1, steps + 1):
-        gradient, curvature = _normal_equations(table, problem, directions, generator)
-        largest = float(curvature.diagonal().max())
-        size = curvature.diagonal().clamp(min=1e-12 * largest + 1e-300).sqrt()
-        scaled = curvature / size[:, None] / size
-        improved = False
-        for _ in range(_TRIALS):
-            damped = scaled + damping * torch.eye(len(size), dtype=torch.float64)
-            trial = _moved(table, torch.linalg.solve(damped, gradient / size) / size)
-            loss = trial.error(problem)
-            if loss < training[-1]:
-                table, improved = trial, True
-                damping = max(damping / _EASE, 1e-10)
-                break
-            damping *= _TIGHTEN
-        if not improved:
-            break
-        training.append(loss)
-        checked.append(table.error(held_out))
-        if checked[-1] < min(checked[:-1]):
-            best, waited = table, 0
-        else:
-            waited += 1
-        if progress is not None:
-            progress(step, training[-1], checked[-1])
-        if waited > patience or time.perf_counter() - began > seconds:
-            break
+    found = descend(
+        torch.cat([w.reshape(-1) for w in table.weights]),
+        lambda values: _with(table, values).error(problem),
+        lambda values: _with(table, values).error(held_out),
+        lambda values: _normal_equations(_with(table, values), problem, directions, generator),
+        damping=_DAMPING,
+        least=_LEAST_CURVATURE,
+        steps=steps,
+        seconds=seconds - (time.perf_counter() - began),
+        patience=patience,
+        progress=progress,
+    )
     return TrainedConditioned(
-        ConditionedSolver(table=best), min(checked), checked[0], tuple(training), tuple(checked), time.perf_counter() - began
+        ConditionedSolver(table=_with(table, found.values)),
+        min(found.held_out),
+        found.held_out[0],
+        found.training,
+        found.held_out,
+        time.perf_counter() - began,
     )
 
 
@@ -223,10 +208,10 @@ def _inputs(width: int) -> int:
     return 5 + (2 * width if width <= _VECTORS else 0)
 
 
-def _moved(table: Conditioned, move: Tensor) -> Conditioned:
-    sizes = [w.numel() for w in table.weights]
-    parts = torch.split(move, sizes)
-    return replace(table, weights=tuple(w - part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
+def _with(table: Conditioned, values: Tensor) -> Conditioned:
+    """The table with these numbers as its weights W."""
+    parts = torch.split(values, [w.numel() for w in table.weights])
+    return replace(table, weights=tuple(part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
 
 
 def _normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -104,36 +104,67 @@ def fit(
     Raises:
         NumericalError: if the loss is not finite at the start.
     """
-    began = time.perf_counter()
-    values = parameters.start if start is None else start
     generator = torch.Generator().manual_seed(seed)
-    current = _loss(parameters, values, problems, loss, floor)
+    return descend(
+        parameters.start if start is None else start,
+        lambda values: _loss(parameters, values, problems, loss, floor),
+        lambda values: _loss(parameters, values, held_out, loss, floor),
+        lambda values: _normal_equations(parameters, values, problems, loss, floor, directions, generator),
+        logarithmic=loss == "log",
+        steps=steps,
+        seconds=seconds,
+        patience=patience,
+        progress=progress,
+    )
+
+
+def descend(
+    values: Tensor,
+    training_loss: Callable[[Tensor], float],
+    held_out_loss: Callable[[Tensor], float],
+    equations: Callable[[Tensor], tuple[Tensor, Tensor]],
+    *,
+    logarithmic: bool = False,
+    damping: float = _DAMPING,
+    least: float = 0.0,
+    steps: int,
+    seconds: float,
+    patience: int,
+    progress: Progress | None,
+) -> Fit:
+    """Levenberg-Marquardt from given values: every step lowers the training loss, the best on held-out problems is returned.
+
+    ``equations`` gives gradient and curvature, which are scaled by the curvature's diagonal (at least ``least`` times its
+    largest entry). A gain is judged relative to the loss, unless that is a logarithm already.
+    """
+    began = time.perf_counter()
+    current = training_loss(values)
     if not math.isfinite(current):
         raise NumericalError(
             "training can't begin: the sampler it starts from gives non-finite states; start from another solver or grid"
         )
-    best, best_held = values, _loss(parameters, values, held_out, loss, floor)
+    best, best_held = values, held_out_loss(values)
     training, checked = [current], [best_held]
-    damping, waited, small = _DAMPING, 0, 0
+    waited = small = 0
     for step in range(1, steps + 1):
-        gradient, curvature = _normal_equations(parameters, values, problems, loss, floor, directions, generator)
-        size = curvature.diagonal().clamp(min=1e-300).sqrt()
+        gradient, curvature = equations(values)
+        diagonal = curvature.diagonal()
+        size = diagonal.clamp(min=least * float(diagonal.max()) + 1e-300).sqrt()
         scaled = curvature / size[:, None] / size
         identity = torch.eye(len(size), dtype=torch.float64)
-        improved = False
+        gain = None
         for _ in range(_TRIALS):
-            move = torch.linalg.solve(scaled + damping * identity, gradient / size) / size
-            trial = values - move
-            value = _loss(parameters, trial, problems, loss, floor)
+            trial = values - torch.linalg.solve(scaled + damping * identity, gradient / size) / size
+            value = training_loss(trial)
             if value < current:
-                gain = current - value if loss == "log" else (current - value) / current
-                values, current, improved = trial, value, True
+                gain = current - value if logarithmic else (current - value) / current
+                values, current = trial, value
                 damping = max(damping / _EASE, 1e-12)
                 break
             damping *= _TIGHTEN
-        if not improved:
+        if gain is None:
             break
-        held = _loss(parameters, values, held_out, loss, floor)
+        held = held_out_loss(values)
         training.append(current)
         checked.append(held)
         if progress is not None:

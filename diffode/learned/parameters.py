@@ -54,33 +54,37 @@ class Table(Parameters):
     def __post_init__(self) -> None:
         if self.groups is not None and (sum(self.groups) != self.origin.nfe or min(self.groups) < 1):
             raise ArgumentError(f"groups must be sizes >= 1 that sum to nfe={self.origin.nfe}, got {self.groups}")
+        if self.consistent and self.groups is not None and self.groups[0] > 1:
+            raise ArgumentError(
+                "a consistent table needs a first group of 1: a point made of the start alone is not consistent"
+            )
+
+    @property
+    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, column of every weight, and whether its row may use that evaluation."""
+        nfe = self.origin.nfe
+        rows, columns = torch.tril_indices(nfe, nfe)
+        if self.groups is None:
+            return rows, columns, torch.ones(len(rows), dtype=torch.bool)
+        group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
+        # Row i makes the point at which evaluation i + 1 is made, if it is not the output.
+        made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
+        return rows, columns, group[columns] < made[rows]
 
     def _free(self) -> Tensor:
         nfe = self.origin.nfe
-        rows, columns = torch.tril_indices(nfe, nfe)
-        inner = torch.full((len(rows),), self.weights)
-        if self.groups is not None:
-            group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
-            # Row i makes the point at which evaluation i + 1 is made, if it is not the output.
-            made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
-            inner = inner & (group[columns] < made[rows])
+        _, _, usable = self._places
+        inner = usable & self.weights
         if self.consistent:
-            # The newest weight that may be used takes what the others leave.
             inner = inner & ~self._closing()
         return torch.cat([
             torch.full((nfe,), self.scales and not self.consistent), inner, torch.full((nfe - 1,), self.levels),
         ])  # fmt: skip
 
     def _closing(self) -> Tensor:
-        nfe = self.origin.nfe
-        rows, columns = torch.tril_indices(nfe, nfe)
-        if self.groups is None:
-            diagonal: Tensor = rows == columns
-            return diagonal
-        group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
-        made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
-        allowed = torch.where(group[columns] < made[rows], columns, -1)
-        newest = torch.full((nfe,), -1).scatter_reduce(0, rows, allowed, "amax")
+        """In each row the newest weight that may be used: in a consistent table it takes what the others leave."""
+        rows, columns, usable = self._places
+        newest = torch.full((self.origin.nfe,), -1).scatter_reduce(0, rows, torch.where(usable, columns, -1), "amax")
         closing: Tensor = columns == newest[rows]
         return closing
 
@@ -93,16 +97,12 @@ class Table(Parameters):
         vector = to_vector(self.origin)
         vector[self._free()] = values
         nfe = self.origin.nfe
-        if self.groups is not None:
-            rows, columns = torch.tril_indices(nfe, nfe)
-            group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
-            made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
-            vector[nfe : nfe + len(rows)] *= group[columns] < made[rows]
+        rows, columns, usable = self._places
+        vector[nfe : nfe + len(rows)] *= usable
         found = from_vector(vector, nfe, first, last)
         if not self.consistent:
             return found
         weights = found.weights.clone()
-        rows, columns = torch.tril_indices(nfe, nfe)
         closing = self._closing()
         weights[rows[closing], columns[closing]] = 0.0
         weights[rows[closing], columns[closing]] = (found.levels[1:] - found.levels[0] - weights.sum(1))[rows[closing]]
@@ -113,7 +113,7 @@ class Table(Parameters):
         jacobian = torch.eye(len(free), dtype=torch.float64)[:, free]
         if self.consistent:
             nfe = self.origin.nfe
-            rows, _ = torch.tril_indices(nfe, nfe)
+            rows, _, _ = self._places
             levels = self.stages(values, first, last).levels
             inside = jacobian[nfe : nfe + len(rows)]
             for k in torch.nonzero(self._closing()).reshape(-1).tolist():

@@ -38,39 +38,32 @@ class Recording:
     """A run with all that the way back needs. ``directions`` are chosen after looking at ``end``."""
 
     def __init__(self, noise: NoiseFunction, start: Tensor, stages: Stages):
-        self.stages, self.start = stages, start.flatten(1)
+        self.stages, self.start, self._shape = stages, start.flatten(1), start.shape
+        self._noise, self._step = noise, _LEVEL_STEP[start.dtype]
         self._points: list[Tensor] = []
         self._answers: list[Tensor] = []
         self._rates: list[Tensor] = []
-        shape = start.shape
-        step = _LEVEL_STEP[start.dtype]
-        evaluations: list[Tensor] = []
-        z = start
-        for i in range(stages.nfe):
-            level = float(stages.levels[i])
-            if i == 0:
-                evaluations.append(noise(z, level).detach())
-            else:
-                point = z.detach().requires_grad_(True)
-                with torch.enable_grad():
-                    answer = noise(point, level)
-                if not answer.requires_grad:
-                    raise FieldError(
-                        "the field can't be differentiated: its answer has no gradient in x; remove no_grad, detach and NumPy "
-                        "from it"
-                    )
-                with torch.no_grad():
-                    later, earlier = noise(z, level * math.exp(step)), noise(z, level * math.exp(-step))
-                self._points.append(point)
-                self._answers.append(answer)
-                self._rates.append(((later - earlier) / (2 * step)).flatten(1))
-                evaluations.append(answer.detach())
-            z = start * float(stages.scales[i])
-            for j, e in enumerate(evaluations):
-                z = z.add(e, alpha=float(stages.weights[i, j]))
-        self._shape = shape
-        self.evaluations = [e.flatten(1) for e in evaluations]
-        self.end = z.detach().flatten(1)
+        self.evaluations: list[Tensor] = []
+        self.end = stages.run(self._asked, start).detach().flatten(1)
+
+    def _asked(self, z: Tensor, level: float) -> Tensor:
+        """The noise prediction, with its graph in z and its rate in log rho kept; of the start neither is needed."""
+        if not self.evaluations:
+            answer = self._noise(z, level)
+        else:
+            point = z.detach().requires_grad_(True)
+            with torch.enable_grad():
+                answer = self._noise(point, level)
+            if not answer.requires_grad:
+                raise FieldError("the field can't be differentiated: its answer has no gradient in x")
+            step = self._step
+            with torch.no_grad():
+                later, earlier = self._noise(z, level * math.exp(step)), self._noise(z, level * math.exp(-step))
+            self._points.append(point)
+            self._answers.append(answer)
+            self._rates.append(((later - earlier) / (2 * step)).flatten(1))
+        self.evaluations.append(answer.detach().flatten(1))
+        return answer.detach()
 
     def gradients(self, directions: Tensor) -> Tensor:
         """Derivatives of s . z_N for directions s (B, S, D), (B, S, P)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.solvers.stages import Stages, from_vector
+from diffode.solvers.stages import Stages, from_vector, to_vector
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,15 @@ class Ranged:
     most: int
     coefficients: Tensor
 
+    @classmethod
+    def constant(cls, stages: Stages, first: tuple[float, float], last: tuple[float, float], most: int) -> Ranged:
+        """A sampler that is the same in b' whatever the levels and the dimension: where training starts."""
+        vector = to_vector(stages)
+        vector[_oldest(stages.nfe)] += float(stages.levels[0]) * stages.scales
+        coefficients = torch.zeros(9, len(vector), dtype=torch.float64)
+        coefficients[0] = vector
+        return cls(stages.nfe, first, last, most, coefficients)
+
     def features(self, first: float, last: float, dim: int) -> Tensor:
         """The nine monomials at these levels and this dimension."""
         u, v = (_mapped(value, span) for value, span in ((first, self.first), (last, self.last)))
@@ -45,18 +54,14 @@ class Ranged:
     def stages(self, first: float, last: float, dim: int) -> Stages:
         """The sampler between two levels in so many dimensions, in units of the scale."""
         vector = self.features(first, last, dim) @ self.coefficients
-        _, columns = torch.tril_indices(self.nfe, self.nfe)
-        oldest = torch.nonzero(columns == 0).reshape(-1) + self.nfe
-        vector[oldest] -= first * vector[: self.nfe]
+        vector[_oldest(self.nfe)] -= first * vector[: self.nfe]
         return from_vector(vector, self.nfe, first, last)
 
     def jacobian(self, first: float, last: float, dim: int) -> Tensor:
         """Derivative of the sampler's numbers by the coefficients, (P, 9 P)."""
         count = self.coefficients.shape[1]
-        _, columns = torch.tril_indices(self.nfe, self.nfe)
-        oldest = torch.nonzero(columns == 0).reshape(-1) + self.nfe
         own = torch.eye(count, dtype=torch.float64)
-        own[oldest, torch.arange(self.nfe)] -= first
+        own[_oldest(self.nfe), torch.arange(self.nfe)] -= first
         return torch.einsum("f,pq->pfq", self.features(first, last, dim), own).reshape(count, -1)
 
     def check(self, first: float, last: float, scale: float) -> None:
@@ -67,6 +72,13 @@ class Ranged:
                     f"the {name} noise level is {value:.3g} of the data's scale {scale:.3g}; this sampler was trained for "
                     f"{low:.3g} to {high:.3g}: choose t_max and t_min of the path, or scale=, accordingly"
                 )
+
+
+def _oldest(nfe: int) -> Tensor:
+    """Places of the weights of the first evaluation in the vector of a sampler's numbers."""
+    _, columns = torch.tril_indices(nfe, nfe)
+    places: Tensor = torch.nonzero(columns == 0).reshape(-1) + nfe
+    return places
 
 
 def _mapped(value: float, span: tuple[float, float]) -> float:
