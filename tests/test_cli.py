@@ -201,11 +201,17 @@ def test_train_finds_grids(spec, tmp_path):
 def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
     assert "nfe" in diffode("train", "amed:host=euler,rounds=20", "--target", "bimodal1d", "--nfe", "3", cwd=tmp_path).stdout
     assert (tmp_path / "amed-bimodal1d-3.safetensors").is_file()
+    again = ("train", "amed:rounds=1", "--target", "bimodal1d", "--nfe", "3")
+    assert "write over it with --force" in diffode(*again, cwd=tmp_path, code=2).stderr
+    named = "amed_learned:file=amed-bimodal1d-3.safetensors"
+    run = diffode("sample", "bimodal1d", "--solver", named, "--nfe", "3", "--json", cwd=tmp_path)
+    assert json.loads(run.stdout)["nfe"] == 3
     assert "did you mean 'bespoke'" in diffode("train", "bespok", "--target", "ring8", "--nfe", "4", code=2).stderr
     assert "has no option 'foo'" in diffode("train", "bespoke:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
     assert "does not take" in diffode("train", "ld3:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
     own = ("--target", "ring8", "--nfe", "4")
     assert "can't be written in a spec" in diffode("train", "bespoke", *own, "--output", "a,b.safetensors", code=2).stderr
+    assert "a step for each evaluation" in diffode("train", "gits:solver=edm_heun", *own, code=2).stderr
     assert "writes no file" in diffode("train", "gits", *own, "--output", "g.safetensors", code=2).stderr
     assert "does not take" in diffode("train", "bespoke:start=5", *own, code=2).stderr
     assert "must end in .safetensors" in diffode(

@@ -7,7 +7,7 @@ import torch
 
 import diffode
 from diffode import Field, paths, solvers
-from diffode.errors import ArgumentError, FieldError, FileFormatError
+from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatError
 from diffode.learned.amed import load_amed, save_amed, train_amed
 from diffode.learned.live import LiveWriter
 
@@ -85,7 +85,13 @@ def test_a_saved_amed_gives_the_same_run_and_spoilt_files_are_refused(tmp_path):
     file = tmp_path / "amed.safetensors"
     save_amed(solver, file)
     x = field.prior(5, generator=0)
-    torch.testing.assert_close(load_amed(file).run(field, x)[-1], solver.run(field, x)[-1], rtol=0, atol=0)
+    expected = solver.run(field, x)[-1]
+    torch.testing.assert_close(load_amed(file).run(field, x)[-1], expected, rtol=0, atol=0)
+    named = solvers.get(f"amed_learned:file={file}")
+    for how in ({}, {"nfe": 3}, {"grid": [80.0, 0.002]}, {"grid": "karras", "steps": 2}):
+        torch.testing.assert_close(diffode.solve(field, x, solver=named, **how).x, expected, rtol=0, atol=0)
+    with pytest.raises(BudgetError, match="trained for nfe=3 alone"):
+        diffode.solve(field, x, solver=named, nfe=4)
     for cut in (0, 50, len(file.read_bytes()) - 3):
         (tmp_path / "cut").write_bytes(file.read_bytes()[:cut])
         with pytest.raises(FileFormatError):
@@ -109,8 +115,9 @@ def test_it_says_what_it_can_not_do():
         train_amed(field, 2, host="dpmpp", rounds=1, points=8)
     with pytest.raises(ArgumentError, match="teacher must be"):
         train_amed(field, 2, teacher=0, rounds=1, points=8)
-    with pytest.raises(ArgumentError, match="rounds must be"):
-        train_amed(field, 2, rounds=0)
+    for wrong in ({"rounds": 0}, {"rate": "fast"}, {"hook": 3}, {"seed": -1}, {"time_range": 1.0}, {"dim": 5}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be"):
+            train_amed(field, 2, **wrong)
     with pytest.raises(FieldError, match="no path"):
         train_amed(Field.from_velocity(lambda x, t: -x), 2, dim=1)
     with pytest.raises(ArgumentError, match="can't be saved"):

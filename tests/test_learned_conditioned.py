@@ -4,12 +4,16 @@ import pytest
 import torch
 
 import diffode
-from diffode import Field, paths
-from diffode.errors import ArgumentError
+from diffode import Field, paths, solvers
+from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
-from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features
+from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
 from diffode.learned.training import problem_for
+from diffode.solvers.checkpoints import write_tensors
 from diffode.solvers.stages import noise_function
+from diffode.studies.runner import compute
+from diffode.studies.suite import Cell
+from diffode.studies.versions import cell_key
 
 EDM = paths.get("edm")
 
@@ -98,3 +102,65 @@ def test_wrong_arguments_are_named(ring):
         condition(trained, field, units=0)
     with pytest.raises(ArgumentError, match="dim is needed"):
         condition(trained, Field.from_noise(lambda x, t: x, EDM))
+
+
+def test_a_saved_one_runs_as_a_solver_by_name_and_spoilt_files_are_refused(ring, tmp_path):
+    field, _, found = ring
+    file = tmp_path / "conditioned.safetensors"
+    found.solver.table.save(file)
+    x = EDM.prior((5, 2), generator=3)
+    expected = diffode.solve(field, x, solver=found.solver).x
+    read = solvers.get(f"conditioned:file={file}")
+    assert read.spec == f"conditioned:file={file}"
+    torch.testing.assert_close(diffode.solve(field, x, solver=read, nfe=4).x, expected, rtol=0, atol=0)
+    with pytest.raises(BudgetError, match="trained for nfe=4 alone"):
+        diffode.solve(field, x, solver=read, nfe=5)
+    data = file.read_bytes()
+    for spoilt in (data[: len(data) // 2], b"", data.replace(b"conditioned-1", b"conditioned-9")):
+        (tmp_path / "spoilt").write_bytes(spoilt)
+        with pytest.raises(FileFormatError):
+            load_conditioned(tmp_path / "spoilt")
+    table = found.solver.table
+    facts = {"schema": "diffode-conditioned-1", "unit": 1.0}
+    tensors = {"scales": table.stages.scales, "weights": table.stages.weights, "levels": table.stages.levels}
+    for i, ((matrix, offset), weights) in enumerate(zip(table.layers, table.weights, strict=True)):
+        tensors |= {f"matrix_{i}": matrix, f"offset_{i}": offset, f"added_{i}": weights}
+    wrong = (
+        ({**tensors, "added_1": tensors["added_2"].clone()}, facts),
+        ({k: v for k, v in tensors.items() if k != "matrix_3"}, facts),
+        (tensors, {**facts, "unit": -1.0}), (tensors, {"schema": facts["schema"]}),
+        ({**tensors, "offset_0": tensors["offset_0"] * float("nan")}, facts),
+        ({**tensors, "more": tensors["scales"].clone()}, facts),
+        ({**tensors, "matrix_0": tensors["matrix_0"][:, :3].contiguous()}, facts),
+    )  # fmt: skip
+    for parts, description in wrong:
+        write_tensors(tmp_path / "wrong", parts, description)
+        with pytest.raises(FileFormatError):
+            load_conditioned(tmp_path / "wrong")
+
+
+def test_it_takes_part_in_a_study(ring, tmp_path):
+    field, _, found = ring
+    file = tmp_path / "c.safetensors"
+    found.solver.table.save(file)
+    given = {"solver": f"conditioned:file={file}", "target": "ring8", "path": "edm", "grid": "karras", "nfe": 4, "seed": 0,
+             "points": 64, "dtype": "float64", "tolerance": 1e-8, "metrics": ("endpoint",)}  # fmt: skip
+    cell = Cell(**given)
+    result = compute(cell_key(cell), cell)
+    assert (result.status, result.nfe_counted) == ("ok", 4)
+    assert result.measurements[0].value < 4 * found.held_out_error * field.scale
+    wrong = Cell(**{**given, "nfe": 7})
+    assert "trained for nfe=4 alone" in compute(cell_key(wrong), wrong).reason
+
+
+def test_on_images_it_is_what_it_is_on_rows(ring):
+    field, _, found = ring
+
+    def denoised(x, t):
+        assert x.shape[1:] == (1, 2)
+        return field.denoised(x.flatten(1), t).reshape(x.shape)
+
+    images = Field.from_denoised(denoised, EDM, scale=field.scale)
+    x = EDM.prior((4, 1, 2), generator=1)
+    expected = diffode.solve(field, x.flatten(1), solver=found.solver).x
+    torch.testing.assert_close(diffode.solve(images, x, solver=found.solver).x.flatten(1), expected, rtol=1e-12, atol=1e-12)

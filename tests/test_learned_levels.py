@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,3 +108,36 @@ def test_wrong_arguments_are_named():
     own = diffode.Field.from_noise(lambda x, t: x, EDM)
     with pytest.raises(ArgumentError, match="dim is needed"):
         levels.search(own, 3)
+    for call, match in (
+        (lambda: levels.gits(field, 3, points=0), "points must be"),
+        (lambda: levels.gits(field, 3, teacher=2.5), "teacher must be"),
+        (lambda: levels.dmn("vp", 3), "path must be a diffode path"),
+        (lambda: levels.dmn(EDM, 0), "steps must be"),
+        (lambda: levels.search(field, 3, seed=-2), "seed must be"),
+        (lambda: levels.ld3(field, 3, points=True), "points must be"),
+    ):
+        with pytest.raises(ArgumentError, match=match):
+            call()
+
+
+def test_gits_follows_images_as_rows():
+    exact = diffode.exact_field("ring8", "edm")
+    images = diffode.Field.from_noise(lambda x, t: exact.noise(x.flatten(1), t).reshape(x.shape), EDM, scale=exact.scale)
+    torch.testing.assert_close(levels.gits(images, 4, dim=(1, 2)), levels.gits(exact, 4), rtol=1e-12, atol=0)
+
+
+def test_a_search_that_meets_vanishing_steps_goes_on(monkeypatch):
+    """A simplex may reach so far that two times are equal, which no solver takes: that counts as a bad grid."""
+
+    def far(function, start):
+        assert function(np.array([60.0, 0.0, -60.0])) == 1e300
+        return start
+
+    monkeypatch.setattr(levels, "_simplex", far)
+    assert len(levels.search(diffode.exact_field("bimodal1d", "edm"), 4, points=16)) == 5
+
+
+def test_dmn_leaves_no_step_out():
+    """On EDM with DPM-Solver++ 2M the bound alone is smallest with two equal times."""
+    steps = levels.dmn(EDM, 6, solver="dpmpp:order=2").log().diff().neg()
+    assert float(steps.min()) > 0.04 * float(steps.sum()) / 6

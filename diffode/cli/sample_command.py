@@ -34,16 +34,19 @@ def command(
     from diffode.fields import exact_field
     from diffode.randomness import keyed_normal
     from diffode.references import reference
+    from diffode.solvers.direct import DirectSolver
     from diffode.studies import figures
 
     file = FilePath(output)
     if file.suffix != ".npy":
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
     field = exact_field(target, paths.get(path))
-    table = solvers.get(solver).for_field(field.scale, field.target.dim).within(field.path, grid, nfe)
+    recipe = solvers.get(solver).for_field(field.scale, field.target.dim)
     # Grids such as the published tables begin at a level of their own.
-    start = field.path.sigma(table.rows[0].time) * keyed_normal((points, field.target.dim), seed=seed, key=target)
-    solution = solvers.run_tableau(table, field, start, generator=seed)
+    direct = isinstance(recipe, DirectSolver)
+    begins = field.path.t_max if direct else recipe.within(field.path, grid, nfe).rows[0].time
+    start = field.path.sigma(begins) * keyed_normal((points, field.target.dim), seed=seed, key=target)
+    solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])
     some = min(points, 256)
     error = None

@@ -24,6 +24,7 @@ _WHAT = ("bespoke", "amed", "gits", "dmn", "ld3", "search")
 @click.option("--points", type=click.IntRange(8, 10**6), default=None, help="Number of starts; default: as many as are cheap.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the starts.")
 @click.option("--output", default=None, help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors.")
+@click.option("--force", is_flag=True, help="Write over a file that exists.")
 @json_option
 def command(
     spec: str,
@@ -34,11 +35,13 @@ def command(
     points: int | None,
     seed: int,
     output: str | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER), amed (options host, order, time_range,
+    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER,
+    trajectory=WEIGHT), amed (options host, order, time_range,
     per_step, rounds; not limited by --seconds), or a grid that is printed for a solver of one evaluation a step: gits, dmn,
     ld3, search (option solver=NAME). Errors are on starts that were not trained on. A bespoke file runs anywhere as the
     solver bespoke:file=FILE.
@@ -64,6 +67,8 @@ def command(
         raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
     if output is not None and name in ("gits", "dmn", "ld3", "search"):
         raise ArgumentError(f"{name} prints a grid and writes no file: leave --output out")
+    if file.exists() and not force and name in ("bespoke", "amed"):
+        raise ArgumentError(f"output {str(file)!r} exists: choose another name with --output, or write over it with --force")
     try:
         if name == "bespoke":
             facts = _bespoke(target, nfe, path, seconds, points, seed, file, options)
@@ -98,9 +103,9 @@ def _bespoke(
         if step % 5 == 0:
             click.echo(f"  step {step:3d}  training {training:.3e}  held out {held:.3e}", err=True)
 
-    unknown = set(options) - {"consistent", "start"}
+    unknown = set(options) - {"consistent", "start", "trajectory"}
     if unknown:
-        raise ArgumentError(f"bespoke has no option {min(unknown)!r}; options: consistent, start")
+        raise ArgumentError(f"bespoke has no option {min(unknown)!r}; options: consistent, start, trajectory")
     trained = train_table(target, nfe, path=path, seconds=seconds, points=points, seed=seed, progress=progress, **options)
     checkpoint = trained.checkpoint
     checkpoint.save(file)
@@ -133,7 +138,7 @@ def _amed(
     held_out = _held_out(field, seed)
     error = float((trained.solver.run(field, held_out[0])[-1] - held_out[1]).norm(dim=1).mean()) / field.scale
     return {
-        "file": str(file),
+        "solver": f"amed_learned:file={file}",
         "nfe": trained.solver.nfe,
         "held-out error": error,
         "first loss": trained.losses[0],
@@ -146,6 +151,7 @@ def _grid(
     name: str, target: str, nfe: int, path: str, seconds: float, points: int | None, seed: int, options: dict[str, Any]
 ) -> dict[str, Any]:
     from diffode import fields, solvers
+    from diffode.errors import ArgumentError
     from diffode.learned import levels
 
     field = fields.exact_field(target, path)
@@ -161,6 +167,10 @@ def _grid(
         grid = levels.search(field, nfe, solver=solver, seed=seed, **given, **options)
     x, exact = _held_out(field, seed)
     recipe = solvers.get(solver)
+    if recipe.nfe_per_step != 1:
+        raise ArgumentError(
+            f"{name} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
+        )
     errors = [
         float((recipe.tableau(field.path, on, steps).run(field, x) - exact).norm(dim=1).mean()) / field.scale
         for on, steps in ((grid, None), ("log_snr", nfe), ("karras", nfe))

@@ -135,7 +135,13 @@ class Field:
     def check_gradient(self, x: Tensor, t: float) -> None:
         """Raise FieldError unless the callable itself can be differentiated in x: a view derived from it always seems so."""
         with torch.enable_grad():
-            answer = self._function(x.detach().requires_grad_(True), t)
+            try:
+                answer = self._function(x.detach().requires_grad_(True), t)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise FieldError(
+                    f"the field can't be called with x of {x.dtype} and shape {tuple(x.shape)}: {error}; give it rows of its "
+                    "own shape (dim=), and wrap a float32 network as lambda x, t: net(x.float(), t).to(x.dtype)"
+                ) from error
         if not (isinstance(answer, Tensor) and answer.requires_grad):
             raise FieldError(
                 "the field can't be differentiated: its answer has no gradient in x; remove no_grad, detach and NumPy from it"

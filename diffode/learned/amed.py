@@ -22,11 +22,12 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError, FileFormatError, NumericalError
 from diffode.fields import Field
 from diffode.learned.live import LiveWriter
+from diffode.learned.training import check_seed, row_shape
 from diffode.paths import Path
 from diffode.references import reference
 from diffode.solvers.amed import AMED
-from diffode.solvers.checkpoints import finite, float64, read_tensors, write_tensors
-from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.checkpoints import content_of, finite, float64, read_tensors, write_tensors
+from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau import Number, Writer
 
 #: Whole vectors are features up to so many coordinates; beyond, norms and angle alone.
@@ -99,12 +100,24 @@ class LearnedAMED(DirectSolver):
     host: Literal["euler", "dpm", "ipndm", "dpmpp"] | None = None
     order: int = 2
     hook: Hook | None = field(default=None, repr=False)
+    file: str = ""
 
     name = "amed_learned"
     takes_analytic_first_step = True
     asks_row_times = True
     reference = AMED.reference
     nfe_per_step = 2
+
+    @property
+    def spec(self) -> str:
+        """The spec that reads it again, if it came from a file."""
+        return f"{self.name}:file={self.file}" if self.file else self.name
+
+    def check_nfe(self, nfe: int) -> None:  # noqa: D102
+        check_trained_for(self, self.nfe, nfe)
+
+    def content(self) -> str:  # noqa: D102
+        return content_of(self.predictor.state_dict().values())
 
     def __post_init__(self) -> None:
         AMED(host=self.host, order=self.order)
@@ -143,9 +156,11 @@ class LearnedAMED(DirectSolver):
         return table.ends
 
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
-        if len(times) != len(self.times) or not torch.allclose(torch.tensor(times), torch.tensor(self.times), rtol=1e-6):
+        own = (self.times[0], self.times[-1]) if len(times) == 2 else self.times
+        if len(times) != len(own) or not torch.allclose(torch.tensor(times), torch.tensor(own), rtol=1e-6):
             raise ArgumentError(
-                f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}: use it, or train anew"
+                f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}:use it or its "
+                "two ends, or train anew"
             )
         path = field.require_path("AMED")
         if any(abs(path.rho(t) - known) > 0.01 * known for t, known in zip((times[0], times[-1]), self.levels, strict=True)):
@@ -157,7 +172,8 @@ class LearnedAMED(DirectSolver):
         if self.hook is None and feature_width(math.prod(x.shape[1:])) != width:
             raise ArgumentError(f"this AMED was trained in another number of dimensions than {math.prod(x.shape[1:])}")
         with torch.no_grad():
-            return Journey(torch.stack(self.run(field, x)))
+            states = self.run(field, x)
+        return Journey(torch.stack([states[0], states[-1]] if len(times) == 2 else states))
 
 
 def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
@@ -174,12 +190,15 @@ def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
 
 
 def load_amed(file: str | FilePath) -> LearnedAMED:
-    """Read a trained AMED; raises FileFormatError for anything else."""
+    """Read a trained AMED, also known as the solver ``amed_learned:file=FILE``; raises FileFormatError for anything else."""
     facts, tensors = read_tensors(file, _SCHEMA)
     try:
         for name in tensors:
             float64(tensors, name, 1 if name.endswith("bias") else 2)
-        predictor = Predictor(tensors["inner.0.weight"].shape[1], finite(facts, "direction_range"), finite(facts, "time_range"))
+        ranges = finite(facts, "direction_range"), finite(facts, "time_range")
+        if not all(0 <= value < 1 for value in ranges):
+            raise ValueError("direction_range and time_range must lie in [0, 1)")
+        predictor = Predictor(tensors["inner.0.weight"].shape[1], *ranges)
         predictor.load_state_dict(tensors)
         predictor.requires_grad_(False)
         times = tuple(float(t) for t in grids.explicit(facts["times"]).tolist())
@@ -192,7 +211,7 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         return LearnedAMED(
             predictor=predictor, times=times, levels=(levels[0], levels[1]), unit=unit, host=facts["host"],
             order=facts["order"],
-            analytic_first_step=facts["analytic_first_step"],
+            analytic_first_step=facts["analytic_first_step"], file=str(file),
         )  # fmt: skip
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise FileFormatError(f"{file} is not a trained AMED: {str(error)[:200]}") from error
@@ -216,7 +235,7 @@ def train_amed(
     steps: int,
     *,
     grid: grids.Times = "karras",
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     host: Literal["euler", "dpm", "ipndm", "dpmpp"] | None = None,
     order: int = 2,
     analytic_first_step: bool = True,
@@ -235,10 +254,10 @@ def train_amed(
     """Train AMED's predictor on a field.
 
     Args:
-        field: a field with a path; ``dim`` is its number of coordinates, unless it is exact.
+        field: a field with a path.
         steps: N; a run costs 2 N evaluations, one less with ``analytic_first_step``.
         grid: spec of the grid, or its times.
-        dim: coordinates a row of a field of your own.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         host: solver to plug into; None is AMED-Solver.
         order: of the host (ipndm, dpmpp).
         analytic_first_step: take the first direction from the prior, as the paper does.
@@ -255,15 +274,21 @@ def train_amed(
         NumericalError: if the loss becomes non-finite: lower ``rate``.
     """
     path = field.require_path("AMED")
-    width = field.dim or dim
-    if width is None:
-        raise ArgumentError("dim is needed: how many coordinates a row of x has")
+    shape = row_shape(field, dim)
+    check_seed(seed)
     for name, value in (("steps", steps), ("points", points), ("batch", batch), ("rounds", rounds)):
         if type(value) is not int or value < 1:
             raise ArgumentError(f"{name} must be an integer >= 1, got {value!r}")
+    for name, number, most in (
+        ("rate", rate, math.inf), ("direction_range", direction_range, 1), ("time_range", time_range, 1),
+    ):  # fmt: skip
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < most:
+            raise ArgumentError(f"{name} must be a number in [0, {most}), got {number!r}")
+    if hook is not None and not callable(hook):
+        raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
     times = grids.get(grid, path, steps if isinstance(grid, str) else None).tolist()
     generator = torch.Generator().manual_seed(seed)
-    x = path.prior((points, width), generator=generator) if start is None else start
+    x = path.prior((points, *shape), generator=generator) if start is None else start
     if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:
         raise ArgumentError(
             f"AMED needs alpha > 0 at the first time and sigma > 0 at the last, got {times[0]:g} and {times[-1]:g}"
@@ -272,7 +297,7 @@ def train_amed(
     targets = _teacher(field, x, times, teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inputs = feature_width(width) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
+        inputs = feature_width(math.prod(shape)) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
         predictor = Predictor(inputs, direction_range, time_range)
     ends = path.rho(times[0]), path.rho(times[-1])
     solver = LearnedAMED(

@@ -13,15 +13,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError, FieldError
+from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, descend, output_directions
-from diffode.learned.training import Trained, problem_for
-from diffode.solvers.direct import DirectSolver, Journey
+from diffode.learned.training import Trained, check_seed, problem_for, row_shape
+from diffode.solvers.checkpoints import content_of, finite, float64, read_tensors, write_tensors
+from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
 
 #: Whole vectors are features up to so many coordinates.
@@ -29,6 +31,7 @@ _VECTORS = 8
 #: Sizes of what phi may add: to a weight as a share of its row's step, to the scale of the state.
 _WEIGHT, _SCALE = 0.1, 0.01
 _CHUNK = 1024
+_SCHEMA = "diffode-conditioned-1"
 _DAMPING, _LEAST_WEIGHT, _LEAST_CURVATURE = 1e-2, 0.05, 1e-12
 
 
@@ -40,6 +43,31 @@ class Conditioned:
     unit: float
     layers: tuple[tuple[Tensor, Tensor], ...]
     weights: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        count = self.stages.nfe
+        if len(self.layers) != count or len(self.weights) != count:
+            raise ArgumentError(f"a conditioned table needs a layer and weights for each of its {count} rows")
+        inputs, units = self.layers[0][0].shape
+        for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
+            shapes = (tuple(matrix.shape), tuple(offset.shape), tuple(weights.shape))
+            if shapes != ((inputs, units), (units,), (units + 1, i + 2)):
+                raise ArgumentError(f"row {i} of a conditioned table has a layer and weights of shapes {shapes}")
+        if not self.unit > 0:
+            raise ArgumentError(f"the unit of a conditioned table must be positive, got {self.unit!r}")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The levels of start and end."""
+        return float(self.stages.levels[0]), float(self.stages.levels[-1])
+
+    def save(self, file: str | FilePath) -> None:
+        """Write it as safetensors; raises ArgumentError if the file can't be written."""
+        stages = self.stages
+        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
+        for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
+            tensors |= {f"matrix_{i}": matrix, f"offset_{i}": offset, f"added_{i}": weights}
+        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, {"schema": _SCHEMA, "unit": self.unit})
 
     def run(self, noise: NoiseFunction, start: Tensor, shifts: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) join what W gives."""
@@ -88,9 +116,26 @@ class ConditionedSolver(DirectSolver):
     """A trained conditioned table as a solver: ``solve(field, x, solver=trained.solver, grid=[start, end])``."""
 
     table: Conditioned = field(repr=False)
+    file: str = ""
 
     name = "conditioned"
     reference = "after Zhou et al., arXiv 2312.00094, with every number of a table predicted"
+
+    @property
+    def spec(self) -> str:
+        """The spec that reads it again, if it came from a file."""
+        return f"{self.name}:file={self.file}" if self.file else self.name
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of a run."""
+        return self.table.stages.nfe
+
+    def check_nfe(self, nfe: int) -> None:  # noqa: D102
+        check_trained_for(self, self.nfe, nfe)
+
+    def content(self) -> str:  # noqa: D102
+        return content_of(self.table.weights)
 
     @property
     def order(self) -> int:
@@ -99,7 +144,7 @@ class ConditionedSolver(DirectSolver):
 
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
         path = field.require_path("a conditioned table")
-        known = (float(self.table.stages.levels[0]), float(self.table.stages.levels[-1]))
+        known = self.table.ends
         levels = path.rho(times[0]), path.rho(times[-1])
         if len(times) != 2 or any(abs(a - b) > 0.01 * b for a, b in zip(levels, known, strict=True)):
             raise ArgumentError(
@@ -107,15 +152,31 @@ class ConditionedSolver(DirectSolver):
             )
         inputs = self.table.layers[0][0].shape[0]
         width = math.prod(x.shape[1:])
-        if x.ndim != 2 or inputs != _inputs(width):
+        if inputs != _inputs(width):
             raise ArgumentError(
                 f"this table was trained on rows of another number of coordinates than x, {tuple(x.shape)}, has"
             )
         if x.dtype != torch.float64:
             raise ArgumentError(f"a conditioned table runs in float64, x is {x.dtype}: use x.double()")
         with torch.no_grad():
-            end = self.table.run(noise_function(field), x / path.alpha(times[0]))[0] * path.alpha(times[-1])
-        return Journey(torch.stack([x, end]))
+            noise = _flattened(noise_function(field), x.shape[1:])
+            end = self.table.run(noise, x.flatten(1) / path.alpha(times[0]))[0] * path.alpha(times[-1])
+        return Journey(torch.stack([x, end.reshape(x.shape)]))
+
+
+def load_conditioned(file: str | FilePath) -> ConditionedSolver:
+    """Read a conditioned table, also known as the solver ``conditioned:file=FILE``; FileFormatError for anything else."""
+    description, tensors = read_tensors(file, _SCHEMA)
+    try:
+        stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
+        if len(tensors) != 3 + 3 * stages.nfe:
+            raise ValueError("it must hold a table, and for each of its rows a layer and weights")
+        layers = tuple((float64(tensors, f"matrix_{i}", 2), float64(tensors, f"offset_{i}", 1)) for i in range(stages.nfe))
+        added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
+        table = Conditioned(stages, finite(description, "unit"), layers, added)
+        return ConditionedSolver(table=table, file=str(file))
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise FileFormatError(f"{file} is not a conditioned table: {str(error)[:200]}") from error
 
 
 @dataclass(frozen=True)
@@ -134,7 +195,7 @@ def condition(
     trained: Trained,
     field: Field,
     *,
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     units: int = 20,
     points: int = 4096,
     steps: int = 40,
@@ -149,7 +210,7 @@ def condition(
     Args:
         trained: what :func:`diffode.learned.train_table` gave.
         field: the field it was trained on.
-        dim: coordinates a row of a field of your own.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         units: random units a row.
         points: starts to train on; a quarter as many decide when to stop.
         steps, seconds, patience: most steps, most seconds, most steps without a better held-out error.
@@ -157,16 +218,16 @@ def condition(
         seed: of the starts and of the random layers.
         progress: called as ``progress(step, training error, held-out error)``.
     """
-    path, width = field.require_path("training"), field.dim or dim
-    if width is None:
-        raise ArgumentError("dim is needed: how many coordinates a row of x has")
+    path, shape = field.require_path("training"), row_shape(field, dim)
+    width = math.prod(shape)
+    check_seed(seed)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
         if type(value) is not int or value < least:
             raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
     began = time.perf_counter()
     unit = field.scale
     problem, held_out = (
-        problem_for(field, path, width, n, 500_000 + 2 * seed + k) for k, n in enumerate((points, max(points // 4, 64)))
+        _flat(problem_for(field, path, shape, n, 500_000 + 2 * seed + k)) for k, n in enumerate((points, max(points // 4, 64)))
     )
     generator = torch.Generator().manual_seed(seed)
     inputs = _inputs(width)
@@ -201,6 +262,16 @@ def condition(
         found.held_out,
         time.perf_counter() - began,
     )
+
+
+def _flattened(noise: NoiseFunction, shape: Sequence[int]) -> NoiseFunction:
+    """The noise prediction on rows of coordinates (B, D), of a field on rows of another shape."""
+    return lambda z, level: noise(z.reshape(-1, *shape), level).flatten(1)
+
+
+def _flat(problem: Problem) -> Problem:
+    noise = _flattened(problem.noise, problem.start.shape[1:])
+    return replace(problem, noise=noise, start=problem.start.flatten(1))
 
 
 def _inputs(width: int) -> int:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError, NumericalError
 from diffode.learned.parameters import Parameters
 from diffode.learned.sensitivities import Recording
+from diffode.learned.trajectory import Trajectory
 from diffode.solvers.stages import NoiseFunction, Stages
 
 #: Errors smaller than this share of the median weigh no more than it.
@@ -37,7 +38,9 @@ Progress = Callable[[int, float, float], None]
 class Problem:
     """Starts z (B, *shape) and where the exact flow takes them (B, D), for a field in the noise chart.
 
-    ``unit`` is the data's scale; ``first`` and ``last`` are the levels of start and end in that unit.
+    ``unit`` is the data's scale; ``first`` and ``last`` are the levels of start and end in that unit. ``trajectory`` is the
+    exact flow in between, if states there are to count too, and ``share`` the weight of their mean error, in units of the
+    data's spread at their level, beside that of the end.
     """
 
     noise: NoiseFunction
@@ -46,6 +49,8 @@ class Problem:
     unit: float
     first: float
     last: float
+    trajectory: Trajectory | None = None
+    share: float = 0.0
 
     @property
     def dim(self) -> int:
@@ -53,11 +58,43 @@ class Problem:
         return self.start[0].numel()
 
     def error(self, stages: Stages) -> float:
-        """Mean end-point error in units of the scale; infinite if the run overflows."""
+        """Mean end-point error in units of the scale, and the share of what lies before; infinite if the run overflows."""
+        run = stages.scaled(self.unit)
+        states: list[Tensor] = []
+
+        def noise(z: Tensor, level: float) -> Tensor:
+            states.append(z)
+            return self.noise(z, level)
+
         with torch.no_grad():
-            found = stages.scaled(self.unit).run(self.noise, self.start).flatten(1)
-        value = float((found - self.end).norm(dim=1).mean()) / self.unit
+            end = run.run(noise, self.start)
+        value = sum(
+            row.weight * float((z.flatten(1) - row.exact).norm(dim=1).mean())
+            for z, row in zip([*states[1:], end], self.wanted(run), strict=True)
+            if row.weight
+        )
         return value if math.isfinite(value) else math.inf
+
+    def wanted(self, run: Stages) -> list[Wanted]:
+        """For every row of a run (in the data's units) where the exact flow is at its level, and what its error counts."""
+        rows = []
+        for level in run.levels[1:-1].tolist():
+            if self.trajectory is None:
+                rows.append(Wanted(0.0, self.end))
+            else:
+                variance = self.unit**2 + level**2
+                weight = self.share / (run.nfe - 1) / math.sqrt(variance)
+                rows.append(Wanted(weight, *self.trajectory.at(level), -weight * level**2 / variance))
+        return [*rows, Wanted(1 / self.unit, self.end)]
+
+
+class Wanted(NamedTuple):
+    """Weight of a row's error, the exact state (B, D), and how both move with the logarithm of its level, if that is free."""
+
+    weight: float
+    exact: Tensor
+    rate: Tensor | None = None
+    weight_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -205,20 +242,33 @@ def _normal_equations(
     for problem in problems:
         stages = parameters.stages(values, problem.first, problem.last, problem.dim).scaled(problem.unit)
         recording = Recording(problem.noise, problem.start, stages)
-        error = recording.end - problem.end
-        length = error.norm(dim=1)
-        along, share, slope = output_directions(error, length, count, generator)
-        raw = recording.gradients(along).to(torch.float64)
         chain = parameters.jacobian(values, problem.first, problem.last, problem.dim)
         chain = _in_units(chain, stages.nfe, problem.unit)
-        own = raw @ chain
-        weight = 1 / length.clamp(min=_LEAST_WEIGHT * float(length.median()) + 1e-300)
-        weight = weight / (len(length) * problem.unit * len(problems))
+        wanted = problem.wanted(stages)
+        overall: float = 1.0
         if loss == "log":
-            weight = weight / max(float(length.mean()) / problem.unit + floor, 1e-300)
-        gradient += torch.einsum("b,bs,bsp->p", weight.double(), slope.double(), own)
-        flat = (own * (weight[:, None] * share).sqrt()[..., None]).reshape(-1, size)
-        curvature += flat.T @ flat
+            errors = [
+                w.weight * float((recording.state(i) - w.exact).norm(dim=1).mean()) for i, w in enumerate(wanted) if w.weight
+            ]
+            overall = max(sum(errors) + floor, 1e-300)
+        for row, one in enumerate(wanted):
+            if not one.weight:
+                continue
+            error = recording.state(row) - one.exact
+            length = error.norm(dim=1)
+            along, share, slope = output_directions(error, length, count, generator)
+            raw = recording.gradients(along, row).to(torch.float64)
+            if one.rate is not None:
+                # The exact state and the weight are those at the row's own level, which is free: they move too.
+                level = row - (stages.nfe - 1)
+                raw[..., level] -= torch.einsum("bsd,bd->bs", along, one.rate).double()
+                gradient += chain[level] * (one.weight_rate * float(length.mean()) / len(problems) / overall)
+            own = raw @ chain
+            weight = 1 / length.clamp(min=_LEAST_WEIGHT * float(length.median()) + 1e-300)
+            weight = weight * one.weight / (len(length) * len(problems)) / overall
+            gradient += torch.einsum("b,bs,bsp->p", weight.double(), slope.double(), own)
+            flat = (own * (weight[:, None] * share).sqrt()[..., None]).reshape(-1, size)
+            curvature += flat.T @ flat
     return gradient, curvature
 
 

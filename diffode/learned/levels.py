@@ -6,7 +6,7 @@ Each returns the times of a grid that any solver takes; LD3 with decoupled evalu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Decoupled, Levels, from_shares
-from diffode.learned.training import problem_for
+from diffode.learned.training import check_seed, problem_for, row_shape
 from diffode.paths import Path
 from diffode.solvers.stages import Stages
 
 #: Grids that direct search starts from.
 _FROM = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
+#: A step of DMN's grid is at least this share of an even step, in log-SNR.
+_LEAST_SHARE = 0.05
 _SEARCH = {"xatol": 1e-5, "fatol": 1e-9}
 
 
@@ -31,7 +33,7 @@ def gits(
     field: Field,
     steps: int,
     *,
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     teacher: int = 60,
     discount: float = 1.15,
     points: int = 256,
@@ -40,9 +42,9 @@ def gits(
     """Geometry-inspired time scheduling: the grid of ``steps`` steps whose Euler jumps leave the trajectories least.
 
     Args:
-        field: a field with a path; ``dim`` is its number of coordinates, unless it is exact.
+        field: a field with a path.
         steps: number of steps.
-        dim: coordinates a row of a field of your own.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         teacher: steps of the fine grid (polynomial, exponent 7) among whose points the grid's are chosen; they are followed by
             Euler's method, as in the original.
         discount: factor on the cost of later jumps.
@@ -56,17 +58,19 @@ def gits(
     the last point of the trajectory, less that of the trajectory's own point j.
     """
     path = field.require_path("GITS")
-    width = _width(field, dim)
+    shape = row_shape(field, dim)
+    _check_counts(teacher=(teacher, 10**4))
     fine = grids.get("karras:rho=7", path, teacher)
-    _check_steps(steps, teacher)
+    _check_counts(steps=(steps, teacher), points=(points, 10**9))
+    check_seed(seed)
     rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
-    start = path.prior((points, width), generator=seed)
-    states = [start / path.alpha(float(fine[0]))]
+    start = path.prior((points, *shape), generator=seed)
+    states = [start.flatten(1) / path.alpha(float(fine[0]))]
     slopes = []
     with torch.no_grad():
         for k in range(teacher):
             t = float(fine[k])
-            slopes.append(field.predict("noise", states[-1] * path.alpha(t), t))
+            slopes.append(field.predict("noise", states[-1].reshape(start.shape) * path.alpha(t), t).flatten(1))
             states.append(states[-1] + (rho[k + 1] - rho[k]) * slopes[-1])
     chord = states[-1] - states[0]
     unit = chord / chord.norm(dim=1, keepdim=True)
@@ -111,13 +115,18 @@ def dmn(path: Path, steps: int, *, solver: str = "ab:order=3,chart=data", power:
 
     Source: Xue et al., arXiv 2402.17376, equation 13 and section 3.3 ("DM-NonUniform").
     """
+    if not isinstance(path, Path):
+        raise ArgumentError(f"path must be a diffode path, such as diffode.paths.get('vp'), got {path!r}")
+    _check_counts(steps=(steps, 1000))
     recipe = solvers.get(solver)
     base = grids.get("log_snr", path, steps).tolist()
     ends = [path.log_snr(base[0]), path.log_snr(base[-1])]
 
     def times(logits: np.ndarray) -> list[float]:
         shares = np.exp(logits - logits.max())
-        inner = ends[0] + (ends[1] - ends[0]) * np.cumsum(shares / shares.sum())[:-1]
+        # The bound alone may let a step vanish.
+        shares = _LEAST_SHARE / steps + (1 - _LEAST_SHARE) * shares / shares.sum()
+        inner = ends[0] + (ends[1] - ends[0]) * np.cumsum(shares)[:-1]
         return [base[0], *(path.time_from_log_snr(float(v)) for v in inner), base[-1]]
 
     def bound(logits: np.ndarray) -> float:
@@ -154,7 +163,7 @@ def ld3(
     *,
     solver: str = "dpmpp:order=2",
     grid: str = "log_snr",
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     points: int = 512,
     seconds: float = 60.0,
     seed: int = 0,
@@ -174,7 +183,7 @@ def ld3_decoupled(
     *,
     solver: str = "dpmpp:order=2",
     grid: str = "log_snr",
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     points: int = 512,
     seconds: float = 60.0,
     seed: int = 0,
@@ -193,7 +202,7 @@ def search(
     steps: int,
     *,
     solver: str = "dpmpp:order=2",
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     points: int = 256,
     seed: int = 0,
 ) -> Tensor:
@@ -202,7 +211,9 @@ def search(
     No gradient is asked of the field. The error has many minima in the levels, which training (:func:`ld3`) does not leave.
     """
     path = field.require_path("a grid search")
-    problem = problem_for(field, path, _width(field, dim), points, seed)
+    _check_counts(steps=(steps, 100), points=(points, 10**9))
+    check_seed(seed)
+    problem = problem_for(field, path, row_shape(field, dim), points, seed)
     if steps == 1:
         return grids.get("log_snr", path, 1)
     found: list[tuple[float, np.ndarray]] = []
@@ -210,7 +221,11 @@ def search(
         parameters = Levels(*_writer(path, solver, grid, steps, problem.unit))
 
         def error(values: np.ndarray, parameters: Levels = parameters) -> float:
-            stages = parameters.stages(torch.from_numpy(values), problem.first, problem.last)
+            try:
+                stages = parameters.stages(torch.from_numpy(values), problem.first, problem.last)
+            except ArgumentError:
+                # A simplex may reach so far that a step vanishes.
+                return 1e300
             return min(problem.error(stages), 1e300)
 
         best = _simplex(error, parameters.start.numpy())
@@ -251,12 +266,14 @@ def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tupl
 
 
 def _trained(
-    kind: type[Levels] | type[Decoupled], field: Field, steps: int, solver: str, grid: str, dim: int | None, points: int,
+    kind: type[Levels] | type[Decoupled], field: Field, steps: int, solver: str, grid: str,
+    dim: int | Sequence[int] | None, points: int,
     seconds: float, seed: int, start: Tensor | None = None,
 ) -> tuple[Tensor, Problem]:  # fmt: skip
     path = field.require_path("LD3")
-    width = _width(field, dim)
-    problem, held_out = (problem_for(field, path, width, points, 2 * seed + k) for k in (0, 1))
+    _check_counts(steps=(steps, 1000), points=(points, 10**9))
+    check_seed(seed)
+    problem, held_out = (problem_for(field, path, row_shape(field, dim), points, 2 * seed + k) for k in (0, 1))
     if steps == 1:
         raise ArgumentError("a grid of one step has nothing to train")
     parameters = kind(*_writer(path, solver, grid, steps, problem.unit))
@@ -266,13 +283,7 @@ def _trained(
     return found.values, problem
 
 
-def _width(field: Field, dim: int | None) -> int:
-    width = field.dim or dim
-    if width is None:
-        raise ArgumentError("dim is needed: how many coordinates a row of x has")
-    return width
-
-
-def _check_steps(steps: int, most: int) -> None:
-    if type(steps) is not int or not 1 <= steps <= most:
-        raise ArgumentError(f"steps must be an integer from 1 to {most}, got {steps!r}")
+def _check_counts(**values: tuple[int, int]) -> None:
+    for name, (value, most) in values.items():
+        if type(value) is not int or not 1 <= value <= most:
+            raise ArgumentError(f"{name} must be an integer from 1 to {most}, got {value!r}")

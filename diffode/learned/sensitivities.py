@@ -43,6 +43,7 @@ class Recording:
         self._points: list[Tensor] = []
         self._answers: list[Tensor] = []
         self._rates: list[Tensor] = []
+        self._inner: list[Tensor] = []
         self.evaluations: list[Tensor] = []
         self.end = stages.run(self._asked, start).detach().flatten(1)
 
@@ -59,30 +60,37 @@ class Recording:
             step = self._step
             with torch.no_grad():
                 later, earlier = self._noise(z, level * math.exp(step)), self._noise(z, level * math.exp(-step))
+            self._inner.append(z.detach().flatten(1))
             self._points.append(point)
             self._answers.append(answer)
             self._rates.append(((later - earlier) / (2 * step)).flatten(1))
         self.evaluations.append(answer.detach().flatten(1))
         return answer.detach()
 
-    def gradients(self, directions: Tensor) -> Tensor:
-        """Derivatives of s . z_N for directions s (B, S, D), (B, S, P)."""
-        return torch.stack([self._backwards(directions[:, k]) for k in range(directions.shape[1])], dim=1)
+    def state(self, row: int) -> Tensor:
+        """The state z_(row + 1), (B, D); the last row's is the output."""
+        return self.end if row == self.stages.nfe - 1 else self._inner[row]
 
-    def _backwards(self, direction: Tensor) -> Tensor:
+    def gradients(self, directions: Tensor, row: int | None = None) -> Tensor:
+        """Derivatives of s . z for directions s (B, S, D), (B, S, P): of the output, or of the state that a row makes."""
+        last = self.stages.nfe - 1 if row is None else row
+        return torch.stack([self._backwards(directions[:, k], last) for k in range(directions.shape[1])], dim=1)
+
+    def _backwards(self, direction: Tensor, last: int) -> Tensor:
         stages, count = self.stages, self.stages.nfe
         adjoint = direction
+        none = direction.new_zeros(len(direction))
         pulled = [torch.zeros_like(direction) for _ in range(count)]
-        by_scale: list[Tensor] = [direction.new_empty(0)] * count
-        by_weight: list[list[Tensor]] = [[] for _ in range(count)]
-        by_level: list[Tensor] = []
-        for i in range(count - 1, -1, -1):
+        by_scale: list[Tensor] = [none] * count
+        by_weight: list[list[Tensor]] = [[none] * (i + 1) for i in range(count)]
+        by_level: list[Tensor] = [none] * (count - 1)
+        for i in range(last, -1, -1):
             by_scale[i] = (adjoint * self.start).sum(1)
             for j in range(i + 1):
-                by_weight[i].append((adjoint * self.evaluations[j]).sum(1))
+                by_weight[i][j] = (adjoint * self.evaluations[j]).sum(1)
                 pulled[j] = pulled[j] + float(stages.weights[i, j]) * adjoint
             if i:
-                by_level.insert(0, (pulled[i] * self._rates[i - 1]).sum(1))
+                by_level[i - 1] = (pulled[i] * self._rates[i - 1]).sum(1)
                 (back,) = torch.autograd.grad(
                     self._answers[i - 1], self._points[i - 1], pulled[i].reshape(self._shape), retain_graph=True
                 )

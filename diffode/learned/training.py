@@ -17,6 +17,7 @@ from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Fit, Problem, fit
 from diffode.learned.parameters import Table
+from diffode.learned.trajectory import exact_trajectory
 from diffode.paths import Path
 from diffode.references import reference
 from diffode.solvers.checkpoints import Checkpoint
@@ -71,10 +72,11 @@ def train_table(
     nfe: int,
     *,
     path: Path | str = "edm",
-    dim: int | None = None,
+    dim: int | Sequence[int] | None = None,
     start: str | None = None,
     consistent: bool = False,
     groups: tuple[int, ...] | None = None,
+    trajectory: float = 0.0,
     points: int | None = None,
     seconds: float = 60.0,
     seed: int = 0,
@@ -87,11 +89,13 @@ def train_table(
             exact).
         nfe: number of evaluations.
         path: path of the target; a field has its own.
-        dim: coordinates a row of a field of your own.
-        start: ``"solver @ grid"`` to start from; by default the best four of a list of published ones and the universal
-            table on these starts.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        start: ``"solver @ grid"`` to start from, or ``"universal"``; by default the best four of a list of published ones and
+            the universal table on these starts.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
+        trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels, beside
+            the error of the end; 0 looks at the end alone.
         points: number of starts; by default as many as keep a step short.
         seconds: most seconds, references and the choice of the start included as far as they are known beforehand.
         seed: of the starts; the held-out ones come from another stream.
@@ -110,14 +114,17 @@ def train_table(
         raise ArgumentError(f"seconds must be positive, got {seconds!r}")
     began = time.perf_counter()
     chosen, on, name = _field(field, path)
-    width = chosen.dim or dim
-    if width is None:
-        raise ArgumentError("dim is needed: how many coordinates a row of x has (or x.numel() of an image)")
-    count = points if points is not None else _affordable(chosen, on, width, nfe)
+    shape = row_shape(chosen, dim)
+    if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
+        raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
+    count = points if points is not None else _affordable(chosen, on, shape, nfe)
     if type(count) is not int or count < 8:
         raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
-    problem, held_out = (problem_for(chosen, on, width, n, s) for n, s in ((count, 2 * seed), (min(count, 1024), 2 * seed + 1)))
-    task = _Task(problem, held_out, on, name, began, seconds, seed, progress)
+    check_seed(seed)
+    few = min(count, 1024)
+    problem, held_out = (problem_for(chosen, on, shape, n, s, trajectory) for n, s in ((count, 2 * seed), (few, 2 * seed + 1)))
+    test = problem_for(chosen, on, shape, min(count, 512), 1_000_000 + seed)
+    task = _Task(problem, held_out, test, on, name, began, seconds, seed, progress)
     return _best_of(task, _starts(problem, on, nfe, start, chosen.scale), consistent, groups)
 
 
@@ -157,7 +164,7 @@ def train_gaussian(
     first, last = on.rho(on.t_max), on.rho(on.t_min)
     deviations = [(column + level**2).sqrt() for level in (first, last)]
     problem = Problem(noise, deviations[0], deviations[1], unit, first / unit, last / unit)
-    task = _Task(problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", began, seconds, seed, None)
+    task = _Task(problem, problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", began, seconds, seed, None)
     return _best_of(task, _starts(problem, on, nfe, start, unit), False, None)
 
 
@@ -166,6 +173,7 @@ class _Task(NamedTuple):
 
     problem: Problem
     held_out: Problem
+    test: Problem
     path: Path
     name: str
     began: float
@@ -203,14 +211,15 @@ def _best_of(task: _Task, candidates: Sequence[Published], consistent: bool, gro
         if min(held) < min(best[0].held_out):
             best = Fit(values, training, held, looked.seconds + further.seconds), published, table
     found, published, table = best
+    stages = table.stages(found.values, task.problem.first, task.problem.last)
     checkpoint = Checkpoint(
-        table.stages(found.values, task.problem.first, task.problem.last),
+        stages,
         task.problem.unit,
         task.path.spec,
         task.name,
         published.name,
-        min(found.held_out),
-        task.held_out.error(published.stages),
+        task.test.error(stages),
+        task.test.error(published.stages),
         time.perf_counter() - task.began,
         task.seed,
     )
@@ -228,10 +237,33 @@ def _field(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, 
     return exact, exact.path, field if isinstance(field, str) else type(field).__name__
 
 
-def _affordable(field: Field, path: Path, dim: int, nfe: int) -> int:
+def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Shape of a row of x: known of an exact field, of any other what ``dim`` says."""
+    wanted = field.dim if dim is None else dim
+    if wanted is None:
+        raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
+    shape = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    if (
+        not shape
+        or any(type(n) is not int or n < 1 for n in shape)
+        or (field.dim is not None and math.prod(shape) != field.dim)
+    ):
+        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r}")
+    return shape
+
+
+def check_seed(seed: object) -> None:
+    """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
+    if type(seed) is not int or not 0 <= seed < 2**40:
+        raise ArgumentError(f"seed must be an integer from 0 to 2^40, got {seed!r}")
+
+
+def _affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> int:
     """As many starts as keep one step near half a second."""
     noise = noise_function(field)
-    z = path.prior((_FEWEST, dim), generator=0).requires_grad_(True)
+    dim = math.prod(shape)
+    field.check_gradient(path.prior((2, *shape), generator=0), path.t_max)
+    z = path.prior((_FEWEST, *shape), generator=0).requires_grad_(True)
     level = path.rho(path.t_max) ** 0.5
     began = time.perf_counter()
     with torch.enable_grad():
@@ -244,9 +276,14 @@ def _affordable(field: Field, path: Path, dim: int, nfe: int) -> int:
     return int(min(max(_STEP_SECONDS / a_start, _FEWEST), _MOST))
 
 
-def problem_for(field: Field, path: Path, dim: int, count: int, seed: int) -> Problem:
-    """Starts from the normal prior, as samplers have them, and where the exact flow takes them."""
-    start = path.prior((count, dim), generator=torch.Generator().manual_seed(7_919 * seed + 1))
+def problem_for(
+    field: Field, path: Path, shape: int | tuple[int, ...], count: int, seed: int, trajectory: float = 0.0
+) -> Problem:
+    """Starts from the normal prior, as samplers have them, and where the exact flow takes them (at all levels, if
+    ``trajectory``, the weight of states in between, is not 0).
+    """
+    rows = (shape,) if isinstance(shape, int) else shape
+    start = path.prior((count, *rows), generator=torch.Generator().manual_seed(7_919 * seed + 1))
     field.check_gradient(start[:2], path.t_max)
     exact = reference(field, start, path.t_max, path.t_min, 1e-6)
     alphas = path.alpha(path.t_max), path.alpha(path.t_min)
@@ -255,15 +292,18 @@ def problem_for(field: Field, path: Path, dim: int, count: int, seed: int) -> Pr
         raise ArgumentError(
             f"training needs 0 < rho < infinity at both ends of path {path.spec!r}; choose t_max and t_min inside"
         )
-    unit = field.scale
-    return Problem(noise_function(field), start / alphas[0], exact.x / alphas[1], unit, levels[0] / unit, levels[1] / unit)
+    unit, noise = field.scale, noise_function(field)
+    between = exact_trajectory(field, path, noise, start) if trajectory else None
+    return Problem(
+        noise, start / alphas[0], exact.x.flatten(1) / alphas[1], unit, levels[0] / unit, levels[1] / unit, between, trajectory
+    )
 
 
 def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: float) -> list[Published]:
     """The best published samplers on some of the starts, each with another solver."""
     few = Problem(problem.noise, problem.start[:_CHOOSING], problem.end[:_CHOOSING], unit, problem.first, problem.last)
     found = []
-    for solver, grid in _listed(start):
+    for solver, grid in [] if start == "universal" else _listed(start):
         try:
             stages = Stages.of(solvers.get(solver).within(path, grid, nfe)).scaled(1 / unit)
         except BudgetError:
@@ -276,8 +316,10 @@ def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: flo
                 found.append(Published(error, f"{solver} @ {grid}", stages))
         elif start is not None:
             raise BudgetError(f"start {start!r} has no run of exactly {nfe} evaluations, but of {stages.nfe}")
-    if start is None:
+    if start in (None, "universal"):
         found += _universal(few, path, nfe, unit)
+    if start == "universal" and not found:
+        raise BudgetError(f"there is no universal table for nfe={nfe} between these noise levels; start from another sampler")
     found.sort(key=lambda published: published.error)
     best: dict[str, Published] = {}
     for published in found:

@@ -17,7 +17,7 @@ from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
-from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_ranged
+from diffode.solvers.checkpoints import Checkpoint, content_of, load_checkpoint, load_ranged
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
 from diffode.solvers.stages import Stages
@@ -71,8 +71,9 @@ class TrainedSolver(Solver):
         nfe = steps if steps is not None else self.budgets[0]
         if nfe not in self.budgets or (steps is None and len(self.budgets) > 1):
             known = ", ".join(map(str, self.budgets))
+            asked = "steps= says how many evaluations" if steps is None else f"it has no table for {steps}"
             raise BudgetError(
-                f"solver {self.spec!r} was trained for nfe {known}, not {steps}: give nfe= (or steps=) one of these"
+                f"solver {self.spec!r} was trained for nfe {known}; {asked}: give a grid by name and nfe= one of these"
             )
         first, last = path.rho(times[0]), path.rho(times[-1])
         if not (math.isfinite(first) and last > 0):
@@ -135,8 +136,7 @@ class Bespoke(TrainedSolver):
     def content(self) -> str:  # noqa: D102
         stages = self.checkpoint.stages
         scale = torch.tensor([self.checkpoint.scale], dtype=torch.float64)
-        parts = (stages.scales, stages.weights, stages.levels, scale)
-        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+        return content_of((stages.scales, stages.weights, stages.levels, scale))
 
     def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
         trained = self.checkpoint.stages.scaled(self.scale or self.checkpoint.scale)

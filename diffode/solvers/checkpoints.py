@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -71,6 +73,8 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         )
         if bool((stages.levels > _LARGEST_LEVEL).any()):
             raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
+        if not stages.levels[-1] < stages.levels[0]:
+            raise ValueError("the last level must be below the first")
         if scale <= 0:
             raise ValueError(f"scale must be positive, got {scale}")
         path, target, origin = (text(description, key) for key in ("path", "target", "start"))
@@ -96,6 +100,8 @@ def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
         spans = []
         for key in ("first", "last"):
             low, high = description[key]
+            if isinstance(low, bool) or isinstance(high, bool):
+                raise ValueError(f"{key} must be a range of numbers")
             if not 0 < low < high < math.inf:
                 raise ValueError(f"{key} must be a range of positive numbers")
             spans.append((float(low), float(high)))
@@ -103,6 +109,8 @@ def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
             raise ValueError("most must be an integer from 2 to 1e9")
         tables = {}
         for name in tensors:
+            if not re.fullmatch(r"nfe_[1-9][0-9]{0,3}", name):
+                raise ValueError(f"unknown tensor {name[:60]!r}; they are called nfe_3, nfe_4, ...")
             nfe = int(name.removeprefix("nfe_"))
             coefficients = float64(tensors, name, 2)
             if not 1 <= nfe <= _MOST_EVALUATIONS or coefficients.shape != (9, count_of(nfe)):
@@ -143,6 +151,11 @@ def read_tensors(file: str | FilePath, schema: str) -> tuple[dict[str, Any], dic
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise FileFormatError(f"{file} is not a file of a trained sampler: {str(error)[:200]}") from error
+
+
+def content_of(tensors: Iterable[Tensor]) -> str:
+    """A hash of some numbers."""
+    return hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in tensors)).hexdigest()
 
 
 def float64(tensors: Mapping[str, Tensor], name: str, ndim: int) -> Tensor:

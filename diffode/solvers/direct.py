@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffode import grids
 from diffode.charts import Chart
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import Field
 from diffode.paths import Path
 from diffode.solvers.solver import Solver
@@ -62,6 +62,11 @@ class DirectSolver(Solver):
         self._no_tableau()
 
     def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:  # noqa: D102
+        self.check_nfe(nfe)
+        self._no_tableau()
+
+    def check_nfe(self, nfe: int) -> None:
+        """Raise ArgumentError unless a run from one end of the path to the other costs just so many evaluations."""
         raise ArgumentError(
             f"solver {self.spec!r} can't be given a budget; choose its tolerance (rtol, atol), or grid= with steps="
         )
@@ -70,3 +75,9 @@ class DirectSolver(Solver):
         raise ArgumentError(
             f"solver {self.spec!r} has no tableau: what it does depends on the solution; run it with diffode.solve"
         )
+
+
+def check_trained_for(solver: Solver, own: int, nfe: int) -> None:
+    """Raise BudgetError unless a trained solver, which costs ``own`` evaluations, is asked for just these."""
+    if nfe != own:
+        raise BudgetError(f"solver {solver.spec!r} was trained for nfe={own} alone, not {nfe}")

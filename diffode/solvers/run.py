@@ -177,7 +177,9 @@ def _run_direct(
     _check_start(x)
     _check_options(keep, progress, on_failure)
     if nfe is not None:
-        solver.within(field.path, "karras", nfe)
+        solver.check_nfe(nfe)
+        # Such a solver lays its own times between the path's ends.
+        grid = None if isinstance(grid, str) else grid
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
     if solver.analytic_first_step is not False and not solver.takes_analytic_first_step:

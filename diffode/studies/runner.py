@@ -20,6 +20,7 @@ from diffode.fields import ExactField
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.references import Reference, reference
+from diffode.solvers.direct import DirectSolver
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Cell, Suite, import_extension
 from diffode.studies.versions import cell_key, environment
@@ -138,13 +139,19 @@ def compute(key: str, cell: Cell) -> Result:
 
 def _computed(key: str, cell: Cell) -> Result:
     field = _field(cell.target, cell.path)
-    content = solvers.get(cell.solver).content()
-    table = _tableau(cell.solver, content, cell.path, cell.grid, cell.nfe, field.scale, field.target.dim)
-    first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
+    recipe = solvers.get(cell.solver)
+    table = None
+    first, last = field.path.t_max, field.path.t_min
+    if not isinstance(recipe, DirectSolver):
+        table = _tableau(cell.solver, recipe.content(), cell.path, cell.grid, cell.nfe, field.scale, field.target.dim)
+        first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
     began = time.perf_counter()
-    solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
+    if table is None:
+        solution = solvers.solve(field, start, solver=recipe, nfe=cell.nfe, keep=keep, generator=cell.seed)
+    else:
+        solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
     seconds = time.perf_counter() - began
     exact = _reference(cell.target, cell.path, cell.seed, cell.points, first, last, cell.tolerance)
     outcome = Outcome(field, start, solution, cell.seed, cell.tolerance, exact)
@@ -153,7 +160,7 @@ def _computed(key: str, cell: Cell) -> Result:
         cell,
         "ok",
         nfe_counted=solution.nfe,
-        steps=len(table.outputs) - 1,
+        steps=len(solution.times) - 1,
         seconds=seconds,
         scale=field.scale,
         threads=torch.get_num_threads(),

@@ -1,0 +1,84 @@
+"""Training on whole trajectories, on images, from the universal table; wrong arguments."""
+
+import pytest
+import torch
+
+import diffode
+from diffode import paths, solvers
+from diffode.errors import ArgumentError, BudgetError, FieldError
+from diffode.learned import gauss_newton, train_table
+from diffode.learned.parameters import Table
+from diffode.learned.training import problem_for
+from diffode.learned.trajectory import exact_trajectory
+from diffode.solvers.stages import Stages, noise_function
+
+EDM = paths.get("edm")
+
+
+def test_the_gradient_counts_the_trajectory(monkeypatch):
+    """Weights 1/|r| make the normal equations' gradient that of the loss itself: against central differences."""
+    monkeypatch.setattr(gauss_newton, "_LEAST_WEIGHT", 1e-9)
+    field = diffode.exact_field("ring8", "edm")
+    problem = problem_for(field, EDM, 2, 40, 3, 0.5)
+    table = Table(Stages.of(solvers.get("ipndm:order=3").within(EDM, "karras", 4)).scaled(1 / field.scale))
+    values = table.start
+    gradient, _ = gauss_newton._normal_equations(table, values, [problem], "mean", 0.0, 4, torch.Generator().manual_seed(0))
+    for k in range(len(values)):
+        shift = torch.zeros_like(values)
+        shift[k] = 1e-5
+        both = [problem.error(table.stages(values + s * shift, problem.first, problem.last)) for s in (1, -1)]
+        assert float(gradient[k]) == pytest.approx((both[0] - both[1]) / 2e-5, rel=2e-5, abs=1e-8)
+
+
+def test_the_exact_trajectory_is_the_flow_of_a_gaussian():
+    field = diffode.exact_field("gauss1d", "vp")
+    x = field.prior(5, generator=0)
+    flow = exact_trajectory(field, field.path, noise_function(field), x)
+    for level in (90.0, 3.3, 0.4, 0.02):
+        t = field.path.time_from_rho(level)
+        exact = diffode.reference(field, x, field.path.t_max, t).x / field.path.alpha(t)
+        state, rate = flow.at(level)
+        torch.testing.assert_close(state, exact, rtol=1e-5, atol=1e-5)
+        noise = level * noise_function(field)(exact, level)
+        torch.testing.assert_close(rate, noise, rtol=2e-3, atol=2e-3)
+
+
+def test_training_on_the_trajectory_brings_the_states_in_between_near_it():
+    field = diffode.exact_field("ring8", "edm")
+    found = [train_table("ring8", 5, trajectory=share, points=512, seconds=6) for share in (0.0, 0.3)]
+    fresh = problem_for(field, EDM, 2, 300, 99, 1.0)
+    ends = problem_for(field, EDM, 2, 300, 99)
+    between = [fresh.error(t.checkpoint.stages) - ends.error(t.checkpoint.stages) for t in found]
+    assert between[1] < between[0] / 2
+    assert ends.error(found[1].checkpoint.stages) < found[1].checkpoint.start_error / 2
+    assert found[1].checkpoint.held_out_error == pytest.approx(ends.error(found[1].checkpoint.stages), rel=0.4)
+
+
+def test_fields_on_images_are_trained_in_their_own_shape():
+    """The same field on rows (4,) and on rows (2, 2) gives the same table."""
+    exact = diffode.exact_field(diffode.GaussianMixture([0.5, 0.5], [[1.0] * 4, [-1.0] * 4], [[0.1] * 4] * 2), "edm")
+
+    def denoised(x, t):
+        assert x.shape[1:] == (2, 2)
+        return exact.denoised(x.flatten(1), t).reshape(x.shape)
+
+    images = diffode.Field.from_denoised(denoised, EDM, scale=exact.scale)
+    tables = [
+        train_table(f, 3, dim=d, points=64, seconds=60, start="ddim @ karras") for f, d in ((exact, None), (images, (2, 2)))
+    ]
+    assert tables[1].checkpoint.held_out_error == pytest.approx(tables[0].checkpoint.held_out_error, rel=0.05)
+    with pytest.raises(FieldError, match=r"lambda x, t: net\(x.float"):
+        train_table(diffode.Field.from_denoised(torch.nn.Linear(4, 4), EDM), 3, dim=4, points=64)
+
+
+def test_wrong_arguments_of_training_are_named():
+    field = diffode.exact_field("ring8", "edm")
+    for wrong, match in (
+        ({"dim": 3}, "dim must be"), ({"seed": -1}, "seed must be"), ({"seed": 1.0}, "seed must be"),
+        ({"trajectory": -0.1}, "trajectory must be"), ({"trajectory": True}, "trajectory must be"),
+    ):  # fmt: skip
+        with pytest.raises(ArgumentError, match=match):
+            train_table(field, 4, points=64, seconds=1, **wrong)
+    with pytest.raises(BudgetError, match="no universal table for nfe=40"):
+        train_table(field, 40, points=64, seconds=1, start="universal")
+    assert train_table(field, 4, points=64, seconds=1, start="universal").checkpoint.start == "universal"
