@@ -12,7 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
-    "errors", "specs", "randomness", "cache", "paths", "targets", "fields", "grids", "tableau", "propagation", "tableau_files",
+    "errors", "extensions", "specs", "randomness", "cache", "paths", "targets", "fields",
+    "grids", "tableau", "propagation", "tableau_files",
     "brownian",
     "charts", "solvers", "references", "learned", "metrics", "verify", "studies", "cli", "__main__",
 )  # fmt: skip

@@ -137,7 +137,7 @@ def test_a_changed_solver_recomputes_only_its_own_cells(tmp_path):
     )
     code = f"""
         from diffode.studies import load_suite, run_suite
-        from diffode.studies.suite import import_extension
+        from diffode.extensions import import_extension
         import_extension({str(tmp_path / "mine.py")!r})
         s = run_suite(load_suite({str(tmp_path / "suite.toml")!r}), {str(tmp_path / "s.sqlite")!r}, jobs=1)
         print(s.computed, s.stored, s.failed)
@@ -390,7 +390,7 @@ def test_extensions_reach_the_workers_and_the_report_and_are_versioned(tmp_path)
 
 def test_two_extensions_of_one_name_are_both_imported(tmp_path):
     from diffode import metrics
-    from diffode.studies.suite import import_extension
+    from diffode.extensions import import_extension
 
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -74,8 +74,8 @@ def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) ->
     """The suite of a command line: the user's modules imported first, seeds replaced if given."""
     from dataclasses import replace
 
+    from diffode.extensions import import_extension
     from diffode.studies import load_suite
-    from diffode.studies.suite import import_extension
 
     for module in imports:
         import_extension(module)

@@ -18,6 +18,7 @@ _COMMANDS = {
     "list": "List targets, paths, grids, solvers, metrics or suites.",
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
     "recommend": "Rank stored results for a budget, and say how sure that is.",
+    "verify": "Hold a field against the equations that define it.",
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",
 }

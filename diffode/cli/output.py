@@ -49,3 +49,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
     console.print(table)
     console.print()
+
+
+def print_checks(title: str, checks: Sequence[Any]) -> None:
+    """Print checks as a table: what was held against which tolerance, and where."""
+    rows = [
+        ["ok" if c.passed else "FAILED", c.name, f"{c.value:.1e}" if c.value else "0", f"{c.tolerance:g}", c.detail]
+        for c in checks
+    ]  # fmt: skip
+    print_table(title, ["", "check", "residual", "tolerance", "where"], rows)

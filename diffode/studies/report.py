@@ -18,10 +18,11 @@ from plotly.offline import get_plotlyjs
 
 from diffode import targets
 from diffode.errors import ArgumentError
+from diffode.extensions import import_extension
 from diffode.studies import figures
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, standings
 from diffode.studies.store import Result
-from diffode.studies.suite import Suite, import_extension
+from diffode.studies.suite import Suite
 
 _TEMPLATE = FilePath(__file__).parent / "page.html"
 #: NFE at which samples are shown, and how many of the best methods.

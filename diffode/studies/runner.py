@@ -16,13 +16,14 @@ from joblib import Parallel, delayed
 
 from diffode import fields, metrics, paths, solvers, targets
 from diffode.errors import ArgumentError, NumericalError, StoreError
+from diffode.extensions import import_extension
 from diffode.fields import ExactField
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.references import Reference, reference
 from diffode.solvers.direct import DirectSolver
 from diffode.studies.store import Result, Store
-from diffode.studies.suite import Cell, Suite, import_extension
+from diffode.studies.suite import Cell, Suite
 from diffode.studies.versions import cell_key, environment
 from diffode.tableau import Tableau
 

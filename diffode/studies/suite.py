@@ -7,11 +7,7 @@ registered name.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import itertools
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +16,7 @@ from typing import Any
 
 from diffode import grids, metrics, paths, solvers, targets
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
+from diffode.extensions import import_extension
 from diffode.specs import parse_spec
 
 SUITES = FilePath(__file__).parent / "suites"
@@ -89,31 +86,6 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
         _check_keys(merged, (*_LISTS, *_SCALARS), label)
         cells.update(dict.fromkeys(_product(merged, label)))
     return Suite(str(content.get("name", FilePath(where).stem)), str(content.get("summary", "")), tuple(cells), imports)
-
-
-def import_extension(module: str) -> None:
-    """Import a module by name, or a .py file by path, for what it registers; twice does nothing."""
-    if not module.endswith(".py"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ArgumentError(f"module {module!r} can't be imported: {error}") from error
-        return
-    key = hashlib.sha256(str(FilePath(module).resolve()).encode()).hexdigest()[:12]
-    name = f"diffode_extension_{FilePath(module).stem}_{key}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, module)
-    if spec is None or spec.loader is None or not FilePath(module).is_file():
-        raise ArgumentError(f"extension file {module!r} does not exist")
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(sys.modules[name])
-    except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, Exception):
-            raise ArgumentError(f"extension file {module!r} fails when imported: {type(error).__name__}: {error}") from error
-        raise
 
 
 def _product(study: Mapping[str, Any], where: str) -> Iterable[Cell]:

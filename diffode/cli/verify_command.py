@@ -1,0 +1,126 @@
+"""``diffode verify``: a field held against the equations that define it."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Any
+
+import click
+
+from diffode.cli.output import json_option, print_checks, print_json
+
+_DEFAULT_PICTURE = "diffode-verify.png"
+
+
+@click.command("verify")
+@click.argument("field")
+@click.option("--path", default="edm", show_default=True, help="Path spec.")
+@click.option("--kind", default=None, help="What a function of your own gives: velocity, noise, denoised or score.")
+@click.option("--target", default=None, help="Target that your field is to be the field of; gives it density and data.")
+@click.option("--density", default=None, help="MODULE:ATTR of log p(x, t) of your field.")
+@click.option("--dim", default=None, help="Coordinates a row of x has, or the shape of a row such as 3x32x32.")
+@click.option(
+    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Root mean variance of its data."
+)
+@click.option("--symbolic", is_flag=True, help="SymPy's proofs and closed forms to 50 digits as well.")
+@click.option("--derivation", is_flag=True, help="Print the derivation of both equations as LaTeX and end.")
+@click.option("--picture", default=_DEFAULT_PICTURE, show_default=True, help="PNG of where the residual lives.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=5, show_default=True, help="Seed of the points.")
+@json_option
+def command(
+    field: str,
+    path: str,
+    kind: str | None,
+    target: str | None,
+    density: str | None,
+    dim: str | None,
+    scale: float,
+    symbolic: bool,
+    derivation: bool,
+    picture: str,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Verify FIELD: a target by name, or MODULE:ATTR (FILE.py:ATTR), a diffode Field or a function fn(x, t) of some --kind.
+
+    Checked is what applies: the contract with solvers, continuity and Fokker-Planck equation pointwise and weakly, the reverse
+    SDEs, mass, a finite-volume evolution, likelihood, symmetry of the score's Jacobian. Exit code 1 if a check fails.
+
+    \b
+    Example:  diffode verify ring8
+              diffode verify my_field.py:velocity --kind velocity --path vp --target ring8
+    """
+    if derivation:
+        from diffode.verify.symbolic import derivation as derive
+
+        for diffusion in (False, True):
+            click.echo(derive(diffusion).latex() + "\n")
+        return 0
+    from diffode import fields, paths, targets
+    from diffode.errors import ArgumentError
+    from diffode.extensions import load_attribute
+    from diffode.fields.own import own_field
+    from diffode.verify.field import verify_field
+    from diffode.verify.picture import save_residuals
+
+    file = FilePath(picture)
+    if file.suffix != ".png" or not file.parent.is_dir():
+        raise ArgumentError(f"picture must be a .png in a folder that exists, got {picture!r}")
+    on = paths.get(path)
+    options: dict[str, Any] = {"seed": seed}
+    if _is_place(field):
+        own = own_field(load_attribute(field), kind, on, scale)
+        options["dim"] = row_shape(dim)
+        if density is not None:
+            options["density"] = load_attribute(density)
+        if target is not None:
+            options["truth"] = fields.exact_field(targets.get(target), own.require_path("a target"))
+        if options["dim"] is None and target is None and own.dim is None:
+            raise ArgumentError("dim is needed: --dim with the number of coordinates of a row, or its shape such as 3x32x32")
+    else:
+        if kind or density or target or dim:
+            raise ArgumentError(f"--kind, --density, --target and --dim go with a field of your own, not with target {field!r}")
+        own = fields.exact_field(targets.get(field), on)
+    report = verify_field(own, **options)
+    checks = [*report.checks]
+    if symbolic:
+        from diffode.verify.symbolic import closed_form_checks, proofs
+
+        checks += [*proofs(), *closed_form_checks()]
+    passed = all(check.passed for check in checks)
+    drawn, on = None, own.require_path("a report")
+    if report.residuals is not None:
+        drawn = str(file)
+        tolerance = next((c.tolerance for c in checks if c.name == "continuity equation"), None)
+        what = "continuity equation" if tolerance else "asymmetry of the score's Jacobian"
+        save_residuals(report.residuals, on, f"{field}: {what}", tolerance, file)
+    if as_json:
+        rows = [{**vars(check), "passed": check.passed} for check in checks]
+        print_json({"field": field, "path": on.spec, "passed": passed, "checks": rows, "picture": drawn})
+    else:
+        print_checks(f"{field} on {on.spec}", checks)
+        if drawn:
+            click.echo(f"picture: {drawn}")
+        click.echo(f"{sum(c.passed for c in checks)} of {len(checks)} checks passed")
+    return 0 if passed else 1
+
+
+def _is_place(text: str) -> bool:
+    """MODULE:ATTR, as opposed to a target's spec such as name:key=value."""
+    name = text.partition(":")[2]
+    return bool(name) and "=" not in name
+
+
+def row_shape(text: str | None) -> int | tuple[int, ...] | None:
+    """``2`` or ``3x32x32`` as a number or a shape."""
+    from diffode.errors import ArgumentError
+
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ArgumentError(f"dim must be a number of coordinates or a shape such as 3x32x32, got {text!r}")
+    return sizes[0] if len(sizes) == 1 else sizes

@@ -1,0 +1,59 @@
+"""A user's own code: modules and files imported by name, and what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path as FilePath
+from types import ModuleType
+from typing import Any
+
+from diffode.errors import ArgumentError, suggestion
+
+
+def import_extension(module: str) -> ModuleType:
+    """Import a module by name, or a .py file by path; twice gives the same."""
+    if not module.endswith(".py"):
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise ArgumentError(f"module {module!r} can't be imported: {error}") from error
+    key = hashlib.sha256(str(FilePath(module).resolve()).encode()).hexdigest()[:12]
+    name = f"diffode_extension_{FilePath(module).stem}_{key}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, module)
+    if spec is None or spec.loader is None or not FilePath(module).is_file():
+        raise ArgumentError(f"extension file {module!r} does not exist")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(sys.modules[name])
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception):
+            raise ArgumentError(f"extension file {module!r} fails when imported: {type(error).__name__}: {error}") from error
+        raise
+    return sys.modules[name]
+
+
+def load_attribute(place: str) -> Any:
+    """What ``module:attribute`` or ``file.py:attribute`` names; attributes of attributes are joined by dots.
+
+    >>> load_attribute("math:pi")
+    3.141592653589793
+    """
+    module, colon, name = place.rpartition(":")
+    if not colon or not module or not name:
+        raise ArgumentError(f"{place!r} is not of the form module:attribute or file.py:attribute")
+    # The command line finds modules in the folder it is called from, as python -m does.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found: Any = import_extension(module)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ArgumentError(f"{module!r} has no attribute {name!r}{suggestion(part, dir(found))}")
+        found = getattr(found, part)
+    return found

@@ -1,0 +1,130 @@
+"""Everything that can be verified of a field, as one list of checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffode.fields import ExactField, Field
+from diffode.verify.check import Check
+from diffode.verify.contract import contract
+from diffode.verify.equations import Density, Points, Residuals, continuity, jacobian, pointwise, typical_points
+from diffode.verify.evolution import evolution_checks, mass_check
+from diffode.verify.likelihood import likelihood_checks
+from diffode.verify.weak import ETAS, sampled_check, weak
+
+#: Beyond so many dimensions no density is followed along a flow.
+_LIKELIHOOD_DIM = 64
+
+
+@dataclass(frozen=True)
+class FieldReport:
+    """The checks, and the residual of the continuity equation (without a density: the asymmetry of the score's Jacobian)."""
+
+    checks: tuple[Check, ...]
+    residuals: Residuals | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def verify_field(
+    field: Field,
+    *,
+    density: Density | None = None,
+    data: Tensor | None = None,
+    truth: ExactField | None = None,
+    dim: int | Sequence[int] | None = None,
+    seed: int = 5,
+) -> FieldReport:
+    """Verify a field by all that applies to it.
+
+    Args:
+        field: an exact field, or any field with a path.
+        density: log-density (x, t) -> (B,) of a field that does not know its own.
+        data: draws of the data (n, *shape), for the weak forms by Monte Carlo; for an exact field they are drawn.
+        truth: the exact field that it should be, whose density, draws and views it is then held against.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        seed: of the points.
+
+    A check that can't be made because the field fails in it is a failed check that says why.
+
+    >>> import diffode
+    >>> verify_field(diffode.exact_field("bimodal1d", "vp")).passed
+    True
+    """
+    known = density
+    if truth is not None:
+        known = density if density is not None else truth.log_prob
+        data = truth.target.sample(4096, generator=seed) if data is None else data
+        dim = truth.target.dim if dim is None else dim
+    path = field.require_path("its law")
+    shape = (field.dim,) if field.dim else (dim,) if isinstance(dim, int) else tuple(dim or ())
+    try:
+        source = truth if truth is not None else field
+        where = typical_points(source, dim=shape or None, seed=seed)
+    except Exception as error:  # a user's code may raise anything
+        start = path.prior((4, *shape), generator=seed)
+        checks = contract(field, start, path.t_max)
+        return FieldReport((*checks, Check("can be followed from noise to data", float("inf"), 0.0, str(error))), None)
+    middle = len(where.times) // 2
+    checks = contract(field, where.points[middle][:3], where.times[middle])
+    if not all(check.passed for check in checks[:2]):
+        return FieldReport(tuple(checks), None)
+    for group in _groups(field, where, known, data, truth):
+        checks += group
+    return FieldReport(tuple(checks), _residuals(field, where, known))
+
+
+def _groups(
+    field: Field, where: Points, density: Density | None, data: Tensor | None, truth: ExactField | None
+) -> Iterator[list[Check]]:
+    """The groups of checks that apply; one that fails outright is one failed check."""
+    steps: list[tuple[str, Callable[[], list[Check]]]] = [("pointwise equations", lambda: pointwise(field, where, density))]
+    if truth is not None:
+        steps.append(("against the exact field", lambda: [_against(field, truth, where)]))
+    if isinstance(field, ExactField):
+        exact: ExactField = field
+        steps.append(("weak forms", lambda: weak(exact)))
+        if exact.target.dim <= 2:
+            steps += [("mass", lambda: [mass_check(exact)]), ("finite volumes", lambda: evolution_checks(exact))]
+        if exact.target.dim <= _LIKELIHOOD_DIM:
+            steps.append(("likelihood", lambda: likelihood_checks(exact)))
+    elif data is not None:
+        draws, level = data, where.times[len(where.times) // 2]
+        steps.append((
+            "weak forms", lambda: [sampled_check(field, draws, level, eta=eta, generator=3) for eta in ETAS]
+        ))  # fmt: skip
+    for name, make in steps:
+        try:
+            yield make()
+        except Exception as error:  # as above
+            yield [Check(name, float("inf"), 0.0, f"could not be made: {error}")]
+
+
+def _against(field: Field, truth: ExactField, where: Points) -> Check:
+    """The field's score against the exact one, over its root mean square at each level."""
+    worst, at = 0.0, ""
+    with torch.no_grad():
+        for t, x in zip(where.times, where.points, strict=True):
+            exact = truth.score(x, t).flatten(1)
+            error = (field.score(x, t).flatten(1) - exact).square().sum(1).mean().sqrt() / exact.square().sum(1).mean().sqrt()
+            if not float(error) <= worst:
+                worst, at = float(error), f"root mean square, at t={t:.4g}"
+    tolerance = 1e-10 if where.points[0].dtype == torch.float64 else 2e-4
+    return Check("score against the exact one", worst, tolerance, at)
+
+
+def _residuals(field: Field, where: Points, density: Density | None) -> Residuals | None:
+    try:
+        if density is not None or isinstance(field, ExactField):
+            return continuity(field, where, density)
+        few = Points(where.times, tuple(x[:4] for x in where.points))
+        return jacobian(field, few)[0] if few.points[0][0].numel() <= _LIKELIHOOD_DIM else None
+    except Exception:  # the checks say what it was
+        return None

@@ -1,0 +1,47 @@
+"""Where the residual of an equation lives."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import torch
+from matplotlib.figure import Figure
+
+from diffode.paths import Path
+from diffode.verify.equations import Residuals
+
+#: Residuals below this are drawn as this: exact zeros have no logarithm.
+_LEAST = 1e-18
+
+
+def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None = None) -> Figure:
+    """Relative residuals against the noise level, and in one and two dimensions where in space they are."""
+    values = residuals.values.clamp(min=_LEAST).log10()
+    levels = torch.tensor([path.rho(t) for t in residuals.times.tolist()], dtype=torch.float64)
+    dim = residuals.points.shape[1]
+    figure = Figure(figsize=(11, 4.2) if dim <= 2 else (6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2 if dim <= 2 else 1, squeeze=False)[0]
+    panels[0].semilogx(levels, values, ".", ms=4, alpha=0.6)
+    if tolerance:
+        panels[0].axhline(torch.tensor(tolerance).log10(), color="crimson", lw=1, label=f"tolerance {tolerance:g}")
+        panels[0].legend(fontsize=8)
+    panels[0].set(xlabel="noise level sigma/alpha", ylabel="log10 relative residual")
+    panels[0].grid(alpha=0.3)
+    if dim <= 2:
+        # In units of the law's spread at each level, so that all levels fit in one picture.
+        known, place = torch.unique(levels, return_inverse=True)
+        spread = torch.stack([residuals.points[levels == level].std(0).max().clamp(min=1e-300) for level in known])
+        scaled = residuals.points / spread[place][:, None]
+        across = levels.log10() if dim == 1 else scaled[:, 1]
+        shown = panels[1].scatter(scaled[:, 0], across, c=values, s=14, cmap="viridis")
+        panels[1].set(
+            xlabel="x / spread at its level", ylabel="log10 sigma/alpha" if dim == 1 else "second coordinate / spread"
+        )
+        figure.colorbar(shown, ax=panels[1], label="log10 relative residual")
+    figure.suptitle(title)
+    return figure
+
+
+def save_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None, file: FilePath) -> None:
+    """Draw and write as PNG."""
+    draw_residuals(residuals, path, title, tolerance).savefig(file, dpi=100)

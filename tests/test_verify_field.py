@@ -1,0 +1,343 @@
+"""The proof room: right fields pass, and each planted fault is found by the check that is there for it."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, paths, targets
+from diffode.errors import ArgumentError, FieldError
+from diffode.verify import bounds, equations, likelihood, weak
+from diffode.verify.check import Check
+from diffode.verify.contract import contract
+from diffode.verify.evolution import evolution_checks, evolve, mass_check
+from diffode.verify.field import verify_field
+from diffode.verify.picture import draw_residuals
+
+NARROW = ["bimodal1d", "ring8", "gauss2d", "rare"]
+
+
+def failed(checks):
+    return {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize("path", paths.names())
+@pytest.mark.parametrize("name", [*NARROW, "line16", "digits-gmm10"])
+def test_exact_fields_pass_every_check(name, path):
+    report = verify_field(diffode.exact_field(name, path))
+    assert report.passed, [c for c in report.checks if not c.passed]
+    assert len(report.checks) >= (25 if name in NARROW else 17)
+
+
+def own(change, path="vp", prediction="noise"):
+    """ring8's field with something done to it."""
+    exact = diffode.exact_field("ring8", path)
+    view = getattr(exact, prediction)
+    return exact, Field(lambda x, t: change(view(x, t), x, t), prediction, exact.path, scale=exact.scale)
+
+
+def test_a_copy_of_an_exact_field_passes_with_a_density_and_without():
+    exact, field = own(lambda answer, x, t: answer)
+    for options in ({"truth": exact}, {"dim": 2}, {"dim": 2, "density": lambda x, t: exact.log_prob(x, t)}):
+        report = verify_field(field, **options)
+        assert report.passed, [c for c in report.checks if not c.passed]
+
+
+def test_a_density_that_takes_no_tensor_t_is_differenced():
+    exact, field = own(lambda answer, x, t: answer)
+
+    def density(x, t):
+        if isinstance(t, torch.Tensor):
+            raise TypeError("a number, please")
+        return exact.log_prob(x, t)
+
+    where = equations.typical_points(exact)
+    assert 1e-14 < equations.continuity(field, where, density).check("", 1e-6).value < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda answer, x, t: -answer, {"continuity equation", "Fokker-Planck equation", "score = grad log p"}),
+        (lambda answer, x, t: 1.001 * answer, {"continuity equation", "score against the exact one"}),
+        (lambda answer, x, t: answer + 1e-3 * x, {"continuity equation", "score = grad log p"}),
+        (lambda answer, x, t: answer + 1e-3 * x.flip(1) * torch.tensor([1.0, -1.0]), {"score Jacobian symmetric"}),
+    ],
+)
+def test_wrong_fields_are_found(change, found):
+    exact, field = own(change)
+    assert found <= failed(verify_field(field, truth=exact).checks)
+
+
+def test_rotation_keeps_the_density_and_only_the_score_tells():
+    """v + w with div(w p) = 0 obeys continuity: a rotation of a round Gaussian. Its score is none, and not symmetric."""
+    exact = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), "edm")
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    field = Field.from_velocity(lambda x, t: exact.velocity(x, t) + x @ turn, exact.path)
+    names = failed(verify_field(field, truth=exact).checks)
+    assert "continuity equation" not in names
+    assert {"score = grad log p", "score Jacobian symmetric"} <= names
+
+
+CONTRACT = [
+    (lambda x, t: x[:1], "answers with the shape and dtype of x"),
+    (lambda x, t: x.float(), "answers with the shape and dtype of x"),
+    (lambda x, t: x / 0, "finite"),
+    (lambda x, t: x.mul_(2), "leaves its x alone"),
+    (lambda x, t: x + torch.rand(1), "deterministic"),
+    (lambda x, t: x - x.mean(0), "rows independent of their batch"),
+    (lambda x, t: x * float(torch.as_tensor(t).reshape(-1)[0]), "takes a time for every row"),
+    (lambda x, t: 1 / [][0], "answers with the shape and dtype of x"),
+]
+
+
+@pytest.mark.parametrize(("function", "name"), CONTRACT)
+def test_breaches_of_the_contract_are_named(function, name):
+    field = Field.from_noise(function, paths.get("edm"))
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    checks = contract(field, x, 1.0)
+    assert name in failed(checks)
+    assert next(c for c in checks if c.name == name).detail
+    assert field.nfe == 0
+    assert not verify_field(field, dim=2).passed
+
+
+@pytest.mark.parametrize("function", [weak.monomial((2, 3), 1.7), weak.wave(torch.tensor([0.3, -0.8], dtype=torch.float64)),
+                                      weak.bump(torch.tensor([0.1, 0.2], dtype=torch.float64), 2.0)])  # fmt: skip
+def test_derivatives_of_test_functions_are_those_of_autograd(function):
+    x = torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    jet = function.at(x)
+    (gradient,) = torch.autograd.grad(jet.value.sum(), x, create_graph=True)
+    second = sum(torch.autograd.grad(gradient[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2))
+    torch.testing.assert_close(jet.gradient, gradient, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(jet.laplacian, second, rtol=1e-9, atol=1e-10)
+
+
+class Tampered(diffode.ExactField):
+    """An exact field whose velocity, or score, is off."""
+
+    def __init__(self, name, path, wrong):
+        super().__init__(targets.get(name), paths.get(path))
+        self.wrong = wrong
+
+    def predict(self, prediction, x, t):
+        answer = super().predict(prediction, x, t)
+        return answer * 1.0001 if prediction == self.wrong else answer
+
+
+@pytest.mark.parametrize("name", ["bimodal1d", "ring8"])
+def test_weak_forms_find_a_field_that_is_off_by_a_ten_thousandth(name):
+    by_velocity = failed(weak.weak(Tampered(name, "vp", "velocity")))
+    by_score = failed(weak.weak(Tampered(name, "vp", "score")))
+    assert {"weak form, flow", "weak form, reverse SDE eta=1", "weak form, compact function, flow"} <= by_velocity
+    assert {"weak form, reverse SDE eta=1", "Stein's identity of the score"} <= by_score
+    assert "weak form, flow" not in by_score
+
+
+@pytest.mark.parametrize("wrong", ["drift", "diffusion"])
+def test_forward_weak_forms_find_a_wrong_forward_sde(wrong, monkeypatch):
+    field = diffode.exact_field("ring8", "vp")
+    path = type(field.path)
+    right = getattr(path, wrong)
+    monkeypatch.setattr(path, wrong, lambda self, t: 1.0001 * right(self, t))
+    names = failed(weak.weak(field))
+    assert {
+        "weak form, polynomials to degree 4",
+        "weak form, compact function, forward SDE",
+        "characteristic function",
+    } <= names
+
+
+def test_the_flow_converges_in_quadrature_as_theory_says():
+    """E[v . grad phi] with the score inside: 10, 20, 40 nodes gain digits, they are not exact."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    values = [weak.reverse_check(field, 1.5 * field.scale, 0.0, nodes).value for nodes in (10, 20, 40)]
+    assert values[0] > 100 * values[1] > 10_000 * values[2] > 0
+
+
+def test_monte_carlo_says_how_sure_it_is():
+    exact, wrong = own(lambda answer, x, t: answer + 0.05 * x)
+    data = exact.target.sample(20_000, generator=0)
+    for eta in (None, 0.0, 1.0):
+        assert weak.sampled_check(exact, data, 0.1, eta=eta).passed
+    assert not weak.sampled_check(wrong, data, 0.1).passed
+
+
+@pytest.mark.parametrize("name", ["bimodal1d", "rare"])
+def test_finite_volumes_conserve_mass_and_converge_at_second_order(name):
+    field = diffode.exact_field(name, "vp")
+    assert not failed([mass_check(field), *evolution_checks(field)])
+    errors = [evolve(field, 0.3, 0.5, n).error for n in (32, 64, 128)]
+    assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([2, 2], abs=0.2)
+
+
+def test_finite_volumes_find_a_wrong_velocity_while_mass_stays():
+    """Off by a ten-thousandth, the error stops falling at 2e-5, where that of the right field falls fourfold each time."""
+    wrong, right = Tampered("bimodal1d", "vp", "velocity"), diffode.exact_field("bimodal1d", "vp")
+    stuck, falling = ([evolve(f, 0.3, 0.5, n, "continuity") for n in (800, 1600)] for f in (wrong, right))
+    assert stuck[1].error > 0.9 * stuck[0].error
+    assert falling[0].error / falling[1].error == pytest.approx(4, abs=0.2)
+    assert stuck[1].mass_change < 1e-12
+
+
+@pytest.mark.parametrize(("name", "path"), [("ring8", "edm"), ("gauss2d", "vp"), ("bimodal1d", "rectified_flow")])
+def test_likelihoods_are_the_closed_form(name, path):
+    field = diffode.exact_field(name, path)
+    x = field.marginal(4, field.path.t_min, generator=1)
+    exact = field.log_prob(x, field.path.t_min)
+    torch.testing.assert_close(likelihood.log_likelihood(field, x, tolerance=1e-10), exact, rtol=1e-7, atol=1e-7)
+    plain = Field.from_noise(field.noise, field.path, scale=field.scale)
+    base = likelihood.log_likelihood(plain, x, base=lambda z: field.log_prob(z, field.path.t_max), tolerance=1e-10)
+    torch.testing.assert_close(base, exact, rtol=1e-7, atol=1e-7)
+
+
+def test_hutchinson_is_unbiased_and_its_base_is_the_prior():
+    field = diffode.exact_field("ring8", "vp")
+    x = field.marginal(1, field.path.t_min, generator=1).expand(400, 2)
+    estimates = likelihood.log_likelihood(field, x, divergence="hutchinson", generator=0, tolerance=1e-6)
+    error = float(estimates.std()) / 20
+    assert error > 0
+    assert abs(float(estimates.mean() - field.log_prob(x[:1], field.path.t_min)[0])) < 4 * error
+    # On VP the prior and the law at its start are one to 1e-3: without a density of its own the normal prior is the base.
+    plain = Field.from_noise(field.noise, field.path, scale=field.scale)
+    both = [likelihood.log_likelihood(f, x[:1]) for f in (plain, field)]
+    assert 1e-9 < abs(float(both[0] - both[1])) < 0.1
+    with pytest.raises(ArgumentError, match="pass generator="):
+        likelihood.log_likelihood(field, x, divergence="hutchinson")
+    with pytest.raises(ArgumentError, match="divergence must be"):
+        likelihood.log_likelihood(field, x, divergence="guess")
+
+
+LAM, END = 0.7, 5.0
+TOP = LAM + END**2
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    path = paths.get(f"edm:sigma_min=1e-5,sigma_max={END}")
+    return diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3]], [[LAM]]), path)
+
+
+@pytest.mark.parametrize("delta", [0.1, -0.4])
+def test_w2_bounds_of_a_shifted_score_are_equalities(gaussian, delta):
+    """The table of the closed forms: true W2 = bound for the flow, and for the SDE."""
+    learned = Field.from_score(lambda x, t: gaussian.score(x, t) + delta, gaussian.path)
+    found = bounds.certificate(gaussian, learned, points=8, lipschitz_points=2, coupled=64)
+    flow = abs(delta) * math.sqrt(LAM) * (math.sqrt(TOP) - math.sqrt(LAM))
+    sde = abs(delta) * LAM * math.log(TOP / LAM)
+    assert found.flow.integral == pytest.approx(flow, rel=1e-5)
+    assert found.coupled == pytest.approx(flow, rel=1e-5)
+    assert found.sde.integral == pytest.approx(sde, rel=1e-5)
+    assert found.flow.by_loss > found.flow.integral
+    assert found.sde.by_loss > found.sde.integral
+    assert found.loss == pytest.approx(delta**2 * END**2 / 2, rel=5e-5)
+
+
+def test_w2_bounds_of_a_scaled_score_are_the_tables(gaussian):
+    """eta = 0.2: flow .253127 = .253127; SDE .128642 <= .219855 <= .267580."""
+    learned = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)
+    found = bounds.certificate(gaussian, learned, points=40_000, lipschitz_points=2)
+    assert found.flow.integral == pytest.approx(0.253127, rel=2e-3)
+    assert found.sde.integral == pytest.approx(0.219855, rel=2e-3)
+    assert found.sde.by_loss == pytest.approx(0.267580, rel=2e-3)
+    shifted = bounds.certificate(gaussian, learned, points=40_000, lipschitz=lambda t: -1.2 / (LAM + t**2), prior_distance=0.5)
+    growth = (LAM / TOP) ** 0.6
+    assert shifted.flow.prior == pytest.approx(0.5 * growth, rel=1e-5)
+    assert shifted.flow.integral - found.flow.integral == pytest.approx(0.5 * growth, rel=1e-4)
+
+
+def test_the_mixture_bound_is_valid_and_loose():
+    """Common covariance, exact score up to a shift: the bound holds, by an exponential factor."""
+    exact = diffode.exact_field("bimodal1d", paths.get("edm:sigma_max=20"))
+    learned = Field.from_score(lambda x, t: exact.score(x, t) + 0.02, exact.path)
+    found = bounds.certificate(exact, learned, coupled=256, points=32)
+    assert 0 < found.coupled < found.flow.integral
+    assert float(found.lipschitz.max()) > 0 > float(found.lipschitz[-1])
+
+
+def test_wrong_arguments_of_a_certificate_are_named(gaussian):
+    other = Field.from_score(lambda x, t: -x, paths.get("edm"))
+    with pytest.raises(ArgumentError, match="same path"):
+        bounds.certificate(gaussian, other)
+    same = Field.from_score(lambda x, t: -x.detach(), gaussian.path)
+    with pytest.raises(FieldError, match="give lipschitz="):
+        bounds.certificate(gaussian, same)
+    for wrong in ({"nodes": 3}, {"points": 1}, {"lipschitz_points": 0}, {"prior_distance": -1.0}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be"):
+            bounds.certificate(gaussian, same, **wrong)
+
+
+def test_points_lie_in_the_bulk_of_a_field_without_draws():
+    exact = diffode.exact_field("ring8", "edm")
+    found = equations.typical_points(Field.from_noise(exact.noise, exact.path, scale=exact.scale), dim=2)
+    assert [len(x) for x in found.points] == [24] * len(found.times)
+    radius = found.points[-1].norm(dim=1)
+    assert float((radius - targets.get("ring8").means.norm(dim=1)[0]).abs().max()) < 1.5
+    with pytest.raises(ArgumentError, match="dim is needed"):
+        equations.typical_points(Field.from_noise(exact.noise, exact.path))
+
+
+def test_a_residual_that_is_not_finite_fails():
+    assert not Check("", math.nan, 1.0).passed
+    assert not Check("", math.inf, math.inf).passed
+    residuals = equations.Residuals(torch.ones(3), torch.zeros(3, 1), torch.tensor([0.0, math.nan, 1.0]))
+    assert not residuals.check("", 10.0).passed
+
+
+@pytest.mark.parametrize("name", ["bimodal1d", "ring8", "line16"])
+def test_the_picture_has_its_panels(name):
+    field = diffode.exact_field(name, "edm")
+    figure = draw_residuals(equations.continuity(field, equations.typical_points(field)), field.path, name, 1e-11)
+    assert len(figure.axes) == (1 if name == "line16" else 3)
+
+
+OWN = """
+import diffode
+exact = diffode.exact_field("ring8", "vp")
+def velocity(x, t):
+    return exact.velocity(x, t)
+def backwards(x, t):
+    return -exact.velocity(x, t)
+def broken(x, t):
+    raise RuntimeError("no weights")
+def field():
+    return diffode.Field.from_noise(exact.noise, exact.path, scale=exact.scale)
+"""
+
+
+def verify(*arguments, cwd, code=0):
+    done = subprocess.run([sys.executable, "-m", "diffode", "verify", *arguments], capture_output=True, text=True, cwd=cwd,
+                          check=False)  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_the_command_verifies_targets_and_users_fields(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    shown = verify("ring8", "--symbolic", cwd=tmp_path).stdout
+    assert "40 of 40 checks passed" in shown
+    assert (tmp_path / "diffode-verify.png").stat().st_size > 10_000
+    vp = ("--kind", "velocity", "--path", "vp", "--target", "ring8")
+    assert "FAILED" not in verify("own.py:velocity", *vp, cwd=tmp_path).stdout
+    facts = json.loads(verify("own.py:backwards", *vp, "--json", cwd=tmp_path, code=1).stdout)
+    assert not facts["passed"]
+    assert "continuity equation" in {row["name"] for row in facts["checks"] if not row["passed"]}
+    assert "no weights" in verify("own.py:broken", "--kind", "noise", "--dim", "2", cwd=tmp_path, code=1).stdout
+    assert "on vp" in verify("own.py:field", "--dim", "2", cwd=tmp_path).stdout
+    for arguments, message in (
+        (("own.py:fied", "--dim", "2"), "did you mean 'field'"),
+        (("own.py:velocity", "--dim", "2"), "kind must say"),
+        (("own.py:field",), "dim is needed"),
+        (("own.py:field", "--dim", "2xb"), "dim must be"),
+        (("ring8", "--dim", "2"), "go with a field of your own"),
+        (("ring9",), "did you mean 'ring8'"),
+        (("ring8", "--picture", "x.jpg"), "picture must be"),
+    ):
+        assert message in verify(*arguments, cwd=tmp_path, code=2).stderr
+    derived = verify("ring8", "--derivation", cwd=tmp_path).stdout
+    assert derived.count("\\[") == 8
