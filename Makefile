@@ -34,6 +34,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "==> installing diffode and its tools at the versions of constraints.txt"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	@# azula is judged in the tests; its dependencies (downloaders, torchvision) are not needed for that.
+	$(BIN)/python -m pip install --quiet --no-deps 'azula==0.11.1'
 	@touch $(READY)
 	@echo "==> ready: $(BIN)/diffode --help"
 

@@ -4,7 +4,6 @@ Their noise levels are float32; where a scheduler computes in the dtype of what 
 gives agreement to 1e-9 of the largest entry (1e-14 or better was seen); those that cast the state to float32 agree to 1e-5.
 """
 
-import inspect
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import diffode
+from diffode.verify.foreign import follow_scheduler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -57,29 +57,6 @@ CASES = {
 }  # fmt: skip
 
 
-def run_theirs(scheduler, rho, model, x, generator):
-    """Their loop with our noise levels; ``model(x, rho)`` is the noise prediction."""
-    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    two_stages = type(scheduler).__name__.startswith(("Heun", "KDPM2"))
-    scheduler.set_timesteps(len(rho) if two_stages else len(rho) - 1)
-    scheduler.set_begin_index(0)
-    levels = torch.tensor(rho, dtype=torch.float64)
-    asked = levels
-    if two_stages:
-        # They hold each level but the first twice, and KDPM2 the geometric means of neighbours beside them.
-        levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
-        asked = levels
-        if hasattr(scheduler, "sigmas_interpol"):
-            means = (levels[:-1:2] * levels[1::2]).sqrt().repeat_interleave(2)
-            scheduler.sigmas_interpol = torch.cat([levels[:1], means])
-            asked = torch.where(torch.arange(len(levels)) % 2 == 0, levels, scheduler.sigmas_interpol)
-    scheduler.sigmas = levels
-    for level, time in zip(asked[:-1].tolist(), scheduler.timesteps, strict=False):
-        scheduler.scale_model_input(x, time)
-        x = scheduler.step(model(x, level), time, x, **options).prev_sample
-    return x
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_runs_agree_with_diffusers(case):
@@ -99,6 +76,6 @@ def test_runs_agree_with_diffusers(case):
     noise = torch.stack([torch.randn(start.shape, generator=source, dtype=dtype) for _ in range(draws or 1)]).to(start)
     ours = diffode.solve(field, start, solver=spec, grid=times, noise=noise if draws else None)
     generator = torch.Generator().manual_seed(1)
-    end = run_theirs(scheduler, RHO, lambda x, rho: field.noise(x, path.time_from_rho(rho)), start, generator)
+    end = follow_scheduler(scheduler, RHO, lambda x, rho: field.noise(x, path.time_from_rho(rho)), start, generator)
     error = float((end - ours.x).abs().max() / ours.x.abs().max())
     assert error < tolerance

@@ -19,6 +19,8 @@ _COMMANDS = {
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
     "recommend": "Rank stored results for a budget, and say how sure that is.",
     "verify": "Hold a field against the equations that define it.",
+    "check": "Judge a sampler, ours or anyone's: order, limit, evaluations, repeatability.",
+    "check-field": "Find the usual mistakes in a field of your own, and their fixes.",
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",
 }
@@ -33,7 +35,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"diffode.cli.{cmd_name}_command").command
+        command: click.Command = importlib.import_module(f"diffode.cli.{cmd_name.replace('-', '_')}_command").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,0 +1,108 @@
+"""``diffode check-field``: the usual mistakes in a user's field, and their fixes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from diffode.cli.output import json_option, print_checks, print_json
+from diffode.cli.verify_command import row_shape
+
+if TYPE_CHECKING:
+    import torch
+
+
+@click.command("check-field")
+@click.argument("field")
+@click.option("--kind", required=True, help="What it is said to give: velocity, noise, denoised or score.")
+@click.option("--path", default="edm", show_default=True, help="Path it is said to be on.")
+@click.option("--dim", default=None, help="Coordinates a row of x has, or the shape of a row such as 3x32x32.")
+@click.option(
+    "--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data; 1 unless known."
+)
+@click.option("--target", default=None, help="Target whose field it is to be: gives data, dim and scale.")
+@click.option("--data", default=None, help=".npy file of some data (n, *shape): makes the diagnosis surer.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the draws.")
+@json_option
+def command(
+    field: str,
+    kind: str,
+    path: str,
+    dim: str | None,
+    scale: float | None,
+    target: str | None,
+    data: str | None,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Look for the usual mistakes in FIELD, MODULE:ATTR or FILE.py:ATTR of a function fn(x, t).
+
+    Tried are other views (noise for velocity ...), signs, times (0 to 999, reversed, noise levels) and input scalings, judged
+    by how well each predicts noise; and the contract with solvers: shape, dtype, batch mates, determinism. Exit code 1 if
+    something is wrong. With --data or --target it is surest.
+
+    \b
+    Example:  diffode check-field my_field.py:noise --kind noise --path vp --dim 2 --data points.npy
+    """
+    from diffode import paths, targets
+    from diffode.errors import ArgumentError
+    from diffode.extensions import load_attribute
+    from diffode.fields import PREDICTIONS
+    from diffode.verify.diagnosis import diagnose
+
+    function = load_attribute(field)
+    if not callable(function):
+        raise ArgumentError(f"{field} is a {type(function).__name__}, not a function fn(x, t)")
+    known = next((view for view in PREDICTIONS if view == kind), None)
+    if known is None:
+        raise ArgumentError(f"kind must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+    points: torch.Tensor | None = None
+    shape = row_shape(dim)
+    if target is not None:
+        exact = targets.get(target)
+        points, scale, shape = exact.sample(512, generator=seed), scale or exact.scale, shape or exact.dim
+    else:
+        if data is not None:
+            points = _points(data)
+            shape = shape or tuple(points.shape[1:])
+            scale = scale or float(points.var(0).mean().sqrt())
+        if shape is None:
+            raise ArgumentError("dim is needed: --dim with the number of coordinates of a row, or its shape such as 3x32x32")
+    found = diagnose(function, known, paths.get(path), shape, scale=scale or 1.0, data=points, seed=seed)
+    if as_json:
+        facts = {
+            "field": field,
+            "passed": found.passed,
+            "advice": list(found.advice),
+            "loss": found.asked[1],
+            "best_reading": None if found.found is None else vars(found.found[0]),
+            "best_loss": None if found.found is None else found.found[1],
+            "checks": [{**vars(check), "passed": check.passed} for check in found.checks],
+        }
+        print_json(facts)
+        return 0 if found.passed else 1
+    print_checks(f"{field} as {kind} on {path}", found.checks)
+    for sentence in found.advice:
+        click.echo(f"FIX  {sentence}")
+    if found.found is not None:
+        click.echo(f"noise left unpredicted: {found.asked[1]:.3f} as it is read, {found.found[1]:.3f} at best (a constant: 1)")
+    if found.advice and points is None:
+        click.echo("judged by its own samples: give --data or --target to be surer")
+    click.echo("nothing wrong was found" if found.passed else "something is wrong")
+    return 0 if found.passed else 1
+
+
+def _points(file: str) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    from diffode.errors import ArgumentError
+
+    try:
+        points = torch.from_numpy(np.load(file, allow_pickle=False)).to(torch.float64)
+    except (OSError, ValueError, TypeError) as error:
+        raise ArgumentError(f"data {file!r} can't be read as .npy: {error}") from error
+    if points.ndim < 2 or len(points) < 16 or not bool(torch.isfinite(points).all()):
+        raise ArgumentError(f"data must be finite points (n, *shape) with n >= 16, got {tuple(points.shape)}")
+    return points

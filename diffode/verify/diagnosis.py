@@ -1,0 +1,263 @@
+r"""What is wrong with a user's field: the usual mistakes tried one by one, and judged by the noise the field fails to predict.
+
+A function may be taken for another view than it is, have the other sign, run in another time (0 to 999, reversed, a noise
+level), or want its input scaled. Each such reading turns it into a noise prediction :math:`\hat\epsilon`; the right reading is
+the one with the smallest :math:`E|\hat\epsilon(\alpha x_0 + \sigma\epsilon) - \epsilon|^2` over noise levels around the data's
+scale, which no wrong one can reach. Without data the x_0 are the field's own samples under that reading, and what counts
+against it too is how far their spread is from the data's: a wrong reading may agree with itself on a collapsed set of points.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffode import solvers
+from diffode.errors import ArgumentError
+from diffode.fields import PREDICTIONS, Field, Prediction
+from diffode.paths import Path
+from diffode.randomness import generator_from, normal
+from diffode.verify.check import Check
+from diffode.verify.contract import contract
+
+#: Noise levels in units of the data's scale, and points at each.
+_LEVELS, _POINTS = (0.05, 0.3, 1.0, 3.0, 10.0, 30.0), 256
+#: A reading is as good as the best if its loss is not larger by more than this share and this much.
+_SHARE, _MUCH = 1.15, 0.02
+#: A field that predicts noise at all has a loss below this: a constant prediction of 0 has 1.
+_USEFUL = 0.85
+_WORST = 4.0
+_STEPS = 16
+#: The views in the order in which equal ones are named: on EDM the velocity is the noise.
+_KINDS: tuple[Prediction, ...] = ("noise", "denoised", "velocity", "score")
+
+Function = Callable[[Tensor, "float | Tensor"], Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a function is read: which view, which sign, in which time, with which input."""
+
+    kind: Prediction
+    sign: int = 1
+    time: str = "t"
+    input: str = "x"
+
+    def differences(self, other: Reading) -> int:
+        """In how many respects it differs."""
+        names = ("kind", "sign", "time", "input")
+        count = sum(1 for name in names if getattr(self, name) != getattr(other, name))
+        # Data at t = 1 turns the time and a velocity's sign together: one convention.
+        backwards = self.kind == "velocity" and self.sign != other.sign and self.time == "1 - t" != other.time
+        return count - int(backwards)
+
+
+#: Times a network may have been trained with, by what is passed to it.
+TIMES: dict[str, Callable[[Path, float], float]] = {
+    "t": lambda path, t: t,
+    "1 - t": lambda path, t: 1 - t,
+    "999 t": lambda path, t: 999 * t,
+    "1000 t": lambda path, t: 1000 * t,
+    "sigma/alpha": lambda path, t: path.rho(t),
+    "log(sigma/alpha)/4": lambda path, t: math.log(path.rho(t)) / 4,
+}
+INPUTS: dict[str, Callable[[Path, float, float], float]] = {
+    "x": lambda path, t, unit: 1.0,
+    "x/alpha": lambda path, t, unit: 1 / path.alpha(t),
+    "x/sqrt(sigma^2 + (alpha scale)^2)": lambda path, t, unit: 1 / math.hypot(path.sigma(t), path.alpha(t) * unit),
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        checks: the contract with solvers.
+        asked: how the function was said to be read, with its loss.
+        found: the best reading, with its loss; None if none explains the function.
+        advice: sentences that name what is wrong and the fix; empty if nothing is.
+    """
+
+    checks: tuple[Check, ...]
+    asked: tuple[Reading, float]
+    found: tuple[Reading, float] | None
+    advice: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.advice and all(check.passed for check in self.checks)
+
+
+def diagnose(
+    function: Function,
+    kind: Prediction,
+    path: Path,
+    dim: int | Sequence[int],
+    *,
+    scale: float = 1.0,
+    data: Tensor | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Find the usual mistakes in a field.
+
+    Args:
+        function: fn(x, t) as it would be given to :class:`diffode.Field`.
+        kind: what it is said to give.
+        path: the path it is said to be on.
+        dim: coordinates a row of x has, or the shape of a row.
+        scale: root mean variance of the data.
+        data: some data (n, *shape), which makes the diagnosis surer; else the field's own samples.
+        seed: of all draws.
+
+    >>> import diffode
+    >>> exact = diffode.exact_field("ring8", "vp")
+    >>> diagnose(lambda x, t: -exact.noise(x, t), "noise", exact.path, 2, scale=exact.scale).advice
+    ('its sign is wrong: return -f(x, t)',)
+    """
+    if kind not in PREDICTIONS:
+        raise ArgumentError(f"kind must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+    shape = (dim,) if isinstance(dim, int) else tuple(dim)
+    if data is not None and tuple(data.shape[1:]) != shape:
+        raise ArgumentError(f"data must be (n, {', '.join(map(str, shape))}), got {tuple(data.shape)}")
+    t = path.time_from_rho(min(max(scale, path.rho(path.t_min)), path.rho(path.t_max)))
+    x = math.hypot(path.sigma(t), path.alpha(t) * scale) * normal((3, *shape), generator=generator_from(seed))
+    checks, advice = contract(Field(function, kind, path, scale=scale, probe=False), x, t), []
+    usable = function
+    if not all(check.passed for check in checks[:2]):
+        usable = _single(function)
+        retried = contract(Field(usable, kind, path, scale=scale, probe=False), x, t)
+        if all(check.passed for check in retried[:2]):
+            advice.append("it works in float32 only: use lambda x, t: f(x.float(), t).to(x.dtype)")
+        else:
+            return Diagnosis(
+                tuple(checks), (Reading(kind), math.inf), None, tuple(check.detail for check in checks[:2] if check.detail)
+            )
+    trial = _Trial(usable, path, shape, scale, data, seed)
+    asked = Reading(kind)
+    loss = trial.loss(asked)
+    best = _best(trial, asked, loss)
+    found = best if best[1] < _USEFUL else None
+    if found is None:
+        advice.append(
+            f"no reading of it predicts noise (losses {loss:.2f} as {kind}, {best[1]:.2f} at best; a constant has 1): is it "
+            f"trained, on data of scale {scale:g}, for path {path.spec}?"
+        )
+    elif loss > _SHARE * best[1] + _MUCH:
+        advice += _fixes(asked, best[0])
+    return Diagnosis(tuple(checks), (asked, loss), found, tuple(advice))
+
+
+def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
+    """The best of the readings that differ from the one asked for as little as possible: in one respect, or in two."""
+    best = asked, loss
+    every = [
+        Reading(kind, sign, time, put)
+        for kind, sign, time, put in itertools.product(_KINDS, (1, -1), TIMES, INPUTS)
+        if trial.can(time)
+    ]
+    for count in (1, 2):
+        nearest = min(((r, trial.loss(r)) for r in every if r.differences(asked) == count), key=lambda pair: pair[1])
+        # A reading that is further away has to be better by a margin.
+        if nearest[1] * _SHARE + _MUCH < best[1]:
+            best = nearest
+    return best
+
+
+def _fixes(asked: Reading, right: Reading) -> list[str]:
+    """What has to be changed, in words."""
+    fixes = []
+    backwards = right.time == "1 - t" and right.kind == "velocity" and right.sign == -1
+    if right.kind != asked.kind:
+        fixes.append(f"it gives the {right.kind}, not the {asked.kind}: use Field.from_{right.kind} (--kind {right.kind})")
+    if backwards:
+        fixes.append("its time runs from noise to data, with data at t = 1: use lambda x, t: -f(x, 1 - t)")
+    elif right.sign != asked.sign:
+        fixes.append("its sign is wrong: return -f(x, t)")
+    if right.time != asked.time and not backwards:
+        words = {
+            "1 - t": "its time runs the other way: call f(x, 1 - t)",
+            "999 t": "it wants timesteps 0 to 999, not 0 to 1: call f(x, 999 * t)",
+            "1000 t": "it wants timesteps 0 to 1000, not 0 to 1: call f(x, 1000 * t)",
+            "sigma/alpha": "it wants the noise level, not the time: call f(x, path.rho(t))",
+            "log(sigma/alpha)/4": "it wants log(noise level)/4, EDM's c_noise: call f(x, path.rho(t).log() / 4)",
+        }
+        fixes.append(words[right.time])
+    if right.input != asked.input:
+        fixes.append(f"it wants its input scaled: call f({right.input}, t)")
+    return fixes
+
+
+def _single(function: Function) -> Function:
+    return lambda x, t: function(x.float(), t).to(x.dtype)
+
+
+class _Trial:
+    """A function read in several ways, and what each reading's noise prediction is worth."""
+
+    def __init__(self, function: Function, path: Path, shape: tuple[int, ...], unit: float, data: Tensor | None, seed: int):
+        self._function, self._path, self._unit, self._seed = function, path, unit, seed
+        self._shape = shape
+        self._data = None if data is None else data[:_POINTS].to(torch.float64)
+        inside = (path.rho(path.t_min) * 1.0001, path.rho(path.t_max) * 0.9999)
+        levels = [level * unit for level in _LEVELS if inside[0] <= level * unit <= inside[1]]
+        if len(levels) < 2:
+            raise ArgumentError(f"path {path.spec!r} has no noise levels around the data's scale {unit:g}: give scale=")
+        self._times = [path.time_from_rho(level) for level in levels]
+        self._known: dict[Reading, float] = {}
+
+    def can(self, time: str) -> bool:
+        """Whether a reading of the time makes sense on this path: reversal and timesteps are for times from 0 to 1."""
+        return self._path.t_max <= 1 or time not in ("1 - t", "999 t", "1000 t")
+
+    def loss(self, reading: Reading) -> float:
+        """Mean squared error of its noise prediction a coordinate, over the levels; 4 at worst."""
+        if reading not in self._known:
+            try:
+                with torch.no_grad():
+                    self._known[reading] = self._measured(reading)
+            except Exception:  # a function may raise anything when it is read wrongly
+                self._known[reading] = _WORST
+        return self._known[reading]
+
+    def _measured(self, reading: Reading) -> float:
+        field = self._field(reading)
+        data = self._samples(field) if self._data is None else self._data
+        source, total = generator_from(self._seed + 1), 0.0
+        if self._data is None:
+            spread = float(data.var(0).mean().sqrt()) / self._unit
+            total = len(self._times) * abs(math.log(spread)) if 0 < spread < math.inf else math.inf
+        for t in self._times:
+            noise = normal(data.shape, generator=source)
+            x = self._path.alpha(t) * data + self._path.sigma(t) * noise
+            error = float((field.noise(x, t) - noise).square().mean())
+            total += min(error, _WORST) if math.isfinite(error) else _WORST
+        return min(total / len(self._times), _WORST)
+
+    def _field(self, reading: Reading) -> Field:
+        path, unit = self._path, self._unit
+
+        def read(x: Tensor, t: float | Tensor) -> Tensor:
+            when = float(t)
+            scaled = x * INPUTS[reading.input](path, when, unit)
+            return reading.sign * self._function(scaled, TIMES[reading.time](path, when))
+
+        return Field(read, reading.kind, path, scale=unit, probe=False)
+
+    def _samples(self, field: Field) -> Tensor:
+        """The field's own samples, from about the largest level that is looked at down to a tenth of the smallest."""
+        path = self._path
+        first = self._times[-1]
+        last = max(path.time_from_rho(0.1 * path.rho(self._times[0])), path.t_min)
+        start = math.hypot(path.sigma(first), path.alpha(first) * self._unit)
+        x = start * normal((_POINTS, *self._shape), generator=generator_from(self._seed))
+        ends = path.log_snr(first), path.log_snr(last)
+        inner = [path.time_from_log_snr(ends[0] + (ends[1] - ends[0]) * k / _STEPS) for k in range(1, _STEPS)]
+        end = solvers.solve(field, x, solver="dpmpp:order=2", grid=[first, *inner, last]).x
+        return end / path.alpha(last)

@@ -1,0 +1,150 @@
+"""Samplers of other libraries, run on a field of ours: each is given what it wants, and nothing else is changed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+
+Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
+
+#: Orders that torchdiffeq's documentation gives its fixed-step methods.
+_TORCHDIFFEQ = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4}
+
+
+def library(name: str, install: str = "") -> Any:
+    """A module, or an error that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ArgumentError(f"{name} is not installed: pip install {install or name.partition('.')[0]} ({error})") from error
+
+
+def torchdiffeq_fixed(method: str, options: Mapping[str, Any]) -> tuple[Run, int]:
+    """A fixed-step method asked for n steps by ``step_size`` = 1/n on [0, 1], as its users do."""
+    if method not in _TORCHDIFFEQ:
+        known = ", ".join(_TORCHDIFFEQ)
+        raise ArgumentError(f"torchdiffeq's fixed-step methods are {known}; {method!r} chooses its own steps")
+    odeint = library("torchdiffeq").odeint
+
+    def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+        first, length = times[0], times[-1] - times[0]
+
+        def slope(s: Tensor, y: Tensor) -> Tensor:
+            return length * field.velocity(y, first + float(s) * length)
+
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        end: Tensor = odeint(slope, x, ends, method=method, options={"step_size": 1 / (len(times) - 1), **options})[-1]
+        return end
+
+    return run, _TORCHDIFFEQ[method]
+
+
+def k_diffusion(function: Callable[..., Any], options: Mapping[str, Any]) -> Run:
+    """A function ``(model, x, sigmas, ...)``: the model gives denoised points, sigma has a value for every row."""
+    takes = inspect.signature(function).parameters
+    quiet = {"disable": True} if "disable" in takes else {}
+
+    def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+        def model(y: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+            return field.denoised(y, float(sigma.reshape(-1)[0]))
+
+        # They draw from the global generator; it is seeded from the given one.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
+            end: Tensor = function(model, x, torch.tensor(list(times), dtype=torch.float64), **quiet, **options)
+        return end
+
+    return run
+
+
+def is_azula(found: Any) -> bool:
+    """Whether an object is a class of azula's samplers, without importing azula to find out."""
+    return inspect.isclass(found) and any(base.__module__ == "azula.sample" for base in found.__mro__)
+
+
+def azula_sampler(cls: Any, options: Mapping[str, Any]) -> Run:
+    """A class of azula's samplers, on its own variance-exploding schedule with steps uniform in log sigma."""
+    denoise, noise = (library(f"azula.{name}", "--no-deps azula einops") for name in ("denoise", "noise"))
+
+    def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+        schedule = noise.VESchedule(sigma_min=times[-1], sigma_max=times[0])
+
+        class Exact(denoise.Denoiser):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.schedule = schedule
+
+            def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
+                return denoise.DiracPosterior(field.denoised(x_t, float(schedule.sigma(t))))
+
+        sampler = cls(Exact(), steps=len(times) - 1, silent=True, dtype=torch.float64, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
+            end: Tensor = sampler(x)
+        return end
+
+    return run
+
+
+def diffusers_scheduler(name: str, options: Mapping[str, Any]) -> tuple[Run, int | None, str]:
+    """A scheduler of diffusers that works in noise levels: its float32 levels are replaced by ours in float64.
+
+    Returns how to run it, the order it was asked for (``solver_order``) and the path whose x it works on.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = getattr(library("diffusers"), name, None)
+    if made is None:
+        raise ArgumentError(
+            f"diffusers has no {name!r}; its schedulers are called EulerDiscreteScheduler, UniPCMultistepScheduler ..."
+        )
+    on_x = "Multistep" in name or name == "SASolverScheduler"
+
+    def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+        path = field.require_path("noise levels")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scheduler = made(**options)
+        if not hasattr(scheduler, "set_begin_index"):
+            raise ArgumentError(
+                f"{name} has no list of noise levels to set; the schedulers checked are those with set_begin_index"
+            )
+        levels = [path.rho(t) for t in times]
+        return follow_scheduler(scheduler, levels, lambda y, rho: field.noise(y, path.time_from_rho(rho)), x, generator)
+
+    return run, options.get("solver_order"), "vp" if on_x else "edm"
+
+
+def follow_scheduler(
+    scheduler: Any, rho: Sequence[float], noise: Callable[[Tensor, float], Tensor], x: Tensor, generator: torch.Generator
+) -> Tensor:
+    """diffusers' own loop with noise levels given; ``noise(x, rho)`` is the noise prediction at the scheduler's x."""
+    takes = inspect.signature(scheduler.step).parameters
+    own = {"generator": generator} if "generator" in takes else {}
+    two_stages = type(scheduler).__name__.startswith(("Heun", "KDPM2"))
+    scheduler.set_timesteps(len(rho) if two_stages else len(rho) - 1)
+    scheduler.set_begin_index(0)
+    levels = torch.tensor(list(rho), dtype=torch.float64)
+    asked = levels
+    if two_stages:
+        # They hold each level but the first twice, and KDPM2 the geometric means of neighbours beside them.
+        levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
+        asked = levels
+        if hasattr(scheduler, "sigmas_interpol"):
+            means = (levels[:-1:2] * levels[1::2]).sqrt().repeat_interleave(2)
+            scheduler.sigmas_interpol = torch.cat([levels[:1], means])
+            asked = torch.where(torch.arange(len(levels)) % 2 == 0, levels, scheduler.sigmas_interpol)
+    scheduler.sigmas = levels
+    for level, time in zip(asked[:-1].tolist(), scheduler.timesteps, strict=False):
+        scheduler.scale_model_input(x, time)
+        x = scheduler.step(noise(x, level), time, x, **own).prev_sample
+    return x

@@ -1,0 +1,140 @@
+"""Anyone's sampler in one form: a function of a field, a start and the times of a grid."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffode import solvers
+from diffode.errors import ArgumentError
+from diffode.extensions import load_attribute
+from diffode.fields import Field
+from diffode.paths import get as get_path
+from diffode.solvers import Solver
+from diffode.solvers.direct import DirectSolver
+from diffode.specs import parse_spec
+from diffode.verify import foreign
+
+#: Runs a sampler: the field, the start x (B, *shape), decreasing times, a generator for its noise.
+Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler to be judged.
+
+    Attributes:
+        name: what it is called.
+        run: how it is run.
+        claimed: the order its authors claim, or None.
+        promised: evaluations of a run with so many steps, or None: then what 10 and 20 steps cost is taken as the rule.
+        path: spec of the path it is run on.
+        grid: family of grids it is run on.
+        to_zero: whether it can be asked to end at sigma = 0.
+        documented: what its own documentation says where that differs from the claim.
+    """
+
+    name: str
+    run: Run
+    claimed: int | None = None
+    promised: Callable[[int], int] | None = None
+    path: str = "edm"
+    grid: str = "karras"
+    to_zero: bool = True
+    documented: str = ""
+
+
+def find_sampler(
+    text: str | Solver | Callable[..., Any],
+    *,
+    order: int | None = None,
+    path: str | None = None,
+    grid: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Sampler:
+    """The sampler that a text or an object stands for.
+
+    Args:
+        text: a solver's spec; ``torchdiffeq:METHOD``; ``diffusers:CLASS``; ``module:attribute`` (or ``file.py:attribute``) of a
+            diffode solver, a function ``(field, x, times)`` or ``(field, x, times, generator)``, a k-diffusion function
+            ``(model, x, sigmas, ...)`` or an azula sampler's class; or such an object itself.
+        order: the order claimed, if the object does not say.
+        path, grid: to run on, instead of the usual ones.
+        options: keyword options of a foreign sampler.
+    """
+    given = dict(options or {})
+    found = _named(text, given) if isinstance(text, str) else _object(text, getattr(text, "__name__", str(text)), given)
+    changes: dict[str, Any] = {"claimed": order, "path": path, "grid": grid}
+    kept = {key: value for key, value in changes.items() if value is not None}
+    if path is not None:
+        get_path(path)
+    return Sampler(**{**vars(found), **kept})
+
+
+def _named(text: str, options: dict[str, Any]) -> Sampler:
+    library, colon, name = text.partition(":")
+    if library == "torchdiffeq" and colon and "=" not in name:
+        run, claimed = foreign.torchdiffeq_fixed(name, options)
+        return Sampler(text, run, claimed, None, "rectified_flow", "shift:s=1", to_zero=False)
+    if library == "diffusers" and colon:
+        run, asked, on = foreign.diffusers_scheduler(name, options)
+        return Sampler(text, run, asked, None, on, "karras:rho=5", to_zero=False)
+    if colon and "=" not in name:
+        return _object(load_attribute(text), text, options)
+    if options:
+        raise ArgumentError(f"options of diffode's own solvers go into the spec, such as {text}:order=2")
+    parse_spec(text)
+    return _own(solvers.get(text))
+
+
+def _object(found: Any, name: str, options: dict[str, Any]) -> Sampler:
+    if inspect.isclass(found) and issubclass(found, Solver):
+        found = found(**options)
+    if isinstance(found, Solver):
+        return _own(found)
+    if foreign.is_azula(found):
+        return Sampler(name, foreign.azula_sampler(found, options), options.get("order"), None, "edm", "log_snr", to_zero=False)
+    if not callable(found):
+        raise ArgumentError(
+            f"{name!r} is a {type(found).__name__}, not a sampler; see `diffode check --help` for what can be one"
+        )
+    try:
+        parameters = inspect.signature(found).parameters
+    except ValueError:
+        parameters = {}  # type: ignore[assignment]
+    if {"model", "x", "sigmas"} <= set(parameters):
+        return Sampler(name, foreign.k_diffusion(found, options))
+    required = [p for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if len(required) >= 4 or "generator" in parameters:
+        return Sampler(name, lambda field, x, times, generator: found(field, x, times, generator, **options))
+    return Sampler(name, lambda field, x, times, generator: found(field, x, times, **options))
+
+
+def _own(solver: Solver) -> Sampler:
+    if isinstance(solver, DirectSolver):
+        raise ArgumentError(
+            f"{solver.spec!r} chooses its own steps or writes no table: measure it with `diffode bench`, or give "
+            "torchdiffeq:METHOD of a fixed-step method"
+        )
+    if solver.order < 1:
+        raise ArgumentError(
+            f"{solver.spec!r} is trained for one number of evaluations: it claims no order; measure it with bench"
+        )
+    path = get_path("edm")
+
+    def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+        table = solver.for_field(field.scale, x[0].numel()).tableau(field.path, list(times))
+        return solvers.run_tableau(table, field, x, generator=generator if table.draws else None, on_failure="return").x
+
+    def promised(steps: int) -> int:
+        return solver.tableau(path, "karras", steps).nfe
+
+    differs = solver.convergence_order != solver.order
+    return Sampler(
+        solver.spec, run, solver.order, promised, documented=f"documented: {solver.convergence_order}" if differs else ""
+    )

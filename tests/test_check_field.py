@@ -1,0 +1,133 @@
+"""The usual mistakes in a user's field are found and the fix is named."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import diffode
+from diffode.errors import ArgumentError
+from diffode.verify.diagnosis import diagnose
+
+
+def inside(t):
+    return min(max(float(t), 1e-4), 1 - 1e-4)
+
+
+def mistakes(exact, kind):
+    """Each mistake made with a right field, and a piece of the advice that has to come."""
+    view, path = getattr(exact, kind), exact.path
+    unit = exact.scale
+    found = {
+        "sign": (lambda x, t: -view(x, t), "its sign is wrong"),
+        "reversed": (lambda x, t: view(x, inside(1 - float(t))), "call f(x, 1 - t)"),
+        "timesteps": (lambda x, t: view(x, inside(float(t) / 999)), "timesteps 0 to 999"),
+        "noise level": (lambda x, t: view(x, path.time_from_rho(max(float(t), 1e-3))), "call f(x, path.rho(t))"),
+        "data at t=1": (lambda x, t: -exact.velocity(x, inside(1 - float(t))), "with data at t = 1"),
+        "scaled input": (lambda x, t: view(x * math.hypot(path.sigma(t), path.alpha(t) * unit), t), "wants its input scaled"),
+    }
+    for other in ("noise", "velocity", "denoised", "score"):
+        if other != kind:
+            found[f"is {other}"] = (getattr(exact, other), f"it gives the {other}, not the {kind}")
+    return found
+
+
+CASES = [("ring8", "vp", "noise"), ("gmm40", "rectified_flow", "velocity"), ("digits-gmm10", "vp", "noise")]
+
+
+@pytest.mark.parametrize(("name", "path", "kind"), CASES)
+def test_right_fields_are_left_alone(name, path, kind):
+    exact = diffode.exact_field(name, path)
+    for data in (None, exact.target.sample(256, generator=1)):
+        found = diagnose(getattr(exact, kind), kind, exact.path, exact.dim, scale=exact.scale, data=data)
+        assert found.passed, found.advice
+
+
+@pytest.mark.parametrize("mistake", mistakes(diffode.exact_field("ring8", "vp"), "noise"))
+@pytest.mark.parametrize(("name", "path"), [("ring8", "vp"), ("gmm40", "vp"), ("digits-gmm10", "vp")])
+def test_mistakes_are_named_with_data(name, path, mistake):
+    exact = diffode.exact_field(name, path)
+    function, advice = mistakes(exact, "noise")[mistake]
+    found = diagnose(function, "noise", exact.path, exact.dim, scale=exact.scale, data=exact.target.sample(256, generator=1))
+    assert any(advice in sentence for sentence in found.advice), found.advice
+    assert not found.passed
+
+
+@pytest.mark.parametrize("mistake", ["sign", "reversed", "is velocity", "is denoised", "noise level", "data at t=1"])
+def test_most_are_named_without_data_too(mistake):
+    exact = diffode.exact_field("ring8", "vp")
+    function, advice = mistakes(exact, "noise")[mistake]
+    found = diagnose(function, "noise", exact.path, 2, scale=exact.scale)
+    assert any(advice in sentence for sentence in found.advice), found.advice
+
+
+def test_flow_matching_models_on_rectified_flow():
+    exact = diffode.exact_field("ring8", "rectified_flow")
+    function, advice = mistakes(exact, "velocity")["data at t=1"]
+    found = diagnose(function, "velocity", exact.path, 2, scale=exact.scale, data=exact.target.sample(256, generator=1))
+    assert found.advice == ("its time runs from noise to data, with data at t = 1: use lambda x, t: -f(x, 1 - t)",)
+    assert advice in found.advice[0]
+
+
+def test_breaches_of_the_contract_are_reported_beside():
+    exact = diffode.exact_field("ring8", "vp")
+    options = {"scale": exact.scale, "data": exact.target.sample(256, generator=1)}
+    network = torch.nn.Linear(2, 2)
+
+    found = diagnose(lambda x, t: 0 * network(x).detach() + exact.noise(x, t), "noise", exact.path, 2, **options)
+    assert "it works in float32 only" in found.advice[0]
+    leak = diagnose(lambda x, t: exact.noise(x, t) + 0.01 * x.mean(0), "noise", exact.path, 2, **options)
+    assert "rows independent of their batch" in [c.name for c in leak.checks if not c.passed]
+    assert leak.advice == ()
+    broken = diagnose(lambda x, t: x[:, :1], "noise", exact.path, 2, **options)
+    assert "shape" in broken.advice[0]
+    assert broken.found is None
+
+
+def test_an_untrained_network_is_told_so():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, 2).double()
+    found = diagnose(
+        lambda x, t: 0.1 * network(x).detach(), "noise", diffode.paths.get("edm"), 2, data=torch.randn(64, 2).double()
+    )
+    assert "no reading of it predicts noise" in found.advice[0]
+
+
+def test_wrong_arguments_are_named():
+    path = diffode.paths.get("vp")
+    with pytest.raises(ArgumentError, match="kind must be"):
+        diagnose(lambda x, t: x, "eps", path, 2)
+    with pytest.raises(ArgumentError, match="data must be"):
+        diagnose(lambda x, t: x, "noise", path, 2, data=torch.zeros(40, 3))
+    with pytest.raises(ArgumentError, match="give scale="):
+        diagnose(lambda x, t: x, "noise", path, 2, scale=1e9)
+
+
+def test_the_command_names_the_fix(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import diffode\nexact = diffode.exact_field('ring8', 'vp')\n"
+        "def right(x, t):\n    return exact.noise(x, t)\n"
+        "def wrong(x, t):\n    return -exact.noise(x, t)\nnumber = 3\n"
+    )
+    np.save(tmp_path / "data.npy", diffode.targets.get("ring8").sample(300, generator=0).numpy())
+
+    def run(*arguments, code):
+        done = subprocess.run([sys.executable, "-m", "diffode", "check-field", *arguments], capture_output=True, text=True,
+                              cwd=tmp_path, check=False)  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    vp = ("--kind", "noise", "--path", "vp")
+    assert "nothing wrong" in run("own.py:right", *vp, "--target", "ring8", code=0).stdout
+    assert "nothing wrong" in run("own.py:right", *vp, "--data", "data.npy", code=0).stdout
+    facts = json.loads(run("own.py:wrong", *vp, "--data", "data.npy", "--json", code=1).stdout)
+    assert facts["advice"] == ["its sign is wrong: return -f(x, t)"]
+    assert "to be surer" in run("own.py:wrong", *vp, "--dim", "2", "--scale", "3.5", code=1).stdout
+    assert "dim is needed" in run("own.py:right", *vp, code=2).stderr
+    assert "not a function" in run("own.py:number", *vp, code=2).stderr
+    assert "can't be read" in run("own.py:right", *vp, "--data", "own.py", code=2).stderr
+    assert "kind must be" in run("own.py:right", "--kind", "eps", code=2).stderr
