@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test lint setup clean speed orders learned universal
+.PHONY: bench test lint setup clean speed orders learned universal mutation coverage
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -55,6 +55,14 @@ speed: $(READY)  # leave the machine alone while it runs
 	@echo "==> speed against the alternatives, as ratios within one run"
 	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/speed.py
 
+mutation: $(READY)  # an hour: changes the numerical core piece by piece and runs its tests
+	$(BIN)/python -m pip install --quiet cosmic-ray
+	$(BIN)/python tools/mutate.py --sample 200
+
+coverage: $(READY)
+	$(BIN)/python -m pip install --quiet pytest-cov
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered
+
 clean:
-	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* mutation.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

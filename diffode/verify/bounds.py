@@ -126,7 +126,8 @@ def certificate(
         x = exact.prior(coupled, generator=seed)
         ends = reference(exact, x, path.t_max, start, 1e-8, use_cache=False).x
         grid = [path.t_max, *(path.time_from_rho(r) for r in _levels(path.rho(path.t_max), path.rho(start))), start]
-        found = solvers.solve(learned, x, solver="rk4:chart=data", grid=grid).x
+        with torch.no_grad():
+            found = solvers.solve(learned, x, solver="rk4:chart=data", grid=grid).x
         distance = float((found - ends).flatten(1).square().sum(1).mean().sqrt())
     return Certificate(
         loss, bound(0.5), bound(1.0), torch.from_numpy(times), torch.from_numpy(errors), torch.from_numpy(constants), distance
