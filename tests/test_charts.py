@@ -5,6 +5,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -78,6 +79,33 @@ def test_a_step_to_zero_noise_returns_the_denoised_point():
         assert chart.ends_singular(0.0)
     data = charts.get("data", path)
     assert (data.ratio(s, 0.0), data.advance(s, 0.0)) == (0.0, 1.0)
+    assert charts.StochasticDataChart(path, 0.5).exponential(1, s, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_phi_of_tensors_is_that_of_numbers_and_has_a_derivative_at_0(k):
+    """phi_k(z) = sum z^j/(j + k)!, so phi_k'(0) = 1/(k + 1)!."""
+    z = torch.tensor([-30.0, -1.2, -0.3, 0.0, 0.7, 2.5], dtype=torch.float64, requires_grad=True)
+    value = phi(k, z)
+    expected = torch.tensor([phi(k, float(v)) for v in z.detach()], dtype=torch.float64)
+    torch.testing.assert_close(value.detach(), expected, rtol=1e-12, atol=0)
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    assert float(slope[3]) == pytest.approx(1 / math.factorial(k + 1), rel=1e-12)
+    h = 1e-6
+    numeric = [(phi(k, float(v) + h) - phi(k, float(v) - h)) / (2 * h) for v in z.detach()]
+    assert slope.tolist() == pytest.approx(numeric, rel=1e-7, abs=1e-10)
+
+
+def test_the_noise_of_a_step_is_that_of_the_reverse_sde():
+    """alpha^2 eta (rho_s^2 - rho_t^2) in the noise chart, sigma^2 (1 - exp(-2 eta h)) in the data chart, h in the log-SNR."""
+    path = paths.get("vp")
+    s, t, eta = 0.6, 0.25, 0.8
+    rho = path.rho(s), path.rho(t)
+    noise = charts.StochasticNoiseChart(path, eta)
+    assert noise.spread(s, t) ** 2 == pytest.approx(path.alpha(t) ** 2 * eta * (rho[0] ** 2 - rho[1] ** 2), rel=1e-12)
+    data = charts.StochasticDataChart(path, eta)
+    step = path.log_snr(t) - path.log_snr(s)
+    assert data.spread(s, t) ** 2 == pytest.approx(path.sigma(t) ** 2 * (1 - math.exp(-2 * eta * step)), rel=1e-12)
 
 
 def test_a_chart_without_its_path_says_so():

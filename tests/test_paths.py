@@ -87,6 +87,12 @@ def test_variance_preserving_paths_preserve_variance(name):
     assert torch.allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14)
 
 
+def test_where_no_data_are_left_the_log_snr_is_minus_infinity():
+    path = paths.get("rectified_flow")
+    assert path.log_snr(1.0) == -math.inf
+    assert path.rho(1.0) == math.inf
+
+
 def test_zero_noise_is_a_limit_not_a_clamp(path):
     t = path.time_from_rho(0.0)
     assert t == pytest.approx(0, abs=1e-15)
