@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
-from diffode.solvers.bespoke import FILE, shipped_tables
+from diffode.solvers.bespoke import FILE
 from diffode.solvers.checkpoints import load_ranged
-from diffode.solvers.stages import noise_function
 
 
 def mean_error(field, solver, nfe, grid="karras"):
@@ -108,20 +107,3 @@ def test_spoilt_files_of_ranged_tables_are_refused(tmp_path):
     refused({}, {"nfe_6": tensors["nfe_6"].float()})
     refused({}, {"nfe_6": tensors["nfe_6"] * torch.nan})
     refused({}, {"other": torch.zeros(9, 3, dtype=torch.float64)})
-
-
-@pytest.mark.parametrize("nfe", [4, 7, 12])
-def test_an_extended_table_gives_the_same_output_with_an_evaluation_more(nfe):
-    table = shipped_tables()[nfe]
-    field = diffode.exact_field("ring8", "edm")
-    z, unit = field.prior(5, generator=0), field.scale
-    expected = table.stages(80 / unit, 0.002 / unit, 2).scaled(unit).run(noise_function(field), z)
-    for row in range(1, nfe - 1):
-        stages = table.extended(row).stages(80 / unit, 0.002 / unit, 2).scaled(unit)
-        assert stages.nfe == nfe + 1
-        assert bool((stages.levels.diff() < 0).all())
-        torch.testing.assert_close(stages.run(noise_function(field), z), expected, rtol=1e-12, atol=1e-12)
-        # The new state lies between its neighbours, not on one of them.
-        assert not bool(torch.isclose(stages.levels[1:], stages.levels[:-1]).any())
-    with pytest.raises(ArgumentError, match="row must be"):
-        table.extended(nfe - 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffode import fields, paths, solvers
 from diffode.errors import BudgetError
 from diffode.learned.family import random_mixture
-from diffode.learned.gauss_newton import Fit, Problem, fit
+from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Parameters
 from diffode.solvers.checkpoints import load_ranged, save_ranged
 from diffode.solvers.ranged import Ranged
@@ -38,9 +38,7 @@ STARTS = [
 #: Errors below this count little, so that easy mixtures do not rule.
 FLOOR = 2e-4
 MOST = 64
-STEPS = 20
-#: Steps taken from each start, to see where it leads.
-LOOK_STEPS = 3
+STEPS = 24
 
 
 class RangedParameters(Parameters):
@@ -80,10 +78,8 @@ def problem(seed: int) -> Problem:
     return Problem(noise_function(field), start, exact, 1.0, first, last)
 
 
-def train(nfe: int, problems: list[Problem], held_out: list[Problem], smaller: Ranged | None) -> Ranged:
-    """The table for so many evaluations: from the published sampler that is best on the first mixtures, or from the next
-    smaller table with an evaluation more, whichever is ahead after a few steps.
-    """
+def train(nfe: int, problems: list[Problem], held_out: list[Problem]) -> Ranged:
+    """The table for so many evaluations, from the published sampler that is best on the first mixtures."""
     middle = paths.EDM(t_min=0.003, t_max=100.0)
     candidates = []
     for solver, grid in STARTS:
@@ -97,30 +93,17 @@ def train(nfe: int, problems: list[Problem], held_out: list[Problem], smaller: R
             errors = [p.error(parameters.stages(parameters.start, p.first, p.last, p.dim)) for p in some]
             loss = sum(math.log(error + FLOOR) for error in errors) / len(some)
             candidates.append((loss, f"{solver} @ {grid}", parameters))
-    _, name, parameters = min(candidates, key=lambda candidate: candidate[0])
-    starts = [(name, parameters)]
-    if smaller is not None:
-        # Where its levels are furthest apart.
-        gaps = smaller.stages(100.0, 0.003, 2).levels.log().diff().neg()
-        row = 1 + int(gaps[1:-1].argmax())
-        starts.append((f"the table for {nfe - 1}, extended after row {row}", RangedParameters(smaller.extended(row))))
+    loss, name, parameters = min(candidates, key=lambda candidate: candidate[0])
+    print(f"nfe {nfe}: from {name}, mean log error {loss:.3f}", flush=True)
 
     def progress(step: int, training: float, held: float) -> None:
         print(f"  {step} {training:.4f} {held:.4f}", flush=True)
 
-    def descend(parameters: RangedParameters, start: Tensor, steps: int) -> Fit:
-        return fit(
-            parameters, problems, held_out, start=start, loss="log", floor=FLOOR, steps=steps, patience=8, directions=3,
-            seed=nfe, progress=progress,
-        )  # fmt: skip
-
-    looks = []
-    for name, parameters in starts:
-        print(f"nfe {nfe}: from {name}", flush=True)
-        looks.append((descend(parameters, parameters.start, LOOK_STEPS), parameters))
-    look, parameters = min(looks, key=lambda one: min(one[0].held_out))
-    found = descend(parameters, look.values, STEPS)
-    print(f"  held out {look.held_out[0]:.3f} -> {min(found.held_out):.3f}", flush=True)
+    found = fit(
+        parameters, problems, held_out, loss="log", floor=FLOOR, steps=STEPS, patience=8, directions=3, seed=nfe,
+        progress=progress,
+    )  # fmt: skip
+    print(f"  held out {found.held_out[0]:.3f} -> {min(found.held_out):.3f} in {found.seconds:.0f} s", flush=True)
     return parameters.ranged(found.values)
 
 
@@ -137,7 +120,7 @@ def main() -> None:
     facts = {"script": "tools/train_universal.py", "mixtures": TRAINING, "points": POINTS, "floor": FLOOR}
     tables = load_ranged(chosen.output) if Path(chosen.output).is_file() else {}
     for nfe in chosen.nfe:
-        tables[nfe] = train(nfe, problems, held_out, tables.get(nfe - 1))
+        tables[nfe] = train(nfe, problems, held_out)
         save_ranged(dict(sorted(tables.items())), facts, chosen.output)
 
 

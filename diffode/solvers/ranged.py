@@ -45,35 +45,6 @@ class Ranged:
         coefficients[0] = vector
         return cls(stages.nfe, first, last, most, coefficients)
 
-    def extended(self, row: int) -> Ranged:
-        """The same sampler with an evaluation more, which nothing uses yet: at the mean of two states that follow each other.
-
-        ``row`` (1 to nfe - 2) is the first of the two; the new state lies midway in weights, scale and log level, so that the
-        output does not change. Where training of the next larger sampler may start.
-        """
-        if not 1 <= row <= self.nfe - 2:
-            raise ArgumentError(f"row must be from 1 to {self.nfe - 2}, got {row}")
-        count, inside = self.nfe, self.nfe * (self.nfe + 1) // 2
-        scales = self.coefficients[:, :count]
-        rows, columns = torch.tril_indices(count, count)
-        weights = torch.zeros(9, count, count, dtype=torch.float64)
-        weights[:, rows, columns] = self.coefficients[:, count : count + inside]
-        levels = self.coefficients[:, count + inside :]
-        # Row i makes the state of evaluation i + 1, at inner level i; the new one stands between rows row - 1 and row.
-        new_scale, new_weights, new_level = (
-            (part[:, row - 1] + part[:, row]).unsqueeze(1) / 2 for part in (scales, weights, levels)
-        )
-        scales = torch.cat([scales[:, :row], new_scale, scales[:, row:]], dim=1)
-        levels = torch.cat([levels[:, :row], new_level, levels[:, row:]], dim=1)
-        weights = torch.cat([weights[:, :row], new_weights, weights[:, row:]], dim=1)
-        # Nothing uses the new evaluation, number row + 1.
-        unused = torch.zeros(9, count + 1, 1, dtype=torch.float64)
-        weights = torch.cat([weights[:, :, : row + 1], unused, weights[:, :, row + 1 :]], dim=2)
-        rows, columns = torch.tril_indices(count + 1, count + 1)
-        return Ranged(
-            count + 1, self.first, self.last, self.most, torch.cat([scales, weights[:, rows, columns], levels], dim=1)
-        )
-
     def features(self, first: float, last: float, dim: int) -> Tensor:
         """The nine monomials at these levels and this dimension."""
         u, v = (_mapped(value, span) for value, span in ((first, self.first), (last, self.last)))
