@@ -44,6 +44,14 @@ def test_published_multistep_methods_are_of_second_order(spec, claimed):
     assert verdict.order.slope == pytest.approx(2, abs=0.15)
 
 
+@pytest.mark.parametrize("spec", ["deis:order=4", "sa:tau=0", "ab:order=5,chart=data"])
+def test_a_high_order_that_the_levels_do_not_settle_is_left_open(spec):
+    verdict = check_sampler(find_sampler(spec))
+    assert verdict.passed
+    assert verdict.finding("order").passed is None
+    assert "do not settle" in verdict.finding("order").text
+
+
 def test_torchdiffeq_makes_an_extra_evaluation_at_49_steps():
     verdict = check_sampler(find_sampler("torchdiffeq:euler"))
     assert wrong(verdict) == {"evaluations"}

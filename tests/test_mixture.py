@@ -9,6 +9,7 @@ import torch
 import diffode
 from diffode import GaussianMixture, LowRank, targets
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
+from diffode.targets.components import Level
 
 
 def random_mixture(kind, count=5, dim=4, seed=0):
@@ -251,3 +252,38 @@ def test_changed_parameters_are_noticed(monkeypatch, tmp_path):
 def test_an_unknown_target_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean 'ring8'"):
         targets.get("ring9")
+
+
+def test_weights_that_float32_takes_for_1_sum_to_1_exactly():
+    target = GaussianMixture(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float32) * (1 + 3e-7), torch.zeros(4, 1), [1.0] * 4)
+    assert float(target.weights.sum()) == pytest.approx(1, abs=1e-15)
+
+
+def test_point_masses_have_no_field_without_noise():
+    field = diffode.exact_field("digits-empirical", "edm")
+    with pytest.raises(ArgumentError, match="no field at sigma = 0"):
+        field.denoised(torch.zeros(1, 64, dtype=torch.float64), 0.0)
+
+
+def test_float32_stays_float32_where_that_is_harmless():
+    """Many dimensions and one isotropic covariance, at a noise level far above the rounding of the squares; not below."""
+    target = diffode.targets.get("digits-empirical")
+    x = torch.zeros(2, 64, dtype=torch.float32)
+    assert [target._form(Level(1.0, sigma), x, False)[1] for sigma in (10.0, 1e-3)] == [torch.float32, torch.float64]
+
+
+def test_low_rank_components_are_shared_only_if_all_of_them_is():
+    draw = np.random.default_rng(0)
+    factors = draw.normal(size=(2, 3, 1))
+    assert not GaussianMixture([0.5, 0.5], np.zeros((2, 3)), LowRank(factors, [0.1, 0.1])).components.shared
+    same = np.stack([factors[0], factors[0]])
+    assert GaussianMixture([0.5, 0.5], np.zeros((2, 3)), LowRank(same, [0.1, 0.1])).components.shared
+    assert not GaussianMixture([0.5, 0.5], np.zeros((2, 3)), LowRank(same, [0.1, 0.2])).components.shared
+
+
+def test_tags_name_the_dimension():
+    found = {name: diffode.targets.tags(diffode.targets.get(name)) for name in ("bimodal1d", "ring8", "line16", "digits-gmm10")}
+    assert "1d" in found["bimodal1d"]
+    assert "2d" in found["ring8"]
+    assert "high-dimensional" not in found["line16"]
+    assert "high-dimensional" in found["digits-gmm10"]

@@ -24,7 +24,7 @@ COMMON = "tests/test_properties.py"
 TESTS = {
     "paths.py": "tests/test_paths.py tests/test_grids.py",
     "charts.py": "tests/test_charts.py tests/test_conformance.py tests/test_stochastic.py tests/test_solvers.py",
-    "tableau.py": "tests/test_tableau.py tests/test_conformance.py",
+    "tableau.py": "tests/test_tableau.py tests/test_conformance.py tests/test_stochastic.py",
     "propagation.py": "tests/test_tableau.py tests/test_verify.py",
     "targets": "tests/test_mixture.py tests/test_identities.py",
     "fields": "tests/test_fields.py tests/test_identities.py",

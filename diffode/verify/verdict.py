@@ -28,6 +28,8 @@ _STEPS = (16, 32, 64, 128, 256, 512)
 _POINTS = 24
 #: A slope may fall short of the claim by this much.
 _SHORT = 0.3
+#: An interval wider than this says nothing: a high order is at rounding before it shows.
+_WIDE = 3.0
 #: Rows alone and in a batch may differ by rounding: this share of the largest state.
 _ROUNDING = 1e-9
 #: Draws for moments, standard errors that they may be off, and the share of a moment that 400 steps may be off.
@@ -300,6 +302,12 @@ def _order(bench: _Bench) -> tuple[list[Finding], OrderEstimate | None]:
     if claimed is None:
         return [Finding("order", None, f"{measured}; none is claimed"), limit], estimate
     extra = f"; {bench.sampler.documented}" if bench.sampler.documented else ""
+    wide = estimate.high - estimate.low > _WIDE
+    if slope < claimed - _SHORT and estimate.high > claimed - _SHORT and (wide or slope > claimed - 0.5) and not stuck:
+        return [
+            Finding("order", None, f"order {claimed} is claimed, which these levels do not settle: {measured}{extra}"),
+            limit,
+        ], estimate
     if slope < claimed - _SHORT:
         words = {1: "first", 2: "second", 3: "third", 4: "fourth"}.get(round(slope), f"{slope:.1f}th") if not stuck else "no"
         text = f"order {claimed} is claimed, it is of {words} order: {measured}{extra}"
