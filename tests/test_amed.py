@@ -96,3 +96,15 @@ def test_a_spec_says_all_but_the_arrays():
         solver = solvers.get(spec)
         assert solvers.get(solver.spec) == solver
     assert solvers.get("amed:host=dpm", r=np.full((2, 2), 0.4)).spec == "amed:host=dpm"
+
+
+def test_every_order_of_a_host_can_be_had_and_no_other():
+    for host, orders in (("ipndm", (1, 2, 3, 4)), ("dpmpp", (1, 2, 3)), ("euler", (2,))):
+        assert [solvers.get("amed", host=host, order=order).order for order in orders] == list(orders)
+        with pytest.raises(ArgumentError, match="order must be"):
+            solvers.get("amed", host=host, order=5)
+    for wrong in ({"direction_scale": -1.0}, {"time_scale": -0.5}, {"r": -0.5}, {"r": 1.0}, {"direction_scale": 0.0}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be"):
+            solvers.get("amed", **wrong)
+    with pytest.raises(ArgumentError, match="of one shape"):
+        solvers.get("amed", r=np.full((2, 3), 0.5), direction_scale=np.ones((2, 4)))

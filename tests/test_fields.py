@@ -172,3 +172,25 @@ def test_a_shape_that_changes_in_mid_run_is_noticed_though_it_broadcasts():
     x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
     with pytest.raises(FieldError, match=r"returned shape \(1, 2\) for x of shape \(3, 2\)"):
         diffode.solve(field, x, solver="euler", grid=[1.0, 0.6, 0.4, 0.2])
+
+
+def test_the_probe_finds_its_faults_in_a_batch_of_two_and_of_one():
+    coupled = Field.from_noise(lambda x, t: x - x.mean(0), paths.get("edm"))
+    with pytest.raises(FieldError, match="depends on the other rows"):
+        coupled.check_once(torch.tensor([[1.0], [2.0]], dtype=torch.float64), 1.0)
+    silent = Field.from_noise(lambda x, t: x * torch.nan, paths.get("edm"))
+    with pytest.raises(FieldError, match="non-finite"):
+        silent.check_once(torch.ones(1, 2, dtype=torch.float64), 1.0)
+
+
+def test_the_probe_of_times_looks_at_batches_of_any_size():
+    single = Field.from_noise(lambda x, t: x * float(torch.as_tensor(t).reshape(-1)[0]), paths.get("edm"))
+    for count in (1, 5):
+        with pytest.raises(FieldError, match="a time for every row"):
+            single.check_times(torch.ones(count, 2, dtype=torch.float64), 2.0, 1.0)
+    single.check_times(torch.ones(0, 2, dtype=torch.float64), 2.0, 1.0)
+
+
+def test_an_answer_that_is_no_tensor_is_named():
+    with pytest.raises(FieldError, match="returned a NoneType"):
+        Field.from_noise(lambda x, t: None, paths.get("edm")).noise(torch.ones(1, 2), 1.0)

@@ -260,3 +260,14 @@ def test_very_large_noise_scales_run(spec):
 def test_options_and_noise_that_would_be_ignored_or_fail_are_named(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+@pytest.mark.parametrize("spec", ["er_sde:order=2", "er_sde:order=3", "sa:predictor=3,corrector=0", "dpmpp_2m_sde"])
+def test_a_last_step_to_no_noise_returns_the_denoised_point(spec):
+    field = diffode.exact_field("ring8", "edm")
+    times = [20.0, 3.0, 0.4, 0.1, 0.0]
+    table = diffode.solvers.get(spec).tableau(field.path, times)
+    noise = torch.randn(table.draws, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = field.marginal(5, 20.0, generator=0)
+    run = diffode.solve(field, x, solver=spec, grid=times, noise=noise, keep="all")
+    torch.testing.assert_close(run.x, field.denoised(run.states[-2], 0.1), rtol=1e-9, atol=1e-9)

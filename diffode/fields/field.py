@@ -111,8 +111,10 @@ class Field:
         self.nfe += 1
         answer = self._function(x, t)
         # The probe saw two rows once; a shape that changes later and still broadcasts would go unnoticed.
-        if answer.shape != x.shape:
-            raise FieldError(f"the field returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must match")
+        shape = getattr(answer, "shape", None)
+        if shape != x.shape:
+            what = f"a {type(answer).__name__}" if shape is None else f"shape {tuple(shape)}"
+            raise FieldError(f"the field returned {what} for x of shape {tuple(x.shape)}; they must match")
         if prediction == self.prediction:
             return answer
         path = self.require_path(f"its {prediction}")

@@ -137,7 +137,7 @@ def diagnose(
             advice.append("it works in float32 only: use lambda x, t: f(x.float(), t).to(x.dtype)")
         else:
             return Diagnosis(
-                tuple(checks), (Reading(kind), math.inf), None, tuple(check.detail for check in checks[:2] if check.detail)
+                tuple(checks), (Reading(kind), math.inf), None, tuple(dict.fromkeys(c.detail for c in checks[:2] if c.detail))
             )
     trial = _Trial(usable, path, shape, scale, data, seed)
     asked = Reading(kind)

@@ -109,7 +109,9 @@ def _object(found: Any, name: str, options: dict[str, Any]) -> Sampler:
         parameters = {}  # type: ignore[assignment]
     if {"model", "x", "sigmas"} <= set(parameters):
         return Sampler(name, foreign.k_diffusion(found, options))
-    required = [p for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    required = [
+        p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if len(required) >= 4 or "generator" in parameters:
         return Sampler(name, lambda field, x, times, generator: found(field, x, times, generator, **options))
     return Sampler(name, lambda field, x, times, generator: found(field, x, times, **options))
