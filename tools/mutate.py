@@ -48,16 +48,16 @@ TIMEOUT = 300
 
 
 def mutants(copy: Path, module: str, work: Path) -> Path:
-    """A cosmic-ray session with all mutants of a module; the path of its database."""
-    session, config = work / "session.sqlite", work / "config.toml"
+    """cosmic-ray's ledger with all mutants of a module; the path of its database."""
+    ledger, config = work / "ledger.sqlite", work / "config.toml"
     command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {COMMON} {TESTS[module]}"
     config.write_text(
         f'[cosmic-ray]\nmodule-path = "diffode/{module}"\ntimeout = {TIMEOUT}\nexcluded-modules = []\n'
         f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
     )
-    session.unlink(missing_ok=True)
-    cosmic_ray(copy, "init", str(config), str(session))
-    return session
+    ledger.unlink(missing_ok=True)
+    cosmic_ray(copy, "init", str(config), str(ledger))
+    return ledger
 
 
 def cosmic_ray(copy: Path, *arguments: str) -> str:
@@ -68,9 +68,9 @@ def cosmic_ray(copy: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def keep(session: Path, count: int, draw: random.Random) -> int:
+def keep(ledger: Path, count: int, draw: random.Random) -> int:
     """Leave a sample of the mutants that are worth trying; returns how many there were."""
-    with sqlite3.connect(session) as database:
+    with sqlite3.connect(ledger) as database:
         rows = database.execute("SELECT job_id, operator_name FROM mutation_specs ORDER BY job_id").fetchall()
         worth = sorted(job for job, operator in rows if not any(word in operator for word in DULL))
         # The identifiers are random: the order of the file decides, so that a seed gives the same mutants.
@@ -84,12 +84,12 @@ def keep(session: Path, count: int, draw: random.Random) -> int:
     return len(ordered)
 
 
-def outcomes(session: Path) -> list[dict[str, object]]:
+def outcomes(ledger: Path) -> list[dict[str, object]]:
     query = (
         "SELECT m.module_path, m.operator_name, m.start_pos_row, m.occurrence, r.test_outcome, r.diff FROM mutation_specs m "
         "JOIN work_results r ON m.job_id = r.job_id"
     )
-    with sqlite3.connect(session) as database:
+    with sqlite3.connect(ledger) as database:
         rows = database.execute(query).fetchall()
     return [
         {
@@ -119,11 +119,11 @@ def main() -> None:
         )
         shutil.copytree(ROOT, copy, ignore=wanted)
         for module in chosen.modules:
-            session = mutants(copy, module, Path(folder))
+            ledger = mutants(copy, module, Path(folder))
             share = max(2, round(chosen.sample * sizes[module] / sum(sizes.values())))
-            total = keep(session, share, draw)
-            cosmic_ray(copy, "exec", str(Path(folder) / "config.toml"), str(session))
-            own = outcomes(session)
+            total = keep(ledger, share, draw)
+            cosmic_ray(copy, "exec", str(Path(folder) / "config.toml"), str(ledger))
+            own = outcomes(ledger)
             found += own
             Path(chosen.output).write_text(json.dumps(found, indent=1))
             killed = sum(bool(one["killed"]) for one in own)
