@@ -3,13 +3,12 @@
 import importlib.util
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import planted_samplers
 import pytest
 import torch
+from commandline import diffode as command
 
 import diffode
 from diffode.errors import ArgumentError
@@ -150,21 +149,14 @@ def test_what_is_no_sampler_is_named():
         find_sampler("ddim", path="edn")
 
 
-def check(*arguments, cwd, code=0):
-    done = subprocess.run([sys.executable, "-m", "diffode", "check", *arguments], capture_output=True, text=True, cwd=cwd,
-                          check=False)  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
 def test_the_command_says_it_in_plain_words(tmp_path):
-    shown = check("dpmpp:order=2", cwd=tmp_path).stdout
+    shown = command("check", "dpmpp:order=2", cwd=tmp_path).stdout
     assert "nothing wrong was found" in shown
     assert "order 2 as claimed" in shown
-    facts = json.loads(check("dpmpp:order=3", "--json", cwd=tmp_path, code=1).stdout)
+    facts = json.loads(command("check", "dpmpp:order=3", "--json", cwd=tmp_path, code=1).stdout)
     assert [f["topic"] for f in facts["findings"] if f["passed"] is False] == ["order"]
     (tmp_path / "mine.py").write_text((HERE / "planted_samplers.py").read_text())
-    assert "1 finding against it" in check("mine.py:batch_leak", "--order", "2", cwd=tmp_path, code=1).stdout
+    assert "1 finding against it" in command("check", "mine.py:batch_leak", "--order", "2", cwd=tmp_path, code=1).stdout
     options = ("--order", "2", "--option", "swap=false", "--grid", "log_snr")
-    assert "nothing wrong" in check("mine.py:second_order_multistep", *options, cwd=tmp_path).stdout
-    assert "KEY=VALUE" in check("mine.py:heun", "--option", "nonsense", cwd=tmp_path, code=2).stderr
+    assert "nothing wrong" in command("check", "mine.py:second_order_multistep", *options, cwd=tmp_path).stdout
+    assert "KEY=VALUE" in command("check", "mine.py:heun", "--option", "nonsense", cwd=tmp_path, code=2).stderr

@@ -2,12 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from commandline import diffode as command
 
 import diffode
 from diffode.errors import ArgumentError
@@ -115,19 +114,16 @@ def test_the_command_names_the_fix(tmp_path):
     )
     np.save(tmp_path / "data.npy", diffode.targets.get("ring8").sample(300, generator=0).numpy())
 
-    def run(*arguments, code):
-        done = subprocess.run([sys.executable, "-m", "diffode", "check-field", *arguments], capture_output=True, text=True,
-                              cwd=tmp_path, check=False)  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
     vp = ("--kind", "noise", "--path", "vp")
-    assert "nothing wrong" in run("own.py:right", *vp, "--target", "ring8", code=0).stdout
-    assert "nothing wrong" in run("own.py:right", *vp, "--data", "data.npy", code=0).stdout
-    facts = json.loads(run("own.py:wrong", *vp, "--data", "data.npy", "--json", code=1).stdout)
+    assert "nothing wrong" in command("check-field", "own.py:right", *vp, "--target", "ring8", cwd=tmp_path, code=0).stdout
+    assert "nothing wrong" in command("check-field", "own.py:right", *vp, "--data", "data.npy", cwd=tmp_path, code=0).stdout
+    facts = json.loads(command("check-field", "own.py:wrong", *vp, "--data", "data.npy", "--json", cwd=tmp_path, code=1).stdout)
     assert facts["advice"] == ["its sign is wrong: return -f(x, t)"]
-    assert "to be surer" in run("own.py:wrong", *vp, "--dim", "2", "--scale", "3.5", code=1).stdout
-    assert "dim is needed" in run("own.py:right", *vp, code=2).stderr
-    assert "not a function" in run("own.py:number", *vp, code=2).stderr
-    assert "can't be read" in run("own.py:right", *vp, "--data", "own.py", code=2).stderr
-    assert "kind must be" in run("own.py:right", "--kind", "eps", code=2).stderr
+    assert (
+        "to be surer"
+        in command("check-field", "own.py:wrong", *vp, "--dim", "2", "--scale", "3.5", cwd=tmp_path, code=1).stdout
+    )
+    assert "dim is needed" in command("check-field", "own.py:right", *vp, cwd=tmp_path, code=2).stderr
+    assert "not a function" in command("check-field", "own.py:number", *vp, cwd=tmp_path, code=2).stderr
+    assert "can't be read" in command("check-field", "own.py:right", *vp, "--data", "own.py", cwd=tmp_path, code=2).stderr
+    assert "kind must be" in command("check-field", "own.py:right", "--kind", "eps", cwd=tmp_path, code=2).stderr

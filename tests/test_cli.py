@@ -1,13 +1,13 @@
 """The command line as a user meets it: in processes of its own."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from commandline import diffode
 
 from diffode import paths, solvers, targets
 
@@ -24,14 +24,6 @@ points = 16
 tolerance = 1e-6
 solvers = ["ddim", "dpmpp:order=2"]
 """
-
-
-def diffode(*arguments, cwd=None, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "diffode", *arguments], capture_output=True, text=True, cwd=cwd, env=os.environ, check=False
-    )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def test_help_is_instant_and_importing_loads_no_torch():

@@ -14,6 +14,7 @@ from scipy.integrate import solve_ivp
 
 import diffode
 from diffode import paths, targets
+from diffode.verify import weak
 
 ALL = targets.names()
 PATHS = paths.names()
@@ -169,22 +170,13 @@ def test_stein_identity_of_the_score(name):
     assert residual.abs().max() * field.scale < 1e-8
 
 
-def component_roots(target):
-    """Symmetric square-root data of each component: eigenvectors (K, D, D) and eigenvalues (K, D)."""
-    identity = torch.eye(target.dim, dtype=torch.float64)
-    columns = [target.components.filter(identity[i][:, None, None], lambda c: c[..., None])[..., 0] for i in range(target.dim)]
-    covariances = torch.stack(columns).permute(2, 0, 1)
-    values, vectors = torch.linalg.eigh((covariances + covariances.mT) / 2)
-    return vectors, values
-
-
 def quadrature(field, t, nodes):
     """Gauss-Hermite points (n, D) and weights (n,) of the mixture at time t; t may be a tensor that wants a gradient."""
     target, path = field.target, field.path
     z, w = np.polynomial.hermite_e.hermegauss(nodes)
     axes = torch.from_numpy(np.stack(np.meshgrid(*[z] * target.dim), -1).reshape(-1, target.dim))
     weights = torch.from_numpy(np.prod(np.meshgrid(*[w / w.sum()] * target.dim), 0).reshape(-1))
-    vectors, values = component_roots(target)
+    vectors, values = weak.component_axes(target)
     alpha, sigma = path.alpha(t), path.sigma(t)
     widths = (alpha**2 * values + sigma**2).sqrt()
     points = alpha * target.means[:, None] + torch.einsum("kde,ne,ke->knd", vectors, axes, widths)

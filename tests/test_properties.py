@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import diffode
@@ -13,9 +13,6 @@ from diffode import Field, paths, solvers, targets, testing
 from diffode.targets import GaussianMixture
 from diffode.verify import equations, weak
 from diffode.verify.likelihood import hutchinson
-
-settings.register_profile("diffode", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("diffode")
 
 
 def close(a, b, relative, size=None):

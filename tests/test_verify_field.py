@@ -3,11 +3,10 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from commandline import diffode as command
 
 import diffode
 from diffode import Field, paths, targets
@@ -310,25 +309,18 @@ def field():
 """
 
 
-def verify(*arguments, cwd, code=0):
-    done = subprocess.run([sys.executable, "-m", "diffode", "verify", *arguments], capture_output=True, text=True, cwd=cwd,
-                          check=False)  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
 def test_the_command_verifies_targets_and_users_fields(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    shown = verify("ring8", "--symbolic", cwd=tmp_path).stdout
+    shown = command("verify", "ring8", "--symbolic", cwd=tmp_path).stdout
     assert "40 of 40 checks passed" in shown
     assert (tmp_path / "diffode-verify.png").stat().st_size > 10_000
     vp = ("--kind", "velocity", "--path", "vp", "--target", "ring8")
-    assert "FAILED" not in verify("own.py:velocity", *vp, cwd=tmp_path).stdout
-    facts = json.loads(verify("own.py:backwards", *vp, "--json", cwd=tmp_path, code=1).stdout)
+    assert "FAILED" not in command("verify", "own.py:velocity", *vp, cwd=tmp_path).stdout
+    facts = json.loads(command("verify", "own.py:backwards", *vp, "--json", cwd=tmp_path, code=1).stdout)
     assert not facts["passed"]
     assert "continuity equation" in {row["name"] for row in facts["checks"] if not row["passed"]}
-    assert "no weights" in verify("own.py:broken", "--kind", "noise", "--dim", "2", cwd=tmp_path, code=1).stdout
-    assert "on vp" in verify("own.py:field", "--dim", "2", cwd=tmp_path).stdout
+    assert "no weights" in command("verify", "own.py:broken", "--kind", "noise", "--dim", "2", cwd=tmp_path, code=1).stdout
+    assert "on vp" in command("verify", "own.py:field", "--dim", "2", cwd=tmp_path).stdout
     for arguments, message in (
         (("own.py:fied", "--dim", "2"), "did you mean 'field'"),
         (("own.py:velocity", "--dim", "2"), "kind must say"),
@@ -338,6 +330,6 @@ def test_the_command_verifies_targets_and_users_fields(tmp_path):
         (("ring9",), "did you mean 'ring8'"),
         (("ring8", "--picture", "x.jpg"), "picture must be"),
     ):
-        assert message in verify(*arguments, cwd=tmp_path, code=2).stderr
-    derived = verify("ring8", "--derivation", cwd=tmp_path).stdout
+        assert message in command("verify", *arguments, cwd=tmp_path, code=2).stderr
+    derived = command("verify", "ring8", "--derivation", cwd=tmp_path).stdout
     assert derived.count("\\[") == 8

@@ -147,8 +147,9 @@ def views(field: Field, where: Points) -> Residuals:
     values = []
     for t, x in zip(where.times, where.points, strict=True):
         flat = x.flatten(1)
-        views = [field.predict(v, x, t).detach().flatten(1) for v in ("denoised", "noise", "velocity", "score")]
-        denoised, noise, velocity, score = views
+        denoised, noise, velocity, score = (
+            field.predict(view, x, t).detach().flatten(1) for view in ("denoised", "noise", "velocity", "score")
+        )
         parts = path.alpha(t) * denoised, path.sigma(t) * noise
         rates = path.alpha_derivative(t) * denoised, path.sigma_derivative(t) * noise
         scores = noise / path.sigma(t)

@@ -124,32 +124,26 @@ def check_sampler(sampler: Sampler) -> Verdict:
     stochastic = _stochastic(bench)
     findings = [first]
     for check in (_evaluations, _useless, _ends, _repeatable, _batches, _untouched_start):
-        findings.append(_safely(check, bench))
+        findings += _safely(check, bench)
     kind = "draws noise" if stochastic else "deterministic"
     findings.append(Finding("noise", None, f"{kind}: ends {'differ' if stochastic else 'are equal'} for different seeds"))
     estimate = None
     if stochastic:
-        findings += _safely_many(_law, bench)
+        findings += _safely(_law, bench)
     else:
         found = _order(bench)
         estimate = found[1]
-        findings += [*found[0], _safely(_affine, bench)]
-    findings.append(_safely(_zero, bench))
+        findings += [*found[0], *_safely(_affine, bench)]
+    findings += _safely(_zero, bench)
     return Verdict(sampler.name, tuple(findings), estimate)
 
 
-def _safely(check: Callable[[_Bench], Finding], bench: _Bench) -> Finding:
+def _safely(check: Callable[[_Bench], Finding | list[Finding]], bench: _Bench) -> list[Finding]:
     try:
-        return check(bench)
+        found = check(bench)
     except Exception as error:  # anyone's sampler may raise anything
-        return Finding(check.__name__.strip("_"), False, f"raised {type(error).__name__}: {error}")
-
-
-def _safely_many(check: Callable[[_Bench], list[Finding]], bench: _Bench) -> list[Finding]:
-    try:
-        return check(bench)
-    except Exception as error:
         return [Finding(check.__name__.strip("_"), False, f"raised {type(error).__name__}: {error}")]
+    return found if isinstance(found, list) else [found]
 
 
 def _answers(bench: _Bench) -> Finding:
