@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffode import paths
 from diffode.errors import ArgumentError, FileFormatError
+from diffode.specs import parse_spec
 from diffode.tableau import Row, Tableau
 
 _SCHEMA = "diffode-tableau-1"
@@ -20,6 +21,10 @@ _SCHEMA = "diffode-tableau-1"
 
 def write(table: Tableau, file: str | FilePath) -> None:
     """Write a table: sparse coefficients as index and value tensors, the rest as metadata."""
+    if table.path is not None and parse_spec(table.path.spec)[0] not in paths.names():
+        raise ArgumentError(
+            f"a table on path {table.path.spec!r} can't be saved, since no name rebuilds that path; register one that does"
+        )
     tensors = {"times": table.times, "outputs": torch.tensor(table.outputs, dtype=torch.int64)}
     for name in ("states", "evaluations", "draws"):
         entries = [(i, j, v) for i, row in enumerate(table.rows) for j, v in getattr(row, name).items()]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 COMMON = "tests/test_properties.py"
 #: Modules of the numerical core, and the tests that are there for each.
 TESTS = {
-    "paths.py": "tests/test_paths.py tests/test_grids.py",
+    "paths": "tests/test_paths.py tests/test_grids.py",
     "charts.py": "tests/test_charts.py tests/test_conformance.py tests/test_stochastic.py tests/test_solvers.py",
     "tableau.py": "tests/test_tableau.py tests/test_conformance.py tests/test_stochastic.py",
     "propagation.py": "tests/test_tableau.py tests/test_verify.py",

@@ -25,7 +25,7 @@ from diffode.studies.suite import Cell
 _ROOT = FilePath(diffode.__file__).parent
 #: Code that every result depends on. Solvers and targets are versioned one by one instead.
 _ENGINE = (
-    "charts.py", "grids.py", "paths.py", "propagation.py", "randomness.py", "references.py", "tableau.py", "fields", "metrics",
+    "charts.py", "grids.py", "paths", "propagation.py", "randomness.py", "references.py", "tableau.py", "fields", "metrics",
     "targets",
 )  # fmt: skip
 _ENGINE_SOLVERS = ("ranged.py", "run.py", "solver.py", "stages.py")

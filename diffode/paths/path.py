@@ -1,0 +1,137 @@
+r"""Paths: how data become noise, :math:`x_t = \alpha(t)\, x_0 + \sigma(t)\, \varepsilon`.
+
+Time runs from noise (``t_max``) to data (``t_min``); larger t means more noise, on every path. Two derived quantities order
+all paths on one scale: :math:`\rho = \sigma/\alpha` and the log-SNR :math:`\lambda = \log(\alpha/\sigma)` (half the
+logarithm of the signal-to-noise *power* ratio, the convention of Lu et al., arXiv 2206.00927).
+
+Every function takes a float, a tensor or a NumPy array of times and answers in kind; formulas use ``expm1``-like forms so that
+the log-SNR and its inverse agree to 1e-12 over the whole range.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.randomness import Randomness, normal
+from diffode.specs import format_spec, options_of
+
+Time = TypeVar("Time", float, Tensor, float | Tensor)
+
+
+def ops(t: Any) -> Any:
+    """The module that holds exp, log, ... for this kind of number: ``math`` for floats, ``torch`` or ``numpy`` for arrays."""
+    if isinstance(t, Tensor):
+        return torch
+    return np if isinstance(t, np.ndarray) else math
+
+
+def softplus(z: Any) -> Any:
+    """log(1 + e^z), finite for every z including minus infinity."""
+    m = ops(z)
+    if m is torch:
+        # Its derivative is right at 0 too, where those of the two terms below are not defined.
+        return torch.logaddexp(z, torch.zeros_like(z))
+    positive = max(z, 0.0) if m is math else z.clip(min=0)
+    return positive + m.log1p(m.exp(-abs(z)))
+
+
+def log_ratio(a: Any, b: Any) -> Any:
+    """log(a/b), with its limits where one of two numbers is 0."""
+    m = ops(a)
+    if m is not math:
+        return m.log(a) - m.log(b)
+    if b == 0:
+        return math.inf
+    return -math.inf if a == 0 else math.log(a) - math.log(b)
+
+
+@dataclass(frozen=True)
+class Path(ABC):
+    r"""A noising path :math:`x_t = \alpha(t) x_0 + \sigma(t)\varepsilon` on ``[t_min, t_max]``.
+
+    Subclasses give alpha, sigma, their derivatives and the inverse of the log-SNR; everything else follows:
+    the forward SDE is :math:`dx = f x\,dt + g\,dw` with :math:`f = \alpha'/\alpha` (:meth:`drift`) and
+    :math:`g^2 = 2\sigma(\sigma' - \sigma\alpha'/\alpha)` (:meth:`diffusion` returns g).
+    """
+
+    name: ClassVar[str] = "path"
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.t_min) and math.isfinite(self.t_max) and 0 <= self.t_min < self.t_max):
+            raise ArgumentError(
+                f"path {self.name!r} needs finite times 0 <= t_min < t_max, got t_min={self.t_min}, t_max={self.t_max}"
+            )
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """Scale of the data at time t."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """Standard deviation of the noise at time t."""
+
+    @abstractmethod
+    def alpha_derivative(self, t: Time) -> Time:
+        """d alpha / dt."""
+
+    @abstractmethod
+    def sigma_derivative(self, t: Time) -> Time:
+        """d sigma / dt."""
+
+    @abstractmethod
+    def time_from_log_snr(self, log_snr: Time) -> Time:
+        """The time at which the log-SNR has this value; infinity gives the time at which sigma is 0."""
+
+    def log_snr(self, t: Time) -> Time:
+        """lambda = log(alpha/sigma), decreasing in t; infinite where sigma is 0."""
+        result: Time = log_ratio(self.alpha(t), self.sigma(t))
+        return result
+
+    def rho(self, t: Time) -> Time:
+        """sigma/alpha, the noise level in units of the data; infinite where alpha is 0."""
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        if isinstance(alpha, float) and alpha == 0:
+            return math.inf
+        return sigma / alpha
+
+    def time_from_rho(self, rho: Time) -> Time:
+        """The time at which sigma/alpha has this value; 0 gives the time at which sigma is 0."""
+        log_snr: Time = log_ratio(rho * 0 + 1.0, rho)
+        return self.time_from_log_snr(log_snr)
+
+    def half_variance_rate(self, t: Time) -> Time:
+        """sigma sigma' = (sigma^2)'/2, finite where sigma is 0 even on paths on which sigma' is not."""
+        return self.sigma(t) * self.sigma_derivative(t)
+
+    def drift(self, t: Time) -> Time:
+        """f(t) of the forward SDE dx = f x dt + g dw."""
+        return self.alpha_derivative(t) / self.alpha(t)
+
+    def diffusion(self, t: Time) -> Time:
+        """g(t) of the forward SDE dx = f x dt + g dw."""
+        square = 2 * (self.half_variance_rate(t) - self.sigma(t) ** 2 * self.drift(t))
+        result: Time = ops(t).sqrt(square)
+        return result
+
+    def prior(self, shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Draw N(0, sigma(t_max)^2 I) of the given shape: what samplers start from in practice.
+
+        It differs from the exact law at ``t_max`` by the *prior error*; ``field.prior`` draws the exact law.
+        """
+        return self.sigma(self.t_max) * normal(shape, generator=generator, dtype=dtype)
+
+    @property
+    def spec(self) -> str:
+        """The spec that rebuilds this path."""
+        return format_spec(self.name, options_of(self))
