@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = (
+    "adapters",
     "charts",
     "errors",
     "fields",
@@ -48,6 +49,7 @@ __all__ = [*_ROOMS, *_NAMES, "__version__"]
 
 if TYPE_CHECKING:
     from diffode import (
+        adapters,
         charts,
         errors,
         fields,

@@ -44,6 +44,10 @@ class TrainedElsewhereWarning(UserWarning):
     """A trained solver runs with other levels or another number of evaluations than it was trained for."""
 
 
+class ConventionWarning(UserWarning):
+    """A model of another library does not behave as its convention says: sign, view, time or input scaling may be wrong."""
+
+
 class FieldError(DiffodeError, ValueError):
     """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on their batch mates."""
 

@@ -39,6 +39,16 @@ def import_extension(module: str) -> ModuleType:
     return sys.modules[name]
 
 
+def library(name: str, install: str = "") -> Any:
+    """A module of another library, or an error with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ArgumentError(
+            f"this needs {name.partition('.')[0]}: pip install {install or name.partition('.')[0]} ({error})"
+        ) from error
+
+
 def load_attribute(place: str) -> Any:
     """What ``module:attribute`` or ``file.py:attribute`` names; attributes of attributes are joined by dots.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: A number, or one number a row of the batch, (B,).
 Number = float | Tensor
 Coefficients = Mapping[int, Any]
+#: A run driven from outside, see :meth:`Tableau.driven`.
+Driven = Generator[tuple[int, Tensor], Tensor | tuple[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -146,24 +148,39 @@ class Tableau:
 
         States and evaluations are dropped as soon as no later row needs them. ``draw(k)`` gives the k-th noise.
         """
-        predict, name, add = field.predict, self.prediction, torch.add
+        predict, name = field.predict, self.prediction
         # Slot j holds state j, slot len(rows) + j its evaluation.
         if self.batch is not None and self.batch != x.shape[0]:
             raise ArgumentError(f"this table was written for a batch of {self.batch} rows, x has {x.shape[0]}")
         slots: list[Any] = [None] * (2 * len(self.rows))
         slots[0] = x
-        for row, evaluate, plain, terms, draws, unused in self.program:
-            for state, slot, time in evaluate:
+        for step in self.program:
+            for state, slot, time in step.evaluate:
                 slots[slot] = predict(name, slots[state], time)
-            if plain is not None:
-                i, j, b = plain
-                total = add(slots[i], slots[j], alpha=b)
-            else:
-                total = _sum(slots, terms, draws, draw)
-            slots[row] = total
-            yield row, total
-            for slot in unused:
-                slots[slot] = None
+            yield step.row, step.make(slots, draw)
+
+    def driven(self, x: Tensor, draw: Callable[[int], Tensor] | None = None) -> Driven:
+        """The same run driven from outside, for loops that own the network: yields the row and the state to be evaluated next,
+        is sent the prediction there, or prediction and state if the loop has changed that, and returns the last state.
+
+        >>> import diffode
+        >>> field = diffode.exact_field("ring8", "edm")
+        >>> table = diffode.solvers.get("dpmpp:order=2").tableau(field.path, "karras", 5)
+        >>> run = table.driven(field.prior(2, generator=0))
+        >>> row, x = next(run)
+        >>> for time in table.times[table.evaluated[1:]].tolist():
+        ...     row, x = run.send(field.predict(table.prediction, x, float(table.times[row])))
+        """
+        slots: list[Any] = [None] * (2 * len(self.rows))
+        slots[0] = last = x
+        for step in self.program:
+            for state, slot, _ in step.evaluate:
+                answer = yield state, slots[state]
+                if isinstance(answer, tuple):
+                    answer, slots[state] = answer
+                slots[slot] = answer
+            last = step.make(slots, draw)
+        return last
 
     @property
     def program(self) -> list[Step]:
@@ -304,6 +321,18 @@ class Step(NamedTuple):
     terms: tuple[tuple[int, float], ...]
     draws: tuple[tuple[int, float], ...]
     unused: tuple[int, ...]
+
+    def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
+        """The row's state, put into its slot; slots that nothing needs any more are emptied."""
+        if self.plain is not None:
+            i, j, b = self.plain
+            total = torch.add(slots[i], slots[j], alpha=b)
+        else:
+            total = _sum(slots, self.terms, self.draws, draw)
+        slots[self.row] = total
+        for slot in self.unused:
+            slots[slot] = None
+        return total
 
 
 def _sum(

@@ -15,7 +15,7 @@ ROOMS = (
     "errors", "extensions", "specs", "randomness", "cache", "paths", "targets", "fields",
     "grids", "tableau", "propagation", "tableau_files",
     "brownian",
-    "charts", "solvers", "references", "learned", "metrics", "verify", "testing", "studies", "cli", "__main__",
+    "charts", "solvers", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ class Field:
         path: the noising path, or None for a plain ODE, which has a velocity only.
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
-        nfe: how many times the callable was asked for a prediction since the field was made. Solvers count with it.
+        calls: calls of a network that a prediction costs; 1 unless given (guidance makes two).
+        nfe: calls spent on predictions since the field was made. Solvers count with it.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Field:
         path: Path | None = None,
         *,
         scale: float = 1.0,
+        calls: int = 1,
         probe: bool = True,
     ):
         if not callable(function):
@@ -54,6 +56,9 @@ class Field:
             raise ArgumentError(f"a field given by its {prediction} needs path=; only a velocity makes an ODE without one")
         if not scale > 0:
             raise ArgumentError(f"scale must be positive (root mean variance of the data), got {scale!r}")
+        if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
+            raise ArgumentError(f"calls must be an integer >= 1 (network calls of a prediction), got {calls!r}")
+        self.calls = calls
         self.path = path
         self.prediction: Prediction = prediction
         self.scale = float(scale)
@@ -107,8 +112,8 @@ class Field:
         return self.predict("score", x, t)
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
-        """One of the four views by name; counts one evaluation."""
-        self.nfe += 1
+        """One of the four views by name; counts one evaluation, or as many as it has ``calls``."""
+        self.nfe += self.calls
         answer = self._function(x, t)
         # The probe saw two rows once; a shape that changes later and still broadcasts would go unnoticed.
         shape = getattr(answer, "shape", None)

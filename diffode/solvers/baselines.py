@@ -6,7 +6,6 @@ the field like everyone's.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +16,15 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError, DiffodeError
+from diffode.extensions import library
 from diffode.fields import Field
+from diffode.fields.outward import as_torchsde
 from diffode.solvers.adaptive import Flow
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import WithNoise, check_choice
 from diffode.specs import format_spec, options_of
 
 Slope = Callable[[Tensor, float], Tensor]
-
-
-def library(name: str) -> Any:
-    """A library, or an error with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ArgumentError(f"the {name} baselines need {name}: pip install {name}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,28 +176,8 @@ class TorchSDE(WithNoise, Baseline):
             raise ArgumentError("torchsde:srk evaluates the score at the end of each step: end the grid before sigma = 0")
         seed = 0 if generator is None else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
 
-        class Reverse:
-            noise_type, sde_type = "diagonal", "ito"
-
-            def __init__(self) -> None:
-                self.last: tuple[float, Tensor, Tensor] | None = None
-
-            def f(self, s: Tensor, y: Tensor) -> Tensor:
-                # torchsde tries out its functions at the start of each interval; the step then asks the same again.
-                if self.last is None or self.last[0] != float(s) or not torch.equal(self.last[1], y):
-                    self.last = (float(s), y, self.drift(float(s), y))
-                return self.last[2]
-
-            def drift(self, s: float, y: Tensor) -> Tensor:
-                t = times[0] - s
-                at = y.reshape(shape)
-                noise = field.predict("noise", at.to(x.dtype), t).to(at)
-                drift = path.drift(t) * at + path.diffusion(t) ** 2 * (1 + eta**2) / (2 * path.sigma(t)) * noise
-                return -drift.reshape(y.shape)
-
-            def g(self, s: Tensor, y: Tensor) -> Tensor:
-                return torch.full_like(y, eta * path.diffusion(max(times[0] - float(s), times[-1])))
-
+        reverse = as_torchsde(field, eta, start=times[0], stop=times[-1])
+        reverse.shape, reverse.dtype = tuple(shape[1:]), x.dtype
         if not len(x):
             return Journey(x[None].expand(len(times), *shape))
         states = [x.flatten(1).to(torch.float64)]
@@ -215,6 +188,6 @@ class TorchSDE(WithNoise, Baseline):
                 levy_area_approximation="space-time" if self.method == "srk" else "none",
             )  # fmt: skip
             width = float(span[1] - span[0])
-            run = torchsde.sdeint(Reverse(), states[-1], span, bm=noise, method=self.method, dt=width)
+            run = torchsde.sdeint(reverse, states[-1], span, bm=noise, method=self.method, dt=width)
             states.append(run[-1])
         return Journey(torch.stack([s.reshape(shape).to(x.dtype) for s in states]))

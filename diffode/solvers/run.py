@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from diffode import grids
-from diffode.errors import ArgumentError, FieldError, NumericalError
+from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
 from diffode.fields import Field
 from diffode.randomness import Randomness, generator_from, row_normal
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.registry import get
-from diffode.solvers.solver import Solver
+from diffode.solvers.solver import Solver, check_budget
 from diffode.tableau import Tableau
 
 #: Values of ``Solution.status``.
@@ -86,7 +86,7 @@ def solve(
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
-        nfe: budget; the largest run of the solver on the named grid that costs no more is made.
+        nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
         generator: generator or seed of those draws, if ``noise`` is not given.
         keep: ``"all"`` keeps the solution at every grid time.
@@ -177,7 +177,7 @@ def _run_direct(
     _check_start(x)
     _check_options(keep, progress, on_failure)
     if nfe is not None:
-        solver.check_nfe(nfe)
+        solver.check_nfe(evaluations(field, nfe))
         # Such a solver lays its own times between the path's ends.
         grid = None if isinstance(grid, str) else grid
     if noise is not None:
@@ -235,11 +235,19 @@ def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int
     if nfe is not None:
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        return solver.within(field.require_path("a named grid"), "karras" if grid is None else grid, nfe)
+        return solver.within(field.require_path("a named grid"), "karras" if grid is None else grid, evaluations(field, nfe))
     _check_steps(grid, steps)
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
     return solver.tableau(field.path, grid, steps)
+
+
+def evaluations(field: Field, nfe: int) -> int:
+    """How many predictions a budget of network calls buys; BudgetError if it buys none."""
+    check_budget(nfe)
+    if nfe < field.calls:
+        raise BudgetError(f"nfe={nfe} is less than the {field.calls} network calls that one evaluation of this field makes")
+    return nfe // field.calls
 
 
 def _check_steps(grid: grids.Times | None, steps: int | None) -> None:

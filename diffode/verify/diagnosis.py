@@ -149,9 +149,28 @@ def diagnose(
             f"no reading of it predicts noise (losses {loss:.2f} as {kind}, {best[1]:.2f} at best; a constant has 1): is it "
             f"trained, on data of scale {scale:g}, for path {path.spec}?"
         )
-    elif loss > _SHARE * best[1] + _MUCH:
+    elif clearly_less(best[1], loss):
         advice += _fixes(asked, best[0])
     return Diagnosis(tuple(checks), (asked, loss), found, tuple(advice))
+
+
+def unpredicted(
+    function: Function,
+    kind: Prediction,
+    path: Path,
+    shape: Sequence[int],
+    *,
+    scale: float = 1.0,
+    data: Tensor | None = None,
+    seed: int = 0,
+) -> float:
+    """What a field leaves unpredicted of the noise, a share of it: what :func:`diagnose` compares readings by."""
+    return _Trial(function, path, tuple(shape), scale, data, seed).loss(Reading(kind))
+
+
+def clearly_less(loss: float, other: float) -> bool:
+    """Whether one loss is smaller by more than two good readings may differ."""
+    return loss * _SHARE + _MUCH < other
 
 
 def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
@@ -165,7 +184,7 @@ def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
     for count in (1, 2):
         nearest = min(((r, trial.loss(r)) for r in every if r.differences(asked) == count), key=lambda pair: pair[1])
         # A reading that is further away has to be better by a margin.
-        if nearest[1] * _SHARE + _MUCH < best[1]:
+        if clearly_less(nearest[1], best[1]):
             best = nearest
     return best
 

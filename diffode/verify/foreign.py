@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +11,14 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.extensions import library
 from diffode.fields import Field
+from diffode.fields.outward import as_k_diffusion
 
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
 
 #: Orders that torchdiffeq's documentation gives its fixed-step methods.
 _TORCHDIFFEQ = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4}
-
-
-def library(name: str, install: str = "") -> Any:
-    """A module, or an error that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ArgumentError(f"{name} is not installed: pip install {install or name.partition('.')[0]} ({error})") from error
 
 
 def torchdiffeq_fixed(method: str, options: Mapping[str, Any]) -> tuple[Run, int]:
@@ -54,9 +47,7 @@ def k_diffusion(function: Callable[..., Any], options: Mapping[str, Any]) -> Run
     quiet = {"disable": True} if "disable" in takes else {}
 
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
-        def model(y: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-            return field.denoised(y, float(sigma.reshape(-1)[0]))
-
+        model = as_k_diffusion(field)
         # They draw from the global generator; it is seeded from the given one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))

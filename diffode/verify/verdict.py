@@ -69,14 +69,14 @@ class Watched(ExactField):
 
     def __init__(self, target: Target, path: paths.Path, falsified: int | None = None):
         super().__init__(target, path)
-        self.calls: list[tuple[float, Tensor]] = []
+        self.asked: list[tuple[float, Tensor]] = []
         self._falsified = falsified
 
     def predict(self, prediction: fields.Prediction, x: Tensor, t: Scalar) -> Tensor:  # noqa: D102
         when = float(t.reshape(-1)[0]) if isinstance(t, Tensor) else float(t)
-        self.calls.append((when, x.detach().clone()))
+        self.asked.append((when, x.detach().clone()))
         answer = super().predict(prediction, x, t)
-        return answer * 1.01 + 0.01 if len(self.calls) - 1 == self._falsified else answer
+        return answer * 1.01 + 0.01 if len(self.asked) - 1 == self._falsified else answer
 
 
 @dataclass
@@ -178,7 +178,7 @@ def _evaluations(bench: _Bench) -> Finding:
     for steps in (10, 20, 7, 49, 50):
         watched = bench.watched()
         bench.run(watched, x, bench.times(steps))
-        counted[steps] = len(watched.calls)
+        counted[steps] = len(watched.asked)
     if bench.sampler.promised is not None:
         promised = {steps: bench.sampler.promised(steps) for steps in counted}
         rule = "as it promises"
@@ -200,15 +200,15 @@ def _useless(bench: _Bench) -> Finding:
     end = bench.run(watched, x, times)
     twice = [
         (i, j)
-        for j, (t, y) in enumerate(watched.calls) for i, (s, z) in enumerate(watched.calls[:j]) if s == t and torch.equal(y, z)
+        for j, (t, y) in enumerate(watched.asked) for i, (s, z) in enumerate(watched.asked[:j]) if s == t and torch.equal(y, z)
     ]  # fmt: skip
-    dummy = [k for k in range(len(watched.calls)) if torch.equal(bench.run(bench.watched(k), x, times), end)]
+    dummy = [k for k in range(len(watched.asked)) if torch.equal(bench.run(bench.watched(k), x, times), end)]
     found = []
     if twice:
         found.append(f"evaluation {twice[0][1] + 1} repeats evaluation {twice[0][0] + 1} (same x, same t); {len(twice)} such")
     if dummy:
-        found.append(f"the answer of evaluation {dummy[0] + 1} of {len(watched.calls)} is not used; {len(dummy)} such")
-    return Finding("wasted evaluations", not found, "; ".join(found) or f"none in {len(watched.calls)}: each one matters")
+        found.append(f"the answer of evaluation {dummy[0] + 1} of {len(watched.asked)} is not used; {len(dummy)} such")
+    return Finding("wasted evaluations", not found, "; ".join(found) or f"none in {len(watched.asked)}: each one matters")
 
 
 def _repeatable(bench: _Bench) -> Finding:

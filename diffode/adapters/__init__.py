@@ -1,0 +1,73 @@
+"""Other libraries in and out: their models as fields, our solvers as their samplers, our fields as their models.
+
+Each name is imported on first use: nothing here needs another library until it is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_PLACES = {
+    "as_azula_sampler": "adapters.samplers",
+    "as_diffusers_model": "adapters.diffusers_model",
+    "as_flow_matching": "fields.outward",
+    "as_k_diffusion": "fields.outward",
+    "as_k_diffusion_sampler": "adapters.samplers",
+    "as_torchdiffeq": "fields.outward",
+    "as_torchsde": "fields.outward",
+    "azula_path": "adapters.denoisers",
+    "from_azula": "adapters.denoisers",
+    "from_diffusers": "adapters.diffusers_model",
+    "from_edm": "adapters.denoisers",
+    "from_flow_matching": "adapters.flows",
+    "from_k_diffusion": "adapters.denoisers",
+    "from_score_sde": "adapters.denoisers",
+    "from_torchdiffeq": "adapters.flows",
+    "from_torchsde": "adapters.sdes",
+    "guided": "adapters.guidance",
+    "odeint": "adapters.flows",
+}
+
+__all__ = [*_PLACES, "DiffodeScheduler", "as_diffusers_scheduler"]
+
+if TYPE_CHECKING:
+    from diffode.adapters.denoisers import azula_path, from_azula, from_edm, from_k_diffusion, from_score_sde
+    from diffode.adapters.diffusers_model import as_diffusers_model, from_diffusers
+    from diffode.adapters.flows import from_flow_matching, from_torchdiffeq, odeint
+    from diffode.adapters.guidance import guided
+    from diffode.adapters.samplers import as_azula_sampler, as_k_diffusion_sampler
+    from diffode.adapters.sdes import from_torchsde
+    from diffode.fields.outward import as_flow_matching, as_k_diffusion, as_torchdiffeq, as_torchsde
+
+
+def as_diffusers_scheduler(solver: str = "dpmpp:order=2", like: Any = None, **options: Any) -> Any:
+    """A solver as a scheduler of diffusers.
+
+    Args:
+        solver: spec of any solver that writes a table.
+        like: the scheduler a model came with, whose noise schedule and prediction type are taken over.
+        options: of :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`: grid, prediction_type, beta_schedule ...
+    """
+    made = __getattr__("DiffodeScheduler")
+    if like is None:
+        return made(solver=solver, **options)
+    config = dict(like.config)
+    if "FlowMatch" in type(like).__name__ or config.get("use_flow_sigmas"):
+        config["prediction_type"] = "flow_prediction"
+    # What a scheduler does not know of another's configuration it would store, and diffusers warn of.
+    known = {key: value for key, value in config.items() if key in made.options()}
+    return made(**{**known, "solver": solver, **options})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DiffodeScheduler":
+        from diffode.extensions import library
+
+        library("diffusers", "'diffode[diffusers]'")
+        return importlib.import_module("diffode.adapters.diffusers_scheduler").DiffodeScheduler
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"diffode.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'diffode.adapters' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

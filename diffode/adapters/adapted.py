@@ -1,0 +1,160 @@
+"""What an adapter makes: a field that is held against its convention before it is used."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffode.adapters.network import Model
+from diffode.errors import ArgumentError, ConventionWarning
+from diffode.fields import Field, Prediction
+from diffode.fields.field import Function
+from diffode.paths import Path
+from diffode.randomness import generator_from, normal
+
+#: Where noise is so much larger than data, what the field leaves unpredicted of x must be less than this share of it.
+_NOISY, _UNPREDICTED = 8.0, 0.7
+#: At this noise level, in units of the data's scale, the denoiser's slope must lie between these.
+_MIDDLE, _SLOPES = 3.0, (-0.03, 1.3)
+_POINTS = 8
+
+#: Sentences that name a fix, with the view and the function that the model would be with it.
+Mistakes = dict[str, tuple[Prediction, Function]]
+
+
+class AdaptedField(Field):
+    """A field made from another library's model, which warns when it does not behave as its convention says.
+
+    With ``data`` it is diagnosed when it is made, as ``diffode check-field`` does, and what is wrong is named. Without, its
+    first run looks at what any denoiser must do, with five calls on 8 rows: gross mistakes show, not all.
+
+    ``mistakes`` are other readings of the same model that its library's users fall for: a sentence that names the fix, and the
+    view and function that it would be with it.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        prediction: Prediction,
+        path: Path | None,
+        *,
+        model: Model,
+        name: str,
+        mistakes: Mistakes | None = None,
+        scale: float | None = None,
+        data: Tensor | None = None,
+    ):
+        if data is not None:
+            _check_data(data)
+            scale = float(data.double().var(0).mean().sqrt()) if scale is None else scale
+        super().__init__(function, prediction, path, scale=1.0 if scale is None else scale)
+        self.name, self._model, self._mistakes = name, model, dict(mistakes or {})
+        self._looked = path is None
+        if data is not None:
+            self.dim = data[0].numel()
+            if path is not None:
+                self._looked = True
+                self._diagnose(data.shape[1:], data)
+
+    def check_once(self, x: Tensor, t: float) -> None:
+        """The probe of every field, and once a look at the noise end."""
+        with self._model.probing():
+            super().check_once(x, t)
+            if not self._looked and len(x):
+                self._looked = True
+                self._look(x)
+
+    def check_times(self, x: Tensor, t: float, end: float) -> None:
+        """The probe of every field, with a time for every row."""
+        with self._model.probing():
+            super().check_times(x, t, end)
+
+    def _look(self, x: Tensor) -> None:
+        """What every denoiser does, whatever the data: ignores its input where that is all noise, and never falls with it."""
+        path, before = self.require_path("its denoiser"), self.nfe
+        noise = normal((_POINTS, *x.shape[1:]), generator=generator_from(0)).to(x)
+        seen = ""
+        with torch.no_grad():
+            end = path.rho(path.t_max)
+            if _NOISY * self.scale <= end < math.inf:
+                seen = self._at_the_noise_end(noise, end)
+            level = _MIDDLE * self.scale
+            if not seen and path.rho(path.t_min) < level < end:
+                seen = self._in_the_middle(noise, path.time_from_rho(level))
+        self.nfe = before
+        if seen:
+            self._diagnose(x.shape[1:], None, seen)
+
+    def _at_the_noise_end(self, noise: Tensor, rho: float) -> str:
+        path = self.require_path("its noise end")
+        t = path.t_max
+        x = path.sigma(t) * noise
+        error = float((self.noise(x, t) - noise).norm() / noise.norm())
+        if not error < _UNPREDICTED:
+            return f"at its noise end it predicts noise with a relative error of {error:.2g}"
+        # There the denoised point is the mean plus the covariance times x/rho^2.
+        spread = float(self.denoised(x, t).var(0).mean().sqrt()) / self.scale
+        allowed = min(0.5, max(0.15, 4 * math.sqrt(noise[0].numel()) * self.scale / rho))
+        return (
+            "" if spread < allowed else f"at its noise end the denoised points are spread by {spread:.2g} of the data's scale"
+        )
+
+    def _in_the_middle(self, noise: Tensor, t: float) -> str:
+        """The denoiser's derivative is the covariance of x_0 given x, over sigma^2/alpha: positive, about scale^2 or less."""
+        path = self.require_path("a noise level")
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        x = math.hypot(sigma, alpha * self.scale) * noise
+        step = 0.2 * sigma * noise.roll(1, 0)
+        slope = alpha * float(
+            ((self.denoised(x + step, t) - self.denoised(x - step, t)) * step).sum() / (2 * step.square().sum())
+        )
+        if _SLOPES[0] < slope < _SLOPES[1]:
+            return ""
+        return f"at t={t:.3g} the denoised point moves by {slope:.2g} of a move of x/alpha, where 0 to 1 is possible"
+
+    def _diagnose(self, shape: Sequence[int], data: Tensor | None, seen: str = "") -> None:
+        """Warn with what the usual mistakes, tried one by one, say."""
+        from diffode.verify.diagnosis import clearly_less, diagnose, unpredicted
+
+        path, shape = self.require_path("its convention"), tuple(shape)
+        try:
+            with torch.no_grad(), self._model.probing():
+                found = diagnose(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                named = {
+                    sentence: unpredicted(function, view, path, shape, scale=self.scale, data=data)
+                    for sentence, (view, function) in self._mistakes.items()
+                }
+            advice = [c.detail for c in found.checks if not c.passed and c.detail]
+            best = min(named, key=lambda sentence: named[sentence], default=None)
+            other = math.inf if found.found is None else found.found[1]
+            if best is not None and clearly_less(named[best], found.asked[1]) and not clearly_less(other, named[best]):
+                advice.append(best)
+            else:
+                advice += found.advice
+        except ArgumentError as error:
+            advice = [str(error)] if seen else []
+        if not advice and not seen:
+            return
+        guess = "; ".join(advice) or "is its kind, path and scale as given?"
+        sure = "" if data is not None else " (judged without data; data= makes it surer)"
+        what = f"{self.name} does not behave as a {self.prediction} on path {path.spec}"
+        warnings.warn(f"{what}: {seen + ': ' if seen else ''}{guess}{sure}", ConventionWarning, stacklevel=4)
+
+
+def usual_mistakes(raw: Function, meant: Prediction) -> Mistakes:
+    """A model's answer, as a function of diffode's (x, t), with the other sign, or as another view than the one meant."""
+    named: Mistakes = {"its sign is wrong: return -model": (meant, lambda x, t: -raw(x, t))}
+    # In the order in which equal ones are named: on EDM the velocity is the noise.
+    for view in ("noise", "denoised", "velocity", "score"):
+        if view != meant:
+            named[f"it gives the {view}, not the {meant}"] = (view, raw)
+    return named
+
+
+def _check_data(data: object) -> None:
+    if not isinstance(data, Tensor) or data.ndim < 2 or len(data) < 16 or not bool(torch.isfinite(data).all()):
+        raise ArgumentError("data must be a finite tensor (n, *shape) of at least 16 points")

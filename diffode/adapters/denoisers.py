@@ -1,0 +1,143 @@
+"""Denoisers of a noise level: k-diffusion and EDM; score_sde's networks; azula's denoisers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffode.adapters.adapted import AdaptedField, usual_mistakes
+from diffode.adapters.network import Model, row_times, single_time
+from diffode.errors import ArgumentError
+from diffode.fields import Field, columns
+from diffode.paths import EDM, VP, FunctionPath, Path, SubVP
+from diffode.paths import get as get_path
+
+
+def from_k_diffusion(
+    model: Callable[..., Any],
+    path: Path | str | None = None,
+    *,
+    scale: float | None = None,
+    data: Tensor | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Field:
+    """A field from a denoiser ``model(x, sigma)``, sigma with a value for every row, as k-diffusion's samplers call it.
+
+    The path is EDM's, from the model's ``sigma_min`` and ``sigma_max`` if it has them; on another path the model gets x/alpha
+    and sigma/alpha. ``extra`` holds more keyword arguments of every call, such as k-diffusion's ``extra_args``.
+    """
+    on = _levels_of(model) if path is None else get_path(path)
+    called = Model(model, "model", extra)
+
+    def denoised(x: Tensor, t: float | Tensor) -> Tensor:
+        return called(x, x / columns(on.alpha(t), x), row_times(on.rho(t), x))
+
+    mistakes = usual_mistakes(denoised, "denoised")
+    return AdaptedField(denoised, "denoised", on, model=called, name="the denoiser", mistakes=mistakes, scale=scale, data=data)
+
+
+def from_edm(
+    network: Callable[..., Any],
+    path: Path | str | None = None,
+    *,
+    class_labels: Tensor | None = None,
+    scale: float | None = None,
+    data: Tensor | None = None,
+) -> Field:
+    """A field from a network of EDM's code, ``net(x, sigma, class_labels)``, which gives denoised images.
+
+    Its ``sigma_min`` and ``sigma_max`` are the path's (0.002 and 80 where they are 0 and infinite, as in EDM's sampler); its
+    ``sigma_data`` is the scale unless given.
+    """
+    known = getattr(network, "sigma_data", None)
+    if scale is None and data is None and known is not None:
+        scale = float(known)
+    extra = None if class_labels is None else {"class_labels": class_labels}
+    return from_k_diffusion(network, path, scale=scale, data=data, extra=extra)
+
+
+def _levels_of(model: Any) -> EDM:
+    low, high = (getattr(model, name, None) for name in ("sigma_min", "sigma_max"))
+    first = float(low) if low is not None and float(low) > 0 else 0.002
+    last = float(high) if high is not None and math.isfinite(float(high)) else 80.0
+    return EDM(first, last)
+
+
+def from_score_sde(
+    model: Callable[..., Any],
+    sde: Literal["vp", "sub_vp", "ve"] = "vp",
+    *,
+    score: bool = False,
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
+    sigma_min: float = 0.01,
+    sigma_max: float = 50.0,
+    scale: float | None = None,
+    data: Tensor | None = None,
+) -> Field:
+    """A field from score_sde's networks (Song et al., arXiv 2011.13456), trained with continuous times.
+
+    Args:
+        model: the network ``model(x, labels)``: on VP and sub-VP the score is -model/sigma, with labels 999 t; on VE it is the
+            model itself, with labels sigma. Or what ``get_score_fn`` returns, ``score_fn(x, t)``.
+        sde: which SDE.
+        score: whether ``model`` is a score function of (x, t), as ``get_score_fn`` returns it. VE's t is in [0, 1].
+        beta_min, beta_max: of VP and sub-VP. sigma_min, sigma_max: of VE, on which diffode's time is sigma.
+        scale, data: as in :func:`from_k_diffusion`.
+    """
+    called = Model(model, "model")
+    if sde == "ve":
+        on: Path = EDM(sigma_min, sigma_max)
+        span = math.log(sigma_max / sigma_min)
+
+        def labels(t: Tensor) -> Tensor:
+            return (t / sigma_min).log() / span if score else t
+    elif sde in ("vp", "sub_vp"):
+        on = (VP if sde == "vp" else SubVP)(beta_min=beta_min, beta_max=beta_max)
+
+        def labels(t: Tensor) -> Tensor:
+            return t if score else 999 * t
+    else:
+        raise ArgumentError(f"sde must be vp, sub_vp or ve, got {sde!r}")
+
+    def raw(x: Tensor, t: float | Tensor) -> Tensor:
+        return called(x, x, labels(row_times(t, x)))
+
+    def predict(x: Tensor, t: float | Tensor) -> Tensor:
+        return raw(x, t) if score or sde == "ve" else -raw(x, t) / columns(on.sigma(t), x)
+
+    mistakes = usual_mistakes(raw, "score" if score or sde == "ve" else "noise")
+    if not score:
+        mistakes["it is a score function of (x, t), as get_score_fn returns it: pass score=True"] = (
+            "score", lambda x, t: called(x, x, row_times(t, x)),
+        )  # fmt: skip
+    return AdaptedField(
+        predict, "score", on, model=called, name="the score_sde network", mistakes=mistakes, scale=scale, data=data
+    )
+
+
+def from_azula(
+    denoiser: Any, *, scale: float | None = None, data: Tensor | None = None, extra: Mapping[str, Any] | None = None
+) -> Field:
+    """A field from a denoiser of azula's: ``denoiser(x, t).mean`` on ``denoiser.schedule``, whose t lies in [0, 1]."""
+    called, path = Model(denoiser, "denoiser", extra), azula_path(getattr(denoiser, "schedule", None))
+    # Its own denoisers take a single time.
+    mean = single_time(lambda x, t: called(x, x, torch.as_tensor(t, dtype=torch.float64, device=x.device)))
+    return AdaptedField(
+        mean, "denoised", path, model=called, name="azula's denoiser", mistakes=usual_mistakes(mean, "denoised"),
+        scale=scale, data=data,
+    )  # fmt: skip
+
+
+def azula_path(schedule: Any) -> Path:
+    """The path of a schedule of azula's, ``schedule(t) = (alpha, sigma)``, from t = 0 to 1 or as far as it has both."""
+    if not callable(schedule):
+        raise ArgumentError("azula's denoisers have a schedule, schedule(t) = (alpha, sigma); this object has none")
+    ends = [schedule(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)]
+    first = 0.0 if float(ends[0][1]) > 0 else 1e-3
+    last = 1.0 if float(ends[1][0]) > 0 else 0.999
+    return FunctionPath(lambda t: schedule(t)[0], lambda t: schedule(t)[1], t_min=first, t_max=last, lower=0.0, upper=1.0)

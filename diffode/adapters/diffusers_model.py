@@ -1,0 +1,182 @@
+"""diffusers' networks as fields, and exact fields as networks that its pipelines run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffode.adapters.adapted import AdaptedField, Mistakes
+from diffode.adapters.network import Model, row_times
+from diffode.errors import ArgumentError
+from diffode.fields import Field, Prediction, columns
+from diffode.fields.field import Function
+from diffode.paths import EDM, Path, RectifiedFlow, Tabulated
+
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+def from_diffusers(
+    model: Callable[..., Any],
+    scheduler: Any,
+    *,
+    prediction_type: PredictionType | None = None,
+    scale: float | None = None,
+    data: Tensor | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Field:
+    """A field from a UNet or transformer of diffusers, ``model(sample, timestep, **extra)``, and the scheduler it goes with.
+
+    The scheduler gives the path and the meaning of the answer: its ``alphas_cumprod`` (:class:`diffode.paths.Tabulated`, t is
+    the timestep plus 1), flow matching (rectified flow, t is the timestep over 1000), or EDM's preconditioning.
+
+    Args:
+        model: the network; its answer is ``.sample``, the first of a tuple, or a tensor. Where it has twice as many channels
+            (a learned variance), the first half is taken.
+        scheduler: any scheduler of diffusers, or one with its ``config`` and ``alphas_cumprod``.
+        prediction_type: ``epsilon``, ``sample``, ``v_prediction`` or ``flow_prediction``, instead of the scheduler's.
+        scale: root mean variance of the data; 1 unless given (latents have about that).
+        data: some data, (n, *shape), with which the model is checked at once.
+        extra: keyword arguments of every call: ``encoder_hidden_states``, ``class_labels``, ``added_cond_kwargs`` ...
+    """
+    config = getattr(scheduler, "config", None)
+    if config is None:
+        raise ArgumentError(f"scheduler must be a diffusers scheduler, got {type(scheduler).__name__}")
+    asked = prediction_type or config.get("prediction_type")
+    path = path_of(scheduler, asked)
+    if asked is None:
+        asked = "flow_prediction" if isinstance(path, RectifiedFlow) else "epsilon"
+    if asked not in TYPES:
+        raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {asked!r}")
+    called = Model(model, "model", extra, channels=True, narrow_times=False)
+    steps = int(config.get("num_train_timesteps", 1000))
+
+    continuous = config.get("timestep_type") == "continuous"
+
+    def predict(x: Tensor, t: float | Tensor) -> Tensor:
+        when = row_times(t, x)
+        if isinstance(path, RectifiedFlow):
+            return called(x, x, steps * when)
+        return called(x, x, path.rho(when).log() / 4 if continuous else when - 1)
+
+    if isinstance(path, EDM):
+        unit = float(config["sigma_data"])
+        scale = unit if scale is None and data is None else scale
+        readings = _preconditioned(called, scheduler, unit)
+        if asked not in readings:
+            raise ArgumentError(f"EDM schedulers know {' and '.join(readings)}, got {asked!r}")
+    else:
+        readings = _readings(path, predict)
+        if asked not in readings:
+            raise ArgumentError(f"prediction_type {asked!r} does not go with path {path.spec}, which has {', '.join(readings)}")
+    mistakes: Mistakes = {
+        f"it gives {other}, not {asked}: pass prediction_type={other!r}": reading
+        for other, reading in readings.items()
+        if other != asked
+    }
+    negative = _preconditioned(called, scheduler, unit, -1.0) if isinstance(path, EDM) else _readings(path, _negative(predict))
+    mistakes["its sign is wrong: return -model"] = negative[asked]
+    view, function = readings[asked]
+    return AdaptedField(function, view, path, model=called, name="diffusers' model", mistakes=mistakes, scale=scale, data=data)
+
+
+def _negative(function: Function) -> Function:
+    return lambda x, t: -function(x, t)
+
+
+def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
+    """The path that a scheduler of diffusers stands for."""
+    config, name = scheduler.config, type(scheduler).__name__
+    if "FlowMatch" in name or config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
+        return RectifiedFlow()
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is not None:
+        return Tabulated(table)
+    if "EDM" in name or hasattr(scheduler, "precondition_noise"):
+        return EDM(float(config["sigma_min"]), float(config["sigma_max"]))
+    raise ArgumentError(
+        f"scheduler {name} has neither alphas_cumprod nor flow or EDM noise levels; wrap the model by hand: "
+        "Field.from_noise(lambda x, t: ..., path)"
+    )
+
+
+def _readings(path: Path, predict: Function) -> dict[str, tuple[Prediction, Function]]:
+    """What a model may be said to predict on a path, as our views."""
+    if isinstance(path, RectifiedFlow):
+        return {"flow_prediction": ("velocity", predict), "epsilon": ("noise", predict), "sample": ("denoised", predict)}
+
+    def from_v(x: Tensor, t: float | Tensor) -> Tensor:
+        # v = alpha eps - sigma x_0 with alpha^2 + sigma^2 = 1 (Salimans and Ho, arXiv 2202.00512).
+        return columns(path.alpha(t), x) * x - columns(path.sigma(t), x) * predict(x, t)
+
+    return {"epsilon": ("noise", predict), "sample": ("denoised", predict), "v_prediction": ("denoised", from_v)}
+
+
+def _preconditioned(called: Model, scheduler: Any, unit: float, sign: float = 1.0) -> dict[str, tuple[Prediction, Function]]:
+    """EDM's preconditioning around a raw network (Karras et al., arXiv 2206.00364, table 1), as its schedulers do it."""
+
+    def denoised(x: Tensor, t: float | Tensor, sign: float) -> Tensor:
+        sigma = row_times(t, x)
+        size = (sigma**2 + unit**2).sqrt()
+        answer = called(x, x / columns(size, x), scheduler.precondition_noise(sigma))
+        return columns(unit**2 / size**2, x) * x + columns(sign * sigma * unit / size, x) * answer
+
+    return {
+        "epsilon": ("denoised", lambda x, t: denoised(x, t, sign)),
+        "v_prediction": ("denoised", lambda x, t: denoised(x, t, -sign)),
+    }
+
+
+def as_diffusers_model(field: Field, shape: tuple[int, int, int], prediction_type: PredictionType = "epsilon") -> nn.Module:
+    """A field as a network that diffusers' pipelines call: ``model(sample, timestep).sample``.
+
+    Args:
+        field: on a :class:`diffode.paths.Tabulated` path such as ``ddpm`` (t is the timestep plus 1), or ``rectified_flow``
+            (t is the timestep over 1000).
+        shape: (channels, height, width) of a sample.
+        prediction_type: what it is to answer with.
+    """
+    path = field.require_path("timesteps")
+    if prediction_type not in TYPES:
+        raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {prediction_type!r}")
+    if not isinstance(path, Tabulated | RectifiedFlow):
+        raise ArgumentError(f"diffusers counts timesteps; path {path.spec!r} has none: choose ddpm or rectified_flow")
+    if isinstance(path, RectifiedFlow) != (prediction_type == "flow_prediction"):
+        raise ArgumentError(f"prediction_type {prediction_type!r} does not go with path {path.spec!r}")
+    return FieldModel(field, path, shape, prediction_type)
+
+
+class _Config(dict[str, Any]):
+    """A configuration read by key or by attribute, as diffusers does."""
+
+    __getattr__ = dict.__getitem__
+
+
+class FieldModel(nn.Module):
+    """What :func:`as_diffusers_model` makes."""
+
+    def __init__(self, field: Field, path: Path, shape: tuple[int, int, int], prediction_type: PredictionType):
+        super().__init__()
+        self.field, self.path, self.prediction_type = field, path, prediction_type
+        channels, height, width = shape
+        size = height if height == width else (height, width)
+        self.config = _Config(sample_size=size, in_channels=channels, out_channels=channels)
+        self.dtype = torch.float64
+        self.device = torch.device("cpu")
+
+    def forward(self, sample: Tensor, timestep: Any, *_: Any, return_dict: bool = True, **__: Any) -> Any:
+        """The prediction for samples (B, C, H, W) at one timestep or one a row."""
+        steps = torch.as_tensor(timestep).detach().double().reshape(-1)
+        times = steps / 1000 if isinstance(self.path, RectifiedFlow) else steps + 1
+        t = float(times[0]) if len(times) == 1 or bool((times == times[0]).all()) else times
+        if self.prediction_type == "v_prediction":
+            denoised = self.field.denoised(sample, t)
+            alpha, sigma = columns(self.path.alpha(t), sample), columns(self.path.sigma(t), sample)
+            answer = (alpha * sample - denoised) / sigma
+        else:
+            views: dict[str, Prediction] = {"epsilon": "noise", "sample": "denoised", "flow_prediction": "velocity"}
+            answer = self.field.predict(views[self.prediction_type], sample, t)
+        return _Config(sample=answer) if return_dict else (answer,)

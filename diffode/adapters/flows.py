@@ -1,0 +1,162 @@
+"""Velocity models: torchdiffeq functions, flow_matching and torchcfm models; and ``odeint`` with solvers that need no path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffode import solvers
+from diffode.adapters.adapted import AdaptedField, Mistakes, usual_mistakes
+from diffode.adapters.network import Model, row_times, single_time
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.fields.field import Function
+from diffode.paths import FunctionPath, Path
+from diffode.paths import get as get_path
+
+
+def from_torchdiffeq(
+    function: Callable[..., Any],
+    path: Path | str | None = None,
+    *,
+    scale: float | None = None,
+    data: Tensor | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Field:
+    """A field from ``f(t, y) = dy/dt``, with t in diffode's direction: from noise at ``t_max`` to data.
+
+    Without a path it is a plain ODE. A model whose data lie at t = 1 is :func:`from_flow_matching` with ``order="t, x"``.
+
+    >>> field = from_torchdiffeq(lambda t, y: -y)
+    >>> field.velocity(torch.ones(1, 2), 0.5)
+    tensor([[-1., -1.]])
+    """
+    model = Model(function, "function", extra)
+    on = None if path is None else get_path(path)
+    velocity = single_time(lambda x, t: model(x, torch.as_tensor(t, dtype=x.dtype, device=x.device), x))
+    mistakes = usual_mistakes(velocity, "velocity")
+    if on is not None and on.t_max <= 1:
+        mistakes["its data lie at t = 1: use from_flow_matching(f, order='t, x')"] = (
+            "velocity",
+            lambda x, t: -velocity(x, 1 - t),
+        )
+    return AdaptedField(
+        velocity, "velocity", on, model=model, name="torchdiffeq's function", mistakes=mistakes, scale=scale, data=data
+    )
+
+
+def from_flow_matching(
+    model: Callable[..., Any],
+    path: Path | str | None = "rectified_flow",
+    *,
+    order: Literal["x, t", "t, x"] = "x, t",
+    scheduler: Callable[[Tensor], Any] | None = None,
+    scale: float | None = None,
+    data: Tensor | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Field:
+    """A field from a velocity model with data at t = 1: flow_matching's ``model(x, t)``, torchcfm's ``model(t, x)``.
+
+    diffode's time is 1 - t, and its velocity the negative of theirs.
+
+    Args:
+        model: the network or function.
+        path: the path in diffode's time: ``rectified_flow`` is what CondOT and conditional flow matching train.
+        order: which comes first in a call.
+        scheduler: a scheduler of flow_matching's, ``scheduler(t).alpha_t`` and ``.sigma_t``, instead of ``path``.
+        scale: root mean variance of the data.
+        data: some data, (n, *shape), with which the model is checked at once.
+        extra: keyword arguments of every call.
+    """
+    if order not in ("x, t", "t, x"):
+        raise ArgumentError(f"order must be 'x, t' (flow_matching) or 't, x' (torchcfm), got {order!r}")
+    if scheduler is not None:
+        own = scheduler
+        on: Path | None = FunctionPath(lambda t: own(1 - t).alpha_t, lambda t: own(1 - t).sigma_t, lower=0.0, upper=1.0)
+    else:
+        on = None if path is None else get_path(path)
+    if on is not None and on.t_max > 1:
+        raise ArgumentError(
+            f"flow-matching times lie in [0, 1]; path {on.spec!r} goes to t={on.t_max:g}: choose rectified_flow"
+        )
+    called = Model(model, "model", extra)
+    # flow_matching trains with a time for every row; torchcfm's wrappers want torchdiffeq's single one.
+    theirs: Function
+    if order == "x, t":
+        theirs = lambda x, t: called(x, x, row_times(t, x))  # noqa: E731
+    else:
+        theirs = single_time(lambda x, t: called(x, torch.as_tensor(t, dtype=torch.float64, device=x.device), x))
+    mistakes: Mistakes = {
+        "its sign is wrong: it points from data to noise; return -model": ("velocity", lambda x, t: theirs(x, 1 - t)),
+        "its data lie at t = 0: use from_torchdiffeq, or Field.from_velocity": ("velocity", theirs),
+        "its data lie at t = 0, and its sign is wrong": ("velocity", lambda x, t: -theirs(x, t)),
+        **usual_mistakes(lambda x, t: theirs(x, 1 - t), "velocity"),
+    }
+    return AdaptedField(
+        lambda x, t: -theirs(x, 1 - t),
+        "velocity", on, model=called, name="the flow-matching model", mistakes=mistakes, scale=scale, data=data,
+    )  # fmt: skip
+
+
+def odeint(
+    function: Callable[[Tensor, Tensor], Any],
+    y0: Tensor,
+    t: Tensor | Sequence[float],
+    *,
+    method: str = "rk4",
+    options: Mapping[str, float] | None = None,
+) -> Tensor:
+    """torchdiffeq's ``odeint`` with diffode's solvers: states at the times t, (len(t), *y0.shape).
+
+    Args:
+        function: ``f(t, y)``, y of the shape of y0.
+        y0: start at ``t[0]``, (B, *shape).
+        t: times, rising or falling.
+        method: spec of any solver in the velocity chart: ``euler``, ``midpoint``, ``heun``, ``rk4``, ``ab:order=3`` ...; one
+            step from time to time, or as ``options`` say.
+        options: ``step_size``: no step is larger, as in torchdiffeq.
+
+    >>> end = odeint(lambda t, y: -y, torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], options={"step_size": 0.1})[-1]
+    >>> abs(float(end) - 0.36787944) < 1e-6
+    True
+    """
+    times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    steps = times.diff()
+    if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all() and ((steps > 0).all() or (steps < 0).all())):
+        raise ArgumentError("t must be at least two finite times that rise or fall")
+    unknown = set(options or {}) - {"step_size"}
+    if unknown:
+        raise ArgumentError(f"unknown option {sorted(unknown)[0]!r}; odeint knows step_size")
+    rising = bool(steps[0] > 0)
+    # diffode's times fall; rising times t run as s = t[-1] - t, which falls to 0.
+    place = (times[-1] - times) if rising else times - min(float(times[-1]), 0.0)
+    offset = float(times[-1]) if rising else min(float(times[-1]), 0.0)
+
+    def velocity(y: Tensor, s: float | Tensor) -> Tensor:
+        when = torch.as_tensor((offset - s) if rising else s + offset, dtype=torch.float64)
+        slope: Tensor = function(when, y)
+        return -slope if rising else slope
+
+    field = Field.from_velocity(velocity, probe=False)
+    grid, kept = _refined(place.tolist(), (options or {}).get("step_size"))
+    found = solvers.solve(field, y0, solver=method, grid=grid, keep="all").states
+    if found is None:
+        raise ArgumentError(f"method {method!r} keeps no states")
+    return found[kept]
+
+
+def _refined(times: list[float], step: float | None) -> tuple[list[float], list[int]]:
+    """Times with steps of at most ``step`` between the given ones, and where these are."""
+    if step is not None and not 0 < step < math.inf:
+        raise ArgumentError(f"step_size must be a positive number, got {step!r}")
+    grid, kept = [times[0]], [0]
+    for start, stop in itertools.pairwise(times):
+        count = 1 if step is None else max(1, math.ceil((start - stop) / step * (1 - 1e-12)))
+        grid += [start + (stop - start) * k / count for k in range(1, count)] + [stop]
+        kept.append(len(grid) - 1)
+    return grid, kept

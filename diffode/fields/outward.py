@@ -1,0 +1,103 @@
+"""A field in the forms in which other libraries call theirs: functions of (t, y), SDE objects, denoisers of sigma.
+
+Each counts on the field like everyone's calls. torchdiffeq and flow matching pass (t, y); torchsde runs time forward, so that
+its s is t_max - t; k-diffusion and EDM give denoised points of x/alpha at sigma/alpha.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields.field import Field
+
+
+def as_torchdiffeq(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity as ``f(t, y)``, for ``torchdiffeq.odeint`` with decreasing times.
+
+    >>> import diffode
+    >>> field = diffode.exact_field("ring8", "rectified_flow")
+    >>> y = torch.zeros(1, 2, dtype=torch.float64)
+    >>> torch.equal(as_torchdiffeq(field)(torch.tensor(0.5), y), field.velocity(y, 0.5))
+    True
+    """
+    return lambda t, y: field.velocity(y, float(t))
+
+
+def as_flow_matching(field: Field) -> Callable[..., Tensor]:
+    """The velocity as ``model(x, t)`` with data at t = 1, as flow_matching's and torchcfm's solvers call it.
+
+    Their time is 1 - t, for paths whose times lie in [0, 1]; t is a number, or a time for each row.
+    """
+    path = field.require_path("its direction of time")
+    if path.t_max > 1:
+        raise ArgumentError(f"flow matching's times lie in [0, 1]; path {path.spec!r} goes to t={path.t_max:g}")
+
+    def model(x: Tensor, t: Tensor, **_: Any) -> Tensor:
+        return -field.velocity(x, 1 - (t.double() if t.ndim else float(t)))
+
+    return model
+
+
+def as_k_diffusion(field: Field) -> Callable[..., Tensor]:
+    """The denoiser as ``model(x, sigma)``: x is x/alpha on any path, sigma is sigma/alpha, with a value for every row."""
+    path = field.require_path("noise levels")
+
+    def model(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        levels = sigma.reshape(-1)
+        if len(levels) > 1 and not bool((levels == levels[0]).all()):
+            t = path.time_from_rho(levels.double())
+            alpha: Any = path.alpha(t).to(x).reshape(-1, *[1] * (x.ndim - 1))
+            return field.denoised(alpha * x, t)
+        when = path.time_from_rho(float(levels[0]))
+        return field.denoised(path.alpha(when) * x, when)
+
+    return model
+
+
+def as_torchsde(field: Field, eta: float = 1.0, *, start: float | None = None, stop: float | None = None) -> ReverseSDE:
+    """The reverse SDE dx = [v - (eta^2 g^2/2) score] dt + eta g dw as an object for ``torchsde.sdeint``.
+
+    Its time s runs forward from 0, where t is ``start`` (``path.t_max`` unless given), to ``start - stop``; its states are
+    (B, numbers of a row).
+    """
+    path = field.require_path("a reverse SDE")
+    if not 0 <= eta < float("inf"):
+        raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {eta!r}")
+    return ReverseSDE(field, eta, path.t_max if start is None else start, path.t_min if stop is None else stop)
+
+
+class ReverseSDE:
+    """What :func:`as_torchsde` makes: ``f``, ``g``, ``noise_type`` and ``sde_type``."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, field: Field, eta: float, start: float, stop: float):
+        self.field, self.eta, self.start, self.stop = field, eta, start, stop
+        #: Shape of a row and dtype in which the field is asked; as the states are, unless set.
+        self.shape: tuple[int, ...] | None = None
+        self.dtype: torch.dtype | None = None
+        self._last: tuple[float, Tensor, Tensor] | None = None
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """The drift at time s of torchsde."""
+        # torchsde tries out its functions at the start of each interval; the step then asks the same again.
+        if self._last is None or self._last[0] != float(s) or not torch.equal(self._last[1], y):
+            self._last = (float(s), y, self._drift(float(s), y))
+        return self._last[2]
+
+    def _drift(self, s: float, y: Tensor) -> Tensor:
+        path, t = self.field.require_path("a reverse SDE"), self.start - s
+        at = y if self.shape is None else y.reshape(len(y), *self.shape)
+        noise = self.field.predict("noise", at.to(self.dtype or at.dtype), t).to(at)
+        drift = path.drift(t) * at + path.diffusion(t) ** 2 * (1 + self.eta**2) / (2 * path.sigma(t)) * noise
+        return -drift.reshape(y.shape)
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        """The size of the noise at time s of torchsde, the same in every direction."""
+        path = self.field.require_path("a reverse SDE")
+        return torch.full_like(y, self.eta * path.diffusion(max(self.start - float(s), self.stop)))
