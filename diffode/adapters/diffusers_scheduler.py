@@ -170,10 +170,10 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
         if self._run is None:
             self._begin(timestep, wide, generator)
-        index = self._step_index or 0
-        t, x = float(self.table.times[self.table.evaluated[index]]), self._state
+        index, x = self._step_index or 0, self._state
         if x is None:
             raise ArgumentError("the run has ended; call set_timesteps to start another")
+        t = float(self.table.times[self.table.evaluated[index]])
         if not torch.equal(x.to(sample.dtype), sample):
             # A pipeline may change it between steps, as inpainting does; otherwise nothing is lost to half precision.
             x = wide
@@ -230,8 +230,9 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return of_x * x + of_output * output
 
     def index_for_timestep(self, timestep: Any) -> int:
-        """Where a timestep is among ``timesteps``, the nearest one."""
-        return int((self.timesteps.double() - float(timestep)).abs().argmin())
+        """Where a timestep is among ``timesteps``: the nearest, and of equal ones the last, which begins a step."""
+        far = (self.timesteps.double() - float(timestep)).abs()
+        return int(torch.nonzero(far == far.min())[-1])
 
     def _time_of(self, timestep: float) -> float:
         return timestep / self.config["num_train_timesteps"] if isinstance(self.path, RectifiedFlow) else timestep + 1
