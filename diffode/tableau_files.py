@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path as FilePath
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from diffode import paths
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.specs import parse_spec
 from diffode.tableau import Row, Tableau
+from diffode.tensor_files import read_tensors, write_tensors
 
 _SCHEMA = "diffode-tableau-1"
 
@@ -39,15 +35,12 @@ def write(table: Tableau, file: str | FilePath) -> None:
         "solver": table.solver,
         "path": table.path.spec if table.path else None,
     }
-    try:
-        save_file(tensors, str(file), metadata={"diffode": json.dumps(description)})
-    except (OSError, SafetensorError) as error:
-        raise ArgumentError(f"file {str(file)!r} can't be written: {error}; choose a path in a writable folder") from error
+    write_tensors(file, tensors, description)
 
 
 def read(file: str | FilePath) -> Tableau:
     """Read a table; raises FileFormatError for anything that is not one."""
-    description, tensors = _read(file)
+    description, tensors = read_tensors(file, _SCHEMA)
     try:
         times, outputs = tensors["times"], tensors["outputs"]
         count = times.numel()
@@ -88,21 +81,3 @@ def read(file: str | FilePath) -> Tableau:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{file} is not a valid tableau: {error}") from error
-
-
-def _read(file: str | FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-
-    try:
-        with safe_open(str(file), framework="pt") as content:
-            metadata = content.metadata() or {}
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        description = json.loads(metadata["diffode"])
-        if description["schema"] != _SCHEMA:
-            raise FileFormatError(f"{file} has schema {description['schema']!r}, expected {_SCHEMA!r}")
-        return description, tensors
-    except FileNotFoundError as error:
-        raise ArgumentError(f"no such file: {file}") from error
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise FileFormatError(f"{file} is not a diffode tableau file: {error}") from error

@@ -26,9 +26,9 @@ from diffode.learned.training import check_seed, row_shape
 from diffode.paths import Path
 from diffode.references import reference
 from diffode.solvers.amed import AMED
-from diffode.solvers.checkpoints import content_of, finite, float64, read_tensors, write_tensors
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau import Number, Writer
+from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 
 #: Whole vectors are features up to so many coordinates; beyond, norms and angle alone.
 _VECTORS = 8

@@ -22,9 +22,9 @@ from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.training import Trained, check_seed, problem_for, row_shape
-from diffode.solvers.checkpoints import content_of, finite, float64, read_tensors, write_tensors
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
+from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 
 #: Whole vectors are features up to so many coordinates.
 _VECTORS = 8

@@ -17,11 +17,12 @@ from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
-from diffode.solvers.checkpoints import Checkpoint, content_of, load_checkpoint, load_ranged
+from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_ranged
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
 from diffode.solvers.stages import Stages
 from diffode.tableau import Tableau, Writer
+from diffode.tensor_files import content_of
 
 #: Levels may differ by this share from those that a sampler was trained for before it says so.
 _SAME_LEVEL = 0.01
