@@ -166,7 +166,7 @@ def test_the_exact_errors_of_a_gaussian_suite_rank(tmp_path):
 
 
 def test_train_writes_a_sampler_that_bench_and_sample_take(tmp_path):
-    options = ("--target", "bimodal1d", "--nfe", "4", "--seconds", "4", "--points", "128", "--output", "b.safetensors")
+    options = ("--target", "bimodal1d", "--nfe", "4", "--seconds", "12", "--points", "128", "--output", "b.safetensors")
     facts = json.loads(diffode("train", "bespoke", *options, "--json", cwd=tmp_path).stdout)
     assert facts["times smaller"] > 2
     assert (tmp_path / "b.png").stat().st_size > 10_000

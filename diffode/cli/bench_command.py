@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from diffode.cli.output import json_option, output_option, print_json, print_table, store_option
+from diffode.cli.output import field_options, field_text, json_option, output_option, print_json, print_table, store_option
 
 if TYPE_CHECKING:
     from diffode.studies import Result, Suite
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     "--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Run these seeds instead of the suite's."
 )
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
+@click.option("--field", default=None, help="Run the suite's solvers on MODULE:ATTR, FILE.py:ATTR or trained:NAME instead.")
+@click.option("--path", default=None, help="Path of that field; a diffode Field has its own.")
+@field_options
 @click.option("--no-report", is_flag=True, help="Only compute and rank.")
 @output_option
 @store_option
@@ -36,6 +39,12 @@ def command(
     force: bool,
     seeds: tuple[int, ...],
     imports: tuple[str, ...],
+    field: str | None,
+    path: str | None,
+    kind: str | None,
+    dim: str | None,
+    scale: float | None,
+    truth: str | None,
     no_report: bool,
     output: str,
     store: str | None,
@@ -43,16 +52,26 @@ def command(
 ) -> None:
     """Run SUITE (quick, full, or a TOML file), print a ranked table and write a report folder.
 
-    Stored results are not computed again; a killed run goes on where it stopped. Failed runs are rows with a reason.
+    Stored results are not computed again; a killed run goes on where it stopped. Failed runs are rows with a reason. With
+    --field the suite's solvers, grids and budgets are run on a field of your own: without a closed form the reference is an
+    integrator of high order with its error estimate.
 
     \b
     Example:  diffode bench quick
               diffode bench my_suite.toml --import my_solvers.py
+              diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies import Store, keyed_cells, run_suite
     from diffode.studies.report import write_report
 
     chosen = chosen_suite(suite, imports, seeds)
+    own: list[str] = []
+    if field is not None:
+        chosen = on_own_field(chosen, field_text(field, kind, dim, scale, truth), path, known_truth=truth is not None)
+        options = {"--field": field, "--path": path, "--kind": kind, "--dim": dim, "--scale": scale, "--target": truth}
+        own = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    elif any(value is not None for value in (path, kind, dim, scale, truth)):
+        raise click.UsageError("--path, --kind, --dim, --scale and --target go with --field; a suite names its own targets")
     file = store_file(output, store)
     with _progress(f"{chosen.name}: {len(chosen.cells):,} runs") as advance:
         summary = run_suite(chosen, file, jobs=jobs, force=force, progress=advance)
@@ -65,7 +84,7 @@ def command(
     page = None
     if not no_report:
         page = write_report(
-            chosen, results, FilePath(output) / chosen.name, command=rerun_command(suite, imports, seeds), jobs=jobs
+            chosen, results, FilePath(output) / chosen.name, command=rerun_command(suite, imports, seeds, own), jobs=jobs
         )
     print_ranking(chosen, results, page, as_json)
 
@@ -86,27 +105,45 @@ def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) ->
     return replace(suite, cells=cells, imports=(*suite.imports, *imports))
 
 
+def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: bool) -> Suite:
+    """The suite's solvers, grids and budgets on one field of the user's own."""
+    from dataclasses import replace
+
+    from diffode.fields.own import FieldText
+    from diffode.studies.problem import path_of
+
+    known = known_truth or field.startswith("trained:")
+    measured = ("endpoint", "model", "total") if known else ("endpoint",)
+    on = path_of(field, path or "edm").spec if path is None else path
+    first = suite.cells[0]
+    same = {"points": first.points, "tolerance": first.tolerance, "dtype": first.dtype}
+    cells = (replace(cell, target=field, path=on, metrics=measured, **same) for cell in suite.cells)
+    name = f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}"
+    summary = f"The solvers of {suite.name} on {field}"
+    return replace(suite, name=name, summary=summary, cells=tuple(dict.fromkeys(cells)))
+
+
 def store_file(output: str, store: str | None) -> FilePath:
     """Where the results are."""
     return FilePath(store) if store else FilePath(output) / "results.sqlite"
 
 
-def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...]) -> str:
+def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], own: Sequence[str] = ()) -> str:
     """The command that makes a report again."""
     words = ["diffode", "bench", suite]
     words += [word for module in imports for word in ("--import", module)]
     words += [word for seed in seeds for word in ("--seed", str(seed))]
-    return shlex.join(words)
+    return shlex.join([*words, *own])
 
 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """The answer: best solver at each NFE, NFE needed for an error, failures, and where the report is."""
-    from diffode.studies.ranking import LEVELS, budgets, curves, prices, standings
+    from diffode.studies.ranking import LEVELS, budgets, curves, prices, splits, standings
 
     all_curves = curves(results)
     failed = [r for r in results if r.status != "ok"]
     if as_json:
-        print_json(_ranking_json(suite, all_curves, failed, page))
+        print_json(_ranking_json(suite, results, all_curves, failed, page))
         return
     best = []
     for nfe in budgets(all_curves):
@@ -128,6 +165,12 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         rows.append(row)
     header = ["solver", *(text for level in LEVELS for text in (f"NFE to {level:g}", "reached"))]
     print_table("NFE needed to reach an error (median over targets and paths)", header, rows)
+    apart = [
+        [s.target, s.path, str(s.nfe), s.method, f"{s.solver:.1e}", f"{s.model:.1e}", f"{s.total:.1e}"] for s in splits(results)
+    ]
+    if apart:
+        header = ["network", "path", "NFE", "best solver", "solver's error", "model's error", "together"]
+        print_table("Solver's error and model's error, in units of the scale", header, apart)
     if failed:
         print_table(
             f"{len(failed)} failures",
@@ -138,8 +181,10 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         click.echo(f"report: {page}")
 
 
-def _ranking_json(suite: Suite, all_curves: list[Curve], failed: list[Result], page: FilePath | None) -> dict[str, Any]:
-    from diffode.studies.ranking import LEVELS, budgets, prices, standings
+def _ranking_json(
+    suite: Suite, results: list[Result], all_curves: list[Curve], failed: list[Result], page: FilePath | None
+) -> dict[str, Any]:
+    from diffode.studies.ranking import LEVELS, budgets, prices, splits, standings
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -157,6 +202,7 @@ def _ranking_json(suite: Suite, all_curves: list[Curve], failed: list[Result], p
             f"{level:g}": [{"solver": p.method, "nfe": finite(p.nfe), "reached": p.reached} for p in prices(all_curves, level)]
             for level in LEVELS
         },
+        "splits": [vars(s) for s in splits(results)],
         "failures": [{"solver": r.cell.solver, "target": r.cell.target, "nfe": r.cell.nfe, "reason": r.reason} for r in failed],
         "report": str(page) if page else None,
     }

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from diffode.cli.output import json_option, print_checks, print_json
-from diffode.cli.verify_command import row_shape
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +48,7 @@ def command(
     from diffode.errors import ArgumentError
     from diffode.extensions import load_attribute
     from diffode.fields import PREDICTIONS
+    from diffode.fields.own import row_shape
     from diffode.verify.diagnosis import diagnose
 
     function = load_attribute(field)
@@ -58,10 +58,10 @@ def command(
     if known is None:
         raise ArgumentError(f"kind must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
     points: torch.Tensor | None = None
-    shape = row_shape(dim)
+    shape = None if dim is None else row_shape(dim)
     if target is not None:
         exact = targets.get(target)
-        points, scale, shape = exact.sample(512, generator=seed), scale or exact.scale, shape or exact.dim
+        points, scale, shape = exact.sample(512, generator=seed), scale or exact.scale, shape or (exact.dim,)
     else:
         if data is not None:
             points = _points(data)

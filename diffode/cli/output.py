@@ -21,6 +21,36 @@ output_option = click.option("--output", default=OUTPUT, show_default=True, help
 store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")
 
 
+def field_options(command: Any) -> Any:
+    """What has to be said of a field of one's own: --kind, --dim, --scale, --target."""
+    for option in reversed(
+        (
+            click.option(
+                "--kind", default=None, help="What a function fn(x, t) of your own gives: velocity, noise, denoised or score."
+            ),
+            click.option("--dim", default=None, help="Coordinates a row of its x has, or the shape of a row such as 3x32x32."),
+            click.option(
+                "--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data."
+            ),
+            click.option(
+                "--target", "truth", default=None, help="Target whose field it approximates: gives dim, scale and truth."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def field_text(place: str, kind: str | None, dim: str | None, scale: float | None, truth: str | None) -> str:
+    """A field of one's own as a text, from :func:`field_options`."""
+    from diffode.errors import ArgumentError
+    from diffode.fields.own import FieldText, row_shape
+
+    if not FieldText.names(place) or "," in place:
+        raise ArgumentError(f"{place!r} is not a field of your own: give MODULE:ATTR, FILE.py:ATTR or trained:NAME")
+    return str(FieldText(place, kind, None if dim is None else row_shape(dim), scale, truth))
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
     click.echo(json.dumps(_plain(value), indent=2, allow_nan=False))

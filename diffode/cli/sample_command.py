@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path as FilePath
 
 import click
 
-from diffode.cli.output import json_option, print_json
+from diffode.cli.output import field_options, field_text, json_option, print_json
 
 
 @click.command("sample")
 @click.argument("target")
+@field_options
 @click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
 @click.option("--path", default="edm", show_default=True, help="Path spec.")
 @click.option("--grid", default="karras", show_default=True, help="Grid spec.")
@@ -20,45 +22,68 @@ from diffode.cli.output import json_option, print_json
 @click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
 @json_option
 def command(
-    target: str, solver: str, path: str, grid: str, nfe: int, points: int, seed: int, output: str, as_json: bool
+    target: str,
+    kind: str | None,
+    dim: str | None,
+    scale: float | None,
+    truth: str | None,
+    solver: str,
+    path: str,
+    grid: str,
+    nfe: int,
+    points: int,
+    seed: int,
+    output: str,
+    as_json: bool,
 ) -> None:
-    """Sample TARGET: writes the points as .npy, shape (n, dim), and a picture as .png.
+    """Sample TARGET: writes the points as .npy, shape (n, *row), and a picture as .png.
+
+    TARGET is a target by name, a field of your own (MODULE:ATTR or FILE.py:ATTR), or a trained one (trained:NAME).
 
     \b
     Example:  diffode sample spiral --solver unipc:order=3 --nfe 12 --output spiral.npy
+              diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
     import numpy as np
 
-    from diffode import paths, solvers
+    from diffode import solvers, targets
     from diffode.errors import ArgumentError
-    from diffode.fields import exact_field
+    from diffode.fields.own import FieldText
     from diffode.randomness import keyed_normal
     from diffode.references import reference
     from diffode.solvers.direct import DirectSolver
+    from diffode.solvers.run import evaluations
     from diffode.studies import figures
+    from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
 
     file = FilePath(output)
     if file.suffix != ".npy":
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
-    field = exact_field(target, paths.get(path))
-    recipe = solvers.get(solver).for_field(field.scale, field.target.dim)
+    if FieldText.names(target):
+        target = field_text(target, kind, dim, scale, truth)
+    elif kind or dim or scale or truth:
+        raise ArgumentError(f"--kind, --dim, --scale and --target go with a field of your own, not with target {target!r}")
+    field, on = field_of(target, path), path_of(target, path)
+    shape = shape_of(field)
+    recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
     # Grids such as the published tables begin at a level of their own.
     direct = isinstance(recipe, DirectSolver)
-    begins = field.path.t_max if direct else recipe.within(field.path, grid, nfe).rows[0].time
-    start = field.path.sigma(begins) * keyed_normal((points, field.target.dim), seed=seed, key=target)
+    begins = on.t_max if direct else recipe.within(on, grid, evaluations(field, nfe)).rows[0].time
+    start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
     solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])
     some = min(points, 256)
     error = None
     if not (solution.tableau and solution.tableau.draws):
-        exact = reference(field, start[:some], first, last, 1e-7)
-        error = float((solution.x[:some] - exact.x).norm(dim=1).mean())
-    title = f"{target}, {solver} on {path}, NFE {solution.nfe}"
+        exact = reference(field, start[:some], first, last, tolerance_of(target, path, 1e-7))
+        error = float((solution.x[:some] - exact.x).flatten(1).norm(dim=1).mean())
+    title = f"{target}, {solver} on {on.spec}, NFE {solution.nfe}"
+    picture_shape = shape if FieldText.names(target) else targets.card(target).shape
     picture = file.with_suffix(".png")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, solution.x.numpy(), allow_pickle=False)
-        figures.save(figures.draw_samples(solution.x, target, path, title), picture)
+        figures.save(figures.draw_samples(solution.x, field, picture_shape, title), picture)
     except OSError as failure:
         raise ArgumentError(f"output {output!r} can't be written: {failure.strerror or failure}") from failure
     facts = {

@@ -59,7 +59,7 @@ def command(
     from diffode import fields, paths, targets
     from diffode.errors import ArgumentError
     from diffode.extensions import load_attribute
-    from diffode.fields.own import own_field
+    from diffode.fields.own import FieldText, own_field, row_shape
     from diffode.verify.field import verify_field
     from diffode.verify.picture import save_residuals
 
@@ -68,9 +68,9 @@ def command(
         raise ArgumentError(f"picture must be a .png in a folder that exists, got {picture!r}")
     on = paths.get(path)
     options: dict[str, Any] = {"seed": seed}
-    if _is_place(field):
+    if FieldText.names(field):
         own = own_field(load_attribute(field), kind, on, scale)
-        options["dim"] = row_shape(dim)
+        options["dim"] = None if dim is None else row_shape(dim)
         if density is not None:
             options["density"] = load_attribute(density)
         if target is not None:
@@ -103,24 +103,3 @@ def command(
             click.echo(f"picture: {drawn}")
         click.echo(f"{sum(c.passed for c in checks)} of {len(checks)} checks passed")
     return 0 if passed else 1
-
-
-def _is_place(text: str) -> bool:
-    """MODULE:ATTR, as opposed to a target's spec such as name:key=value."""
-    name = text.partition(":")[2]
-    return bool(name) and "=" not in name
-
-
-def row_shape(text: str | None) -> int | tuple[int, ...] | None:
-    """``2`` or ``3x32x32`` as a number or a shape."""
-    from diffode.errors import ArgumentError
-
-    if text is None:
-        return None
-    try:
-        sizes = tuple(int(part) for part in text.split("x"))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise ArgumentError(f"dim must be a number of coordinates or a shape such as 3x32x32, got {text!r}")
-    return sizes[0] if len(sizes) == 1 else sizes

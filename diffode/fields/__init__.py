@@ -2,5 +2,9 @@
 
 from diffode.fields.exact import ExactField, exact_field
 from diffode.fields.field import PREDICTIONS, Field, Prediction, columns, conversion
+from diffode.fields.trained import TrainedField, load_trained, trained, trained_names
 
-__all__ = ["PREDICTIONS", "ExactField", "Field", "Prediction", "columns", "conversion", "exact_field"]
+__all__ = [
+    "PREDICTIONS", "ExactField", "Field", "Prediction", "TrainedField", "columns", "conversion", "exact_field", "load_trained",
+    "trained", "trained_names",
+]  # fmt: skip

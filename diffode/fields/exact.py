@@ -30,7 +30,7 @@ class ExactField(Field):
         super().__init__(self._velocity, "velocity", path, scale=target.scale, probe=False)
         self.path = path
         self.target = target
-        self.dim = target.dim
+        self.dim, self.shape = target.dim, (target.dim,)
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by name; counts one evaluation."""

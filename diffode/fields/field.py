@@ -8,7 +8,7 @@ With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from diffode.errors import ArgumentError, FieldError
 from diffode.paths import Path
 from diffode.targets.target import Scalar
+
+if TYPE_CHECKING:
+    from diffode.fields.exact import ExactField
 
 Prediction = Literal["velocity", "noise", "denoised", "score"]
 Function = Callable[[Tensor, Scalar], Tensor]
@@ -29,6 +32,8 @@ class Field:
     (B, *shape); ``t`` is a float, or a (B,) tensor with a time for each row; each answer has the shape and dtype of x.
 
     Attributes:
+        dim, shape: numbers of a row and their shape, if they are known.
+        truth: the exact field that it approximates, if that is known.
         path: the noising path, or None for a plain ODE, which has a velocity only.
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
@@ -63,6 +68,8 @@ class Field:
         self.prediction: Prediction = prediction
         self.scale = float(scale)
         self.dim: int | None = None
+        self.shape: tuple[int, ...] | None = None
+        self.truth: ExactField | None = None
         self.nfe = 0
         self._function = function
         self._unprobed = self._untimed = probe

@@ -1,13 +1,24 @@
-"""A user's field from whatever the name of an attribute leads to."""
+"""A user's field from whatever the name of an attribute leads to, and fields named by a text: a user's, or a trained one."""
 
 from __future__ import annotations
 
 import inspect
+import math
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffode.errors import ArgumentError
+from diffode.extensions import load_attribute
+from diffode.fields.exact import exact_field
 from diffode.fields.field import PREDICTIONS, Field, Prediction
+from diffode.fields.trained import trained
 from diffode.paths import Path
+from diffode.paths import get as get_path
+from diffode.randomness import generator_from, normal
+from diffode.targets import get as get_target
 
 
 def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.0) -> Field:
@@ -36,6 +47,118 @@ def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.
         raise ArgumentError("a plain function needs a path: path='edm', or another of diffode.paths.names()")
     known: Prediction = next(p for p in PREDICTIONS if p == kind)
     return Field(found, known, path, scale=scale)
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """A field named by a text, as studies and the command line hold it.
+
+    ``module:attribute`` (or ``file.py:attribute``) with ``kind``, ``dim``, ``scale`` and ``target`` as options, such as
+    ``my_module:velocity,kind=velocity,dim=3x32x32``; ``trained:NAME`` for a shipped network.
+
+    Attributes:
+        place: ``module:attribute`` or ``trained:NAME``.
+        kind: what a plain function gives.
+        dim: shape of a row.
+        scale: root mean variance of the data.
+        target: the target whose field it approximates.
+
+    >>> FieldText.read("my_module:velocity,kind=velocity,dim=3x32x32").dim
+    (3, 32, 32)
+    """
+
+    place: str
+    kind: str | None = None
+    dim: tuple[int, ...] | None = None
+    scale: float | None = None
+    target: str | None = None
+
+    @staticmethod
+    def names(text: str) -> bool:
+        """Whether a text names such a field, as opposed to a target's spec ``name:key=value``."""
+        place = text.partition(",")[0]
+        return ":" in place and "=" not in place and not place.endswith(":")
+
+    @classmethod
+    def read(cls, text: str) -> FieldText:
+        """The parts of a text; ArgumentError for an unknown or malformed option."""
+        place, *options = text.split(",")
+        found: dict[str, Any] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if key not in ("kind", "dim", "scale", "target") or not equals or not value or key in found:
+                raise ArgumentError(f"field {text!r}: {option!r} is not one of kind=, dim=, scale=, target=")
+            found[key] = row_shape(value) if key == "dim" else _positive(value) if key == "scale" else value
+        return cls(place, **found)
+
+    def __str__(self) -> str:
+        dim = None if self.dim is None else "x".join(map(str, self.dim))
+        options = {"kind": self.kind, "dim": dim, "scale": self.scale, "target": self.target}
+        return ",".join([self.place, *(f"{key}={value}" for key, value in options.items() if value is not None)])
+
+    def field(self, path: Path | str | None) -> Field:
+        """The field; its ``shape`` is known afterwards, its ``truth`` where a target is named."""
+        on = None if path is None else get_path(path)
+        library, _, name = self.place.partition(":")
+        if library == "trained":
+            return trained(name, on or "edm")
+        scale = self.scale
+        exact_scale = get_target(self.target).scale if self.target else None
+        found = load_attribute(self.place)
+        if isinstance(found, Field) or (callable(found) and self.kind is None and not _wants_arguments(found)):
+            own = own_field(found, self.kind, on)
+            if scale is not None:
+                own.scale = scale
+        else:
+            own = own_field(found, self.kind, on, scale or exact_scale or 1.0)
+        if self.target:
+            own.truth = exact_field(self.target, own.require_path("a target"))
+        own.shape = self.dim or own.shape or (own.truth.shape if own.truth else None)
+        if own.shape is None:
+            raise ArgumentError(
+                f"the shape of a row is unknown for {self.place}: give dim (--dim), a number or a shape such as 3x32x32"
+            )
+        own.dim = math.prod(own.shape)
+        return own
+
+
+def row_shape(text: str) -> tuple[int, ...]:
+    """``2`` or ``3x32x32`` as a shape.
+
+    >>> row_shape("3x32x32")
+    (3, 32, 32)
+    """
+    try:
+        sizes = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ArgumentError(f"dim must be a number of coordinates or a shape such as 3x32x32, got {text!r}")
+    return sizes
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentError(f"scale must be a positive number, got {text!r}")
+    return value
+
+
+def noise_of(field: Field, x: Tensor, t: float) -> float:
+    """How much rounding there is in a field's answers, relative to them: 1e-7 for a network in float32.
+
+    From the second difference over a step so small that a smooth function shows none.
+    """
+    step = 1e-6 * x.norm() / x.numel() ** 0.5
+    direction = normal(x.shape, generator=generator_from(0)).to(x)
+    before = field.nfe
+    with torch.no_grad():
+        low, middle, high = (field.predict("denoised", x + k * step * direction, t) for k in (-1, 0, 1))
+    field.nfe = before
+    return float((high - 2 * middle + low).abs().max() / middle.abs().max().clamp(min=1e-300))
 
 
 def _wants_arguments(function: Any) -> bool:

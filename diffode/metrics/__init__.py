@@ -3,7 +3,7 @@
 Coupled errors (same start, exact flow) first; then what is exact through moments and densities; sampled distances last.
 """
 
-from diffode.metrics.coupled import endpoint, trajectory
+from diffode.metrics.coupled import endpoint, model, total, trajectory
 from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
 from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
 from diffode.metrics.measurement import Measurement, Outcome, measure, names, register, registry
@@ -13,6 +13,8 @@ from diffode.metrics.split import error_split
 for _metric in (
     endpoint,
     trajectory,
+    model,
+    total,
     gaussian_error,
     moments,
     push_forward_kl,

@@ -38,11 +38,26 @@ def check_deterministic(outcome: Outcome, metric: str) -> None:
 
 
 def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
-    """Euclidean distance of each end point to that of the exact flow."""
+    """Euclidean distance of each end point to that of the field's own flow: the solver's error."""
     check_deterministic(outcome, "endpoint")
     exact = outcome.reference
     distances = (outcome.end - exact.x.reshape(outcome.end.shape)).norm(dim=1)
     return Measurement("endpoint", reduce(distances, reduction), reduce(exact.errors, reduction))
+
+
+def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
+    """Distance between the ends of a field's own flow and of the exact one it approximates: what no solver can mend."""
+    own, true = outcome.reference, outcome.true_reference
+    distances = (own.x.reshape(outcome.end.shape) - true.x.reshape(outcome.end.shape)).norm(dim=1)
+    return Measurement("model", reduce(distances, reduction), reduce(own.errors, reduction) + reduce(true.errors, reduction))
+
+
+def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
+    """Distance of each end point to that of the exact flow that the field approximates: solver and model together."""
+    check_deterministic(outcome, "total")
+    true = outcome.true_reference
+    distances = (outcome.end - true.x.reshape(outcome.end.shape)).norm(dim=1)
+    return Measurement("total", reduce(distances, reduction), reduce(true.errors, reduction))
 
 
 def trajectory(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:

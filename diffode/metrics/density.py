@@ -21,7 +21,7 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     :math:`\log q(\Phi(x)) = \log p_{t_0}(x) - \log|\det\Phi'(x)|`, with the Jacobian of the whole run by automatic
     differentiation, on exact draws of the first law; unlike sampled distances it has no floor beyond its interval.
     """
-    field, table = outcome.field, outcome.solution.tableau
+    field, table = outcome.exact, outcome.solution.tableau
     if table is None:
         raise ArgumentError("push_forward_kl needs a solver with a tableau; an adaptive run is not one map")
     if field.target.dim > max_dim:
@@ -65,13 +65,13 @@ def lost_modes(outcome: Outcome) -> Measurement:
 
 
 def _mixture(outcome: Outcome) -> GaussianMixture:
-    if not isinstance(outcome.field.target, GaussianMixture):
+    if not isinstance(outcome.law.target, GaussianMixture):
         raise ArgumentError("mode metrics need a Gaussian mixture")
-    return outcome.field.target
+    return outcome.law.target
 
 
 def _weights(outcome: Outcome, x: Tensor) -> Tensor:
-    path, last = outcome.field.path, outcome.times[-1]
+    path, last = outcome.law.path, outcome.times[-1]
     # At sigma = 0 point masses have no responsibilities; a noise level far below any distance between them decides.
     sigma = max(path.sigma(last), 1e-6 * outcome.field.scale)
     return _mixture(outcome).responsibilities(x, path.alpha(last), sigma).mean(0)

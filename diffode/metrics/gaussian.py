@@ -79,7 +79,7 @@ def moments(outcome: Outcome) -> Measurement:
 
     The floor is the same for as many exact draws.
     """
-    mean, covariance = outcome.field.target.mean, outcome.field.target.covariance
+    mean, covariance = outcome.law.target.mean, outcome.law.target.covariance
 
     def distance(x: Tensor) -> float:
         return gaussian_w2(x.mean(0), torch.cov(x.T).reshape(covariance.shape), mean, covariance)
@@ -92,7 +92,7 @@ def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measuremen
 
     For targets with one component and solvers that write tables, those that draw noise included.
     """
-    target, table = outcome.field.target, outcome.solution.tableau
+    target, table = outcome.exact.target, outcome.solution.tableau
     if getattr(target, "count", None) != 1:
         raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
     if table is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField
+from diffode.fields import ExactField, Field
 from diffode.references import Reference, reference
 from diffode.solvers import Solution
 from diffode.specs import Registry
@@ -41,12 +41,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run to be measured: the exact field, the starts, the solution, and a seed for what is drawn while measuring.
+    """One run to be measured: the field, the starts, the solution, and a seed for what is drawn while measuring.
 
     ``tolerance`` is that of the reference, which is computed once, on demand, unless ``known_reference`` is given.
     """
 
-    field: ExactField
+    field: Field
     start: Tensor
     solution: Solution
     seed: int = 0
@@ -70,16 +70,42 @@ class Outcome:
 
     @functools.cached_property
     def reference(self) -> Reference:
-        """Where the exact flow takes the starts."""
+        """Where the field's own flow takes the starts."""
         if self.known_reference is not None:
             return self.known_reference
+        return self._flow(self.field)
+
+    @functools.cached_property
+    def true_reference(self) -> Reference:
+        """Where the exact flow takes the starts, if the field only approximates an exact one."""
+        return self._flow(self.law)
+
+    def _flow(self, field: Field) -> Reference:
         times = self.times
-        return reference(self.field, self.start.to(torch.float64), times[0], times[-1], self.tolerance)
+        start = self.start.to(torch.float64)
+        if isinstance(field, ExactField):
+            start = start.flatten(1)
+        return reference(field, start, times[0], times[-1], self.tolerance)
+
+    @property
+    def law(self) -> ExactField:
+        """The exact field: the field itself, or the one it approximates."""
+        truth = self.field if isinstance(self.field, ExactField) else self.field.truth
+        if truth is None:
+            raise ArgumentError("this metric needs the exact law of the data, which is not known for a field without a target")
+        return truth
+
+    @property
+    def exact(self) -> ExactField:
+        """The field, where a metric makes sense for an exact one only."""
+        if not isinstance(self.field, ExactField):
+            raise ArgumentError("this metric follows the exact field itself; it says nothing of one that only approximates it")
+        return self.field
 
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim)."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + stream)
-        return self.field.marginal(n, self.times[-1], generator=generator)
+        return self.law.marginal(n, self.times[-1], generator=generator)
 
 
 registry: Registry[Measurement] = Registry("metric")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffode import fields, solvers, targets
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField
+from diffode.fields import ExactField, Field
 from diffode.randomness import keyed_normal
 from diffode.references import reference
 from diffode.solvers import Solution
@@ -54,7 +54,7 @@ def draw_curves(target: str, own: Sequence[Curve], palette: Mapping[str, str]) -
     panels[0].set_ylabel("mean end-point error / scale")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
-    figure.suptitle(target)
+    figure.suptitle(target if len(target) < 70 else target[:67] + "...")
     return figure
 
 
@@ -106,33 +106,48 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     return figure
 
 
-def draw_samples(points: Tensor, target: str, path: str, title: str) -> Figure:
-    """A picture of samples: images, a cloud over the density, a histogram, or the two leading coordinates."""
-    shape = targets.card(target).shape
-    field = fields.exact_field(target, path)
+def draw_samples(points: Tensor, field: Field, shape: Sequence[int] | None, title: str) -> Figure:
+    """A picture of samples: images of a ``shape``, a cloud over the density, a histogram, or the two leading coordinates.
+
+    The density is shown where it is known, which it is for exact fields and those that approximate one.
+    """
+    law = field if isinstance(field, ExactField) else field.truth
+    images, points = None if shape is None else _as_images(points, shape), points.flatten(1)
     figure = Figure(figsize=(5, 5), layout="constrained")
-    if shape is not None and len(shape) == 2:
+    if images is not None:
         side = min(8, math.ceil(len(points) ** 0.5))
-        for panel, image in zip(figure.subplots(side, side, squeeze=False).flat, points, strict=False):
-            panel.imshow(image.reshape(shape), cmap="gray")
+        for panel, image in zip(figure.subplots(side, side, squeeze=False).flat, images, strict=False):
+            panel.imshow(image, cmap="gray")
         for panel in figure.axes:
             panel.set(xticks=[], yticks=[])
-    elif field.target.dim == 1:
+    elif points.shape[1] == 1:
         panel = figure.subplots()
         panel.hist(points[:, 0].numpy(), bins=80, density=True, color="0.7", label="samples")
         x = torch.linspace(float(points.min()), float(points.max()), 800, dtype=torch.float64)
-        panel.plot(x, field.log_prob(x[:, None], field.path.t_min).exp(), color="#d62728", lw=1, label="density")
+        if law is not None:
+            panel.plot(x, law.log_prob(x[:, None], law.path.t_min).exp(), color="#d62728", lw=1, label="density")
         panel.legend(frameon=False)
     else:
         panel = figure.subplots()
-        if field.target.dim == 2:
-            window = _window(field)
-            _density(panel, field, window)
+        if law is not None and law.target.dim == 2:
+            window = _window(law)
+            _density(panel, law, window)
             panel.set(xlim=window[:2], ylim=window[2:])
         panel.plot(points[:, 0], points[:, 1], ".", color="black", ms=2)
         panel.set(aspect="equal", xlabel="x1", ylabel="x2")
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _as_images(points: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """Rows as pictures (n, height, width) or (n, height, width, 3), or None if they are none."""
+    if len(shape) == 2:
+        return points.reshape(-1, *shape)
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        return None
+    coloured = points.reshape(-1, *shape).permute(0, 2, 3, 1)
+    low, high = coloured.amin(), coloured.amax()
+    return ((coloured - low) / (high - low).clamp(min=1e-12)) if shape[0] == 3 else coloured[..., 0]
 
 
 def _window(field: ExactField) -> tuple[float, float, float, float]:

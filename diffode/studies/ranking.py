@@ -143,3 +143,35 @@ def prices(all_curves: Sequence[Curve], error: float) -> list[Price]:
 def budgets(all_curves: Sequence[Curve]) -> list[int]:
     """The budgets that occur."""
     return sorted({b for c in all_curves for b in c.budgets})
+
+
+@dataclass(frozen=True)
+class Split:
+    """The best solver for a network at one budget: its error, the network's, and both together, in units of the scale."""
+
+    target: str
+    path: str
+    nfe: int
+    method: str
+    solver: float
+    model: float
+    total: float
+
+
+def splits(results: Iterable[Result]) -> list[Split]:
+    """Solver's and model's error apart, of the results that measured both; seeds are averaged."""
+    gathered: dict[tuple[str, str, int], dict[str, list[tuple[float, float, float]]]] = {}
+    for r in results:
+        parts = [r.value(name) for name in ("endpoint", "model", "total")]
+        if r.status == "ok" and r.scale and None not in parts:
+            cell = r.cell
+            method = cell.solver if cell.grid == "karras" else f"{cell.solver} @ {cell.grid}"
+            solver, model, total = (part / r.scale for part in parts if part is not None)
+            by_method = gathered.setdefault((cell.target, cell.path, cell.nfe), {})
+            by_method.setdefault(method, []).append((solver, model, total))
+    found = []
+    for (target, path, nfe), methods in sorted(gathered.items()):
+        means = {m: [sum(part) / len(part) for part in zip(*values, strict=True)] for m, values in methods.items()}
+        best = min(means, key=lambda m: means[m][0])
+        found.append(Split(target, path, nfe, best, *means[best]))
+    return found

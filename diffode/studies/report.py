@@ -8,6 +8,7 @@ import html
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path as FilePath
@@ -19,8 +20,9 @@ from plotly.offline import get_plotlyjs
 from diffode import targets
 from diffode.errors import ArgumentError
 from diffode.extensions import import_extension
+from diffode.fields.own import FieldText
 from diffode.studies import figures
-from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, standings
+from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
 from diffode.studies.store import Result
 from diffode.studies.suite import Suite
 
@@ -93,14 +95,22 @@ def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str],
     for target in dict.fromkeys(c.target for c in all_curves):
         own = [c for c in all_curves if c.target == target]
         work.append(delayed(_save_curves)(target, own, palette, folder))
-        kind = "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
+        kind = None
+        # Pictures show the exact law beside a solver's samples.
+        if not FieldText.names(target):
+            kind = "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
         if kind:
             work.append(delayed(_save_samples)(kind, target, own, folder, imports))
     Parallel(n_jobs=min(jobs, max(1, len(work))))(work)
 
 
+def file_name(target: str) -> str:
+    """A target as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", target)
+
+
 def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], folder: FilePath) -> None:
-    figures.save(figures.draw_curves(target, own, palette), folder / f"curves-{target}.png")
+    figures.save(figures.draw_curves(target, own, palette), folder / f"curves-{file_name(target)}.png")
 
 
 def _save_samples(kind: str, target: str, own: Sequence[Curve], folder: FilePath, imports: Sequence[str]) -> None:
@@ -108,7 +118,7 @@ def _save_samples(kind: str, target: str, own: Sequence[Curve], folder: FilePath
         import_extension(module)
     path = own[0].path
     draw = figures.draw_clouds if kind == "clouds" else figures.draw_images
-    figures.save(draw(target, path, _shown_solvers(own, path), _SHOWN_NFE), folder / f"{kind}-{target}.png")
+    figures.save(draw(target, path, _shown_solvers(own, path), _SHOWN_NFE), folder / f"{kind}-{file_name(target)}.png")
 
 
 def _shown_solvers(own: Sequence[Curve], path: str) -> list[str]:
@@ -158,6 +168,7 @@ def _page(suite: Suite, results: Sequence[Result], all_curves: Sequence[Curve], 
         data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
         standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
         prices=_prices_table(all_curves),
+        split=_split_table(results),
         samples=_pictures(folder, ("clouds-", "images-")) or "<p>No two-dimensional or image targets in this suite.</p>",
         figures=_pictures(folder, ("curves-",)),
         failures=_failures(failed),
@@ -169,6 +180,20 @@ def _page(suite: Suite, results: Sequence[Result], all_curves: Sequence[Curve], 
 def _standings_table(all_curves: Sequence[Curve], nfe: int) -> str:
     rows = [[s.method, f"{s.error:.2e}", f"{s.wins}/{s.problems}"] for s in standings(all_curves, nfe)[:6]]
     return f"<div><h3>NFE {nfe}</h3>{table(['solver', 'error', 'best on'], rows, best_first=True)}</div>" if rows else ""
+
+
+def _split_table(results: Sequence[Result]) -> str:
+    """Solver's error and model's error apart, where the fields are trained networks whose truth is known."""
+    rows = [
+        [s.target, s.path, str(s.nfe), s.method, f"{s.solver:.2e}", f"{s.model:.2e}", f"{s.total:.2e}"] for s in splits(results)
+    ]
+    if not rows:
+        return ""
+    note = (
+        "<h2>Solver's error and model's error</h2><p>The best solver at each budget: its distance to the network's own flow, "
+        "the network's flow to the exact one, and the solver's end points to the exact flow, in units of the scale.</p>"
+    )
+    return note + table(["network", "path", "NFE", "best solver", "solver's error", "model's error", "together"], rows)
 
 
 def _prices_table(all_curves: Sequence[Curve]) -> str:

@@ -14,14 +14,15 @@ from typing import Literal
 import torch
 from joblib import Parallel, delayed
 
-from diffode import fields, metrics, paths, solvers, targets
+from diffode import metrics, solvers
 from diffode.errors import ArgumentError, NumericalError, StoreError
 from diffode.extensions import import_extension
-from diffode.fields import ExactField
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.references import Reference, reference
 from diffode.solvers.direct import DirectSolver
+from diffode.solvers.run import evaluations
+from diffode.studies.problem import field_of, path_of, shape_of, size_of, tolerance_of
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Cell, Suite
 from diffode.studies.versions import cell_key, environment
@@ -96,9 +97,7 @@ def _groups(cells: Iterable[Keyed]) -> list[list[Keyed]]:
 
 
 def _cost(group: Sequence[Keyed]) -> float:
-    target = targets.get(group[0][1].target)
-    size = getattr(target, "count", 1) * target.dim
-    return size * group[0][1].points * (500 + sum(cell.nfe for _, cell in group))
+    return size_of(group[0][1].target) * group[0][1].points * (500 + sum(cell.nfe for _, cell in group))
 
 
 def _run_groups(
@@ -139,12 +138,13 @@ def compute(key: str, cell: Cell) -> Result:
 
 
 def _computed(key: str, cell: Cell) -> Result:
-    field = _field(cell.target, cell.path)
-    recipe = solvers.get(cell.solver)
+    field = field_of(cell.target, cell.path)
+    path, recipe = path_of(cell.target, cell.path), solvers.get(cell.solver)
     table = None
-    first, last = field.path.t_max, field.path.t_min
+    first, last = path.t_max, path.t_min
     if not isinstance(recipe, DirectSolver):
-        table = _tableau(cell.solver, recipe.content(), cell.path, cell.grid, cell.nfe, field.scale, field.target.dim)
+        budget = evaluations(field, cell.nfe)
+        table = _tableau(cell.solver, recipe.content(), cell.target, cell.path, cell.grid, budget)
         first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
@@ -154,8 +154,9 @@ def _computed(key: str, cell: Cell) -> Result:
     else:
         solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
     seconds = time.perf_counter() - began
-    exact = _reference(cell.target, cell.path, cell.seed, cell.points, first, last, cell.tolerance)
-    outcome = Outcome(field, start, solution, cell.seed, cell.tolerance, exact)
+    tolerance = tolerance_of(cell.target, cell.path, cell.tolerance)
+    own = _reference(cell.target, cell.path, cell.seed, cell.points, first, last, tolerance)
+    outcome = Outcome(field, start, solution, cell.seed, tolerance, own)
     return Result(
         key,
         cell,
@@ -178,24 +179,20 @@ def _measured(metric: str, outcome: Outcome) -> Measurement:
     return found
 
 
-@functools.lru_cache(maxsize=64)
-def _field(target: str, path: str) -> ExactField:
-    return fields.exact_field(targets.get(target), paths.get(path))
-
-
 @functools.lru_cache(maxsize=4096)
-def _tableau(solver: str, content: str, path: str, grid: str, nfe: int, scale: float, dim: int) -> Tableau:
+def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
     """Kept by the content of what the solver reads too: a file may change under the same name."""
-    return solvers.get(solver).for_field(scale, dim).within(paths.get(path), grid, nfe)
+    field = field_of(target, path)
+    return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
 
 
 @functools.lru_cache(maxsize=64)
 def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
     """sigma z at the first time, z fixed by (seed, target): every solver starts from the same points."""
-    field = _field(target, path)
-    return field.path.sigma(first) * keyed_normal((points, field.target.dim), seed=seed, key=target)
+    shape = shape_of(field_of(target, path))
+    return path_of(target, path).sigma(first) * keyed_normal((points, *shape), seed=seed, key=target)
 
 
 @functools.lru_cache(maxsize=64)
 def _reference(target: str, path: str, seed: int, points: int, first: float, last: float, tolerance: float) -> Reference:
-    return reference(_field(target, path), _start(target, path, seed, points, first), first, last, tolerance)
+    return reference(field_of(target, path), _start(target, path, seed, points, first), first, last, tolerance)

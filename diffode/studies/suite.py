@@ -17,7 +17,9 @@ from typing import Any
 from diffode import grids, metrics, paths, solvers, targets
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.extensions import import_extension
+from diffode.fields.own import FieldText
 from diffode.specs import parse_spec
+from diffode.studies.problem import field_of
 
 SUITES = FilePath(__file__).parent / "suites"
 _LISTS = ("targets", "paths", "grids", "solvers", "nfe", "seeds")
@@ -113,7 +115,10 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
     """Build every object once, so that a typing error shows before an hour of work."""
     try:
         for name in lists["targets"]:
-            targets.registry.entry(parse_spec(name)[0])
+            if FieldText.names(name):
+                field_of(name, lists["paths"][0])
+            else:
+                targets.registry.entry(parse_spec(name)[0])
         for path in lists["paths"]:
             paths.get(path)
         for solver in lists["solvers"]:

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 import diffode
-from diffode import cache, grids, metrics, paths, solvers, targets
+from diffode import cache, grids, metrics, paths, solvers
+from diffode.fields.own import FieldText
 from diffode.specs import parse_spec
+from diffode.studies.problem import content_of
 from diffode.studies.suite import Cell
 
 _ROOT = FilePath(diffode.__file__).parent
@@ -37,14 +39,14 @@ def cell_key(cell: Cell) -> str:
         extension_version(registry.entry(parse_spec(spec)[0]).make)
         for registry, specs in (
             (metrics.registry, cell.metrics),
-            (paths.registry, (cell.path,)),
+            (paths.registry, () if FieldText.names(cell.target) else (cell.path,)),
             (grids.registry, (cell.grid,)),
         )
         for spec in specs
     ]
     recipe = solvers.get(cell.solver)
     solver, content = solver_version(type(recipe)), recipe.content()
-    return cache.key_of("cell", engine_version(), solver, content, target_version(cell.target), own_code, cell)[:32]
+    return cache.key_of("cell", engine_version(), solver, content, content_of(cell.target, cell.path), own_code, cell)[:32]
 
 
 @functools.cache
@@ -80,12 +82,6 @@ def extension_version(maker: Callable[..., Any]) -> str:
         return hashlib.sha256(_skeleton(ast.parse(inspect.getsource(module))).encode()).hexdigest()
     except (OSError, TypeError):
         return module.__name__
-
-
-@functools.cache
-def target_version(spec: str) -> str:
-    """A hash of a target's parameters."""
-    return targets.get(spec).content()
 
 
 def _class_code(cls: type[Any], module: ModuleType) -> str:

@@ -1,0 +1,111 @@
+r"""Small denoisers: a multilayer perceptron for points and a convolutional UNet for small images, with EDM's preconditioning.
+
+:math:`D(x, \sigma) = c_\mathrm{skip} x + c_\mathrm{out} F(c_\mathrm{in} x, \log\sigma)` with the coefficients of Karras et al.
+(arXiv 2206.00364, table 1), at the scale of the data, so that F sees and gives numbers of size 1 at every noise level.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from diffode.errors import ArgumentError
+
+_FREQUENCIES = 8
+
+
+class Embedding(nn.Module):
+    """log sigma as sines and cosines, mapped to ``width`` numbers."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.map = nn.Sequential(nn.Linear(2 * _FREQUENCIES + 1, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, log_sigma: Tensor) -> Tensor:  # noqa: D102
+        # From one period over the range of log sigma to sixteen.
+        waves = 2 ** torch.linspace(0, 4, _FREQUENCIES, dtype=log_sigma.dtype, device=log_sigma.device)
+        phase = log_sigma[:, None] * waves * (2 * math.pi / 12)
+        found: Tensor = self.map(torch.cat([log_sigma[:, None] / 4, phase.sin(), phase.cos()], 1))
+        return found
+
+
+class Perceptron(nn.Module):
+    """F for points (B, dim): residual layers that the noise level shifts."""
+
+    def __init__(self, dim: int, width: int, depth: int):
+        super().__init__()
+        self.enter, self.leave, self.level = nn.Linear(dim, width), nn.Linear(width, dim), Embedding(width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:  # noqa: D102
+        level = self.level(log_sigma)
+        h = self.enter(x)
+        for layer, shift in zip(self.layers, self.shifts, strict=True):
+            h = h + layer(torch.nn.functional.silu(h + shift(level)))
+        found: Tensor = self.leave(torch.nn.functional.silu(h))
+        return found
+
+
+class Block(nn.Module):
+    """Two convolutions with a residual; the noise level scales and shifts between them."""
+
+    def __init__(self, before: int, after: int, width: int):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        self.level, self.norm = nn.Linear(width, 2 * after), nn.GroupNorm(4, after)
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:  # noqa: D102
+        scale, shift = self.level(level)[:, :, None, None].chunk(2, 1)
+        h = self.norm(self.first(torch.nn.functional.silu(x))) * (1 + scale) + shift
+        found: Tensor = self.skip(x) + self.second(torch.nn.functional.silu(h))
+        return found
+
+
+class UNet(nn.Module):
+    """F for images (B, channels, size, size), size a multiple of 2: one level down and up again, with a bridge."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.level = Embedding(width)
+        self.enter, self.leave = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, channels, 3, padding=1)
+        self.down, self.middle, self.up = Block(width, width, width), Block(width, width, width), Block(2 * width, width, width)
+
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:  # noqa: D102
+        level = self.level(log_sigma)
+        fine = self.down(self.enter(x), level)
+        coarse = self.middle(torch.nn.functional.avg_pool2d(fine, 2), level)
+        joined = torch.cat([fine, torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")], 1)
+        found: Tensor = self.leave(torch.nn.functional.silu(self.up(joined, level)))
+        return found
+
+
+class Denoiser(nn.Module):
+    """D(x, sigma) around a network F; ``scale`` is the root mean variance of the data, ``shape`` that of a row for F.
+
+    >>> net = Denoiser("perceptron", (2,), 1.0, width=16, depth=2)
+    >>> tuple(net(torch.zeros(3, 2), torch.ones(3)).shape)
+    (3, 2)
+    """
+
+    def __init__(self, kind: str, shape: tuple[int, ...], scale: float, *, width: int, depth: int = 0):
+        super().__init__()
+        if kind == "perceptron":
+            self.net: nn.Module = Perceptron(math.prod(shape), width, depth)
+        elif kind == "unet":
+            self.net = UNet(shape[0], width)
+        else:
+            raise ArgumentError(f"kind must be perceptron or unet, got {kind!r}")
+        self.kind, self.shape, self.scale = kind, shape, scale
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoised points for x (B, *shape), sigma (B,)."""
+        level = sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
+        size = (level**2 + self.scale**2).sqrt()
+        inner = (x / size).reshape(-1, *self.shape) if self.kind == "unet" else (x / size).flatten(1)
+        answer = self.net(inner, (sigma.to(x) / self.scale).log()).reshape(x.shape)
+        denoised: Tensor = self.scale**2 / size**2 * x + level * self.scale / size * answer
+        return denoised

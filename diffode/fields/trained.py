@@ -1,0 +1,123 @@
+"""Trained networks that ship with diffode: fields whose distance to the exact one is known."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffode.errors import FileFormatError, UnknownNameError
+from diffode.fields.exact import exact_field
+from diffode.fields.field import Field, columns
+from diffode.fields.networks import Denoiser
+from diffode.paths import Path
+from diffode.paths import get as get_path
+from diffode.targets import get as get_target
+from diffode.tensor_files import finite, read_tensors, text, write_tensors
+
+SCHEMA = "diffode-denoiser-1"
+_FOLDER = FilePath(__file__).parent / "weights"
+_MOST_WIDTH, _MOST_DEPTH = 4096, 64
+
+
+class TrainedField(Field):
+    """The field of a trained denoiser.
+
+    Attributes:
+        truth: the exact field of what it was trained on.
+        facts: how it was trained, and its errors: ``errors`` lists pairs (sigma/scale, root mean square distance of denoised
+            points to the exact ones, in units of the scale and a coordinate).
+    """
+
+    path: Path
+
+    def __init__(self, denoiser: Denoiser, facts: dict[str, Any], path: Path):
+        self.denoiser, self.facts = denoiser, facts
+        self._by_dtype: dict[torch.dtype, Denoiser] = {}
+        super().__init__(self._denoised, "denoised", path, scale=denoiser.scale, probe=False)
+        self.path = path
+        self.truth = exact_field(str(facts["target"]), path)
+        self.dim, self.shape = self.truth.dim, self.truth.shape
+
+    def _denoised(self, x: Tensor, t: Any) -> Tensor:
+        rho = torch.as_tensor(self.path.rho(t), dtype=torch.float64, device=x.device)
+        found: Tensor = self._in(x)(x / columns(self.path.alpha(t), x), rho.expand(len(x)))
+        return found
+
+    def _in(self, x: Tensor) -> Denoiser:
+        """The network in x's dtype and on its device."""
+        known = self._by_dtype.get(x.dtype)
+        if known is None or next(known.parameters()).device != x.device:
+            known = build(self.facts)
+            known.load_state_dict(self.denoiser.state_dict())
+            self._by_dtype[x.dtype] = known.to(device=x.device, dtype=x.dtype).requires_grad_(False)
+        return self._by_dtype[x.dtype]
+
+
+def build(facts: dict[str, Any]) -> Denoiser:
+    """A denoiser of the size that the facts tell, with weights yet to be filled in."""
+    return Denoiser(
+        str(facts["kind"]), tuple(facts["shape"]), float(facts["scale"]), width=int(facts["width"]), depth=int(facts["depth"])
+    )
+
+
+def trained(name: str, path: Path | str = "edm") -> TrainedField:
+    """A shipped network by the name of its target, along a path; it was trained on EDM's noise levels, 0.002 to 80.
+
+    >>> field = trained("ring8")
+    >>> field.facts["kind"]
+    'perceptron'
+    """
+    if name not in trained_names():
+        raise UnknownNameError("trained network", name, trained_names())
+    return _shipped(name, get_path(path))
+
+
+@functools.cache
+def _shipped(name: str, path: Path) -> TrainedField:
+    return load_trained(_FOLDER / f"{name}.safetensors", path)
+
+
+def trained_names() -> list[str]:
+    """The targets for which a network ships."""
+    return sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
+
+
+def save_trained(denoiser: Denoiser, facts: dict[str, Any], file: str | FilePath) -> None:
+    """Write a denoiser with its facts; weights as float32."""
+    tensors = {name: value.detach().to(torch.float32).contiguous() for name, value in denoiser.state_dict().items()}
+    write_tensors(file, tensors, {"schema": SCHEMA, **facts})
+
+
+def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField:
+    """Read a denoiser that :func:`save_trained` wrote; raises FileFormatError for anything that is not one."""
+    facts, tensors = read_tensors(file, SCHEMA)
+    try:
+        for key, most in (("width", _MOST_WIDTH), ("depth", _MOST_DEPTH)):
+            if type(facts[key]) is not int or not 0 <= facts[key] <= most:
+                raise ValueError(f"{key} must be an integer from 0 to {most}")
+        shape = facts["shape"]
+        if not isinstance(shape, list) or not shape or not all(type(n) is int and 1 <= n <= 10**4 for n in shape):
+            raise ValueError("shape must be a list of sizes")
+        if not finite(facts, "scale") > 0 or facts["width"] < 4 or facts["width"] % 4:
+            raise ValueError("scale must be positive, width a multiple of 4")
+        if len(shape) != (3 if facts["kind"] == "unet" else 1):
+            raise ValueError("shape must have one size, or channels, height and width for a unet")
+        if get_target(text(facts, "target")).dim != math.prod(shape):
+            raise ValueError(f"shape {shape} is not that of target {facts['target']}")
+        with torch.device("meta"):
+            sizes = {name: value.shape for name, value in build(facts).state_dict().items()}
+        if {name: value.shape for name, value in tensors.items()} != sizes:
+            raise ValueError("its tensors are not those of such a network")
+        for name, value in tensors.items():
+            if value.dtype != torch.float32 or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite float32")
+        denoiser = build(facts)
+        denoiser.load_state_dict(tensors)
+        return TrainedField(denoiser.requires_grad_(False), facts, get_path(path))
+    except (KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise FileFormatError(f"{file} is not a valid denoiser: {error}; make it with tools/train_networks.py") from error

@@ -1,0 +1,78 @@
+"""What a cell samples: the exact field of a target, a trained network that ships, or a field of the user's own."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from diffode import cache, fields, paths, targets
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField, Field
+from diffode.fields.own import FieldText, noise_of
+from diffode.paths import Path
+from diffode.randomness import generator_from, normal
+
+#: A reference can't be better than this many times what rounding there is in the field.
+_ROUNDINGS = 100
+
+
+@functools.lru_cache(maxsize=64)
+def field_of(target: str, path: str) -> Field:
+    """The field of a cell, by the cell's target and path; a field that has a path of its own keeps it."""
+    if FieldText.names(target):
+        field = FieldText.read(target).field(path)
+        field.require_path("a study")
+        return field
+    return fields.exact_field(targets.get(target), paths.get(path))
+
+
+def shape_of(field: Field) -> tuple[int, ...]:
+    """The shape of a row."""
+    if field.shape is None:
+        raise ArgumentError("the shape of a row of this field is unknown: give dim=")
+    return field.shape
+
+
+@functools.cache
+def content_of(target: str, path: str) -> str:
+    """A hash of what is sampled: a target's parameters, or what a field answers at some points (its weights may change)."""
+    if not FieldText.names(target):
+        return targets.get(target).content()
+    field = field_of(target, path)
+    on, before = field.require_path("a study"), field.nfe
+    answers = []
+    with torch.no_grad():
+        for t in (on.t_max, on.time_from_rho(math.sqrt(on.rho(on.t_min) * on.rho(on.t_max))), on.t_min):
+            x = on.sigma(t) * normal((3, *shape_of(field)), generator=generator_from(0))
+            # Rounded: the last digits may differ from run to run.
+            answers.append((field.denoised(x, t) / field.scale * 1e5).round())
+    field.nfe = before
+    return cache.key_of(target, on.spec, field.scale, *answers)
+
+
+@functools.cache
+def tolerance_of(target: str, path: str, tolerance: float) -> float:
+    """The tolerance that a reference of this field can meet: a network in float32 has no more than its digits."""
+    field = field_of(target, path)
+    if isinstance(field, ExactField):
+        return tolerance
+    on = field.require_path("a study")
+    t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
+    x = math.hypot(on.sigma(t), on.alpha(t) * field.scale) * normal((4, *shape_of(field)), generator=generator_from(1))
+    return min(1e-3, max(tolerance, _ROUNDINGS * noise_of(field, x, t)))
+
+
+def path_of(target: str, path: str) -> Path:
+    """The path of a cell."""
+    return field_of(target, path).require_path("a study")
+
+
+def size_of(target: str) -> int:
+    """Roughly what an evaluation on one point costs, in arbitrary units."""
+    if FieldText.names(target):
+        text = FieldText.read(target)
+        return 10_000 if text.dim is None else 1000 * math.prod(text.dim)
+    known = targets.get(target)
+    return int(getattr(known, "count", 1)) * known.dim
