@@ -115,9 +115,9 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     known = known_truth or field.startswith("trained:")
     measured = ("endpoint", "model", "total") if known else ("endpoint",)
     on = path_of(field, path or "edm").spec if path is None else path
-    first = suite.cells[0]
-    same = {"points": first.points, "tolerance": first.tolerance, "dtype": first.dtype}
-    cells = (replace(cell, target=field, path=on, metrics=measured, **same) for cell in suite.cells)
+    # One problem instead of many: it is measured with the points and the tolerance of the first.
+    first = replace(suite.cells[0], target=field, path=on, metrics=measured)
+    cells = (replace(first, seed=c.seed, grid=c.grid, solver=c.solver, nfe=c.nfe) for c in suite.cells)
     name = f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}"
     summary = f"The solvers of {suite.name} on {field}"
     return replace(suite, name=name, summary=summary, cells=tuple(dict.fromkeys(cells)))
