@@ -96,6 +96,9 @@ class AdaptedField(Field):
         error = float((self.noise(x, t) - noise).norm() / noise.norm())
         if not error < _UNPREDICTED:
             return f"at its noise end it predicts noise with a relative error of {error:.2g}"
+        if self.prediction in ("noise", "score"):
+            # A good network's small error in the noise is a large one of the denoised point there.
+            return ""
         # There the denoised point is the mean plus the covariance times x/rho^2.
         spread = float(self.denoised(x, t).var(0).mean().sqrt()) / self.scale
         allowed = min(0.5, max(0.15, 4 * math.sqrt(noise[0].numel()) * self.scale / rho))
@@ -112,7 +115,9 @@ class AdaptedField(Field):
         slope = alpha * float(
             ((self.denoised(x + step, t) - self.denoised(x - step, t)) * step).sum() / (2 * step.square().sum())
         )
-        if _SLOPES[0] < slope < _SLOPES[1]:
+        # A prediction of noise enters multiplied by sigma/alpha, and so does a network's error.
+        least = _SLOPES[0] if self.prediction in ("denoised", "velocity") else -0.5
+        if least < slope < _SLOPES[1]:
             return ""
         return f"at t={t:.3g} the denoised point moves by {slope:.2g} of a move of x/alpha, where 0 to 1 is possible"
 
@@ -123,17 +128,23 @@ class AdaptedField(Field):
         path, shape = self.require_path("its convention"), tuple(shape)
         try:
             with torch.no_grad(), self._model.probing():
-                found = diagnose(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                # Without data every reading is a run of its own: only what this library's users fall for is tried.
+                found = (
+                    None
+                    if data is None
+                    else diagnose(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                )
+                asked = unpredicted(self._function, self.prediction, path, shape, scale=self.scale, data=data)
                 named = {
                     sentence: unpredicted(function, view, path, shape, scale=self.scale, data=data)
                     for sentence, (view, function) in self._mistakes.items()
                 }
-            advice = [c.detail for c in found.checks if not c.passed and c.detail]
+            advice = [] if found is None else [c.detail for c in found.checks if not c.passed and c.detail]
             best = min(named, key=lambda sentence: named[sentence], default=None)
-            other = math.inf if found.found is None else found.found[1]
-            if best is not None and clearly_less(named[best], found.asked[1]) and not clearly_less(other, named[best]):
+            other = math.inf if found is None or found.found is None else found.found[1]
+            if best is not None and clearly_less(named[best], asked) and not clearly_less(other, named[best]):
                 advice.append(best)
-            else:
+            elif found is not None:
                 advice += found.advice
         except ArgumentError as error:
             advice = [str(error)] if seen else []

@@ -82,8 +82,12 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
-        self.set_timesteps(min(num_train_timesteps, 10) if isinstance(self._solver, TrainedSolver) else num_train_timesteps)
+        self._step_index: int | None = None
+        # A table is written when the number of steps is known; two steps show whether the solver suits a pipeline at all.
+        if not isinstance(self._solver, TrainedSolver):
+            self.set_timesteps(2)
         self.num_inference_steps = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float64)
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         #: The noise levels sigma/alpha of the timesteps and of the end.
         ends = [*(self.path.rho(float(t)) for t in times), self.path.rho(float(table.times[-1]))]
         self.sigmas = torch.tensor(ends, dtype=torch.float64)
-        self._step_index: int | None = None
+        self._step_index = None
         self._run: Any = None
         self._state: Tensor | None = None
 

@@ -25,8 +25,8 @@ from diffode.randomness import generator_from, normal
 from diffode.verify.check import Check
 from diffode.verify.contract import contract
 
-#: Noise levels in units of the data's scale, and points at each.
-_LEVELS, _POINTS = (0.05, 0.3, 1.0, 3.0, 10.0, 30.0), 256
+#: Noise levels in units of the data's scale; points at each, fewer where a point has many coordinates to average over.
+_LEVELS, _POINTS, _FEWEST, _NUMBERS = (0.05, 0.3, 1.0, 3.0, 10.0, 30.0), 256, 32, 4096
 #: A reading is as good as the best if its loss is not larger by more than this share and this much.
 _SHARE, _MUCH = 1.15, 0.02
 #: A field that predicts noise at all has a loss below this: a constant prediction of 0 has 1.
@@ -223,7 +223,8 @@ class _Trial:
     def __init__(self, function: Function, path: Path, shape: tuple[int, ...], unit: float, data: Tensor | None, seed: int):
         self._function, self._path, self._unit, self._seed = function, path, unit, seed
         self._shape = shape
-        self._data = None if data is None else data[:_POINTS].to(torch.float64)
+        self._points = max(_FEWEST, min(_POINTS, _NUMBERS // math.prod(shape)))
+        self._data = None if data is None else data[: self._points].to(torch.float64)
         inside = (path.rho(path.t_min) * 1.0001, path.rho(path.t_max) * 0.9999)
         levels = [level * unit for level in _LEVELS if inside[0] <= level * unit <= inside[1]]
         if len(levels) < 2:
@@ -275,7 +276,7 @@ class _Trial:
         first = self._times[-1]
         last = max(path.time_from_rho(0.1 * path.rho(self._times[0])), path.t_min)
         start = math.hypot(path.sigma(first), path.alpha(first) * self._unit)
-        x = start * normal((_POINTS, *self._shape), generator=generator_from(self._seed))
+        x = start * normal((self._points, *self._shape), generator=generator_from(self._seed))
         ends = path.log_snr(first), path.log_snr(last)
         inner = [path.time_from_log_snr(ends[0] + (ends[1] - ends[0]) * k / _STEPS) for k in range(1, _STEPS)]
         end = solvers.solve(field, x, solver="dpmpp:order=2", grid=[first, *inner, last]).x

@@ -1,0 +1,42 @@
+"""diffode's solvers in other libraries' loops, and its fields as their models: the same numbers.
+
+Run it with ``python examples/into_other_libraries.py``.
+"""
+
+import torch
+import torchdiffeq
+import torchsde
+
+import diffode
+from diffode import adapters
+
+
+def main() -> None:
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(5, generator=0)
+
+    # A solver as a k-diffusion function: sample(model, x, sigmas, extra_args=, callback=).
+    sigmas = torch.cat([diffode.grids.get("karras", field.path, 10), torch.zeros(1)])
+    sample = adapters.as_k_diffusion_sampler("dpmpp:order=2")
+    theirs = sample(adapters.as_k_diffusion(field), x, sigmas)
+    ours = diffode.solve(field, x, solver="dpmpp:order=2", grid=sigmas.tolist()).x
+    print(f"k-diffusion function: differs by {float((theirs - ours).abs().max()):.1e}")
+
+    # A field as torchdiffeq's function, and odeint with diffode's solvers.
+    flow = diffode.exact_field("ring8", "rectified_flow")
+    times = diffode.grids.get("shift:s=3", flow.path, 20)
+    y = flow.prior(5, generator=0)
+    theirs = torchdiffeq.odeint(adapters.as_torchdiffeq(flow), y, times, method="midpoint")[-1]
+    ours = adapters.odeint(adapters.as_torchdiffeq(flow), y, times, method="midpoint")[-1]
+    print(f"torchdiffeq's odeint and ours: differ by {float((theirs - ours).abs().max()):.1e}")
+
+    # A field's reverse SDE for torchsde.
+    sde = adapters.as_torchsde(diffode.exact_field("ring8", "vp"), eta=1.0)
+    torch.manual_seed(0)
+    span = torch.tensor([0.0, sde.start - sde.stop], dtype=torch.float64)
+    end = torchsde.sdeint(sde, torch.randn(200, 2, dtype=torch.float64), span, method="euler", dt=0.01)[-1]
+    print(f"torchsde: mean radius {float(end.norm(dim=1).mean()):.2f} of a ring of radius 5")
+
+
+if __name__ == "__main__":
+    main()
