@@ -11,8 +11,9 @@ from diffode.errors import DiffodeError
 from diffode.fields import Field
 from diffode.verify.check import Check
 
-#: Rounding of a batched evaluation against single rows, relative to the largest answer.
-_ROWS = 1e-7
+#: Rounding of a batched evaluation against single rows, relative to the largest answer: that of a network in float32, which
+#: may stand behind a cast to float64.
+_ROWS = 1e-5
 _FAILED = float("inf")
 
 
@@ -88,8 +89,7 @@ def _rows(field: Field, x: Tensor, t: float) -> tuple[float, str]:
     together = _call(field, x, t)
     apart = torch.cat([_call(field, x[i : i + 1], t) for i in range(len(x))])
     value = float((together - apart).abs().max()) / max(float(apart.abs().max()), 1e-300)
-    tolerance = torch.finfo(x.dtype).eps ** 0.5 if x.dtype == torch.float32 else _ROWS
-    if value > tolerance:
+    if value > _ROWS:
         return value, f"rows alone and in a batch differ by {value:.1e} at t={t:.4g}: batch statistics need eval mode"
     return 0.0 if x.dtype == torch.float32 else value, ""
 

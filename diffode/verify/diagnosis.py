@@ -205,7 +205,7 @@ def _fixes(asked: Reading, right: Reading) -> list[str]:
             "999 t": "it wants timesteps 0 to 999, not 0 to 1: call f(x, 999 * t)",
             "1000 t": "it wants timesteps 0 to 1000, not 0 to 1: call f(x, 1000 * t)",
             "sigma/alpha": "it wants the noise level, not the time: call f(x, path.rho(t))",
-            "log(sigma/alpha)/4": "it wants log(noise level)/4, EDM's c_noise: call f(x, path.rho(t).log() / 4)",
+            "log(sigma/alpha)/4": "it wants EDM's c_noise: call f(x, torch.as_tensor(path.rho(t)).log() / 4)",
         }
         fixes.append(words[right.time])
     if right.input != asked.input:

@@ -198,7 +198,9 @@ def pointwise(field: Field, where: Points, density: Density | None = None) -> li
             fokker_planck(field, where, density).check("Fokker-Planck equation", tolerance),
             score_is_gradient(field, where, density).check("score = grad log p", 1e-9 if tolerance == _EXACT else _DIFFERENCED),
         ]
-    found.append(views(field, where).check("Tweedie and conversions", 1e-12))
+    # Of a denoised point the noise is (x - alpha D)/sigma: rounding enters multiplied by |x|/sigma of the least level.
+    least = min(field.require_path("its views").sigma(t) for t in where.times) / field.scale
+    found.append(views(field, where).check("Tweedie and conversions", max(1e-12, 1e-12 / least if least else 1e-12)))
     if width <= _MOST_COORDINATES:
         few = Points(where.times, tuple(x[: 4 if width <= 8 else 1] for x in where.points))
         asymmetry, traces = jacobian(field, few)

@@ -64,7 +64,8 @@ def verify_field(
         data = truth.target.sample(4096, generator=seed) if data is None else data
         dim = truth.target.dim if dim is None else dim
     path = field.require_path("its law")
-    shape = (field.dim,) if field.dim else (dim,) if isinstance(dim, int) else tuple(dim or ())
+    given = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    shape = given or field.shape or ((field.dim,) if field.dim else ())
     try:
         source = truth if truth is not None else field
         where = typical_points(source, dim=shape or None, seed=seed)

@@ -112,7 +112,9 @@ def _object(found: Any, name: str, options: dict[str, Any]) -> Sampler:
     required = [
         p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    if len(required) >= 4 or "generator" in parameters:
+    if "generator" in parameters and parameters["generator"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return Sampler(name, lambda field, x, times, generator: found(field, x, times, generator=generator, **options))
+    if len(required) >= 4:
         return Sampler(name, lambda field, x, times, generator: found(field, x, times, generator, **options))
     return Sampler(name, lambda field, x, times, generator: found(field, x, times, **options))
 

@@ -271,7 +271,9 @@ def sampled_check(
         terms = forward_generator(field, flat, t, phi) if eta is None else reverse_generator(field, x, t, phi, eta)
         difference = (rates * phi.gradient).sum(1) - sum(terms)
         error = float(difference.std()) / math.sqrt(len(difference))
-        worst = max(worst, abs(float(difference.mean())) / max(error, 1e-300))
+        value = abs(float(difference.mean())) / max(error, 1e-300)
+        # max() would let a NaN pass.
+        worst = max(worst, value) if math.isfinite(value) else math.inf
     kind = "forward SDE" if eta is None else "flow" if eta == 0 else f"reverse SDE eta={eta:g}"
     return Check(f"weak form, Monte Carlo, {kind}", worst, _DEVIATIONS, f"standard errors, {len(data)} draws, t={t:.4g}")
 

@@ -1,0 +1,114 @@
+"""Cases in which a check could pass what is wrong, or call wrong what is right."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import diffode
+from diffode.errors import FieldError
+from diffode.verify import bounds, likelihood
+from diffode.verify.check import Check
+from diffode.verify.field import verify_field
+from diffode.verify.sampler import find_sampler
+from diffode.verify.verdict import check_sampler
+from diffode.verify.weak import sampled_check
+
+
+@pytest.fixture
+def exact():
+    return diffode.exact_field("bimodal1d", "vp")
+
+
+def test_a_callable_without_gradients_gives_no_likelihood_and_no_certificate(exact):
+    """A view derived from it has a gradient all the same."""
+    cut = diffode.Field.from_noise(lambda x, t: exact.noise(x, t).detach(), exact.path)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    for probes in (None, 4):
+        with pytest.raises(FieldError, match="no_grad"):
+            likelihood.log_likelihood(cut, x, **({} if probes is None else {"probes": probes, "generator": 0}))
+    with pytest.raises(FieldError, match="lipschitz="):
+        bounds.one_sided_lipschitz(cut, x, 0.5)
+
+
+def test_a_field_of_nan_fails_the_monte_carlo_weak_form(exact):
+    nothing = diffode.Field.from_velocity(lambda x, t: x * math.nan, exact.path)
+    check: Check = sampled_check(nothing, exact.target.sample(256, generator=0), 0.5, generator=0)
+    assert not check.passed
+
+
+@pytest.mark.parametrize("path", ["edm", "rectified_flow", "trigonometric", "sub_vp"])
+def test_a_right_denoiser_is_not_called_wrong(path):
+    exact = diffode.exact_field("ring8", path)
+    field = diffode.Field.from_denoised(exact.denoised, exact.path, scale=exact.scale)
+    report = verify_field(field, truth=exact)
+    assert report.passed, [c for c in report.checks if not c.passed]
+
+
+def test_a_network_in_float32_behind_a_cast_is_not_called_coupled():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2)
+    )
+
+    def velocity(x, t):
+        column = torch.as_tensor(t, dtype=torch.float32).expand(len(x))[:, None]
+        return net(torch.cat([x.float(), column], 1)).to(x.dtype)
+
+    field = diffode.Field.from_velocity(velocity, diffode.paths.get("rectified_flow"))
+    x = field.path.prior((7, 2), generator=0)
+    with torch.no_grad():
+        assert diffode.solve(field, x, solver="dpmpp:order=2", nfe=5).success
+        assert diffode.solve(field, x, solver="rk_adaptive:rtol=1e-3,atol=1e-3").success
+
+
+@pytest.mark.parametrize("path", ["rectified_flow", "trigonometric", "vp_cosine"])
+def test_the_certificate_of_a_shifted_gaussian_is_an_equality_on_every_path(path):
+    """The flow's bound is met by a score that is off by a constant shift of the mean, whatever the schedule."""
+    right, shifted = (diffode.exact_field(diffode.GaussianMixture([1.0], [[m]], [[0.25]]), path) for m in (0.0, 0.3))
+    on = right.path
+    found = bounds.certificate(
+        right, shifted, lipschitz=lambda t: -1 / (0.25 * on.alpha(t) ** 2 + on.sigma(t) ** 2), coupled=16
+    )
+    # Starts are the same, and the shift moves all ends alike.
+    assert found.flow.integral == pytest.approx(found.coupled, rel=1e-4)
+
+
+def make(change):
+    def sampler(field, x, times):
+        for s, t in itertools.pairwise(times):
+            x = x + (t - s) * field.velocity(x, s)
+        return change(x)
+
+    return sampler
+
+
+def test_a_leak_that_spares_the_first_row_is_found():
+    leaking = make(lambda x: torch.cat([x[:1], x[1:] + 1e-5 * x[:-1]]))
+    findings = {f.topic: f for f in check_sampler(find_sampler(leaking, order=1)).findings}
+    assert findings["batches"].passed is False
+
+
+def test_a_sampler_that_fails_on_its_second_size_of_batch_gets_a_verdict():
+    kept = []
+
+    def stale(field, x, times):
+        kept.append(x)
+        return make(lambda y: y + 0 * kept[0])(field, x, times)
+
+    verdict = check_sampler(find_sampler(stale, order=1))
+    assert not verdict.passed
+
+
+def test_a_generator_is_passed_by_its_name():
+    def sampler(field, x, times, eta=0.0, generator=None):
+        assert isinstance(generator, torch.Generator)
+        return make(lambda y: y + eta)(field, x, times)
+
+    def keyword(field, x, times, *, generator):
+        return sampler(field, x, times, generator=generator)
+
+    for one in (sampler, keyword):
+        findings = {f.topic: f for f in check_sampler(find_sampler(one, order=1)).findings}
+        assert findings["runs"].passed is not False
