@@ -112,3 +112,51 @@ def test_a_generator_is_passed_by_its_name():
     for one in (sampler, keyword):
         findings = {f.topic: f for f in check_sampler(find_sampler(one, order=1)).findings}
         assert findings["runs"].passed is not False
+
+
+# What surviving mutants showed no test to look at.
+
+
+def test_a_row_that_uses_a_later_row_is_refused():
+    from diffode.tableau import Row, Tableau
+
+    rows = (Row(1.0), Row(0.5, {0: 1.0, 2: 1.0}), Row(0.1, {0: 1.0}))
+    with pytest.raises(diffode.errors.ArgumentError, match="row 1 uses row 2"):
+        Tableau("noise", rows, (0, 2))
+
+
+@pytest.mark.parametrize("view", ["velocity", "noise", "denoised", "score"])
+def test_every_kind_of_own_function_is_taken_as_it_is_named(view, exact):
+    from diffode.fields.own import own_field
+
+    made = getattr(diffode.Field, f"from_{view}")(getattr(exact, view), exact.path)
+    assert made.scale == 1
+    own = own_field(getattr(exact, view), view, exact.path)
+    assert own.prediction == made.prediction == view
+    x = torch.ones(2, 1, dtype=torch.float64)
+    torch.testing.assert_close(own.denoised(x, 0.5), exact.denoised(x, 0.5), rtol=1e-10, atol=1e-10)
+
+
+def test_adaptive_solvers_end_their_progress_at_all_of_it(exact):
+    seen = []
+    x = exact.prior(2, generator=0)
+    diffode.solve(exact, x, solver="rk_adaptive:rtol=1e-3,atol=1e-3", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 1)]
+
+
+def test_edms_churn_is_at_most_the_root_of_two():
+    """gamma <= sqrt(2) - 1, table 5 of arXiv 2206.00364: a level is raised to sqrt(2) times itself at most."""
+    path = diffode.paths.get("edm")
+    table = diffode.solvers.get("edm_stochastic:churn=1000,noise_to=500").tableau(path, [10.0, 1.0, 0.1])
+    assert float(table.times[1]) == pytest.approx(10 * math.sqrt(2), rel=1e-12)
+
+
+def test_each_wrong_option_of_the_cosine_path_is_refused_alone():
+    for options in ({"s": 1.5}, {"t_max": 1.2}):
+        with pytest.raises(diffode.errors.ArgumentError, match="vp_cosine"):
+            diffode.paths.VPCosine(**options)
+
+
+def test_weights_of_a_mixture_are_a_list():
+    with pytest.raises(diffode.errors.ArgumentError, match="weights"):
+        diffode.GaussianMixture(1.0, [[0.0]], [1.0])
