@@ -160,3 +160,8 @@ def test_each_wrong_option_of_the_cosine_path_is_refused_alone():
 def test_weights_of_a_mixture_are_a_list():
     with pytest.raises(diffode.errors.ArgumentError, match="weights"):
         diffode.GaussianMixture(1.0, [[0.0]], [1.0])
+
+
+def test_a_grid_that_does_not_exist_is_not_held_against_the_sampler():
+    with pytest.raises(diffode.errors.UnknownNameError, match="nogrid"):
+        find_sampler("ddim", grid="nogrid")

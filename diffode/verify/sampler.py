@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode import solvers
+from diffode import grids, solvers
 from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
 from diffode.fields import Field
@@ -73,6 +73,9 @@ def find_sampler(
     kept = {key: value for key, value in changes.items() if value is not None}
     if path is not None:
         get_path(path)
+    if grid is not None:
+        # A name that is none is the caller's mistake, not the sampler's.
+        grids.registry.make(grid)
     return Sampler(**{**vars(found), **kept})
 
 
