@@ -34,6 +34,18 @@ def score_network(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return vp.noise(x, labels.double() / 999)
 
 
+class AzulaDenoiser:
+    """azula: denoiser(x, t).mean on denoiser.schedule(t) = (alpha, sigma), t from 0 to 1; here its VE schedule."""
+
+    @staticmethod
+    def schedule(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones_like(t), 0.002 * (80 / 0.002) ** t
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> "AzulaDenoiser":
+        self.mean = edm.denoised(x, float(self.schedule(t)[1]))
+        return self
+
+
 class DiffusersScheduler:
     """What is read of a scheduler of diffusers; pass the real one, scheduler = DDPMScheduler()."""
 
@@ -51,6 +63,7 @@ def main() -> None:
         "EDM": adapters.from_edm(denoiser, data=data),
         "diffusers": adapters.from_diffusers(unet, DiffusersScheduler(), data=data),
         "score_sde": adapters.from_score_sde(score_network, "vp", data=data),
+        "azula": adapters.from_azula(AzulaDenoiser(), data=data),
         "torchsde": adapters.from_torchsde(adapters.as_torchsde(vp), "vp", dim=2, data=data),
     }
     for name, field in fields.items():

@@ -3,6 +3,8 @@
 Run it with ``python examples/into_other_libraries.py``.
 """
 
+import importlib.util
+
 import torch
 import torchdiffeq
 import torchsde
@@ -29,6 +31,19 @@ def main() -> None:
     theirs = torchdiffeq.odeint(adapters.as_torchdiffeq(flow), y, times, method="midpoint")[-1]
     ours = adapters.odeint(adapters.as_torchdiffeq(flow), y, times, method="midpoint")[-1]
     print(f"torchdiffeq's odeint and ours: differ by {float((theirs - ours).abs().max()):.1e}")
+
+    # A solver as a sampler of azula, on its own denoisers and schedules; it needs azula (pip install --no-deps azula einops).
+    if importlib.util.find_spec("azula"):
+        from azula.denoise import GaussianDenoiser
+        from azula.linalg.covariance import DiagonalCovariance
+        from azula.noise import VPSchedule
+        from azula.sample import DDIMSampler
+
+        mean, variance = torch.zeros(2, dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64)
+        denoiser = GaussianDenoiser(mean, DiagonalCovariance(variance), VPSchedule())
+        options = {"steps": 10, "silent": True, "dtype": torch.float64}
+        ends = [make(denoiser, **options)(x / 80) for make in (DDIMSampler, adapters.as_azula_sampler("ddim"))]
+        print(f"azula's DDIM and ours: differ by {float((ends[0] - ends[1]).abs().max()):.1e}")
 
     # A field's reverse SDE for torchsde.
     sde = adapters.as_torchsde(diffode.exact_field("ring8", "vp"), eta=1.0)
