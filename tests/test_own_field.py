@@ -26,6 +26,18 @@ SOURCE = """
     def image(x, t):
         return 0.9 * x
 
+    net = torch.nn.Linear(2, 2)
+    net.forward = lambda x, t, inner=net.forward: inner(x)
+
+    def broken():
+        raise KeyError("weights")
+
+    def nothing(x, t):
+        return x / 0
+
+    def raises(x, t):
+        raise ValueError("no weights")
+
     def make():
         flow = diffode.exact_field("moons", "rectified_flow")
         return adapters.from_flow_matching(lambda x, t: -flow.velocity(x, 1 - t.double()), scale=0.7)
@@ -100,8 +112,11 @@ def test_a_trained_network_by_name(place):
     [
         (("--field", "ring8"), "not a field of your own"),
         (("--path", "vp"), "go with --field"),
-        (("--field", "mine.py:noise", "--dim", "2"), "kind"),
-        (("--field", "mine.py:noise", "--kind", "noise"), "dim"),
+        (("--field", "mine.py:noise", "--path", "vp", "--dim", "2"), "kind"),
+        (("--field", "mine.py:noise", "--kind", "noise", "--dim", "2"), "--path edm"),
+        (("--field", "mine.py:make", "--path", "vp"), "is on path rectified_flow"),
+        (("--field", "mine.py:broken", "--path", "vp"), "raised KeyError: 'weights'"),
+        (("--field", "mine.py:noise", "--kind", "noise", "--path", "vp"), "dim"),
         (("--field", "mine.py:noise", "--kind", "noise", "--dim", "2x"), "shape such as"),
         (("--field", "mine.py:nois", "--kind", "noise", "--dim", "2"), "did you mean"),
         (("--field", "other.py:noise", "--kind", "noise", "--dim", "2"), "does not exist"),
@@ -120,6 +135,30 @@ def test_sample_writes_images_of_an_own_field(place):
     assert facts["nfe"] == 5
     assert (place / "own.png").stat().st_size > 2000
     assert "go with a field of your own" in diffode("sample", "ring8", "--kind", "noise", cwd=place, code=2).stderr
+
+
+def test_a_network_in_float32_is_called_in_float32(place):
+    done = diffode("sample", "mine.py:net", "--kind", "velocity", "--path", "rectified_flow", "--dim", "2", "-n", "9",
+                   "--nfe", "5", "--json", cwd=place)  # fmt: skip
+    assert json.loads(done.stdout)["mean_endpoint_error"] > 0
+
+
+def test_a_field_that_raises_is_named_without_a_traceback(place):
+    done = diffode("sample", "mine.py:raises", "--kind", "noise", "--path", "vp", "--dim", "2", cwd=place, code=2)
+    assert "can't be called with x of torch.float64" in done.stderr
+    assert "ValueError: no weights" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_benchmark_without_one_number_fails(place):
+    options = ("--kind", "noise", "--path", "vp", "--dim", "2")
+    done = diffode("bench", "small.toml", "--field", "mine.py:nothing", *options, cwd=place, code=3)
+    assert "failures" in done.stdout
+
+
+def test_verify_takes_trained_networks(place):
+    done = diffode("verify", "trained:ring8", "--json", cwd=place, code=1)
+    assert {"deterministic", "finite"} <= {check["name"] for check in json.loads(done.stdout)["checks"]}
 
 
 def test_texts_are_read_back_as_they_are_written():

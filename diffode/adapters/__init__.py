@@ -25,6 +25,7 @@ _PLACES = {
     "from_torchsde": "adapters.sdes",
     "guided": "adapters.guidance",
     "odeint": "adapters.flows",
+    "shared": "fields.model",
 }
 
 __all__ = [*_PLACES, "DiffodeScheduler", "as_diffusers_scheduler"]
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from diffode.adapters.guidance import guided
     from diffode.adapters.samplers import as_azula_sampler, as_k_diffusion_sampler
     from diffode.adapters.sdes import from_torchsde
+    from diffode.fields.model import shared
     from diffode.fields.outward import as_flow_matching, as_k_diffusion, as_torchdiffeq, as_torchsde
 
 

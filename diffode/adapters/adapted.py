@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from diffode.adapters.network import Model
 from diffode.errors import ArgumentError, ConventionWarning
 from diffode.fields import Field, Prediction
 from diffode.fields.field import Function
+from diffode.fields.model import Model
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
 
@@ -62,16 +63,16 @@ class AdaptedField(Field):
 
     def check_once(self, x: Tensor, t: float) -> None:
         """The probe of every field, and once a look at the noise end."""
-        with self._model.probing():
-            super().check_once(x, t)
-            if not self._looked and len(x):
-                self._looked = True
+        super().check_once(x, t)
+        if not self._looked and len(x):
+            self._looked = True
+            with self._model.probing():
                 self._look(x)
 
-    def check_times(self, x: Tensor, t: float, end: float) -> None:
-        """The probe of every field, with a time for every row."""
-        with self._model.probing():
-            super().check_times(x, t, end)
+    @contextmanager
+    def rows(self, index: Tensor) -> Iterator[None]:  # noqa: D102
+        with self._model.rows(index):
+            yield
 
     def _look(self, x: Tensor) -> None:
         """What every denoiser does, whatever the data: ignores its input where that is all noise, and never falls with it."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffode.adapters.adapted import AdaptedField, usual_mistakes
-from diffode.adapters.network import Model, row_times, single_time
 from diffode.errors import ArgumentError
 from diffode.fields import Field, columns
+from diffode.fields.model import Model, row_times, single_time
 from diffode.paths import EDM, VP, FunctionPath, Path, SubVP
 from diffode.paths import get as get_path
 
@@ -126,7 +126,7 @@ def from_azula(
     """A field from a denoiser of azula's: ``denoiser(x, t).mean`` on ``denoiser.schedule``, whose t lies in [0, 1]."""
     called, path = Model(denoiser, "denoiser", extra), azula_path(getattr(denoiser, "schedule", None))
     # Its own denoisers take a single time.
-    mean = single_time(lambda x, t: called(x, x, torch.as_tensor(t, dtype=torch.float64, device=x.device)))
+    mean = single_time(called, lambda x, t: called(x, x, torch.as_tensor(t, dtype=torch.float64, device=x.device)))
     return AdaptedField(
         mean, "denoised", path, model=called, name="azula's denoiser", mistakes=usual_mistakes(mean, "denoised"),
         scale=scale, data=data,

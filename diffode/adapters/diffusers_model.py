@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from diffode.adapters.adapted import AdaptedField, Mistakes
-from diffode.adapters.network import Model, row_times
 from diffode.errors import ArgumentError
 from diffode.fields import Field, Prediction, columns
 from diffode.fields.field import Function
+from diffode.fields.model import Model, row_times
 from diffode.paths import EDM, Path, RectifiedFlow, Tabulated
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]

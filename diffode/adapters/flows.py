@@ -12,10 +12,10 @@ from torch import Tensor
 
 from diffode import solvers
 from diffode.adapters.adapted import AdaptedField, Mistakes, usual_mistakes
-from diffode.adapters.network import Model, row_times, single_time
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.fields.field import Function
+from diffode.fields.model import Model, row_times, single_time
 from diffode.paths import FunctionPath, Path
 from diffode.paths import get as get_path
 
@@ -38,7 +38,7 @@ def from_torchdiffeq(
     """
     model = Model(function, "function", extra)
     on = None if path is None else get_path(path)
-    velocity = single_time(lambda x, t: model(x, torch.as_tensor(t, dtype=x.dtype, device=x.device), x))
+    velocity = single_time(model, lambda x, t: model(x, torch.as_tensor(t, dtype=x.dtype, device=x.device), x))
     mistakes = usual_mistakes(velocity, "velocity")
     if on is not None and on.t_max <= 1:
         mistakes["its data lie at t = 1: use from_flow_matching(f, order='t, x')"] = (
@@ -90,7 +90,7 @@ def from_flow_matching(
     if order == "x, t":
         theirs = lambda x, t: called(x, x, row_times(t, x))  # noqa: E731
     else:
-        theirs = single_time(lambda x, t: called(x, torch.as_tensor(t, dtype=torch.float64, device=x.device), x))
+        theirs = single_time(called, lambda x, t: called(x, torch.as_tensor(t, dtype=torch.float64, device=x.device), x))
     mistakes: Mistakes = {
         "its sign is wrong: it points from data to noise; return -model": ("velocity", lambda x, t: theirs(x, 1 - t)),
         "its data lie at t = 0: use from_torchdiffeq, or Field.from_velocity": ("velocity", theirs),

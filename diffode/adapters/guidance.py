@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import SupportsFloat
 
 from torch import Tensor
 
@@ -25,15 +28,37 @@ def guided(conditional: Field, unconditional: Field, weight: float) -> Field:
     for name, field in (("conditional", conditional), ("unconditional", unconditional)):
         if not isinstance(field, Field):
             raise ArgumentError(f"{name} must be a diffode field, got {type(field).__name__}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    # NumPy's numbers are numbers too.
+    if isinstance(weight, bool) or not isinstance(weight, SupportsFloat) or not math.isfinite(weight):
         raise ArgumentError(f"weight must be a number (1 is the conditional field alone), got {weight!r}")
     if (conditional.path and conditional.path.spec) != (unconditional.path and unconditional.path.spec):
         raise ArgumentError("both fields must be on the same path: guidance mixes their predictions at the same x and t")
-    view = conditional.prediction
+    view, weight = conditional.prediction, float(weight)
 
     def predict(x: Tensor, t: float | Tensor) -> Tensor:
         base = unconditional.predict(view, x, t)
         return base + weight * (conditional.predict(view, x, t) - base)
 
     calls = conditional.calls + unconditional.calls
-    return Field(predict, view, conditional.path, scale=conditional.scale, calls=calls)
+    field = GuidedField(predict, view, conditional.path, scale=conditional.scale, calls=calls)
+    field.members = (conditional, unconditional)
+    field.dim, field.shape = conditional.dim, conditional.shape
+    return field
+
+
+class GuidedField(Field):
+    """What :func:`guided` makes: both its ``members`` are held against their conventions before the first run."""
+
+    members: tuple[Field, ...] = ()
+
+    def check_once(self, x: Tensor, t: float) -> None:  # noqa: D102
+        for member in self.members:
+            member.check_once(x, t)
+        super().check_once(x, t)
+
+    @contextmanager
+    def rows(self, index: Tensor) -> Iterator[None]:  # noqa: D102
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.rows(index))
+            yield

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from diffode.adapters.adapted import AdaptedField, Mistakes
-from diffode.adapters.network import Model, single_time
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.fields.field import Function
+from diffode.fields.model import Model, single_time
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.randomness import generator_from, normal
@@ -57,7 +57,7 @@ def from_torchsde(
             added = sign * drift(x, when, x.flatten(1)).reshape(x.shape) + on.drift(t) * x
             return added / ((1 + eta**2) / 2 * on.diffusion(t) ** 2)
 
-        return single_time(one_time)
+        return single_time(drift, one_time)
 
     mistakes: Mistakes = {"the sign of its drift is wrong: torchsde's time s = t_max - t runs forward": ("score", score(-1.0))}
     return AdaptedField(score(1.0), "score", on, model=drift, name="the reverse SDE", mistakes=mistakes, scale=scale, data=data)

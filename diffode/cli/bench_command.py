@@ -49,7 +49,7 @@ def command(
     output: str,
     store: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Run SUITE (quick, full, or a TOML file), print a ranked table and write a report folder.
 
     Stored results are not computed again; a killed run goes on where it stopped. Failed runs are rows with a reason. With
@@ -87,6 +87,8 @@ def command(
             chosen, results, FilePath(output) / chosen.name, command=rerun_command(suite, imports, seeds, own), jobs=jobs
         )
     print_ranking(chosen, results, page, as_json)
+    # A page without one number in it is no result.
+    return 3 if all(r.status != "ok" for r in results) else 0
 
 
 def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) -> Suite:
@@ -114,7 +116,7 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
 
     known = known_truth or field.startswith("trained:")
     measured = ("endpoint", "model", "total") if known else ("endpoint",)
-    on = path_of(field, path or "edm").spec if path is None else path
+    on = path_of(field, path).spec
     # One problem instead of many: it is measured with the points and the tolerance of the first.
     first = replace(suite.cells[0], target=field, path=on, metrics=measured)
     cells = (replace(first, seed=c.seed, grid=c.grid, solver=c.solver, nfe=c.nfe) for c in suite.cells)

@@ -14,7 +14,7 @@ from diffode.cli.output import field_options, field_text, json_option, print_jso
 @click.argument("target")
 @field_options
 @click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
-@click.option("--path", default="edm", show_default=True, help="Path spec.")
+@click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @click.option("--grid", default="karras", show_default=True, help="Grid spec.")
 @click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help="Budget of evaluations.")
 @click.option("-n", "--points", type=click.IntRange(1, 10**8), default=1000, show_default=True, help="Number of samples.")
@@ -28,7 +28,7 @@ def command(
     scale: float | None,
     truth: str | None,
     solver: str,
-    path: str,
+    path: str | None,
     grid: str,
     nfe: int,
     points: int,
@@ -75,7 +75,7 @@ def command(
     some = min(points, 256)
     error = None
     if not (solution.tableau and solution.tableau.draws):
-        exact = reference(field, start[:some], first, last, tolerance_of(target, path, 1e-7))
+        exact = reference(field, start[:some], first, last, tolerance_of(target, on.spec, 1e-7))
         error = float((solution.x[:some] - exact.x).flatten(1).norm(dim=1).mean())
     title = f"{target}, {solver} on {on.spec}, NFE {solution.nfe}"
     picture_shape = shape if FieldText.names(target) else targets.card(target).shape

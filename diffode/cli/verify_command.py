@@ -14,14 +14,12 @@ _DEFAULT_PICTURE = "diffode-verify.png"
 
 @click.command("verify")
 @click.argument("field")
-@click.option("--path", default="edm", show_default=True, help="Path spec.")
+@click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @click.option("--kind", default=None, help="What a function of your own gives: velocity, noise, denoised or score.")
 @click.option("--target", default=None, help="Target that your field is to be the field of; gives it density and data.")
 @click.option("--density", default=None, help="MODULE:ATTR of log p(x, t) of your field.")
 @click.option("--dim", default=None, help="Coordinates a row of x has, or the shape of a row such as 3x32x32.")
-@click.option(
-    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Root mean variance of its data."
-)
+@click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data.")
 @click.option("--symbolic", is_flag=True, help="SymPy's proofs and closed forms to 50 digits as well.")
 @click.option("--derivation", is_flag=True, help="Print the derivation of both equations as LaTeX and end.")
 @click.option("--picture", default=_DEFAULT_PICTURE, show_default=True, help="PNG of where the residual lives.")
@@ -29,12 +27,12 @@ _DEFAULT_PICTURE = "diffode-verify.png"
 @json_option
 def command(
     field: str,
-    path: str,
+    path: str | None,
     kind: str | None,
     target: str | None,
     density: str | None,
     dim: str | None,
-    scale: float,
+    scale: float | None,
     symbolic: bool,
     derivation: bool,
     picture: str,
@@ -59,28 +57,23 @@ def command(
     from diffode import fields, paths, targets
     from diffode.errors import ArgumentError
     from diffode.extensions import load_attribute
-    from diffode.fields.own import FieldText, own_field, row_shape
+    from diffode.fields.own import FieldText, row_shape
     from diffode.verify.field import verify_field
     from diffode.verify.picture import save_residuals
 
     file = FilePath(picture)
     if file.suffix != ".png" or not file.parent.is_dir():
         raise ArgumentError(f"picture must be a .png in a folder that exists, got {picture!r}")
-    on = paths.get(path)
     options: dict[str, Any] = {"seed": seed}
     if FieldText.names(field):
-        own = own_field(load_attribute(field), kind, on, scale)
-        options["dim"] = None if dim is None else row_shape(dim)
+        own = FieldText(field, kind, None if dim is None else row_shape(dim), scale, target).field(path)
+        options |= {"dim": own.shape, "truth": own.truth if target else None}
         if density is not None:
             options["density"] = load_attribute(density)
-        if target is not None:
-            options["truth"] = fields.exact_field(targets.get(target), own.require_path("a target"))
-        if options["dim"] is None and target is None and own.dim is None:
-            raise ArgumentError("dim is needed: --dim with the number of coordinates of a row, or its shape such as 3x32x32")
     else:
         if kind or density or target or dim:
             raise ArgumentError(f"--kind, --density, --target and --dim go with a field of your own, not with target {field!r}")
-        own = fields.exact_field(targets.get(field), on)
+        own = fields.exact_field(targets.get(field), paths.get(path or "edm"))
     report = verify_field(own, **options)
     checks = [*report.checks]
     if symbolic:

@@ -7,13 +7,14 @@ With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError, FieldError
+from diffode.errors import ArgumentError, DiffodeError, FieldError
 from diffode.paths import Path
 from diffode.targets.target import Scalar
 
@@ -151,13 +152,7 @@ class Field:
     def check_gradient(self, x: Tensor, t: float) -> None:
         """Raise FieldError unless the callable itself can be differentiated in x: a view derived from it always seems so."""
         with torch.enable_grad():
-            try:
-                answer = self._function(x.detach().requires_grad_(True), t)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                raise FieldError(
-                    f"the field can't be called with x of {x.dtype} and shape {tuple(x.shape)}: {error}; give it rows of its "
-                    "own shape (dim=), and wrap a float32 network as lambda x, t: net(x.float(), t).to(x.dtype)"
-                ) from error
+            answer = self._tried(x.detach().requires_grad_(True), t)
         if not (isinstance(answer, Tensor) and answer.requires_grad):
             raise FieldError(
                 "the field can't be differentiated: its answer has no gradient in x; remove no_grad, detach and NumPy from it"
@@ -173,14 +168,16 @@ class Field:
         """Probe the callable before its first run: shape, dtype, finiteness, independence of rows. Not counted."""
         if not self._unprobed or x.shape[0] == 0:
             return
-        pair = torch.stack([x[0], x[-1]]) if x.shape[0] > 1 else x[:1]
+        ends = torch.tensor([0, len(x) - 1] if len(x) > 1 else [0], device=x.device)
+        pair = x[ends]
         kept = pair.clone()
-        answer = self._function(pair, t)
+        with self.rows(ends):
+            answer = self._tried(pair, t)
         if not torch.equal(pair, kept):
             raise FieldError("the field writes into its x; work on a copy (x.clone()) or without in-place operations")
         self._check_answer(pair, t, answer)
         if len(pair) == 2 and not torch.equal(pair[0], pair[1]):
-            self._check_rows(pair, t, answer)
+            self._check_rows(pair, ends, t, answer)
             # Only now has everything been looked at; one row alone says nothing of batch mates.
             self._unprobed = False
 
@@ -194,19 +191,39 @@ class Field:
         times = torch.lerp(torch.full((), t, dtype=torch.float64), torch.full((), end, dtype=torch.float64),
                            torch.linspace(0, 0.5, count, dtype=torch.float64)).to(x.device)  # fmt: skip
         advice = "make them columns of x's dtype, t.to(x.dtype).reshape(-1, 1), where t is a tensor"
+        first = torch.zeros(count, dtype=torch.int64, device=x.device)
         try:
-            answer = self._function(rows, times)
+            with self.rows(first):
+                answer = self._function(rows, times)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise FieldError(f"the field can't take a time for every row, t of shape (B,): {error}; {advice}") from error
         try:
             self._check_answer(rows, t, answer)
         except FieldError as error:
             raise FieldError(f"asked with a time for every row, t of shape (B,), {error}; {advice}") from error
-        alone = torch.cat([self._function(rows[i : i + 1], float(times[i])) for i in range(count)])
+        with self.rows(first[:1]):
+            alone = torch.cat([self._function(rows[i : i + 1], float(times[i])) for i in range(count)])
         size = max(float(alone.detach().abs().max()), 1e-300)
         if float((alone - answer).detach().abs().max()) > _SAME * size:
             raise FieldError(f"asked with a time for every row, t of shape (B,), the field gives other answers; {advice}")
         self._untimed = False
+
+    @contextmanager
+    def rows(self, index: Tensor) -> Iterator[None]:
+        """While its calls are for these rows of a batch only, (n,): a model's arguments of every row are taken along."""
+        yield
+
+    def _tried(self, x: Tensor, t: float) -> Tensor:
+        try:
+            return self._function(x, t)
+        except DiffodeError:
+            raise
+        except Exception as error:  # anyone's function may raise anything
+            raise FieldError(
+                f"the field can't be called with x of {x.dtype} and shape {tuple(x.shape)} at t={t:g}: "
+                f"{type(error).__name__}: {error}; give it rows of its own shape (dim=), and wrap a float32 network as "
+                "lambda x, t: net(x.float(), t).to(x.dtype)"
+            ) from error
 
     def _check_answer(self, x: Tensor, t: float, answer: object) -> None:
         if not isinstance(answer, Tensor):
@@ -218,8 +235,12 @@ class Field:
         if not bool(torch.isfinite(answer).all()):
             raise FieldError(f"the field returned non-finite values at t={t:g} for the first rows of x")
 
-    def _check_rows(self, pair: Tensor, t: float, answer: Tensor) -> None:
-        alone = torch.cat([self._function(pair[:1], t), self._function(pair[1:], t)])
+    def _check_rows(self, pair: Tensor, ends: Tensor, t: float, answer: Tensor) -> None:
+        answers = []
+        for i in range(2):
+            with self.rows(ends[i : i + 1]):
+                answers.append(self._function(pair[i : i + 1], t))
+        alone = torch.cat(answers)
         self._check_answer(pair, t, alone)
         size = max(float(answer.detach().abs().max()), 1e-300)
         error = float((alone - answer).detach().abs().max()) / size

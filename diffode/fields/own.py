@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import load_attribute
 from diffode.fields.exact import exact_field
-from diffode.fields.field import PREDICTIONS, Field, Prediction
+from diffode.fields.field import PREDICTIONS, Field, Function, Prediction
+from diffode.fields.model import Model
 from diffode.fields.trained import trained
 from diffode.paths import Path
 from diffode.paths import get as get_path
@@ -27,26 +29,42 @@ def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.
     Args:
         found: the object.
         kind: what a plain callable gives: velocity, noise, denoised or score.
-        path: the path of a plain callable.
+        path: the path of a plain callable; a :class:`Field` has one of its own, which must be the same if this is given.
         scale: root mean variance of its data.
 
     Raises:
         ArgumentError: if it is none of these, or ``kind`` or ``path`` is missing.
     """
     if not isinstance(found, Field) and callable(found) and kind is None and not _wants_arguments(found):
-        found = found()
+        try:
+            found = found()
+        except DiffodeError:
+            raise
+        except Exception as error:  # anyone's function may raise anything
+            raise ArgumentError(f"the function that makes the field raised {type(error).__name__}: {error}") from error
     if isinstance(found, Field):
         if kind is not None and kind != found.prediction:
             raise ArgumentError(f"kind={kind!r} goes with a plain function; this field gives its {found.prediction}")
+        if path is not None and path.spec != (found.path and found.path.spec):
+            own = f"is on path {found.path.spec}" if found.path else "has no path"
+            raise ArgumentError(f"path={path.spec!r} goes with a plain function; this field {own}: leave path (--path) out")
         return found
     if not callable(found):
         raise ArgumentError(f"expected a diffode Field or a function fn(x, t), got {type(found).__name__}")
     if kind not in PREDICTIONS:
         raise ArgumentError(f"kind must say what fn(x, t) gives: one of {', '.join(PREDICTIONS)}; got {kind!r}")
     if path is None:
-        raise ArgumentError("a plain function needs a path: path='edm', or another of diffode.paths.names()")
+        raise ArgumentError("a plain function needs a path: path='edm' (--path edm), or another of diffode.paths.names()")
     known: Prediction = next(p for p in PREDICTIONS if p == kind)
-    return Field(found, known, path, scale=scale)
+    owner = getattr(found, "__self__", found)
+    # A network is called in its own dtype, as its library would.
+    function = _in_its_own_dtype(found) if isinstance(owner, nn.Module) else found
+    return Field(function, known, path, scale=scale)
+
+
+def _in_its_own_dtype(network: Callable[..., Tensor]) -> Function:
+    model = Model(network, "the network")
+    return lambda x, t: model(x, x, t)
 
 
 @dataclass(frozen=True)
@@ -98,13 +116,16 @@ class FieldText:
 
     def field(self, path: Path | str | None) -> Field:
         """The field; its ``shape`` is known afterwards, its ``truth`` where a target is named."""
-        on = None if path is None else get_path(path)
         library, _, name = self.place.partition(":")
         if library == "trained":
-            return trained(name, on or "edm")
+            return trained(name, "edm" if path is None else get_path(path))
         scale = self.scale
         exact_scale = get_target(self.target).scale if self.target else None
         found = load_attribute(self.place)
+        if isinstance(found, Field) and found.path is not None and path in (found.path, found.path.spec):
+            # A path that was given by numbers or functions has no spec that could be read.
+            path = None
+        on = None if path is None else get_path(path)
         if isinstance(found, Field) or (callable(found) and self.kind is None and not _wants_arguments(found)):
             own = own_field(found, self.kind, on)
             if scale is not None:

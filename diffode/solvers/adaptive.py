@@ -98,7 +98,8 @@ class Adaptive(DirectSolver):
             wish = rows.step
             left = stop - rows.at
             rows.step = torch.minimum(wish, left)
-            z, ratio, slope = self.attempt(flow, rows)
+            with flow.field.rows(active):
+                z, ratio, slope = self.attempt(flow, rows)
             finite = torch.isfinite(ratio) & torch.isfinite(z).all(1)
             ratio = torch.where(finite, ratio, math.inf)
             good = ratio <= 1

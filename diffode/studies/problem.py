@@ -19,13 +19,13 @@ _ROUNDINGS = 100
 
 
 @functools.lru_cache(maxsize=64)
-def field_of(target: str, path: str) -> Field:
-    """The field of a cell, by the cell's target and path; a field that has a path of its own keeps it."""
+def field_of(target: str, path: str | None) -> Field:
+    """The field of a cell, by the cell's target and path; without a path, a field's own, EDM's for a target."""
     if FieldText.names(target):
         field = FieldText.read(target).field(path)
         field.require_path("a study")
         return field
-    return fields.exact_field(targets.get(target), paths.get(path))
+    return fields.exact_field(targets.get(target), paths.get(path or "edm"))
 
 
 def shape_of(field: Field) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def tolerance_of(target: str, path: str, tolerance: float) -> float:
     return min(1e-3, max(tolerance, _ROUNDINGS * noise_of(field, x, t)))
 
 
-def path_of(target: str, path: str) -> Path:
+def path_of(target: str, path: str | None) -> Path:
     """The path of a cell."""
     return field_of(target, path).require_path("a study")
 

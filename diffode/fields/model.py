@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,31 @@ from torch import Tensor, nn
 from diffode.errors import ArgumentError, FieldError
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What :func:`shared` makes."""
+
+    value: Any
+
+
+def shared(value: Any) -> Shared:
+    """An extra argument of a model without an axis of rows, such as the positions of patches: every call gets all of it.
+
+    >>> from diffode.adapters import from_k_diffusion
+    >>> places = torch.zeros(5, 2)
+    >>> field = from_k_diffusion(lambda x, sigma, places: 0 * x, extra={"places": shared(places)})
+    """
+    return Shared(value)
+
+
 class Model:
     """A network or function of another library; floating-point arguments are cast to its dtype, the answer back to x's.
 
     Args:
         model: the network, or any callable.
         name: what to call it in errors.
-        extra: keyword arguments that every call gets (class labels, a prompt's embedding); a tensor of one row is repeated for
-            every row of the batch.
+        extra: keyword arguments that every call gets (class labels, a prompt's embedding); a tensor has a row for
+            every row of the batch or one for all, also inside of dictionaries and lists; else it is :func:`shared`.
         channels: whether the answer may have twice as many channels, the first half being the prediction (a learned variance).
         narrow_times: whether times are cast to half precision with a model of that precision; else they stay float32.
 
@@ -39,11 +57,14 @@ class Model:
             raise ArgumentError(f"{name} must be a network or a function, got {type(model).__name__}")
         self.model, self.name, self.extra = model, name, dict(extra or {})
         self._channels, self._narrow_times, self._probing = channels, narrow_times, False
+        self._rows: Tensor | None = None
         self.dtype: torch.dtype | None = None
         self.device: torch.device | None = None
-        if isinstance(model, nn.Module):
-            _check_mode(model, name)
-            for tensor in (*model.parameters(), *model.buffers()):
+        # A method of a network has the network's dtype and mode as well.
+        owner = getattr(model, "__self__", model)
+        if isinstance(owner, nn.Module):
+            _check_mode(owner, name)
+            for tensor in (*owner.parameters(), *owner.buffers()):
                 if tensor.is_floating_point():
                     self.dtype, self.device = tensor.dtype, tensor.device
                     break
@@ -54,7 +75,7 @@ class Model:
         """The answer for the rows of x, in x's dtype and on its device; the other arguments are as the model wants them."""
         put = self._put(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            answer = self.model(*map(put, arguments), **{k: put(v) for k, v in {**keywords, **self._extra(x)}.items()})
+            answer = self.model(*map(put, arguments), **{k: put(v) for k, v in keywords.items()}, **self._extra(len(x), put))
         found = _tensor(answer, self.name)
         if self._channels and found.ndim == x.ndim and found.shape[1] == 2 * x.shape[1]:
             found = found[:, : x.shape[1]]
@@ -66,12 +87,22 @@ class Model:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """While it is probed with other numbers of rows than it is used with, extra arguments are repeated or cut to fit."""
+        """While it is looked at with rows that are not its batch's, all get the first row's extra arguments."""
         before, self._probing = self._probing, True
         try:
             yield
         finally:
             self._probing = before
+
+    @contextmanager
+    def rows(self, index: Tensor) -> Iterator[None]:
+        """While its calls are for these rows of a batch, (n,), which take their own extra arguments along."""
+        before = self._rows
+        self._rows = index if before is None else before[index.to(before.device)]
+        try:
+            yield
+        finally:
+            self._rows = before
 
     def _put(self, x: Tensor) -> Callable[[Any], Any]:
         device, dtype = self.device or x.device, self.dtype or x.dtype
@@ -86,17 +117,29 @@ class Model:
 
         return put
 
-    def _extra(self, x: Tensor) -> dict[str, Any]:
-        rows, found = len(x), {}
-        for key, value in self.extra.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) != rows:
-                if len(value) != 1 and not self._probing:
-                    raise ArgumentError(
-                        f"{key} of {self.name} has {len(value)} rows, the batch has {rows}; give one row, or one for each"
-                    )
-                value = value[torch.arange(rows, device=value.device) % len(value)]
-            found[key] = value
-        return found
+    def _extra(self, count: int, put: Callable[[Any], Any]) -> dict[str, Any]:
+        """The extra arguments for so many rows."""
+
+        def fitted(key: str, value: Any) -> Any:
+            if isinstance(value, Shared):
+                return put(value.value)
+            if isinstance(value, Mapping):
+                return {name: fitted(f"{key}[{name!r}]", item) for name, item in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)([fitted(f"{key}[{i}]", item) for i, item in enumerate(value)])
+            if not isinstance(value, Tensor) or not value.ndim:
+                return put(value)
+            if len(value) == 1 or (self._probing and len(value)):
+                return put(value[:1].expand(count, *value.shape[1:]))
+            needed = count if self._rows is None else int(self._rows.max()) + 1
+            if len(value) < needed or (self._rows is None and len(value) != needed):
+                raise ArgumentError(
+                    f"{key} of {self.name} has {len(value)} rows, the batch has {needed}; give one row, or one for each, or "
+                    "adapters.shared(value) if it has no axis of rows"
+                )
+            return put(value if self._rows is None else value[self._rows.to(value.device)])
+
+        return {key: fitted(key, value) for key, value in self.extra.items()}
 
 
 def row_times(t: float | Tensor, x: Tensor) -> Tensor:
@@ -105,15 +148,19 @@ def row_times(t: float | Tensor, x: Tensor) -> Tensor:
     return when.expand(len(x)) if when.ndim == 0 else when
 
 
-def single_time(ask: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float | Tensor], Tensor]:
-    """A function of rows and one time for all of them, asked row by row where the times differ."""
+def single_time(model: Model, ask: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float | Tensor], Tensor]:
+    """A function of rows and one time for all of them, which calls ``model``, asked row by row where the times differ."""
 
     def function(x: Tensor, t: float | Tensor) -> Tensor:
         if not isinstance(t, Tensor) or not t.ndim:
             return ask(x, float(t))
         if not len(t) or bool((t == t[0]).all()):
             return ask(x, float(t[0]) if len(t) else 0.0)
-        return torch.cat([ask(row[None], float(when)) for row, when in zip(x, t, strict=True)])
+        answers = []
+        for i, when in enumerate(t):
+            with model.rows(torch.tensor([i])):
+                answers.append(ask(x[i : i + 1], float(when)))
+        return torch.cat(answers)
 
     return function
 
