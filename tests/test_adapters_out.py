@@ -10,7 +10,7 @@ import torch
 
 import diffode
 from diffode import adapters
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, FieldError
 
 torchdiffeq = pytest.importorskip("torchdiffeq")
 torchsde = pytest.importorskip("torchsde")
@@ -241,3 +241,29 @@ except Exception as error:
     assert "ArgumentError" in done.stdout
     assert "pip install" in done.stdout
     assert library in done.stdout
+
+
+def test_odeint_takes_any_shape_and_torchdiffeqs_adaptive_methods():
+    def f(t, y):
+        assert t.dtype == y.dtype
+        return -y * t
+
+    for y0 in (torch.tensor(2.0), torch.ones(3), torch.ones(2, 3, 4, dtype=torch.float64)):
+        found = adapters.odeint(f, y0, [0.0, 1.0, 2.0], method="dopri5", rtol=1e-6, atol=1e-8)
+        assert found.shape == (3, *y0.shape)
+        assert found.dtype == y0.dtype
+        torch.testing.assert_close(found[2], y0 * math.exp(-2.0), rtol=1e-5, atol=0)
+        backwards = adapters.odeint(f, found[2], [2.0, 0.0], method="bosh3", rtol=1e-6)
+        torch.testing.assert_close(backwards[1], y0, rtol=1e-4, atol=0)
+    net = torch.nn.Linear(3, 2)
+    end = adapters.odeint(lambda t, y: net(torch.cat([y, t.expand(len(y), 1)], 1)), torch.ones(4, 2), [0.0, 1.0])
+    assert end.shape == (2, 4, 2)
+    with pytest.raises(FieldError, match="must match"):
+        adapters.odeint(lambda t, y: y[:1], torch.ones(4, 2), [0.0, 1.0])
+    for arguments, word in (
+        ({"method": "rk4", "rtol": 1e-3}, "fixed steps"),
+        ({"function": 3}, "callable"),
+        ({"y0": 1.0}, "y0"),
+    ):
+        with pytest.raises(ArgumentError, match=word):
+            adapters.odeint(**{"function": f, "y0": torch.ones(1), "t": [0.0, 1.0], **arguments})

@@ -283,8 +283,17 @@ def test_wrong_calls_are_named():
     for count in (0, 1.5, True):
         with pytest.raises(ArgumentError, match="num_inference_steps"):
             made.set_timesteps(count)
-    with pytest.raises(ArgumentError, match="not both"):
+    with pytest.raises(ArgumentError, match="or give timesteps or sigmas"):
         made.set_timesteps()
+    with pytest.raises(ArgumentError, match="not both"):
+        made.set_timesteps(3, timesteps=[900, 10])
+    for given in ([5000, 10], [10, 900], [900, -5], [], [900, float("nan")]):
+        with pytest.raises(ArgumentError, match="timesteps must fall, from at most 999"):
+            made.set_timesteps(timesteps=given)
+    with pytest.raises(ArgumentError, match="sigmas must fall"):
+        made.set_timesteps(sigmas=[500.0, 1.0])
+    with pytest.raises(ArgumentError, match="mu shifts"):
+        made.set_timesteps(4, mu=1.0)
     run(made, 2)
     with pytest.raises(ArgumentError, match="has ended"):
         made.step(dummy(), made.timesteps[-1], dummy())

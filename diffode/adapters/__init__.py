@@ -4,7 +4,10 @@ Each name is imported on first use: nothing here needs another library until it 
 """
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from diffode.errors import ArgumentError
 
 _PLACES = {
     "as_azula_sampler": "adapters.samplers",
@@ -46,17 +49,18 @@ def as_diffusers_scheduler(solver: str = "dpmpp:order=2", like: Any = None, **op
 
     Args:
         solver: spec of any solver that writes a table.
-        like: the scheduler a model came with, whose noise schedule and prediction type are taken over.
+        like: the scheduler a model came with, whose noise schedule and prediction type are taken over (its spacing of timesteps
+            and its clipping are not: the grid is ours).
         options: of :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`: grid, prediction_type, beta_schedule ...
     """
     made = __getattr__("DiffodeScheduler")
     if like is None:
         return made(solver=solver, **options)
-    config = dict(like.config)
-    if "FlowMatch" in type(like).__name__ or config.get("use_flow_sigmas"):
-        config["prediction_type"] = "flow_prediction"
-    # What a scheduler does not know of another's configuration it would store, and diffusers warn of.
-    known = {key: value for key, value in config.items() if key in made.options()}
+    from diffode.adapters.diffusers_schedules import options_like
+
+    if not isinstance(getattr(like, "config", None), Mapping):
+        raise ArgumentError(f"like must be a scheduler of diffusers (an object, not a class), got {like!r}")
+    known = options_like({"_class_name": type(like).__name__, **like.config}, getattr(like, "alphas_cumprod", None))
     return made(**{**known, "solver": solver, **options})
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffode.adapters.adapted import AdaptedField, Mistakes
+from diffode.adapters.diffusers_schedules import path_of
 from diffode.errors import ArgumentError
 from diffode.fields import Field, Prediction, columns
 from diffode.fields.field import Function
@@ -62,22 +63,29 @@ def from_diffusers(
             return called(x, x, steps * when)
         return called(x, x, path.rho(when).log() / 4 if continuous else when - 1)
 
-    if isinstance(path, EDM):
+    if continuous and isinstance(path, EDM):
+        readings = _continuous(called)
+    elif isinstance(path, EDM):
         unit = float(config["sigma_data"])
         scale = unit if scale is None and data is None else scale
         readings = _preconditioned(called, scheduler, unit)
-        if asked not in readings:
-            raise ArgumentError(f"EDM schedulers know {' and '.join(readings)}, got {asked!r}")
     else:
         readings = _readings(path, predict)
-        if asked not in readings:
-            raise ArgumentError(f"prediction_type {asked!r} does not go with path {path.spec}, which has {', '.join(readings)}")
+    if asked not in readings:
+        raise ArgumentError(
+            f"prediction_type {asked!r} does not go with {type(scheduler).__name__}, which knows {', '.join(readings)}"
+        )
     mistakes: Mistakes = {
         f"it gives {other}, not {asked}: pass prediction_type={other!r}": reading
         for other, reading in readings.items()
         if other != asked
     }
-    negative = _preconditioned(called, scheduler, unit, -1.0) if isinstance(path, EDM) else _readings(path, _negative(predict))
+    if continuous and isinstance(path, EDM):
+        negative = _continuous(called, -1.0)
+    elif isinstance(path, EDM):
+        negative = _preconditioned(called, scheduler, unit, -1.0)
+    else:
+        negative = _readings(path, _negative(predict))
     mistakes["its sign is wrong: return -model"] = negative[asked]
     view, function = readings[asked]
     return AdaptedField(function, view, path, model=called, name="diffusers' model", mistakes=mistakes, scale=scale, data=data)
@@ -85,22 +93,6 @@ def from_diffusers(
 
 def _negative(function: Function) -> Function:
     return lambda x, t: -function(x, t)
-
-
-def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
-    """The path that a scheduler of diffusers stands for."""
-    config, name = scheduler.config, type(scheduler).__name__
-    if "FlowMatch" in name or config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
-        return RectifiedFlow()
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if table is not None:
-        return Tabulated(table)
-    if "EDM" in name or hasattr(scheduler, "precondition_noise"):
-        return EDM(float(config["sigma_min"]), float(config["sigma_max"]))
-    raise ArgumentError(
-        f"scheduler {name} has neither alphas_cumprod nor flow or EDM noise levels; wrap the model by hand: "
-        "Field.from_noise(lambda x, t: ..., path)"
-    )
 
 
 def _readings(path: Path, predict: Function) -> dict[str, tuple[Prediction, Function]]:
@@ -111,6 +103,20 @@ def _readings(path: Path, predict: Function) -> dict[str, tuple[Prediction, Func
     def from_v(x: Tensor, t: float | Tensor) -> Tensor:
         # v = alpha eps - sigma x_0 with alpha^2 + sigma^2 = 1 (Salimans and Ho, arXiv 2202.00512).
         return columns(path.alpha(t), x) * x - columns(path.sigma(t), x) * predict(x, t)
+
+    return {"epsilon": ("noise", predict), "sample": ("denoised", predict), "v_prediction": ("denoised", from_v)}
+
+
+def _continuous(called: Model, sign: float = 1.0) -> dict[str, tuple[Prediction, Function]]:
+    """A network of data of scale 1 that takes any noise level as log(sigma)/4, as Stable Video Diffusion's does."""
+
+    def predict(x: Tensor, t: float | Tensor) -> Tensor:
+        sigma = row_times(t, x)
+        return sign * called(x, x / columns((sigma**2 + 1).sqrt(), x), sigma.log() / 4)
+
+    def from_v(x: Tensor, t: float | Tensor) -> Tensor:
+        square = row_times(t, x) ** 2
+        return x / columns(square + 1, x) - columns((square / (square + 1)).sqrt(), x) * predict(x, t)
 
     return {"epsilon": ("noise", predict), "sample": ("denoised", predict), "v_prediction": ("denoised", from_v)}
 
@@ -130,15 +136,22 @@ def _preconditioned(called: Model, scheduler: Any, unit: float, sign: float = 1.
     }
 
 
-def as_diffusers_model(field: Field, shape: tuple[int, int, int], prediction_type: PredictionType = "epsilon") -> nn.Module:
+def as_diffusers_model(
+    field: Field, shape: Sequence[int], prediction_type: PredictionType = "epsilon", *, num_train_timesteps: int = 1000
+) -> nn.Module:
     """A field as a network that diffusers' pipelines call: ``model(sample, timestep).sample``.
 
     Args:
         field: on a :class:`diffode.paths.Tabulated` path such as ``ddpm`` (t is the timestep plus 1), or ``rectified_flow``
-            (t is the timestep over 1000).
+            (t is the timestep over ``num_train_timesteps``).
         shape: (channels, height, width) of a sample.
         prediction_type: what it is to answer with.
+        num_train_timesteps: how flow-matching timesteps are counted.
+
+    The field is evaluated in the sample's dtype, a sample in half precision in float32.
     """
+    if not isinstance(shape, Sequence) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise ArgumentError(f"shape must be (channels, height, width), got {shape!r}")
     path = field.require_path("timesteps")
     if prediction_type not in TYPES:
         raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {prediction_type!r}")
@@ -146,32 +159,43 @@ def as_diffusers_model(field: Field, shape: tuple[int, int, int], prediction_typ
         raise ArgumentError(f"diffusers counts timesteps; path {path.spec!r} has none: choose ddpm or rectified_flow")
     if isinstance(path, RectifiedFlow) != (prediction_type == "flow_prediction"):
         raise ArgumentError(f"prediction_type {prediction_type!r} does not go with path {path.spec!r}")
-    return FieldModel(field, path, shape, prediction_type)
+    return FieldModel(field, path, shape, prediction_type, num_train_timesteps)
 
 
-class _Config(dict[str, Any]):
-    """A configuration read by key or by attribute, as diffusers does."""
+class _Named(dict[str, Any]):
+    """A configuration or an answer, read by key, by attribute or by place, as diffusers' are."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, key: Any) -> Any:
+        return tuple(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
 
 
 class FieldModel(nn.Module):
     """What :func:`as_diffusers_model` makes."""
 
-    def __init__(self, field: Field, path: Path, shape: tuple[int, int, int], prediction_type: PredictionType):
+    def __init__(self, field: Field, path: Path, shape: Sequence[int], prediction_type: PredictionType, steps: int):
         super().__init__()
         self.field, self.path, self.prediction_type = field, path, prediction_type
         channels, height, width = shape
+        self._steps = steps
         size = height if height == width else (height, width)
-        self.config = _Config(sample_size=size, in_channels=channels, out_channels=channels)
+        self.config = _Named(sample_size=size, in_channels=channels, out_channels=channels)
         self.dtype = torch.float64
         self.device = torch.device("cpu")
 
     def forward(self, sample: Tensor, timestep: Any, *_: Any, return_dict: bool = True, **__: Any) -> Any:
         """The prediction for samples (B, C, H, W) at one timestep or one a row."""
         steps = torch.as_tensor(timestep).detach().double().reshape(-1)
-        times = steps / 1000 if isinstance(self.path, RectifiedFlow) else steps + 1
+        times = steps / self._steps if isinstance(self.path, RectifiedFlow) else steps + 1
         t = float(times[0]) if len(times) == 1 or bool((times == times[0]).all()) else times
+        wanted = sample.dtype
+        # An exact field has no use for half precision.
+        sample = sample if wanted in (torch.float32, torch.float64) else sample.float()
         if self.prediction_type == "v_prediction":
             denoised = self.field.denoised(sample, t)
             alpha, sigma = columns(self.path.alpha(t), sample), columns(self.path.sigma(t), sample)
@@ -179,4 +203,5 @@ class FieldModel(nn.Module):
         else:
             views: dict[str, Prediction] = {"epsilon": "noise", "sample": "denoised", "flow_prediction": "velocity"}
             answer = self.field.predict(views[self.prediction_type], sample, t)
-        return _Config(sample=answer) if return_dict else (answer,)
+        answer = answer.to(wanted)
+        return _Named(sample=answer) if return_dict else (answer,)

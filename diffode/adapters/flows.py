@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffode import solvers
 from diffode.adapters.adapted import AdaptedField, Mistakes, usual_mistakes
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
 from diffode.fields.field import Function
 from diffode.fields.model import Model, row_times, single_time
@@ -109,22 +109,30 @@ def odeint(
     t: Tensor | Sequence[float],
     *,
     method: str = "rk4",
+    rtol: float | None = None,
+    atol: float | None = None,
     options: Mapping[str, float] | None = None,
 ) -> Tensor:
     """torchdiffeq's ``odeint`` with diffode's solvers: states at the times t, (len(t), *y0.shape).
 
     Args:
         function: ``f(t, y)``, y of the shape of y0.
-        y0: start at ``t[0]``, (B, *shape).
+        y0: start at ``t[0]``, of any shape.
         t: times, rising or falling.
         method: spec of any solver in the velocity chart: ``euler``, ``midpoint``, ``heun``, ``rk4``, ``ab:order=3`` ...; one
-            step from time to time, or as ``options`` say.
+            step from time to time, or as ``options`` say. Or torchdiffeq's ``dopri5`` and ``bosh3``, adaptive, with one step
+            for all of y.
+        rtol, atol: of an adaptive method.
         options: ``step_size``: no step is larger, as in torchdiffeq.
 
     >>> end = odeint(lambda t, y: -y, torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], options={"step_size": 0.1})[-1]
     >>> abs(float(end) - 0.36787944) < 1e-6
     True
     """
+    if not callable(function):
+        raise ArgumentError(f"function must be callable as f(t, y), got {type(function).__name__}")
+    if not isinstance(y0, Tensor) or not y0.is_floating_point():
+        raise ArgumentError(f"y0 must be a tensor of floating-point numbers, got {y0!r:.80}")
     times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
     steps = times.diff()
     if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all() and ((steps > 0).all() or (steps < 0).all())):
@@ -138,16 +146,32 @@ def odeint(
     offset = float(times[-1]) if rising else min(float(times[-1]), 0.0)
 
     def velocity(y: Tensor, s: float | Tensor) -> Tensor:
-        when = torch.as_tensor((offset - s) if rising else s + offset, dtype=torch.float64)
-        slope: Tensor = function(when, y)
-        return -slope if rising else slope
+        # All of y is one row, so that y may have any shape and an adaptive step is one for all.
+        place = float(s)
+        when = torch.as_tensor(offset - place if rising else place + offset, dtype=y.dtype, device=y.device)
+        slope: Tensor = function(when, y.reshape(y0.shape))
+        if not isinstance(slope, Tensor) or slope.shape != y0.shape:
+            what = f"shape {tuple(slope.shape)}" if isinstance(slope, Tensor) else type(slope).__name__
+            raise FieldError(f"function returned {what} for y of shape {tuple(y0.shape)}; they must match")
+        return (-slope if rising else slope).reshape(y.shape)
 
     field = Field.from_velocity(velocity, probe=False)
     grid, kept = _refined(place.tolist(), (options or {}).get("step_size"))
-    found = solvers.solve(field, y0, solver=method, grid=grid, keep="all").states
+    found = solvers.solve(field, y0.reshape(1, -1), solver=_method(method, rtol, atol), grid=grid, keep="all").states
     if found is None:
         raise ArgumentError(f"method {method!r} keeps no states")
-    return found[kept]
+    return found[kept].reshape(-1, *y0.shape)
+
+
+def _method(method: str, rtol: float | None, atol: float | None) -> str:
+    """The spec of a method that may have torchdiffeq's name."""
+    given = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    if method in ("dopri5", "bosh3"):
+        given = {"rtol": 1e-7, "atol": 1e-9, **given}
+        return f"rk_adaptive:pair={method}," + ",".join(f"{key}={float(value)!r}" for key, value in given.items())
+    if given:
+        raise ArgumentError(f"method {method!r} has fixed steps: rtol and atol go with dopri5 and bosh3")
+    return method
 
 
 def _refined(times: list[float], step: float | None) -> tuple[list[float], list[int]]:

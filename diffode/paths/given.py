@@ -15,6 +15,9 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.paths.path import Path, Time, ops, softplus
 
+#: A last alpha^2 that says that no signal is left.
+NO_SIGNAL = (0.0, 2.0**-24)
+
 
 class Tabulated(Path):
     """The variance-preserving path of a model trained at discrete levels t = 1, 2, ..., N (Ho et al., arXiv 2006.11239).
@@ -22,7 +25,8 @@ class Tabulated(Path):
     ``alphas_cumprod[n - 1]`` is alpha^2 at t = n; t = 0 is the data. Between levels the log-SNR is linear in t, as k-diffusion
     and diffusers interpolate it; below level 1 sigma/alpha is, down to 0. Libraries that count timesteps from 0 call the level
     t their timestep t - 1. ``t_min`` is 1 and ``t_max`` is N unless given; a last entry of 0 (a zero terminal SNR,
-    arXiv 2305.08891) is no level that a solver in sigma/alpha can start from, and is left out.
+    arXiv 2305.08891; 2^-24 is how diffusers may write it) is no level that a solver in sigma/alpha can start
+    from, and is left out.
 
     >>> path = Tabulated([0.99, 0.9, 0.5, 0.1])
     >>> path.t_max, round(path.alpha(3.0) ** 2, 12)
@@ -33,7 +37,7 @@ class Tabulated(Path):
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor, *, t_min: float = 1.0, t_max: float | None = None):
         table: Any = torch.as_tensor(alphas_cumprod).detach().cpu().double().numpy().copy()
-        if table.ndim == 1 and len(table) > 2 and table[-1] == 0:
+        if table.ndim == 1 and len(table) > 2 and table[-1] in NO_SIGNAL:
             table = table[:-1]
         ordered = table.ndim == 1 and len(table) > 1 and bool(np.all(np.isfinite(table)) and np.all(np.diff(table) < 0))
         if not ordered or not (table[0] < 1 and table[-1] > 0):
