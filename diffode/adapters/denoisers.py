@@ -62,6 +62,9 @@ def from_edm(
 
 def _levels_of(model: Any) -> EDM:
     low, high = (getattr(model, name, None) for name in ("sigma_min", "sigma_max"))
+    for name, value in (("sigma_min", low), ("sigma_max", high)):
+        if value is not None and math.isnan(float(value)):
+            raise ArgumentError(f"{name} of the model is not a number; give path=diffode.paths.EDM(sigma_min, sigma_max)")
     first = float(low) if low is not None and float(low) > 0 else 0.002
     last = float(high) if high is not None and math.isfinite(float(high)) else 80.0
     return EDM(first, last)
@@ -78,6 +81,7 @@ def from_score_sde(
     sigma_max: float = 50.0,
     scale: float | None = None,
     data: Tensor | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Field:
     """A field from score_sde's networks (Song et al., arXiv 2011.13456), trained with continuous times.
 
@@ -87,10 +91,12 @@ def from_score_sde(
         sde: which SDE.
         score: whether ``model`` is a score function of (x, t), as ``get_score_fn`` returns it. VE's t is in [0, 1].
         beta_min, beta_max: of VP and sub-VP. sigma_min, sigma_max: of VE, on which diffode's time is sigma.
-        scale, data: as in :func:`from_k_diffusion`.
+        scale, data, extra: as in :func:`from_k_diffusion`.
     """
-    called = Model(model, "model")
+    called = Model(model, "model", extra)
     if sde == "ve":
+        if not 0 < sigma_min < sigma_max:
+            raise ArgumentError(f"sigma_min and sigma_max must be 0 < sigma_min < sigma_max, got {sigma_min!r}, {sigma_max!r}")
         on: Path = EDM(sigma_min, sigma_max)
         span = math.log(sigma_max / sigma_min)
 

@@ -44,8 +44,8 @@ def from_diffusers(
         extra: keyword arguments of every call: ``encoder_hidden_states``, ``class_labels``, ``added_cond_kwargs`` ...
     """
     config = getattr(scheduler, "config", None)
-    if config is None:
-        raise ArgumentError(f"scheduler must be a diffusers scheduler, got {type(scheduler).__name__}")
+    if not isinstance(config, Mapping):
+        raise ArgumentError(f"scheduler must be a diffusers scheduler (an object, not a class), got {scheduler!r:.80}")
     asked = prediction_type or config.get("prediction_type")
     path = path_of(scheduler, asked)
     if asked is None:

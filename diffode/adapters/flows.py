@@ -76,6 +76,8 @@ def from_flow_matching(
     if order not in ("x, t", "t, x"):
         raise ArgumentError(f"order must be 'x, t' (flow_matching) or 't, x' (torchcfm), got {order!r}")
     if scheduler is not None:
+        if not callable(scheduler):
+            raise ArgumentError(f"scheduler must be callable as scheduler(t), got {scheduler!r:.80}")
         own = scheduler
         on: Path | None = FunctionPath(lambda t: own(1 - t).alpha_t, lambda t: own(1 - t).sigma_t, lower=0.0, upper=1.0)
     else:

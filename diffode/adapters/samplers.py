@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffode import solvers
 from diffode.adapters.denoisers import azula_path, from_azula, from_k_diffusion
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, NumericalError
 from diffode.extensions import library
 from diffode.fields import Field, conversion
 from diffode.paths import EDM
@@ -44,6 +44,8 @@ def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
         disable: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
+            raise ArgumentError("x must be a tensor (B, *shape) of at least one row")
         levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
         if levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all() and levels[-1] >= 0):
             raise ArgumentError("sigmas must be at least two falling noise levels, the last at least 0")
@@ -80,6 +82,8 @@ def _run(
             number += 1
     except StopIteration as end:
         result: Tensor = end.value
+        if not bool(torch.isfinite(result).all()):
+            raise NumericalError("the run ends in values that are not finite: look at the model's answers") from None
         return result
 
 

@@ -42,6 +42,8 @@ def from_torchsde(
         ArgumentError: if the noise is not the same in every direction, depends on y, or is no multiple of the path's.
     """
     on = get_path(path)
+    if type(dim) is not int or dim < 1:
+        raise ArgumentError(f"dim must be the number of coordinates of a row, got {dim!r}")
     for name in ("f", "g"):
         if not callable(getattr(sde, name, None)):
             raise ArgumentError(f"sde must have methods f(t, y) and g(t, y), as torchsde's have; {name} is missing")

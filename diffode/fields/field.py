@@ -7,6 +7,7 @@ With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -62,8 +63,8 @@ class Field:
             raise ArgumentError(f"path must be a diffode path (diffode.paths.get('edm')) or None, got {path!r}")
         if path is None and prediction != "velocity":
             raise ArgumentError(f"a field given by its {prediction} needs path=; only a velocity makes an ODE without one")
-        if not scale > 0:
-            raise ArgumentError(f"scale must be positive (root mean variance of the data), got {scale!r}")
+        if isinstance(scale, bool | str) or not 0 < float(scale) < math.inf:
+            raise ArgumentError(f"scale must be a positive number (root mean variance of the data), got {scale!r}")
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
             raise ArgumentError(f"calls must be an integer >= 1 (network calls of a prediction), got {calls!r}")
         self.calls = calls

@@ -55,6 +55,8 @@ class Model:
     ):
         if not callable(model):
             raise ArgumentError(f"{name} must be a network or a function, got {type(model).__name__}")
+        if extra is not None and not isinstance(extra, Mapping):
+            raise ArgumentError(f"extra must be a dictionary of keyword arguments, got {type(extra).__name__}")
         self.model, self.name, self.extra = model, name, dict(extra or {})
         self._channels, self._narrow_times, self._probing = channels, narrow_times, False
         self._rows: Tensor | None = None

@@ -25,6 +25,7 @@ def as_torchdiffeq(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
     >>> torch.equal(as_torchdiffeq(field)(torch.tensor(0.5), y), field.velocity(y, 0.5))
     True
     """
+    _checked(field)
     return lambda t, y: field.velocity(y, float(t))
 
 
@@ -33,7 +34,7 @@ def as_flow_matching(field: Field) -> Callable[..., Tensor]:
 
     Their time is 1 - t, for paths whose times lie in [0, 1]; t is a number, or a time for each row.
     """
-    path = field.require_path("its direction of time")
+    path = _checked(field).require_path("its direction of time")
     if path.t_max > 1:
         raise ArgumentError(f"flow matching's times lie in [0, 1]; path {path.spec!r} goes to t={path.t_max:g}")
 
@@ -45,10 +46,10 @@ def as_flow_matching(field: Field) -> Callable[..., Tensor]:
 
 def as_k_diffusion(field: Field) -> Callable[..., Tensor]:
     """The denoiser as ``model(x, sigma)``: x is x/alpha on any path, sigma is sigma/alpha, with a value for every row."""
-    path = field.require_path("noise levels")
+    path = _checked(field).require_path("noise levels")
 
-    def model(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-        levels = sigma.reshape(-1)
+    def model(x: Tensor, sigma: Tensor | float, **_: Any) -> Tensor:
+        levels = torch.as_tensor(sigma).reshape(-1)
         if len(levels) > 1 and not bool((levels == levels[0]).all()):
             t = path.time_from_rho(levels.double())
             alpha: Any = path.alpha(t).to(x).reshape(-1, *[1] * (x.ndim - 1))
@@ -65,7 +66,7 @@ def as_torchsde(field: Field, eta: float = 1.0, *, start: float | None = None, s
     Its time s runs forward from 0, where t is ``start`` (``path.t_max`` unless given), to ``start - stop``; its states are
     (B, numbers of a row).
     """
-    path = field.require_path("a reverse SDE")
+    path = _checked(field).require_path("a reverse SDE")
     if not 0 <= eta < float("inf"):
         raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {eta!r}")
     return ReverseSDE(field, eta, path.t_max if start is None else start, path.t_min if stop is None else stop)
@@ -101,3 +102,9 @@ class ReverseSDE:
         """The size of the noise at time s of torchsde, the same in every direction."""
         path = self.field.require_path("a reverse SDE")
         return torch.full_like(y, self.eta * path.diffusion(max(self.start - float(s), self.stop)))
+
+
+def _checked(field: object) -> Field:
+    if not isinstance(field, Field):
+        raise ArgumentError(f"field must be a diffode field (Field.from_velocity(fn, path) makes one), got {field!r:.80}")
+    return field

@@ -36,7 +36,10 @@ class Tabulated(Path):
     name: ClassVar[str] = "tabulated"
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor, *, t_min: float = 1.0, t_max: float | None = None):
-        table: Any = torch.as_tensor(alphas_cumprod).detach().cpu().double().numpy().copy()
+        try:
+            table: Any = torch.as_tensor(alphas_cumprod).detach().cpu().double().numpy().copy()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArgumentError(f"alphas_cumprod must be numbers, got {alphas_cumprod!r:.80}") from error
         if table.ndim == 1 and len(table) > 2 and table[-1] in NO_SIGNAL:
             table = table[:-1]
         ordered = table.ndim == 1 and len(table) > 1 and bool(np.all(np.isfinite(table)) and np.all(np.diff(table) < 0))
@@ -247,13 +250,13 @@ class FunctionPath(Path):
         if derivative:
             with torch.enable_grad():
                 own = given if given.requires_grad else given.detach().clone().requires_grad_(True)
-                value = function(own)
+                value = _called(function, own)
                 answer = torch.zeros_like(given)
                 if value.requires_grad:
                     (slope,) = torch.autograd.grad(value.sum(), own, create_graph=given.requires_grad, allow_unused=True)
                     answer = answer if slope is None else slope
         else:
-            answer = function(given)
+            answer = _called(function, given)
         if isinstance(t, Tensor):
             return answer.expand(t.shape)
         return answer.detach().expand(given.shape).numpy() if isinstance(t, np.ndarray) else float(answer)
@@ -292,6 +295,17 @@ class FunctionPath(Path):
         """A name for these very functions, by what they give at 33 times; nothing rebuilds it."""
         times = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64)
         return f"function-{_digest(self.alpha(times).detach(), self.sigma(times).detach(), self.t_min, self.t_max)}"
+
+
+def _called(function: Callable[[Tensor], Any], t: Tensor) -> Tensor:
+    try:
+        answer = function(t)
+        known = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=t.dtype, device=t.device)
+        return known.expand(t.shape)
+    except Exception as error:  # anyone's function may raise anything
+        raise ArgumentError(
+            f"alpha and sigma must be functions of a tensor of times (torch.cos, not math.cos): {error}"
+        ) from error
 
 
 def _digest(*values: Any) -> str:
