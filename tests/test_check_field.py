@@ -127,3 +127,27 @@ def test_the_command_names_the_fix(tmp_path):
     assert "not a function" in command("check-field", "own.py:number", *vp, cwd=tmp_path, code=2).stderr
     assert "can't be read" in command("check-field", "own.py:right", *vp, "--data", "own.py", cwd=tmp_path, code=2).stderr
     assert "kind must be" in command("check-field", "own.py:right", "--kind", "eps", cwd=tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["ring8", "gmm40", "bimodal1d"])
+@pytest.mark.parametrize("kind", ["noise", "score", "velocity", "denoised"])
+def test_without_a_scale_a_right_field_is_told_its_own(name, kind):
+    exact = diffode.exact_field(name, "vp")
+    found = diagnose(lambda x, t: exact.predict(kind, x, t), kind, exact.path, exact.target.dim)
+    if exact.scale > 2:
+        (sentence,) = found.advice
+        assert f"as {kind} it is right for data of scale" in sentence
+        told = float(sentence.split("data of scale ")[1].split()[0])
+        assert told == pytest.approx(exact.scale, rel=0.05)
+    again = diagnose(lambda x, t: exact.predict(kind, x, t), kind, exact.path, exact.target.dim, scale=exact.scale)
+    assert again.passed, again.advice
+
+
+def test_without_a_scale_a_wrong_field_is_not_passed():
+    """Another view of ring8's field may agree with itself on other data: then these data's scale is what is said."""
+    exact = diffode.exact_field("ring8", "vp")
+    for kind, other in (("noise", "velocity"), ("score", "noise"), ("denoised", "score"), ("velocity", "denoised")):
+        found = diagnose(lambda x, t, kind=kind: exact.predict(kind, x, t), other, exact.path, 2)
+        assert not found.passed
+        told = [s for s in found.advice if "it is right for data of scale" in s]
+        assert all(abs(float(s.split("data of scale ")[1].split()[0]) / exact.scale - 1) > 0.3 for s in told)

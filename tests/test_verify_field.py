@@ -319,12 +319,16 @@ def test_the_command_verifies_targets_and_users_fields(tmp_path):
     facts = json.loads(command("verify", "own.py:backwards", *vp, "--json", cwd=tmp_path, code=1).stdout)
     assert not facts["passed"]
     assert "continuity equation" in {row["name"] for row in facts["checks"] if not row["passed"]}
-    assert "no weights" in command("verify", "own.py:broken", "--kind", "noise", "--dim", "2", cwd=tmp_path, code=1).stdout
+    assert (
+        "no weights"
+        in command("verify", "own.py:broken", "--kind", "noise", "--path", "vp", "--dim", "2", cwd=tmp_path, code=1).stdout
+    )
     assert "on vp" in command("verify", "own.py:field", "--dim", "2", cwd=tmp_path).stdout
     for arguments, message in (
         (("own.py:fied", "--dim", "2"), "did you mean 'field'"),
-        (("own.py:velocity", "--dim", "2"), "kind must say"),
-        (("own.py:field",), "dim is needed"),
+        (("own.py:velocity", "--path", "vp", "--dim", "2"), "kind must say"),
+        (("own.py:velocity", "--kind", "velocity", "--dim", "2"), "a plain function needs a path"),
+        (("own.py:field",), "shape of a row is unknown"),
         (("own.py:field", "--dim", "2xb"), "dim must be"),
         (("ring8", "--dim", "2"), "go with a field of your own"),
         (("ring9",), "did you mean 'ring8'"),

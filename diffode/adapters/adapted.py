@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -54,7 +54,7 @@ class AdaptedField(Field):
             scale = float(data.double().var(0).mean().sqrt()) if scale is None else scale
         super().__init__(function, prediction, path, scale=1.0 if scale is None else scale)
         self.name, self._model, self._mistakes = name, model, dict(mistakes or {})
-        self._looked = path is None
+        self._looked, self._sized = path is None, scale is not None
         if data is not None:
             self.dim = data[0].numel()
             if path is not None:
@@ -102,6 +102,9 @@ class AdaptedField(Field):
             return ""
         # There the denoised point is the mean plus the covariance times x/rho^2.
         spread = float(self.denoised(x, t).var(0).mean().sqrt()) / self.scale
+        if not self._sized:
+            # Without a scale or data there is nothing to hold the spread against.
+            return ""
         allowed = min(0.5, max(0.15, 4 * math.sqrt(noise[0].numel()) * self.scale / rho))
         return (
             "" if spread < allowed else f"at its noise end the denoised points are spread by {spread:.2g} of the data's scale"
@@ -118,7 +121,7 @@ class AdaptedField(Field):
         )
         # A prediction of noise enters multiplied by sigma/alpha, and so does a network's error.
         least = _SLOPES[0] if self.prediction in ("denoised", "velocity") else -0.5
-        if least < slope < _SLOPES[1]:
+        if least < slope and (slope < _SLOPES[1] or not self._sized):
             return ""
         return f"at t={t:.3g} the denoised point moves by {slope:.2g} of a move of x/alpha, where 0 to 1 is possible"
 
@@ -165,6 +168,52 @@ def usual_mistakes(raw: Function, meant: Prediction) -> Mistakes:
         if view != meant:
             named[f"it gives the {view}, not the {meant}"] = (view, raw)
     return named
+
+
+#: What libraries call a network with, as functions of diffode's path and times (B,), by their names in a sentence.
+LABELS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+    "times from 0 to 1": lambda path, t: t,
+    "times from 0 to 1, data at 1": lambda path, t: 1 - t,
+    "timesteps 0 to 999": lambda path, t: 999 * t,
+    "noise levels sigma/alpha": lambda path, t: _ratio(path, t),
+    "log(sigma/alpha)": lambda path, t: _ratio(path, t).log(),
+    "log(sigma/alpha)/4": lambda path, t: _ratio(path, t).log() / 4,
+}
+
+
+def label_mistakes(
+    view: Prediction, path: Path, taken: str, asked: Callable[[Callable[[Tensor], Tensor]], Function], span: float = 1.0
+) -> Mistakes:
+    """The model asked with the labels of other libraries than its own.
+
+    Args:
+        view: what it gives.
+        path: its path, whose times go up to ``span``.
+        taken: the name of the labels it is called with.
+        asked: the model as a function of diffode's (x, t), by a function from times (B,) to labels.
+        span: what the times are divided by where labels count from 0 to 1.
+    """
+    named: Mistakes = {}
+    for name, labels in LABELS.items():
+        in_time = name.startswith("times")
+        if name == taken or (in_time and path.t_max > span):
+            continue
+
+        def own(t: Tensor, labels: Callable[[Path, Tensor], Tensor] = labels, in_time: bool = in_time) -> Tensor:
+            return labels(path, t / span if in_time else t)
+
+        named[labels_sentence(name, taken)] = view, asked(own)
+    return named
+
+
+def labels_sentence(wanted: str, taken: str) -> str:
+    """What to say of a network that is called with other labels than it wants."""
+    return f"its network wants {wanted} as labels, and is called with {taken}: convert them in a function around it"
+
+
+def _ratio(path: Path, t: Tensor) -> Tensor:
+    found: Tensor = path.rho(t)
+    return found
 
 
 def _check_data(data: object) -> None:

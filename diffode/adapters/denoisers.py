@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffode.adapters.adapted import AdaptedField, usual_mistakes
+from diffode.adapters.adapted import LABELS, AdaptedField, label_mistakes, labels_sentence, usual_mistakes
 from diffode.errors import ArgumentError
-from diffode.fields import Field, columns
+from diffode.fields import Field, Prediction, columns
+from diffode.fields.field import Function
 from diffode.fields.model import Model, row_times, single_time
 from diffode.paths import EDM, VP, FunctionPath, Path, SubVP
 from diffode.paths import get as get_path
@@ -33,10 +34,12 @@ def from_k_diffusion(
     on = _levels_of(model) if path is None else get_path(path)
     called = Model(model, "model", extra)
 
-    def denoised(x: Tensor, t: float | Tensor) -> Tensor:
-        return called(x, x / columns(on.alpha(t), x), row_times(on.rho(t), x))
+    def asked(labels: Callable[[Tensor], Tensor]) -> Function:
+        return lambda x, t: called(x, x / columns(on.alpha(t), x), labels(row_times(t, x)))
 
-    mistakes = usual_mistakes(denoised, "denoised")
+    taken = "noise levels sigma/alpha"
+    denoised = asked(lambda t: LABELS[taken](on, t))
+    mistakes = {**usual_mistakes(denoised, "denoised"), **label_mistakes("denoised", on, taken, asked)}
     return AdaptedField(denoised, "denoised", on, model=called, name="the denoiser", mistakes=mistakes, scale=scale, data=data)
 
 
@@ -102,21 +105,32 @@ def from_score_sde(
 
         def labels(t: Tensor) -> Tensor:
             return (t / sigma_min).log() / span if score else t
+
+        # Its time runs from 0 to 1 with the logarithm of sigma.
+        other = {labels_sentence("times from 0 to 1", "noise levels sigma/alpha"): lambda t: (t / sigma_min).log() / span}
+        taken = "noise levels sigma/alpha"
     elif sde in ("vp", "sub_vp"):
         on = (VP if sde == "vp" else SubVP)(beta_min=beta_min, beta_max=beta_max)
 
         def labels(t: Tensor) -> Tensor:
             return t if score else 999 * t
+
+        other, taken = {}, "times from 0 to 1" if score else "timesteps 0 to 999"
     else:
         raise ArgumentError(f"sde must be vp, sub_vp or ve, got {sde!r}")
 
-    def raw(x: Tensor, t: float | Tensor) -> Tensor:
-        return called(x, x, labels(row_times(t, x)))
+    view: Prediction = "score" if score or sde == "ve" else "noise"
 
-    def predict(x: Tensor, t: float | Tensor) -> Tensor:
-        return raw(x, t) if score or sde == "ve" else -raw(x, t) / columns(on.sigma(t), x)
+    def raw(labels: Callable[[Tensor], Tensor]) -> Function:
+        return lambda x, t: called(x, x, labels(row_times(t, x)))
 
-    mistakes = usual_mistakes(raw, "score" if score or sde == "ve" else "noise")
+    def predicted(labels: Callable[[Tensor], Tensor]) -> Function:
+        ask = raw(labels)
+        return ask if view == "score" else lambda x, t: -ask(x, t) / columns(on.sigma(t), x)
+
+    predict = predicted(labels)
+    mistakes = {**usual_mistakes(raw(labels), view), **label_mistakes("score", on, taken, predicted)}
+    mistakes |= {sentence: ("score", predicted(own)) for sentence, own in other.items()}
     if not score:
         mistakes["it is a score function of (x, t), as get_score_fn returns it: pass score=True"] = (
             "score", lambda x, t: called(x, x, row_times(t, x)),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffode.adapters.adapted import AdaptedField, Mistakes
+from diffode.adapters.adapted import AdaptedField, Mistakes, label_mistakes
 from diffode.adapters.diffusers_schedules import path_of
 from diffode.errors import ArgumentError
 from diffode.fields import Field, Prediction, columns
@@ -88,7 +88,20 @@ def from_diffusers(
         negative = _readings(path, _negative(predict))
     mistakes["its sign is wrong: return -model"] = negative[asked]
     view, function = readings[asked]
+    if not isinstance(path, EDM):
+        mistakes |= _other_labels(called, path, asked, view, steps)
     return AdaptedField(function, view, path, model=called, name="diffusers' model", mistakes=mistakes, scale=scale, data=data)
+
+
+def _other_labels(called: Model, path: Path, asked: str, view: Prediction, steps: int) -> Mistakes:
+    """The same network trained with the labels of another library."""
+
+    def with_labels(labels: Callable[[Tensor], Tensor]) -> Function:
+        readings = _readings(path, lambda x, t: called(x, x, labels(row_times(t, x))))
+        return readings[asked][1]
+
+    flow = isinstance(path, RectifiedFlow)
+    return label_mistakes(view, path, "timesteps 0 to 999", with_labels, 1.0 if flow else float(steps))
 
 
 def _negative(function: Function) -> Function:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffode.errors import ArgumentError
 from diffode.paths import DDPM, EDM, Path, RectifiedFlow, Tabulated
@@ -72,7 +73,7 @@ def options_like(config: Mapping[str, Any], alphas_cumprod: Any = None) -> dict[
                 f"{name} changes its levels (snr_shift_scale): use as_diffusers_scheduler(solver, like=scheduler)"
             )
         return options
-    theirs = np.array(alphas_cumprod, dtype=np.float64)
+    theirs = torch.as_tensor(alphas_cumprod).double().cpu().numpy().copy()
     if theirs[-1] in NO_SIGNAL:
         theirs[-1] = 0.0
     _, made = levels_of(options)

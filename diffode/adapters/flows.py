@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffode import solvers
-from diffode.adapters.adapted import AdaptedField, Mistakes, usual_mistakes
+from diffode.adapters.adapted import AdaptedField, Mistakes, label_mistakes, usual_mistakes
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
 from diffode.fields.field import Function
@@ -99,6 +99,12 @@ def from_flow_matching(
         "its data lie at t = 0, and its sign is wrong": ("velocity", lambda x, t: -theirs(x, t)),
         **usual_mistakes(lambda x, t: theirs(x, 1 - t), "velocity"),
     }
+    if on is not None and order == "x, t":
+
+        def with_labels(labels: Callable[[Tensor], Tensor]) -> Function:
+            return lambda x, t: -called(x, x, labels(1 - row_times(t, x)))
+
+        mistakes |= label_mistakes("velocity", on, "times from 0 to 1", with_labels)
     return AdaptedField(
         lambda x, t: -theirs(x, 1 - t),
         "velocity", on, model=called, name="the flow-matching model", mistakes=mistakes, scale=scale, data=data,

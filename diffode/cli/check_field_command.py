@@ -69,7 +69,7 @@ def command(
             scale = scale or float(points.var(0).mean().sqrt())
         if shape is None:
             raise ArgumentError("dim is needed: --dim with the number of coordinates of a row, or its shape such as 3x32x32")
-    found = diagnose(function, known, paths.get(path), shape, scale=scale or 1.0, data=points, seed=seed)
+    found = diagnose(function, known, paths.get(path), shape, scale=scale, data=points, seed=seed)
     if as_json:
         facts = {
             "field": field,

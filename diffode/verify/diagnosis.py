@@ -33,6 +33,8 @@ _SHARE, _MUCH = 1.15, 0.02
 _USEFUL = 0.85
 _WORST = 4.0
 _STEPS = 16
+#: Rounds in which a field's own scale has to settle, and how far in its logarithm.
+_SETTLING, _SETTLED = 5, 0.1
 #: The views in the order in which equal ones are named: on EDM the velocity is the noise.
 _KINDS: tuple[Prediction, ...] = ("noise", "denoised", "velocity", "score")
 
@@ -101,7 +103,7 @@ def diagnose(
     path: Path,
     dim: int | Sequence[int],
     *,
-    scale: float = 1.0,
+    scale: float | None = None,
     data: Tensor | None = None,
     seed: int = 0,
 ) -> Diagnosis:
@@ -112,7 +114,7 @@ def diagnose(
         kind: what it is said to give.
         path: the path it is said to be on.
         dim: coordinates a row of x has, or the shape of a row.
-        scale: root mean variance of the data.
+        scale: root mean variance of the data; unless given, that of ``data``, or 1.
         data: some data (n, *shape), which makes the diagnosis surer; else the field's own samples.
         seed: of all draws.
 
@@ -126,6 +128,9 @@ def diagnose(
     shape = (dim,) if isinstance(dim, int) else tuple(dim)
     if data is not None and tuple(data.shape[1:]) != shape:
         raise ArgumentError(f"data must be (n, {', '.join(map(str, shape))}), got {tuple(data.shape)}")
+    known, unsure = scale is not None or data is not None, ""
+    if scale is None:
+        scale = 1.0 if data is None else float(data.double().var(0).mean().sqrt())
     t = path.time_from_rho(min(max(scale, path.rho(path.t_min)), path.rho(path.t_max)))
     x = math.hypot(path.sigma(t), path.alpha(t) * scale) * normal((3, *shape), generator=generator_from(seed))
     checks, advice = contract(Field(function, kind, path, scale=scale, probe=False), x, t), []
@@ -143,6 +148,15 @@ def diagnose(
     asked = Reading(kind)
     loss = trial.loss(asked)
     best = _best(trial, asked, loss)
+    if not known and (best[0] != asked or best[1] >= _USEFUL):
+        unsure = "the scale of its data is not known and taken for 1: give data (--data) or scale (--scale) to be surer"
+        own = _at_its_own_scale(trial, asked)
+        if own is not None and own.loss(asked) < _USEFUL and _best(own, asked, own.loss(asked))[0] == asked:
+            # Another law than the data's may agree with itself: only its user can tell.
+            settled = (
+                f"as {kind} it is right for data of scale {own.unit:.3g} alone: if theirs is that, say so (scale, --scale)"
+            )
+            return Diagnosis(tuple(checks), (asked, own.loss(asked)), None, (*advice, f"{settled}; else give data (--data)"))
     found = best if best[1] < _USEFUL else None
     if found is None:
         advice.append(
@@ -151,6 +165,8 @@ def diagnose(
         )
     elif clearly_less(best[1], loss):
         advice += _fixes(asked, best[0])
+    if advice and unsure:
+        advice.insert(0, unsure)
     return Diagnosis(tuple(checks), (asked, loss), found, tuple(advice))
 
 
@@ -189,6 +205,21 @@ def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
     return best
 
 
+def _at_its_own_scale(trial: _Trial, asked: Reading) -> _Trial | None:
+    """A trial in units of the field's own samples, as it is asked to be read, if these settle on a scale."""
+    for _ in range(_SETTLING):
+        spread = trial.spread(asked)
+        if not 0 < spread < math.inf:
+            return None
+        try:
+            trial = trial.at(trial.unit * spread)
+        except ArgumentError:
+            return None
+        if abs(math.log(spread)) < _SETTLED:
+            return trial
+    return None
+
+
 def _fixes(asked: Reading, right: Reading) -> list[str]:
     """What has to be changed, in words."""
     fixes = []
@@ -221,7 +252,8 @@ class _Trial:
     """A function read in several ways, and what each reading's noise prediction is worth."""
 
     def __init__(self, function: Function, path: Path, shape: tuple[int, ...], unit: float, data: Tensor | None, seed: int):
-        self._function, self._path, self._unit, self._seed = function, path, unit, seed
+        self._function, self._path, self.unit, self._seed = function, path, unit, seed
+        self._given = data
         self._shape = shape
         self._points = max(_FEWEST, min(_POINTS, _NUMBERS // math.prod(shape)))
         self._data = None if data is None else data[: self._points].to(torch.float64)
@@ -231,6 +263,18 @@ class _Trial:
             raise ArgumentError(f"path {path.spec!r} has no noise levels around the data's scale {unit:g}: give scale=")
         self._times = [path.time_from_rho(level) for level in levels]
         self._known: dict[Reading, float] = {}
+
+    def at(self, unit: float) -> _Trial:
+        """The same trial at another scale."""
+        return _Trial(self._function, self._path, self._shape, unit, self._given, self._seed)
+
+    def spread(self, reading: Reading) -> float:
+        """That of the field's own samples, in units of the scale; NaN if there are none."""
+        try:
+            with torch.no_grad():
+                return float(self._samples(self._field(reading)).var(0).mean().sqrt()) / self.unit
+        except Exception:  # a function may raise anything when it is read wrongly
+            return math.nan
 
     def can(self, time: str) -> bool:
         """Whether a reading of the time makes sense on this path: reversal and timesteps are for times from 0 to 1."""
@@ -251,17 +295,21 @@ class _Trial:
         data = self._samples(field) if self._data is None else self._data
         source, total = generator_from(self._seed + 1), 0.0
         if self._data is None:
-            spread = float(data.var(0).mean().sqrt()) / self._unit
+            spread = float(data.var(0).mean().sqrt()) / self.unit
             total = len(self._times) * abs(math.log(spread)) if 0 < spread < math.inf else math.inf
         for t in self._times:
             noise = normal(data.shape, generator=source)
             x = self._path.alpha(t) * data + self._path.sigma(t) * noise
-            error = float((field.noise(x, t) - noise).square().mean())
+            found = field.noise(x, t)
+            error = float((found - noise).square().mean())
+            if self._data is None:
+                # A wrong reading may agree with its own samples, but not be calibrated too: E[e (eps - e)] = 0.
+                error += abs(float((found * (noise - found)).mean()))
             total += min(error, _WORST) if math.isfinite(error) else _WORST
         return min(total / len(self._times), _WORST)
 
     def _field(self, reading: Reading) -> Field:
-        path, unit = self._path, self._unit
+        path, unit = self._path, self.unit
 
         def read(x: Tensor, t: float | Tensor) -> Tensor:
             when = float(t)
@@ -275,7 +323,7 @@ class _Trial:
         path = self._path
         first = self._times[-1]
         last = max(path.time_from_rho(0.1 * path.rho(self._times[0])), path.t_min)
-        start = math.hypot(path.sigma(first), path.alpha(first) * self._unit)
+        start = math.hypot(path.sigma(first), path.alpha(first) * self.unit)
         x = start * normal((self._points, *self._shape), generator=generator_from(self._seed))
         ends = path.log_snr(first), path.log_snr(last)
         inner = [path.time_from_log_snr(ends[0] + (ends[1] - ends[0]) * k / _STEPS) for k in range(1, _STEPS)]
