@@ -28,6 +28,8 @@ _MASS, _CONSERVED, _ORDER = 1e-10, 1e-12, 0.3
 _WIDTH = 7.5
 #: Levels in units of the data's scale between which the density is evolved.
 _FROM, _TO = 0.8, 1.6
+#: Standard deviations that a component may travel meanwhile.
+_TRAVEL = 2.0
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,38 @@ def mass_check(field: ExactField, cells: int = 128) -> Check:
 
 
 def _times(field: ExactField) -> tuple[float, float]:
-    first, last = (min(field.path.time_from_rho(level * field.scale), field.path.t_max) for level in (_FROM, _TO))
-    return (first, last) if first < last else (0.7 * last, last)
+    """Two times between which noise changes, but a component does not travel by more than two of its standard deviations."""
+    path = field.path
+    last = min(path.time_from_rho(_TO * field.scale), path.t_max)
+    first = path.time_from_rho(_FROM / _TO * path.rho(last))
+    own, far = _spread_and_distance(field)
+    while abs(path.alpha(first) - path.alpha(last)) * far > _TRAVEL * math.hypot(path.alpha(first) * own, path.sigma(first)):
+        first = (first + last) / 2
+    return first, last
+
+
+def _spread_and_distance(field: ExactField) -> tuple[float, float]:
+    """Standard deviation of the narrowest component, and how far from 0 the farthest mean is."""
+    means, variances = _components(field)
+    return float(variances.amin().sqrt()), float(means.abs().amax())
+
+
+def _components(field: ExactField) -> tuple[Tensor, Tensor]:
+    """Means and variances along each axis of the components, (K, D) each, or of the law where it has none."""
+    target = field.target
+    known = getattr(target, "components", None)
+    means = getattr(target, "means", target.mean[None])
+    return means, known.variances() if known is not None else target.variance[None]
 
 
 def _box(field: ExactField, times: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    target, path = field.target, field.path
+    path = field.path
     lows, highs = [], []
+    # A mixture's tails are those of its outermost components.
+    means, variances = _components(field)
+    own = variances.amax(0).sqrt()
     for t in times:
         alpha, sigma = path.alpha(t), path.sigma(t)
-        # A mixture's tails are those of its outermost components.
-        means = getattr(target, "means", target.mean[None])
-        spread = getattr(target, "components", None)
-        own = (spread.variances() if spread is not None else target.variance[None]).amax(0).sqrt()
         width = _WIDTH * (alpha**2 * own**2 + sigma**2).sqrt()
         lows.append(alpha * means.amin(0) - width)
         highs.append(alpha * means.amax(0) + width)
@@ -152,10 +173,11 @@ def _sides(dim: int, i: int) -> tuple[int, ...]:
 
 def _steps(field: ExactField, start: float, stop: float, size: Tensor, low: Tensor, high: Tensor, equation: Equation) -> int:
     """Steps that keep RK4 stable: a diffusion number of 1/2 a dimension, a Courant number of 1."""
-    path = field.path
+    path, corners = field.path, torch.stack([low, high])
     if equation == "fokker_planck":
         half = max(path.diffusion(t) ** 2 / 2 for t in (start, stop))
-        return max(20, math.ceil((stop - start) * half * float((4 / size.square()).sum()) / 2))
-    corners = torch.stack([low, high])
+        spreading = half * float((4 / size.square()).sum()) / 2
+        moving = max(abs(path.drift(t)) for t in (start, stop)) * float((corners.abs() / size).amax(0).sum())
+        return max(20, math.ceil((stop - start) * max(spreading, moving)))
     fastest = max(float((field.velocity(corners, t).abs() / size).max()) for t in (start, stop))
     return max(20, math.ceil((stop - start) * fastest * len(size)))

@@ -185,7 +185,9 @@ def stein_check(field: ExactField, t: float, nodes: int = 60) -> Check:
     grid = gauss_hermite(field, t, nodes)
     phi = wave(_direction(field)).at(grid.points)
     residual = (grid.weights[:, None] * (field.score(grid.points, t) * phi.value[:, None] + phi.gradient)).sum(0)
-    return Check("Stein's identity of the score", float(residual.abs().max()) * field.scale, _STEIN, f"t={t:.4g}")
+    # A score is measured in units of one over the spread of x at t, which alone makes the residual a number.
+    spread = math.hypot(field.path.alpha(t) * field.scale, field.path.sigma(t))
+    return Check("Stein's identity of the score", float(residual.abs().max()) * spread, _STEIN, f"t={t:.4g}")
 
 
 def compact_check(field: ExactField, t: float, eta: float | None = None, nodes: int = 240) -> Check:
