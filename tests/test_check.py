@@ -160,3 +160,80 @@ def test_the_command_says_it_in_plain_words(tmp_path):
     options = ("--order", "2", "--option", "swap=false", "--grid", "log_snr")
     assert "nothing wrong" in command("check", "mine.py:second_order_multistep", *options, cwd=tmp_path).stdout
     assert "KEY=VALUE" in command("check", "mine.py:heun", "--option", "nonsense", cwd=tmp_path, code=2).stderr
+
+
+OF_FIRST_ORDER = """
+import torch
+
+def alternate(field, x, times):
+    print("a sampler that talks")
+    for k, (t, s) in enumerate(zip(times, times[1:])):
+        slope = field.velocity(x, t)
+        end = x + (s - t) * slope
+        if k % 2:
+            end = x + (s - t) * (slope + field.velocity(end, s)) / 2
+        x = end
+    return x
+
+def garbage(field, x, times):
+    for t, s in zip(times, times[1:]):
+        x = x + (s - t) * field.velocity(x, t) if s > 0 else 40 * torch.ones_like(x)
+    return x
+
+def biased(field, x, times):
+    for t, s in zip(times, times[1:]):
+        x = x + 1.02 * (s - t) * field.velocity(x, t)
+    return x
+
+def noisy(field, x, times, generator):
+    for t, s in zip(times, times[1:]):
+        d = field.denoised(x, t)
+        x = d + s * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x
+"""
+
+
+@pytest.fixture
+def first_order(tmp_path):
+    (tmp_path / "own.py").write_text(OF_FIRST_ORDER)
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", [{"path": "rectified_flow"}, {"grid": "karras:rho=3"}])
+def test_a_first_order_method_on_a_grid_that_does_not_suit_it_is_not_called_wrong(where):
+    verdict = check_sampler(find_sampler("euler", **where))
+    assert verdict.finding("moments").passed
+    assert "goes to 0" in verdict.finding("moments").text
+    assert verdict.passed, [f for f in verdict.findings if f.passed is False]
+
+
+def test_a_bias_that_more_steps_leave_is_found(first_order):
+    found = check_sampler(find_sampler(f"{first_order / 'own.py'}:biased", grid="karras:rho=3")).finding("moments")
+    assert found.passed is False
+    assert "with any number of steps" in found.text
+
+
+def test_a_garbage_step_to_no_noise_is_found(first_order):
+    found = check_sampler(find_sampler(f"{first_order / 'own.py'}:garbage")).finding("sigma = 0")
+    assert found.passed is False
+    assert "no sample" in found.text
+    for good in ("ddim", "heun", "dpmpp_2m_sde", "euler_ancestral"):
+        assert check_sampler(find_sampler(good)).finding("sigma = 0").passed is not False
+
+
+def test_half_an_evaluation_a_step_is_a_rule(first_order):
+    verdict = check_sampler(find_sampler(f"{first_order / 'own.py'}:alternate"))
+    assert verdict.finding("evaluations").passed
+    assert "1.5 a step" in verdict.finding("evaluations").text
+
+
+def test_an_order_claimed_of_a_sampler_that_draws_noise_is_not_ignored(first_order):
+    found = check_sampler(find_sampler(f"{first_order / 'own.py'}:noisy", order=3)).finding("order")
+    assert found.passed is None
+    assert "order 3 is claimed: not measured" in found.text
+
+
+def test_what_a_sampler_prints_leaves_the_answer_alone(first_order):
+    done = command("check", "own.py:alternate", "--json", cwd=first_order, code=None)
+    assert json.loads(done.stdout)["sampler"] == "own.py:alternate"
+    assert "a sampler that talks" in done.stderr

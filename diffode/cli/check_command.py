@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diffode.cli.output import json_option, print_json
+from diffode.cli.output import apart_from_prints, json_option, print_json
 
 _SIGNS = {True: "ok", False: "WRONG", None: "--"}
 _WIDTH = 118
@@ -38,7 +38,8 @@ def command(
     from diffode.verify.sampler import find_sampler
     from diffode.verify.verdict import check_sampler
 
-    verdict = check_sampler(find_sampler(sampler, order=order, path=path, grid=grid, options=keyword_options(options)))
+    with apart_from_prints():
+        verdict = check_sampler(find_sampler(sampler, order=order, path=path, grid=grid, options=keyword_options(options)))
     if as_json:
         findings = [{"topic": f.topic, "passed": f.passed, "text": f.text} for f in verdict.findings]
         measured = None if verdict.order is None else vars(verdict.order)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diffode.cli.output import json_option, print_checks, print_json
+from diffode.cli.output import apart_from_prints, json_option, print_checks, print_json
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,8 @@ def command(
             scale = scale or float(points.var(0).mean().sqrt())
         if shape is None:
             raise ArgumentError("dim is needed: --dim with the number of coordinates of a row, or its shape such as 3x32x32")
-    found = diagnose(function, known, paths.get(path), shape, scale=scale, data=points, seed=seed)
+    with apart_from_prints():
+        found = diagnose(function, known, paths.get(path), shape, scale=scale, data=points, seed=seed)
     if as_json:
         facts = {
             "field": field,

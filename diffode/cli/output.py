@@ -6,7 +6,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import click
@@ -49,6 +50,13 @@ def field_text(place: str, kind: str | None, dim: str | None, scale: float | Non
     if not FieldText.names(place) or "," in place:
         raise ArgumentError(f"{place!r} is not a field of your own: give MODULE:ATTR, FILE.py:ATTR or trained:NAME")
     return str(FieldText(place, kind, None if dim is None else row_shape(dim), scale, truth))
+
+
+@contextmanager
+def apart_from_prints() -> Iterator[None]:
+    """While a user's code runs: what it prints goes to stderr, so that stdout holds the answer alone."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def print_json(value: Any) -> None:

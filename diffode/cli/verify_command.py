@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diffode.cli.output import json_option, print_checks, print_json
+from diffode.cli.output import apart_from_prints, json_option, print_checks, print_json
 
 _DEFAULT_PICTURE = "diffode-verify.png"
 
@@ -74,7 +74,8 @@ def command(
         if kind or density or target or dim:
             raise ArgumentError(f"--kind, --density, --target and --dim go with a field of your own, not with target {field!r}")
         own = fields.exact_field(targets.get(field), paths.get(path or "edm"))
-    report = verify_field(own, **options)
+    with apart_from_prints():
+        report = verify_field(own, **options)
     checks = [*report.checks]
     if symbolic:
         from diffode.verify.symbolic import closed_form_checks, proofs

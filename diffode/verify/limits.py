@@ -1,0 +1,124 @@
+"""What law a sampler leaves: moments on a Gaussian, the law of a mixture, and a last step to sigma = 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from diffode import fields
+from diffode.errors import DiffodeError
+from diffode.fields import ExactField
+from diffode.targets import GaussianMixture
+from diffode.verify.trial import TARGET, Bench, Finding
+
+#: Draws for moments, standard errors that they may be off, and the share of a moment that 400 steps may be off.
+_DRAWS, _DEVIATIONS, _SHARE, _LAW_STEPS = 40_000, 5.0, 0.02, 400
+#: What twice the steps may leave of an error that goes to 0 with them.
+_LIMIT = 0.005
+_MEAN, _VARIANCE = 0.7, 0.25
+#: How far a last step to sigma = 0 may go, in noise levels, and how far a sample may be from a mode, in deviations.
+_ZERO_MOVE, _ASTRAY = 20.0, 8.0
+
+
+def _gaussian(bench: Bench) -> tuple[GaussianMixture, ExactField]:
+    target = GaussianMixture([1.0], [[_MEAN]], [[_VARIANCE]])
+    return target, fields.exact_field(target, bench.path)
+
+
+def moments(bench: Bench) -> Finding:
+    """On a Gaussian the field is affine, and so is a sampler made of sums: its output's moments are exact, without sampling."""
+    once, bend = _errors(bench, _LAW_STEPS)
+    if bend > 1e-6:
+        return Finding("moments", None, f"not affine on a Gaussian (it bends by {bend:.1e}): moments are not read off")
+    text = (
+        f"on a Gaussian, {_LAW_STEPS} steps: mean off by {abs(once[0]):.1e} deviations, "
+        f"variance by {abs(once[1]):.1e} of itself"
+    )
+    if max(map(abs, once)) < _SHARE:
+        return Finding("moments", True, text)
+    # A method of first order on a grid that does not suit it: what counts is where more steps lead.
+    twice, _ = _errors(bench, 2 * _LAW_STEPS)
+    left = max(abs(2 * two - one) for one, two in zip(once, twice, strict=True))
+    text += f"; {2 * _LAW_STEPS}: {abs(twice[0]):.1e} and {abs(twice[1]):.1e}, which " + (
+        "goes to 0" if left < _LIMIT else f"leaves {left:.1e} with any number of steps"
+    )
+    return Finding("moments", left < _LIMIT, text)
+
+
+def _errors(bench: Bench, steps: int) -> tuple[tuple[float, float], float]:
+    """Error of the mean in deviations and of the variance in itself, and how much an affine map's output bends."""
+    _, exact = _gaussian(bench)
+    path = bench.path
+    times = bench.times(steps)
+    x = torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64) * path.sigma(times[0])
+    low, centre, high = bench.run(exact, x, times)[:, 0].tolist()
+    width = float(x[2] - x[0])
+    gain = (high - low) / width
+    bend = abs(centre - (low + gain * float(x[1] - x[0]))) / max(abs(high), abs(low), 1e-300)
+    alpha, sigma = path.alpha(times[0]), path.sigma(times[0])
+    start_mean, start_variance = alpha * _MEAN, alpha**2 * _VARIANCE + sigma**2
+    mean, variance = centre + gain * start_mean, gain**2 * start_variance
+    true_mean = path.alpha(times[-1]) * _MEAN
+    true_variance = path.alpha(times[-1]) ** 2 * _VARIANCE + path.sigma(times[-1]) ** 2
+    return ((mean - true_mean) / math.sqrt(true_variance), variance / true_variance - 1), bend
+
+
+def law(bench: Bench) -> list[Finding]:
+    """Mean and variance of the output on a Gaussian, and the share of a mixture's modes, within their intervals."""
+    _, exact = _gaussian(bench)
+    path, times = bench.path, bench.times(_LAW_STEPS)
+    end = bench.run(exact, exact.prior(_DRAWS, generator=5), times, 6)[:, 0]
+    true_mean = path.alpha(times[-1]) * _MEAN
+    true_variance = path.alpha(times[-1]) ** 2 * _VARIANCE + path.sigma(times[-1]) ** 2
+    deviation = math.sqrt(true_variance)
+    mean_error, variance_error = float(end.mean()) - true_mean, float(end.var()) / true_variance - 1
+    allowed = (
+        (_DEVIATIONS / math.sqrt(_DRAWS) + _SHARE / 3) * deviation, _DEVIATIONS * math.sqrt(2 / _DRAWS) + _SHARE,
+    )  # fmt: skip
+    good = abs(mean_error) <= allowed[0] and abs(variance_error) <= allowed[1]
+    text = (
+        f"on a Gaussian, {_LAW_STEPS} steps, {_DRAWS} draws: mean off by {mean_error / deviation:+.3f} deviations, variance by "
+        f"{variance_error:+.3f} of itself (allowed {allowed[0] / deviation:.3f} and {allowed[1]:.3f})"
+    )
+    return [Finding("moments", good, text), _mixture_law(bench, times)]
+
+
+def _mixture_law(bench: Bench, times: Sequence[float]) -> Finding:
+    exact = fields.exact_field(bench.target, bench.path)
+    x, true = (exact.marginal(_DRAWS, t, generator=7 + k)[:, 0] for k, t in enumerate((times[0], times[-1])))
+    end = bench.run(exact, x[:, None], times, 8)[:, 0]
+    distance = float((end.sort().values - true.sort().values).abs().mean()) / exact.scale
+    floor = float((exact.marginal(_DRAWS, times[-1], generator=11)[:, 0].sort().values - true.sort().values).abs().mean())
+    allowed = 4 * floor / exact.scale + _SHARE
+    text = f"distance to the law of {TARGET}: {distance:.4f} of its scale (exact draws: {floor / exact.scale:.4f})"
+    good = distance <= allowed
+    return Finding("limit", good, ("converges to the right law: " if good else "ANOTHER law than the field's: ") + text)
+
+
+def to_zero(bench: Bench) -> Finding:
+    """A grid whose last step goes to sigma = 0."""
+    if not bench.sampler.to_zero:
+        return Finding("sigma = 0", None, "not asked: it lays its own grid")
+    x = bench.start(4)
+    try:
+        end = bench.run(bench.watched(), x, bench.times(20, to_zero=True))
+    except DiffodeError as error:
+        return Finding("sigma = 0", None, f"refuses a last step to sigma = 0: {error}")
+    except Exception as error:
+        return Finding("sigma = 0", False, f"raises {type(error).__name__} in a last step to sigma = 0: {error}")
+    if not bool(torch.isfinite(end).all()):
+        return Finding("sigma = 0", False, "gives non-finite values in a last step to sigma = 0")
+    times = bench.times(19)
+    before = bench.run(bench.watched(), x, times)
+    scale = fields.exact_field(bench.target, bench.path).scale
+    moved = float((end - before).abs().max()) / scale
+    # x_0 of a step from sigma lies within a few sigma/alpha of x/alpha; noise drawn anew may choose another mode.
+    allowed = max(_ZERO_MOVE * bench.path.rho(times[-1]) / scale, 1e-6)
+    components = bench.target.means[:, 0], bench.target.components.variances()[:, 0].sqrt()
+    astray = float(((end - components[0]).abs() / components[1]).amin(1).max())
+    text = f"a last step to sigma = 0 is finite, {moved:.1e} of the scale from where it ends without"
+    if astray > _ASTRAY and moved > allowed:
+        return Finding("sigma = 0", False, f"{text}, and {astray:.0f} deviations from any mode: that is no sample")
+    return Finding("sigma = 0", True, text)

@@ -1,0 +1,80 @@
+"""A sampler under trial: the fields it runs on, watched, and one sentence for each thing found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from diffode import fields, grids, paths
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField
+from diffode.targets import GaussianMixture
+from diffode.targets import get as get_target
+from diffode.targets.target import Scalar, Target
+from diffode.verify.sampler import Sampler
+
+#: The one-dimensional mixture whose flow is known exactly.
+TARGET = "bimodal1d"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of a verdict; ``passed`` is None for a remark that is neither good nor bad."""
+
+    topic: str
+    passed: bool | None
+    text: str
+
+
+class Watched(ExactField):
+    """An exact field that notes every call, and can falsify one of its answers to see whether it matters."""
+
+    def __init__(self, target: Target, path: paths.Path, falsified: int | None = None):
+        super().__init__(target, path)
+        self.asked: list[tuple[float, Tensor]] = []
+        self._falsified = falsified
+
+    def predict(self, prediction: fields.Prediction, x: Tensor, t: Scalar) -> Tensor:  # noqa: D102
+        when = float(t.reshape(-1)[0]) if isinstance(t, Tensor) else float(t)
+        self.asked.append((when, x.detach().clone()))
+        answer = super().predict(prediction, x, t)
+        return answer * 1.01 + 0.01 if len(self.asked) - 1 == self._falsified else answer
+
+
+@dataclass
+class Bench:
+    """A sampler with the paths, grids and starts that all checks share."""
+
+    sampler: Sampler
+    path: paths.Path
+    target: GaussianMixture = field(default_factory=lambda: cast(GaussianMixture, get_target(TARGET)))
+
+    def times(self, steps: int, to_zero: bool = False) -> list[float]:
+        """A grid of its family."""
+        spec = self.sampler.grid
+        if to_zero:
+            spec += ("," if ":" in spec else ":") + "to_zero=true"
+        times: list[float] = grids.get(spec, self.path, steps).tolist()
+        return times
+
+    def start(self, count: int, target: Target | None = None, seed: int = 0) -> Tensor:
+        """Starts from the prior, (count, 1)."""
+        return fields.exact_field(target or self.target, self.path).prior(count, generator=seed)
+
+    def run(self, on: ExactField, x: Tensor, times: Sequence[float], seed: int = 0) -> Tensor:
+        """The end points, whatever the sampler draws from set by ``seed``."""
+        with torch.random.fork_rng(devices=[]):
+            # A sampler that draws from the global generator is repeatable too.
+            torch.manual_seed(seed + 1)
+            end = self.sampler.run(on, x.clone(), times, torch.Generator().manual_seed(seed))
+        if not isinstance(end, Tensor):
+            raise ArgumentError(f"the sampler returned {type(end).__name__}, not the end points (a tensor)")
+        return end.detach()
+
+    def watched(self, falsified: int | None = None) -> Watched:
+        """The field on which it runs, new and watched."""
+        return Watched(self.target, self.path, falsified)
