@@ -111,7 +111,7 @@ def test_the_probe_runs_once_is_not_counted_and_can_be_declined():
         (lambda: Field.from_velocity(3), "callable"),
         (lambda: Field.from_noise(lambda x, t: x, None), "needs path="),
         (lambda: Field.from_velocity(lambda x, t: x, "edm"), "path must be a diffode path"),
-        (lambda: Field.from_velocity(lambda x, t: x, scale=0), "scale must be positive"),
+        (lambda: Field.from_velocity(lambda x, t: x, scale=0), "scale must be a positive number"),
         (lambda: Field.from_velocity(lambda x, t: x).noise(start(), 0.5), "has no path"),
     ],
 )
@@ -194,3 +194,21 @@ def test_the_probe_of_times_looks_at_batches_of_any_size():
 def test_an_answer_that_is_no_tensor_is_named():
     with pytest.raises(FieldError, match="returned a NoneType"):
         Field.from_noise(lambda x, t: None, paths.get("edm")).noise(torch.ones(1, 2), 1.0)
+
+
+@pytest.mark.parametrize("leak", [1e-3, 1e-5, 1e-7])
+def test_a_small_leak_between_rows_is_found_unless_it_is_rounding(leak):
+    exact = diffode.exact_field("ring8", "edm")
+
+    def leaking(x, t):
+        return exact.noise(x, t) + leak * x.mean(0) / 80
+
+    with pytest.raises(FieldError, match="depends on the other rows"):
+        diffode.solve(diffode.Field.from_noise(leaking, exact.path), exact.prior(4, generator=0), solver="ddim", nfe=3)
+
+    def single(x, t):
+        return exact.noise(x.float(), t).to(x.dtype)
+
+    field = diffode.Field.from_noise(single, exact.path)
+    diffode.solve(field, exact.prior(4, generator=0), solver="ddim", nfe=3)
+    assert 1e-9 < field.same_rows(exact.prior(4, generator=0), 80.0) < 1e-3

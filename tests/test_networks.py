@@ -11,7 +11,6 @@ import diffode
 from diffode import fields
 from diffode.errors import FileFormatError, UnknownNameError
 from diffode.fields.networks import Denoiser
-from diffode.fields.own import noise_of
 from diffode.fields.trained import SCHEMA, load_trained, save_trained
 from diffode.studies import load_suite
 from diffode.studies.runner import compute
@@ -45,9 +44,9 @@ def test_on_any_path_it_is_the_same_denoiser(path):
 def test_it_is_smooth_in_float64_and_rounds_in_float32():
     field = fields.trained("moons")
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert noise_of(field, x, 1.0) < 1e-9
+    assert field.rounding(x, 1.0) < 1e-9
     single = diffode.Field.from_denoised(lambda y, t: field.denoised(y.float(), t).double(), field.path)
-    assert 1e-9 < noise_of(single, x, 1.0) < 1e-5
+    assert 1e-9 < single.rounding(x, 1.0) < 1e-5
     assert field.denoised(x.float(), 1.0).dtype == torch.float32
 
 

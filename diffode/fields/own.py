@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffode.errors import ArgumentError, DiffodeError
@@ -19,7 +18,6 @@ from diffode.fields.model import Model
 from diffode.fields.trained import trained
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.randomness import generator_from, normal
 from diffode.targets import get as get_target
 
 
@@ -166,20 +164,6 @@ def _positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise ArgumentError(f"scale must be a positive number, got {text!r}")
     return value
-
-
-def noise_of(field: Field, x: Tensor, t: float) -> float:
-    """How much rounding there is in a field's answers, relative to them: 1e-7 for a network in float32.
-
-    From the second difference over a step so small that a smooth function shows none.
-    """
-    step = 1e-6 * x.norm() / x.numel() ** 0.5
-    direction = normal(x.shape, generator=generator_from(0)).to(x)
-    before = field.nfe
-    with torch.no_grad():
-        low, middle, high = (field.predict("denoised", x + k * step * direction, t) for k in (-1, 0, 1))
-    field.nfe = before
-    return float((high - 2 * middle + low).abs().max() / middle.abs().max().clamp(min=1e-300))
 
 
 def _wants_arguments(function: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from diffode import cache, fields, paths, targets
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
-from diffode.fields.own import FieldText, noise_of
+from diffode.fields.own import FieldText
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
 
@@ -61,7 +61,7 @@ def tolerance_of(target: str, path: str, tolerance: float) -> float:
     on = field.require_path("a study")
     t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
     x = math.hypot(on.sigma(t), on.alpha(t) * field.scale) * normal((4, *shape_of(field)), generator=generator_from(1))
-    return min(1e-3, max(tolerance, _ROUNDINGS * noise_of(field, x, t)))
+    return min(1e-3, max(tolerance, _ROUNDINGS * field.rounding(x, t)))
 
 
 def path_of(target: str, path: str | None) -> Path:
