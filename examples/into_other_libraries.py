@@ -45,6 +45,19 @@ def main() -> None:
         ends = [make(denoiser, **options)(x / 80) for make in (DDIMSampler, adapters.as_azula_sampler("ddim"))]
         print(f"azula's DDIM and ours: differ by {float((ends[0] - ends[1]).abs().max()):.1e}")
 
+    # A field as a velocity model with data at t = 1 (flow_matching, torchcfm), integrated by torchdiffeq as they do.
+    model, start = adapters.as_flow_matching(flow), 1 - flow.path.t_max
+    span = torch.tensor([start, 1 - flow.path.t_min], dtype=torch.float64)
+    end = torchdiffeq.odeint(lambda t, y: model(y, t), y, span, method="rk4", options={"step_size": 1e-3})[-1]
+    true = diffode.reference(flow, y, flow.path.t_max, flow.path.t_min, 1e-8).x
+    print(f"flow matching by torchdiffeq: {float((end - true).abs().max()):.1e} from the exact flow")
+
+    # A field as a network that diffusers' pipelines call, in a loop of a scheduler of ours.
+    images = diffode.exact_field("digits-gmm10", "ddpm")
+    unet = adapters.as_diffusers_model(images, (1, 8, 8))
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    print(f"diffusers' network: answers {tuple(unet(noise, 999).sample.shape)}, pixels of {unet.config.sample_size} x 8")
+
     # A field's reverse SDE for torchsde.
     sde = adapters.as_torchsde(diffode.exact_field("ring8", "vp"), eta=1.0)
     torch.manual_seed(0)
