@@ -3,6 +3,8 @@
 The model is the exact denoiser of N(c, 1/4) where c is the row's own condition, so that rows differ by their condition alone.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,45 @@ def test_a_bound_method_of_a_network_is_called_in_the_networks_dtype():
         adapters.from_k_diffusion(two.forward)
     answer = adapters.from_k_diffusion(two.eval().forward).denoised(START, 1.0)
     assert torch.allclose(answer, net(START.float()).double(), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_diffusers_own_conditional_networks_keep_their_rows():
+    """A UNet with cross attention and a transformer with classes, two different conditions in a batch, float32 weights."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        cross_attention_dim=8, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=1, out_channels=2, num_layers=1, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=4,
+    ).eval()  # fmt: skip
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    extras = (
+        {"encoder_hidden_states": torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))},
+        {"class_labels": torch.tensor([1, 2, 7])},
+    )
+    for network, extra in zip((unet, transformer), extras, strict=True):
+        scheduler = diffusers.DDIMScheduler()
+        for solver in ("dpmpp:order=2", "rk_adaptive:rtol=1e-2,atol=1e-2"):
+            options = {"solver": solver, **({"nfe": 4} if "dpmpp" in solver else {})}
+            with warnings.catch_warnings():
+                # Untrained: it is no denoiser, and is told so.
+                warnings.simplefilter("ignore", ConventionWarning)
+                end = diffode.solve(adapters.from_diffusers(network, scheduler, extra=extra), x, **options).x
+                rolled = {key: value.roll(1, 0) for key, value in extra.items()}
+                other = diffode.solve(adapters.from_diffusers(network, scheduler, extra=rolled), x, **options).x
+                single = [
+                    diffode.solve(
+                        adapters.from_diffusers(network, scheduler, extra={k: v[i : i + 1] for k, v in extra.items()}),
+                        x[i : i + 1], **options,
+                    ).x
+                    for i in range(3)
+                ]  # fmt: skip
+            # In float32 a step may be taken for one row alone and refused in the batch: within what the steps allow.
+            size = float(end.abs().max())
+            assert float((end - torch.cat(single)).abs().max()) < 1e-3 * size
+            assert float((end - other).abs().max()) > 3e-2 * size
