@@ -13,6 +13,7 @@ import torch
 
 import diffode
 from diffode import adapters
+from diffode.errors import ArgumentError
 from diffode.paths import VP, SubVP, Tabulated
 
 with warnings.catch_warnings():
@@ -103,6 +104,10 @@ def test_flow_matching_timesteps_are_counted_as_the_scheduler_does():
     unipc = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     assert adapters.from_diffusers(model, unipc).path.spec == "rectified_flow"
     assert adapters.as_diffusers_scheduler("ddim", like=unipc).config.prediction_type == "flow_prediction"
+    plain = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True)
+    assert adapters.from_diffusers(model, plain).path.spec == "rectified_flow"
+    with pytest.raises(ArgumentError, match="with flow_prediction alone"):
+        adapters.as_diffusers_scheduler("ddim", like=plain)
 
 
 def test_continuous_timesteps_within_the_table():

@@ -163,6 +163,10 @@ def test_given_sigmas_and_timesteps():
     assert made.num_inference_steps == len(made.timesteps) == 5
     assert float(made.sigmas[-1]) == pytest.approx(FIELD.path.rho(1.0))
     flow = scheduler(prediction_type="flow_prediction", num_train_timesteps=400)
+    x, noise = START, START.flip(0)
+    torch.testing.assert_close(flow.scale_noise(x, torch.tensor([100.0, 300.0]), noise)[1], 0.25 * x[1] + 0.75 * noise[1])
+    flow.set_timesteps(timesteps=[300, 100])
+    assert flow.sigmas.tolist() == pytest.approx([3.0, 1 / 3, 0.0])
     flow.set_timesteps(sigmas=[1.0, 0.5, 0.1], mu=0.7)
     shifted = [np.exp(0.7) * t / (np.exp(0.7) * t + 1 - t) for t in (0.5, 0.1)]
     assert (flow.timesteps[1:] / 400).tolist() == pytest.approx(shifted)

@@ -57,6 +57,11 @@ def options_like(config: Mapping[str, Any], alphas_cumprod: Any = None) -> dict[
             raise ArgumentError(
                 f"{name} shifts its times by the size of the image: give grid='shift:s=...' and prediction_type"
             )
+        if config.get("prediction_type") not in (None, "flow_prediction"):
+            raise ArgumentError(
+                f"{name} has flow matching's noise levels, but prediction_type {config['prediction_type']!r}: ours knows them "
+                "with flow_prediction alone"
+            )
         shift = float(config.get("flow_shift", config.get("shift", 1.0)) or 1.0)
         spacing = {} if shift == 1 else {"grid": f"shift:s={shift!r}"}
         kept: dict[str, Any] = {key: options[key] for key in ("num_train_timesteps", "final_sigmas_type") if key in options}
