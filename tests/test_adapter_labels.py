@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from foreign_models import FlowMatchScheduler, Scheduler
+from foreign_models import FlowMatchScheduler, ForeignModel, Scheduler
 
 import diffode
 from diffode import adapters
@@ -115,3 +115,25 @@ def test_images_flattened_by_mistake_are_noticed():
         warnings.simplefilter("error", ConventionWarning)
         found = adapters.from_k_diffusion(network, data=data)
     assert torch.isfinite(found.denoised(data, 1.0)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusers", "diffusers_sample", "diffusers_v", "diffusers_flow", "flow_matching", "torchdiffeq"]
+)
+@pytest.mark.parametrize("wanted", ["x/alpha", "x/sqrt(sigma^2 + (alpha scale)^2)"])
+def test_a_network_that_wants_its_input_scaled_is_told_how(name, wanted):
+    foreign = ForeignModel(name)
+    unit = foreign.exact.scale
+
+    def answer(x, label):
+        t = label.double().reshape(-1)
+        if name.startswith("diffusers"):
+            t = t / 1000 if name.endswith("flow") else t + 1
+        t = 1 - t if name == "flow_matching" else t
+        alpha, sigma = (getattr(foreign.path, part)(t)[:, None] for part in ("alpha", "sigma"))
+        factor = alpha if wanted == "x/alpha" else (sigma**2 + (alpha * unit) ** 2).sqrt()
+        return foreign.answer(x * factor, label)
+
+    with pytest.warns(ConventionWarning, match=re.escape(wanted)) as caught:
+        foreign.field(answer, data=foreign.data)
+    assert "wants its input scaled" in str(caught[0].message)

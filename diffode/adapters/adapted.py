@@ -146,7 +146,8 @@ class AdaptedField(Field):
             advice = [] if found is None else [c.detail for c in found.checks if not c.passed and c.detail]
             best = min(named, key=lambda sentence: named[sentence], default=None)
             other = math.inf if found is None or found.found is None else found.found[1]
-            if best is not None and clearly_less(named[best], asked) and not clearly_less(other, named[best]):
+            sure = data is not None
+            if best is not None and clearly_less(named[best], asked, sure) and not clearly_less(other, named[best], sure):
                 advice.append(best)
             elif found is not None:
                 advice += found.advice
@@ -155,9 +156,9 @@ class AdaptedField(Field):
         if not advice and not seen:
             return
         guess = "; ".join(advice) or "is its kind, path and scale as given?"
-        sure = "" if data is not None else " (judged without data; data= makes it surer)"
+        caution = "" if data is not None else " (judged without data; data= makes it surer)"
         what = f"{self.name} does not behave as a {self.prediction} on path {path.spec}"
-        warnings.warn(f"{what}: {seen + ': ' if seen else ''}{guess}{sure}", ConventionWarning, stacklevel=4)
+        warnings.warn(f"{what}: {seen + ': ' if seen else ''}{guess}{caution}", ConventionWarning, stacklevel=4)
 
 
 def usual_mistakes(raw: Function, meant: Prediction) -> Mistakes:
@@ -203,6 +204,24 @@ def label_mistakes(
             return labels(path, t / span if in_time else t)
 
         named[labels_sentence(name, taken)] = view, asked(own)
+    return named
+
+
+def input_mistakes(
+    view: Prediction, path: Path, scale: float | None, data: Tensor | None, asked: Callable[[Function], Function]
+) -> Mistakes:
+    """The model given scaled states, where its answer is combined with the state itself; ``asked`` takes what is put in."""
+    from diffode.verify.diagnosis import INPUTS
+
+    unit = scale or (1.0 if data is None else float(data.double().var(0).mean().sqrt()))
+    named: Mistakes = {}
+    for name, factor in INPUTS.items():
+        if name != "x":
+
+            def put(x: Tensor, t: float | Tensor, factor: Callable[[Path, float, float], float] = factor) -> Tensor:
+                return x * factor(path, float(t), unit)
+
+            named[f"it wants its input scaled: give it {name}"] = view, asked(put)
     return named
 
 

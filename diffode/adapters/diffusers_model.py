@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffode.adapters.adapted import AdaptedField, Mistakes, label_mistakes
+from diffode.adapters.adapted import AdaptedField, Mistakes, input_mistakes, label_mistakes
 from diffode.adapters.diffusers_schedules import path_of
 from diffode.errors import ArgumentError
 from diffode.fields import Field, Prediction, columns
@@ -90,6 +90,12 @@ def from_diffusers(
     view, function = readings[asked]
     if not isinstance(path, EDM):
         mistakes |= _other_labels(called, path, asked, view, steps)
+        known = asked
+
+        def given(put: Function) -> Function:
+            return _readings(path, lambda x, t: predict(put(x, t), t))[known][1]
+
+        mistakes |= input_mistakes(view, path, scale, data, given)
     return AdaptedField(function, view, path, model=called, name="diffusers' model", mistakes=mistakes, scale=scale, data=data)
 
 

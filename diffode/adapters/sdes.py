@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode.adapters.adapted import AdaptedField, Mistakes
+from diffode.adapters.adapted import AdaptedField, Mistakes, input_mistakes
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.fields.field import Function
@@ -53,15 +53,16 @@ def from_torchsde(
     eta = _eta(sde, on, dim)
     drift = Model(sde.f, "sde.f")
 
-    def score(sign: float) -> Function:
+    def score(sign: float, put: Function = lambda x, t: x) -> Function:
         def one_time(x: Tensor, t: float) -> Tensor:
             when = torch.as_tensor(on.t_max - t, dtype=x.dtype, device=x.device)
-            added = sign * drift(x, when, x.flatten(1)).reshape(x.shape) + on.drift(t) * x
+            added = sign * drift(x, when, put(x, t).flatten(1)).reshape(x.shape) + on.drift(t) * x
             return added / ((1 + eta**2) / 2 * on.diffusion(t) ** 2)
 
         return single_time(drift, one_time)
 
     mistakes: Mistakes = {"the sign of its drift is wrong: torchsde's time s = t_max - t runs forward": ("score", score(-1.0))}
+    mistakes |= input_mistakes("score", on, scale, data, lambda put: score(1.0, put))
     return AdaptedField(score(1.0), "score", on, model=drift, name="the reverse SDE", mistakes=mistakes, scale=scale, data=data)
 
 

@@ -29,6 +29,8 @@ from diffode.verify.contract import contract
 _LEVELS, _POINTS, _FEWEST, _NUMBERS = (0.05, 0.3, 1.0, 3.0, 10.0, 30.0), 256, 32, 4096
 #: A reading is as good as the best if its loss is not larger by more than this share and this much.
 _SHARE, _MUCH = 1.15, 0.02
+#: With data all readings are tried on the same points and noise, and none can be better than a right one.
+_SHARE_ON_DATA, _MUCH_ON_DATA = 1.06, 0.01
 #: A field that predicts noise at all has a loss below this: a constant prediction of 0 has 1.
 _USEFUL = 0.85
 _WORST = 4.0
@@ -163,7 +165,7 @@ def diagnose(
             f"no reading of it predicts noise (losses {loss:.2f} as {kind}, {best[1]:.2f} at best; a constant has 1): is it "
             f"trained, on data of scale {scale:g}, for path {path.spec}?"
         )
-    elif clearly_less(best[1], loss):
+    elif clearly_less(best[1], loss, data is not None):
         advice += _fixes(asked, best[0])
     if advice and unsure:
         advice.insert(0, unsure)
@@ -184,9 +186,10 @@ def unpredicted(
     return _Trial(function, path, tuple(shape), scale, data, seed).loss(Reading(kind))
 
 
-def clearly_less(loss: float, other: float) -> bool:
+def clearly_less(loss: float, other: float, on_data: bool) -> bool:
     """Whether one loss is smaller by more than two good readings may differ."""
-    return loss * _SHARE + _MUCH < other
+    share, much = (_SHARE_ON_DATA, _MUCH_ON_DATA) if on_data else (_SHARE, _MUCH)
+    return loss * share + much < other
 
 
 def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
@@ -200,7 +203,7 @@ def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
     for count in (1, 2):
         nearest = min(((r, trial.loss(r)) for r in every if r.differences(asked) == count), key=lambda pair: pair[1])
         # A reading that is further away has to be better by a margin.
-        if clearly_less(nearest[1], best[1]):
+        if clearly_less(nearest[1], best[1], trial.on_data):
             best = nearest
     return best
 
@@ -253,7 +256,7 @@ class _Trial:
 
     def __init__(self, function: Function, path: Path, shape: tuple[int, ...], unit: float, data: Tensor | None, seed: int):
         self._function, self._path, self.unit, self._seed = function, path, unit, seed
-        self._given = data
+        self._given, self.on_data = data, data is not None
         self._shape = shape
         self._points = max(_FEWEST, min(_POINTS, _NUMBERS // math.prod(shape)))
         self._data = None if data is None else data[: self._points].to(torch.float64)
