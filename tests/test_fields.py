@@ -212,3 +212,12 @@ def test_a_small_leak_between_rows_is_found_unless_it_is_rounding(leak):
     field = diffode.Field.from_noise(single, exact.path)
     diffode.solve(field, exact.prior(4, generator=0), solver="ddim", nfe=3)
     assert 1e-9 < field.same_rows(exact.prior(4, generator=0), 80.0) < 1e-3
+
+
+def test_a_check_of_rows_that_passes_gives_no_advice():
+    from diffode.verify.contract import contract
+
+    exact = diffode.exact_field("ring8", "edm")
+    (check,) = [c for c in contract(exact, exact.prior(3, generator=0), 80.0) if c.name.startswith("rows")]
+    assert check.passed
+    assert not check.detail
