@@ -264,7 +264,7 @@ def _affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> i
     dim = math.prod(shape)
     field.check_gradient(path.prior((2, *shape), generator=0), path.t_max)
     z = path.prior((_FEWEST, *shape), generator=0).requires_grad_(True)
-    level = path.rho(path.t_max) ** 0.5
+    level = finite_levels(path)[0] ** 0.5
     began = time.perf_counter()
     with torch.enable_grad():
         answer = noise(z, level)
@@ -276,22 +276,36 @@ def _affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> i
     return int(min(max(_STEP_SECONDS / a_start, _FEWEST), _MOST))
 
 
-def problem_for(
-    field: Field, path: Path, shape: int | tuple[int, ...], count: int, seed: int, trajectory: float = 0.0
-) -> Problem:
-    """Starts from the normal prior, as samplers have them, and where the exact flow takes them (at all levels, if
-    ``trajectory``, the weight of states in between, is not 0).
-    """
-    rows = (shape,) if isinstance(shape, int) else shape
-    start = path.prior((count, *rows), generator=torch.Generator().manual_seed(7_919 * seed + 1))
-    field.check_gradient(start[:2], path.t_max)
-    exact = reference(field, start, path.t_max, path.t_min, 1e-6)
-    alphas = path.alpha(path.t_max), path.alpha(path.t_min)
-    levels = path.rho(path.t_max), path.rho(path.t_min)
-    if not math.isfinite(levels[0]) or levels[1] <= 0:
+def finite_levels(path: Path) -> tuple[float, float]:
+    """The first and last noise level of a path; ArgumentError if one is infinite or 0."""
+    first, last = path.rho(path.t_max), path.rho(path.t_min)
+    if not math.isfinite(first) or last <= 0:
         raise ArgumentError(
             f"training needs 0 < rho < infinity at both ends of path {path.spec!r}; choose t_max and t_min inside"
         )
+    return first, last
+
+
+def problem_for(
+    field: Field,
+    path: Path,
+    shape: int | tuple[int, ...],
+    count: int,
+    seed: int,
+    trajectory: float = 0.0,
+    *,
+    differentiated: bool = True,
+) -> Problem:
+    """Starts from the normal prior, as samplers have them, and where the exact flow takes them (at all levels, if
+    ``trajectory``, the weight of states in between, is not 0). A field that will be ``differentiated`` is checked for that.
+    """
+    levels = finite_levels(path)
+    rows = (shape,) if isinstance(shape, int) else shape
+    start = path.prior((count, *rows), generator=torch.Generator().manual_seed(7_919 * seed + 1))
+    if differentiated:
+        field.check_gradient(start[:2], path.t_max)
+    exact = reference(field, start, path.t_max, path.t_min, 1e-6)
+    alphas = path.alpha(path.t_max), path.alpha(path.t_min)
     unit, noise = field.scale, noise_function(field)
     between = exact_trajectory(field, path, noise, start) if trajectory else None
     return Problem(

@@ -99,7 +99,7 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     panels = figure.subplots(len(rows), _IMAGES, squeeze=False)
     for row, (title, images) in zip(panels, rows, strict=True):
         for panel, image in zip(row, images, strict=True):
-            panel.imshow(image.reshape(shape or (-1, 1)), cmap="gray", vmin=-limit, vmax=limit)
+            panel.imshow(image.reshape(shape or (-1, 1)).numpy(), cmap="gray", vmin=-limit, vmax=limit)
             panel.set(xticks=[], yticks=[])
         row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
     figure.suptitle(f"{target} on {path}", fontsize=10)
