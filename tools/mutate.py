@@ -22,12 +22,13 @@ ROOT = Path(__file__).parent.parent
 COMMON = "tests/test_properties.py"
 #: Modules of the numerical core, and the tests that are there for each.
 TESTS = {
-    "paths": "tests/test_paths.py tests/test_grids.py",
+    "paths": "tests/test_paths.py tests/test_grids.py tests/test_given_paths.py tests/test_boundaries.py",
     "charts.py": "tests/test_charts.py tests/test_conformance.py tests/test_stochastic.py tests/test_solvers.py",
-    "tableau.py": "tests/test_tableau.py tests/test_conformance.py tests/test_stochastic.py",
+    "tableau.py": "tests/test_tableau.py tests/test_conformance.py tests/test_stochastic.py tests/test_edges.py",
     "propagation.py": "tests/test_tableau.py tests/test_verify.py",
-    "targets": "tests/test_mixture.py tests/test_identities.py",
-    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_identities.py",
+    "targets": "tests/test_mixture.py tests/test_identities.py tests/test_boundaries.py",
+    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_boundaries.py tests/test_networks.py "
+    "tests/test_adapters_in.py tests/test_conditional.py tests/test_identities.py",
     "solvers/adams.py": "tests/test_conformance.py tests/test_solvers.py",
     "solvers/dpm.py": "tests/test_conformance.py tests/test_solvers.py",
     "solvers/dpm_multistep.py": "tests/test_conformance.py tests/test_solvers.py",
