@@ -231,6 +231,7 @@ def test_w2_bounds_of_a_shifted_score_are_equalities(gaussian, delta):
     sde = abs(delta) * LAM * math.log(TOP / LAM)
     assert found.flow.integral == pytest.approx(flow, rel=1e-5)
     assert found.coupled == pytest.approx(flow, rel=1e-5)
+    assert found.true == pytest.approx((flow, sde), rel=1e-6)
     assert found.sde.integral == pytest.approx(sde, rel=1e-5)
     assert found.flow.by_loss > found.flow.integral
     assert found.sde.by_loss > found.sde.integral
@@ -244,10 +245,37 @@ def test_w2_bounds_of_a_scaled_score_are_the_tables(gaussian):
     assert found.flow.integral == pytest.approx(0.253127, rel=2e-3)
     assert found.sde.integral == pytest.approx(0.219855, rel=2e-3)
     assert found.sde.by_loss == pytest.approx(0.267580, rel=2e-3)
+    assert found.true == pytest.approx((0.253127, 0.128642), abs=6e-7)
     shifted = bounds.certificate(gaussian, learned, points=40_000, lipschitz=lambda t: -1.2 / (LAM + t**2), prior_distance=0.5)
     growth = (LAM / TOP) ** 0.6
     assert shifted.flow.prior == pytest.approx(0.5 * growth, rel=1e-5)
     assert shifted.flow.integral - found.flow.integral == pytest.approx(0.5 * growth, rel=1e-4)
+
+
+@pytest.mark.parametrize("path", ["vp", "edm"])
+def test_the_true_distance_in_many_dimensions_is_that_of_draws(path):
+    """An affine score that rotates and shifts, on a Gaussian of three unequal axes; the flow by a run, the SDE by draws."""
+    exact = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3, -0.2, 1.0]], [[0.2, 1.0, 3.0]]), path)
+    turn = torch.tensor([[0.0, 0.1, 0.0], [-0.1, 0.0, 0.05], [0.02, 0.0, 0.1]], dtype=torch.float64)
+    learned = Field.from_score(lambda x, t: exact.score(x, t) @ (torch.eye(3).double() + turn).T + 0.05, exact.path)
+    found = bounds.certificate(exact, learned, points=64, lipschitz_points=2, nodes=65)
+    assert found.true.flow < found.flow.integral
+    assert found.true.sde < found.sde.integral
+    start = exact.marginal(40_000, exact.path.t_max, generator=0)
+    truth = exact.marginal(40_000, exact.path.t_min, generator=1)
+    for distance, solver in zip(found.true, ("rk4:chart=data", "ddim:eta=1"), strict=True):
+        end = diffode.solve(
+            learned, start, solver=solver, grid="log_snr", steps=1200, **({} if "eta" not in solver else {"generator": 2})
+        ).x
+        measured = diffode.metrics.gaussian_w2(end.mean(0), torch.cov(end.T), truth.mean(0), torch.cov(truth.T))
+        assert measured == pytest.approx(distance, abs=0.02)
+
+
+def test_a_true_distance_is_not_made_up(gaussian):
+    bent = Field.from_score(lambda x, t: gaussian.score(x, t) + 1e-3 * torch.sin(x), gaussian.path)
+    assert bounds.certificate(gaussian, bent, points=8, lipschitz_points=2).true is None
+    ring = diffode.exact_field("ring8", gaussian.path)
+    assert bounds.certificate(ring, ring, points=8, lipschitz_points=2).true is None
 
 
 def test_the_mixture_bound_is_valid_and_loose():

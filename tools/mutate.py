@@ -27,8 +27,8 @@ TESTS = {
     "tableau.py": "tests/test_tableau.py tests/test_conformance.py tests/test_stochastic.py tests/test_edges.py",
     "propagation.py": "tests/test_tableau.py tests/test_verify.py",
     "targets": "tests/test_mixture.py tests/test_identities.py tests/test_boundaries.py",
-    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_boundaries.py tests/test_networks.py "
-    "tests/test_adapters_in.py tests/test_conditional.py tests/test_identities.py",
+    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_boundaries.py "
+    "tests/test_networks.py tests/test_adapters_in.py tests/test_conditional.py tests/test_identities.py",
     "solvers/adams.py": "tests/test_conformance.py tests/test_solvers.py",
     "solvers/dpm.py": "tests/test_conformance.py tests/test_solvers.py",
     "solvers/dpm_multistep.py": "tests/test_conformance.py tests/test_solvers.py",
