@@ -95,3 +95,27 @@ def test_rounding_in_a_field_is_seen_as_it_is():
         assert double.rounding(x, size) < 2e-11
         assert 1e-9 < single.rounding(x, size) < 1e-6
         assert math.isfinite(Field.from_noise(lambda x, t: 0 * x, path).rounding(x, size))
+
+
+def test_a_field_counts_over_runs():
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(2, generator=0)
+    for nfe in (4, 6):
+        diffode.solve(field, x, solver="ddim", nfe=nfe)
+    diffode.solve(field, x, solver="rk_adaptive", grid=[80.0, 70.0])
+    assert field.nfe > 10
+    adaptive = field.nfe - 10
+    field.nfe = 5
+    assert diffode.solve(field, x, solver="rk_adaptive", grid=[80.0, 70.0]).nfe == adaptive
+    assert field.nfe == 5 + adaptive
+
+
+def test_looking_for_what_failed_is_not_counted():
+    path = paths.get("edm")
+    field = Field.from_noise(lambda x, t: torch.where((x[:, :1] < 0) & torch.tensor(t < 20), math.nan, x / (1 + t)), path)
+    x = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    field.nfe = 3
+    with pytest.raises(diffode.errors.NumericalError) as caught:
+        diffode.solve(field, x, solver="ddim", nfe=6)
+    assert caught.value.solution.status.tolist() == [0, 1]
+    assert field.nfe == 3 + caught.value.solution.nfe == 9
