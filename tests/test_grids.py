@@ -1,11 +1,14 @@
 """Time grids: definitions, ends, published tables, explicit times."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from diffode import grids, paths
+from diffode import grids, paths, testing
 from diffode.errors import ArgumentError, UnknownNameError
 
 EDM = paths.get("edm")
@@ -106,3 +109,21 @@ def test_bad_specs_say_what_is_wrong(spec, path, steps, message):
 def test_an_unknown_grid_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean 'karras'"):
         grids.get("karas", EDM, 3)
+
+
+@given(testing.grid_specs(), testing.paths(), st.integers(1, 40))
+def test_grids_fall_from_end_to_end_and_are_their_own_explicit_times(spec, path, steps):
+    times = grids.get(spec, path, steps)
+    assert len(times) == steps + 1
+    assert bool((times.diff() < 0).all())
+    assert (float(times[0]), float(times[-1])) == (path.t_max, path.t_min)
+    assert torch.equal(grids.explicit(times.tolist(), path), times)
+
+
+@given(testing.seeds(), testing.paths(), st.integers(1, 12))
+def test_uneven_grids_are_taken_as_they_are(seed, path, steps):
+    times = testing.random_times(seed, path, steps)
+    assert grids.explicit(times, path).tolist() == times
+    levels = [path.log_snr(t) for t in times]
+    shares = [b - a for a, b in itertools.pairwise(levels)]
+    assert max(shares) < 3.1 * min(shares)

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import diffode
-from diffode import Field, paths, solvers
+from diffode import Field, paths, solvers, testing
 from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
 from diffode.learned import train_gaussian, train_table
 from diffode.learned.family import random_mixture
@@ -323,3 +325,20 @@ def test_a_field_without_gradients_is_refused_whatever_view_it_gives(view):
         train_table(blind, 3, dim=1, points=8, seconds=1)
     with pytest.raises(FieldError, match="can't be differentiated"):
         diffode.learned.train_amed(blind, 2, dim=1, points=8, rounds=1)
+
+
+@given(testing.solvers(), testing.fields(max_dim=3, max_modes=3), testing.seeds(), st.integers(2, 5))
+def test_any_deterministic_sampler_is_its_common_form(solver, field, seed, steps):
+    path = field.path
+    table = solver.tableau(path, testing.random_times(seed, path, steps))
+    if table.prediction not in ("noise", "denoised"):
+        with pytest.raises(ArgumentError, match="no common form"):
+            Stages.of(table)
+        return
+    x = field.prior(3, generator=seed % 2**31)
+    first, last = path.alpha(path.t_max), path.alpha(path.t_min)
+    stages = Stages.of(table)
+    end = stages.run(noise_function(field), x / first) * last
+    size = float(x.abs().max()) / first
+    torch.testing.assert_close(end / size, table.run(field, x) / size, rtol=0, atol=1e-10)
+    assert Stages.of(stages.tableau(path)).levels.allclose(stages.levels)

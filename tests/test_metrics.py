@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
 
 import diffode
-from diffode import metrics, solvers
+from diffode import metrics, solvers, testing
 from diffode.errors import ArgumentError
 from diffode.metrics import Measurement, Outcome, error_split, gaussian_split, gaussian_w2, measure
 
@@ -145,3 +146,15 @@ def test_a_user_metric_is_one_function():
     )
     run = outcome(points=16)
     assert measure("largest_coordinate_for_a_test:power=2", run).value == pytest.approx(float(run.solution.x.abs().max()) ** 2)
+
+
+@given(testing.mixtures(max_dim=3), testing.mixtures(max_dim=3), testing.mixtures(max_dim=3))
+def test_w2_of_gaussians_is_a_distance(one, two, three):
+    """Symmetric, zero on itself, and with the triangle inequality."""
+    dim = min(t.dim for t in (one, two, three))
+    a, b, c = ((t.mean[:dim], t.covariance[:dim, :dim]) for t in (one, two, three))
+    size = 1 + gaussian_w2(*a, *b) + gaussian_w2(*b, *c)
+    # A root of a difference of traces: half the digits.
+    assert gaussian_w2(*a, *a) < 1e-6 * (1 + float(a[1].trace().sqrt()))
+    assert abs(gaussian_w2(*a, *b) - gaussian_w2(*b, *a)) < 1e-6 * size
+    assert gaussian_w2(*a, *c) < gaussian_w2(*a, *b) + gaussian_w2(*b, *c) + 1e-6 * size

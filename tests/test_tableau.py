@@ -7,9 +7,11 @@ import weakref
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import diffode
-from diffode import Field, Tableau, paths, solvers
+from diffode import Field, Tableau, paths, solvers, testing
 from diffode.errors import ArgumentError, FieldError, FileFormatError, NumericalError
 from diffode.tableau import Row
 
@@ -307,3 +309,24 @@ def test_an_answer_of_another_dtype_is_noticed_in_every_run():
     diffode.solve(field, torch.tensor([[1.0], [2.0]], dtype=torch.float64), solver="euler", grid=GRID)
     with pytest.raises(FieldError, match="shape and dtype of its x"):
         diffode.solve(field, torch.tensor([[1.0], [2.0]]), solver="euler", grid=GRID)
+
+
+@given(testing.solvers(stochastic=None), testing.paths(), testing.seeds(), st.integers(2, 6))
+def test_any_table_is_the_same_after_a_file(tmp_path_factory, solver, path, seed, steps):
+    table = solver.tableau(path, testing.random_times(seed, path, steps))
+    file = tmp_path_factory.mktemp("tables") / "table.safetensors"
+    table.save(file)
+    again = Tableau.load(file)
+    assert again.rows == table.rows
+    assert (again.outputs, again.prediction, again.solver, again.path) == (
+        table.outputs, table.prediction, table.solver, table.path,
+    )  # fmt: skip
+
+
+@given(testing.solvers(), testing.fields(max_dim=3, max_modes=3), testing.seeds(), st.integers(2, 4))
+def test_any_run_is_the_defining_sums(solver, field, seed, steps):
+    table = solver.tableau(field.path, testing.random_times(seed, field.path, steps))
+    x = field.prior(3, generator=seed % 2**31)
+    expected = dense_run(table, field, x)
+    size = float(x.abs().max()) + float(expected.abs().max())
+    torch.testing.assert_close(table.run(field, x) / size, expected / size, rtol=0, atol=1e-11)
