@@ -48,8 +48,9 @@ learned: $(READY)  # hours: it trains a table for every target and number of eva
 	$(BIN)/python benchmarks/learned.py
 	$(BIN)/python benchmarks/amed.py
 
-universal: $(READY)  # about an hour: trains the universal tables again
+universal: $(READY)  # about three hours: trains the universal tables and codebooks again
 	$(BIN)/python tools/train_universal.py
+	$(BIN)/python tools/train_universal_members.py
 
 speed: $(READY)  # leave the machine alone while it runs
 	@echo "==> speed against the alternatives, as ratios within one run"

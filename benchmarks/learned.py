@@ -7,7 +7,10 @@ target and number of evaluations, on EDM from 80 to 0.002:
   the best of them on the grid they are published with (karras, rho = 7);
 * *bespoke*: a table trained for this target and number on other starts (``diffode.learned.train_table``);
 * *conditioned* (with ``--conditioned``): that table made to depend on the sample (``diffode.learned.conditioned.condition``);
-* *universal*: the table that ships, which has seen none of these targets.
+* *universal*: the table that ships, which has seen none of these targets; *tuned*: the member of its codebook, which has not
+  either, that is best on 256 other starts (``diffode.learned.tune_universal``), as rho is tuned for hand-made solvers.
+
+``--bespoke no`` leaves the training out and measures the hand-made solvers and the universal tables alone.
 
 Errors are mean end-point errors over 256 test starts in units of the target's scale. Rows are appended to FILE as they are
 made, and those that are there already are not made again.
@@ -27,7 +30,7 @@ import torch
 
 from diffode import fields, paths, solvers, targets
 from diffode.errors import ArgumentError
-from diffode.learned import train_table
+from diffode.learned import train_table, tune_universal
 from diffode.learned.conditioned import condition
 from diffode.references import reference
 from diffode.solvers.stages import Stages, noise_function
@@ -70,7 +73,7 @@ def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nf
     return {"hand": best[0], "hand_name": best[1], "untuned": untuned[0], "untuned_name": untuned[1]}
 
 
-def row(name: str, nfe: int, seconds: float, conditioned: bool) -> dict[str, object]:
+def row(name: str, nfe: int, seconds: float, bespoke: bool, conditioned: bool) -> dict[str, object]:
     field = fields.exact_field(name, EDM)
     x = EDM.prior((TEST, field.target.dim), generator=TEST_SEED)
     reached = reference(field, x, EDM.t_max, EDM.t_min, 1e-9)
@@ -80,12 +83,13 @@ def row(name: str, nfe: int, seconds: float, conditioned: bool) -> dict[str, obj
         return float((end - exact).norm(dim=1).mean()) / field.scale
 
     made = {"target": name, "nfe": nfe, "components": getattr(field.target, "count", None), **hand_made(field, x, exact, nfe)}
-    began = time.perf_counter()
-    trained = train_table(name, nfe, seconds=seconds)
-    made["seconds"] = time.perf_counter() - began
-    made["start"] = trained.checkpoint.start
-    made["bespoke"] = error(trained.checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
-    if conditioned:
+    if bespoke:
+        began = time.perf_counter()
+        trained = train_table(name, nfe, seconds=seconds)
+        made["seconds"] = time.perf_counter() - began
+        made["start"] = trained.checkpoint.start
+        made["bespoke"] = error(trained.checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
+    if bespoke and conditioned:
         found = condition(trained, field, seconds=seconds)
         with torch.no_grad():
             made["conditioned"] = error(found.solver.table.run(noise_function(field), x)[0])
@@ -94,8 +98,11 @@ def row(name: str, nfe: int, seconds: float, conditioned: bool) -> dict[str, obj
     try:
         table = solvers.get("universal").for_field(field.scale, field.target.dim).within(EDM, "karras", nfe)
         made["universal"] = error(table.run(field, x))
+        tuned = tune_universal(field, nfe)
+        made["tuned"] = error(tuned.solver.within(EDM, "karras", nfe).run(field, x))
+        made["tuned_name"], made["tuned_seconds"] = tuned.solver.spec, tuned.seconds
     except ArgumentError as refused:
-        made["universal"], made["refused"] = None, str(refused)
+        made["universal"], made["tuned"], made["refused"] = None, None, str(refused)
     return made
 
 
@@ -107,30 +114,34 @@ def geometric(values: list[float]) -> str:
     )
 
 
+def times(r: dict[str, object], what: str) -> float:
+    """How many times smaller than the best hand-made solver's an error is, at least as far as the reference tells."""
+    return r["hand"] / max(r[what], r["floor"])
+
+
 def report(rows: list[dict[str, object]]) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n")
-    print(
-        "| target | NFE | best hand-made (in hindsight) | error | bespoke | x smaller | universal | x smaller | training, s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = [c for c in ("bespoke", "universal", "tuned") if any(r.get(c) for r in rows)]
+    heads = "".join(f" {c} | x smaller |" for c in columns)
+    print(f"| target | NFE | best hand-made (in hindsight) | error |{heads} training, s |")
+    print("|---" * (5 + 2 * len(columns)) + "|")
     for r in rows:
-        universal = r["universal"]
-        shown = "refused |" if universal is None else f"{universal:.2e} | {r['hand'] / universal:.2f}"
-        print(f"| {r['target']} | {r['nfe']} | `{r['hand_name']}` | {r['hand']:.2e} | {r['bespoke']:.2e} | "
-              f"{r['hand'] / max(r['bespoke'], r['floor']):.2f} | {shown} | {r['seconds']:.0f} |")  # fmt: skip
+        shown = "".join(f" {r[c]:.2e} | {times(r, c):.2f} |" if r.get(c) else " refused | |" for c in columns)
+        print(f"| {r['target']} | {r['nfe']} | `{r['hand_name']}` | {r['hand']:.2e} |{shown} {r.get('seconds', 0):.0f} |")
     print()
     for nfe in (*sorted({r["nfe"] for r in rows}), None):
         own = [r for r in rows if nfe in (None, r["nfe"])]
-        mixtures = [r for r in own if r["components"] != 1]
         label = f"NFE {nfe}" if nfe else "all"
-        print(f"{label}: bespoke, mixtures {geometric([r['hand'] / max(r['bespoke'], r['floor']) for r in mixtures])}; "
-              f"with Gaussians {geometric([r['hand'] / max(r['bespoke'], r['floor']) for r in own])}")  # fmt: skip
-        known = [r for r in own if r["universal"] is not None]
-        print(f"{label}: universal against tuned {geometric([r['hand'] / r['universal'] for r in known])}; "
-              f"against the best on karras, rho = 7 {geometric([r['untuned'] / r['universal'] for r in known])}")  # fmt: skip
+        for what in columns:
+            known = [r for r in own if r.get(what)]
+            mixtures = [times(r, what) for r in known if r["components"] != 1]
+            everything, usual = [times(r, what) for r in known], [r["untuned"] / r[what] for r in known]
+            print(f"{label}: {what}, mixtures {geometric(mixtures)}; with Gaussians {geometric(everything)}; "
+                  f"against the best on karras, rho = 7 {geometric(usual)}")  # fmt: skip
     both = [r for r in rows if r.get("conditioned") and r["bespoke"] > 10 * r["floor"]]
-    print(f"all: conditioned against bespoke {geometric([r['bespoke'] / r['conditioned'] for r in both])}")
-    print("\nHeld out: bespoke tables, the test starts; universal tables, every target of the registry.")
+    if both:
+        print(f"all: conditioned against bespoke {geometric([r['bespoke'] / r['conditioned'] for r in both])}")
+    print("\nHeld out: of bespoke tables the test starts; of universal ones every target, and for tuning the test starts.")
 
 
 def main() -> None:
@@ -138,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--nfe", type=int, nargs="*", default=[4, 6, 8, 10])
     parser.add_argument("--targets", nargs="*", default=targets.names())
+    parser.add_argument("--bespoke", choices=("yes", "no"), default="yes", help="train a table for each target")
     parser.add_argument("--conditioned", action="store_true", help="condition each table on the sample as well")
     parser.add_argument("--rows", default="diffode-report/learned.jsonl")
     chosen = parser.parse_args()
@@ -148,12 +160,14 @@ def main() -> None:
     for nfe, name in itertools.product(chosen.nfe, chosen.targets):
         if (name, nfe) in done:
             continue
-        made = row(name, nfe, chosen.seconds, chosen.conditioned)
+        made = row(name, nfe, chosen.seconds, chosen.bespoke == "yes", chosen.conditioned)
         rows.append(made)
         with file.open("a") as opened:
             opened.write(json.dumps(made) + "\n")
         print(
-            f"{name} {nfe}: hand {made['hand']:.2e}, bespoke {made['bespoke']:.2e}, universal {made['universal']}", flush=True
+            f"{name} {nfe}:",
+            *(f"{c} {made[c]:.2e}" for c in ("hand", "bespoke", "universal", "tuned") if made.get(c)),
+            flush=True,
         )
     report([r for r in rows if r["nfe"] in chosen.nfe and r["target"] in chosen.targets])
 

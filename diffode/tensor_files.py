@@ -56,12 +56,13 @@ def content_of(tensors: Iterable[Tensor]) -> str:
     return hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in tensors)).hexdigest()
 
 
-def float64(tensors: Mapping[str, Tensor], name: str, ndim: int) -> Tensor:
-    """A finite float64 tensor of so many axes."""
+def float64(tensors: Mapping[str, Tensor], name: str, ndim: int, stored: torch.dtype = torch.float64) -> Tensor:
+    """A finite float64 tensor of so many axes, from one that is stored in this dtype."""
     value = tensors[name]
-    if value.dtype != torch.float64 or value.ndim != ndim or value.numel() == 0 or not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} must be finite float64 with {ndim} axes, got {value.dtype} of shape {tuple(value.shape)}")
-    return value
+    if value.dtype != stored or value.ndim != ndim or value.numel() == 0 or not bool(torch.isfinite(value).all()):
+        kind = str(stored).removeprefix("torch.")
+        raise ValueError(f"{name} must be finite {kind} with {ndim} axes, got {value.dtype} of shape {tuple(value.shape)}")
+    return value.to(torch.float64)
 
 
 def finite(description: Mapping[str, Any], key: str) -> float:

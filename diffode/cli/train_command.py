@@ -12,7 +12,7 @@ from diffode.cli.output import json_option, print_json
 if TYPE_CHECKING:
     from diffode.learned import Trained
 
-_WHAT = ("bespoke", "amed", "gits", "dmn", "ld3", "search")
+_WHAT = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "search")
 
 
 @click.command("train")
@@ -40,14 +40,14 @@ def command(
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER,
-    trajectory=WEIGHT), amed (options host, order, time_range,
-    per_step, rounds; not limited by --seconds), or a grid that is printed for a solver of one evaluation a step: gits, dmn,
-    ld3, search (option solver=NAME). Errors are on starts that were not trained on. A bespoke file runs anywhere as the
-    solver bespoke:file=FILE.
+    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER, trajectory=WEIGHT), universal (prints which
+    member of the universal codebook suits the target), amed (options host, order, time_range, per_step, rounds; not limited by
+    --seconds), or a grid that is printed for a solver of one evaluation a step: gits, dmn, ld3, search (option solver=NAME).
+    Errors are on starts that were not trained on. A bespoke file runs anywhere as the solver bespoke:file=FILE.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6 --seconds 20
+              diffode train universal --target ring8 --nfe 6
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8
     """
     from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
@@ -65,8 +65,8 @@ def command(
         raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
     if file.is_dir() or file.with_suffix(".png").is_dir():
         raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
-    if output is not None and name in ("gits", "dmn", "ld3", "search"):
-        raise ArgumentError(f"{name} prints a grid and writes no file: leave --output out")
+    if output is not None and name not in ("bespoke", "amed"):
+        raise ArgumentError(f"{name} prints its result and writes no file: leave --output out")
     if file.exists() and not force and name in ("bespoke", "amed"):
         raise ArgumentError(f"output {str(file)!r} exists: choose another name with --output, or write over it with --force")
     try:
@@ -74,6 +74,8 @@ def command(
             facts = _bespoke(target, nfe, path, seconds, points, seed, file, options)
         elif name == "amed":
             facts = _amed(target, nfe, path, points, seed, file, options)
+        elif name == "universal":
+            facts = _universal(target, nfe, path, points, seed, **options)
         else:
             facts = _grid(name, target, nfe, path, seconds, points, seed, options)
     except (TypeError, ValueError, AttributeError) as error:
@@ -119,6 +121,24 @@ def _bespoke(
         "times smaller": checkpoint.start_error / max(checkpoint.held_out_error, 1e-300),
         "steps": len(trained.training) - 1,
         "seconds": checkpoint.seconds,
+    }
+
+
+def _universal(target: str, nfe: int, path: str, points: int | None, seed: int) -> dict[str, Any]:
+    from diffode import fields
+    from diffode.learned import tune_universal
+
+    def progress(done: int, total: int) -> None:
+        if done % 100 == 0 or done == total:
+            click.echo(f"  {done} of {total} choices", err=True)
+
+    found = tune_universal(fields.exact_field(target, path), nfe, points=points or 256, seed=seed, progress=progress)
+    return {
+        "solver": found.solver.spec,
+        "held-out error": found.held_out_error,
+        "universal, untuned": found.untuned_error,
+        "tried": found.tried,
+        "seconds": found.seconds,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,23 @@ from diffode.targets import GaussianMixture
 
 _DIMENSIONS = (1, 1, 2, 2, 2, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 64, 64)
 _MOST_MODES = 40
+#: Of the wide family: half are of one or two dimensions, and now and then there are far more than 64.
+_WIDE_DIMENSIONS = (1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 4, 6, 8, 16, 32, 48, 64, 64)
+_LARGE_DIMENSIONS, _LARGE_SHARE, _LARGE_MODES = (128, 256), 0.06, 10
+
+
+class Parts(NamedTuple):
+    """A mixture with diagonal covariances as arrays: weights (K,), means and variances (K, dim)."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    variances: np.ndarray
+
+    def in_units(self) -> Parts:
+        """The same mixture, measured in its root mean variance."""
+        centred = self.means - self.weights @ self.means
+        scale = math.sqrt(float((self.weights @ (self.variances + centred**2)).mean()))
+        return Parts(self.weights, self.means / scale, self.variances / scale**2)
 
 
 def random_mixture(seed: int) -> GaussianMixture:
@@ -40,8 +58,41 @@ def random_mixture(seed: int) -> GaussianMixture:
     weights = weights / weights.sum()
     offset = rng.normal(0, 0.3, dim) * spread * (rng.random() < 0.7)
     means = means - weights @ means + offset
-    scale = math.sqrt(float((weights @ (variances + (means - weights @ means) ** 2)).mean()))
-    return GaussianMixture(weights, means / scale, variances / scale**2)
+    return GaussianMixture(*Parts(weights, means, variances).in_units())
+
+
+def wide_mixture(seed: int) -> Parts:
+    """A mixture of a wider family than :func:`random_mixture`: also hundreds of modes, hundreds of dimensions, low rank.
+
+    Spectra decay up to as k^-3, or fall to 1/10 to 1/100 after a few coordinates. Half of all are in one or two dimensions.
+
+    >>> wide_mixture(0).means.shape
+    (14, 2)
+    """
+    rng = np.random.default_rng([20_419, seed])
+    dim = int(rng.choice(_WIDE_DIMENSIONS))
+    modes = 1 if rng.random() < 0.12 else int(np.exp(rng.uniform(math.log(2), math.log(_MOST_MODES + 1))))
+    large = rng.random() < _LARGE_SHARE
+    if large:
+        dim, modes = int(rng.choice(_LARGE_DIMENSIONS)), min(modes, _LARGE_MODES)
+    elif modes > 20 and dim <= 16 and rng.random() < 0.3:
+        modes = int(rng.integers(60, 200))
+    extent = np.arange(1, dim + 1) ** -rng.choice([0.0, 0.0, 0.5, 1.0, 1.0, 1.5 if dim > 8 else 1.0])
+    if dim > 8 and rng.random() < 0.25:
+        rank = int(rng.integers(2, dim // 4 + 1))
+        extent[rank:] = rng.choice([0.01, 0.03, 0.1]) * extent[rank]
+    means = _means(rng, modes, dim) * extent
+    spread = math.sqrt(float(np.mean(np.var(means, axis=0)))) if modes > 1 else 1.0
+    # Of one Gaussian the width is the unit.
+    width = math.exp(rng.uniform(math.log(0.01), math.log(0.5))) * (spread or 1.0) if modes > 1 else 1.0
+    each = np.exp(rng.normal(0, rng.choice([0.0, 0.3, 0.7]), (modes, 1)))
+    along = np.exp(rng.normal(0, rng.choice([0.0, 0.0, 0.4]), (modes, dim)))
+    variances = (width * each * along * extent) ** 2
+    weights = np.full(modes, 1 / modes) if rng.random() < 0.5 else rng.dirichlet(np.full(modes, 2.0))
+    weights = np.maximum(weights, 1e-3)
+    weights = weights / weights.sum()
+    offset = rng.normal(0, 0.3, dim) * spread * (rng.random() < 0.7) * (extent if large else 1.0)
+    return Parts(weights, means - weights @ means + offset, variances).in_units()
 
 
 def _means(rng: np.random.Generator, modes: int, dim: int) -> np.ndarray:

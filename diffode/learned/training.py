@@ -15,11 +15,13 @@ from torch import Tensor
 from diffode import fields, grids, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import Field
+from diffode.learned.choice import choices, ranked, table_of
 from diffode.learned.gauss_newton import Fit, Problem, fit
 from diffode.learned.parameters import Table
 from diffode.learned.trajectory import exact_trajectory
 from diffode.paths import Path
 from diffode.references import reference
+from diffode.solvers.bespoke import shipped_members
 from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.solver import check_budget
 from diffode.solvers.stages import Stages, noise_function
@@ -36,7 +38,8 @@ GRIDS = (
 )  # fmt: skip
 #: Evaluations with gradients that a step may cost, in seconds; decides how many starts are used.
 _STEP_SECONDS, _FEWEST, _MOST = 0.5, 192, 4096
-_CHOOSING = 64
+#: Starts that candidates are compared on, and members of the universal codebook among the candidates.
+_CHOOSING, _MEMBERS = 64, 2
 #: Candidates that are tried, steps taken from each to see where it leads, the share of the time for that, and the most steps.
 _ATTEMPTS, _LOOK_STEPS, _LOOK_SHARE, _MOST_STEPS = 4, 6, 0.4, 200
 
@@ -90,8 +93,8 @@ def train_table(
         nfe: number of evaluations.
         path: path of the target; a field has its own.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        start: ``"solver @ grid"`` to start from, or ``"universal"``; by default the best four of a list of published ones and
-            the universal table on these starts.
+        start: ``"solver @ grid"`` to start from, or ``"universal"``; by default the best four of a list of published ones,
+            the universal table and its codebook on these starts.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
         trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels, beside
@@ -332,6 +335,8 @@ def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: flo
             raise BudgetError(f"start {start!r} has no run of exactly {nfe} evaluations, but of {stages.nfe}")
     if start in (None, "universal"):
         found += _universal(few, path, nfe, unit)
+    if start is None:
+        found += _members(few, nfe)
     if start == "universal" and not found:
         raise BudgetError(f"there is no universal table for nfe={nfe} between these noise levels; start from another sampler")
     found.sort(key=lambda published: published.error)
@@ -352,6 +357,17 @@ def _universal(problem: Problem, path: Path, nfe: int, unit: float) -> list[Publ
     stages = Stages.of(table).scaled(1 / unit)
     error = problem.error(stages)
     return [Published(error, "universal", stages)] if math.isfinite(error) else []
+
+
+def _members(problem: Problem, nfe: int) -> list[Published]:
+    """The members of the universal codebook that are best on these starts."""
+    book = shipped_members().get(nfe, ())
+    found = ranked(book, problem, choices(book, problem, (problem.dim,)))[:_MEMBERS]
+    return [
+        Published(error, f"universal:member={one.member},scale={one.unit * problem.unit:.4g}", table_of(book, problem, one))
+        for error, one in found
+        if math.isfinite(error)
+    ]
 
 
 def _listed(start: str | None) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
-from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_ranged
+from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
 from diffode.solvers.stages import Stages
@@ -26,8 +26,9 @@ from diffode.tensor_files import content_of
 
 #: Levels may differ by this share from those that a sampler was trained for before it says so.
 _SAME_LEVEL = 0.01
-#: The universal tables.
+#: The universal tables, and the codebooks of which one member is chosen for a field.
 FILE = FilePath(__file__).parent / "universal.safetensors"
+MEMBERS_FILE = FilePath(__file__).parent / "universal_members.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,27 +159,43 @@ class Universal(TrainedSolver):
 
     They live in units of the data's scale (root mean variance) and depend on the first and last noise level in that unit and on
     the dimension. ``scale`` and ``dim`` are the field's unless given. Outside the levels they were trained for they refuse.
+    ``member`` takes, instead of the one table for all data, a member of a codebook; which one, and in which unit of length
+    (as ``scale``), ``diffode.learned.tune_universal`` finds out for a field.
     """
 
     scale: float | None = None
     dim: int | None = None
+    member: int | None = None
 
     name = "universal"
-    reference = "this package: tools/train_universal.py"
+    reference = "this package: tools/train_universal.py, tools/train_universal_members.py"
 
     def __post_init__(self) -> None:
         if self.scale is not None and (isinstance(self.scale, bool) or not 0 < self.scale < math.inf):
             raise ArgumentError(f"scale must be a positive number, the root mean variance of the data, got {self.scale!r}")
         if self.dim is not None and (type(self.dim) is not int or self.dim < 1):
             raise ArgumentError(f"dim must be an integer >= 1, got {self.dim!r}")
+        if self.member is not None:
+            if type(self.member) is not int or self.member < 0:
+                raise ArgumentError(f"member must be an integer >= 0, got {self.member!r}")
+            if not self.tables:
+                most = max(map(len, shipped_members().values()))
+                raise ArgumentError(f"there is no member {self.member}: a codebook has members 0 to {most - 1}")
+
+    @property
+    def tables(self) -> dict[int, Ranged]:
+        """Its tables by number of evaluations."""
+        if self.member is None:
+            return shipped_tables()
+        return {nfe: book[self.member] for nfe, book in shipped_members().items() if self.member < len(book)}
 
     @property
     def budgets(self) -> tuple[int, ...]:  # noqa: D102
-        return tuple(sorted(shipped_tables()))
+        return tuple(sorted(self.tables))
 
     def content(self) -> str:  # noqa: D102
         digest = hashlib.sha256()
-        for nfe, table in sorted(shipped_tables().items()):
+        for nfe, table in sorted(self.tables.items()):
             digest.update(repr((nfe, table.first, table.last, table.most)).encode() + table.coefficients.numpy().tobytes())
         return digest.hexdigest()
 
@@ -188,11 +205,13 @@ class Universal(TrainedSolver):
     def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
         if self.scale is None or self.dim is None:
             raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
-        ranged = shipped_tables()[nfe]
+        ranged = self.tables[nfe]
         ranged.check(first / self.scale, last / self.scale, self.scale)
-        if self.dim > ranged.most:
+        # A member is chosen by its measured error: what it was trained for says less.
+        if self.dim > ranged.most and self.member is None:
             text = (
-                f"the universal tables were trained in up to {ranged.most} dimensions, this field has {self.dim}: measure first"
+                f"the universal tables were trained in up to {ranged.most} dimensions, this field has {self.dim}: measure, "
+                "or take the member that diffode.learned.tune_universal finds"
             )
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
         return ranged.stages(first / self.scale, last / self.scale, self.dim).scaled(self.scale)
@@ -202,3 +221,9 @@ class Universal(TrainedSolver):
 def shipped_tables() -> dict[int, Ranged]:
     """The universal tables by number of evaluations."""
     return load_ranged(FILE)
+
+
+@functools.cache
+def shipped_members() -> dict[int, tuple[Ranged, ...]]:
+    """The codebooks by number of evaluations."""
+    return load_codebooks(MEMBERS_FILE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
+
+import torch
 
 from diffode import paths
 from diffode.errors import FileFormatError
@@ -15,7 +17,7 @@ from diffode.solvers.ranged import Ranged
 from diffode.solvers.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
 
-_SCHEMA, _RANGED_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1"
+_SCHEMA, _RANGED_SCHEMA, _CODEBOOK_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1", "diffode-codebooks-1"
 _MOST_EVALUATIONS = 1000
 _LARGEST_LEVEL = 1e30
 
@@ -81,14 +83,39 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
 
 def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:
     """Write ranged samplers by number of evaluations; ``facts`` say how they were trained."""
-    one = next(iter(tables.values()))
-    description = {"schema": _RANGED_SCHEMA, "first": one.first, "last": one.last, "most": one.most, **facts}
-    write_tensors(file, {f"nfe_{nfe}": table.coefficients.contiguous() for nfe, table in tables.items()}, description)
+    _write_ranged(_RANGED_SCHEMA, {nfe: [table] for nfe, table in tables.items()}, facts, file)
 
 
 def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
     """Read ranged samplers; raises FileFormatError for anything else."""
-    description, tensors = read_tensors(file, _RANGED_SCHEMA)
+    return {nfe: tables[0] for nfe, tables in _read_ranged(_RANGED_SCHEMA, file).items()}
+
+
+def save_codebooks(books: Mapping[int, Sequence[Ranged]], facts: Mapping[str, Any], file: str | FilePath) -> None:
+    """Write several ranged samplers for each number of evaluations; ``facts`` say how they were trained."""
+    _write_ranged(_CODEBOOK_SCHEMA, books, facts, file)
+
+
+def load_codebooks(file: str | FilePath) -> dict[int, tuple[Ranged, ...]]:
+    """Read what :func:`save_codebooks` wrote; raises FileFormatError for anything else."""
+    return _read_ranged(_CODEBOOK_SCHEMA, file)
+
+
+def _write_ranged(schema: str, books: Mapping[int, Sequence[Ranged]], facts: Mapping[str, Any], file: str | FilePath) -> None:
+    one = next(iter(books.values()))[0]
+    description = {"schema": schema, "first": one.first, "last": one.last, "most": one.most, **facts}
+    tensors = {f"nfe_{nfe}": torch.stack([table.coefficients for table in book]) for nfe, book in books.items()}
+    if schema == _RANGED_SCHEMA:
+        tensors = {name: tensor[0].contiguous() for name, tensor in tensors.items()}
+    else:
+        # There are many; rounding is far below their errors.
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    write_tensors(file, tensors, description)
+
+
+def _read_ranged(schema: str, file: str | FilePath) -> dict[int, tuple[Ranged, ...]]:
+    description, tensors = read_tensors(file, schema)
+    single = schema == _RANGED_SCHEMA
     try:
         spans = []
         for key in ("first", "last"):
@@ -100,15 +127,17 @@ def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
             spans.append((float(low), float(high)))
         if type(description["most"]) is not int or not 2 <= description["most"] <= 10**9:
             raise ValueError("most must be an integer from 2 to 1e9")
-        tables = {}
+        books = {}
         for name in tensors:
             if not re.fullmatch(r"nfe_[1-9][0-9]{0,3}", name):
                 raise ValueError(f"unknown tensor {name[:60]!r}; they are called nfe_3, nfe_4, ...")
             nfe = int(name.removeprefix("nfe_"))
-            coefficients = float64(tensors, name, 2)
-            if not 1 <= nfe <= _MOST_EVALUATIONS or coefficients.shape != (9, count_of(nfe)):
-                raise ValueError(f"{name} must be (9, {count_of(nfe)}), got {tuple(coefficients.shape)}")
-            tables[nfe] = Ranged(nfe, spans[0], spans[1], description["most"], coefficients)
-        return tables
+            found = float64(tensors, name, 2)[None] if single else float64(tensors, name, 3, torch.float32)
+            if not 1 <= nfe <= _MOST_EVALUATIONS or not len(found) or found.shape[1:] != (9, count_of(nfe)):
+                raise ValueError(
+                    f"{name} must be {'' if single else 'some '}(9, {count_of(nfe)}), got {tuple(tensors[name].shape)}"
+                )
+            books[nfe] = tuple(Ranged(nfe, spans[0], spans[1], description["most"], one) for one in found)
+        return books
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{file} does not hold ranged samplers: {error}") from error

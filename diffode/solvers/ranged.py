@@ -64,14 +64,22 @@ class Ranged:
         own[_oldest(self.nfe), torch.arange(self.nfe)] -= first
         return torch.einsum("f,pq->pfq", self.features(first, last, dim), own).reshape(count, -1)
 
+    def covers(self, first: float, last: float) -> bool:
+        """Whether it was trained for these levels."""
+        return _within(first, self.first) and _within(last, self.last)
+
     def check(self, first: float, last: float, scale: float) -> None:
         """Raise ArgumentError, which says what the ranges are, if they are left."""
         for name, value, (low, high) in (("first", first, self.first), ("last", last, self.last)):
-            if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
+            if not _within(value, (low, high)):
                 raise ArgumentError(
                     f"the {name} noise level is {value:.3g} of the data's scale {scale:.3g}; this sampler was trained for "
                     f"{low:.3g} to {high:.3g}: choose t_max and t_min of the path, or scale=, accordingly"
                 )
+
+
+def _within(value: float, span: tuple[float, float]) -> bool:
+    return span[0] * (1 - 1e-9) <= value <= span[1] * (1 + 1e-9)
 
 
 def _oldest(nfe: int) -> Tensor:
