@@ -330,3 +330,20 @@ def test_any_run_is_the_defining_sums(solver, field, seed, steps):
     expected = dense_run(table, field, x)
     size = float(x.abs().max()) + float(expected.abs().max())
     torch.testing.assert_close(table.run(field, x) / size, expected / size, rtol=0, atol=1e-11)
+
+
+@given(testing.solvers(), testing.fields(max_dim=3, max_modes=3), testing.seeds(), st.integers(2, 4))
+def test_a_table_that_is_driven_from_outside_makes_the_same_run(solver, field, seed, steps):
+    """Who evaluates is another's affair: the table asks for one evaluation after the other, and returns the end."""
+    table = solver.tableau(field.path, testing.random_times(seed, field.path, steps))
+    x = field.prior(3, generator=seed % 2**31)
+    run = table.driven(x)
+    asked, (row, state), end = [], next(run), None
+    while end is None:
+        asked.append(row)
+        try:
+            row, state = run.send(field.predict(table.prediction, state, table.rows[row].time))
+        except StopIteration as finished:
+            end = finished.value
+    assert asked == list(table.evaluated)
+    assert torch.equal(end, table.run(field, x))
