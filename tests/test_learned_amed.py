@@ -135,3 +135,9 @@ def test_it_refuses_another_path_and_another_dimension():
         diffode.solve(plane, plane.prior(2, generator=0), solver=solver, grid=[1.0, 0.3, 0.001])
     with pytest.raises(ArgumentError, match="sigma > 0 at the last"):
         train_amed(diffode.exact_field("bimodal1d", "edm"), 2, grid=[80.0, 1.0, 0.0], rounds=1, points=8)
+
+
+def test_training_ends_with_its_seconds():
+    field = diffode.exact_field("bimodal1d", "edm")
+    short = train_amed(field, 2, points=64, batch=16, rounds=100_000, seconds=0.5)
+    assert 1 <= len(short.losses) < 100_000

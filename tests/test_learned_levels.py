@@ -1,6 +1,7 @@
 """Grids optimised for a field."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -141,3 +142,20 @@ def test_dmn_leaves_no_step_out():
     """On EDM with DPM-Solver++ 2M the bound alone is smallest with two equal times."""
     steps = levels.dmn(EDM, 6, solver="dpmpp:order=2").log().diff().neg()
     assert float(steps.min()) > 0.04 * float(steps.sum()) / 6
+
+
+def test_a_search_ends_with_its_seconds_and_what_it_has_seen():
+    """However short, it is no worse than the first grid it looked at."""
+    field = diffode.exact_field("ring8", "edm")
+    began = time.perf_counter()
+    short = levels.search(field, 7, points=32, seconds=0.01)
+    assert time.perf_counter() - began < 20, "without a limit it takes minutes"
+    assert torch.equal(short, diffode.grids.get("log_snr", field.path, 7)) or len(short) == 8
+    longer = levels.search(field, 7, points=32, seconds=1.0)
+    x = field.prior(256, generator=5)
+    exact = diffode.reference(field, x, 80.0, 0.002).x
+    errors = [
+        float((diffode.solve(field, x, solver="dpmpp:order=2", grid=g.tolist()).x - exact).norm(dim=1).mean())
+        for g in (diffode.grids.get("log_snr", field.path, 7), longer)
+    ]
+    assert errors[1] < errors[0]

@@ -9,7 +9,7 @@ import diffode
 from diffode import Field, GaussianMixture, fields, metrics, paths, solvers, targets, verify
 from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
-from diffode.learned import train_table
+from diffode.learned import condition, gits, ld3, search, train_amed, train_gaussian, train_table
 from diffode.learned.conditioned import Conditioned
 from diffode.learned.live import LiveWriter
 from diffode.metrics import Outcome, coupled
@@ -139,6 +139,18 @@ REFUSED = {
     "a conditioned table without layers": (
         lambda: Conditioned(Stages.of(two_rows()), 1.0, (), ()),
         "a layer and weights for each of its 1 rows",
+    ),
+    "seconds that are no number": (lambda: train_gaussian([1.0], 4, seconds="x"), "seconds must be a positive number"),
+    "no seconds": (lambda: search(ring(), 4, seconds=0), "seconds must be a positive number"),
+    "AMED without an end": (lambda: train_amed(ring(), 2, seconds=None), "seconds must be a positive number"),
+    "a seed that is no number": (lambda: train_gaussian([1.0], 4, seed="a"), "seed must be an integer"),
+    "a name in place of a field": (lambda: gits("ring8", 4), "such as diffode.exact_field('ring8', 'edm'), got str"),
+    "a name to lay levels for": (lambda: ld3("ring8", 4), "field must be a diffode field"),
+    "a name to train AMED on": (lambda: train_amed("ring8", 4), "field must be a diffode field"),
+    "nothing to condition": (lambda: condition(None, ring()), "trained must be what train_table gave"),
+    "a Gaussian from a path's infinite end": (
+        lambda: train_gaussian([1.0], 4, path="rectified_flow:t_max=1"),
+        "t_max and t_min",
     ),
     "training from a path's infinite end": (
         lambda: train_table("ring8", 4, path="rectified_flow:t_max=1"),

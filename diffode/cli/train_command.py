@@ -20,7 +20,13 @@ _WHAT = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "search")
 @click.option("--target", required=True, help="Target that is trained on.")
 @click.option("--nfe", type=click.IntRange(1, 200), required=True, help="Number of evaluations.")
 @click.option("--path", default="edm", show_default=True, help="Path spec.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Most seconds of training.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=60.0,
+    show_default=True,
+    help="Most seconds of training (not of gits, dmn and universal, which take a few).",
+)
 @click.option("--points", type=click.IntRange(8, 10**6), default=None, help="Number of starts; default: as many as are cheap.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the starts.")
 @click.option("--output", default=None, help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors.")
@@ -41,9 +47,9 @@ def command(
     """Train SPEC on a target.
 
     SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER, trajectory=WEIGHT), universal (prints which
-    member of the universal codebook suits the target), amed (options host, order, time_range, per_step, rounds; not limited by
-    --seconds), or a grid that is printed for a solver of one evaluation a step: gits, dmn, ld3, search (option solver=NAME).
-    Errors are on starts that were not trained on. A bespoke file runs anywhere as the solver bespoke:file=FILE.
+    member of the universal codebook suits the target), amed (options host, order, time_range, per_step, rounds), or a grid that
+    is printed for a solver of one evaluation a step: gits, dmn, ld3, search (option solver=NAME). Errors are on starts that
+    were not trained on. A bespoke file runs anywhere as the solver bespoke:file=FILE.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6 --seconds 20
@@ -73,7 +79,7 @@ def command(
         if name == "bespoke":
             facts = _bespoke(target, nfe, path, seconds, points, seed, file, options)
         elif name == "amed":
-            facts = _amed(target, nfe, path, points, seed, file, options)
+            facts = _amed(target, nfe, path, seconds, points, seed, file, options)
         elif name == "universal":
             facts = _universal(target, nfe, path, points, seed, **options)
         else:
@@ -125,14 +131,13 @@ def _bespoke(
 
 
 def _universal(target: str, nfe: int, path: str, points: int | None, seed: int) -> dict[str, Any]:
-    from diffode import fields
     from diffode.learned import tune_universal
 
     def progress(done: int, total: int) -> None:
         if done % 100 == 0 or done == total:
             click.echo(f"  {done} of {total} choices", err=True)
 
-    found = tune_universal(fields.exact_field(target, path), nfe, points=points or 256, seed=seed, progress=progress)
+    found = tune_universal(target, nfe, path=path, points=points or 256, seed=seed, progress=progress)
     return {
         "solver": found.solver.spec,
         "held-out error": found.held_out_error,
@@ -143,7 +148,7 @@ def _universal(target: str, nfe: int, path: str, points: int | None, seed: int) 
 
 
 def _amed(
-    target: str, nfe: int, path: str, points: int | None, seed: int, file: FilePath, options: dict[str, Any]
+    target: str, nfe: int, path: str, seconds: float, points: int | None, seed: int, file: FilePath, options: dict[str, Any]
 ) -> dict[str, Any]:
     import time
 
@@ -153,7 +158,9 @@ def _amed(
     began = time.perf_counter()
     field = fields.exact_field(target, path)
     analytic = nfe % 2 == 1
-    trained = train_amed(field, (nfe + 1) // 2, analytic_first_step=analytic, points=points or 2048, seed=seed, **options)
+    trained = train_amed(
+        field, (nfe + 1) // 2, analytic_first_step=analytic, points=points or 2048, seconds=seconds, seed=seed, **options
+    )
     save_amed(trained.solver, file)
     held_out = _held_out(field, seed)
     error = float((trained.solver.run(field, held_out[0])[-1] - held_out[1]).norm(dim=1).mean()) / field.scale
@@ -184,7 +191,7 @@ def _grid(
     elif name == "ld3":
         grid = levels.ld3(field, nfe, solver=solver, seconds=seconds, seed=seed, **given, **options)
     else:
-        grid = levels.search(field, nfe, solver=solver, seed=seed, **given, **options)
+        grid = levels.search(field, nfe, solver=solver, seconds=seconds, seed=seed, **given, **options)
     x, exact = _held_out(field, seed)
     recipe = solvers.get(solver)
     if recipe.nfe_per_step != 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -22,7 +23,7 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError, FileFormatError, NumericalError
 from diffode.fields import Field
 from diffode.learned.live import LiveWriter
-from diffode.learned.training import check_seed, row_shape
+from diffode.learned.training import check_seconds, check_seed, path_of, row_shape
 from diffode.paths import Path
 from diffode.references import reference
 from diffode.solvers.amed import AMED
@@ -162,7 +163,7 @@ class LearnedAMED(DirectSolver):
                 f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}:use it or its "
                 "two ends, or train anew"
             )
-        path = field.require_path("AMED")
+        path = path_of(field, "AMED")
         if any(abs(path.rho(t) - known) > 0.01 * known for t, known in zip((times[0], times[-1]), self.levels, strict=True)):
             raise ArgumentError(
                 f"this AMED was trained from noise level {self.levels[0]:.4g} to {self.levels[1]:.4g}, which the path of this "
@@ -249,6 +250,7 @@ def train_amed(
     rounds: int = 400,
     rate: float = 5e-3,
     start: Tensor | None = None,
+    seconds: float = math.inf,
     seed: int = 0,
 ) -> TrainedAMED:
     """Train AMED's predictor on a field.
@@ -268,14 +270,17 @@ def train_amed(
         hook: features of your own, a function of (x, t) that gives (B, F).
         points, batch, rounds, rate: trajectories, trajectories a round, rounds of Adam, its rate (falling to 0 by a cosine).
         start: starts to train on, instead of draws of the prior.
+        seconds: most seconds, the teacher included; training then ends with what it has.
         seed: of starts, batches and the network.
 
     Raises:
         NumericalError: if the loss becomes non-finite: lower ``rate``.
     """
-    path = field.require_path("AMED")
+    path = path_of(field, "AMED")
     shape = row_shape(field, dim)
     check_seed(seed)
+    check_seconds(seconds)
+    began = time.perf_counter()
     for name, value in (("steps", steps), ("points", points), ("batch", batch), ("rounds", rounds)):
         if type(value) is not int or value < 1:
             raise ArgumentError(f"{name} must be an integer >= 1, got {value!r}")
@@ -320,6 +325,8 @@ def train_amed(
             raise NumericalError("AMED's training diverged: lower rate, or choose another grid")
         optimiser.step()
         schedule.step()
+        if time.perf_counter() - began > seconds:
+            break
     predictor.requires_grad_(False)
     return TrainedAMED(replace(solver, predictor=predictor), tuple(losses))
 

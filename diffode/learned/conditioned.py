@@ -21,7 +21,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, descend, output_directions
-from diffode.learned.training import Trained, check_seed, problem_for, row_shape
+from diffode.learned.training import Trained, check_seed, path_of, problem_for, row_shape
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
@@ -218,7 +218,9 @@ def condition(
         seed: of the starts and of the random layers.
         progress: called as ``progress(step, training error, held-out error)``.
     """
-    path, shape = field.require_path("training"), row_shape(field, dim)
+    if not isinstance(trained, Trained):
+        raise ArgumentError(f"trained must be what train_table gave, got {type(trained).__name__}")
+    path, shape = path_of(field, "training"), row_shape(field, dim)
     width = math.prod(shape)
     check_seed(seed)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):

@@ -5,7 +5,9 @@ Each returns the times of a grid that any solver takes; LD3 with decoupled evalu
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,7 +20,7 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Decoupled, Levels, from_shares
-from diffode.learned.training import check_seed, problem_for, row_shape
+from diffode.learned.training import check_seconds, check_seed, path_of, problem_for, row_shape
 from diffode.paths import Path
 from diffode.solvers.stages import Stages
 
@@ -27,6 +29,8 @@ _FROM = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
 #: A step of DMN's grid is at least this share of an even step, in log-SNR.
 _LEAST_SHARE = 0.05
 _SEARCH = {"xatol": 1e-5, "fatol": 1e-9}
+#: An error that stands for an overflow in a search.
+_LARGEST = 1e300
 
 
 def gits(
@@ -57,7 +61,7 @@ def gits(
     Source: Chen et al., arXiv 2405.11326: the cost of a jump i -> j is the distance of its end to the chord from the first to
     the last point of the trajectory, less that of the trajectory's own point j.
     """
-    path = field.require_path("GITS")
+    path = path_of(field, "GITS")
     shape = row_shape(field, dim)
     _check_counts(teacher=(teacher, 10**4))
     fine = grids.get("karras:rho=7", path, teacher)
@@ -173,7 +177,7 @@ def ld3(
     Source: Tong et al., arXiv 2405.15506 (LD3); minimised here by Gauss-Newton with exact derivatives, from the named grid.
     """
     values, problem = _trained(Levels, field, steps, solver, grid, dim, points, seconds, seed)
-    path = field.require_path("LD3")
+    path = path_of(field, "LD3")
     return _times(path, values, problem)
 
 
@@ -189,7 +193,7 @@ def ld3_decoupled(
     seed: int = 0,
 ) -> Stages:
     """As :func:`ld3`, and then with the levels at which the field is asked free as well: a table, in the units of the data."""
-    path = field.require_path("LD3")
+    path = path_of(field, "LD3")
     together, _ = _trained(Levels, field, steps, solver, grid, dim, points, seconds / 2, seed)
     start = torch.cat([together, torch.zeros_like(together)])
     values, problem = _trained(Decoupled, field, steps, solver, grid, dim, points, seconds / 2, seed, start)
@@ -204,33 +208,46 @@ def search(
     solver: str = "dpmpp:order=2",
     dim: int | Sequence[int] | None = None,
     points: int = 256,
+    seconds: float = math.inf,
     seed: int = 0,
 ) -> Tensor:
-    """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids, the best end kept.
+    """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids, the best that was seen.
 
     No gradient is asked of the field. The error has many minima in the levels, which training (:func:`ld3`) does not leave.
+    After ``seconds`` (the exact ends included) the search ends with what it has seen.
     """
-    path = field.require_path("a grid search")
+    path = path_of(field, "a grid search")
+    check_seconds(seconds)
+    began = time.perf_counter()
     _check_counts(steps=(steps, 100), points=(points, 10**9))
     check_seed(seed)
     problem = problem_for(field, path, row_shape(field, dim), points, seed)
     if steps == 1:
         return grids.get("log_snr", path, 1)
-    found: list[tuple[float, np.ndarray]] = []
-    for grid in _FROM:
-        parameters = Levels(*_writer(path, solver, grid, steps, problem.unit))
+    starts = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FROM]
+    best, least = starts[0].start.numpy(), math.inf
 
-        def error(values: np.ndarray, parameters: Levels = parameters) -> float:
-            try:
-                stages = parameters.stages(torch.from_numpy(values), problem.first, problem.last)
-            except ArgumentError:
-                # A simplex may reach so far that a step vanishes.
-                return 1e300
-            return min(problem.error(stages), 1e300)
+    def error(values: np.ndarray) -> float:
+        nonlocal best, least
+        try:
+            found = problem.error(starts[0].stages(torch.from_numpy(values), problem.first, problem.last))
+        except ArgumentError:
+            # A simplex may reach so far that a step vanishes.
+            return _LARGEST
+        if found < least:
+            best, least = values.copy(), found
+        if time.perf_counter() - began > seconds:
+            raise _TimeUp
+        return min(found, _LARGEST)
 
-        best = _simplex(error, parameters.start.numpy())
-        found.append((error(best), best))
-    return _times(path, torch.from_numpy(min(found, key=lambda pair: pair[0])[1]), problem)
+    with contextlib.suppress(_TimeUp):
+        for parameters in starts:
+            _simplex(error, parameters.start.numpy())
+    return _times(path, torch.from_numpy(best), problem)
+
+
+class _TimeUp(Exception):
+    """The search has used its seconds."""
 
 
 def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
@@ -270,8 +287,9 @@ def _trained(
     dim: int | Sequence[int] | None, points: int,
     seconds: float, seed: int, start: Tensor | None = None,
 ) -> tuple[Tensor, Problem]:  # fmt: skip
-    path = field.require_path("LD3")
+    path = path_of(field, "LD3")
     _check_counts(steps=(steps, 1000), points=(points, 10**9))
+    check_seconds(seconds)
     check_seed(seed)
     problem, held_out = (problem_for(field, path, row_shape(field, dim), points, 2 * seed + k) for k in (0, 1))
     if steps == 1:

@@ -113,10 +113,9 @@ def train_table(
     True
     """
     check_budget(nfe)
-    if not seconds > 0:
-        raise ArgumentError(f"seconds must be positive, got {seconds!r}")
+    check_seconds(seconds)
     began = time.perf_counter()
-    chosen, on, name = _field(field, path)
+    chosen, on, name = field_on(field, path)
     shape = row_shape(chosen, dim)
     if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
         raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
@@ -150,6 +149,8 @@ def train_gaussian(
     True
     """
     check_budget(nfe)
+    check_seconds(seconds)
+    check_seed(seed)
     began = time.perf_counter()
     try:
         variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
@@ -164,7 +165,7 @@ def train_gaussian(
         return z * (rho / (column[: len(z)] + rho**2))
 
     unit = float(variances.mean().sqrt())
-    first, last = on.rho(on.t_max), on.rho(on.t_min)
+    first, last = finite_levels(on)
     deviations = [(column + level**2).sqrt() for level in (first, last)]
     problem = Problem(noise, deviations[0], deviations[1], unit, first / unit, last / unit)
     task = _Task(problem, problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", began, seconds, seed, None)
@@ -233,7 +234,17 @@ def _named(progress: Report | None, name: str) -> Callable[[int, float, float], 
     return None if progress is None else lambda step, training, held: progress(name, step, training, held)
 
 
-def _field(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
+def path_of(field: object, purpose: str) -> Path:
+    """The path of a field; ArgumentError for anything that is none, or has none."""
+    if not isinstance(field, Field):
+        raise ArgumentError(
+            f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {type(field).__name__}"
+        )
+    return field.require_path(purpose)
+
+
+def field_on(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
+    """A field with its path and a name, also from a target and the spec of a path."""
     if isinstance(field, Field):
         return field, field.require_path("training"), type(field).__name__
     exact = fields.exact_field(field, paths.get(path))
@@ -259,6 +270,12 @@ def check_seed(seed: object) -> None:
     """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
     if type(seed) is not int or not 0 <= seed < 2**40:
         raise ArgumentError(f"seed must be an integer from 0 to 2^40, got {seed!r}")
+
+
+def check_seconds(seconds: object) -> None:
+    """Raise ArgumentError unless it is a positive number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ArgumentError(f"seconds must be a positive number, got {seconds!r}")
 
 
 def _affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> int:

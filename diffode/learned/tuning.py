@@ -11,10 +11,12 @@ from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import Field
 from diffode.learned.choice import Choice, choices, fits, ranked, table_of
 from diffode.learned.gauss_newton import Problem
-from diffode.learned.training import check_seed, problem_for, row_shape
+from diffode.learned.training import check_seed, field_on, problem_for, row_shape
+from diffode.paths import Path
 from diffode.solvers.bespoke import Universal, shipped_members, shipped_tables
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import check_budget
+from diffode.targets import Target
 
 #: All members in all units are tried on so many starts, the best also with other dimensions, the best of these on all starts.
 _FEW, _FIRST_BEST, _BEST = 48, 48, 24
@@ -45,9 +47,10 @@ class TunedUniversal:
 
 
 def tune_universal(
-    field: Field,
+    field: Field | Target | str,
     nfe: int,
     *,
+    path: Path | str = "edm",
     dim: int | Sequence[int] | None = None,
     points: int = 256,
     seed: int = 0,
@@ -59,8 +62,9 @@ def tune_universal(
     differentiable.
 
     Args:
-        field: any field with a path.
+        field: any field with a path, or a target or its name.
         nfe: number of evaluations.
+        path: path of the target; a field has its own.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         points: starts to choose on; as many others give the held-out error.
         seed: of the starts.
@@ -70,8 +74,7 @@ def tune_universal(
         BudgetError: if there is no codebook for this number of evaluations; ArgumentError: for a wrong argument or levels that
         no member was trained for; NumericalError: if no member gives finite states.
 
-    >>> import diffode
-    >>> found = tune_universal(diffode.exact_field("moons", "edm"), 6, points=64)
+    >>> found = tune_universal("moons", 6, points=64)
     >>> found.held_out_error < found.untuned_error
     True
     """
@@ -83,16 +86,15 @@ def tune_universal(
     if nfe not in books:
         raise BudgetError(f"there are universal codebooks for nfe {', '.join(map(str, sorted(books)))}, not for {nfe}")
     began = time.perf_counter()
-    path, shape = field.require_path("tuning"), row_shape(field, dim)
-    problem, held_out = (
-        problem_for(field, path, shape, points, 2_000_000 + 2 * seed + k, differentiated=False) for k in (0, 1)
-    )
+    chosen, on, _ = field_on(field, path)
+    shape = row_shape(chosen, dim)
+    problem, held_out = (problem_for(chosen, on, shape, points, 2_000_000 + 2 * seed + k, differentiated=False) for k in (0, 1))
     search = _Search(books[nfe], problem, progress)
     error, best = search.best()
     if not math.isfinite(error):
         raise NumericalError(f"no universal member gives finite states with nfe={nfe} on this field; look at the field first")
     return TunedUniversal(
-        Universal(member=best.member, scale=best.unit * field.scale, dim=best.dim),
+        Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim),
         nfe,
         held_out.error(table_of(books[nfe], held_out, best)),
         _untuned(held_out, nfe),
