@@ -3,7 +3,7 @@
 For each number of evaluations ``diffode.learned.codebook`` trains a few dozen tables on thousands of random mixtures of a wide
 family, none of them a target of the registry, of which a user takes the one that is best for his field
 (``diffode.learned.tune_universal``). Seeds are fixed and one thread computes, so that the same machine writes the same file:
-some five minutes for 4 evaluations, half an hour for 12.
+two minutes for 3 evaluations, a quarter of an hour for 12.
 """
 
 from __future__ import annotations
