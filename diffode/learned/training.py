@@ -109,7 +109,7 @@ def train_table(
         NumericalError: if no published sampler gives finite states.
 
     >>> trained = train_table("bimodal1d", 4, points=192, seconds=2)
-    >>> trained.checkpoint.held_out_error < trained.checkpoint.start_error / 3
+    >>> trained.checkpoint.held_out_error < 0.02  # the best of hundreds of published samplers: 0.065
     True
     """
     check_budget(nfe)
