@@ -69,7 +69,7 @@ def command(
         raise ArgumentError(f"the folder of output {str(file)!r} does not exist; make it first")
     if "," in str(file) or str(file) != str(file).strip():
         raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
-    if file.is_dir() or file.with_suffix(".png").is_dir():
+    if name in ("bespoke", "amed") and (file.is_dir() or file.with_suffix(".png").is_dir()):
         raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
     if output is not None and name not in ("bespoke", "amed"):
         raise ArgumentError(f"{name} prints its result and writes no file: leave --output out")
@@ -81,7 +81,7 @@ def command(
         elif name == "amed":
             facts = _amed(target, nfe, path, seconds, points, seed, file, options)
         elif name == "universal":
-            facts = _universal(target, nfe, path, points, seed, **options)
+            facts = _universal(target, nfe, path, points, seed, options)
         else:
             facts = _grid(name, target, nfe, path, seconds, points, seed, options)
     except (TypeError, ValueError, AttributeError) as error:
@@ -130,8 +130,12 @@ def _bespoke(
     }
 
 
-def _universal(target: str, nfe: int, path: str, points: int | None, seed: int) -> dict[str, Any]:
+def _universal(target: str, nfe: int, path: str, points: int | None, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    from diffode.errors import ArgumentError
     from diffode.learned import tune_universal
+
+    if options:
+        raise ArgumentError(f"universal does not take the option {min(options)!r}: give --points and --seed")
 
     def progress(done: int, total: int) -> None:
         if done % 100 == 0 or done == total:

@@ -134,7 +134,7 @@ class _Training:
         self.count = len(self.features)
         everything = torch.stack([origin.coefficients for origin in origins])
         some = problems[:: recipe.share]
-        self.members = everything[_cover(self.everywhere(everything, some), recipe.begin)].clone()
+        self.members = everything[_cover(self.everywhere(everything, some), min(recipe.begin, recipe.members))].clone()
         self.damping = torch.full((len(self.members),), _DAMPING, dtype=torch.float64)
         self.known = torch.full((len(self.members), len(UNITS), self.count), math.inf, dtype=torch.float64)
         self.known[:, _SCALE] = self.everywhere(self.members, problems)

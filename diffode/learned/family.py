@@ -62,9 +62,9 @@ def random_mixture(seed: int) -> GaussianMixture:
 
 
 def wide_mixture(seed: int) -> Parts:
-    """A mixture of a wider family than :func:`random_mixture`: also hundreds of modes, hundreds of dimensions, low rank.
+    """A mixture of a wider family than :func:`random_mixture`: also up to 200 modes, 256 dimensions, low rank.
 
-    Spectra decay up to as k^-3, or fall to 1/10 to 1/100 after a few coordinates. Half of all are in one or two dimensions.
+    Spectra decay up to as k^-3, or fall to 1/10 to 1/100 after a few coordinates. Nearly half are in one or two dimensions.
 
     >>> wide_mixture(0).means.shape
     (14, 2)

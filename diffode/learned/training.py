@@ -256,7 +256,7 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
     wanted = field.dim if dim is None else dim
     if wanted is None:
         raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
-    shape = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    shape = tuple(wanted) if isinstance(wanted, tuple | list | torch.Size) else (wanted,)
     if (
         not shape
         or any(type(n) is not int or n < 1 for n in shape)

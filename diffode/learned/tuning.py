@@ -23,6 +23,7 @@ _FEW, _FIRST_BEST, _BEST = 48, 48, 24
 #: Dimensions to choose from beside the field's own: data of few directions in a large space are better served by a lower one.
 _DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BETWEEN = 2**0.25
+_MOST_POINTS = 10**6
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def tune_universal(
 ) -> TunedUniversal:
     """The member of the universal codebook, the unit of length and the dimension with the smallest mean error on a field.
 
-    About a thousand tables are run on some 48 starts, and 72 on all; besides the exact ends are computed. The field need not be
-    differentiable.
+    About a thousand tables are run on some 48 starts, and 72 on all; besides the exact ends are computed. None of these
+    evaluations is counted in ``field.nfe``. The field need not be differentiable.
 
     Args:
         field: any field with a path, or a target or its name.
@@ -80,24 +81,28 @@ def tune_universal(
     """
     check_budget(nfe)
     check_seed(seed)
-    if type(points) is not int or points < 8:
-        raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
+    if type(points) is not int or not 8 <= points <= _MOST_POINTS:
+        raise ArgumentError(f"points must be an integer from 8 to {_MOST_POINTS}, got {points!r}")
+    if progress is not None and not callable(progress):
+        raise ArgumentError(f"progress must be a function of (done, total), got {progress!r}")
     books = shipped_members()
     if nfe not in books:
         raise BudgetError(f"there are universal codebooks for nfe {', '.join(map(str, sorted(books)))}, not for {nfe}")
     began = time.perf_counter()
     chosen, on, _ = field_on(field, path)
-    shape = row_shape(chosen, dim)
+    shape, before = row_shape(chosen, dim), chosen.nfe
     problem, held_out = (problem_for(chosen, on, shape, points, 2_000_000 + 2 * seed + k, differentiated=False) for k in (0, 1))
     search = _Search(books[nfe], problem, progress)
     error, best = search.best()
+    held_out_error, untuned_error = held_out.error(table_of(books[nfe], held_out, best)), _untuned(held_out, nfe)
+    chosen.nfe = before
     if not math.isfinite(error):
         raise NumericalError(f"no universal member gives finite states with nfe={nfe} on this field; look at the field first")
     return TunedUniversal(
-        Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim),
+        Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim, nfe=nfe),
         nfe,
-        held_out.error(table_of(books[nfe], held_out, best)),
-        _untuned(held_out, nfe),
+        held_out_error,
+        untuned_error,
         search.tried,
         time.perf_counter() - began,
     )

@@ -26,6 +26,7 @@ from diffode.tensor_files import content_of
 
 #: Levels may differ by this share from those that a sampler was trained for before it says so.
 _SAME_LEVEL = 0.01
+_MOST_COORDINATES = 10**12
 #: The universal tables, and the codebooks of which one member is chosen for a field.
 FILE = FilePath(__file__).parent / "universal.safetensors"
 MEMBERS_FILE = FilePath(__file__).parent / "universal_members.safetensors"
@@ -119,7 +120,7 @@ class Bespoke(TrainedSolver):
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
         if not isinstance(self.file, str):
             raise ArgumentError(f"file must be a path that does not read as a number or list, such as ./{self.file}")
-        if self.scale is not None and (isinstance(self.scale, bool) or not 0 < self.scale < math.inf):
+        if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
         object.__setattr__(self, "checkpoint", load_checkpoint(self.file))
 
@@ -159,35 +160,42 @@ class Universal(TrainedSolver):
 
     They live in units of the data's scale (root mean variance) and depend on the first and last noise level in that unit and on
     the dimension. ``scale`` and ``dim`` are the field's unless given. Outside the levels they were trained for they refuse.
-    ``member`` takes, instead of the one table for all data, a member of a codebook; which one, and in which unit of length
-    (as ``scale``), ``diffode.learned.tune_universal`` finds out for a field.
+    ``member`` takes, instead of the one table for all data, a member of a codebook; which one, in which unit of length (as
+    ``scale``) and for which dimension, ``diffode.learned.tune_universal`` finds out for a field. Members of different budgets
+    have nothing to do with each other, so the choice is for one: ``nfe``.
     """
 
     scale: float | None = None
     dim: int | None = None
     member: int | None = None
+    nfe: int | None = None
 
     name = "universal"
     reference = "this package: tools/train_universal.py, tools/train_universal_members.py"
 
     def __post_init__(self) -> None:
-        if self.scale is not None and (isinstance(self.scale, bool) or not 0 < self.scale < math.inf):
-            raise ArgumentError(f"scale must be a positive number, the root mean variance of the data, got {self.scale!r}")
-        if self.dim is not None and (type(self.dim) is not int or self.dim < 1):
-            raise ArgumentError(f"dim must be an integer >= 1, got {self.dim!r}")
+        if self.scale is not None and not _positive(self.scale):
+            raise ArgumentError(f"scale must be a positive number, the root mean variance of the data, got {self.scale!r:.40}")
+        if self.dim is not None and (type(self.dim) is not int or not 1 <= self.dim <= _MOST_COORDINATES):
+            raise ArgumentError(f"dim must be an integer >= 1, got {self.dim!r:.40}")
         if self.member is not None:
             if type(self.member) is not int or self.member < 0:
-                raise ArgumentError(f"member must be an integer >= 0, got {self.member!r}")
-            if not self.tables:
-                most = max(map(len, shipped_members().values()))
+                raise ArgumentError(f"member must be an integer >= 0, got {self.member!r:.40}")
+            most = max(map(len, shipped_members().values()))
+            if self.member >= most:
                 raise ArgumentError(f"there is no member {self.member}: a codebook has members 0 to {most - 1}")
+        if self.nfe is not None and not self.tables:
+            known = ", ".join(map(str, replace(self, nfe=None).budgets))
+            raise ArgumentError(f"nfe must be a number of evaluations that there is a table for, {known}, got {self.nfe!r:.40}")
 
     @property
     def tables(self) -> dict[int, Ranged]:
         """Its tables by number of evaluations."""
         if self.member is None:
-            return shipped_tables()
-        return {nfe: book[self.member] for nfe, book in shipped_members().items() if self.member < len(book)}
+            known = shipped_tables()
+        else:
+            known = {nfe: book[self.member] for nfe, book in shipped_members().items() if self.member < len(book)}
+        return {nfe: table for nfe, table in known.items() if self.nfe is None or (type(self.nfe) is int and nfe == self.nfe)}
 
     @property
     def budgets(self) -> tuple[int, ...]:  # noqa: D102
@@ -215,6 +223,11 @@ class Universal(TrainedSolver):
             )
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
         return ranged.stages(first / self.scale, last / self.scale, self.dim).scaled(self.scale)
+
+
+def _positive(value: object) -> bool:
+    """Whether it is a positive number that a float can hold."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e300
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffode import paths
-from diffode.errors import FileFormatError
+from diffode.errors import ArgumentError, FileFormatError
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
@@ -102,8 +102,13 @@ def load_codebooks(file: str | FilePath) -> dict[int, tuple[Ranged, ...]]:
 
 
 def _write_ranged(schema: str, books: Mapping[int, Sequence[Ranged]], facts: Mapping[str, Any], file: str | FilePath) -> None:
-    one = next(iter(books.values()))[0]
-    description = {"schema": schema, "first": one.first, "last": one.last, "most": one.most, **facts}
+    tables = [table for book in books.values() for table in book]
+    if not tables or not all(books.values()):
+        raise ArgumentError("there is no table to write for one of the numbers of evaluations, or for any")
+    one = tables[0]
+    if any((table.first, table.last, table.most) != (one.first, one.last, one.most) for table in tables):
+        raise ArgumentError("tables of one file must be trained for the same ranges of levels and dimensions")
+    description = {**facts, "schema": schema, "first": one.first, "last": one.last, "most": one.most}
     tensors = {f"nfe_{nfe}": torch.stack([table.coefficients for table in book]) for nfe, book in books.items()}
     if schema == _RANGED_SCHEMA:
         tensors = {name: tensor[0].contiguous() for name, tensor in tensors.items()}
@@ -138,6 +143,8 @@ def _read_ranged(schema: str, file: str | FilePath) -> dict[int, tuple[Ranged, .
                     f"{name} must be {'' if single else 'some '}(9, {count_of(nfe)}), got {tuple(tensors[name].shape)}"
                 )
             books[nfe] = tuple(Ranged(nfe, spans[0], spans[1], description["most"], one) for one in found)
+        if not books:
+            raise ValueError("it holds no table")
         return books
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{file} does not hold ranged samplers: {error}") from error
