@@ -182,7 +182,7 @@ def test_the_shipped_codebooks_are_whole():
 
 @pytest.mark.parametrize("target", ["moons", "line16", "gauss1024-lowrank", "gmm40-50d"])
 def test_a_member_for_a_field_beats_the_one_table_for_all(target):
-    found = tune_universal(target, 6, points=24)
+    found = tune_universal(target, 6, points=16 if target == "gauss1024-lowrank" else 128)
     assert found.held_out_error < found.untuned_error
     assert found.solver.budgets == (6,)
 
