@@ -21,7 +21,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
 from diffode.learned.gauss_newton import Problem, descend, output_directions
-from diffode.learned.training import Trained, check_seed, path_of, problem_for, row_shape
+from diffode.learned.training import Trained, affordable, check_seed, path_of, problem_for, row_shape
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
@@ -197,7 +197,7 @@ def condition(
     *,
     dim: int | Sequence[int] | None = None,
     units: int = 20,
-    points: int = 4096,
+    points: int | None = None,
     steps: int = 40,
     seconds: float = 60.0,
     directions: int = 4,
@@ -212,7 +212,7 @@ def condition(
         field: the field it was trained on.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         units: random units a row.
-        points: starts to train on; a quarter as many decide when to stop.
+        points: starts to train on, by default as many as keep a step short; a quarter as many decide when to stop.
         steps, seconds, patience: most steps, most seconds, most steps without a better held-out error.
         directions: derivatives a sample, in more dimensions than that.
         seed: of the starts and of the random layers.
@@ -223,6 +223,8 @@ def condition(
     path, shape = path_of(field, "training"), row_shape(field, dim)
     width = math.prod(shape)
     check_seed(seed)
+    if points is None:
+        points = affordable(field, path, shape, trained.checkpoint.stages.nfe)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
         if type(value) is not int or value < least:
             raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")

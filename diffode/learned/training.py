@@ -119,7 +119,7 @@ def train_table(
     shape = row_shape(chosen, dim)
     if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
         raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
-    count = points if points is not None else _affordable(chosen, on, shape, nfe)
+    count = points if points is not None else affordable(chosen, on, shape, nfe)
     if type(count) is not int or count < 8:
         raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
     check_seed(seed)
@@ -278,7 +278,7 @@ def check_seconds(seconds: object) -> None:
         raise ArgumentError(f"seconds must be a positive number, got {seconds!r}")
 
 
-def _affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> int:
+def affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> int:
     """As many starts as keep one step near half a second."""
     noise = noise_function(field)
     dim = math.prod(shape)
