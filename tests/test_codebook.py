@@ -12,7 +12,7 @@ from commandline import diffode as command
 import diffode
 from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, NumericalError, TrainedElsewhereWarning
-from diffode.learned import choice, codebook, tune_universal, tuning
+from diffode.learned import choice, codebook, training, tune_universal, tuning
 from diffode.learned.batches import UNITS, Setting, batches
 from diffode.learned.codebook import Choice, Recipe, train_codebook
 from diffode.learned.family import wide_mixture
@@ -263,6 +263,29 @@ def test_members_are_only_tried_between_levels_they_know():
     field = diffode.exact_field("ring8", "edm:sigma_min=0.05")
     found = tune_universal(field, 4, points=16)
     assert found.solver.scale >= 0.05 / 0.04 * (1 - 1e-9)
+
+
+def test_choices_lie_between_the_levels_that_members_know():
+    field = diffode.exact_field("ring8", "edm")
+    problem = training.problem_for(field, field.path, (2,), 8, 0, differentiated=False)
+    book = [replace(like(4), coefficients=random_members(4)[0])]
+    for first, last, least, most in ((80.0, 0.03, 0.03 / 0.04, 40.0), (3.0, 0.001, 0.1, 1.5), (80.0, 0.002, 0.1, 40.0)):
+        units = {one.unit for one in choice.choices(book, replace(problem, first=first, last=last), (2,))}
+        assert units == {unit for unit in UNITS if least <= unit <= most}
+
+
+def test_dimensions_in_between_are_tried():
+    """A power-law spectrum in 64 dimensions is like neither 64 equal directions nor one."""
+    assert tune_universal("gauss64-powerlaw", 6, points=64).solver.dim not in (1, 64)
+
+
+def test_training_begins_from_members_too():
+    field = diffode.exact_field("moons", "edm")
+    problem = training.problem_for(field, field.path, (2,), 64, 0)
+    found = training._starts(problem, field.path, 6, None, field.scale)
+    assert found[0].name.startswith("universal:member=")
+    end = found[0].stages.scaled(field.scale).run(problem.noise, problem.start)
+    assert float((end - problem.end).norm(dim=1).mean()) / field.scale == pytest.approx(found[0].error)
 
 
 def test_a_choice_is_for_one_number_of_evaluations():
