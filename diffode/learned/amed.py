@@ -22,8 +22,8 @@ from diffode import grids, solvers
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, FileFormatError, NumericalError
 from diffode.fields import Field
+from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
 from diffode.learned.live import LiveWriter
-from diffode.learned.training import check_seconds, check_seed, path_of, row_shape
 from diffode.paths import Path
 from diffode.references import reference
 from diffode.solvers.amed import AMED

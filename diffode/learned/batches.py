@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from diffode.learned.family import Parts
 from diffode.solvers.ranged import Ranged
-from diffode.tensor_files import content_of
 
 #: Batches are as large as keeps an array of (problems, starts, components, dim) below this many numbers.
 _NUMBERS = 1_500_000
@@ -67,10 +66,6 @@ class Batch:
         logits = self.log_weights[:, None] - 0.5 * (spread.log() + offset * pull).sum(-1)
         return rho[:, :, None] * torch.einsum("qbk,qbkd->qbd", logits.softmax(-1), pull)
 
-    def content(self) -> str:
-        """A hash of the problems."""
-        return content_of((self.log_weights, self.means, self.variances, self.start, self.end))
-
 
 def batches(settings: Iterable[Setting], starts: Callable[[int], int], like: Ranged) -> list[Batch]:
     """The problems in batches, with their starts and exact ends.
@@ -105,7 +100,7 @@ def _batch(settings: Sequence[Setting], starts: int, like: Ranged) -> Batch:
     start = torch.stack(draws) * first[:, None, None]
     features = torch.stack([torch.stack([_features(like, one, dim, unit) for unit in UNITS]) for one in settings])
     batch = Batch(log_weights, means, variances, first, last, features, start, start)
-    return Batch(log_weights, means, variances, first, last, features, start, _exact_ends(batch))
+    return replace(batch, end=_exact_ends(batch))
 
 
 def _features(like: Ranged, setting: Setting, dim: int, unit: float) -> Tensor:

@@ -117,7 +117,7 @@ def run(batch: Batch, numbers: Tensor, nfe: int) -> Tensor:
     return z
 
 
-class Choice(NamedTuple):
+class Assignment(NamedTuple):
     """For every problem (N,) a member and the place of a unit in ``UNITS``."""
 
     member: Tensor
@@ -151,23 +151,21 @@ class _Training:
         like = self.like
         return [replace(like, coefficients=one) for one in self.members]
 
-    def best(self, place: int = 0) -> Choice:
+    def best(self, place: int = 0) -> Assignment:
         """The best choice of every problem as far as known, or the next best."""
         flat = self.known.flatten(0, 1).topk(place + 1, dim=0, largest=False).indices[place]
-        return Choice(flat // len(UNITS), flat % len(UNITS))
+        return Assignment(flat // len(UNITS), flat % len(UNITS))
 
-    def learn(self, chosen: Choice, errors: Tensor) -> None:
+    def learn(self, chosen: Assignment, errors: Tensor) -> None:
         self.known[chosen.member, chosen.unit, torch.arange(self.count)] = errors
 
     def everywhere(self, members: Tensor, problems: Sequence[Batch]) -> Tensor:
         """Log errors (K, N) of all members on all problems in units of the scale."""
-        count = sum(map(len, problems))
-        at = torch.full((count,), _SCALE)
-        return torch.stack(
-            [log_errors(members, Choice(torch.full_like(at, k), at), problems, self.recipe.floor) for k in range(len(members))]
-        )
+        at = torch.full((sum(map(len, problems)),), _SCALE)
+        every = (Assignment(torch.full_like(at, k), at) for k in range(len(members)))
+        return torch.stack([log_errors(members, one, problems, self.recipe.floor) for one in every])
 
-    def look(self, chosen: Choice) -> None:
+    def look(self, chosen: Assignment) -> None:
         """See the errors of a choice."""
         self.learn(chosen, log_errors(self.members, chosen, self.problems, self.recipe.floor))
 
@@ -177,14 +175,14 @@ class _Training:
             self.look(self.best(place))
         best = self.best()
         aside = best.unit + 2 * self.draw(2) - 1
-        self.look(Choice(best.member, aside.clamp(0, len(UNITS) - 1)))
-        self.look(Choice(self.draw(len(self.members)), best.unit))
-        self.look(Choice(self.draw(len(self.members)), self.draw(len(UNITS))))
+        self.look(Assignment(best.member, aside.clamp(0, len(UNITS) - 1)))
+        self.look(Assignment(self.draw(len(self.members)), best.unit))
+        self.look(Assignment(self.draw(len(self.members)), self.draw(len(UNITS))))
 
     def draw(self, count: int) -> Tensor:
         return torch.randint(0, count, (self.count,), generator=self.generator)
 
-    def grow(self, chosen: Choice, new: int) -> None:
+    def grow(self, chosen: Assignment, new: int) -> None:
         """Clones of the members with most problems, each moved by steps on a few of these."""
         before = len(self.members)
         sizes = torch.bincount(chosen.member, minlength=before).double()
@@ -199,14 +197,14 @@ class _Training:
         self.damping = torch.cat([self.damping, torch.full((new,), 10 * _LEAST_DAMPING, dtype=torch.float64)])
         self.known = torch.cat([self.known, torch.full((new, *self.known.shape[1:]), math.inf, dtype=torch.float64)])
         for _ in range(_CLONE_STEPS):
-            self.step(Choice(own, chosen.unit))
+            self.step(Assignment(own, chosen.unit))
         self.damping[before:] = _DAMPING
         for k in range(before, len(self.members)):
-            self.look(Choice(torch.full_like(own, k), chosen.unit))
+            self.look(Assignment(torch.full_like(own, k), chosen.unit))
 
-    def step(self, chosen: Choice) -> Tensor:
+    def step(self, chosen: Assignment) -> Tensor:
         """One Levenberg-Marquardt step of every member on the problems it was chosen for (-1: none); their errors (N,)."""
-        known = Choice(chosen.member.clamp(min=0), chosen.unit)
+        known = Assignment(chosen.member.clamp(min=0), chosen.unit)
         features, gradients, curvatures = self.equations(known)
         current = log_errors(self.members, known, self.problems, self.recipe.floor)
         waiting = [k for k in range(len(self.members)) if bool((chosen.member == k).any())]
@@ -235,7 +233,7 @@ class _Training:
                 break
         return current
 
-    def equations(self, chosen: Choice) -> tuple[Tensor, Tensor, Tensor]:
+    def equations(self, chosen: Assignment) -> tuple[Tensor, Tensor, Tensor]:
         """Of every problem the features (N, F), and gradient (N, P) and curvature (N, P, P) of its log error by its numbers."""
         gradients, curvatures = [], []
         for batch, own in _each(self.problems, chosen):
@@ -267,7 +265,7 @@ class _Training:
         return features, torch.cat(gradients), torch.cat(curvatures)
 
 
-def log_errors(members: Tensor, chosen: Choice, problems: Sequence[Batch], floor: float) -> Tensor:
+def log_errors(members: Tensor, chosen: Assignment, problems: Sequence[Batch], floor: float) -> Tensor:
     """Log errors (N,) of the members (K, F, P) chosen for the problems; a run that overflows counts e^50."""
     found = []
     for batch, own in _each(problems, chosen):
@@ -283,7 +281,7 @@ def tuned(members: Tensor, problems: Sequence[Batch], floor: float) -> Tensor:
     count = sum(map(len, problems))
     return torch.stack(
         [
-            log_errors(members, Choice(torch.full((count,), k), torch.full((count,), unit)), problems, floor)
+            log_errors(members, Assignment(torch.full((count,), k), torch.full((count,), unit)), problems, floor)
             for k in range(len(members))
             for unit in range(len(UNITS))
         ]
@@ -295,16 +293,16 @@ def nfe_of(members: Tensor) -> int:
     return next(nfe for nfe in range(1, 1000) if count_of(nfe) == members.shape[2])
 
 
-def _each(problems: Sequence[Batch], chosen: Choice) -> Iterator[tuple[Batch, Choice]]:
+def _each(problems: Sequence[Batch], chosen: Assignment) -> Iterator[tuple[Batch, Assignment]]:
     """The batches, each with what was chosen for its problems."""
     place = 0
     for batch in problems:
         own = slice(place, place + len(batch))
         place += len(batch)
-        yield batch, Choice(chosen.member[own], chosen.unit[own])
+        yield batch, Assignment(chosen.member[own], chosen.unit[own])
 
 
-def _numbers(members: Tensor, chosen: Choice, batch: Batch) -> Tensor:
+def _numbers(members: Tensor, chosen: Assignment, batch: Batch) -> Tensor:
     """The numbers (Q, P), in the scale, of the samplers chosen for problems in the units chosen."""
     features = batch.features[torch.arange(len(batch)), chosen.unit]
     numbers = torch.einsum("qf,qfp->qp", features, members[chosen.member]) * _factors(chosen.unit, nfe_of(members))

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
+from diffode.learned.arguments import check_seed, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, descend, output_directions
-from diffode.learned.training import Trained, affordable, check_seed, path_of, problem_for, row_shape
+from diffode.learned.training import Trained, affordable, problem_for
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors

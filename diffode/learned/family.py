@@ -50,12 +50,7 @@ def random_mixture(seed: int) -> GaussianMixture:
     means *= extent
     spread = math.sqrt(float(np.mean(np.var(means, axis=0)))) if modes > 1 else 1.0
     width = math.exp(rng.uniform(math.log(0.01), math.log(0.5))) * (spread or 1.0)
-    each = np.exp(rng.normal(0, rng.choice([0.0, 0.3, 0.7]), (modes, 1)))
-    along = np.exp(rng.normal(0, rng.choice([0.0, 0.0, 0.4]), (modes, dim)))
-    variances = (width * each * along * extent) ** 2
-    weights = np.full(modes, 1 / modes) if rng.random() < 0.5 else rng.dirichlet(np.full(modes, 2.0))
-    weights = np.maximum(weights, 1e-3)
-    weights = weights / weights.sum()
+    variances, weights = _variances(rng, width, extent, modes), _weights(rng, modes)
     offset = rng.normal(0, 0.3, dim) * spread * (rng.random() < 0.7)
     means = means - weights @ means + offset
     return GaussianMixture(*Parts(weights, means, variances).in_units())
@@ -85,14 +80,22 @@ def wide_mixture(seed: int) -> Parts:
     spread = math.sqrt(float(np.mean(np.var(means, axis=0)))) if modes > 1 else 1.0
     # Of one Gaussian the width is the unit.
     width = math.exp(rng.uniform(math.log(0.01), math.log(0.5))) * (spread or 1.0) if modes > 1 else 1.0
-    each = np.exp(rng.normal(0, rng.choice([0.0, 0.3, 0.7]), (modes, 1)))
-    along = np.exp(rng.normal(0, rng.choice([0.0, 0.0, 0.4]), (modes, dim)))
-    variances = (width * each * along * extent) ** 2
-    weights = np.full(modes, 1 / modes) if rng.random() < 0.5 else rng.dirichlet(np.full(modes, 2.0))
-    weights = np.maximum(weights, 1e-3)
-    weights = weights / weights.sum()
+    variances, weights = _variances(rng, width, extent, modes), _weights(rng, modes)
     offset = rng.normal(0, 0.3, dim) * spread * (rng.random() < 0.7) * (extent if large else 1.0)
     return Parts(weights, means - weights @ means + offset, variances).in_units()
+
+
+def _variances(rng: np.random.Generator, width: float, extent: np.ndarray, modes: int) -> np.ndarray:
+    """Squares of a width times the coordinates' extents, differing between modes and, in a third of the mixtures, axes."""
+    each = np.exp(rng.normal(0, rng.choice([0.0, 0.3, 0.7]), (modes, 1)))
+    along = np.exp(rng.normal(0, rng.choice([0.0, 0.0, 0.4]), (modes, len(extent))))
+    return np.asarray((width * each * along * extent) ** 2)
+
+
+def _weights(rng: np.random.Generator, modes: int) -> np.ndarray:
+    weights = np.full(modes, 1 / modes) if rng.random() < 0.5 else rng.dirichlet(np.full(modes, 2.0))
+    weights = np.maximum(weights, 1e-3)
+    return np.asarray(weights / weights.sum())
 
 
 def _means(rng: np.random.Generator, modes: int, dim: int) -> np.ndarray:

@@ -18,9 +18,10 @@ from torch import Tensor
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
+from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Decoupled, Levels, from_shares
-from diffode.learned.training import check_seconds, check_seed, path_of, problem_for, row_shape
+from diffode.learned.training import problem_for
 from diffode.paths import Path
 from diffode.solvers.stages import Stages
 

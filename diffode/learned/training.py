@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffode import fields, grids, paths, solvers
+from diffode import grids, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import Field
+from diffode.learned.arguments import check_seconds, check_seed, field_on, finite_levels, row_shape
 from diffode.learned.choice import choices, ranked, table_of
 from diffode.learned.gauss_newton import Fit, Problem, fit
 from diffode.learned.parameters import Table
@@ -234,50 +235,6 @@ def _named(progress: Report | None, name: str) -> Callable[[int, float, float], 
     return None if progress is None else lambda step, training, held: progress(name, step, training, held)
 
 
-def path_of(field: object, purpose: str) -> Path:
-    """The path of a field; ArgumentError for anything that is none, or has none."""
-    if not isinstance(field, Field):
-        raise ArgumentError(
-            f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {type(field).__name__}"
-        )
-    return field.require_path(purpose)
-
-
-def field_on(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
-    """A field with its path and a name, also from a target and the spec of a path."""
-    if isinstance(field, Field):
-        return field, field.require_path("training"), type(field).__name__
-    exact = fields.exact_field(field, paths.get(path))
-    return exact, exact.path, field if isinstance(field, str) else type(field).__name__
-
-
-def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Shape of a row of x: known of an exact field, of any other what ``dim`` says."""
-    wanted = field.dim if dim is None else dim
-    if wanted is None:
-        raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
-    shape = tuple(wanted) if isinstance(wanted, tuple | list | torch.Size) else (wanted,)
-    if (
-        not shape
-        or any(type(n) is not int or n < 1 for n in shape)
-        or (field.dim is not None and math.prod(shape) != field.dim)
-    ):
-        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r}")
-    return shape
-
-
-def check_seed(seed: object) -> None:
-    """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
-    if type(seed) is not int or not 0 <= seed < 2**40:
-        raise ArgumentError(f"seed must be an integer from 0 to 2^40, got {seed!r}")
-
-
-def check_seconds(seconds: object) -> None:
-    """Raise ArgumentError unless it is a positive number of seconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ArgumentError(f"seconds must be a positive number, got {seconds!r}")
-
-
 def affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> int:
     """As many starts as keep one step near half a second."""
     noise = noise_function(field)
@@ -294,16 +251,6 @@ def affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> in
     # One evaluation with its gradient and two without; the gradients of up to four directions.
     a_start = once * nfe * (3 + min(dim, 4))
     return int(min(max(_STEP_SECONDS / a_start, _FEWEST), _MOST))
-
-
-def finite_levels(path: Path) -> tuple[float, float]:
-    """The first and last noise level of a path; ArgumentError if one is infinite or 0."""
-    first, last = path.rho(path.t_max), path.rho(path.t_min)
-    if not math.isfinite(first) or last <= 0:
-        raise ArgumentError(
-            f"training needs 0 < rho < infinity at both ends of path {path.spec!r}; choose t_max and t_min inside"
-        )
-    return first, last
 
 
 def problem_for(

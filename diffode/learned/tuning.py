@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import Field
+from diffode.learned.arguments import check_seed, field_on, row_shape
 from diffode.learned.choice import Choice, choices, fits, ranked, table_of
 from diffode.learned.gauss_newton import Problem
-from diffode.learned.training import check_seed, field_on, problem_for, row_shape
+from diffode.learned.training import problem_for
 from diffode.paths import Path
 from diffode.solvers.bespoke import Universal, shipped_members, shipped_tables
 from diffode.solvers.ranged import Ranged

@@ -1,0 +1,68 @@
+"""What training asks of its arguments: a field with a path, the shape of its rows, seeds, seconds, finite levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from diffode import fields, paths
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.paths import Path
+from diffode.targets import Target
+
+
+def path_of(field: object, purpose: str) -> Path:
+    """The path of a field; ArgumentError for anything that is none, or has none."""
+    if not isinstance(field, Field):
+        raise ArgumentError(
+            f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {type(field).__name__}"
+        )
+    return field.require_path(purpose)
+
+
+def field_on(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
+    """A field with its path and a name, also from a target and the spec of a path."""
+    if isinstance(field, Field):
+        return field, field.require_path("training"), type(field).__name__
+    exact = fields.exact_field(field, paths.get(path))
+    return exact, exact.path, field if isinstance(field, str) else type(field).__name__
+
+
+def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Shape of a row of x: known of an exact field, of any other what ``dim`` says."""
+    wanted = field.dim if dim is None else dim
+    if wanted is None:
+        raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
+    shape = tuple(wanted) if isinstance(wanted, tuple | list | torch.Size) else (wanted,)
+    if (
+        not shape
+        or any(type(n) is not int or n < 1 for n in shape)
+        or (field.dim is not None and math.prod(shape) != field.dim)
+    ):
+        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r}")
+    return shape
+
+
+def check_seed(seed: object) -> None:
+    """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
+    if type(seed) is not int or not 0 <= seed < 2**40:
+        raise ArgumentError(f"seed must be an integer from 0 to 2^40, got {seed!r}")
+
+
+def check_seconds(seconds: object) -> None:
+    """Raise ArgumentError unless it is a positive number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ArgumentError(f"seconds must be a positive number, got {seconds!r}")
+
+
+def finite_levels(path: Path) -> tuple[float, float]:
+    """The first and last noise level of a path; ArgumentError if one is infinite or 0."""
+    first, last = path.rho(path.t_max), path.rho(path.t_min)
+    if not math.isfinite(first) or last <= 0:
+        raise ArgumentError(
+            f"training needs 0 < rho < infinity at both ends of path {path.spec!r}; choose t_max and t_min inside"
+        )
+    return first, last
