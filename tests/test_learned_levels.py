@@ -150,7 +150,7 @@ def test_a_search_ends_with_its_seconds_and_what_it_has_seen():
     began = time.perf_counter()
     short = levels.search(field, 7, points=32, seconds=0.01)
     assert time.perf_counter() - began < 20, "without a limit it takes minutes"
-    assert torch.equal(short, diffode.grids.get("log_snr", field.path, 7)) or len(short) == 8
+    torch.testing.assert_close(short, diffode.grids.get("log_snr", field.path, 7))
     longer = levels.search(field, 7, points=32, seconds=1.0)
     x = field.prior(256, generator=5)
     exact = diffode.reference(field, x, 80.0, 0.002).x
