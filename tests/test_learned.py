@@ -15,7 +15,7 @@ from diffode.learned.family import random_mixture
 from diffode.learned.gauss_newton import Problem, _normal_equations, fit
 from diffode.learned.parameters import Levels, Table, from_shares, to_shares
 from diffode.learned.sensitivities import Recording
-from diffode.learned.training import problem_for
+from diffode.learned.training import output_weights, problem_for
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.stages import Stages, count_of, from_vector, noise_function, to_vector
 
@@ -342,3 +342,14 @@ def test_any_deterministic_sampler_is_its_common_form(solver, field, seed, steps
     size = float(x.abs().max()) / first
     torch.testing.assert_close(end / size, table.run(field, x) / size, rtol=0, atol=1e-10)
     assert Stages.of(stages.tableau(path)).levels.allclose(stages.levels)
+
+
+def test_weights_in_pictures_do_not_depend_on_how_the_start_is_shared():
+    """Scales and first weights that trade z_0 against rho_0 e_0 leave them, and Euler's are differences of levels."""
+    stages = stages_of("ddim")
+    levels = stages.levels
+    expected = torch.cat([levels[1:2], levels[2:] - levels[1:-1]]) / levels[:-1]
+    torch.testing.assert_close(output_weights(stages), expected)
+    weights = stages.weights.clone()
+    weights[:, 0] -= 20 * levels[0]
+    torch.testing.assert_close(output_weights(Stages(stages.scales + 20, weights, levels)), expected)

@@ -228,7 +228,7 @@ def _draw(trained: Trained, file: FilePath) -> None:
     """Loss curve, levels and weights, learned against those it started from."""
     from matplotlib.figure import Figure
 
-    from diffode.learned.training import numbers
+    from diffode.learned.training import output_weights
 
     checkpoint = trained.checkpoint
     figure = Figure(figsize=(13, 3.8), layout="constrained")
@@ -238,12 +238,11 @@ def _draw(trained: Trained, file: FilePath) -> None:
     loss.set(title=f"{checkpoint.target}, NFE {checkpoint.stages.nfe}", xlabel="Gauss-Newton step", ylabel="mean error / scale")
     loss.legend(fontsize=8)
     for label, stages, marker in (("learned", checkpoint.stages, "o-"), (checkpoint.start, trained.start, "x--")):
-        values = numbers(stages)
-        levels.semilogy(values["levels"].clamp(min=1e-8), marker, label=label, ms=5)
-        weights.plot(values["shares"][-1], marker, label=label, ms=5)
+        levels.semilogy(stages.levels.clamp(min=1e-8), marker, label=label, ms=5)
+        weights.plot(output_weights(stages), marker, label=label, ms=5)
     levels.set(title="noise levels", xlabel="evaluation", ylabel="rho / scale")
     levels.legend(fontsize=8)
-    weights.set(title="weights in the output / whole step", xlabel="evaluation")
+    weights.set(title="weights in the output / level", xlabel="evaluation")
     weights.axhline(0, color="grey", lw=0.5)
     for panel in (loss, levels, weights):
         panel.grid(alpha=0.3)

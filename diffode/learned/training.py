@@ -345,7 +345,12 @@ def _listed(start: str | None) -> Iterator[tuple[str, str]]:
     yield solver, grid
 
 
-def numbers(stages: Stages) -> dict[str, Tensor]:
-    """What a trained table is made of, for reports: levels, scales, and the weights as shares of each row's whole step."""
-    whole = stages.levels[1:] - stages.levels[0]
-    return {"levels": stages.levels, "scales": stages.scales, "shares": stages.weights / whole[:, None]}
+def output_weights(stages: Stages) -> Tensor:
+    """The weights (N,) of the noise predictions in the output, each over the level where it was made, for pictures.
+
+    The start is written as D_0 + rho_0 e_0 first: while rho_0 is large, z_0 and e_0 are nearly parallel, and a table may hold
+    any share of one against the other.
+    """
+    weights = stages.weights[-1].clone()
+    weights[0] += stages.scales[-1] * stages.levels[0]
+    return weights / stages.levels[:-1]
