@@ -8,7 +8,7 @@ from hypothesis import given
 import diffode
 from diffode import Field, paths, testing
 from diffode.errors import ArgumentError, NumericalError
-from diffode.references import _integrated_flow, quantile_map
+from diffode.references import _integrated_flow, flow_states, quantile_map
 
 METHODS = {
     "gauss1d": "closed-form", "gauss2d": "closed-form", "gauss64-powerlaw": "closed-form", "gauss1024-lowrank": "closed-form",
@@ -116,6 +116,52 @@ def test_integrated_references_are_cached_by_content(tmp_path, monkeypatch):
     assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
     monkeypatch.setenv("DIFFODE_CACHE", "/proc/nowhere")
     assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
+
+
+@pytest.mark.parametrize("path", ["edm", "vp"])
+@pytest.mark.parametrize("name", ["gauss2d", "line16", "ring8"])
+def test_states_at_many_times_are_those_of_references(name, path):
+    field = diffode.exact_field(name, path)
+    times = [field.path.time_from_rho(rho) for rho in (40.0, 3.0, 0.7, 0.01)]
+    x = field.marginal(5, times[0], generator=1)
+    states = flow_states(field, x, times, 1e-9)
+    assert torch.equal(states[0], x)
+    assert field.nfe == 0
+    for t, state in zip(times[1:], states[1:], strict=True):
+        assert (state - diffode.reference(field, x, times[0], t, 1e-12).x).abs().max() < 1e-8 * field.scale
+    torch.testing.assert_close(flow_states(field, x, times[::3], 1e-9)[1], states[-1], rtol=0, atol=1e-7)
+
+
+def test_states_are_those_of_any_field_in_any_shape_and_dtype():
+    """Of a normal law with variance 4 the exact flow shrinks x by sqrt((4 + u^2)/(4 + t^2))."""
+    field = Field.from_denoised(lambda x, t: 4 * x / (4 + t**2), paths.get("edm"))
+    x = field.path.prior((2, 3, 5), generator=0).float()
+    states = flow_states(field, x, [80.0, 9.0, 1.0])
+    assert (states.shape, states.dtype) == ((3, 2, 3, 5), torch.float32)
+    for t, state in zip((80.0, 9.0, 1.0), states, strict=True):
+        torch.testing.assert_close(state, x * ((4 + t**2) / (4 + 80.0**2)) ** 0.5, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ArgumentError, match="must have a path"):
+        flow_states(Field.from_velocity(lambda x, t: -x), x, [1.0, 0.5])
+    singular = Field.from_denoised(lambda x, t: x / (t > 5), paths.get("edm"))
+    with pytest.raises(NumericalError, match="non-finite values"):
+        flow_states(singular, x, [80.0, 9.0, 1.0])
+
+
+def test_states_at_two_times_are_cached_and_split_by_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFODE_CACHE", str(tmp_path))
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(7, generator=0)
+    whole = flow_states(field, x, (80.0, 1.0), 1e-10)
+    with monkeypatch.context() as broken:
+        broken.setattr("diffode.references._dop853", None)
+        assert torch.equal(flow_states(field, x, (80.0, 1.0), 1e-10), whole)
+        for other in ((80.0, 0.9), (80.0, 5.0, 1.0)):
+            with pytest.raises(TypeError):
+                flow_states(field, x, other, 1e-10)
+    monkeypatch.setattr("diffode.references._STATE_SIZE", 6)
+    for times in ((80.0, 1.0), (80.0, 5.0, 1.0)):
+        pieces = flow_states(field, x, times, 1.1e-10)
+        torch.testing.assert_close(pieces[[0, -1]], whole, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

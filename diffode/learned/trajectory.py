@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffode.fields import Field
 from diffode.paths import Path
-from diffode.references import reference
+from diffode.references import flow_states
 from diffode.solvers.stages import NoiseFunction
 
 #: Points at which the flow is known; between them Hermite's cubic in log rho leaves errors near 1e-5 of a state.
@@ -49,11 +49,9 @@ def exact_trajectory(field: Field, path: Path, noise: NoiseFunction, start: Tens
     ends = math.log(path.rho(path.t_max)), math.log(path.rho(path.t_min))
     levels = torch.linspace(*ends, _POINTS, dtype=torch.float64)
     times = [path.t_max, *(path.time_from_rho(math.exp(level)) for level in levels[1:-1].tolist()), path.t_min]
-    x, states, rates = start, [], []
+    states, rates = [], []
     with torch.no_grad():
-        for k, t in enumerate(times):
-            if k:
-                x = reference(field, x, times[k - 1], t, tolerance, use_cache=False).x
+        for t, x in zip(times, flow_states(field, start, times, tolerance), strict=True):
             z = x / path.alpha(t)
             states.append(z.flatten(1))
             rates.append(path.rho(t) * noise(z, path.rho(t)).flatten(1))
