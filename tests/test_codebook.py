@@ -357,6 +357,30 @@ def test_what_cannot_be_tuned_says_why():
         tune_universal(lost, 4, dim=2, points=8)
 
 
+def test_members_that_all_overflow_are_an_error(monkeypatch):
+    numbers = random_members(4)[0].clone()
+    numbers[:, : 4 + 10] *= 1e150
+    monkeypatch.setattr(tuning, "shipped_members", lambda: {4: [replace(like(4), coefficients=numbers)] * 2})
+    with pytest.raises(NumericalError, match="no universal member gives finite states with nfe=4"):
+        tune_universal("ring8", 4, points=8)
+
+
+def test_wrong_arguments_of_a_codebooks_training_are_named(problems):
+    origins, recipe = codebook.published(3, like(3)), Recipe(members=2, begin=1, grow=1, rounds=1)
+    for wrong, match in (
+        ((problems, [], recipe), "at least one of each"), (([], origins, recipe), "at least one of each"),
+        ((problems, [*origins, *codebook.published(4, like(4))], recipe), "one number of evaluations"),
+        ((problems, [origins[0], replace(origins[1], most=3)], recipe), "the same ranges of levels and dimensions"),
+    ):  # fmt: skip
+        with pytest.raises(ArgumentError, match=match):
+            train_codebook(*wrong)
+    with pytest.raises(ArgumentError, match="seed must be"):
+        train_codebook(problems, origins, recipe, seed=-1)
+    for wrong in ({"members": 0}, {"every": 0}, {"rounds": 1.0}, {"share": True}, {"floor": -1.0}, {"floor": math.nan}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} of a recipe must be"):
+            Recipe(**wrong)
+
+
 def test_the_command_prints_the_solver(tmp_path):
     shown = command("train", "universal", "--target", "ring8", "--nfe", "5", "--points", "32", "--json", cwd=tmp_path)
     facts = json.loads(shown.stdout)
@@ -366,9 +390,6 @@ def test_the_command_prints_the_solver(tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
     wrong = command("train", "universal:x=1", "--target", "ring8", "--nfe", "5", cwd=tmp_path, code=2).stderr
     assert "does not take" in wrong
-    assert (
-        "writes no file"
-        in command(
-            "train", "universal", "--target", "ring8", "--nfe", "5", "--output", "a.safetensors", cwd=tmp_path, code=2
-        ).stderr
-    )
+    for option in (("--output", "a.safetensors"), ("--force",)):
+        refused = command("train", "universal", "--target", "ring8", "--nfe", "5", *option, cwd=tmp_path, code=2).stderr
+        assert "writes no file: leave --output and --force out" in refused

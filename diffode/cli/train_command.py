@@ -71,8 +71,8 @@ def command(
         raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
     if name in ("bespoke", "amed") and (file.is_dir() or file.with_suffix(".png").is_dir()):
         raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
-    if output is not None and name not in ("bespoke", "amed"):
-        raise ArgumentError(f"{name} prints its result and writes no file: leave --output out")
+    if (output is not None or force) and name not in ("bespoke", "amed"):
+        raise ArgumentError(f"{name} prints its result and writes no file: leave --output and --force out")
     if file.exists() and not force and name in ("bespoke", "amed"):
         raise ArgumentError(f"output {str(file)!r} exists: choose another name with --output, or write over it with --force")
     try:

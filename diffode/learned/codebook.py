@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from diffode import solvers
-from diffode.errors import BudgetError
+from diffode.errors import ArgumentError, BudgetError
+from diffode.learned.arguments import check_seed
 from diffode.learned.batches import UNITS, Batch
 from diffode.learned.gauss_newton import output_directions
 from diffode.paths import EDM
@@ -66,6 +67,13 @@ class Recipe:
     floor: float = 3e-5
     share: int = 3
 
+    def __post_init__(self) -> None:
+        for name in ("members", "begin", "grow", "every", "rounds", "directions", "share"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ArgumentError(f"{name} of a recipe must be an integer >= 1, got {getattr(self, name)!r}")
+        if not 0 <= self.floor < math.inf:
+            raise ArgumentError(f"floor of a recipe must be a number >= 0, got {self.floor!r}")
+
 
 def train_codebook(
     problems: Sequence[Batch],
@@ -78,7 +86,15 @@ def train_codebook(
     """A codebook for the number of evaluations of its origins, tables that may be members at the beginning.
 
     ``progress`` is called as ``progress(round, members, loss)`` with the mean log error of what is best as far as seen.
+
+    Raises:
+        ArgumentError: if there are no problems or origins, or origins differ in their evaluations, levels or dimensions.
     """
+    check_seed(seed)
+    if not problems or not origins:
+        raise ArgumentError("a codebook needs problems and origins: at least one of each")
+    if len({(one.nfe, one.first, one.last, one.most) for one in origins}) > 1:
+        raise ArgumentError("origins must be for one number of evaluations and the same ranges of levels and dimensions")
     return _Training(problems, origins, recipe, seed).run(progress)
 
 
