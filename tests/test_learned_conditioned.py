@@ -9,6 +9,7 @@ from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
 from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
 from diffode.learned.training import problem_for
+from diffode.solvers.checkpoints import load_checkpoint
 from diffode.solvers.stages import noise_function
 from diffode.studies.runner import compute
 from diffode.studies.suite import Cell
@@ -85,8 +86,20 @@ def test_features_are_finite_where_nothing_has_changed():
     assert bool(torch.autograd.grad(found.sum(), z)[0].isfinite().all())
 
 
+def test_a_table_read_from_a_file_is_conditioned_as_the_trained_one(ring, tmp_path):
+    field, trained, _ = ring
+    trained.checkpoint.save(tmp_path / "table.safetensors")
+    read = load_checkpoint(tmp_path / "table.safetensors")
+    both = [condition(one, field, points=64, steps=2).solver.table.weights for one in (trained, read)]
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
 def test_wrong_arguments_are_named(ring):
     field, trained, found = ring
+    with pytest.raises(ArgumentError, match="trained must be what train_table gave or its checkpoint"):
+        condition(trained.start, field)
+    with pytest.raises(ArgumentError, match="seconds must be"):
+        condition(trained, field, seconds="60")
     with pytest.raises(ArgumentError, match="trained from noise level 80"):
         diffode.solve(field, EDM.prior((2, 2), generator=0), solver=found.solver, grid=[40.0, 0.002])
     line = diffode.exact_field("bimodal1d", "edm")

@@ -6,9 +6,9 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError
-from diffode.learned import gauss_newton, train_table
+from diffode.learned import gauss_newton, train_table, training
 from diffode.learned.parameters import Table
-from diffode.learned.training import problem_for
+from diffode.learned.training import affordable, problem_for
 from diffode.learned.trajectory import exact_trajectory
 from diffode.solvers.stages import Stages, noise_function
 
@@ -52,6 +52,36 @@ def test_training_on_the_trajectory_brings_the_states_in_between_near_it():
     assert between[1] < between[0] / 2
     assert ends.error(found[1].checkpoint.stages) < found[1].checkpoint.start_error / 2
     assert found[1].checkpoint.held_out_error == pytest.approx(ends.error(found[1].checkpoint.stages), rel=0.4)
+
+
+def test_first_steps_count_the_trajectory_on_a_part_of_the_starts(monkeypatch):
+    """Six candidates are looked at so; then the end alone counts, on all starts; what is held out is always the end."""
+    seen, original = [], training.fit
+
+    def noting(table, problems, held_out, **options):
+        seen.append((problems[0], held_out[0]))
+        return original(table, problems, held_out, **options)
+
+    monkeypatch.setattr(training, "fit", noting)
+    train_table("ring8", 4, points=1000, seconds=20)
+    looks, rest = seen[:6], seen[6:]
+    assert rest
+    assert all(problem.trajectory and problem.share == 1.0 and len(problem.start) == 250 for problem, _ in looks)
+    assert all(problem.trajectory is None and len(problem.start) == 1000 for problem, _ in rest)
+    assert all(held.trajectory is None and len(held.start) == 500 for _, held in seen)
+    assert not any(torch.isin(held.start, problem.start).any() for problem, held in seen)
+
+
+def test_the_end_of_an_exact_trajectory_is_that_of_the_flow():
+    field = diffode.exact_field("ring8", "vp:t_min=0.3")
+    ends = [problem_for(field, field.path, (2,), 20, 5, share).end for share in (0.0, 0.5)]
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-4 * field.scale)
+
+
+def test_as_many_starts_are_taken_as_the_time_allows():
+    field = diffode.exact_field("digits-empirical", "edm")
+    counts = [affordable(field, EDM, (64,), 6, seconds) for seconds in (1e-3, 60.0, 1e9)]
+    assert counts[0] == 192 < counts[1] < 4096 == counts[2]
 
 
 def test_fields_on_images_are_trained_in_their_own_shape():

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seed, path_of, row_shape
+from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.training import Trained, affordable, problem_for
+from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
@@ -31,6 +32,8 @@ from diffode.tensor_files import content_of, finite, float64, read_tensors, writ
 _VECTORS = 8
 #: Sizes of what phi may add: to a weight as a share of its row's step, to the scale of the state.
 _WEIGHT, _SCALE = 0.1, 0.01
+#: Conditioning takes few steps and has many numbers to learn: each may be longer than a table's, for more starts.
+_LONGER_STEPS = 3
 _CHUNK = 1024
 _SCHEMA = "diffode-conditioned-1"
 _DAMPING, _LEAST_WEIGHT, _LEAST_CURVATURE = 1e-2, 0.05, 1e-12
@@ -193,7 +196,7 @@ class TrainedConditioned:
 
 
 def condition(
-    trained: Trained,
+    trained: Trained | Checkpoint,
     field: Field,
     *,
     dim: int | Sequence[int] | None = None,
@@ -209,7 +212,7 @@ def condition(
     """Condition a trained table on the sample.
 
     Args:
-        trained: what :func:`diffode.learned.train_table` gave.
+        trained: what :func:`diffode.learned.train_table` gave, or its checkpoint, read from a file for instance.
         field: the field it was trained on.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         units: random units a row.
@@ -219,13 +222,15 @@ def condition(
         seed: of the starts and of the random layers.
         progress: called as ``progress(step, training error, held-out error)``.
     """
-    if not isinstance(trained, Trained):
-        raise ArgumentError(f"trained must be what train_table gave, got {type(trained).__name__}")
+    checkpoint = trained.checkpoint if isinstance(trained, Trained) else trained
+    if not isinstance(checkpoint, Checkpoint):
+        raise ArgumentError(f"trained must be what train_table gave or its checkpoint, got {type(trained).__name__}")
+    check_seconds(seconds)
     path, shape = path_of(field, "training"), row_shape(field, dim)
     width = math.prod(shape)
     check_seed(seed)
     if points is None:
-        points = affordable(field, path, shape, trained.checkpoint.stages.nfe)
+        points = affordable(field, path, shape, checkpoint.stages.nfe, _LONGER_STEPS * seconds)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
         if type(value) is not int or value < least:
             raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
@@ -236,13 +241,13 @@ def condition(
     )
     generator = torch.Generator().manual_seed(seed)
     inputs = _inputs(width)
-    count = trained.checkpoint.stages.nfe
+    count = checkpoint.stages.nfe
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     table = Conditioned(
-        trained.checkpoint.stages.scaled(unit),
+        checkpoint.stages.scaled(unit),
         unit,
         tuple((normal(inputs, units), normal(units)) for _ in range(count)),
         tuple(torch.zeros(units + 1, i + 2, dtype=torch.float64) for i in range(count)),

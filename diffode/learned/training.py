@@ -21,7 +21,7 @@ from diffode.learned.gauss_newton import Fit, Problem, fit
 from diffode.learned.parameters import Table
 from diffode.learned.trajectory import exact_trajectory
 from diffode.paths import Path
-from diffode.references import reference
+from diffode.references import flow_states
 from diffode.solvers.bespoke import shipped_members
 from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.solver import check_budget
@@ -31,18 +31,23 @@ from diffode.targets import Target
 #: Published samplers that training may start from.
 SOLVERS = (
     "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "lms:order=3", "deis:order=3", "deis:order=4",
-    "dpmpp:order=2", "dpmpp:order=3", "dpm_m:order=2", "unipc:order=2", "dpm:order=2", "edm_heun",
+    "dpmpp:order=2", "dpmpp:order=3", "dpm_m:order=2", "unipc:order=2", "unipc:order=3", "dpm:order=2", "edm_heun",
 )  # fmt: skip
 GRIDS = (
     "shift:s=1", "kl_optimal", "log_snr", "polyexponential:rho=0.7", "karras:rho=2", "karras:rho=3", "karras:rho=5",
     "karras:rho=7", "karras:rho=12",
 )  # fmt: skip
-#: Evaluations with gradients that a step may cost, in seconds; decides how many starts are used.
-_STEP_SECONDS, _FEWEST, _MOST = 0.5, 192, 4096
+#: The share of the time that a step with its gradients may cost decides how many starts are used.
+_STEP_SHARE, _FEWEST, _MOST = 0.02, 192, 4096
+#: Held-out and test starts, as a share of those to train on and at most.
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.5, 1024
 #: Starts that candidates are compared on, and members of the universal codebook among the candidates.
 _CHOOSING, _MEMBERS = 64, 2
 #: Candidates that are tried, steps taken from each to see where it leads, the share of the time for that, and the most steps.
-_ATTEMPTS, _LOOK_STEPS, _LOOK_SHARE, _MOST_STEPS = 4, 6, 0.4, 200
+_ATTEMPTS, _LOOK_STEPS, _LOOK_SHARE, _MOST_STEPS = 6, 6, 0.4, 200
+#: First steps are taken on a part of the starts and count the states in between as much as the end: a start that ends at the
+#: wrong mode has a state that went astray, which has a gradient, and an end that has none.
+_LOOK_PART, _LOOK_TRAJECTORY = 0.25, 1.0
 
 Report = Callable[[str, int, float, float], None]
 
@@ -94,7 +99,7 @@ def train_table(
         nfe: number of evaluations.
         path: path of the target; a field has its own.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        start: ``"solver @ grid"`` to start from, or ``"universal"``; by default the best four of a list of published ones,
+        start: ``"solver @ grid"`` to start from, or ``"universal"``; by default the best six of a list of published ones,
             the universal table and its codebook on these starts.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
@@ -120,14 +125,16 @@ def train_table(
     shape = row_shape(chosen, dim)
     if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
         raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
-    count = points if points is not None else affordable(chosen, on, shape, nfe)
+    count = points if points is not None else affordable(chosen, on, shape, nfe, seconds)
     if type(count) is not int or count < 8:
         raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
     check_seed(seed)
-    few = min(count, 1024)
+    few = min(max(round(_HELD_OUT_SHARE * count), _FEWEST), count, _MOST_HELD_OUT)
+    part = min(max(round(_LOOK_PART * count), _FEWEST), count)
+    look = problem_for(chosen, on, shape, part, 2 * seed, max(trajectory, _LOOK_TRAJECTORY))
     problem, held_out = (problem_for(chosen, on, shape, n, s, trajectory) for n, s in ((count, 2 * seed), (few, 2 * seed + 1)))
-    test = problem_for(chosen, on, shape, min(count, 512), 1_000_000 + seed)
-    task = _Task(problem, held_out, test, on, name, began, seconds, seed, progress)
+    test = problem_for(chosen, on, shape, few, 1_000_000 + seed)
+    task = _Task(look, problem, held_out, test, on, name, began, seconds, seed, progress)
     return _best_of(task, _starts(problem, on, nfe, start, chosen.scale), consistent, groups)
 
 
@@ -169,13 +176,14 @@ def train_gaussian(
     first, last = finite_levels(on)
     deviations = [(column + level**2).sqrt() for level in (first, last)]
     problem = Problem(noise, deviations[0], deviations[1], unit, first / unit, last / unit)
-    task = _Task(problem, problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", began, seconds, seed, None)
+    task = _Task(problem, problem, problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", began, seconds, seed, None)
     return _best_of(task, _starts(problem, on, nfe, start, unit), False, None)
 
 
 class _Task(NamedTuple):
-    """What to train on, for how long, and what to call it."""
+    """What to take first steps and then train on, for how long, and what to call it."""
 
+    look: Problem
     problem: Problem
     held_out: Problem
     test: Problem
@@ -193,24 +201,23 @@ def _best_of(task: _Task, candidates: Sequence[Published], consistent: bool, gro
     def left() -> float:
         return task.seconds - (time.perf_counter() - task.began)
 
-    def trained(table: Table, published: Published, start: Tensor, steps: int, seconds: float) -> Fit:
+    def trained(on: Problem, table: Table, published: Published, start: Tensor, steps: int, seconds: float) -> Fit:
         report = _named(task.progress, published.name)
         return fit(
-            table, [task.problem], [task.held_out], start=start, steps=steps, seconds=max(seconds, 0.0), seed=task.seed,
-            progress=report,
-        )  # fmt: skip
+            table, [on], [task.held_out], start=start, steps=steps, seconds=max(seconds, 0.0), seed=task.seed, progress=report
+        )
 
     seen: list[tuple[Fit, Published, Table]] = []
     for k, published in enumerate(candidates):
         table = Table(published.stages, consistent=consistent, groups=groups)
         share = _LOOK_SHARE * left() / (len(candidates) - k)
-        seen.append((trained(table, published, table.start, _LOOK_STEPS, share), published, table))
+        seen.append((trained(task.look, table, published, table.start, _LOOK_STEPS, share), published, table))
     seen.sort(key=lambda candidate: min(candidate[0].held_out))
     best = seen[0]
     for looked, published, table in seen:
         if left() <= 0:
             break
-        further = trained(table, published, looked.values, _MOST_STEPS, left())
+        further = trained(task.problem, table, published, looked.values, _MOST_STEPS, left())
         training, held = looked.training + further.training[1:], looked.held_out + further.held_out[1:]
         values = further.values if min(further.held_out) < min(looked.held_out) else looked.values
         if min(held) < min(best[0].held_out):
@@ -235,22 +242,24 @@ def _named(progress: Report | None, name: str) -> Callable[[int, float, float], 
     return None if progress is None else lambda step, training, held: progress(name, step, training, held)
 
 
-def affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int) -> int:
-    """As many starts as keep one step near half a second."""
+def affordable(field: Field, path: Path, shape: tuple[int, ...], nfe: int, seconds: float) -> int:
+    """As many starts as keep one step near its share of the time."""
     noise = noise_function(field)
     dim = math.prod(shape)
     field.check_gradient(path.prior((2, *shape), generator=0), path.t_max)
     z = path.prior((_FEWEST, *shape), generator=0).requires_grad_(True)
     level = finite_levels(path)[0] ** 0.5
-    began = time.perf_counter()
-    with torch.enable_grad():
-        answer = noise(z, level)
-        if answer.requires_grad:
-            torch.autograd.grad(answer.sum(), z)
-    once = (time.perf_counter() - began) / _FEWEST
+    once = math.inf
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.enable_grad():
+            answer = noise(z, level)
+            if answer.requires_grad:
+                torch.autograd.grad(answer.sum(), z)
+        once = min(once, (time.perf_counter() - began) / _FEWEST)
     # One evaluation with its gradient and two without; the gradients of up to four directions.
     a_start = once * nfe * (3 + min(dim, 4))
-    return int(min(max(_STEP_SECONDS / a_start, _FEWEST), _MOST))
+    return int(min(max(_STEP_SHARE * seconds / a_start, _FEWEST), _MOST))
 
 
 def problem_for(
@@ -271,13 +280,14 @@ def problem_for(
     start = path.prior((count, *rows), generator=torch.Generator().manual_seed(7_919 * seed + 1))
     if differentiated:
         field.check_gradient(start[:2], path.t_max)
-    exact = reference(field, start, path.t_max, path.t_min, 1e-6)
     alphas = path.alpha(path.t_max), path.alpha(path.t_min)
     unit, noise = field.scale, noise_function(field)
-    between = exact_trajectory(field, path, noise, start) if trajectory else None
-    return Problem(
-        noise, start / alphas[0], exact.x.flatten(1) / alphas[1], unit, levels[0] / unit, levels[1] / unit, between, trajectory
-    )
+    if trajectory:
+        between = exact_trajectory(field, path, noise, start)
+        end = between.states[-1]
+    else:
+        between, end = None, flow_states(field, start, (path.t_max, path.t_min))[-1].flatten(1) / alphas[1]
+    return Problem(noise, start / alphas[0], end, unit, levels[0] / unit, levels[1] / unit, between, trajectory)
 
 
 def _starts(problem: Problem, path: Path, nfe: int, start: str | None, unit: float) -> list[Published]:
