@@ -13,7 +13,8 @@ target and number of evaluations, on EDM from 80 to 0.002:
 ``--bespoke no`` leaves the training out and measures the hand-made solvers and the universal tables alone.
 
 Errors are mean end-point errors over 256 test starts in units of the target's scale. Rows are appended to FILE as they are
-made, and those that are there already are not made again.
+made, and trained tables kept in a folder beside it; columns that are there already are not made again, and of two rows for the
+same cell the later one counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +36,7 @@ from diffode.errors import ArgumentError
 from diffode.learned import train_table, tune_universal
 from diffode.learned.conditioned import condition
 from diffode.references import reference
+from diffode.solvers.checkpoints import load_checkpoint
 from diffode.solvers.stages import Stages, noise_function
 
 SOLVERS = (
@@ -50,8 +54,10 @@ GRIDS = (
 TEST, CHOOSING, TEST_SEED = 256, 64, 424_242
 EDM = paths.get("edm")
 
+Row = dict[str, Any]
 
-def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nfe: int) -> dict[str, object]:
+
+def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nfe: int) -> Row:
     """The best solver and grid on the test starts, and the best on the usual grid."""
 
     def error(stages: Stages, rows: int) -> float:
@@ -73,7 +79,11 @@ def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nf
     return {"hand": best[0], "hand_name": best[1], "untuned": untuned[0], "untuned_name": untuned[1]}
 
 
-def row(name: str, nfe: int, seconds: float, bespoke: bool, conditioned: bool) -> dict[str, object]:
+def filled(known: Row, tables: Path, name: str, nfe: int, seconds: float, bespoke: bool, conditioned: bool) -> Row:
+    """A row with the columns that it lacks."""
+    wanted = {"hand", "tuned"} | ({"bespoke"} if bespoke else set()) | ({"conditioned"} if bespoke and conditioned else set())
+    if wanted <= known.keys():
+        return known
     field = fields.exact_field(name, EDM)
     x = EDM.prior((TEST, field.target.dim), generator=TEST_SEED)
     reached = reference(field, x, EDM.t_max, EDM.t_min, 1e-9)
@@ -82,20 +92,30 @@ def row(name: str, nfe: int, seconds: float, bespoke: bool, conditioned: bool) -
     def error(end: torch.Tensor) -> float:
         return float((end - exact).norm(dim=1).mean()) / field.scale
 
-    made = {"target": name, "nfe": nfe, "components": getattr(field.target, "count", None), **hand_made(field, x, exact, nfe)}
-    if bespoke:
+    made: Row = {"target": name, "nfe": nfe, "components": getattr(field.target, "count", None), **known}
+    if "hand" not in made:
+        made |= hand_made(field, x, exact, nfe)
+    table = tables / f"{name}-{nfe}.safetensors"
+    if bespoke and not ("bespoke" in made and table.is_file()):
         began = time.perf_counter()
-        trained = train_table(name, nfe, seconds=seconds)
-        made["seconds"] = time.perf_counter() - began
-        made["start"] = trained.checkpoint.start
-        made["bespoke"] = error(trained.checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
+        checkpoint = train_table(name, nfe, seconds=seconds).checkpoint
+        made["seconds"], made["start"] = time.perf_counter() - began, checkpoint.start
+        made["bespoke"] = error(checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
+        checkpoint.save(table)
     if bespoke and conditioned:
-        found = condition(trained, field, seconds=seconds)
+        found = condition(load_checkpoint(table), field, seconds=seconds)
         with torch.no_grad():
             made["conditioned"] = error(found.solver.table.run(noise_function(field), x)[0])
         made["conditioned_seconds"] = found.seconds
     made["floor"] = float(reached.errors.mean()) / field.scale
-    made["universal"] = made["tuned"] = None
+    if "tuned" not in made:
+        made |= universal(field, nfe, x, error)
+    return made
+
+
+def universal(field: fields.ExactField, nfe: int, x: torch.Tensor, error: Callable[[torch.Tensor], float]) -> Row:
+    """The one table for all data, and the member of its codebook that suits the field."""
+    made: Row = {"universal": None, "tuned": None}
     try:
         table = solvers.get("universal").for_field(field.scale, field.target.dim).within(EDM, "karras", nfe)
         made["universal"] = error(table.run(field, x))
@@ -118,12 +138,12 @@ def geometric(values: list[float]) -> str:
     )
 
 
-def times(r: dict[str, object], what: str, than: str = "hand") -> float:
+def times(r: Row, what: str, than: str = "hand") -> float:
     """How many times smaller than the best hand-made solver's an error is, at least as far as the reference tells."""
     return r[than] / max(r[what], r["floor"])
 
 
-def report(rows: list[dict[str, object]]) -> None:
+def report(rows: list[Row]) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n")
     columns = [c for c in ("bespoke", "universal", "tuned") if any(r.get(c) for r in rows)]
     heads = "".join(f" {c} | x smaller |" for c in columns)
@@ -160,14 +180,18 @@ def main() -> None:
     parser.add_argument("--rows", default="diffode-report/learned.jsonl")
     chosen = parser.parse_args()
     file = Path(chosen.rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    done = {(r["target"], r["nfe"]) for r in rows}
+    tables = file.with_suffix("")
+    tables.mkdir(parents=True, exist_ok=True)
+    rows: dict[tuple[str, int], Row] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        one = json.loads(line)
+        rows[one["target"], one["nfe"]] = one
     for nfe, name in itertools.product(chosen.nfe, chosen.targets):
-        if (name, nfe) in done:
+        known = rows.get((name, nfe), {})
+        made = filled(known, tables, name, nfe, chosen.seconds, chosen.bespoke == "yes", chosen.conditioned)
+        if made is known:
             continue
-        made = row(name, nfe, chosen.seconds, chosen.bespoke == "yes", chosen.conditioned)
-        rows.append(made)
+        rows[name, nfe] = made
         with file.open("a") as opened:
             opened.write(json.dumps(made) + "\n")
         print(
@@ -175,7 +199,7 @@ def main() -> None:
             *(f"{c} {made[c]:.2e}" for c in ("hand", "bespoke", "universal", "tuned") if made.get(c)),
             flush=True,
         )
-    report([r for r in rows if r["nfe"] in chosen.nfe and r["target"] in chosen.targets])
+    report([rows[name, nfe] for nfe, name in itertools.product(chosen.nfe, chosen.targets)])
 
 
 if __name__ == "__main__":
