@@ -168,7 +168,9 @@ def test_the_exact_errors_of_a_gaussian_suite_rank(tmp_path):
 def test_train_writes_a_sampler_that_bench_and_sample_take(tmp_path):
     options = ("--target", "bimodal1d", "--nfe", "4", "--seconds", "12", "--points", "128", "--output", "b.safetensors")
     facts = json.loads(diffode("train", "bespoke", *options, "--json", cwd=tmp_path).stdout)
-    assert facts["times smaller"] > 2
+    # The best of hundreds of published samplers has 0.065; which of the starts wins, and so by what factor, depends on time.
+    assert facts["held-out error"] < 0.02
+    assert facts["times smaller"] > 1
     assert (tmp_path / "b.png").stat().st_size > 10_000
     sampled = diffode("sample", "bimodal1d", "--solver", facts["solver"], "--nfe", "4", "--json", cwd=tmp_path)
     assert json.loads(sampled.stdout)["mean_endpoint_error"] < 0.05
