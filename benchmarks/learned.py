@@ -12,9 +12,9 @@ target and number of evaluations, on EDM from 80 to 0.002:
 
 ``--bespoke no`` leaves the training out and measures the hand-made solvers and the universal tables alone.
 
-Errors are mean end-point errors over 256 test starts in units of the target's scale. Rows are appended to FILE as they are
-made, and trained tables kept in a folder beside it; columns that are there already are not made again, and of two rows for the
-same cell the later one counts.
+Errors are mean end-point errors over 256 test starts (``--starts``) in units of the target's scale. Rows are appended to FILE
+as they are made, and trained tables kept in a folder beside it; columns and tables that are there already are not made again,
+and of two rows for the same cell the later one counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import itertools
 import json
 import math
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ GRIDS = (
     *(f"karras:rho={rho}" for rho in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 9, 12, 16, 24)), "log_snr", "kl_optimal", "shift:s=1",
     "shift:s=3", "time_quadratic", *(f"polyexponential:rho={rho}" for rho in (0.5, 0.7, 0.85, 1.2, 1.5)),
 )  # fmt: skip
-TEST, CHOOSING, TEST_SEED = 256, 64, 424_242
+CHOOSING, TEST_SEED = 64, 424_242
 EDM = paths.get("edm")
 
 Row = dict[str, Any]
@@ -73,19 +72,19 @@ def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nf
             continue
         found.append((error(stages, CHOOSING), f"{solver} @ {grid}", stages))
     found.sort(key=lambda item: item[0])
-    best = min((error(stages, TEST), name) for _, name, stages in found[:8])
+    best = min((error(stages, len(x)), name) for _, name, stages in found[:8])
     usual = [item for item in found if item[1].endswith("@ karras:rho=7")]
-    untuned = min((error(stages, TEST), name) for _, name, stages in usual[:4])
+    untuned = min((error(stages, len(x)), name) for _, name, stages in usual[:4])
     return {"hand": best[0], "hand_name": best[1], "untuned": untuned[0], "untuned_name": untuned[1]}
 
 
-def filled(known: Row, tables: Path, name: str, nfe: int, seconds: float, bespoke: bool, conditioned: bool) -> Row:
+def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: float, bespoke: bool, conditioned: bool) -> Row:
     """A row with the columns that it lacks."""
     wanted = {"hand", "tuned"} | ({"bespoke"} if bespoke else set()) | ({"conditioned"} if bespoke and conditioned else set())
     if wanted <= known.keys():
         return known
     field = fields.exact_field(name, EDM)
-    x = EDM.prior((TEST, field.target.dim), generator=TEST_SEED)
+    x = EDM.prior((starts, field.target.dim), generator=TEST_SEED)
     reached = reference(field, x, EDM.t_max, EDM.t_min, 1e-9)
     exact = reached.x
 
@@ -96,13 +95,15 @@ def filled(known: Row, tables: Path, name: str, nfe: int, seconds: float, bespok
     if "hand" not in made:
         made |= hand_made(field, x, exact, nfe)
     table = tables / f"{name}-{nfe}.safetensors"
-    if bespoke and not ("bespoke" in made and table.is_file()):
-        began = time.perf_counter()
-        checkpoint = train_table(name, nfe, seconds=seconds).checkpoint
-        made["seconds"], made["start"] = time.perf_counter() - began, checkpoint.start
+    conditioning = bespoke and conditioned and "conditioned" not in made
+    if bespoke and ("bespoke" not in made or (conditioning and not table.is_file())):
+        if not table.is_file():
+            train_table(name, nfe, seconds=seconds).checkpoint.save(table)
+        checkpoint = load_checkpoint(table)
+        made["seconds"], made["start"] = checkpoint.seconds, checkpoint.start
         made["bespoke"] = error(checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
-        checkpoint.save(table)
-    if bespoke and conditioned:
+        conditioning = conditioned
+    if conditioning:
         found = condition(load_checkpoint(table), field, seconds=seconds)
         with torch.no_grad():
             made["conditioned"] = error(found.solver.table.run(noise_function(field), x)[0])
@@ -143,13 +144,19 @@ def times(r: Row, what: str, than: str = "hand") -> float:
     return r[than] / max(r[what], r["floor"])
 
 
+def gained(r: Row) -> float | None:
+    """How many times smaller than its table's a conditioned table's error is, unless the table is exact already."""
+    if not r.get("conditioned") or r["bespoke"] <= 10 * r["floor"]:
+        return None
+    return float(r["bespoke"] / max(r["conditioned"], r["floor"]))
+
+
 def factor(r: Row | None, what: str) -> str:
     """How many times smaller than hand-made a column's error is (a conditioned table's than that without), as text."""
     if r is None or not r.get(what):
         return ""
-    if what == "conditioned":
-        return f"{r['bespoke'] / r[what]:.2f}" if r["bespoke"] > 10 * r["floor"] else ""
-    return f"{times(r, what):.3g}"
+    value = gained(r) if what == "conditioned" else times(r, what)
+    return "" if value is None else f"{value:.3g}"
 
 
 def by_target(rows: list[Row]) -> None:
@@ -167,7 +174,7 @@ def by_target(rows: list[Row]) -> None:
 def by_cell(rows: list[Row]) -> None:
     """A line for each target and number of evaluations: errors, and by how much they are smaller."""
     columns = [c for c in ("bespoke", "conditioned", "universal", "tuned") if any(r.get(c) for r in rows)]
-    heads = "".join(f" {c} | x smaller |" for c in columns)
+    heads = "".join(f" {c} | x smaller{' than bespoke' if c == 'conditioned' else ''} |" for c in columns)
     print(f"| target | NFE | best hand-made (in hindsight) | error |{heads} training, s |")
     print("|---" * (5 + 2 * len(columns)) + "|")
     for r in rows:
@@ -190,7 +197,7 @@ def report(rows: list[Row]) -> None:
             everything, usual = [times(r, what) for r in known], [times(r, what, "untuned") for r in known]
             print(f"{label}: {what}, mixtures {geometric(mixtures)}; with Gaussians {geometric(everything)}; "
                   f"against the best on karras, rho = 7 {geometric(usual)}")  # fmt: skip
-        both = [r["bespoke"] / r["conditioned"] for r in own if factor(r, "conditioned")]
+        both = [value for r in own if (value := gained(r)) is not None]
         if both:
             print(f"{label}: conditioned against bespoke {geometric(both)}, above 1.3 in {sum(v >= 1.3 for v in both)}")
     refused = sorted({r["target"] for r in rows if not (r["universal"] and r["tuned"])})
@@ -203,12 +210,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--nfe", type=int, nargs="*", default=[4, 6, 8, 10])
     parser.add_argument("--targets", nargs="*", default=targets.names())
+    parser.add_argument("--starts", type=int, default=256, help="test starts")
     parser.add_argument("--bespoke", choices=("yes", "no"), default="yes", help="train a table for each target")
     parser.add_argument("--conditioned", action="store_true", help="condition each table on the sample as well")
     parser.add_argument("--rows", default="diffode-report/learned.jsonl")
     chosen = parser.parse_args()
     file = Path(chosen.rows)
-    tables = file.with_suffix("")
+    tables = file.with_name(f"{file.stem}-tables")
     tables.mkdir(parents=True, exist_ok=True)
     rows: dict[tuple[str, int], Row] = {}
     for line in file.read_text().splitlines() if file.is_file() else ():
@@ -216,7 +224,7 @@ def main() -> None:
         rows[one["target"], one["nfe"]] = one
     for nfe, name in itertools.product(chosen.nfe, chosen.targets):
         known = rows.get((name, nfe), {})
-        made = filled(known, tables, name, nfe, chosen.seconds, chosen.bespoke == "yes", chosen.conditioned)
+        made = filled(known, tables, name, nfe, chosen.starts, chosen.seconds, chosen.bespoke == "yes", chosen.conditioned)
         if made is known:
             continue
         rows[name, nfe] = made

@@ -11,8 +11,9 @@ r"""The exact flow map of the probability-flow ODE, with an error estimate.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,27 +93,28 @@ def reference(
     if start == stop or x.shape[0] == 0:
         ends, errors, method = flat, torch.zeros(len(flat), dtype=torch.float64), "closed-form"
     else:
-        before = field.nfe
-        ends, errors, method = _flow(field, flat, float(start), float(stop), tolerance, use_cache, x.shape[1:])
-        field.nfe = before
+        with _uncounted(field):
+            ends, errors, method = _flow(field, flat, float(start), float(stop), tolerance, use_cache, x.shape[1:])
     if not bool(torch.isfinite(ends).all()):
         raise NumericalError(f"the reference from t={start:g} to t={stop:g} is not finite; is the field singular there?")
     return Reference(ends.reshape(x.shape).to(x.dtype), float(errors.max()) if len(errors) else 0.0, errors, method)
 
 
 def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: float = 1e-6) -> Tensor:
-    """The exact flow at many times, (M, B, *shape), of points x (B, *shape) at the first of them; sigma is nowhere 0 there.
+    """The exact flow at times that fall or rise, (M, B, *shape), of points x (B, *shape) at the first; rho is finite, not 0.
 
-    One integration, with the dense output of DOP853, of its seventh order, and no estimate of the error: half the work of a
-    reference, or less. Closed forms where there are any. The field's evaluations are not counted; of exact fields the states at
-    two times are kept on disk.
+    Closed forms, or one integration with the dense output of DOP853, of its seventh order, and no estimate of the error: half
+    the work of a reference. The field's evaluations are not counted; of exact fields the states at two times are kept on disk.
     """
     path = field.path
     if path is None:
         raise ArgumentError("field must have a path for its flow at many times")
+    rises = {b > a if b != a else None for a, b in itertools.pairwise(times)}
+    if len(rises) != 1 or None in rises:
+        raise ArgumentError(f"times must fall or rise, two of them at least, got {list(times)}")
     if _known_flow(field) is not None:
         return torch.stack([x, *(reference(field, x, times[0], t, tolerance).x for t in times[1:])])
-    before, flat = field.nfe, x.detach().to(torch.float64).flatten(1)
+    flat = x.detach().to(torch.float64).flatten(1)
     slope = _right_hand_side(_noise_slope(field, path), flat, x.shape[1:])
 
     def integrated(part: Tensor) -> Tensor:
@@ -122,15 +124,25 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
     def made() -> dict[str, Tensor]:
         return {"x": torch.cat([integrated(part) for part in torch.split(flat, _rows(flat))], dim=1).cpu()}
 
-    if len(times) > 2:
-        later = made()["x"]
-    else:
-        later = _kept(field, ("ends", *times, tolerance), flat, {"x"}, torch.Size((1, *flat.shape)), made)["x"]
+    with _uncounted(field):
+        if len(times) > 2:
+            later = made()["x"]
+        else:
+            later = _kept(field, ("ends", *times, tolerance), flat, {"x"}, torch.Size((1, *flat.shape)), made)["x"]
     states = torch.cat([flat[None], later.to(flat.device)])
-    field.nfe = before
     if not bool(torch.isfinite(states).all()):
         raise NumericalError(f"the flow from t={times[0]:g} to t={times[-1]:g} is not finite; is the field singular there?")
     return states.reshape(-1, *x.shape).to(x)
+
+
+@contextlib.contextmanager
+def _uncounted(field: Field) -> Iterator[None]:
+    """What is evaluated in here, to the end or to an error, does not count."""
+    before = field.nfe
+    try:
+        yield
+    finally:
+        field.nfe = before
 
 
 def _known_flow(field: Field) -> GaussianMixture | None:

@@ -376,7 +376,15 @@ def test_wrong_arguments_of_a_codebooks_training_are_named(problems):
             train_codebook(*wrong)
     with pytest.raises(ArgumentError, match="seed must be"):
         train_codebook(problems, origins, recipe, seed=-1)
-    for wrong in ({"members": 0}, {"every": 0}, {"rounds": 1.0}, {"share": True}, {"floor": -1.0}, {"floor": math.nan}):
+    for wrong in (
+        {"members": 0},
+        {"every": 0},
+        {"rounds": 1.0},
+        {"share": True},
+        {"floor": -1.0},
+        {"floor": math.nan},
+        {"floor": "x"},
+    ):
         with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} of a recipe must be"):
             Recipe(**wrong)
 

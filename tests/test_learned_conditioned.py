@@ -98,6 +98,9 @@ def test_wrong_arguments_are_named(ring):
     field, trained, found = ring
     with pytest.raises(ArgumentError, match="trained must be what train_table gave or its checkpoint"):
         condition(trained.start, field)
+    for other in (diffode.exact_field("ring8", "vp"), diffode.exact_field("gauss1d", "edm")):
+        with pytest.raises(ArgumentError, match="condition a table that was trained on this field and path"):
+            condition(trained, other)
     with pytest.raises(ArgumentError, match="seconds must be"):
         condition(trained, field, seconds="60")
     with pytest.raises(ArgumentError, match="trained from noise level 80"):

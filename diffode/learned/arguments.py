@@ -49,7 +49,7 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
 def check_seed(seed: object) -> None:
     """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
     if type(seed) is not int or not 0 <= seed < 2**40:
-        raise ArgumentError(f"seed must be an integer from 0 to 2^40, got {seed!r}")
+        raise ArgumentError(f"seed must be an integer from 0 to 2^40 - 1, got {seed!r}")
 
 
 def check_seconds(seconds: object) -> None:

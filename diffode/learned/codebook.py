@@ -71,7 +71,7 @@ class Recipe:
         for name in ("members", "begin", "grow", "every", "rounds", "directions", "share"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ArgumentError(f"{name} of a recipe must be an integer >= 1, got {getattr(self, name)!r}")
-        if not 0 <= self.floor < math.inf:
+        if isinstance(self.floor, bool) or not isinstance(self.floor, int | float) or not 0 <= self.floor < math.inf:
             raise ArgumentError(f"floor of a recipe must be a number >= 0, got {self.floor!r}")
 
 

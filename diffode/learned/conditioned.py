@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
+from diffode.learned.arguments import check_seconds, check_seed, finite_levels, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.training import Trained, affordable, problem_for
 from diffode.solvers.checkpoints import Checkpoint
@@ -216,7 +216,7 @@ def condition(
         field: the field it was trained on.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         units: random units a row.
-        points: starts to train on, by default as many as keep a step short; a quarter as many decide when to stop.
+        points: starts to train on, by default as many as ``seconds`` allow; a quarter as many, but 64, decide when to stop.
         steps, seconds, patience: most steps, most seconds, most steps without a better held-out error.
         directions: derivatives a sample, in more dimensions than that.
         seed: of the starts and of the random layers.
@@ -226,16 +226,21 @@ def condition(
     if not isinstance(checkpoint, Checkpoint):
         raise ArgumentError(f"trained must be what train_table gave or its checkpoint, got {type(trained).__name__}")
     check_seconds(seconds)
+    began = time.perf_counter()
     path, shape = path_of(field, "training"), row_shape(field, dim)
-    width = math.prod(shape)
+    unit, width = field.scale, math.prod(shape)
+    own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(path)
+    if any(abs(a - b) > 0.01 * b for a, b in zip(own, wanted, strict=True)):
+        raise ArgumentError(
+            f"trained goes from noise level {own[0]:.4g} to {own[1]:.4g} at the scale of this field, its path from "
+            f"{wanted[0]:.4g} to {wanted[1]:.4g}: condition a table that was trained on this field and path"
+        )
     check_seed(seed)
     if points is None:
         points = affordable(field, path, shape, checkpoint.stages.nfe, _LONGER_STEPS * seconds)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
         if type(value) is not int or value < least:
             raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
-    began = time.perf_counter()
-    unit = field.scale
     problem, held_out = (
         _flat(problem_for(field, path, shape, n, 500_000 + 2 * seed + k)) for k, n in enumerate((points, max(points // 4, 64)))
     )
