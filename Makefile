@@ -45,7 +45,7 @@ orders: $(READY)
 
 learned: $(READY)  # hours: it trains a table for every target and number of evaluations
 	@echo "==> what learning gains, on held-out starts and targets"
-	$(BIN)/python benchmarks/learned.py
+	$(BIN)/python benchmarks/learned.py --conditioned
 	$(BIN)/python benchmarks/amed.py
 
 universal: $(READY)  # about three hours: trains the universal tables and codebooks again
