@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import diffode
 from diffode import Field, paths, solvers, testing
 from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
-from diffode.learned import train_gaussian, train_table, training
+from diffode.learned import gauss_newton, train_gaussian, train_table, training
 from diffode.learned.family import random_mixture
 from diffode.learned.gauss_newton import Problem, _normal_equations, fit
 from diffode.learned.parameters import Levels, Table, from_shares, to_shares
@@ -240,6 +240,16 @@ def test_training_stops_when_held_out_starts_no_longer_gain():
     found = fit(origin, [gaussian_problem(0.02), problem, gaussian_problem(0.3)], [other], patience=3)
     after = len(found.held_out) - 1 - found.held_out.index(min(found.held_out))
     assert after <= 4
+
+
+def test_training_does_not_begin_a_step_that_the_time_is_too_short_for(monkeypatch):
+    """A clock that is looked at once a step: steps take 1 second, then 3, then 1."""
+    clock = iter((0.0, 0.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))
+    monkeypatch.setattr(gauss_newton.time, "perf_counter", lambda: next(clock))
+    table = Table(Stages.of(solvers.get("ddim").tableau(EDM, [5.0, 2.0, 1.0, 0.5, 0.1])))
+    problems = [gaussian_problem(0.02)]
+    # After the third step 5 seconds are gone, and another may take 3.
+    assert len(fit(table, problems, problems, steps=7, seconds=7.5).training) == 1 + 3
 
 
 def test_a_ranged_sampler_with_constant_coefficients_is_the_sampler_it_came_from():

@@ -132,7 +132,7 @@ def fit(
         loss: how the problems' errors are combined.
         floor: added to a problem's error before its logarithm, so that easy ones do not rule.
         steps: most steps.
-        seconds: most seconds.
+        seconds: most seconds, unless one step takes longer.
         patience: see ``held_out``.
         directions: derivatives a sample, in spaces of more dimensions.
         seed: of the random directions.
@@ -183,6 +183,7 @@ def descend(
     best, best_held = values, held_out_loss(values)
     training, checked = [current], [best_held]
     waited = small = 0
+    longest, last = 0.0, time.perf_counter()
     for step in range(1, steps + 1):
         gradient, curvature = equations(values)
         diagonal = curvature.diagonal()
@@ -210,7 +211,9 @@ def descend(
         if held < best_held:
             best, best_held = values, held
         small = small + 1 if gain < _SMALL_GAIN else 0
-        if waited > patience or small >= _SMALL_GAINS or time.perf_counter() - began > seconds:
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+        if waited > patience or small >= _SMALL_GAINS or now - began + longest > seconds:
             break
     return Fit(best, tuple(training), tuple(checked), time.perf_counter() - began)
 
