@@ -91,7 +91,7 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
     def error(end: torch.Tensor) -> float:
         return float((end - exact).norm(dim=1).mean()) / field.scale
 
-    made: Row = {"target": name, "nfe": nfe, "components": getattr(field.target, "count", None), **known}
+    made: Row = {"target": name, "nfe": nfe, "starts": starts, "components": getattr(field.target, "count", None), **known}
     if "hand" not in made:
         made |= hand_made(field, x, exact, nfe)
     table = tables / f"{name}-{nfe}.safetensors"
@@ -102,6 +102,7 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
         checkpoint = load_checkpoint(table)
         made["seconds"], made["start"] = checkpoint.seconds, checkpoint.start
         made["bespoke"] = error(checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
+        made.pop("conditioned", None)
         conditioning = conditioned
     if conditioning:
         found = condition(load_checkpoint(table), field, seconds=seconds)
@@ -221,6 +222,8 @@ def main() -> None:
     rows: dict[tuple[str, int], Row] = {}
     for line in file.read_text().splitlines() if file.is_file() else ():
         one = json.loads(line)
+        if one["starts"] != chosen.starts:
+            parser.error(f"{file} holds rows of {one['starts']} test starts: give another file as --rows")
         rows[one["target"], one["nfe"]] = one
     for nfe, name in itertools.product(chosen.nfe, chosen.targets):
         known = rows.get((name, nfe), {})
