@@ -48,6 +48,10 @@ class ConventionWarning(UserWarning):
     """A model of another library does not behave as its convention says: sign, view, time or input scaling may be wrong."""
 
 
+class StartWarning(UserWarning):
+    """A start can't be a state at the time the run begins at: it has far less, or far more, noise than the path has there."""
+
+
 class FieldError(DiffodeError, ValueError):
     """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on their batch mates."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -11,13 +12,25 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 
-Randomness = torch.Generator | int
+#: Where draws come from: a generator, a seed, or a list with one of these for every row of a batch.
+Randomness = torch.Generator | int | Sequence[torch.Generator | int]
+
+#: Draws of small rows are made some at a time, since each making costs as much as hundreds of numbers.
+_BLOCK_NUMBERS, _BLOCK_MOST = 256, 16
+#: Blocks kept: a step uses its latest draws, and a draw may serve two rows of a table.
+_BLOCKS_KEPT = 2
+#: Apart from each other by this much, PCG64's streams of two blocks don't meet (NumPy's own jump: 2^128 over the golden ratio).
+_JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835
 
 
 def generator_from(randomness: Randomness | None) -> torch.Generator:
     """A torch generator from a generator (returned as it is) or an integer seed."""
     if isinstance(randomness, torch.Generator):
         return randomness
+    if isinstance(randomness, list | tuple):
+        raise ArgumentError(
+            "generator must be one generator or seed here, got a list: these draws do not belong to single rows"
+        )
     if isinstance(randomness, int | np.integer) and not isinstance(randomness, bool):
         if not -(2**63) <= int(randomness) < 2**64:
             raise ArgumentError(f"a seed must fit in 64 bits, got {randomness}")
@@ -28,24 +41,80 @@ def generator_from(randomness: Randomness | None) -> torch.Generator:
     )
 
 
+def row_generators(randomness: Randomness, rows: int) -> list[torch.Generator] | None:
+    """The generator of every row, if a list was given; None for one generator or seed.
+
+    Raises ArgumentError unless the list has as many entries as the batch has rows.
+    """
+    if not isinstance(randomness, list | tuple):
+        return None
+    if len(randomness) != rows:
+        raise ArgumentError(f"generator must have one entry for each of the {rows} rows, got a list of {len(randomness)}")
+    return [generator_from(one) for one in randomness]
+
+
 def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal draws on the generator's device.
+    """Standard normal draws on the generator's device; with a list of generators, row i comes from the i-th alone.
 
     They are drawn in float64 and cast, so one seed gives the same points in every precision.
     """
+    each = row_generators(generator, shape[0] if shape else 0)
+    if each is not None:
+        rows = [normal((1, *shape[1:]), generator=source, dtype=dtype) for source in each]
+        return torch.cat(rows) if rows else torch.zeros(tuple(shape), dtype=dtype)
     source = generator_from(generator)
     return torch.randn(tuple(shape), generator=source, dtype=torch.float64, device=source.device).to(dtype)
 
 
-def row_normal(draws: int, shape: Sequence[int], *, generator: Randomness) -> Tensor:
-    """Standard normals (draws, B, *shape) of which a row does not change when the batch grows: ``shape`` is (B, *shape).
+class RowNoise:
+    """Standard normals xi_k for the rows of a batch, made when they are asked for: ``noise(k)`` is (B, *shape), like ``x``.
 
-    torch's own generator fills a whole tensor at once, so one number is drawn from it to seed NumPy's, row after row.
+    Draw k of row i depends on the generator, k, i and the number of draws alone: neither on the order in which they are asked
+    for, nor on how large the batch is. With a list of generators each row has the noise that it would have alone with its own.
+
+    torch's own generator fills a whole tensor at once, so one number is drawn from it to seed NumPy's PCG64, which fills row
+    after row and can jump to the stream of a draw. Numbers are drawn in float64 and cast.
+
+    >>> x = torch.zeros(3, 2)
+    >>> noise = RowNoise(x, 10, 0)
+    >>> torch.equal(noise(5)[:2], RowNoise(x[:2], 10, 0)(5))
+    True
     """
-    source = generator_from(generator)
-    seed = int(torch.randint(2**62, (1,), generator=source, device=source.device))
-    values = np.random.default_rng(seed).standard_normal((shape[0], draws, *shape[1:]))
-    return torch.from_numpy(values).movedim(1, 0).to(source.device)
+
+    def __init__(self, x: Tensor, draws: int, generator: Randomness):
+        each = row_generators(generator, x.shape[0])
+        sources = [generator_from(generator)] if each is None else each
+        seeds = [int(torch.randint(2**62, (1,), generator=source, device=source.device)) for source in sources]
+        self._generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+        self._first = [source.bit_generator.state for source in self._generators]
+        self._rows = x.shape[0] if each is None else 1
+        self._shape, self._draws = tuple(x.shape[1:]), draws
+        self._dtype, self._device = x.dtype, x.device
+        self._together = max(1, min(_BLOCK_MOST, _BLOCK_NUMBERS // max(1, math.prod(self._shape))))
+        self._blocks: list[tuple[int, tuple[Tensor, ...]]] = []
+
+    def __call__(self, k: int) -> Tensor:
+        """Draw k, (B, *shape), of the dtype and on the device of x."""
+        number, place = divmod(k, self._together)
+        for kept, block in self._blocks:
+            if kept == number:
+                return block[place]
+        # Room is made first, so that no more than the blocks kept are held at once.
+        del self._blocks[_BLOCKS_KEPT - 1 :]
+        block = self._made(number)
+        self._blocks.insert(0, (number, block))
+        return block[place]
+
+    def _made(self, number: int) -> tuple[Tensor, ...]:
+        """The draws of a block."""
+        count = min(self._together, self._draws - number * self._together)
+        parts = []
+        for source, first in zip(self._generators, self._first, strict=True):
+            source.bit_generator.state = first
+            source.bit_generator.advance(number * _JUMP % 2**128)  # type: ignore[attr-defined]
+            parts.append(source.standard_normal((self._rows, count, *self._shape)))
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, count, *self._shape)), *parts])
+        return torch.from_numpy(values).to(self._device, self._dtype).unbind(1)
 
 
 def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:

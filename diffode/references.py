@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def reference(
     if start == stop or x.shape[0] == 0:
         ends, errors, method = flat, torch.zeros(len(flat), dtype=torch.float64), "closed-form"
     else:
-        with _uncounted(field):
+        with field.uncounted():
             ends, errors, method = _flow(field, flat, float(start), float(stop), tolerance, use_cache, x.shape[1:])
     if not bool(torch.isfinite(ends).all()):
         raise NumericalError(f"the reference from t={start:g} to t={stop:g} is not finite; is the field singular there?")
@@ -124,7 +124,7 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
     def made() -> dict[str, Tensor]:
         return {"x": torch.cat([integrated(part) for part in torch.split(flat, _rows(flat))], dim=1).cpu()}
 
-    with _uncounted(field):
+    with field.uncounted():
         if len(times) > 2:
             later = made()["x"]
         else:
@@ -133,16 +133,6 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
     if not bool(torch.isfinite(states).all()):
         raise NumericalError(f"the flow from t={times[0]:g} to t={times[-1]:g} is not finite; is the field singular there?")
     return states.reshape(-1, *x.shape).to(x)
-
-
-@contextlib.contextmanager
-def _uncounted(field: Field) -> Iterator[None]:
-    """What is evaluated in here, to the end or to an error, does not count."""
-    before = field.nfe
-    try:
-        yield
-    finally:
-        field.nfe = before
 
 
 def _known_flow(field: Field) -> GaussianMixture | None:

@@ -76,17 +76,16 @@ class AdaptedField(Field):
 
     def _look(self, x: Tensor) -> None:
         """What every denoiser does, whatever the data: ignores its input where that is all noise, and never falls with it."""
-        path, before = self.require_path("its denoiser"), self.nfe
+        path = self.require_path("its denoiser")
         noise = normal((_POINTS, *x.shape[1:]), generator=generator_from(0)).to(x)
         seen = ""
-        with torch.no_grad():
+        with torch.no_grad(), self.uncounted():
             end = path.rho(path.t_max)
             if _NOISY * self.scale <= end < math.inf:
                 seen = self._at_the_noise_end(noise, end)
             level = _MIDDLE * self.scale
             if not seen and path.rho(path.t_min) < level < end:
                 seen = self._in_the_middle(noise, path.time_from_rho(level))
-        self.nfe = before
         if seen:
             self._diagnose(x.shape[1:], None, seen)
 

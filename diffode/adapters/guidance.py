@@ -57,6 +57,15 @@ class GuidedField(Field):
         super().check_once(x, t)
 
     @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Calls inside the block count neither here nor with the members."""
+        with ExitStack() as stack:
+            stack.enter_context(super().uncounted())
+            for member in self.members:
+                stack.enter_context(member.uncounted())
+            yield
+
+    @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:  # noqa: D102
         with ExitStack() as stack:
             for member in self.members:

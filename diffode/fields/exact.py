@@ -11,7 +11,7 @@ from diffode.errors import ArgumentError, FieldError
 from diffode.fields.field import Field, Prediction
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.randomness import Randomness, generator_from, normal
+from diffode.randomness import Randomness, generator_from, normal, row_generators
 from diffode.targets import Target
 from diffode.targets import get as get_target
 from diffode.targets.target import Scalar
@@ -34,7 +34,7 @@ class ExactField(Field):
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by name; counts one evaluation."""
-        self.nfe += 1
+        self.spend(1)
         return self._view(prediction, x, t)
 
     def log_prob(self, x: Tensor, t: Scalar) -> Tensor:
@@ -60,8 +60,11 @@ class ExactField(Field):
         return self.marginal(n, self.path.t_max, generator=generator, dtype=dtype)
 
     def marginal(self, n: int, t: float, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw n points of the exact law at time t, shape (n, dim)."""
-        source = generator_from(generator)
+        """Draw n points of the exact law at time t, shape (n, dim); with a list of n generators, each point from its own."""
+        each = row_generators(generator, n)
+        if each:
+            return torch.cat([self.marginal(1, t, generator=one, dtype=dtype) for one in each])
+        source = generator_from(generator if each is None else 0)
         data = self.target.sample(n, generator=source)
         noise = normal(data.shape, generator=source)
         return (self.path.alpha(float(t)) * data + self.path.sigma(float(t)) * noise).to(dtype)

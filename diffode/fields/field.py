@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError, DiffodeError, FieldError
+from diffode.fields.counting import Counted
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
 from diffode.targets.target import Scalar
@@ -33,7 +34,7 @@ _ROUNDINGS, _LEAST, _MOST = 100, 1e-9, 0.05
 PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "denoised", "score")
 
 
-class Field:
+class Field(Counted):
     """A field known through one callable, with every other view derived from it on a path.
 
     Make one with :meth:`from_velocity`, :meth:`from_noise`, :meth:`from_denoised` or :meth:`from_score`. ``x`` is
@@ -46,7 +47,7 @@ class Field:
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
         calls: calls of a network that a prediction costs; 1 unless given (guidance makes two).
-        nfe: calls spent on predictions since the field was made. Solvers count with it.
+        nfe: calls spent on predictions since the field was made, by all threads. A run counts its own, see :meth:`counted`.
     """
 
     def __init__(
@@ -78,7 +79,6 @@ class Field:
         self.dim: int | None = None
         self.shape: tuple[int, ...] | None = None
         self.truth: ExactField | None = None
-        self.nfe = 0
         self._function = function
         self._unprobed = self._untimed = probe
 
@@ -128,7 +128,7 @@ class Field:
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by name; counts one evaluation, or as many as it has ``calls``."""
-        self.nfe += self.calls
+        self.spend(self.calls)
         answer = self._function(x, t)
         # The probe saw two rows once; a shape that changes later and still broadcasts would go unnoticed.
         shape = getattr(answer, "shape", None)
@@ -171,8 +171,11 @@ class Field:
 
     def check_once(self, x: Tensor, t: float) -> None:
         """Probe the callable before its first run: shape, dtype, finiteness, independence of rows. Not counted."""
-        if not self._unprobed or x.shape[0] == 0:
-            return
+        if self._unprobed and x.shape[0]:
+            with self.uncounted():
+                self._probe(x, t)
+
+    def _probe(self, x: Tensor, t: float) -> None:
         ends = torch.tensor([0, len(x) - 1] if len(x) > 1 else [0], device=x.device)
         pair = x[ends]
         kept = pair.clone()
@@ -188,8 +191,11 @@ class Field:
 
     def check_times(self, x: Tensor, t: float, end: float) -> None:
         """Probe the callable before its first run with a time for every row, as adaptive solvers ask it. Not counted."""
-        if not self._untimed or x.shape[0] == 0:
-            return
+        if self._untimed and x.shape[0]:
+            with self.uncounted():
+                self._probe_times(x, t, end)
+
+    def _probe_times(self, x: Tensor, t: float, end: float) -> None:
         # A number of rows that no axis of x has, so that times of shape (B,) can't be mistaken for coordinates.
         count = next(n for n in range(2, x.ndim + 3) if n not in x.shape[1:])
         rows = x[:1].expand(count, *x.shape[1:]).clone()
@@ -220,7 +226,7 @@ class Field:
         """
         step = 1e-6 * x.norm() / x.numel() ** 0.5
         direction = normal(x.shape, generator=generator_from(0)).to(x)
-        with torch.no_grad():
+        with torch.no_grad(), self.uncounted():
             low, middle, high = (self._function(x + k * step * direction, t) for k in (-1, 0, 1))
         return float((high - 2 * middle + low).abs().max() / middle.abs().max().clamp(min=1e-300))
 

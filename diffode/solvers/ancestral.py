@@ -23,6 +23,8 @@ from diffode.tableau import Writer
 
 def step_down(path: Path, s: float, t: float, eta: float) -> tuple[float, float]:
     """The time to step to, and the noise to add there, in units of alpha; no more noise than the level at t has."""
+    if eta == 0:
+        return t, 0.0
     rho_s, rho_t = path.rho(s), path.rho(t)
     share = rho_t / rho_s
     up = min(rho_t, eta * rho_t * math.sqrt((1 - share) * (1 + share)))
@@ -43,6 +45,7 @@ class Ancestral(WithNoise):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         x = table.start
         for _, s, t in steps_of(times):
+            x = self.prepared(table, chart, x, s)
             down, up = step_down(chart.path, s, t, self.eta)
             if chart.path.rho(down) == 0:
                 row = add_step(table, chart, x, down, (x,), (1.0,))
@@ -51,6 +54,10 @@ class Ancestral(WithNoise):
             alpha = chart.path.alpha(t)
             scale = alpha / chart.path.alpha(down)
             x = table.output(table.noised(row, t, scale, alpha * up, _span(chart.path, s, t)) if up else row)
+
+    def prepared(self, table: Writer, chart: Chart, x: int, s: float) -> int:
+        """What is done at s before the step from there; returns the row to step from."""
+        return x
 
     @abstractmethod
     def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:

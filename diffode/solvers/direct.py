@@ -50,6 +50,8 @@ class DirectSolver(Solver):
     asks_row_times: ClassVar[bool] = False
     #: Whether it can replace its first evaluation by the analytic one.
     takes_analytic_first_step: ClassVar[bool] = False
+    #: Whether it draws noise row by row, and so takes a list of generators.
+    draws_for_rows: ClassVar[bool] = False
 
     @abstractmethod
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:

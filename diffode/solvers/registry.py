@@ -7,15 +7,19 @@ from typing import Any
 from diffode.errors import ArgumentError
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
+from diffode.solvers.adaptive_sde import AdaptiveSDE
 from diffode.solvers.amed import AMED
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.bespoke import Bespoke, Universal
+from diffode.solvers.consistency import Consistency
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
 from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
 from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
+from diffode.solvers.predictor_corrector import PredictorCorrector
+from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
 from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
@@ -53,6 +57,10 @@ for _solver in (
     SASolver,
     SEEDS,
     ERSDE,
+    PredictorCorrector,
+    Restart,
+    Consistency,
+    AdaptiveSDE,
     DPMAdaptive,
     EmbeddedRungeKutta,
     AMED,

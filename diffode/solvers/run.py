@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from diffode import grids
-from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
-from diffode.fields import Field
-from diffode.randomness import Randomness, generator_from, row_normal
+from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError, StartWarning
+from diffode.fields import ExactField, Field
+from diffode.paths import Path
+from diffode.randomness import Randomness, RowNoise, generator_from
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.registry import get
 from diffode.solvers.solver import Solver, check_budget
+from diffode.solvers.upwards import Upwards
 from diffode.tableau import Tableau
 
 #: Values of ``Solution.status``.
 OK, NON_FINITE, UNFINISHED = 0, 1, 2
+#: A start of a root mean square beyond this many times that of a state is none, even where rows and dimensions are few.
+_TOO_LARGE = 10.0
 Draw = Callable[[int], Tensor]
 
 
@@ -33,7 +39,7 @@ class Solution:
             got to.
         states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
         times: the grid, (steps + 1,), float64.
-        nfe: evaluations of the field, counted on the field.
+        nfe: network calls that this run made, whatever other threads ask of the field.
         status: (B,) int8, 0 for a good row, 1 for one that became non-finite, 2 for one that met the step limit.
         message: empty, or what went wrong, where and when.
         tableau: the table that was run; None for solvers that have none.
@@ -77,25 +83,34 @@ def solve(
     keep: Literal["last", "all"] = "last",
     progress: Progress | None = None,
     on_failure: Literal["raise", "return"] = "raise",
+    between: tuple[float, float] | None = None,
+    upwards: bool = False,
 ) -> Solution:
     """Run a solver.
 
     Args:
         field: the field to follow.
-        x: start at the grid's first time, (B, *shape), float32 or float64; the states keep its dtype and device.
+        x: start at the first time of the run, (B, *shape), float32 or float64; the states keep its dtype and device.
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
         nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
-        generator: generator or seed of those draws, if ``noise`` is not given.
+        generator: generator or seed of those draws, if ``noise`` is not given; or a list of them, one for each row, whose noise
+            is then what it would be alone. They are made when they are needed.
         keep: ``"all"`` keeps the solution at every grid time.
         progress: called as ``progress(done, total)`` after each step; by solvers without a table once, at the end.
         on_failure: what to do when a row becomes non-finite: raise :class:`NumericalError` (which carries the solution), or
             return the solution with that row NaN-filled and marked in ``status``. Other rows are untouched.
+        between: the noisiest and the cleanest time of a named grid, if not the path's ``t_max`` and ``t_min``: a start at
+            another noise level than that of ``t_max`` needs it.
+        upwards: from data to noise: ``x`` is at the cleanest time, and the grid is walked from its last time to its first.
 
     Raises:
         ArgumentError: for a wrong argument. BudgetError: if no run fits ``nfe``. FieldError: if the field breaks its contract.
+
+    Warns:
+        StartWarning: if ``x`` can't be a state at the time the run begins at.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")
@@ -106,10 +121,17 @@ def solve(
     _check_field(field)
     _check_start(x)
     recipe = get(solver).for_field(field.scale, math.prod(x.shape[1:]))
+    if not isinstance(upwards, bool):
+        raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
+    if upwards:
+        recipe = Upwards(solver=recipe)
+    if between is not None and grid is not None and not isinstance(grid, str):
+        raise ArgumentError("between goes with a named grid; explicit times have their own ends")
+    path = field.path if between is None else field.require_path("a named grid").between(*_two(between))
     if isinstance(recipe, DirectSolver):
-        return _run_direct(recipe, field, x, grid, steps, nfe, noise, generator, keep, progress, on_failure)
+        return _run_direct(recipe, field, x, path, grid, steps, nfe, noise, generator, keep, progress, on_failure)
     return run_tableau(
-        table_for(field, recipe, grid, steps, nfe),
+        table_for(field, recipe, grid, steps, nfe, path),
         field,
         x,
         noise=noise,
@@ -136,10 +158,10 @@ def run_tableau(
     _check_start(x)
     _check_options(keep, progress, on_failure)
     draw = _drawing(table, x, noise, generator)
+    _look_at_start(field, x, table.rows[0].time)
     field.check_once(x, table.rows[0].time)
-    before = field.nfe
-    states = _follow(table, field, x, draw, keep, progress)
-    used = field.nfe - before
+    with field.counted() as spent:
+        states = _follow(table, field, x, draw, keep, progress)
     times = torch.tensor([table.rows[i].time for i in table.outputs], dtype=torch.float64)
     if states[-1].shape != x.shape or states[-1].dtype != x.dtype:
         raise FieldError(
@@ -149,12 +171,12 @@ def run_tableau(
     bad = _non_finite_rows(states[-1])
     if not bool(bad.any()):
         kept = torch.stack(states) if keep == "all" else None
-        return Solution(states[-1], kept, times, used, bad.to(torch.int8), "", table)
-    message = _diagnose(table, field, x, draw, bad)
-    field.nfe = before + used
+        return Solution(states[-1], kept, times, spent.calls, bad.to(torch.int8), "", table)
+    with field.uncounted():
+        message = _diagnose(table, field, x, draw, bad)
     end = _with_nan(states[-1], bad)
     kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in states[:-1]] + [end]) if keep == "all" else None
-    solution = Solution(end, kept, times, used, bad.to(torch.int8) * NON_FINITE, message, table)
+    solution = Solution(end, kept, times, spent.calls, bad.to(torch.int8) * NON_FINITE, message, table)
     if on_failure == "raise":
         raise NumericalError(message, solution)
     return solution
@@ -164,6 +186,7 @@ def _run_direct(
     solver: DirectSolver,
     field: Field,
     x: Tensor,
+    path: Path | None,
     grid: grids.Times | None,
     steps: int | None,
     nfe: int | None,
@@ -190,16 +213,19 @@ def _run_direct(
     if grid is None:
         if steps is not None:
             raise ArgumentError("steps goes with a grid spec, such as grid='karras'; this solver needs neither")
-        path = field.require_path("a grid")
+        if path is None:
+            path = field.require_path("a grid")
         grid = [path.t_max, path.t_min]
-    times = grids.get(grid, field.path, steps)
+    times = grids.get(grid, path, steps)
+    _look_at_start(field, x, float(times[0]))
     field.check_once(x, float(times[0]))
     if solver.asks_row_times:
         field.check_times(x, float(times[0]), float(times[-1]))
-    before = field.nfe
-    source = None if generator is None else generator_from(generator)
-    journey = solver.follow(field, x, times.tolist(), source)
-    used = field.nfe - before
+    # Only solvers that draw row by row are given a list.
+    keeps = generator is None or solver.draws_for_rows
+    source = cast("torch.Generator | None", generator if keeps else generator_from(cast(Randomness, generator)))
+    with field.counted() as spent:
+        journey = solver.follow(field, x, times.tolist(), source)
     if progress is not None:
         progress(len(times) - 1, len(times) - 1)
     end = journey.states[-1] if journey.end is None else journey.end
@@ -223,23 +249,36 @@ def _run_direct(
         )
     kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in journey.states]) if keep == "all" else None
     solution = Solution(
-        _with_nan(end, bad), kept, times, used, status, message, None, journey.accepted, journey.rejected, journey.reached
+        _with_nan(end, bad),
+        kept,
+        times,
+        spent.calls,
+        status,
+        message,
+        None,
+        journey.accepted,
+        journey.rejected,
+        journey.reached,
     )
     if message and on_failure == "raise":
         raise NumericalError(message, solution)
     return solution
 
 
-def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int | None, nfe: int | None) -> Tableau:
-    """The tableau that a call of ``solve`` with these arguments runs."""
+def table_for(
+    field: Field, solver: Solver, grid: grids.Times | None, steps: int | None, nfe: int | None, path: Path | None = None
+) -> Tableau:
+    """The tableau that a call of ``solve`` with these arguments runs; ``path`` is the field's own, or a part of it."""
+    path = field.path if path is None else path
     if nfe is not None:
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        return solver.within(field.require_path("a named grid"), "karras" if grid is None else grid, evaluations(field, nfe))
+        within = field.require_path("a named grid") if path is None else path
+        return solver.within(within, "karras" if grid is None else grid, evaluations(field, nfe))
     _check_steps(grid, steps)
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
-    return solver.tableau(field.path, grid, steps)
+    return solver.tableau(path, grid, steps)
 
 
 def evaluations(field: Field, nfe: int) -> int:
@@ -282,6 +321,48 @@ def _check_start(x: object) -> None:
         raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
 
 
+def _two(between: object) -> tuple[float, float]:
+    if not isinstance(between, tuple | list) or len(between) != 2 or not all(isinstance(t, int | float) for t in between):
+        raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
+    return float(between[0]), float(between[1])
+
+
+def _look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
+    """Warn if x has so little noise, or is so large, that it can't be a state at time t.
+
+    A state's squares sum up to sigma^2 times a chi-squared variable at least, whatever the data. How large it may be depends on
+    the data, which only an exact field knows.
+    """
+    if field.path is None or isinstance(t, Tensor) or not x.numel():
+        return
+    alpha, sigma = field.path.alpha(t), field.path.sigma(t)
+    size = float(x.detach().norm()) / math.sqrt(x.numel())
+    if sigma > 0 and size < sigma and size**2 < sigma**2 * _least_square(x.numel()):
+        clean = f"a root mean square of {size:.3g}, less than the noise alone has at t={t:.4g} ({sigma:.3g})"
+    elif isinstance(field, ExactField) and size > _TOO_LARGE * (
+        math.hypot(sigma, alpha * field.scale) + alpha * _offset(field)
+    ):
+        clean = f"a root mean square of {size:.3g}, far more than a state at t={t:.4g} has (noise {sigma:.3g})"
+    else:
+        return
+    warnings.warn(
+        f"x has {clean}: it can't be a start there; give the times it runs between, between=(t, t_min), or a start from "
+        "field.path.prior",
+        StartWarning,
+        stacklevel=4,
+    )
+
+
+def _offset(field: ExactField) -> float:
+    """Root mean square of the data's mean."""
+    return float(field.target.mean.norm()) / math.sqrt(field.target.dim)
+
+
+def _least_square(count: int) -> float:
+    """What the mean of so many squares of normals falls short of once in 1e12 times."""
+    return 2 * float(gammaincinv(count / 2, 1e-12)) / count
+
+
 def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomness | None) -> Draw | None:
     """Where the k-th noise of a run comes from; repeatable, so that a failed run can be retraced."""
     if noise is not None and generator is not None:
@@ -294,7 +375,7 @@ def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomn
     if noise is None:
         if generator is None:
             raise ArgumentError(f"solver {table.solver!r} uses {table.draws} noise draws; pass generator= or noise= {shape}")
-        noise = row_normal(table.draws, x.shape, generator=generator)
+        return RowNoise(x, table.draws, generator)
     if not isinstance(noise, Tensor) or noise.shape != shape:
         raise ArgumentError(f"noise must have shape (draws, B, *shape) = {shape}, got {tuple(getattr(noise, 'shape', ()))}")
     if not noise.is_floating_point():

@@ -92,13 +92,18 @@ class Solver(ABC):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         """Append the rows for these grid times (``table.start`` is at ``times[0]``), marking each with ``table.output``."""
 
+    def times_on(self, path: Path | None, grid: grids.Times, steps: int | None) -> list[float]:
+        """The times of a grid, in the order in which a run goes through them."""
+        times: list[float] = grids.get(grid, path, steps).tolist()
+        return times
+
     def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         """The table for a path and a grid (times, or a spec with ``steps``).
 
         Raises ArgumentError if the solver's chart needs a path and there is none, or if the chart is singular on the grid.
         """
         check_choice("analytic_first_step", self.analytic_first_step, (True, False))
-        times = grids.get(grid, path, steps).tolist()
+        times = self.times_on(path, grid, steps)
         chart = self.chart_on(path)
         table = Writer(chart.prediction, times[0])
         try:

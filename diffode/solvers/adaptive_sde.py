@@ -1,0 +1,213 @@
+r"""Adaptive steps for the reverse SDE, with a step for every row and noise that rejected steps don't bias.
+
+A step that is rejected has looked at its noise. Drawing other noise for the shorter step would favour the noise that is easy to
+integrate; here what was drawn stays, and is divided by a Brownian bridge (rejection sampling with memory: Rackauckas and Nie,
+Discrete and Continuous Dynamical Systems B 22 (2017), algorithm 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import Field, conversion
+from diffode.paths import Path
+from diffode.randomness import Randomness, RowNoise
+from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.solver import WithNoise
+
+#: A step is never made longer or shorter than by these factors, nor below this share of the whole way.
+_GROW, _SHRINK, _SHORTEST = 5.0, 0.2, 1e-10
+#: More draws than any run makes.
+_DRAWS = 2**40
+
+
+class Increments:
+    """Brownian increments of rows (n, D) over steps that may be taken back and divided.
+
+    Each row keeps a stack of increments that were drawn, but not yet used, the nearest on top.
+    """
+
+    def __init__(self, rows: Tensor):
+        self._lengths = rows.new_zeros(len(rows), 4, dtype=torch.float64)
+        self._values = rows.new_zeros(len(rows), 4, rows.shape[1])
+        self._count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+
+    def take(self, rows: Tensor, wish: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The next increments of these rows (n,): over ``wish`` (n,), or over less where less is on the stack.
+
+        Returns the lengths (n,) and the increments (n, D); ``z`` (n, D) are new standard normals.
+        """
+        top = self._count[rows] - 1
+        known = top >= 0
+        top = top.clamp(min=0)
+        length, value = self._lengths[rows, top], self._values[rows, top]
+        whole = known & (length <= wish * (1 + 1e-12))
+        share = torch.where(known, (wish / length.clamp(min=1e-300)).clamp(max=1.0), 1.0)
+        # A bridge: its mean is the share of what is known, its variance q (1 - q) times the length.
+        spread = torch.where(known, share * (1 - share) * length, wish).clamp(min=0).sqrt()
+        divided = torch.where(known, share, 0.0)[:, None].to(value) * value + spread[:, None].to(value) * z
+        increment = torch.where(whole[:, None], value, divided)
+        taken = torch.where(whole, length, wish)
+        split = known & ~whole
+        self._lengths[rows[split], top[split]] = (length - wish)[split]
+        self._values[rows[split], top[split]] = (value - divided)[split]
+        self._count[rows[whole]] -= 1
+        return taken, increment
+
+    def give_back(self, rows: Tensor, lengths: Tensor, increments: Tensor) -> None:
+        """Put increments of rejected steps back on the stack."""
+        if not len(rows):
+            return
+        place = self._count[rows]
+        if int(place.max()) >= self._lengths.shape[1]:
+            self._lengths = torch.cat([self._lengths, torch.zeros_like(self._lengths)], 1)
+            self._values = torch.cat([self._values, torch.zeros_like(self._values)], 1)
+        self._lengths[rows, place], self._values[rows, place] = lengths, increments
+        self._count[rows] += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSDE(WithNoise, DirectSolver):
+    r"""Euler-Maruyama and the improved Euler method as a pair, for :math:`dx = [v - (\eta^2 g^2/2) s]\,dt + \eta g\,dw`.
+
+    Both use the same noise; their difference is the error estimate, the improved Euler result is what goes on. A step of a row
+    is accepted if the root mean square of error/max(atol, rtol max(\|x'\|, \|x'_last\|)) is at most 1, x' being the row's Euler
+    results now and at its last accepted step; the next step is 0.9 h E^-0.9, rounded down to a power of sqrt 2
+    of the whole way. Times are the path's own.
+
+    It costs two evaluations an attempt. Without noise (``eta=0``) it is an adaptive Heun method.
+    """
+
+    rtol: float = 0.01
+    atol: float = 0.01
+    first_step: float = 0.01
+    max_steps: int = 10_000
+
+    name = "sde_adaptive"
+    reference = "Jolicoeur-Martineau et al., arXiv 2105.14080, algorithm 1, with noise that is kept (Rackauckas and Nie 2017)"
+    order = 1
+    asks_row_times = True
+    draws_for_rows = True
+    safety = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rtol", "atol", "first_step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ArgumentError(f"{name} must be a number > 0, got {value!r}")
+        if type(self.max_steps) is not int or self.max_steps < 1:
+            raise ArgumentError(f"max_steps must be an integer >= 1, got {self.max_steps!r}")
+
+    def follow(  # noqa: D102
+        self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None
+    ) -> Journey:
+        path = field.require_path("a reverse SDE")
+        if path.sigma(times[-1]) == 0 or path.alpha(times[0]) == 0:
+            raise ArgumentError(
+                f"solver {self.spec!r} needs some noise at the last time and some data at the first: choose others"
+            )
+        if generator is None and self.eta:
+            raise ArgumentError(f"solver {self.spec!r} draws noise; pass generator=")
+        noise = RowNoise(x, _DRAWS, 0 if generator is None else generator)
+        run = _Run(self, field, path, x, times)
+        states = [x]
+        for leg, stop in enumerate(times[1:]):
+            run.follow_to(stop, noise, leg)
+            states.append(torch.where(run.finished.reshape((-1,) + (1,) * (x.ndim - 1)), run.state(), math.nan))
+        return Journey(torch.stack(states), run.accepted, run.rejected, run.at, run.finished, run.state())
+
+
+class _Run:
+    """One run: where every row is, and what its controller knows."""
+
+    def __init__(self, solver: AdaptiveSDE, field: Field, path: Path, x: Tensor, times: Sequence[float]):
+        self.solver, self.field, self.path, self.shape = solver, field, path, x.shape
+        self.x = x.flatten(1)
+        count, self.length = len(x), times[0] - times[-1]
+        self.at = torch.full((count,), times[0], dtype=torch.float64, device=x.device)
+        self.step = self._rounded(torch.full_like(self.at, solver.first_step * self.length))
+        self.last = self.x
+        self.finished = torch.ones(count, dtype=torch.bool, device=x.device)
+        self.accepted, self.rejected = torch.zeros(2, count, dtype=torch.int64, device=x.device)
+        self.increments = Increments(self.x)
+
+    def state(self) -> Tensor:
+        """x (B, *shape)."""
+        return self.x.reshape(self.shape)
+
+    def follow_to(self, stop: float, noise: RowNoise, leg: int) -> None:
+        """Bring every row that can go on to a time."""
+        active = torch.nonzero(self.finished).reshape(-1)
+        # A row's attempts are numbered from the leg's beginning, so that its noise is the same in any batch.
+        attempt = leg * 2 * self.solver.max_steps
+        while len(active):
+            z = noise(attempt).flatten(1)[active]
+            attempt += 1
+            active = active[~self._attempt(active, stop, z)]
+
+    def _attempt(self, active: Tensor, stop: float, z: Tensor) -> Tensor:
+        """Try a step of each of these rows; says which need no more."""
+        solver = self.solver
+        x, at = self.x[active], self.at[active]
+        left = at - stop
+        h, increment = self.increments.take(active, torch.minimum(self.step[active], left), z)
+        there = torch.where(h >= left * (1 - 1e-12), stop, at - h)
+        with self.field.rows(active):
+            first = self._change(x, at, h, increment)
+            second = self._change(x + first, there, h, increment)
+        euler, end = x + first, x + (first + second) / 2
+        size = torch.maximum(euler.abs(), self.last[active].abs()) * solver.rtol
+        ratio = ((second - first) / 2 / size.clamp(min=solver.atol)).double().square().mean(1).sqrt()
+        finite = torch.isfinite(ratio) & torch.isfinite(end).all(1)
+        ratio = torch.where(finite, ratio, math.inf)
+        good = ratio <= 1
+        self.x = self.x.index_copy(0, active, torch.where(good[:, None], end, x))
+        self.last = self.last.index_copy(0, active, torch.where(good[:, None], euler, self.last[active]))
+        self.at[active] = torch.where(good, there, at)
+        self.accepted[active] += good
+        self.rejected[active] += ~good
+        self.increments.give_back(active[~good], h[~good], increment[~good].detach())
+        factor = (solver.safety * ratio.detach().clamp(min=1e-10) ** -0.9).clamp(_SHRINK, _GROW)
+        wish = self.step[active]
+        # A step cut short by the end of the leg or by noise that is kept says nothing against the longer one wished for.
+        new = h * torch.where(good, factor, factor.clamp(max=0.9))
+        self.step[active] = self._rounded(torch.where(good & (h < wish * (1 - 1e-12)), torch.maximum(new, wish), new))
+        arrived = good & (there == stop)
+        spent = self.accepted[active] + self.rejected[active] >= solver.max_steps
+        lost = ~arrived & (spent | (self.step[active] < _SHORTEST * self.length))
+        self.finished[active[lost]] = False
+        # What stopped it was not the accuracy asked for, but a field that is not finite.
+        failed = active[lost & ~finite]
+        if len(failed):
+            self.x = self.x.index_fill(0, failed, math.nan)
+        return arrived | lost
+
+    def _rounded(self, step: Tensor) -> Tensor:
+        """The next step of a ladder of factors sqrt 2 below.
+
+        A controller under noise is chaotic: it would blow a rounding error up until the run is another one. On a ladder it is
+        forgotten, so that a row has the same run in any batch and on any machine.
+        """
+        rounded: Tensor = self.length * torch.exp2(torch.floor(2 * torch.log2(step / self.length)) / 2)
+        return rounded
+
+    def _change(self, x: Tensor, at: Tensor, h: Tensor, increment: Tensor) -> Tensor:
+        """-h times the drift at these times, plus eta g times the noise, (n, D)."""
+        path, eta = self.path, self.solver.eta
+        of_x, of_noise = conversion(path, "noise", "velocity", at)
+        g = eta * path.diffusion(at) if eta else torch.zeros_like(at)
+        noise = self.field.noise(x.reshape(-1, *self.shape[1:]), at).flatten(1)
+        drift = _column(of_x, x) * x + _column(of_noise + g**2 / (2 * path.sigma(at)), x) * noise
+        change: Tensor = _column(g, x) * increment - _column(h, x) * drift
+        return change
+
+
+def _column(value: float | Tensor, x: Tensor) -> float | Tensor:
+    return value.to(x)[:, None] if isinstance(value, Tensor) else value

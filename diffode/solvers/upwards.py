@@ -1,0 +1,86 @@
+"""Deterministic solvers run from data to noise: inversion, or encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from diffode import grids
+from diffode.charts import Chart
+from diffode.errors import ArgumentError
+from diffode.paths import Path
+from diffode.solvers.solver import Solver
+from diffode.tableau import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upwards(Solver):
+    """A solver that takes the steps of a grid from its last time to its first, from data to noise.
+
+    With ``ddim`` that is DDIM inversion (Song, Meng, Ermon, arXiv 2010.02502, section 4.3; Mokady et al., arXiv 2211.09794,
+    equation 3). The table is the solver's own for rising times, so orders are what they are downwards, and a run up and down
+    again returns to its start up to the error of both. ``diffode.solve(..., upwards=True)`` makes one.
+
+    >>> import diffode
+    >>> table = Upwards(solver=diffode.solvers.get("ddim")).tableau(diffode.paths.get("edm"), "karras", 2)
+    >>> [round(t, 3) for t in table.times.tolist()]
+    [0.002, 2.515, 80.0]
+    """
+
+    solver: Solver
+
+    name = "upwards"
+    reference = "the solver's own"
+
+    def __post_init__(self) -> None:
+        solver = self.solver
+        own_way = type(solver).tableau is not Solver.tableau or type(solver).within is not Solver.within
+        if solver.stochastic or own_way or solver.analytic_first_step:
+            why = (
+                "draws noise" if solver.stochastic else "lays its own steps or follows the field itself" if own_way
+                else "replaces an evaluation at the noise end"
+            )  # fmt: skip
+            raise ArgumentError(
+                f"solver {solver.spec!r} {why}, so it can't run upwards; choose a deterministic one that writes a table, "
+                "such as 'ddim' or 'dpmpp:order=2', or follow the exact flow with diffode.reference"
+            )
+
+    @property
+    def spec(self) -> str:  # noqa: D102
+        return f"{self.solver.spec} upwards"
+
+    @property
+    def order(self) -> int:  # noqa: D102
+        return self.solver.order
+
+    @property
+    def convergence_order(self) -> int:  # noqa: D102
+        return self.solver.convergence_order
+
+    @property
+    def nfe_per_step(self) -> int:  # noqa: D102
+        return self.solver.nfe_per_step
+
+    @property
+    def chart_name(self) -> str:  # noqa: D102
+        return self.solver.chart_name
+
+    def content(self) -> str:  # noqa: D102
+        return self.solver.content()
+
+    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+        return self.solver.chart_on(path)
+
+    def for_field(self, scale: float, dim: int) -> Solver:  # noqa: D102
+        return Upwards(solver=self.solver.for_field(scale, dim))
+
+    def times_on(self, path: Path | None, grid: grids.Times, steps: int | None) -> list[float]:
+        """The times of a grid, given from noise to data as everywhere, walked the other way."""
+        return super().times_on(path, grid, steps)[::-1]
+
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+        self.solver.write(table, chart, times)
+
+    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:  # noqa: D102
+        for candidate, steps in self.solver.plans(nfe):
+            yield Upwards(solver=candidate), steps
