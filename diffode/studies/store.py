@@ -7,12 +7,11 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
-from diffode.studies.suite import Cell
+from diffode.studies.cell import Cell, Result
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -32,31 +31,6 @@ CREATE TABLE IF NOT EXISTS measurements (
 """
 #: Seconds to wait for another process that is writing.
 _PATIENCE = 30.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one cell.
-
-    ``status`` is ``"ok"`` or ``"failed"`` with a ``reason``; ``nfe_counted`` is what the field counted, ``seconds`` the wall
-    time of the solve, ``scale`` the root mean variance of the target.
-    """
-
-    key: str
-    cell: Cell
-    status: str
-    reason: str = ""
-    nfe_counted: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    scale: float | None = None
-    threads: int = 1
-    environment: dict[str, str] | None = None
-    measurements: tuple[Measurement, ...] = ()
-
-    def value(self, metric: str) -> float | None:
-        """The value of a metric, or None if it was not measured."""
-        return next((m.value for m in self.measurements if m.name == metric), None)
 
 
 class Store:
