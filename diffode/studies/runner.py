@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 import torch
 from joblib import Parallel, delayed
 
-from diffode.errors import ArgumentError, StoreError
+from diffode import metrics, solvers
+from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.extensions import import_extension
+from diffode.metrics import coupled
+from diffode.specs import parse_spec
 from diffode.studies.computation import computed
 from diffode.studies.problem import size_of
 from diffode.studies.store import Result, Store
@@ -21,16 +26,25 @@ from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]
 
+#: Metrics that compare each run with the exact flow from the same start.
+_ALONG_THE_FLOW = (coupled.endpoint, coupled.total, coupled.trajectory)
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of a suite did: cells in the suite, found stored, computed now, and failed among the computed."""
+    """What a run of a suite did: cells in the suite, found stored, computed now, and failed among the computed.
+
+    ``damaged`` are stored rows whose checksum did not fit, so that they were computed again. ``senseless`` says which cells
+    can't succeed whatever is computed, and why: they are neither run nor stored.
+    """
 
     total: int
     stored: int
     computed: int
     failed: int
     seconds: float
+    damaged: int = 0
+    senseless: tuple[tuple[Cell, str], ...] = ()
 
 
 def run_suite(
@@ -57,10 +71,20 @@ def run_suite(
     workers = jobs if jobs is not None else (os.cpu_count() or 1)
     if workers < 1:
         raise ArgumentError(f"jobs must be >= 1, got {workers}")
-    cells = keyed_cells(suite)
+    senseless = tuple((cell, reason) for cell in suite.cells if (reason := reason_against(cell)))
+    if len(senseless) == len(suite.cells):
+        raise ArgumentError(f"no run of suite {suite.name!r} makes sense: {senseless[0][1]}")
+    refused = {cell for cell, _ in senseless}
+    cells = [(key, cell) for key, cell in keyed_cells(suite) if cell not in refused]
     with Store(store_file) as store:
-        done = set() if force else store.done()
-    todo = [(key, cell) for key, cell in cells if key not in done]
+        done = set() if force else store.done(cells)
+        todo = [(key, cell) for key, cell in cells if key not in done]
+        damaged = len(store.damaged)
+        if todo and not store.writable:
+            raise StoreError(
+                f"store {store_file} can't be written, and {len(todo):,} runs are to be stored; choose a writable place with "
+                "--store or --output"
+            )
     groups = _groups(todo)
     finished = failed = 0
     if progress:
@@ -70,7 +94,7 @@ def run_suite(
         failed += bad
         if progress:
             progress(finished, len(todo))
-    return Summary(len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began)
+    return Summary(len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began, damaged, senseless)
 
 
 def keyed_cells(suite: Suite) -> list[Keyed]:
@@ -96,10 +120,21 @@ def _run_groups(
 ) -> Iterable[tuple[int, int]]:
     if workers == 1:
         return (_run_group(group, suite.imports, store_file) for group in groups)
-    results: Iterable[tuple[int, int]] = Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(_run_group)(group, suite.imports, store_file) for group in groups
-    )
-    return results
+    return _run_in_processes(groups, suite, store_file, workers)
+
+
+def _run_in_processes(
+    groups: Sequence[Sequence[Keyed]], suite: Suite, store_file: FilePath, workers: int
+) -> Iterator[tuple[int, int]]:
+    try:
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(
+            delayed(_run_group)(group, suite.imports, store_file) for group in groups
+        )
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"one of {workers} worker processes was killed, by the system when memory runs out or by hand; what was stored "
+            f"stays, and the same command goes on from there: run it again with fewer jobs (--jobs {max(1, workers // 2)})"
+        ) from error
 
 
 def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FilePath) -> tuple[int, int]:
@@ -115,6 +150,24 @@ def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FileP
             store.put(result)
             failed += result.status != "ok"
     return len(group), failed
+
+
+def reason_against(cell: Cell) -> str | None:
+    """Why a cell can't succeed whatever is computed, or None: its solver and its metrics make no sense together."""
+    return _reason(cell.solver, cell.metrics)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
+    if not solvers.get(solver).stochastic:
+        return None
+    for metric in chosen:
+        if metrics.registry.entry(parse_spec(metric)[0]).make in _ALONG_THE_FLOW:
+            return (
+                f"{metric} compares with the exact flow, which {solver} does not follow since it draws noise; give solvers "
+                "that draw noise a [[study]] of their own, with metrics of samples: moments, mode_weights, ..."
+            )
+    return None
 
 
 def compute(key: str, cell: Cell) -> Result:
