@@ -204,6 +204,43 @@ def test_a_failed_cell_is_a_row_with_a_reason_and_is_tried_again(tmp_path):
     assert "possible budgets" in page
 
 
+def test_runs_that_can_not_succeed_are_left_out_and_said_once(tmp_path):
+    """A solver that draws noise does not follow the flow that the endpoint metric compares with."""
+    study = {"targets": ["gauss1d"], "solvers": ["ddim", "ddpm", "torchsde:euler"], "nfe": [4]}
+    summary = run_suite(parse_suite({**SMALL, "study": [study]}), tmp_path / "s.sqlite", jobs=1)
+    assert (summary.total, summary.computed, summary.failed) == (1, 1, 0)
+    assert [cell.solver for cell, _ in summary.senseless] == ["ddpm", "torchsde:euler"]
+    assert "ddpm does not follow since it draws noise" in summary.senseless[0][1]
+    suite = parse_suite({**SMALL, "study": [{**study, "metrics": ["moments"], "solvers": ["ddpm", "ddim:eta=0"]}]})
+    assert run_suite(suite, tmp_path / "s.sqlite", jobs=1).senseless == ()
+    with pytest.raises(ArgumentError, match="makes sense: total compares with the exact flow"):
+        run_suite(parse_suite({**SMALL, "study": [{**study, "solvers": ["ddpm"], "metrics": ["total"]}]}), tmp_path / "x")
+
+
+KILLED = """
+import os, signal
+import diffode
+
+def killed(outcome):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+diffode.metrics.register("killed", killed)
+"""
+
+
+def test_a_killed_worker_is_an_error_that_says_how_to_go_on(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "suite.toml").write_text(
+        '[[study]]\ntargets = ["gauss1d", "ring8"]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [4]\nseeds = [0]\n'
+        'points = 4\nsolvers = ["ddim"]\nmetrics = ["endpoint", "killed"]\n'
+    )
+    command = [sys.executable, "-m", "diffode", "bench", "suite.toml", "--import", "killed.py", "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "worker processes was killed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_store_that_is_something_else_is_left_alone(tmp_path):
     other = tmp_path / "other.sqlite"
     connection = sqlite3.connect(other)

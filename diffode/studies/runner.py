@@ -74,8 +74,7 @@ def run_suite(
     senseless = tuple((cell, reason) for cell in suite.cells if (reason := reason_against(cell)))
     if len(senseless) == len(suite.cells):
         raise ArgumentError(f"no run of suite {suite.name!r} makes sense: {senseless[0][1]}")
-    refused = {cell for cell, _ in senseless}
-    cells = [(key, cell) for key, cell in keyed_cells(suite) if cell not in refused]
+    cells = keyed_cells(suite)
     with Store(store_file) as store:
         done = set() if force else store.done(cells)
         todo = [(key, cell) for key, cell in cells if key not in done]
@@ -98,8 +97,14 @@ def run_suite(
 
 
 def keyed_cells(suite: Suite) -> list[Keyed]:
-    """The suite's cells with the keys under which their results are stored."""
-    return list(zip(cell_keys(suite.cells), suite.cells, strict=True))
+    """The suite's cells that make sense, with the keys under which their results are stored."""
+    cells = sensible_cells(suite)
+    return list(zip(cell_keys(cells), cells, strict=True))
+
+
+def sensible_cells(suite: Suite) -> list[Cell]:
+    """The suite's cells but for those that can't succeed whatever is computed."""
+    return [cell for cell in suite.cells if reason_against(cell) is None]
 
 
 def _groups(cells: Iterable[Keyed]) -> list[list[Keyed]]:
