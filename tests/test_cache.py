@@ -22,23 +22,21 @@ def folder(monkeypatch, tmp_path):
 
 
 def test_no_flipped_bit_of_an_entry_is_read_as_numbers(folder):
-    """Each bit of a byte in eight, and one in every byte: what is read is what was written, or nothing."""
+    """A bit in every byte: what is read is what was written, or nothing."""
     arrays = {"x": torch.linspace(0, 1, 24, dtype=torch.float64).reshape(8, 3), "errors": torch.full((8,), 1e-12)}
     cache.write("key", arrays)
     place = folder / "key.safetensors"
     content, draw, read = place.read_bytes(), random.Random(5), 0
     for at in range(len(content)):
-        for bit in range(8) if at % 8 == 0 else (draw.randrange(8),):
-            damaged = bytearray(content)
-            damaged[at] ^= 1 << bit
-            place.write_bytes(damaged)
-            found = cache.read("key")
-            if found is not None:
-                assert found.keys() == arrays.keys()
-                assert all(torch.equal(found[name], arrays[name]) for name in arrays)
-                assert all(found[name].dtype == arrays[name].dtype for name in arrays)
-                read += 1
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << draw.randrange(8)
+        place.write_bytes(damaged)
+        read += cache.read("key") is not None
     assert read == 0
+    place.write_bytes(content)
+    found = cache.read("key")
+    assert found is not None
+    assert all(torch.equal(found[name], arrays[name]) for name in arrays)
     for length in range(0, len(content), 7):
         place.write_bytes(content[:length])
         assert cache.read("key") is None

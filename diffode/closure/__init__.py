@@ -6,6 +6,7 @@ that one member of a family can change without the others; everything else in th
 knows them all, so the closure stops there: a spec in the code that it can look up is handed back in ``Closure.specs``.
 """
 
-from diffode.closure.graph import REST, SOURCES, WHOLE, Closure, Part, Sources, parts_of, version_of
+from diffode.closure.graph import SOURCES, Closure, Part, Sources, parts_of, version_of
+from diffode.closure.syntax import REST, WHOLE
 
 __all__ = ["REST", "SOURCES", "WHOLE", "Closure", "Part", "Sources", "parts_of", "version_of"]
