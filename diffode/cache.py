@@ -1,14 +1,15 @@
 """A folder of small computed arrays keyed by content: references are computed once a machine.
 
 It lies in ``$DIFFODE_CACHE``, else in ``$XDG_CACHE_HOME/diffode`` or ``~/.cache/diffode``. Entries are written to a
-temporary file and renamed, so a killed process leaves none half-written; an unreadable entry is computed again, and a
-folder that can't be written only costs time.
+temporary file and renamed, so a killed process leaves none half-written; each carries a checksum of its key and its arrays. An
+entry that is unreadable or damaged is computed again, and a folder that can't be written only costs time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -41,11 +42,18 @@ def key_of(*parts: object) -> str:
 
 
 def read(key: str) -> dict[str, Tensor] | None:
-    """The arrays stored under a key, or None."""
+    """The arrays stored under a key, or None if there are none or they are not what was written."""
     try:
-        return load((folder() / f"{key}.safetensors").read_bytes())
-    except (OSError, SafetensorError, ValueError):
+        content = (folder() / f"{key}.safetensors").read_bytes()
+        arrays = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return arrays if header["__metadata__"]["checksum"] == _checksum(key, arrays) else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _checksum(key: str, arrays: dict[str, Tensor]) -> str:
+    return key_of(key, *(part for name in sorted(arrays) for part in (name, arrays[name])))
 
 
 def write(key: str, arrays: dict[str, Tensor]) -> None:
@@ -55,7 +63,8 @@ def write(key: str, arrays: dict[str, Tensor]) -> None:
         handle, temporary = tempfile.mkstemp(dir=folder(), suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(save({name: value.contiguous() for name, value in arrays.items()}))
+                kept = {name: value.contiguous() for name, value in arrays.items()}
+                file.write(save(kept, metadata={"checksum": _checksum(key, kept)}))
             os.replace(temporary, folder() / f"{key}.safetensors")
         except OSError:
             Path(temporary).unlink(missing_ok=True)

@@ -77,6 +77,10 @@ class StoreError(DiffodeError, OSError):
     """The result store can't be read or written (corrupt, locked, disk full, no permission)."""
 
 
+class WorkerError(DiffodeError, RuntimeError):
+    """A worker process ended before its work did: it was killed, or memory ran out."""
+
+
 def _rebuilt(kind: type[UnknownNameError], message: str) -> UnknownNameError:
     error = kind.__new__(kind)
     error.args = (message,)

@@ -24,13 +24,12 @@ from scipy.special import log_ndtr
 from torch import Tensor
 
 from diffode import cache
+from diffode.closure import version_of
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import ExactField, Field
 from diffode.paths import Path
 from diffode.targets import GaussianMixture
 
-#: Enters the keys of cached references: raise it when a change here changes their numbers.
-_VERSION = 1
 #: Numbers in the state vector of one adaptive integration.
 _STATE_SIZE = 2**16
 #: Tolerances SciPy can be asked for.
@@ -309,7 +308,9 @@ def _kept(
         # A target that can't name its content is integrated each time.
         with contextlib.suppress(NotImplementedError):
             purpose, *rest = asked
-            key = cache.key_of(purpose, _VERSION, field.target.content(), field.path.spec, *rest, x)
+            # What the integration imports counts, and the code of a user's field, target and path.
+            code = version_of(__name__, type(field), field.target, field.path)
+            key = cache.key_of(purpose, code, field.target.content(), field.path.spec, *rest, x)
     stored = cache.read(key) if key else None
     if stored is not None and stored.keys() >= names and stored["x"].shape == shape:
         return stored

@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import sys
-import types
 
 import numpy as np
 import planted_samplers
@@ -19,7 +17,7 @@ from diffode.learned import family
 from diffode.learned.training import train_table
 from diffode.metrics.coupled import reduce
 from diffode.solvers.runge_kutta import Heun
-from diffode.studies import figures, versions
+from diffode.studies import figures
 from diffode.tableau import Row, Tableau
 from diffode.tensor_files import read_tensors, write_tensors
 from diffode.verify.sampler import find_sampler
@@ -181,16 +179,6 @@ def test_a_table_that_draws_noise_is_the_same_after_a_file(tmp_path):
     assert again.spans == table.spans
     assert len(again.spans) == table.draws == 2
     assert all(a.draws == b.draws for a, b in zip(again.rows, table.rows, strict=True))
-
-
-def test_modules_without_source_are_known_by_name():
-    namespace = {}
-    exec("def metric(outcome):\n    return None", {"__name__": "typed_by_hand"}, namespace)
-    sys.modules["typed_by_hand"] = types.ModuleType("typed_by_hand")
-    try:
-        assert versions.extension_version(namespace["metric"]) == "typed_by_hand"
-    finally:
-        del sys.modules["typed_by_hand"]
 
 
 # -- figures and numbers ---------------------------------------------------------------------------------------------------

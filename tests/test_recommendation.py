@@ -3,7 +3,8 @@
 import pytest
 
 from diffode.errors import ArgumentError
-from diffode.studies.ranking import Curve
+from diffode.studies import Result, parse_suite
+from diffode.studies.ranking import Curve, coverage
 from diffode.studies.recommendation import recommend
 
 
@@ -40,3 +41,20 @@ def test_path_target_and_budget_choose_and_absent_ones_are_named():
         recommend(curves, 3)
     with pytest.raises(ArgumentError, match="nfe must be an integer"):
         recommend(curves, 0)
+
+
+def test_what_a_ranking_leaves_out_is_said():
+    """Of 2 targets by 2 paths by 2 budgets, one target's runs on one path are not stored and one run has failed."""
+    study = {"targets": ["gauss1d", "ring8"], "paths": ["edm", "vp"], "grids": ["karras"], "nfe": [4, 8], "seeds": [0]}
+    cells = parse_suite({"study": [{**study, "solvers": ["ddim"]}]}).cells
+    there = [c for c in cells if (c.target, c.path) != ("ring8", "vp")]
+    results = [Result("k", c, "failed" if c == there[0] else "ok") for c in there]
+    found = coverage(cells, results, damaged=1)
+    assert (found.cells, found.missing, found.failed, found.problems, found.damaged) == (8, 2, 1, 4, 1)
+    assert found.absent == (("ring8", "vp"),)
+    assert found.sentence == (
+        "2 of 8 runs of the suite are not stored; damaged rows left out: 1; "
+        "1 of 4 problems (targets and paths) are not in it: ring8 on vp"
+    )
+    assert coverage(there, results).sentence == ""
+    assert coverage(cells, []).absent == tuple(sorted({(c.target, c.path) for c in cells}))

@@ -79,6 +79,13 @@ def command(
         f"{summary.computed:,} computed in {summary.seconds:.1f} s, {summary.stored:,} found stored, {summary.failed:,} failed",
         err=True,
     )
+    if summary.damaged:
+        click.echo(f"damaged rows left out and computed again: {summary.damaged:,}", err=True)
+    if summary.senseless:
+        reasons = dict.fromkeys(reason for _, reason in summary.senseless)
+        click.echo(f"{len(summary.senseless):,} runs make no sense and are left out: {next(iter(reasons))}", err=True)
+        for reason in list(reasons)[1:]:
+            click.echo(f"  {reason}", err=True)
     with Store(file) as opened:
         results = opened.get(keyed_cells(chosen))
     page = None

@@ -40,7 +40,7 @@ def command(
     """
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
-    from diffode.studies.ranking import curves
+    from diffode.studies.ranking import coverage, curves
     from diffode.studies.recommendation import recommend
 
     chosen = chosen_suite(suite, imports, seeds)
@@ -48,9 +48,15 @@ def command(
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")
     with Store(file) as opened:
-        found = recommend(curves(opened.get(keyed_cells(chosen))), nfe, path=path, target=target)
+        keyed = keyed_cells(chosen)
+        results = opened.get(keyed)
+        damaged = len(opened.damaged)
+    cells = [cell for _, cell in keyed if path in (None, cell.path) and target in (None, cell.target)]
+    covered = coverage(cells, results, damaged)
+    found = recommend(curves(results), nfe, path=path, target=target)
     if as_json:
-        print_json({"nfe": nfe, "path": path, "target": target, "ranking": [asdict(a) for a in found[:top]]})
+        ranking = [asdict(a) for a in found[:top]]
+        print_json({"nfe": nfe, "path": path, "target": target, "coverage": asdict(covered), "ranking": ranking})
         return
     where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("path", path)) if v) or "all targets and paths"
     print_table(
@@ -76,3 +82,5 @@ def command(
     else:
         verdict = "the choice depends on which targets were tried: the next ones may be as good"
     click.echo(f"take {best.method}: first in {best.first:.0%} of resamples of the problems; {verdict}")
+    if covered.sentence:
+        click.echo(f"this ranking is not of the whole suite: {covered.sentence}; run diffode bench {suite}", err=True)

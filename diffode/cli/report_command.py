@@ -29,6 +29,7 @@ def command(
     """
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
+    from diffode.studies.ranking import coverage
     from diffode.studies.report import write_report
 
     chosen = chosen_suite(suite, imports, seeds)
@@ -36,7 +37,11 @@ def command(
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")
     with Store(file) as opened:
-        results = opened.get(keyed_cells(chosen))
+        keyed = keyed_cells(chosen)
+        results = opened.get(keyed)
+        covered = coverage([cell for _, cell in keyed], results, len(opened.damaged))
+    if covered.sentence:
+        click.echo(f"this report is not of the whole suite: {covered.sentence}; run diffode bench {suite}", err=True)
     command_text = rerun_command(suite, imports, seeds)
     page = write_report(chosen, results, FilePath(output) / chosen.name, command=command_text)
     print_ranking(chosen, results, page, as_json)

@@ -8,8 +8,8 @@ import math
 import torch
 
 from diffode import cache, fields, paths, targets
-from diffode.errors import ArgumentError
-from diffode.fields import ExactField, Field
+from diffode.errors import ArgumentError, DiffodeError, FieldError
+from diffode.fields import ExactField, Field, TrainedField
 from diffode.fields.own import FieldText
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
@@ -37,18 +37,35 @@ def shape_of(field: Field) -> tuple[int, ...]:
 
 @functools.cache
 def content_of(target: str, path: str) -> str:
-    """A hash of what is sampled: a target's parameters, or what a field answers at some points (its weights may change)."""
+    """A hash of what is sampled: a target's parameters, a shipped network's weights, or what a user's field answers at some
+    points (what it computes with may change under the same name), on one thread.
+    """
     if not FieldText.names(target):
         return targets.get(target).content()
     field = field_of(target, path)
-    on, before = field.require_path("a study"), field.nfe
-    answers = []
-    with torch.no_grad():
-        for t in (on.t_max, on.time_from_rho(math.sqrt(on.rho(on.t_min) * on.rho(on.t_max))), on.t_min):
-            x = on.sigma(t) * normal((3, *shape_of(field)), generator=generator_from(0))
-            # Rounded: the last digits may differ from run to run.
-            answers.append((field.denoised(x, t) / field.scale * 1e5).round())
-    field.nfe = before
+    on = field.require_path("a study")
+    if isinstance(field, TrainedField):
+        weights = [part for name, value in sorted(field.denoiser.state_dict().items()) for part in (name, value)]
+        return cache.key_of(target, on.spec, sorted(field.facts.items()), *weights)
+    answers, before, threads = [], field.nfe, torch.get_num_threads()
+    # The last bits of a sum depend on how many threads share it.
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for t in (on.t_max, on.time_from_rho(math.sqrt(on.rho(on.t_min) * on.rho(on.t_max))), on.t_min):
+                x = on.sigma(t) * normal((3, *shape_of(field)), generator=generator_from(0))
+                # Rounded: the last digits may differ from run to run.
+                answers.append((field.denoised(x, t) / field.scale * 1e5).round())
+    except DiffodeError:
+        raise
+    except Exception as error:  # anyone's function may raise anything
+        raise FieldError(
+            f"the field can't be called with x of torch.float64, shape {tuple(x.shape)}, at t={t:g}: "
+            f"{type(error).__name__}: {error}; cast x to what the field's own numbers are, and its answer back"
+        ) from error
+    finally:
+        field.nfe = before
+        torch.set_num_threads(threads)
     return cache.key_of(target, on.spec, field.scale, *answers)
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from diffode.studies.store import Result
+from diffode.studies.cell import Cell, Result
 
 #: Errors whose price in evaluations is reported.
 LEVELS = (1e-2, 1e-3)
@@ -80,6 +80,51 @@ def curves(results: Iterable[Result]) -> list[Curve]:
         errors, budgets = tuple(points[n][0] for n in nfe), tuple(points[n][1] for n in nfe)
         made.append(Curve(target, path, grid, solver, nfe, errors, floor, budgets))
     return made
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a suite stands behind a ranking.
+
+    Attributes:
+        cells: runs of the suite that make sense.
+        missing: those that are not stored, or whose row is damaged.
+        failed: those that are stored as failures.
+        problems: targets and paths of the suite.
+        absent: problems of which no run succeeded: nothing of the ranking speaks of them.
+        damaged: rows whose checksum does not fit.
+    """
+
+    cells: int
+    missing: int
+    failed: int
+    problems: int
+    absent: tuple[Problem, ...]
+    damaged: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """What is missing, in a sentence; empty if nothing is."""
+        parts = []
+        if self.missing:
+            parts.append(f"{self.missing:,} of {self.cells:,} runs of the suite are not stored")
+        if self.damaged:
+            parts.append(f"damaged rows left out: {self.damaged:,}")
+        if self.absent:
+            shown = ", ".join(f"{target} on {path}" for target, path in self.absent[:3])
+            more = f" and {len(self.absent) - 3} more" if len(self.absent) > 3 else ""
+            parts.append(f"{len(self.absent)} of {self.problems} problems (targets and paths) are not in it: {shown}{more}")
+        return "; ".join(parts)
+
+
+def coverage(cells: Iterable[Cell], results: Iterable[Result], damaged: int = 0) -> Coverage:
+    """How much of some cells of a suite there are results of; leave out cells that make no sense."""
+    asked = set(cells)
+    found = {r.cell: r.status for r in results if r.cell in asked}
+    problems = {(c.target, c.path) for c in asked}
+    present = {(cell.target, cell.path) for cell, status in found.items() if status == "ok"}
+    failed = sum(status != "ok" for status in found.values())
+    return Coverage(len(asked), len(asked) - len(found), failed, len(problems), tuple(sorted(problems - present)), damaged)
 
 
 @dataclass(frozen=True)

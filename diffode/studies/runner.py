@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Literal
 
 import torch
 from joblib import Parallel, delayed
 
 from diffode import metrics, solvers
-from diffode.errors import ArgumentError, NumericalError, StoreError
+from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.extensions import import_extension
-from diffode.metrics import Measurement, Outcome
-from diffode.randomness import keyed_normal
-from diffode.references import Reference, reference
-from diffode.solvers.direct import DirectSolver
-from diffode.solvers.run import evaluations
-from diffode.studies.problem import field_of, path_of, shape_of, size_of, tolerance_of
+from diffode.metrics import coupled
+from diffode.specs import parse_spec
+from diffode.studies.computation import computed
+from diffode.studies.problem import size_of
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Cell, Suite
-from diffode.studies.versions import cell_key, environment
-from diffode.tableau import Tableau
+from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]
+
+#: Metrics that compare each run with the exact flow from the same start.
+_ALONG_THE_FLOW = (coupled.endpoint, coupled.total, coupled.trajectory)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of a suite did: cells in the suite, found stored, computed now, and failed among the computed."""
+    """What a run of a suite did: cells in the suite, found stored, computed now, and failed among the computed.
+
+    ``damaged`` are stored rows whose checksum did not fit, so that they were computed again. ``senseless`` says which cells
+    can't succeed whatever is computed, and why: they are neither run nor stored.
+    """
 
     total: int
     stored: int
     computed: int
     failed: int
     seconds: float
+    damaged: int = 0
+    senseless: tuple[tuple[Cell, str], ...] = ()
 
 
 def run_suite(
@@ -66,10 +71,19 @@ def run_suite(
     workers = jobs if jobs is not None else (os.cpu_count() or 1)
     if workers < 1:
         raise ArgumentError(f"jobs must be >= 1, got {workers}")
+    senseless = tuple((cell, reason) for cell in suite.cells if (reason := reason_against(cell)))
+    if len(senseless) == len(suite.cells):
+        raise ArgumentError(f"no run of suite {suite.name!r} makes sense: {senseless[0][1]}")
     cells = keyed_cells(suite)
     with Store(store_file) as store:
-        done = set() if force else store.done()
-    todo = [(key, cell) for key, cell in cells if key not in done]
+        done = set() if force else store.done(cells)
+        todo = [(key, cell) for key, cell in cells if key not in done]
+        damaged = len(store.damaged)
+        if todo and not store.writable:
+            raise StoreError(
+                f"store {store_file} can't be written, and {len(todo):,} runs are to be stored; choose a writable place with "
+                "--store or --output"
+            )
     groups = _groups(todo)
     finished = failed = 0
     if progress:
@@ -79,12 +93,18 @@ def run_suite(
         failed += bad
         if progress:
             progress(finished, len(todo))
-    return Summary(len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began)
+    return Summary(len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began, damaged, senseless)
 
 
 def keyed_cells(suite: Suite) -> list[Keyed]:
-    """The suite's cells with the keys under which their results are stored."""
-    return [(cell_key(cell), cell) for cell in suite.cells]
+    """The suite's cells that make sense, with the keys under which their results are stored."""
+    cells = sensible_cells(suite)
+    return list(zip(cell_keys(cells), cells, strict=True))
+
+
+def sensible_cells(suite: Suite) -> list[Cell]:
+    """The suite's cells but for those that can't succeed whatever is computed."""
+    return [cell for cell in suite.cells if reason_against(cell) is None]
 
 
 def _groups(cells: Iterable[Keyed]) -> list[list[Keyed]]:
@@ -105,10 +125,21 @@ def _run_groups(
 ) -> Iterable[tuple[int, int]]:
     if workers == 1:
         return (_run_group(group, suite.imports, store_file) for group in groups)
-    results: Iterable[tuple[int, int]] = Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(_run_group)(group, suite.imports, store_file) for group in groups
-    )
-    return results
+    return _run_in_processes(groups, suite, store_file, workers)
+
+
+def _run_in_processes(
+    groups: Sequence[Sequence[Keyed]], suite: Suite, store_file: FilePath, workers: int
+) -> Iterator[tuple[int, int]]:
+    try:
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(
+            delayed(_run_group)(group, suite.imports, store_file) for group in groups
+        )
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"one of {workers} worker processes was killed, by the system when memory runs out or by hand; what was stored "
+            f"stays, and the same command goes on from there: run it again with fewer jobs (--jobs {max(1, workers // 2)})"
+        ) from error
 
 
 def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FilePath) -> tuple[int, int]:
@@ -126,73 +157,30 @@ def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FileP
     return len(group), failed
 
 
+def reason_against(cell: Cell) -> str | None:
+    """Why a cell can't succeed whatever is computed, or None: its solver and its metrics make no sense together."""
+    return _reason(cell.solver, cell.metrics)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
+    if not solvers.get(solver).stochastic:
+        return None
+    for metric in chosen:
+        if metrics.registry.entry(parse_spec(metric)[0]).make in _ALONG_THE_FLOW:
+            return (
+                f"{metric} compares with the exact flow, which {solver} does not follow since it draws noise; give solvers "
+                "that draw noise a [[study]] of their own, with metrics of samples: moments, mode_weights, ..."
+            )
+    return None
+
+
 def compute(key: str, cell: Cell) -> Result:
     """Run and measure one cell. Whatever goes wrong becomes a failed result with a reason."""
     try:
-        return _computed(key, cell)
+        return replace(computed(key, cell), environment=environment())
     except StoreError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return Result(key, cell, "failed", reason, threads=torch.get_num_threads(), environment=environment())
-
-
-def _computed(key: str, cell: Cell) -> Result:
-    field = field_of(cell.target, cell.path)
-    path, recipe = path_of(cell.target, cell.path), solvers.get(cell.solver)
-    table = None
-    first, last = path.t_max, path.t_min
-    if not isinstance(recipe, DirectSolver):
-        budget = evaluations(field, cell.nfe)
-        table = _tableau(cell.solver, recipe.content(), cell.target, cell.path, cell.grid, budget)
-        first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
-    start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
-    keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
-    began = time.perf_counter()
-    if table is None:
-        solution = solvers.solve(field, start, solver=recipe, nfe=cell.nfe, keep=keep, generator=cell.seed)
-    else:
-        solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
-    seconds = time.perf_counter() - began
-    tolerance = tolerance_of(cell.target, cell.path, cell.tolerance)
-    own = _reference(cell.target, cell.path, cell.seed, cell.points, first, last, tolerance)
-    outcome = Outcome(field, start, solution, cell.seed, tolerance, own)
-    return Result(
-        key,
-        cell,
-        "ok",
-        nfe_counted=solution.nfe,
-        steps=len(solution.times) - 1,
-        seconds=seconds,
-        scale=field.scale,
-        threads=torch.get_num_threads(),
-        environment=environment(),
-        measurements=tuple(_measured(metric, outcome) for metric in cell.metrics),
-    )
-
-
-def _measured(metric: str, outcome: Outcome) -> Measurement:
-    """A metric's measurement under its spec, so that two with different options stay apart; non-finite is a failure."""
-    found = replace(metrics.measure(metric, outcome), name=metric)
-    if not (math.isfinite(found.value) and math.isfinite(found.floor)):
-        raise NumericalError(f"metric {metric!r} gave {found.value!r} with floor {found.floor!r}")
-    return found
-
-
-@functools.lru_cache(maxsize=4096)
-def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
-    """Kept by the content of what the solver reads too: a file may change under the same name."""
-    field = field_of(target, path)
-    return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
-
-
-@functools.lru_cache(maxsize=64)
-def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
-    """sigma z at the first time, z fixed by (seed, target): every solver starts from the same points."""
-    shape = shape_of(field_of(target, path))
-    return path_of(target, path).sigma(first) * keyed_normal((points, *shape), seed=seed, key=target)
-
-
-@functools.lru_cache(maxsize=64)
-def _reference(target: str, path: str, seed: int, points: int, first: float, last: float, tolerance: float) -> Reference:
-    return reference(field_of(target, path), _start(target, path, seed, points, first), first, last, tolerance)

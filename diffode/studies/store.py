@@ -1,66 +1,55 @@
-"""The result store: one SQLite file, one transaction a result, keyed by content."""
+"""The result store: one SQLite file, one transaction a result, keyed by content; every row carries a checksum."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import json
+import math
+import shutil
 import sqlite3
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
+from urllib.parse import quote
 
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
-from diffode.studies.suite import Cell
+from diffode.studies.cell import Cell, Result
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS results (
+__all__ = ["Result", "Store"]
+
+_SCHEMA_VERSION = 2
+_TABLES = {
+    "results": """CREATE TABLE results (
     key TEXT PRIMARY KEY,
     target TEXT NOT NULL, path TEXT NOT NULL, grid TEXT NOT NULL, solver TEXT NOT NULL,
     nfe INTEGER NOT NULL, seed INTEGER NOT NULL, points INTEGER NOT NULL, dtype TEXT NOT NULL, tolerance REAL NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('ok', 'failed')), reason TEXT NOT NULL,
     nfe_counted INTEGER, steps INTEGER, seconds REAL, scale REAL,
-    threads INTEGER NOT NULL, environment TEXT NOT NULL, created REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS measurements (
+    threads INTEGER NOT NULL, environment TEXT NOT NULL, created REAL NOT NULL, checksum TEXT NOT NULL
+) WITHOUT ROWID""",
+    "measurements": """CREATE TABLE measurements (
     key TEXT NOT NULL REFERENCES results(key) ON DELETE CASCADE,
     metric TEXT NOT NULL, value REAL NOT NULL, floor REAL NOT NULL, low REAL, high REAL,
     PRIMARY KEY (key, metric)
-);
-"""
+) WITHOUT ROWID""",
+}
 #: Seconds to wait for another process that is writing.
 _PATIENCE = 30.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one cell.
-
-    ``status`` is ``"ok"`` or ``"failed"`` with a ``reason``; ``nfe_counted`` is what the field counted, ``seconds`` the wall
-    time of the solve, ``scale`` the root mean variance of the target.
-    """
-
-    key: str
-    cell: Cell
-    status: str
-    reason: str = ""
-    nfe_counted: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    scale: float | None = None
-    threads: int = 1
-    environment: dict[str, str] | None = None
-    measurements: tuple[Measurement, ...] = ()
-
-    def value(self, metric: str) -> float | None:
-        """The value of a metric, or None if it was not measured."""
-        return next((m.value for m in self.measurements if m.name == metric), None)
+#: Bytes of the largest row that is read: a file of someone else's can't fill the memory.
+_LARGEST_ROW = 1_000_000
+#: Signs in SQLite's messages that the place can't be written, as opposed to a file that is no store.
+_UNWRITABLE = ("unable to open", "readonly", "read-only")
 
 
 class Store:
     """An open result store; use it as a context manager.
+
+    A store in a place that can't be written is opened for reading: ``writable`` is then False. ``damaged`` holds the keys of
+    rows whose checksum did not fit when they were read last; such rows count as not stored.
 
     Raises :class:`StoreError` with a way out when the file is not a store, is locked, or can't be written; what was
     committed before stays.
@@ -68,26 +57,90 @@ class Store:
 
     def __init__(self, file: str | FilePath, *, patience: float = _PATIENCE):
         self.file = FilePath(file)
+        self.writable = True
+        self.damaged: frozenset[str] = frozenset()
+        self._copied: tempfile.TemporaryDirectory[str] | None = None
         with self._explained("opened"):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.file, timeout=patience, isolation_level=None)
-            self._prepare()
+            self._connection = self._opened(patience)
 
-    def _prepare(self) -> None:
-        run = self._connection.execute
-        run("PRAGMA foreign_keys = ON")
-        version = run("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _SCHEMA_VERSION):
+    def _opened(self, patience: float) -> sqlite3.Connection:
+        if not self.file.exists():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        end = time.monotonic() + patience
+        while True:
+            try:
+                connection = _connected(str(self.file), patience)
+                try:
+                    self._prepare(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
+            except sqlite3.OperationalError as error:
+                if self.file.is_file() and any(sign in str(error) for sign in _UNWRITABLE):
+                    return self._opened_for_reading(patience)
+                # SQLite does not wait by itself where two processes make the file, or open it for the first time.
+                if not any(sign in str(error) for sign in ("locked", "busy", "protocol")) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    def _opened_for_reading(self, patience: float) -> sqlite3.Connection:
+        self.writable = False
+        place = self.file
+        log = place.with_name(f"{place.name}-wal")
+        if log.is_file() and log.stat().st_size:
+            # What was written last lies in the log, which SQLite reads only where it may write beside it.
+            self._copied = tempfile.TemporaryDirectory(prefix="diffode-store-")
+            for file in (place, log):
+                shutil.copyfile(file, FilePath(self._copied.name) / file.name)
+            connection = _connected(str(FilePath(self._copied.name) / place.name), patience)
+        else:
+            connection = _connected(f"file:{quote(str(place.resolve()))}?mode=ro&immutable=1", patience, uri=True)
+        try:
+            self._check(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        run = connection.execute
+        if run("PRAGMA user_version").fetchone()[0] == 0:
+            # Only one process makes the tables: the others wait here and then find them.
+            run("BEGIN IMMEDIATE")
+            try:
+                if run("PRAGMA user_version").fetchone()[0] == 0:
+                    if run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                        raise StoreError(f"{self.file} is a database, but not a diffode store; choose another file")
+                    for table in _TABLES.values():
+                        run(table)
+                    run(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                run("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    run("ROLLBACK")
+                raise
+        self._check(connection)
+        # Readers and one writer at a time work side by side, and a commit costs no full flush.
+        if run("PRAGMA journal_mode").fetchone()[0] != "wal":
+            run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = NORMAL")
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raise StoreError unless the file is a store of this schema and nothing else."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 1:
+            raise StoreError(
+                f"store {self.file} was written by an earlier diffode, without checksums: nothing tells whether its rows are "
+                "what was measured; move it away, or choose another file with --store, and run again"
+            )
+        if version != _SCHEMA_VERSION:
             raise StoreError(
                 f"store {self.file} has schema {version}, this diffode writes {_SCHEMA_VERSION}; choose another file"
             )
-        if version == 0:
-            if run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise StoreError(f"{self.file} is a database, but not a diffode store; choose another file")
-            # Readers and one writer at a time work side by side, and a commit costs no full flush.
-            run("PRAGMA journal_mode = WAL")
-            self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
-        run("PRAGMA synchronous = NORMAL")
+        rows = connection.execute("SELECT name, sql FROM sqlite_master LIMIT 9").fetchall()
+        if dict(rows) != _TABLES:
+            raise StoreError(f"{self.file} is not a diffode store, or its tables were changed; choose another file")
 
     def __enter__(self) -> Store:
         return self
@@ -98,37 +151,68 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+        if self._copied is not None:
+            self._copied.cleanup()
 
     def put(self, result: Result) -> None:
         """Write one result and its measurements in one transaction, replacing what was there."""
         cell, run = result.cell, self._connection.execute
+        if not self.writable:
+            raise StoreError(f"store {self.file} can't be written; choose a writable place with --store or --output")
+        row = (
+            *(result.key, cell.target, cell.path, cell.grid, cell.solver, cell.nfe, cell.seed, cell.points),
+            *(cell.dtype, float(cell.tolerance), result.status, result.reason, result.nfe_counted, result.steps),
+            *(_real(result.seconds), _real(result.scale), result.threads),
+            *(json.dumps(result.environment or {}), time.time()),
+        )
+        measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
         with self._explained("written"), self._transaction():
-            run(
-                "INSERT OR REPLACE INTO results VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    *(result.key, cell.target, cell.path, cell.grid, cell.solver, cell.nfe, cell.seed, cell.points),
-                    *(cell.dtype, cell.tolerance, result.status, result.reason, result.nfe_counted, result.steps),
-                    *(result.seconds, result.scale, result.threads, json.dumps(result.environment or {}), time.time()),
-                ),
-            )
+            run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, _checksum(row, measured)))
             run("DELETE FROM measurements WHERE key = ?", (result.key,))
-            for m in result.measurements:
-                run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, m.name, m.value, m.floor, m.low, m.high))
+            for measurement in measured:
+                run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
 
-    def done(self) -> set[str]:
-        """Keys of the results that are ok. Failed ones are not among them: they are tried again."""
-        with self._explained("read"):
-            return {row[0] for row in self._connection.execute("SELECT key FROM results WHERE status = 'ok'")}
+    def done(self, cells: Iterable[tuple[str, Cell]] | None = None) -> set[str]:
+        """Keys of the results that are ok, of some (key, cell) pairs or of all. Failed ones are not among them: they are
+        tried again, and so are damaged ones.
+        """
+        return {key for key, result in self._read(None if cells is None else dict(cells)) if result.status == "ok"}
 
     def get(self, cells: Iterable[tuple[str, Cell]]) -> list[Result]:
-        """The stored results of these (key, cell) pairs, in their order, leaving out what is not there."""
+        """The stored results of these (key, cell) pairs, in their order, leaving out what is not there or is damaged."""
+        asked = list(cells)
+        found = dict(self._read(dict(asked)))
+        return [found[key] for key, _ in asked if key in found]
+
+    def _read(self, wanted: Mapping[str, Cell] | None) -> list[tuple[str, Result]]:
+        """The rows whose checksum fits; the others' keys are in ``damaged`` afterwards. The whole file is looked through."""
+        found: list[tuple[str, Result]] = []
+        damaged: set[str] = set()
         with self._explained("read"):
-            measurements: dict[str, list[Measurement]] = {}
-            for key, *values in self._connection.execute("SELECT key, metric, value, floor, low, high FROM measurements"):
-                measurements.setdefault(key, []).append(Measurement(*values))
-            columns = "key, status, reason, nfe_counted, steps, seconds, scale, threads, environment"
-            rows = {row[0]: row[1:] for row in self._connection.execute(f"SELECT {columns} FROM results")}
-            return [_result(key, cell, rows[key], measurements.get(key, ())) for key, cell in cells if key in rows]
+            told = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if told != "ok":
+                raise sqlite3.DatabaseError(f"malformed, {told[:200]}")
+            rows = self._connection.execute("SELECT * FROM results ORDER BY key")
+            lines = self._connection.execute("SELECT * FROM measurements ORDER BY key, metric")
+            groups = itertools.groupby(lines, key=lambda line: str(line[0]))
+            group = next(groups, None)
+            for row in rows:
+                key = str(row[0])
+                while group is not None and group[0] < key:
+                    group = next(groups, None)
+                cell = None if wanted is None else wanted.get(key)
+                if wanted is not None and cell is None:
+                    continue
+                # No row has more measurements than its cell has metrics; a file that says otherwise isn't read on.
+                most = 1000 if cell is None else len(cell.metrics) + 1
+                own = [line[1:] for line in itertools.islice(group[1], most)] if group and group[0] == key else []
+                result = _result(row, own, cell)
+                if result is None:
+                    damaged.add(key)
+                else:
+                    found.append((key, result))
+        self.damaged = frozenset(damaged)
+        return found
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -136,7 +220,9 @@ class Store:
         try:
             yield
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # SQLite takes a transaction back by itself where the disk fails.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 
@@ -145,10 +231,20 @@ class Store:
         """Turn SQLite's errors into ones that say what to do."""
         try:
             yield
-        except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
-            if isinstance(error, StoreError):
-                raise
+        except StoreError:
+            raise
+        except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
             raise StoreError(f"store {self.file} can't be {action}: {error}; {_remedy(str(error))}") from error
+
+
+def _connected(place: str, patience: float, *, uri: bool = False) -> sqlite3.Connection:
+    connection = sqlite3.connect(place, timeout=patience, isolation_level=None, uri=uri)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_ROW)
+    # A text that is no UTF-8 is a damaged row, not a reason to read none.
+    connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
+    for pragma in ("foreign_keys = ON", "trusted_schema = OFF", "cell_size_check = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
 
 
 def _remedy(message: str) -> str:
@@ -156,14 +252,55 @@ def _remedy(message: str) -> str:
         return "another process holds it: wait for that one or stop it, or choose another file with --store"
     if "full" in message or "No space" in message:
         return "free some space and run again: what was stored stays, and the run goes on from there"
-    if any(sign in message for sign in ("not a database", "malformed", "Expecting", "Extra data")):
+    if "disk I/O" in message:
+        return (
+            "the disk failed or a limit on the size of files (ulimit -f) was met: see to that and run again: what was stored "
+            "stays, and the run goes on from there"
+        )
+    if any(sign in message for sign in ("not a database", "malformed", "too big")):
         return "the file is damaged or of another kind: move it away and run again"
     return "choose a writable place with --store or --output"
 
 
-def _result(key: str, cell: Cell, row: Sequence[object], measurements: Sequence[Measurement]) -> Result:
-    status, reason, nfe_counted, steps, seconds, scale, threads, environment = row
-    return Result(
-        key, cell, status, reason, nfe_counted, steps, seconds, scale, threads,  # type: ignore[arg-type]
-        json.loads(str(environment)), tuple(measurements),
-    )  # fmt: skip
+def _real(value: float | None) -> float | None:
+    """A number as SQLite gives it back: without NaN and without the sign of zero."""
+    return None if value is None or math.isnan(value) else float(value) + 0.0
+
+
+def _checksum(row: Sequence[object], measurements: Iterable[Sequence[object]]) -> str:
+    told = (tuple(row), sorted(tuple(measurement) for measurement in measurements))
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+
+
+def _result(row: Sequence[object], measurements: Sequence[Sequence[object]], cell: Cell | None) -> Result | None:
+    """A row as a result, or None if it is not what was written, or not what a result can be."""
+    *content, checksum = row
+    try:
+        if _checksum(content, measurements) != checksum:
+            return None
+        key, target, path, grid, solver, nfe, seed, points, dtype, tolerance, *outcome = content
+        status, reason, nfe_counted, steps, seconds, scale, threads, environment, _ = outcome
+        told = (target, path, seed, grid, solver, nfe, points, dtype)
+        known = cell or Cell(*told, metrics=(), tolerance=tolerance)  # type: ignore[arg-type]
+        if told != (known.target, known.path, known.seed, known.grid, known.solver, known.nfe, known.points, known.dtype):
+            return None
+        described = json.loads(str(environment))
+        texts = [reason, *described, *described.values()]
+        counts, reals = (
+            [n for n in (nfe_counted, steps, threads) if n is not None],
+            [r for r in (seconds, scale) if r is not None],
+        )
+        values = [value for _, *rest in measurements for value in rest[:2]]
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(count, int) for count in counts)
+            and all(isinstance(real, float) and math.isfinite(real) for real in (*reals, *values))
+            and status in ("ok", "failed")
+        ):
+            return None
+        return Result(
+            str(key), known, str(status), str(reason), nfe_counted, steps, seconds, scale, threads,  # type: ignore[arg-type]
+            described, tuple(Measurement(*m) for m in measurements),  # type: ignore[arg-type]
+        )  # fmt: skip
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        return None

@@ -19,27 +19,14 @@ from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
 from diffode.specs import parse_spec
+from diffode.studies.cell import Cell
 from diffode.studies.problem import field_of
 
 SUITES = FilePath(__file__).parent / "suites"
+__all__ = ["Cell", "Suite", "load_suite", "parse_suite", "suite_names"]
+
 _LISTS = ("targets", "paths", "grids", "solvers", "nfe", "seeds")
 _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "tolerance": 1e-9}
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One run to make and measure. All that decides its result is in these fields, the code and the target's parameters."""
-
-    target: str
-    path: str
-    seed: int
-    grid: str
-    solver: str
-    nfe: int
-    points: int
-    dtype: str
-    metrics: tuple[str, ...]
-    tolerance: float
 
 
 @dataclass(frozen=True)

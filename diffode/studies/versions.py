@@ -2,112 +2,128 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import inspect
 import os
 import platform
-import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import diffode
-from diffode import cache, grids, metrics, paths, solvers
+from diffode import cache, grids, metrics, paths, solvers, targets
+from diffode.closure import version_of
+from diffode.errors import ArgumentError
+from diffode.extensions import import_extension, load_attribute
 from diffode.fields.own import FieldText
-from diffode.specs import parse_spec
+from diffode.specs import Registry, parse_spec
+from diffode.studies.cell import Cell
 from diffode.studies.problem import content_of
-from diffode.studies.suite import Cell
 
-_ROOT = FilePath(diffode.__file__).parent
-#: Code that every result depends on. Solvers and targets are versioned one by one instead.
-_ENGINE = (
-    "charts.py", "grids.py", "paths", "propagation.py", "randomness.py", "references.py", "tableau.py", "fields", "metrics",
-    "targets",
-)  # fmt: skip
-_ENGINE_SOLVERS = ("ranged.py", "run.py", "solver.py", "stages.py")
+#: The module that computes a cell: what it imports counts for every result.
+_ENGINE = "diffode.studies.computation"
 
 
 def cell_key(cell: Cell) -> str:
     """The key of a cell's result: equal keys mean that computing it again would give the same numbers."""
-    own_code = [
-        extension_version(registry.entry(parse_spec(spec)[0]).make)
-        for registry, specs in (
-            (metrics.registry, cell.metrics),
-            (paths.registry, () if FieldText.names(cell.target) else (cell.path,)),
-            (grids.registry, (cell.grid,)),
-        )
-        for spec in specs
-    ]
-    recipe = solvers.get(cell.solver)
-    solver, content = solver_version(type(recipe)), recipe.content()
-    return cache.key_of("cell", engine_version(), solver, content, content_of(cell.target, cell.path), own_code, cell)[:32]
+    return next(cell_keys([cell]))
 
 
-@functools.cache
-def engine_version() -> str:
-    """A hash of the code that every result depends on, blind to comments, docstrings and layout."""
-    digest = hashlib.sha256()
-    files = [file for name in _ENGINE for file in _python_files(_ROOT / name)]
-    files += [_ROOT / "solvers" / name for name in _ENGINE_SOLVERS]
-    for file in files:
-        digest.update(_skeleton(ast.parse(file.read_text(encoding="utf-8"))).encode())
-    return digest.hexdigest()
+def cell_keys(cells: Iterable[Cell]) -> Iterator[str]:
+    """The keys of cells. Files that solvers read are looked at once a call, so that thousands of cells cost little."""
+    told_of: dict[object, tuple[str, ...]] = {}
+    for cell in cells:
+        solver = ("solver", cell.solver)
+        problem = ("problem", cell.target, cell.path)
+        measured = ("measured", cell.grid, cell.metrics)
+        if solver not in told_of:
+            told_of[solver] = _of_solver(cell.solver)
+        if problem not in told_of:
+            told_of[problem] = _of_problem(cell.target, cell.path)
+        if measured not in told_of:
+            told_of[measured] = _of_entries((grids.registry, [cell.grid]), (metrics.registry, cell.metrics))
+        yield cache.key_of("cell", told_of[solver], told_of[problem], told_of[measured], cell)[:32]
 
 
-@functools.cache
 def solver_version(cls: type[solvers.Solver]) -> str:
-    """A hash of a solver's own code: its class, the classes it builds on, and the functions of their modules."""
-    digest = hashlib.sha256()
-    for base in cls.__mro__:
-        module = sys.modules.get(base.__module__)
-        if base in (solvers.Solver, object) or module is None or base.__module__ in ("abc", "typing"):
-            continue
-        digest.update(_class_code(base, module).encode())
-    return digest.hexdigest()
+    """A hash of the code that a solver's class depends on, and of the code that runs it."""
+    return version_of(_ENGINE, cls, specs_of=_named_by)
 
 
-@functools.cache
-def extension_version(maker: Callable[..., Any]) -> str:
-    """A hash of the module of a user's metric, path or grid; empty for diffode's own, which the engine covers."""
-    module = sys.modules.get(getattr(maker, "__module__", ""))
-    if module is None or module.__name__.split(".")[0] == "diffode":
-        return ""
+def _of_solver(spec: str) -> tuple[str, ...]:
+    """What a solver's part in a result depends on: its code, its options with those that its name presets, what it reads."""
+    recipe = solvers.get(spec)
+    maker = solvers.registry.entry(parse_spec(spec)[0]).make
+    options = [getattr(recipe, field.name) for field in dataclasses.fields(recipe)]
+    parts = [value for value in options if callable(value) or dataclasses.is_dataclass(value)]
+    if not type(recipe).__module__.startswith("diffode."):
+        # A solver of the user's own may look up what its options name.
+        parts += [maker for value in options if isinstance(value, str) for maker in _named_by(value)]
+    return version_of(_ENGINE, recipe, maker, *parts, specs_of=_named_by), _told(recipe), recipe.content()
+
+
+def _of_problem(target: str, path: str) -> tuple[str, ...]:
+    """What is sampled: the parameters and the code of a target, of its path, or of a user's field."""
+    code = _code_of_target(target)
+    on: tuple[str, ...] = ()
+    if not (FieldText.names(target) and path not in paths.names()):
+        on = (*_of_entries((paths.registry, [path])), version_of(paths.get(path)), paths.get(path).spec)
+    return code, content_of(target, path), *on
+
+
+def _code_of_target(target: str) -> str:
+    if not FieldText.names(target):
+        return version_of(targets.get(target))
+    text = FieldText.read(target)
+    named = () if text.target is None else (targets.get(text.target),)
+    module, _, _ = text.place.rpartition(":")
+    if module == "trained":
+        return version_of(*named)
+    found = load_attribute(text.place)
+    return version_of(import_extension(module).__name__, found, *named)
+
+
+def _of_entries(*chosen: tuple[Registry[Any], Iterable[str]]) -> tuple[str, ...]:
+    """The makers that specs name, by their code and by the options that the registry presets."""
+    entries = [registry.entry(parse_spec(spec)[0]) for registry, specs in chosen for spec in specs]
+    told = [f"{_told(entry.make)}{_told(dict(entry.preset))}" for entry in entries]
+    return version_of(*(value for entry in entries for value in (entry.make, *entry.preset.values()))), *told
+
+
+def _named_by(spec: str) -> list[Any]:
+    """The class that a spec in some code leads to; nothing for a text that names no solver."""
     try:
-        return hashlib.sha256(_skeleton(ast.parse(inspect.getsource(module))).encode()).hexdigest()
-    except (OSError, TypeError):
-        return module.__name__
+        name = parse_spec(spec)[0]
+        return [solvers.registry.entry(name).make] if name in solvers.names() else []
+    except ArgumentError:
+        return []
 
 
-def _class_code(cls: type[Any], module: ModuleType) -> str:
-    """A class and everything in its module; in diffode's own zoo all but the other classes."""
-    try:
-        tree = ast.parse(inspect.getsource(module))
-    except (OSError, TypeError):
-        return f"{cls.__module__}.{cls.__qualname__}"
-    # A module of the zoo holds a family, of which one member may change without the others.
-    family = module.__name__.startswith("diffode.solvers.")
-    kept = [node for node in tree.body if not (family and isinstance(node, ast.ClassDef) and node.name != cls.__name__)]
-    return _skeleton(ast.Module(body=kept, type_ignores=[]))
-
-
-def _skeleton(tree: ast.Module) -> str:
-    """The syntax tree as text, without docstrings and positions."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                node.body = node.body[1:]
-    return ast.dump(tree)
-
-
-def _python_files(place: FilePath) -> list[FilePath]:
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place]
+def _told(value: object) -> str:
+    """A value as a text that is the same in every process: plain values, arrays, and objects by their class and fields."""
+    if isinstance(value, bool | int | float | complex | str | bytes | None):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(sorted(f"{_told(key)}:{_told(item)}" for key, item in value.items())) + "}"
+    if isinstance(value, set | frozenset):
+        return "{" + ",".join(sorted(map(_told, value))) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ",".join(map(_told, value)) + ")"
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor):
+        return cache.key_of(value)
+    if isinstance(value, functools.partial):
+        return f"partial({_told(value.func)},{_told(value.args)},{_told(value.keywords)})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        return f"{type(value).__qualname__}{_told(fields)}"
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 @functools.cache

@@ -68,8 +68,10 @@ class GaussianMixture(Target):
 
     def __init__(self, weights: Any, means: Any, covariances: Any):
         weights, means = _real(weights, "weights", 1), _real(means, "means", 2)
+        given = {"weights": weights, "means": means, **_given(covariances)}
         weights = _checked_weights(weights, means.shape[0])
         self._set(weights, means, _components(weights, means, covariances))
+        self._content = _Content(given)
 
     @classmethod
     def from_points(cls, points: Any, weights: Any = None) -> GaussianMixture:
@@ -81,8 +83,10 @@ class GaussianMixture(Target):
         means = _real(points, "points", 2)
         count = means.shape[0]
         given = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else _real(weights, "weights", 1)
+        content = _Content({"weights": given, "points": means})
         given = _checked_weights(given, count)
         mixture = cls.__new__(cls)
+        mixture._content = content
         mixture._set(given, means, Isotropic(given.log(), means, torch.zeros(count, dtype=torch.float64), True))
         return mixture
 
@@ -146,13 +150,8 @@ class GaussianMixture(Target):
         return direction
 
     def content(self) -> str:
-        """A hash of the parameters; equal parameters give equal hashes in every release."""
-        digest = hashlib.sha256(type(self.components).__name__.encode())
-        for name, value in sorted(vars(self.components).items()):
-            if isinstance(value, Tensor):
-                digest.update(f"{name}{tuple(value.shape)}".encode())
-                digest.update(np.ascontiguousarray(value.numpy()).tobytes())
-        return digest.hexdigest()[:16]
+        """A hash of the parameters as they were given, in float64: the same on every machine and in every release."""
+        return self._content.digest
 
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw n samples, shape (n, dim), on the generator's device."""
@@ -256,6 +255,34 @@ class GaussianMixture(Target):
         if key not in self._cast:
             self._cast[key] = (self._centred.to(*key), self._mean.to(dtype=dtype, device=device))
         return self._cast[key]
+
+
+class _Content:
+    """The hash of named arrays, computed once it is asked for; of covariances at once, since only what they become is kept."""
+
+    def __init__(self, arrays: dict[str, Tensor]):
+        kept = ("weights", "means", "points")
+        self._kept = {name: value for name, value in arrays.items() if name in kept}
+        self._parts = {name: _hash(value) for name, value in arrays.items() if name not in kept}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        parts = self._parts | {name: _hash(value) for name, value in self._kept.items()}
+        return hashlib.sha256("|".join(f"{name}:{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
+
+
+def _hash(array: Tensor) -> str:
+    """A hash of a float64 array; zeros of either sign are equal."""
+    numbers = np.ascontiguousarray(array.numpy(), dtype="<f8") + 0.0
+    return hashlib.sha256(f"{tuple(array.shape)}".encode() + numbers.tobytes()).hexdigest()
+
+
+def _given(covariances: Any) -> dict[str, Tensor]:
+    """The arrays that covariances are given by, each under a name of its own."""
+    if isinstance(covariances, LowRank):
+        return {"factors": _real(covariances.factors, "covariances.factors", 3),
+                "noise": _real(covariances.noise, "covariances.noise", 1)}  # fmt: skip
+    return {"covariances": _real(covariances, "covariances", None)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""One run of a study, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffode.metrics import Measurement
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run to make and measure. All that decides its result is in these fields, the code and the target's parameters."""
+
+    target: str
+    path: str
+    seed: int
+    grid: str
+    solver: str
+    nfe: int
+    points: int
+    dtype: str
+    metrics: tuple[str, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one cell.
+
+    ``status`` is ``"ok"`` or ``"failed"`` with a ``reason``; ``nfe_counted`` is what the field counted, ``seconds`` the wall
+    time of the solve, ``scale`` the root mean variance of the target.
+    """
+
+    key: str
+    cell: Cell
+    status: str
+    reason: str = ""
+    nfe_counted: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    scale: float | None = None
+    threads: int = 1
+    environment: dict[str, str] | None = None
+    measurements: tuple[Measurement, ...] = ()
+
+    def value(self, metric: str) -> float | None:
+        """The value of a metric, or None if it was not measured."""
+        return next((m.value for m in self.measurements if m.name == metric), None)

@@ -1,0 +1,83 @@
+"""One cell computed: its field, table, start, run, reference and measurements."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from diffode import metrics, solvers
+from diffode.errors import NumericalError
+from diffode.metrics import Measurement, Outcome
+from diffode.randomness import keyed_normal
+from diffode.references import Reference, reference
+from diffode.solvers.direct import DirectSolver
+from diffode.solvers.run import evaluations
+from diffode.studies.cell import Cell, Result
+from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
+from diffode.tableau import Tableau
+
+
+def computed(key: str, cell: Cell) -> Result:
+    """Run and measure one cell; raises what goes wrong."""
+    field = field_of(cell.target, cell.path)
+    path, recipe = path_of(cell.target, cell.path), solvers.get(cell.solver)
+    table = None
+    first, last = path.t_max, path.t_min
+    if not isinstance(recipe, DirectSolver):
+        budget = evaluations(field, cell.nfe)
+        table = _tableau(cell.solver, recipe.content(), cell.target, cell.path, cell.grid, budget)
+        first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
+    start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
+    keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
+    began = time.perf_counter()
+    if table is None:
+        solution = solvers.solve(field, start, solver=recipe, nfe=cell.nfe, keep=keep, generator=cell.seed)
+    else:
+        solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
+    seconds = time.perf_counter() - began
+    tolerance = tolerance_of(cell.target, cell.path, cell.tolerance)
+    own = _reference(cell.target, cell.path, cell.seed, cell.points, first, last, tolerance)
+    outcome = Outcome(field, start, solution, cell.seed, tolerance, own)
+    return Result(
+        key,
+        cell,
+        "ok",
+        nfe_counted=solution.nfe,
+        steps=len(solution.times) - 1,
+        seconds=seconds,
+        scale=field.scale,
+        threads=torch.get_num_threads(),
+        measurements=tuple(_measured(metric, outcome) for metric in cell.metrics),
+    )
+
+
+def _measured(metric: str, outcome: Outcome) -> Measurement:
+    """A metric's measurement under its spec, so that two with different options stay apart; non-finite is a failure."""
+    found = replace(metrics.measure(metric, outcome), name=metric)
+    if not (math.isfinite(found.value) and math.isfinite(found.floor)):
+        raise NumericalError(f"metric {metric!r} gave {found.value!r} with floor {found.floor!r}")
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
+    """Kept by the content of what the solver reads too: a file may change under the same name."""
+    field = field_of(target, path)
+    return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
+
+
+@functools.lru_cache(maxsize=64)
+def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
+    """sigma z at the first time, z fixed by (seed, target): every solver starts from the same points."""
+    shape = shape_of(field_of(target, path))
+    return path_of(target, path).sigma(first) * keyed_normal((points, *shape), seed=seed, key=target)
+
+
+@functools.lru_cache(maxsize=64)
+def _reference(target: str, path: str, seed: int, points: int, first: float, last: float, tolerance: float) -> Reference:
+    return reference(field_of(target, path), _start(target, path, seed, points, first), first, last, tolerance)

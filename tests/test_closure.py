@@ -1,0 +1,239 @@
+"""The code that a result depends on: every module that is imported counts, and nothing else does."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+import types
+
+import pytest
+
+from diffode import solvers
+from diffode.closure import REST, SOURCES, WHOLE, parts_of, version_of
+from diffode.closure.places import compiled, source_of
+from diffode.specs import parse_spec
+from diffode.studies import parse_suite
+from diffode.studies.versions import cell_key
+
+ENGINE = ("diffode.studies.computation", WHOLE)
+#: Solvers whose code lies in the most modules, and in how many parts of modules it does at least.
+SOLVERS = {"amed:host=ipndm": 3, "rk_adaptive": 2, "scipy:RK45": 3, "seeds_2": 2, "ddim": 2, "universal": 3, "amed_learned": 15}
+
+
+def roots_of(spec):
+    return [ENGINE, *parts_of(solvers.registry.entry(parse_spec(spec)[0]).make)]
+
+
+def literal_in(module, name):
+    """A literal in the statements of a part that is no docstring and no piece of a formatted text."""
+    statements, _ = SOURCES.module(module).kept(name)
+    passed_over = set()
+    for statement in statements:
+        for node in ast.walk(statement.node):
+            checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            if checked or isinstance(node, ast.JoinedStr | ast.Expr):
+                passed_over |= {id(inner) for inner in ast.walk(node)}
+            elif isinstance(node, ast.Constant) and id(node) not in passed_over and node.lineno == node.end_lineno:
+                return node
+    return None
+
+
+def with_another_literal(module, literal):
+    lines = source_of(module).encode().splitlines(keepends=True)
+    line = lines[literal.lineno - 1]
+    value = {str: '"other"', type(None): "7"}.get(type(literal.value), "12345")
+    lines[literal.lineno - 1] = line[: literal.col_offset] + value.encode() + line[literal.end_col_offset :]
+    return b"".join(lines).decode()
+
+
+def unmoved_by_changes(roots, without=()):
+    """The parts of a closure of which a changed literal does not move the hash, and how many parts were changed."""
+    parts = SOURCES.closure(roots).parts
+    before, unmoved, tried = SOURCES.digest(parts), [], 0
+    # What the registry lists is held by the options that a name presets, below.
+    for module, name in sorted(parts - SOURCES.closure(without).parts - {("diffode.solvers.registry", REST)}):
+        literal = literal_in(module, name)
+        if literal is None:
+            continue
+        tried += 1
+        sources = SOURCES.changed(module, with_another_literal(module, literal))
+        if sources.digest(sources.closure(roots).parts) == before:
+            unmoved.append((module, name))
+    return unmoved, tried
+
+
+def test_a_changed_literal_in_any_module_that_every_run_imports_changes_every_version():
+    unmoved, tried = unmoved_by_changes([ENGINE])
+    assert unmoved == []
+    assert tried >= 40
+
+
+@pytest.mark.parametrize(("spec", "least"), SOLVERS.items())
+def test_a_changed_literal_in_any_other_module_of_a_solvers_closure_changes_its_version(spec, least):
+    unmoved, tried = unmoved_by_changes(roots_of(spec), without=[ENGINE])
+    assert unmoved == []
+    assert tried >= least
+
+
+def test_a_changed_literal_in_any_module_behind_references_changes_their_version():
+    unmoved, tried = unmoved_by_changes([("diffode.references", WHOLE)])
+    assert unmoved == []
+    assert tried >= 18
+
+
+REACHED = {
+    "amed:host=ipndm": {("diffode.solvers.adams", "IPNDM"), ("diffode.solvers.runge_kutta", "")},
+    "ipndm": {("diffode.solvers.runge_kutta", ""), ("diffode.references", WHOLE)},
+    "rk_adaptive": {("diffode.solvers.adaptive", "EmbeddedRungeKutta")},
+    "scipy:RK45": {("diffode.solvers.adaptive", "Flow")},
+}
+
+
+@pytest.mark.parametrize("spec", REACHED)
+def test_what_a_solver_uses_of_other_modules_is_in_its_closure(spec):
+    assert REACHED[spec] <= SOURCES.closure(roots_of(spec)).parts
+
+
+def test_what_a_learned_solver_runs_on_is_in_its_closure():
+    assert ("diffode.learned.live", WHOLE) in SOURCES.closure(roots_of("amed_learned")).parts
+
+
+def with_another_class(module, name):
+    """The module's text with a literal of one class changed."""
+    tree = ast.parse(source_of(module))
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    literal = next(n for s in body.body[1:] for n in ast.walk(s) if isinstance(n, ast.Constant) and n.lineno == n.end_lineno)
+    return with_another_literal(module, literal)
+
+
+def test_a_member_of_a_family_can_change_without_the_others():
+    text = with_another_class("diffode.solvers.adams", "DEIS")
+    sources = SOURCES.changed("diffode.solvers.adams", text)
+    moved = {
+        spec: sources.digest(sources.closure(roots_of(spec)).parts) != SOURCES.digest(SOURCES.closure(roots_of(spec)).parts)
+        for spec in ("deis", "ipndm", "amed:host=ipndm", "ddim", "dpmpp", "universal")
+    }
+    assert moved == {"deis": True, "ipndm": False, "amed:host=ipndm": False, "ddim": False, "dpmpp": False, "universal": False}
+
+
+def test_no_solver_reaches_the_whole_zoo():
+    for name in solvers.names():
+        reached = {module for module, _ in SOURCES.closure(roots_of(name)).parts}
+        families = {m for m in reached if m.startswith("diffode.solvers.")}
+        assert len(families) < 14, name
+        assert not any(m.startswith(("diffode.verify", "diffode.adapters", "diffode.cli")) for m in reached), name
+
+
+def test_comments_docstrings_and_layout_change_nothing():
+    module = "diffode.solvers.adams"
+    text = "# a comment\n" + source_of(module).replace("    def ", "\n    def ").replace(
+        '        """', '        """Really: ', 1
+    )
+    sources = SOURCES.changed(module, text)
+    assert sources.digest(sources.closure(roots_of("ipndm")).parts) == SOURCES.digest(SOURCES.closure(roots_of("ipndm")).parts)
+
+
+def cell_of(solver, **changes):
+    study = {"targets": ["gauss1d"], "paths": ["edm"], "grids": ["karras"], "nfe": [4], "seeds": [0], "points": 4}
+    return parse_suite({"study": [{**study, "solvers": [solver], **changes}]}).cells[0]
+
+
+def test_the_options_that_a_name_presets_are_part_of_the_key(monkeypatch):
+    before = {spec: cell_key(cell_of(spec)) for spec in ("seeds_2", "seeds_1", "ddim")}
+    entry = solvers.registry._entries["seeds_2"]
+    monkeypatch.setitem(solvers.registry._entries, "seeds_2", dataclasses.replace(entry, preset={"order": 3}))
+    after = {spec: cell_key(cell_of(spec)) for spec in before}
+    assert [spec for spec in before if before[spec] != after[spec]] == ["seeds_2"]
+
+
+HELPER = "FACTOR = 1.0\n"
+MINE = """
+import functools
+import diffode
+from factor import FACTOR
+
+class Own(diffode.GaussianMixture):
+    def noised_view(self, *arguments):
+        from inner import scaled
+        return scaled(super().noised_view(*arguments))
+
+diffode.targets.register("own", lambda: Own([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1]))
+
+def constant(outcome, value):
+    return diffode.metrics.Measurement("constant", value * FACTOR)
+
+diffode.metrics.register("constant", functools.partial(constant, value=VALUE))
+"""
+
+
+#: Each variant of the user's files is imported by a fork of its own: one start of Python serves them all.
+IN_FORKS = """
+import os, sys
+from diffode.extensions import import_extension
+from diffode.studies import parse_suite
+from diffode.studies.versions import cell_key
+
+folder = sys.argv[1]
+study = dict(paths=["edm"], grids=["karras"], nfe=[4], seeds=[0], points=4, solvers=["ddim"])
+chosen = [dict(targets=["own"]), dict(targets=["gauss1d"], metrics=["constant"]), dict(targets=["gauss1d"])]
+for variant in sorted(os.listdir(folder)):
+    if os.fork() == 0:
+        sys.path.insert(0, f"{folder}/{variant}")
+        import_extension(f"{folder}/{variant}/mine.py")
+        keys = [cell_key(parse_suite(dict(study=[study | more])).cells[0]) for more in chosen]
+        print(variant, *keys, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def test_a_users_modules_count_with_what_they_import_themselves(tmp_path):
+    """A file, another it imports at its top, one imported by a method, and what a partial function holds."""
+    variants = {
+        "as-it-is": ("FACTOR = 1.0\n", "def scaled(x):\n    return 1.0 * x\n", "1.0"),
+        "commented": ("FACTOR = 1.0  # one\n", "def scaled(x):\n    return 1.0 * x\n", "1.0"),
+        "factor": ("FACTOR = 2.0\n", "def scaled(x):\n    return 1.0 * x\n", "1.0"),
+        "method": ("FACTOR = 1.0\n", "def scaled(x):\n    return 0.9 * x\n", "1.0"),
+        "value": ("FACTOR = 1.0\n", "def scaled(x):\n    return 1.0 * x\n", "3.0"),
+    }
+    for name, (factor, inner, value) in variants.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "factor.py").write_text(factor)
+        (tmp_path / name / "inner.py").write_text(inner)
+        (tmp_path / name / "mine.py").write_text(MINE.replace("VALUE", value))
+    command = [sys.executable, "-c", IN_FORKS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    own, measured, neither = ({line[0]: line[1 + i] for line in lines} for i in range(3))
+    assert {name for name in variants if own[name] == own["as-it-is"]} == {"as-it-is", "commented"}
+    assert {name for name in variants if measured[name] != measured["as-it-is"]} == {"factor", "method", "value"}
+    assert len(set(neither.values())) == 1
+
+
+TYPED = """
+import diffode
+
+def scaled(x):
+    return FACTOR * x
+
+class Own(diffode.GaussianMixture):
+    def noised_view(self, *arguments):
+        return scaled(super().noised_view(*arguments))
+"""
+
+
+def test_a_class_without_a_text_is_known_by_its_compiled_code(monkeypatch):
+    """As classes are that were typed into a session."""
+    found = []
+    for factor in ("1.0", "1.0", "0.9"):
+        module = types.ModuleType("typed_in")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(TYPED.replace("FACTOR", factor), "typed", "exec"), vars(module))
+        found.append(compiled(module))
+        assert (module.__name__, WHOLE) in SOURCES.closure(parts_of(module.Own)).parts
+    assert found[0] == found[1] != found[2]
+
+
+def test_libraries_are_no_part_of_a_closure():
+    assert version_of("numpy", "json") == version_of()
