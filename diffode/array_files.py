@@ -1,4 +1,4 @@
-"""Arrays in ``.npy`` and ``.npz`` files: headers are checked against the file's size before anything is allocated. Never pickle."""
+"""Arrays in ``.npy`` and ``.npz`` files: headers are checked against the sizes of files before use. Never pickle."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def read_array(file: str | FilePath, what: str | None = None) -> Array:
     if wrong.any():
         first = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise FileFormatError(
-            f"{name} must hold finite numbers; {int(wrong.sum())} of {values.size} are not, the first at {first}: {values[first]}"
+            f"{name} must hold finite numbers; {int(wrong.sum())} of {values.size} are not, "
+            f"the first at {first}: {values[first]}"
         )
     return values
 
@@ -73,6 +74,13 @@ def read_arrays(file: str | FilePath, what: str | None = None) -> dict[str, Arra
                 with archive.open(member) as stream:
                     found[key] = _array(stream, member.file_size)
     return found
+
+
+def write_array(handle: BinaryIO, values: Array) -> None:
+    """Write an array as ``.npy``. NumPy's own ``save`` does not say why a file can't be written."""
+    values = np.asarray(values, order="C")
+    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(values))
+    handle.write(values.reshape(-1).view(np.uint8).data)
 
 
 def _array(stream: Any, size: int) -> Array:

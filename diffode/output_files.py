@@ -9,13 +9,14 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path as FilePath
+from typing import BinaryIO
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, DiffodeError
 
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or choose a place on another disk",
     errno.EDQUOT: "your quota there is used up: free some of it, or choose a place on another disk",
-    errno.EFBIG: "a limit on the size of files holds here (ulimit -f): raise it, or start from a shell without it",
+    errno.EFBIG: "if a limit on the size of files holds here (ulimit -f), raise it or start from a shell without it",
     errno.EMFILE: "too many files are open (ulimit -n): raise the limit, or run fewer workers with --jobs",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EISDIR: "a folder of this name is in the way: move it away, or choose another name",
@@ -32,7 +33,7 @@ def remedy(error: OSError) -> str:
     """What can be done when a file can't be written.
 
     >>> remedy(OSError(errno.EFBIG, "File too large"))
-    'a limit on the size of files holds here (ulimit -f): raise it, or start from a shell without it'
+    'if a limit on the size of files holds here (ulimit -f), raise it or start from a shell without it'
     """
     return _REMEDIES.get(error.errno or 0, "choose a place in a writable folder")
 
@@ -50,17 +51,26 @@ def write_whole(file: str | FilePath, content: bytes, what: str = "file") -> Non
     Raises:
         ArgumentError: if it can't be written; the message names it and what to do.
     """
+    with whole_file(file, what) as handle:
+        handle.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(file: str | FilePath, what: str = "file") -> Iterator[BinaryIO]:
+    """A file to write, see :func:`write_whole`; it takes its place at the end, unless an error ends it before."""
     try:
         # A link stays a link: what it leads to is replaced.
         place = FilePath(os.path.realpath(file))
         _look_at(place)
         with _beside(place) as temporary:
             with temporary.open("xb") as handle:
-                handle.write(content)
+                yield handle
                 handle.flush()
                 os.fsync(handle.fileno())
             os.replace(temporary, place)
     except (OSError, ValueError) as error:
+        if isinstance(error, DiffodeError):
+            raise
         raise unwritable(file, error, what) from error
 
 
@@ -80,9 +90,9 @@ def writable(file: str | FilePath, what: str = "output", *, make_folders: bool =
             raise ValueError("the name is empty")
         place = FilePath(os.path.realpath(file))
         _look_at(place)
-        with _made(place.parent) if make_folders else contextlib.nullcontext(), _beside(place) as temporary:
-            with temporary.open("xb") as handle:
-                handle.write(b"\0")
+        folders = _made(place.parent) if make_folders else contextlib.nullcontext()
+        with folders, _beside(place) as temporary:
+            temporary.write_bytes(b"\0")
     except (OSError, ValueError) as error:
         raise unwritable(file, error, what) from error
     return FilePath(file)

@@ -31,8 +31,8 @@ def write(table: Tableau, file: str | FilePath) -> None:
     found = {name: [(i, j, v) for i, row in enumerate(table.rows) for j, v in getattr(row, name).items()] for name in _KINDS}
     if len(table.rows) > _MOST_ROWS or any(len(entries) > _MOST_ENTRIES for entries in found.values()):
         raise ArgumentError(
-            f"a table of {len(table.rows):,} rows can't be saved: at most {_MOST_ROWS:,} rows and {_MOST_ENTRIES:,} coefficients "
-            "of a kind can be read again"
+            f"a table of {len(table.rows):,} rows can't be saved: "
+            f"at most {_MOST_ROWS:,} rows and {_MOST_ENTRIES:,} coefficients of a kind can be read again"
         )
     if table.draws > _most_draws(len(table.rows), len(found["draws"]), len(table.spans)):
         raise ArgumentError(

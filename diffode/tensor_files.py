@@ -67,7 +67,7 @@ def _header(content: bytes) -> dict[str, Any]:
 
 
 def _check_tensors(header: Mapping[str, Any], size: int) -> None:
-    """Raise ValueError unless the tensors lie one after the other from the header to the end, each as long as its shape says."""
+    """Raise ValueError unless the tensors lie one after the other, each as long as its shape says."""
     spans = []
     for name, entry in header.items():
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
-
 import click
 
-from diffode.cli.bench_command import chosen_suite, print_ranking, rerun_command, store_file
+from diffode.cli.bench_command import chosen_suite, print_ranking, report_folder, rerun_command, store_file
 from diffode.cli.output import json_option, output_option, store_option
 
 
@@ -38,5 +36,5 @@ def command(
     with Store(file) as opened:
         results = opened.get(keyed_cells(chosen))
     command_text = rerun_command(suite, imports, seeds)
-    page = write_report(chosen, results, FilePath(output) / chosen.name, command=command_text)
+    page = write_report(chosen, results, report_folder(output, chosen), command=command_text)
     print_ranking(chosen, results, page, as_json)

@@ -11,6 +11,7 @@ them. An error on the way puts the files of the old report back.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -18,14 +19,16 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
+from types import ModuleType
 
 from diffode.errors import ArgumentError, FileFormatError
-from diffode.output_files import unwritable, writable
+from diffode.output_files import unwritable
 
+_locks: ModuleType | None
 try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+    _locks = importlib.import_module("fcntl")
+except ImportError:  # pragma: no cover - Windows has no such locks.
+    _locks = None
 
 PAGE, TABLE, FIGURES, MANIFEST = "index.html", "results.csv", "figures", "report.json"
 _SCHEMA = "diffode-report-1"
@@ -42,7 +45,8 @@ def check_folder(place: FilePath, names: Iterable[str]) -> None:
     """
     with _explained(place):
         _check_names(place, names, _listed(place))
-    writable(place / MANIFEST, "report", make_folders=True)
+        with _staging(place) as folder:
+            (folder / PAGE).write_bytes(b"\0")
 
 
 @contextlib.contextmanager
@@ -52,6 +56,15 @@ def new_report(place: FilePath) -> Iterator[FilePath]:
     Raises:
         ArgumentError: if the folder can't be written, or a file is in the way that no report has listed.
     """
+    with _staging(place) as staging:
+        yield staging
+        with _explained(place), _held(place):
+            _put_in_place(staging, place)
+
+
+@contextlib.contextmanager
+def _staging(place: FilePath) -> Iterator[FilePath]:
+    """A folder inside ``place`` that is removed at the end, and ``place`` with it if it was made for that and stayed empty."""
     held = contextlib.ExitStack()
     with _explained(place):
         made = not place.exists()
@@ -65,12 +78,9 @@ def new_report(place: FilePath) -> Iterator[FilePath]:
     try:
         with held:
             yield staging
-            with _explained(place), _held(place):
-                _put_in_place(staging, place)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if made:
-            # It goes if nothing came to lie in it.
             with contextlib.suppress(OSError):
                 place.rmdir()
 
@@ -173,13 +183,13 @@ def _flush(file: FilePath) -> None:
 @contextlib.contextmanager
 def _held(folder: FilePath) -> Iterator[None]:
     """While a lock on a folder is held, which ends with the process; nothing where there are no such locks."""
-    if fcntl is None:
+    if _locks is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _locks.flock(handle, _locks.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -187,7 +197,7 @@ def _held(folder: FilePath) -> Iterator[None]:
 
 def _remove_abandoned(place: FilePath) -> None:
     """Remove unfinished reports whose process was killed: nobody holds their lock any more."""
-    if fcntl is None:
+    if _locks is None:
         return
     for folder in place.iterdir():
         if not _STAGING.match(folder.name) or folder.is_symlink() or not folder.is_dir():
@@ -195,7 +205,7 @@ def _remove_abandoned(place: FilePath) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _locks.flock(handle, _locks.LOCK_EX | _locks.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)

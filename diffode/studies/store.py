@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from pathlib import Path as FilePath
 
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
+from diffode.output_files import remedy
 from diffode.studies.suite import Cell
 
 _SCHEMA_VERSION = 1
@@ -156,6 +158,8 @@ def _remedy(message: str) -> str:
         return "another process holds it: wait for that one or stop it, or choose another file with --store"
     if "full" in message or "No space" in message:
         return "free some space and run again: what was stored stays, and the run goes on from there"
+    if "disk I/O" in message:
+        return f"{remedy(OSError(errno.EFBIG, message))}; otherwise choose a place on another disk with --store or --output"
     if any(sign in message for sign in ("not a database", "malformed", "Expecting", "Extra data")):
         return "the file is damaged or of another kind: move it away and run again"
     return "choose a writable place with --store or --output"

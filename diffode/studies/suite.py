@@ -31,7 +31,7 @@ _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "toleran
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|results\.sqlite", re.IGNORECASE)
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?<!\.)\Z")
 _LONGEST_NAME = 100
-#: Bounds on what a suite may ask for: bytes of its file, cells (each takes about 500 bytes), evaluations and points of a cell.
+#: Bounds on a suite: bytes of its file, cells (each takes about 500 bytes of memory), evaluations and points of a cell.
 _LARGEST_FILE, _MOST_CELLS, _MOST_EVALUATIONS, _MOST_POINTS = 2**22, 1_000_000, 100_000, 10**8
 
 
@@ -64,9 +64,18 @@ class Suite:
         plain = isinstance(self.name, str) and len(self.name) <= _LONGEST_NAME and _PLAIN.match(self.name)
         if not plain or _RESERVED.match(self.name):
             raise ArgumentError(
-                f"name of a suite must be 1 to {_LONGEST_NAME} letters, digits, '_', '-' and '.', begin with none of '-' and '.', "
+                f"name of a suite must be 1 to {_LONGEST_NAME} letters, digits, '_', '-' and '.', not begin with '-' or '.', "
                 f"and be none that systems reserve, since its report lies in a folder of this name; got {shown(self.name)}"
             )
+
+
+def plain_name(text: str) -> str:
+    """A text as a suite's name, with what such a name may not hold left out.
+
+    >>> plain_name("quick-мой.field")
+    'quick-_.field'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)[:_LONGEST_NAME].rstrip(".").lstrip(".-") or "_"
 
 
 def suite_names() -> list[str]:
