@@ -30,7 +30,7 @@ _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "toleran
 #: Names of systems that some of them keep for devices, and the name of the result store, which lies beside the reports.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|results\.sqlite", re.IGNORECASE)
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?<!\.)\Z")
-_LONGEST_NAME = 100
+_LONGEST_NAME, _LONGEST_REASON = 100, 1000
 #: Bounds on a suite: bytes of its file, cells (each takes about 500 bytes of memory), evaluations and points of a cell.
 _LARGEST_FILE, _MOST_CELLS, _MOST_EVALUATIONS, _MOST_POINTS = 2**22, 1_000_000, 100_000, 10**8
 
@@ -114,10 +114,13 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
         raise ArgumentError(f"{where}: a suite needs at least one [[study]] table")
     if not isinstance(defaults, dict):
         raise ArgumentError(f"{where}: defaults must be a table, [defaults]")
-    # A name that is none is refused before the user's modules run.
-    Suite(name, summary, ())
-    for module in imports:
-        import_extension(module)
+    try:
+        # A name that is none is refused before the user's modules run.
+        Suite(name, summary, ())
+        for module in imports:
+            import_extension(module)
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from error
     cells: dict[Cell, None] = {}
     asked = 0
     for number, study in enumerate(studies, start=1):
@@ -186,11 +189,11 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         if len(set(chosen)) != len(chosen):
             raise ArgumentError(f"metrics has an entry twice: {list(chosen)}")
     except ArgumentError as error:
-        raise ArgumentError(f"{where}: {error}") from error
+        raise ArgumentError(f"{where}: {str(error)[:_LONGEST_REASON]}") from error
     except DiffodeError:
         raise
     except Exception as error:  # What anyone has registered may raise anything when it is made.
-        raise ArgumentError(f"{where}: {type(error).__name__}: {error}") from error
+        raise ArgumentError(f"{where}: {type(error).__name__}: {str(error)[:_LONGEST_REASON]}") from error
 
 
 def _check_scalars(settings: Mapping[str, Any], where: str) -> None:
