@@ -468,7 +468,7 @@ def test_data_that_end_too_early_are_no_interruption(here, capsys):
     (OSError(28, "No space left", "x.npy"), 2, "file 'x.npy' can't be written or read: No space left; free some space"),
     (PermissionError(13, "Permission denied", "x"), 2, "file 'x' can't be written or read: Permission denied; choose a place"),
     (MemoryError("Unable to allocate 9 TiB"), 2, "not enough memory for this (Unable to allocate 9 TiB)"),
-    (RuntimeError("can't allocate memory: you tried to allocate 9 bytes. Error"), 2, "memory for this (you tried to allocate 9 bytes)"),
+    (RuntimeError("can't allocate memory: you tried to allocate 9 bytes. Error"), 2, "(you tried to allocate 9 bytes)"),
     (EOFError("no data left"), 2, "ends too early: no data left"),
     (KeyboardInterrupt(), 130, "diffode: interrupted\n"),
     (FileFormatError("damaged"), 2, "diffode: damaged"),
