@@ -16,24 +16,33 @@ from diffode.errors import ArgumentError, suggestion
 
 def import_extension(module: str) -> ModuleType:
     """Import a module by name, or a .py file by path; twice gives the same."""
+    if not isinstance(module, str) or not module or "\0" in module:
+        raise ArgumentError(f"a module to import is named by a text, mine or mine.py; got {module!r}")
     if not module.endswith(".py"):
         try:
             return importlib.import_module(module)
         except ImportError as error:
             raise ArgumentError(f"module {module!r} can't be imported: {error}") from error
+        except (Exception, SystemExit) as error:  # A module of anyone's may raise anything, or end the process.
+            raise ArgumentError(f"module {module!r} fails when imported: {type(error).__name__}: {error}") from error
+    try:
+        if not FilePath(module).is_file():
+            raise ArgumentError(f"extension file {module!r} does not exist")
+    except OSError as error:
+        raise ArgumentError(f"extension file {module!r} can't be read: {error.strerror or error}") from error
     key = hashlib.sha256(str(FilePath(module).resolve()).encode()).hexdigest()[:12]
     name = f"diffode_extension_{FilePath(module).stem}_{key}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, module)
-    if spec is None or spec.loader is None or not FilePath(module).is_file():
-        raise ArgumentError(f"extension file {module!r} does not exist")
+    if spec is None or spec.loader is None:
+        raise ArgumentError(f"extension file {module!r} can't be imported")
     sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(sys.modules[name])
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception):
+        if isinstance(error, Exception | SystemExit):
             raise ArgumentError(f"extension file {module!r} fails when imported: {type(error).__name__}: {error}") from error
         raise
     return sys.modules[name]

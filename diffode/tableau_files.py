@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 
 import torch
+from torch import Tensor
 
 from diffode import paths
-from diffode.errors import ArgumentError, FileFormatError
+from diffode.errors import ArgumentError
+from diffode.input_files import believed
 from diffode.specs import parse_spec
 from diffode.tableau import Row, Tableau
-from diffode.tensor_files import read_tensors, write_tensors
+from diffode.tensor_files import read_tensors, text, write_tensors
 
 _SCHEMA = "diffode-tableau-1"
+#: Rows of a table, and coefficients of one kind: each takes about ten times as much memory as its place in the file.
+_MOST_ROWS, _MOST_ENTRIES = 100_000, 1_000_000
+
+_KINDS = ("states", "evaluations", "draws")
 
 
 def write(table: Tableau, file: str | FilePath) -> None:
@@ -21,9 +28,18 @@ def write(table: Tableau, file: str | FilePath) -> None:
         raise ArgumentError(
             f"a table on path {table.path.spec!r} can't be saved, since no name rebuilds that path; register one that does"
         )
+    found = {name: [(i, j, v) for i, row in enumerate(table.rows) for j, v in getattr(row, name).items()] for name in _KINDS}
+    if len(table.rows) > _MOST_ROWS or any(len(entries) > _MOST_ENTRIES for entries in found.values()):
+        raise ArgumentError(
+            f"a table of {len(table.rows):,} rows can't be saved: "
+            f"at most {_MOST_ROWS:,} rows and {_MOST_ENTRIES:,} coefficients of a kind can be read again"
+        )
+    if table.draws > _most_draws(len(table.rows), len(found["draws"]), len(table.spans)):
+        raise ArgumentError(
+            f"a table of {len(table.rows):,} rows can't be saved with {table.draws:,} draws: leave no numbers out"
+        )
     tensors = {"times": table.times, "outputs": torch.tensor(table.outputs, dtype=torch.int64)}
-    for name in ("states", "evaluations", "draws"):
-        entries = [(i, j, v) for i, row in enumerate(table.rows) for j, v in getattr(row, name).items()]
+    for name, entries in found.items():
         index = torch.tensor([(i, j) for i, j, _ in entries], dtype=torch.int64).reshape(-1, 2)
         tensors[f"{name}_index"] = index
         tensors[f"{name}_value"] = torch.tensor([v for _, _, v in entries], dtype=torch.float64)
@@ -41,43 +57,69 @@ def write(table: Tableau, file: str | FilePath) -> None:
 def read(file: str | FilePath) -> Tableau:
     """Read a table; raises FileFormatError for anything that is not one."""
     description, tensors = read_tensors(file, _SCHEMA)
-    try:
+    with believed(file, "a valid tableau"):
         times, outputs = tensors["times"], tensors["outputs"]
         count = times.numel()
         if (
             times.dtype != torch.float64
             or times.ndim != 1
-            or count < 2
+            or not 2 <= count <= _MOST_ROWS
             or bool((times < 0).any())
             or outputs.dtype != torch.int64
+            or outputs.ndim != 1
         ):
-            raise ValueError("times must be at least two float64 numbers >= 0, outputs int64")
-        if not all(0 <= i < count for i in outputs.tolist()) or len(outputs) < 2:
+            raise ValueError(f"times must be 2 to {_MOST_ROWS} float64 numbers >= 0, outputs int64")
+        if not 2 <= len(outputs) <= count or bool(((outputs < 0) | (outputs >= count)).any()):
             raise ValueError("outputs must name at least two rows of the table")
-        entries: dict[str, list[dict[int, float]]] = {}
-        for name in ("states", "evaluations", "draws"):
-            index, value = tensors[f"{name}_index"], tensors[f"{name}_value"]
-            if index.shape != (value.numel(), 2) or index.dtype != torch.int64 or value.dtype != torch.float64:
-                raise ValueError(f"{name} must be (n, 2) int64 indices with n float64 values")
-            entries[name] = [{} for _ in range(count)]
-            for (i, j), v in zip(index.tolist(), value.tolist(), strict=True):
-                if not (0 <= i < count and 0 <= j < max(count, 2**20)):
-                    raise ValueError(f"{name} index ({i}, {j}) is outside the table")
-                entries[name][i][j] = v
+        spans = tensors.get("spans", torch.zeros(0, 2, dtype=torch.float64))
+        if (
+            spans.dtype != torch.float64
+            or spans.ndim != 2
+            or spans.shape[1] != 2
+            or len(spans) > _MOST_ENTRIES
+            or not bool(((spans[:, 0] < spans[:, 1]) & torch.isfinite(spans).all(1)).all())
+        ):
+            raise ValueError("spans must be (draws, 2) increasing intervals")
+        most = {"states": count, "evaluations": count, "draws": _most_draws(count, len(tensors["draws_value"]), len(spans))}
+        entries = {name: _entries(tensors, name, count, most[name]) for name in _KINDS}
         rows = tuple(
             Row(t, entries["states"][i], entries["evaluations"][i], entries["draws"][i]) for i, t in enumerate(times.tolist())
         )
-        spans = tensors.get("spans", torch.zeros(0, 2, dtype=torch.float64))
-        if spans.ndim != 2 or spans.shape[1] != 2 or not bool((spans[:, 0] < spans[:, 1]).all()):
-            raise ValueError("spans must be (draws, 2) increasing intervals")
-        path = description["path"]
+        if rows[0].states or rows[0].evaluations or rows[0].draws:
+            raise ValueError("its first row is the start and has no coefficients")
+        path = None if description["path"] is None else paths.get(text(description, "path"))
+        prediction, solver = text(description, "prediction"), text(description, "solver")
         return Tableau(
-            description["prediction"],
+            prediction,  # type: ignore[arg-type]  # A table refuses what is no view.
             rows,
             tuple(outputs.tolist()),
-            None if path is None else paths.get(path),
-            str(description["solver"]),
+            path,
+            solver,
             tuple((float(a), float(b)) for a, b in spans.tolist()),
         )
-    except (KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{file} is not a valid tableau: {error}") from error
+
+
+def _most_draws(rows: int, coefficients: int, spans: int) -> int:
+    """A run makes all draws up to the last, whose number must not be out of proportion to what the table holds."""
+    return max(2 * rows + coefficients, spans)
+
+
+def _entries(tensors: Mapping[str, Tensor], name: str, count: int, most: int) -> list[dict[int, float]]:
+    """The coefficients of one kind, row by row; their second indices are below ``most``."""
+    index, value = tensors[f"{name}_index"], tensors[f"{name}_value"]
+    if (
+        value.ndim != 1
+        or index.shape != (len(value), 2)
+        or index.dtype != torch.int64
+        or value.dtype != torch.float64
+        or len(value) > _MOST_ENTRIES
+    ):
+        raise ValueError(f"{name} must be (n, 2) int64 indices with n float64 values, n <= {_MOST_ENTRIES}")
+    found: list[dict[int, float]] = [{} for _ in range(count)]
+    for (i, j), v in zip(index.tolist(), value.tolist(), strict=True):
+        if not (0 <= i < count and 0 <= j < most):
+            raise ValueError(f"{name} index ({i}, {j}) is outside the table")
+        if j in found[i]:
+            raise ValueError(f"{name} index ({i}, {j}) is there twice")
+        found[i][j] = v
+    return found

@@ -10,45 +10,80 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from diffode.errors import ArgumentError, DiffodeError, FileFormatError
+from diffode.errors import ArgumentError, FileFormatError
+from diffode.input_files import believed, read_bytes, read_json, shown
+from diffode.output_files import write_whole
 
-_LARGEST_FILE = 64 * 2**20
+#: Bytes of a file, of its header, and of the length of the header that it begins with.
+_LARGEST_FILE, _LARGEST_HEADER, _LENGTH = 64 * 2**20, 2**20, 8
+#: The types of numbers that diffode stores, by their names in a header, with their bytes.
+_TYPES = {"F64": 8, "F32": 4, "I64": 8}
+_LARGEST_NUMBER = torch.finfo(torch.float64).max
 
 
 def write_tensors(file: str | FilePath, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors with a JSON description."""
+    """Write tensors with a JSON description; a file that is there already is replaced at once or stays as it is."""
     try:
-        save_file(dict(tensors), str(file), metadata={"diffode": json.dumps(description)})
-    except (OSError, SafetensorError) as error:
-        raise ArgumentError(f"file {str(file)!r} can't be written: {error}; choose a path in a writable folder") from error
+        content = save(dict(tensors), metadata={"diffode": json.dumps(description, allow_nan=False)})
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise ArgumentError(f"file {str(file)!r} can't be written: {error}") from error
+    if len(content) > _LARGEST_FILE:
+        raise ArgumentError(f"file {str(file)!r} would have {len(content):,} bytes, more than could be read again")
+    write_whole(file, content)
 
 
 def read_tensors(file: str | FilePath, schema: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors of a file of this schema, sizes checked before anything is read."""
-    place = FilePath(file)
-    try:
-        if place.is_dir():
-            raise ArgumentError(f"file {str(file)!r} is a folder")
-        size = place.stat().st_size
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"no such file: {file}") from error
-    if size > _LARGEST_FILE:
-        raise FileFormatError(f"{file} has {size} bytes, more than any file of diffode's")
-    try:
-        with safe_open(str(file), framework="pt") as content:
-            description = json.loads((content.metadata() or {})["diffode"])
-            if not isinstance(description, dict) or description.get("schema") != schema:
-                found = description.get("schema") if isinstance(description, dict) else description
-                raise FileFormatError(f"{file} has schema {str(found)[:60]!r}, expected {schema!r}")
-            return description, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except DiffodeError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise FileFormatError(f"{file} is not a file of diffode's: {str(error)[:200]}") from error
+    """The description and the tensors of a file of this schema; its header is checked before a tensor is made.
+
+    Raises:
+        ArgumentError: if there is no such file, or it can't be read.
+        FileFormatError: if it is damaged, of another kind or schema, or larger than any file of diffode's.
+    """
+    content = read_bytes(file, f"file {str(file)!r}", _LARGEST_FILE)
+    with believed(file, "a file of diffode's"):
+        header = _header(content)
+        description = read_json(header.pop("__metadata__")["diffode"])
+        found = description.get("schema") if isinstance(description, dict) else description
+        if not isinstance(description, dict) or found != schema:
+            raise FileFormatError(f"{file} has schema {shown(found)}, expected {schema!r}")
+        _check_tensors(header, len(content))
+        return description, load(content)
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """What the file says that it holds."""
+    length = int.from_bytes(content[:_LENGTH], "little")
+    if len(content) < _LENGTH or not 0 < length <= min(_LARGEST_HEADER, len(content) - _LENGTH):
+        raise ValueError(f"a header of {length:,} bytes does not fit a file of {len(content):,}")
+    header = read_json(content[_LENGTH : _LENGTH + length])
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("diffode"), str):
+        raise ValueError("it has no description")
+    return dict(header)
+
+
+def _check_tensors(header: Mapping[str, Any], size: int) -> None:
+    """Raise ValueError unless the tensors lie one after the other, each as long as its shape says."""
+    spans = []
+    for name, entry in header.items():
+        kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        for numbers in (shape, offsets):
+            if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n <= size for n in numbers):
+                raise ValueError(f"tensor {shown(name)} has a shape or place that is none")
+        if kind not in _TYPES or len(offsets) != 2:
+            raise ValueError(f"tensor {shown(name)} is of type {shown(kind)}; stored are {', '.join(_TYPES)}")
+        if offsets[1] - offsets[0] != math.prod(shape) * _TYPES[kind]:
+            raise ValueError(f"tensor {shown(name)} is not as long as its shape says")
+        spans.append((offsets[0], offsets[1]))
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise ValueError("its tensors overlap, or something lies between them")
+        end = last
 
 
 def content_of(tensors: Iterable[Tensor]) -> str:
@@ -68,8 +103,8 @@ def float64(tensors: Mapping[str, Tensor], name: str, ndim: int, stored: torch.d
 def finite(description: Mapping[str, Any], key: str) -> float:
     """A finite number of the description."""
     value = description[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} must be a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:
+        raise ValueError(f"{key} must be a finite number, got {shown(value)}")
     return float(value)
 
 

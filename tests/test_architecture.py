@@ -12,7 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
-    "errors", "closure", "extensions", "tensor_files", "specs", "randomness", "cache", "paths", "targets", "fields",
+    "errors", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
+    "specs", "randomness", "cache", "paths", "targets", "fields",
     "grids", "tableau", "propagation", "tableau_files",
     "brownian",
     "charts", "solvers", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli", "__main__",

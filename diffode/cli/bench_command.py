@@ -62,7 +62,7 @@ def command(
               diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies import Store, keyed_cells, run_suite
-    from diffode.studies.report import write_report
+    from diffode.studies.report import check_report, write_report
 
     chosen = chosen_suite(suite, imports, seeds)
     own: list[str] = []
@@ -72,6 +72,9 @@ def command(
         own = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     elif any(value is not None for value in (path, kind, dim, scale, truth)):
         raise click.UsageError("--path, --kind, --dim, --scale and --target go with --field; a suite names its own targets")
+    place = report_folder(output, chosen)
+    if not no_report:
+        check_report(chosen, place)
     file = store_file(output, store)
     with _progress(f"{chosen.name}: {len(chosen.cells):,} runs") as advance:
         summary = run_suite(chosen, file, jobs=jobs, force=force, progress=advance)
@@ -90,9 +93,7 @@ def command(
         results = opened.get(keyed_cells(chosen))
     page = None
     if not no_report:
-        page = write_report(
-            chosen, results, FilePath(output) / chosen.name, command=rerun_command(suite, imports, seeds, own), jobs=jobs
-        )
+        page = write_report(chosen, results, place, command=rerun_command(suite, imports, seeds, own), jobs=jobs)
     print_ranking(chosen, results, page, as_json)
     # A page without one number in it is no result.
     return 3 if all(r.status != "ok" for r in results) else 0
@@ -120,6 +121,7 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
 
     from diffode.fields.own import FieldText
     from diffode.studies.problem import path_of
+    from diffode.studies.suite import plain_name
 
     known = known_truth or field.startswith("trained:")
     measured = ("endpoint", "model", "total") if known else ("endpoint",)
@@ -127,9 +129,14 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     # One problem instead of many: it is measured with the points and the tolerance of the first.
     first = replace(suite.cells[0], target=field, path=on, metrics=measured)
     cells = (replace(first, seed=c.seed, grid=c.grid, solver=c.solver, nfe=c.nfe) for c in suite.cells)
-    name = f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}"
+    name = plain_name(f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}")
     summary = f"The solvers of {suite.name} on {field}"
     return replace(suite, name=name, summary=summary, cells=tuple(dict.fromkeys(cells)))
+
+
+def report_folder(output: str, suite: Suite) -> FilePath:
+    """Where the report of a suite is."""
+    return FilePath(output) / suite.name
 
 
 def store_file(output: str, store: str | None) -> FilePath:

@@ -95,15 +95,8 @@ def command(
 
 
 def _points(file: str) -> torch.Tensor:
-    import numpy as np
     import torch
 
-    from diffode.errors import ArgumentError
+    from diffode.array_files import points_from
 
-    try:
-        points = torch.from_numpy(np.load(file, allow_pickle=False)).to(torch.float64)
-    except (OSError, ValueError, TypeError) as error:
-        raise ArgumentError(f"data {file!r} can't be read as .npy: {error}") from error
-    if points.ndim < 2 or len(points) < 16 or not bool(torch.isfinite(points).all()):
-        raise ArgumentError(f"data must be finite points (n, *shape) with n >= 16, got {tuple(points.shape)}")
-    return points
+    return torch.from_numpy(points_from(file, f"data {file!r}", 16))

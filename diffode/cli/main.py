@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
+import signal
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 import click
 
@@ -61,16 +66,78 @@ def command() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 a numerical failure."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or a file that can't be read or written, 3 a numerical failure,
+    130 interrupted, 143 terminated.
+    """
+    _end_in_order()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        code = command.main(args=arguments, prog_name="diffode", standalone_mode=False)
+        code = command.main(args=words, prog_name="diffode", standalone_mode=False)
+        # What can't be printed is an error of this command, not one that Python meets at its end.
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except DiffodeError as error:
-        click.echo(f"diffode: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("diffode: interrupted; stored results stay, and the same command goes on from there", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click calls the end of a file an interruption.
+        if isinstance(error.__cause__, EOFError):
+            _end(f"a file ends too early: {error.__cause__}", 2)
+        stays = "; stored results stay, and the same command goes on from there" if "bench" in words[:1] else ""
+        _end(f"interrupted{stays}", 130)
+    except OSError as error:
+        from diffode.output_files import remedy
+
+        if error.filename is None:
+            # Most often it is what the command prints: nobody reads it any more, or there is no place for it.
+            _forget_output()
+            if error.errno == errno.EPIPE:
+                sys.exit(1)
+        place = "what this command prints, or a file," if error.filename is None else f"file {str(error.filename)!r}"
+        _end(f"{place} can't be written or read: {error.strerror or error}; {remedy(error)}", 2)
+    except MemoryError as error:
+        _end(_too_large(str(error)), 2)
+    except RuntimeError as error:
+        # PyTorch has no error of its own for this.
+        if "can't allocate memory" not in str(error):
+            raise
+        _end(_too_large(str(error).partition("allocate memory:")[2].partition(".")[0].strip()), 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        click.echo(f"diffode: {message}", err=True)
+    sys.exit(code)
+
+
+def _too_large(detail: str) -> str:
+    return (
+        f"there is not enough memory for this{f' ({detail})' if detail else ''}: ask for fewer points, workers or evaluations"
+    )
+
+
+def _forget_output() -> None:
+    """Let what could not be printed go nowhere, so that Python does not try once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_in_order() -> None:
+    """Let a request to terminate unwind as an interruption does, so that temporary files are removed."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # A signal that is ignored (nohup) stays ignored, and only the main thread may set how one is handled.
+        if (
+            number is not None
+            and threading.current_thread() is threading.main_thread()
+            and signal.getsignal(number) is signal.SIG_DFL
+        ):
+            signal.signal(number, terminate)

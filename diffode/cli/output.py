@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path as FilePath
 from typing import Any
 
 import click
@@ -50,6 +51,17 @@ def field_text(place: str, kind: str | None, dim: str | None, scale: float | Non
     if not FieldText.names(place) or "," in place:
         raise ArgumentError(f"{place!r} is not a field of your own: give MODULE:ATTR, FILE.py:ATTR or trained:NAME")
     return str(FieldText(place, kind, None if dim is None else row_shape(dim), scale, truth))
+
+
+def writable(output: str | FilePath, what: str = "output", *, make_folders: bool = False) -> FilePath:
+    """Try whether an output can be written, before the work whose result it is to hold; nothing is left behind.
+
+    Raises:
+        ArgumentError: if it can't be written; the message names it and what to do.
+    """
+    from diffode import output_files
+
+    return output_files.writable(output, what, make_folders=make_folders)
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
-
 import click
 
-from diffode.cli.bench_command import chosen_suite, print_ranking, rerun_command, store_file
+from diffode.cli.bench_command import chosen_suite, print_ranking, report_folder, rerun_command, store_file
 from diffode.cli.output import json_option, output_option, store_option
 
 
@@ -43,5 +41,5 @@ def command(
     if covered.sentence:
         click.echo(f"this report is not of the whole suite: {covered.sentence}; run diffode bench {suite}", err=True)
     command_text = rerun_command(suite, imports, seeds)
-    page = write_report(chosen, results, FilePath(output) / chosen.name, command=command_text)
+    page = write_report(chosen, results, report_folder(output, chosen), command=command_text)
     print_ranking(chosen, results, page, as_json)

@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 
 import click
 
-from diffode.cli.output import field_options, field_text, json_option, print_json
+from diffode.cli.output import field_options, field_text, json_option, print_json, writable
 
 
 @click.command("sample")
@@ -44,11 +44,11 @@ def command(
     Example:  diffode sample spiral --solver unipc:order=3 --nfe 12 --output spiral.npy
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
-    import numpy as np
-
     from diffode import solvers, targets
-    from diffode.errors import ArgumentError
+    from diffode.array_files import write_array
+    from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
+    from diffode.output_files import unwritable, whole_file
     from diffode.randomness import keyed_normal
     from diffode.references import reference
     from diffode.solvers.direct import DirectSolver
@@ -59,6 +59,9 @@ def command(
     file = FilePath(output)
     if file.suffix != ".npy":
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
+    picture = file.with_suffix(".png")
+    for place in (file, picture):
+        writable(place, make_folders=True)
     if FieldText.names(target):
         target = field_text(target, kind, dim, scale, truth)
     elif kind or dim or scale or truth:
@@ -79,16 +82,23 @@ def command(
         error = float((solution.x[:some] - exact.x).flatten(1).norm(dim=1).mean())
     title = f"{target}, {solver} on {on.spec}, NFE {solution.nfe}"
     picture_shape = shape if FieldText.names(target) else targets.card(target).shape
-    picture = file.with_suffix(".png")
+    # The points are written before their picture, which can't be drawn of all points.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, solution.x.numpy(), allow_pickle=False)
-        figures.save(figures.draw_samples(solution.x, field, picture_shape, title), picture)
     except OSError as failure:
-        raise ArgumentError(f"output {output!r} can't be written: {failure.strerror or failure}") from failure
+        raise unwritable(file, failure, "output") from failure
+    with whole_file(file, "output") as handle:
+        write_array(handle, solution.x.numpy())
+    reason = None
+    try:
+        figures.save(figures.draw_samples(solution.x, field, picture_shape, title), picture)
+    except DiffodeError:
+        raise
+    except Exception as failure:  # Points of anyone's field may be anything.
+        reason = f"{type(failure).__name__}: {failure}"
     facts = {
         "points": str(file),
-        "picture": str(picture),
+        "picture": None if reason else str(picture),
         "nfe": solution.nfe,
         "mean_endpoint_error": error,
         "scale": field.scale,
@@ -100,4 +110,6 @@ def command(
             click.echo(f"{title}: it draws noise, so there is no exact end point to compare with")
         else:
             click.echo(f"{title}: mean end-point error {error:.3e} (scale {field.scale:.3g}, first {some} points)")
-        click.echo(f"points: {file}, picture: {picture}")
+        click.echo(f"points: {file}, picture: {picture}" if reason is None else f"points: {file}")
+    if reason is not None:
+        click.echo(f"picture {picture} could not be drawn: {reason}", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diffode.cli.output import apart_from_prints, json_option, print_checks, print_json
+from diffode.cli.output import apart_from_prints, json_option, print_checks, print_json, writable
 
 _DEFAULT_PICTURE = "diffode-verify.png"
 
@@ -64,6 +64,7 @@ def command(
     file = FilePath(picture)
     if file.suffix != ".png" or not file.parent.is_dir():
         raise ArgumentError(f"picture must be a .png in a folder that exists, got {picture!r}")
+    writable(file, "picture")
     options: dict[str, Any] = {"seed": seed}
     if FieldText.names(field):
         own = FieldText(field, kind, None if dim is None else row_shape(dim), scale, target).field(path)

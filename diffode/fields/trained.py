@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode.errors import FileFormatError, UnknownNameError
+from diffode.errors import UnknownNameError
 from diffode.fields.exact import exact_field
 from diffode.fields.field import Field, columns
 from diffode.fields.networks import Denoiser
+from diffode.input_files import believed
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.targets import get as get_target
@@ -96,7 +97,7 @@ def save_trained(denoiser: Denoiser, facts: dict[str, Any], file: str | FilePath
 def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField:
     """Read a denoiser that :func:`save_trained` wrote; raises FileFormatError for anything that is not one."""
     facts, tensors = read_tensors(file, SCHEMA)
-    try:
+    with believed(file, "a valid denoiser", "make it with tools/train_networks.py"):
         for key, most in (("width", _MOST_WIDTH), ("depth", _MOST_DEPTH)):
             if type(facts[key]) is not int or not 0 <= facts[key] <= most:
                 raise ValueError(f"{key} must be an integer from 0 to {most}")
@@ -119,5 +120,3 @@ def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField
         denoiser = build(facts)
         denoiser.load_state_dict(tensors)
         return TrainedField(denoiser.requires_grad_(False), facts, get_path(path))
-    except (KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
-        raise FileFormatError(f"{file} is not a valid denoiser: {error}; make it with tools/train_networks.py") from error

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from diffode import grids, solvers
 from diffode.charts import Chart
-from diffode.errors import ArgumentError, FileFormatError, NumericalError
+from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
+from diffode.input_files import believed
 from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
 from diffode.learned.live import LiveWriter
 from diffode.paths import Path
@@ -193,7 +194,7 @@ def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
 def load_amed(file: str | FilePath) -> LearnedAMED:
     """Read a trained AMED, also known as the solver ``amed_learned:file=FILE``; raises FileFormatError for anything else."""
     facts, tensors = read_tensors(file, _SCHEMA)
-    try:
+    with believed(file, "a trained AMED"):
         for name in tensors:
             float64(tensors, name, 1 if name.endswith("bias") else 2)
         ranges = finite(facts, "direction_range"), finite(facts, "time_range")
@@ -214,8 +215,6 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
             order=facts["order"],
             analytic_first_step=facts["analytic_first_step"], file=str(file),
         )  # fmt: skip
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-        raise FileFormatError(f"{file} is not a trained AMED: {str(error)[:200]}") from error
 
 
 def feature_width(dim: int) -> int:

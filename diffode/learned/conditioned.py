@@ -18,8 +18,9 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError, FieldError, FileFormatError
+from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
+from diffode.input_files import believed
 from diffode.learned.arguments import check_seconds, check_seed, finite_levels, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.training import Trained, affordable, problem_for
@@ -171,7 +172,7 @@ class ConditionedSolver(DirectSolver):
 def load_conditioned(file: str | FilePath) -> ConditionedSolver:
     """Read a conditioned table, also known as the solver ``conditioned:file=FILE``; FileFormatError for anything else."""
     description, tensors = read_tensors(file, _SCHEMA)
-    try:
+    with believed(file, "a conditioned table"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
         if len(tensors) != 3 + 3 * stages.nfe:
             raise ValueError("it must hold a table, and for each of its rows a layer and weights")
@@ -179,8 +180,6 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
         table = Conditioned(stages, finite(description, "unit"), layers, added)
         return ConditionedSolver(table=table, file=str(file))
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise FileFormatError(f"{file} is not a conditioned table: {str(error)[:200]}") from error
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,8 @@ class DDPM(Tabulated):
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "scaled_linear", "cosine"):
             raise ArgumentError(f"schedule must be linear, scaled_linear or cosine, got {self.schedule!r}")
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ArgumentError(f"levels must be an integer >= 2, got {self.levels!r}")
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 10**6:
+            raise ArgumentError(f"levels must be an integer >= 2 and <= 1000000, got {self.levels!r}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ArgumentError(f"need 0 < beta_start <= beta_end < 1, got {self.beta_start!r} and {self.beta_end!r}")
         last = float(self.levels) if self.t_max is None else self.t_max

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from diffode import paths
-from diffode.errors import ArgumentError, FileFormatError
+from diffode.errors import ArgumentError
+from diffode.input_files import believed
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
@@ -59,7 +60,7 @@ class Checkpoint:
 def load_checkpoint(file: str | FilePath) -> Checkpoint:
     """Read a trained sampler; raises FileFormatError for anything that is not one, ArgumentError if there is no such file."""
     description, tensors = read_tensors(file, _SCHEMA)
-    try:
+    with believed(file, "a valid trained sampler", "train it again with diffode train"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
         if set(tensors) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
             raise ValueError("it must hold scales, weights and levels of 1 to 1000 evaluations, and nothing else")
@@ -77,8 +78,6 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         if type(description["seed"]) is not int:
             raise ValueError("seed must be an integer")
         return Checkpoint(stages, scale, path, target, origin, held_out, start, seconds, description["seed"])
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise FileFormatError(f"{file} is not a valid trained sampler: {error}; train it again with diffode train") from error
 
 
 def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:
@@ -121,7 +120,7 @@ def _write_ranged(schema: str, books: Mapping[int, Sequence[Ranged]], facts: Map
 def _read_ranged(schema: str, file: str | FilePath) -> dict[int, tuple[Ranged, ...]]:
     description, tensors = read_tensors(file, schema)
     single = schema == _RANGED_SCHEMA
-    try:
+    with believed(file, "a file of ranged samplers"):
         spans = []
         for key in ("first", "last"):
             low, high = description[key]
@@ -146,5 +145,3 @@ def _read_ranged(schema: str, file: str | FilePath) -> dict[int, tuple[Ranged, .
         if not books:
             raise ValueError("it holds no table")
         return books
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise FileFormatError(f"{file} does not hold ranged samplers: {error}") from error

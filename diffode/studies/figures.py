@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
@@ -15,6 +16,7 @@ from torch import Tensor
 from diffode import fields, solvers, targets
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.output_files import write_whole
 from diffode.randomness import keyed_normal
 from diffode.references import reference
 from diffode.solvers import Solution
@@ -23,6 +25,8 @@ from diffode.studies.ranking import Curve
 #: Points of a cloud, trajectories drawn, images in a row.
 _CLOUD, _TRAJECTORIES, _IMAGES = 500, 24, 12
 _RESOLUTION = 200
+#: Seed of the noise that a solver draws on its way.
+_SEED = 0
 
 
 def colours(methods: Sequence[str]) -> dict[str, str]:
@@ -32,9 +36,11 @@ def colours(methods: Sequence[str]) -> dict[str, str]:
     return {method: codes[i % len(codes)] for i, method in enumerate(methods)}
 
 
-def save(figure: Figure, file: FilePath) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(file, dpi=110, bbox_inches="tight")
+def save(figure: Figure, file: FilePath, dpi: int = 110, *, tight: bool = True) -> None:
+    """Write a figure as PNG, whole or not at all; raises ArgumentError if the file can't be written."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight" if tight else None)
+    write_whole(file, drawn.getvalue(), "picture")
 
 
 def draw_curves(target: str, own: Sequence[Curve], palette: Mapping[str, str]) -> Figure:
@@ -67,7 +73,7 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
         ("exact flow", reference(field, start, first, last, 1e-5).x, _exact_lines(field, start[:_TRAJECTORIES]))
     ]
     for method in methods:
-        solution = solvers.solve(field, start, solver=method, nfe=nfe, keep="all")
+        solution = solvers.solve(field, start, solver=method, nfe=nfe, keep="all", generator=_SEED)
         runs.append((f"{method}, NFE {solution.nfe}", solution.x, _lines(field, solution)))
     figure = Figure(figsize=(3.6 * len(runs), 3.8), layout="constrained")
     window = _window(field)
@@ -92,7 +98,7 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     start = field.path.sigma(first) * keyed_normal((_IMAGES, field.target.dim), seed=0, key=f"{target} images")
     rows = [("exact flow", reference(field, start, first, last, 1e-6).x)]
     for method in methods:
-        solution = solvers.solve(field, start, solver=method, nfe=nfe)
+        solution = solvers.solve(field, start, solver=method, nfe=nfe, generator=_SEED)
         rows.append((f"{method}\nNFE {solution.nfe}", solution.x))
     limit = float(rows[0][1].abs().quantile(0.99))
     figure = Figure(figsize=(0.8 * _IMAGES + 1.6, 0.85 * len(rows) + 0.4), layout="constrained")

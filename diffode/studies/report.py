@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import html
 import json
 import math
 import os
 import re
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from string import Template
 
 from joblib import Parallel, delayed
+from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
 from diffode import targets
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
+from diffode.output_files import unwritable
 from diffode.studies import figures
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
+from diffode.studies.report_folder import FIGURES, PAGE, TABLE, check_folder, new_report
 from diffode.studies.store import Result
 from diffode.studies.suite import Suite
 
 _TEMPLATE = FilePath(__file__).parent / "page.html"
 #: NFE at which samples are shown, and how many of the best methods.
 _SHOWN_NFE, _SHOWN_METHODS = 8, 2
+#: Pictures of samples by the kind of a target.
+_KINDS = ("clouds", "images")
+#: Characters of a target in a file's name; systems allow 255 in all.
+_LONGEST_NAME = 120
 #: What the metric that ranks is called in words and on an axis.
 _MEASURES = {
     "endpoint": (
@@ -47,36 +54,50 @@ def write_report(
 ) -> FilePath:
     """Write ``index.html``, ``figures/*.png`` and ``results.csv`` into a folder, and return the page.
 
+    The new report takes the place of the old one when it is finished, see :mod:`diffode.studies.report_folder`; other files in
+    the folder stay. A figure that can't be drawn is a line on the page.
+
     Args:
         suite: the suite the results belong to.
         results: stored results, failed ones included.
-        folder: where to write; made if missing, what an earlier report left in ``figures`` is replaced.
+        folder: where to write; made if missing. What an earlier report has listed as its own is replaced.
         command: the command that makes this report again, shown on the page.
         jobs: processes that draw; the number of cores by default.
 
     Raises:
-        ArgumentError: if there is nothing to report, or the folder can't be written.
+        ArgumentError: if there is nothing to report, the folder can't be written, or a file is in the way that is no report's.
     """
     if not results:
         raise ArgumentError(f"nothing is stored for suite {suite.name!r}; run it first: diffode bench {suite.name}")
     place = FilePath(folder)
+    check_report(suite, place)
     all_curves = curves(results)
-    try:
-        shutil.rmtree(place / "figures", ignore_errors=True)
-        (place / "figures").mkdir(parents=True, exist_ok=True)
-        write_csv(results, place / "results.csv")
-        _draw(all_curves, place / "figures", suite.imports, jobs or os.cpu_count() or 1)
-        page = place / "index.html"
-        page.write_text(_page(suite, results, all_curves, place / "figures", command), encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArgumentError(f"report folder {str(place)!r} can't be written: {reason}; choose another with --output") from error
-    return page
+    with new_report(place) as made:
+        try:
+            write_csv(results, made / TABLE)
+            (made / FIGURES).mkdir()
+            missing = _draw(all_curves, made / FIGURES, suite.imports, jobs or os.cpu_count() or 1)
+            page = _page(suite, results, all_curves, made / FIGURES, missing, command)
+            (made / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise unwritable(place, error, "report folder") from error
+    return place / PAGE
+
+
+def check_report(suite: Suite, folder: str | FilePath) -> None:
+    """Try whether the report of a suite can be written to a folder, before its cells are computed.
+
+    Raises:
+        ArgumentError: if the folder can't be written, or a file is in the way that is no report's.
+    """
+    names = figure_names(cell.target for cell in suite.cells).values()
+    pictures = [f"{FIGURES}/{kind}-{name}.png" for name in names for kind in ("curves", *_KINDS)]
+    check_folder(FilePath(folder), [PAGE, TABLE, *pictures])
 
 
 def write_csv(results: Iterable[Result], file: FilePath) -> None:
     """One row a measurement, or one with the reason for a failed result."""
-    with file.open("w", newline="", encoding="utf-8") as handle:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
         writer = csv.writer(handle)
         writer.writerow(_COLUMNS)
         for r in results:
@@ -89,36 +110,70 @@ def write_csv(results: Iterable[Result], file: FilePath) -> None:
                 writer.writerow(row)
 
 
-def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> None:
+def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:
+    """Draw all figures; returns why, by their file's names, of those that could not be drawn."""
     palette = figures.colours(list(dict.fromkeys(c.method for c in all_curves)))
-    work = []
-    for target in dict.fromkeys(c.target for c in all_curves):
+    work = {}
+    for target, name in figure_names(c.target for c in all_curves).items():
         own = [c for c in all_curves if c.target == target]
-        work.append(delayed(_save_curves)(target, own, palette, folder))
-        kind = None
-        # Pictures show the exact law beside a solver's samples.
-        if not FieldText.names(target):
-            kind = "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
+        work[f"curves-{name}.png"] = delayed(_save_curves)(target, own, palette, folder / f"curves-{name}.png")
+        kind = _kind(target)
         if kind:
-            work.append(delayed(_save_samples)(kind, target, own, folder, imports))
-    Parallel(n_jobs=min(jobs, max(1, len(work))))(work)
+            work[f"{kind}-{name}.png"] = delayed(_save_samples)(kind, target, own, folder / f"{kind}-{name}.png", imports)
+    try:
+        reasons = Parallel(n_jobs=min(jobs, max(1, len(work))))(work.values())
+    except Exception as error:  # A process that draws was killed, for want of memory for instance.
+        reasons = [f"{type(error).__name__}: {error}"] * len(work)
+    # Of a killed process's figures some may have been finished.
+    return {name: reason for name, reason in zip(work, reasons, strict=True) if reason and not (folder / name).is_file()}
 
 
-def file_name(target: str) -> str:
-    """A target as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", target)
+def _kind(target: str) -> str | None:
+    """What a target's samples look like: clouds, images, or nothing that is drawn."""
+    # Pictures show the exact law beside a solver's samples.
+    if FieldText.names(target):
+        return None
+    try:
+        return "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
+    except DiffodeError:  # The target of stored results may exist no more.
+        return None
 
 
-def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], folder: FilePath) -> None:
-    figures.save(figures.draw_curves(target, own, palette), folder / f"curves-{file_name(target)}.png")
+def figure_names(names: Iterable[str]) -> dict[str, str]:
+    """Each target as a part of its figures' names: plain, short, and no two the same, even where case is no difference."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for target in dict.fromkeys(names):
+        plain = re.sub(r"[^A-Za-z0-9_.=-]+", "_", target)
+        if len(plain) > _LONGEST_NAME or plain.lower() in taken:
+            plain = f"{plain[: _LONGEST_NAME - 9]}-{hashlib.sha256(target.encode()).hexdigest()[:8]}"
+        taken.add(plain.lower())
+        found[target] = plain
+    return found
 
 
-def _save_samples(kind: str, target: str, own: Sequence[Curve], folder: FilePath, imports: Sequence[str]) -> None:
-    for module in imports:
-        import_extension(module)
-    path = own[0].path
-    draw = figures.draw_clouds if kind == "clouds" else figures.draw_images
-    figures.save(draw(target, path, _shown_solvers(own, path), _SHOWN_NFE), folder / f"{kind}-{file_name(target)}.png")
+def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], file: FilePath) -> str | None:
+    return _drawn(lambda: figures.draw_curves(target, own, palette), file)
+
+
+def _save_samples(kind: str, target: str, own: Sequence[Curve], file: FilePath, imports: Sequence[str]) -> str | None:
+    def draw() -> Figure:
+        for module in imports:
+            import_extension(module)
+        path = own[0].path
+        paint = figures.draw_clouds if kind == "clouds" else figures.draw_images
+        return paint(target, path, _shown_solvers(own, path), _SHOWN_NFE)
+
+    return _drawn(draw, file)
+
+
+def _drawn(draw: Callable[[], Figure], file: FilePath) -> str | None:
+    """Draw and write a figure; returns why if that fails. The numbers of a report do not wait for a picture."""
+    try:
+        figures.save(draw(), file)
+    except Exception as error:  # A solver, a target or a field of anyone's may raise anything.
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _shown_solvers(own: Sequence[Curve], path: str) -> list[str]:
@@ -129,7 +184,14 @@ def _shown_solvers(own: Sequence[Curve], path: str) -> list[str]:
     return known + best[:_SHOWN_METHODS]
 
 
-def _page(suite: Suite, results: Sequence[Result], all_curves: Sequence[Curve], folder: FilePath, command: str) -> str:
+def _page(
+    suite: Suite,
+    results: Sequence[Result],
+    all_curves: Sequence[Curve],
+    folder: FilePath,
+    missing: Mapping[str, str],
+    command: str,
+) -> str:
     good = [r for r in results if r.status == "ok"]
     failed = [r for r in results if r.status != "ok"]
     solver_names = list(dict.fromkeys(c.solver for c in all_curves))
@@ -164,13 +226,14 @@ def _page(suite: Suite, results: Sequence[Result], all_curves: Sequence[Curve], 
         measure=html.escape(measure),
         label=html.escape(label),
         plotly=get_plotlyjs(),
-        # "</" would end the script element wherever it stood.
-        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        # "</" would end the script element wherever it stood, and "<!--" would change how it is read.
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
         prices=_prices_table(all_curves),
         split=_split_table(results),
-        samples=_pictures(folder, ("clouds-", "images-")) or "<p>No two-dimensional or image targets in this suite.</p>",
-        figures=_pictures(folder, ("curves-",)),
+        samples=_pictures(folder, missing, tuple(f"{kind}-" for kind in _KINDS))
+        or "<p>No two-dimensional or image targets in this suite.</p>",
+        figures=_pictures(folder, missing, ("curves-",)),
         failures=_failures(failed),
         command=html.escape(command),
         environment=_environment(results),
@@ -220,8 +283,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], best_first: bool
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _pictures(folder: FilePath, prefixes: tuple[str, ...]) -> str:
-    """The PNG files with these prefixes, inside the page."""
+def _pictures(folder: FilePath, missing: Mapping[str, str], prefixes: tuple[str, ...]) -> str:
+    """The PNG files with these prefixes, inside the page, and a line for each that could not be drawn."""
     parts = []
     for file in sorted(f for f in folder.glob("*.png") if f.name.startswith(prefixes)):
         name = html.escape(file.stem.partition("-")[2])
@@ -229,6 +292,9 @@ def _pictures(folder: FilePath, prefixes: tuple[str, ...]) -> str:
         parts.append(
             f'<figure><img alt="{name}" src="data:image/png;base64,{encoded}"><figcaption>{name}</figcaption></figure>'
         )
+    for file_name, reason in missing.items():
+        if file_name.startswith(prefixes):
+            parts.append(f"<p>Figure {html.escape(file_name)} could not be drawn: {html.escape(reason[:500])}</p>")
     return "".join(parts)
 
 

@@ -8,6 +8,8 @@ registered name.
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from diffode import grids, metrics, paths, solvers, targets
-from diffode.errors import ArgumentError, UnknownNameError, suggestion
+from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
+from diffode.input_files import read_bytes, shown
 from diffode.specs import parse_spec
 from diffode.studies.cell import Cell
 from diffode.studies.problem import field_of
@@ -27,16 +30,39 @@ __all__ = ["Cell", "Suite", "load_suite", "parse_suite", "suite_names"]
 
 _LISTS = ("targets", "paths", "grids", "solvers", "nfe", "seeds")
 _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "tolerance": 1e-9}
+#: Names of systems that some of them keep for devices, and the name of the result store, which lies beside the reports.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|results\.sqlite", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?<!\.)\Z")
+_LONGEST_NAME, _LONGEST_REASON = 100, 1000
+#: Bounds on a suite: bytes of its file, cells (each takes about 500 bytes of memory), evaluations and points of a cell.
+_LARGEST_FILE, _MOST_CELLS, _MOST_EVALUATIONS, _MOST_POINTS = 2**22, 1_000_000, 100_000, 10**8
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of cells."""
+    """A named list of cells. The name is a folder's too: letters, digits, '.', '_' and '-', not with a dot in front."""
 
     name: str
     summary: str
     cells: tuple[Cell, ...]
     imports: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        plain = isinstance(self.name, str) and len(self.name) <= _LONGEST_NAME and _PLAIN.match(self.name)
+        if not plain or _RESERVED.match(self.name):
+            raise ArgumentError(
+                f"name of a suite must be 1 to {_LONGEST_NAME} letters, digits, '_', '-' and '.', not begin with '-' or '.', "
+                f"and be none that systems reserve, since its report lies in a folder of this name; got {shown(self.name)}"
+            )
+
+
+def plain_name(text: str) -> str:
+    """A text as a suite's name, with what such a name may not hold left out.
+
+    >>> plain_name("quick-мой.field")
+    'quick-_.field'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)[:_LONGEST_NAME].rstrip(".").lstrip(".-") or "_"
 
 
 def suite_names() -> list[str]:
@@ -46,50 +72,83 @@ def suite_names() -> list[str]:
 
 def load_suite(name: str) -> Suite:
     """A shipped suite by name, or one from a TOML file."""
-    file = FilePath(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not isinstance(name, str):
+        raise ArgumentError(f"a suite is a name or a TOML file, got {shown(name)}")
     if not name.endswith(".toml") and name not in suite_names():
         raise UnknownNameError("suite", name, [*suite_names(), "PATH.toml"])
+    file = FilePath(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    content = read_bytes(file, f"suite file {name!r}", _LARGEST_FILE)
     try:
-        return parse_suite(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
-    except OSError as error:
-        raise ArgumentError(f"suite file {name!r} can't be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"suite file {name!r} is not valid TOML: {error}") from error
+        parsed = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        # An integer of thousands of digits is a ValueError of its own, a list in a list in a list ... a RecursionError.
+        raise ArgumentError(f"suite file {name!r} is not valid TOML: {str(error)[:200]}") from error
+    return parse_suite(parsed, str(file))
 
 
 def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
     """A suite from the content of its TOML file; every name in it is checked before anything runs."""
+    if not isinstance(content, Mapping):
+        raise ArgumentError(f"{where}: a suite is a table of keys, got {shown(content)}")
     _check_keys(content, ("name", "summary", "imports", "defaults", "study"), where)
-    imports = tuple(_listed(content.get("imports", []), "imports", where))
-    for module in imports:
-        import_extension(module)
+    name, summary = content.get("name", FilePath(where).stem), content.get("summary", "")
+    for key, value in (("name", name), ("summary", summary)):
+        if not isinstance(value, str):
+            raise ArgumentError(f"{where}: {key} must be a text, got {shown(value)}")
+    imports = tuple(_texts(content.get("imports", []), "imports", where))
     studies, defaults = content.get("study"), content.get("defaults", {})
     if not isinstance(studies, list) or not studies or not all(isinstance(study, dict) for study in studies):
         raise ArgumentError(f"{where}: a suite needs at least one [[study]] table")
     if not isinstance(defaults, dict):
         raise ArgumentError(f"{where}: defaults must be a table, [defaults]")
+    try:
+        # A name that is none is refused before the user's modules run.
+        Suite(name, summary, ())
+        for module in imports:
+            import_extension(module)
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from error
     cells: dict[Cell, None] = {}
+    asked = 0
     for number, study in enumerate(studies, start=1):
         label = f"{where}, study {number}"
         merged = {**defaults, **study}
         _check_keys(merged, (*_LISTS, *_SCALARS), label)
-        cells.update(dict.fromkeys(_product(merged, label)))
-    return Suite(str(content.get("name", FilePath(where).stem)), str(content.get("summary", "")), tuple(cells), imports)
+        lists = _lists(merged, label)
+        asked += math.prod(len(values) for values in lists.values())
+        if asked > _MOST_CELLS:
+            raise ArgumentError(
+                f"{where}: its studies ask for {asked:,} runs up to study {number}, more than {_MOST_CELLS:,}: "
+                "shorten their lists, or make several suites"
+            )
+        cells.update(dict.fromkeys(_product(lists, merged, label)))
+    return Suite(name, summary, tuple(cells), imports)
 
 
-def _product(study: Mapping[str, Any], where: str) -> Iterable[Cell]:
+def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
+    """The lists of a study by their keys, of the right types, with the lone "*" written out."""
     for key in _LISTS:
         if key not in study:
             raise ArgumentError(f"{where}: {key} is missing; give a list, in the study or in [defaults]")
-    lists = {key: _listed(study[key], key, where) for key in _LISTS}
+    lists: dict[str, list[Any]] = {}
     for key, room in (("targets", targets), ("paths", paths), ("grids", grids), ("solvers", solvers)):
-        lists[key] = _expanded(lists[key], room.names())
-    for key in ("nfe", "seeds"):
-        least = 1 if key == "nfe" else 0
-        if not all(isinstance(v, int) and not isinstance(v, bool) and least <= v < 2**63 for v in lists[key]):
-            raise ArgumentError(f"{where}: {key} must be integers >= {least}, got {lists[key]}")
+        lists[key] = _expanded(_texts(study[key], key, where), room.names())
+    for key, least, most in (("nfe", 1, _MOST_EVALUATIONS), ("seeds", 0, 2**63 - 1)):
+        lists[key] = _listed(study[key], key, where)
+        for value in lists[key]:
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ArgumentError(f"{where}: {key} must be integers >= {least} and <= {most}, got {shown(value)}")
+    for key, values in lists.items():
+        if not values:
+            raise ArgumentError(f"{where}: {key} must not be empty")
+    return lists
+
+
+def _product(lists: Mapping[str, Sequence[Any]], study: Mapping[str, Any], where: str) -> Iterable[Cell]:
     settings = {key: study.get(key, default) for key, default in _SCALARS.items()}
-    chosen = tuple(_listed(settings.pop("metrics"), "metrics", where))
+    chosen = tuple(_texts(settings.pop("metrics"), "metrics", where))
+    if not chosen:
+        raise ArgumentError(f"{where}: metrics must not be empty; the first of them ranks")
     _check_scalars(settings, where)
     _check_names(lists, chosen, where)
     for target, path, seed, grid, solver, nfe in itertools.product(
@@ -117,29 +176,40 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         if len(set(chosen)) != len(chosen):
             raise ArgumentError(f"metrics has an entry twice: {list(chosen)}")
     except ArgumentError as error:
-        raise ArgumentError(f"{where}: {error}") from error
+        raise ArgumentError(f"{where}: {str(error)[:_LONGEST_REASON]}") from error
+    except DiffodeError:
+        raise
+    except Exception as error:  # What anyone has registered may raise anything when it is made.
+        raise ArgumentError(f"{where}: {type(error).__name__}: {str(error)[:_LONGEST_REASON]}") from error
 
 
 def _check_scalars(settings: Mapping[str, Any], where: str) -> None:
     points, dtype, tolerance = settings["points"], settings["dtype"], settings["tolerance"]
-    if not isinstance(points, int) or points < 2:
-        raise ArgumentError(f"{where}: points must be an integer >= 2, got {points!r}")
+    if not isinstance(points, int) or isinstance(points, bool) or not 2 <= points <= _MOST_POINTS:
+        raise ArgumentError(f"{where}: points must be an integer >= 2 and <= {_MOST_POINTS}, got {shown(points)}")
     if dtype not in ("float32", "float64"):
-        raise ArgumentError(f"{where}: dtype must be 'float32' or 'float64', got {dtype!r}")
+        raise ArgumentError(f"{where}: dtype must be 'float32' or 'float64', got {shown(dtype)}")
     if not isinstance(tolerance, float) or not 1e-13 <= tolerance <= 1e-3:
-        raise ArgumentError(f"{where}: tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
+        raise ArgumentError(f"{where}: tolerance must lie in [1e-13, 1e-3], got {shown(tolerance)}")
 
 
 def _check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
-            raise ArgumentError(f"{where}: unknown key {key!r}{suggestion(key, known)}; keys: {', '.join(known)}")
+            raise ArgumentError(f"{where}: unknown key {shown(key)}{suggestion(str(key), known)}; keys: {', '.join(known)}")
 
 
 def _listed(value: Any, key: str, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ArgumentError(f"{where}: {key} must be a list, got {value!r}")
+        raise ArgumentError(f"{where}: {key} must be a list, got {shown(value)}")
     return value
+
+
+def _texts(value: Any, key: str, where: str) -> list[str]:
+    for item in _listed(value, key, where):
+        if not isinstance(item, str):
+            raise ArgumentError(f"{where}: {key} must be a list of texts, got {shown(item)} in it")
+    return list(value)
 
 
 def _expanded(values: list[Any], names: list[str]) -> list[Any]:

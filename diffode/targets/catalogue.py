@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from diffode.errors import ArgumentError, FileFormatError
+from diffode.array_files import read_arrays
+from diffode.errors import ArgumentError, DiffodeError, FileFormatError
 from diffode.specs import Registry
 from diffode.targets.components import Diagonal, Isotropic
 from diffode.targets.mixture import GaussianMixture, LowRank
@@ -125,9 +126,8 @@ def _shipped(name: str) -> Target:
     """Read one entry's parameters, check them against its card, and build the mixture."""
     path = DATA / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parameters = {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError) as error:
+        parameters = read_arrays(path)
+    except DiffodeError as error:
         raise FileFormatError(f"parameters of target {name!r} can't be read from {path}: {error}") from error
     if parameter_hash(parameters) != _cards[name].sha256:
         raise FileFormatError(f"parameters of target {name!r} in {path} differ from those on its card; reinstall diffode")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path as FilePath
 
 import torch
 from matplotlib.figure import Figure
 
+from diffode.output_files import write_whole
 from diffode.paths import Path
 from diffode.verify.equations import Residuals
 
@@ -44,4 +46,6 @@ def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: floa
 
 def save_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None, file: FilePath) -> None:
     """Draw and write as PNG."""
-    draw_residuals(residuals, path, title, tolerance).savefig(file, dpi=100)
+    drawn = io.BytesIO()
+    draw_residuals(residuals, path, title, tolerance).savefig(drawn, format="png", dpi=100)
+    write_whole(file, drawn.getvalue(), "picture")

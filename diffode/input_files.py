@@ -1,0 +1,133 @@
+"""Files that diffode reads, whoever wrote them: looked at before they are opened, and never larger than is bearable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import reprlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any, BinaryIO
+
+from diffode.errors import ArgumentError, FileFormatError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short: a file may hold anything.
+
+    >>> shown([[[[[]]]]])
+    '[[[...]]]'
+    """
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # An object of anyone's may fail to show itself; an integer of many digits has no decimal text.
+        return f"a value of type {type(value).__name__}"
+
+
+@contextlib.contextmanager
+def opened(file: str | FilePath, what: str, most: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file, open for reading, and its size in bytes.
+
+    A pipe or a device is refused before it is opened, since reading it may never end.
+
+    Args:
+        file: the file.
+        what: what messages call it.
+        most: bytes that it may have.
+
+    Raises:
+        ArgumentError: if there is no such file, it is none, or it can't be read.
+        FileFormatError: if it is larger.
+    """
+    try:
+        place = FilePath(file)
+        found = place.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise ArgumentError(f"{what} can't be read: it is a folder")
+        if not stat.S_ISREG(found.st_mode):
+            raise ArgumentError(f"{what} can't be read: it is no regular file")
+        if found.st_size > most:
+            raise FileFormatError(f"{what} has {found.st_size:,} bytes, more than the {most:,} it may have")
+        handle = place.open("rb")
+    except OSError as error:
+        raise _unreadable(what, error) from error
+    except ValueError as error:
+        if isinstance(error, ArgumentError | FileFormatError):
+            raise
+        raise _unreadable(what, error) from error
+    with handle:
+        try:
+            yield handle, found.st_size
+        except OSError as error:
+            if isinstance(error, ArgumentError | FileFormatError):
+                raise
+            raise _unreadable(what, error) from error
+
+
+def read_bytes(file: str | FilePath, what: str, most: int) -> bytes:
+    """The content of a regular file, see :func:`opened`; it may not grow meanwhile."""
+    with opened(file, what, most) as (handle, size):
+        content = handle.read(size + 1)
+    if len(content) != size:
+        raise FileFormatError(f"{what} changed while it was read")
+    return content
+
+
+def read_json(content: str | bytes) -> Any:
+    """What a JSON text (UTF-8) says, without the freedoms that Python's reader takes.
+
+    Raises:
+        ValueError: if it is no JSON, holds a key twice or a number that is none, or is nested too deep.
+    """
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"JSON has the key {shown(twice)} twice")
+    return found
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"JSON has no number {constant}")
+
+
+def _unreadable(what: str, error: OSError | ValueError) -> ArgumentError:
+    if isinstance(error, FileNotFoundError):
+        return ArgumentError(f"{what} can't be read: no such file")
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return ArgumentError(f"{what} can't be read: {reason}")
+
+
+@contextlib.contextmanager
+def believed(file: str | FilePath, what: str, remedy: str = "") -> Iterator[None]:
+    """While what a file holds is looked at and made into an object: whatever fails is the file's fault.
+
+    Args:
+        file: the file.
+        what: what it should be, "a valid tableau" for instance.
+        remedy: what to do about it.
+
+    Raises:
+        FileFormatError: instead of any other error; it names the file.
+    """
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except Exception as error:  # Numbers out of a damaged file may make anything fail.
+        if isinstance(error, KeyError) and not isinstance(error, ArgumentError):
+            reason = f"it lacks {shown(error.args[0] if error.args else '')}"
+        else:
+            reason = str(error)[:300] or type(error).__name__
+        raise FileFormatError(f"{file} is not {what}: {reason}{'; ' if remedy else ''}{remedy}") from error

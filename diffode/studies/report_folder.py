@@ -1,0 +1,223 @@
+"""The folder of a report: a new report is made beside the old one and put in its place whole; other files there stay.
+
+What a report is made of stands in its ``report.json``. Only files that are listed there are ever replaced or deleted. A folder
+can't be exchanged for another in one step on every system, and a folder that is exchanged takes the user's own files away for a
+moment. The finished files are therefore moved one by one, each in one step, and ``index.html``, which holds all pictures and
+tables itself, comes last: whoever opens it finds the whole old report or the whole new one, whenever the process is killed.
+Until the last file is in its place ``report.json`` lists the files of both, so that the next report finds and replaces all of
+them. An error on the way puts the files of the old report back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path as FilePath
+from types import ModuleType
+
+from diffode.errors import ArgumentError, FileFormatError
+from diffode.output_files import unwritable
+
+_locks: ModuleType | None
+try:
+    _locks = importlib.import_module("fcntl")
+except ImportError:  # pragma: no cover - Windows has no such locks.
+    _locks = None
+
+PAGE, TABLE, FIGURES, MANIFEST = "index.html", "results.csv", "figures", "report.json"
+_SCHEMA = "diffode-report-1"
+_LARGEST_MANIFEST = 2**20
+_LISTED = re.compile(rf"({PAGE}|{TABLE}|{FIGURES}/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*\.png)\Z")
+_STAGING = re.compile(r"\.diffode-new-[0-9a-f]{12}\Z")
+
+
+def check_folder(place: FilePath, names: Iterable[str]) -> None:
+    """Try whether a report of these files could be put in a folder, before the work of making it.
+
+    Raises:
+        ArgumentError: if the folder can't be written, or a file is in the way that no report has listed.
+    """
+    with _explained(place):
+        _check_names(place, names, _listed(place))
+        with _staging(place) as folder:
+            (folder / PAGE).write_bytes(b"\0")
+
+
+@contextlib.contextmanager
+def new_report(place: FilePath) -> Iterator[FilePath]:
+    """A folder to make a report in. What lies in it at the end becomes the report of ``place``, unless an error ends it before.
+
+    Raises:
+        ArgumentError: if the folder can't be written, or a file is in the way that no report has listed.
+    """
+    with _staging(place) as staging:
+        yield staging
+        with _explained(place), _held(place):
+            _put_in_place(staging, place)
+
+
+@contextlib.contextmanager
+def _staging(place: FilePath) -> Iterator[FilePath]:
+    """A folder inside ``place`` that is removed at the end, and ``place`` with it if it was made for that and stayed empty."""
+    held = contextlib.ExitStack()
+    with _explained(place):
+        made = not place.exists()
+        place.mkdir(parents=True, exist_ok=True)
+        # A report that is begun meanwhile by another process must not take this folder for an abandoned one.
+        with _held(place):
+            _remove_abandoned(place)
+            staging = place / f".diffode-new-{secrets.token_hex(6)}"
+            staging.mkdir()
+            held.enter_context(_held(staging))
+    try:
+        with held:
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _put_in_place(staging: FilePath, place: FilePath) -> None:
+    new = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
+    new = sorted((name for name in new if _LISTED.match(name)), key=lambda name: (name == PAGE, name == TABLE, name))
+    old = _listed(place)
+    _check_names(place, new, old)
+    for name in new:
+        _flush(staging / name)
+    kept = staging / "old"
+    _write_manifest(staging, place, old.union(new))
+    done: list[str] = []
+    try:
+        for name in new:
+            (place / name).parent.mkdir(exist_ok=True)
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(place / name):
+                _keep(place / name, kept / name)
+            done.append(name)
+            os.replace(staging / name, place / name)
+    except BaseException:
+        # An interruption by the keyboard is one of these errors.
+        for name in done:
+            _restore(kept / name, place / name)
+        raise
+    for name in sorted(old.difference(new)):
+        (place / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        # It goes if nothing else lies in it.
+        if old and not any(name.startswith(FIGURES) for name in new):
+            (place / FIGURES).rmdir()
+    _write_manifest(staging, place, new)
+
+
+def _check_names(place: FilePath, names: Iterable[str], listed: set[str]) -> None:
+    if os.path.lexists(place / FIGURES) and ((place / FIGURES).is_symlink() or not (place / FIGURES).is_dir()):
+        raise ArgumentError(f"{str(place / FIGURES)!r} is no folder of its own: move it away, or choose another --output")
+    for name in names:
+        file = place / name
+        if not os.path.lexists(file):
+            continue
+        if name not in listed:
+            raise ArgumentError(
+                f"{str(file)!r} is in the way of the report, and no report lists it as its own ({MANIFEST} beside it): "
+                "move it away, or choose another --output"
+            )
+        if file.is_dir():
+            raise ArgumentError(f"{str(file)!r} is a folder, where the report has a file: move it away")
+
+
+def _listed(place: FilePath) -> set[str]:
+    """The files that the report in this folder has listed; none if there is no report."""
+    file = place / MANIFEST
+    if not os.path.lexists(file):
+        return set()
+    damaged = f"{file} is not the list of a report: move it away, or choose another --output"
+    if not file.is_file() or file.stat().st_size > _LARGEST_MANIFEST:
+        raise FileFormatError(damaged)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = content["files"] if content["schema"] == _SCHEMA else None
+        # A list that names other files than a report can have is no list that a report made.
+        if not isinstance(names, list) or not all(isinstance(name, str) and _LISTED.match(name) for name in names):
+            raise ValueError("files must be the names of a report's files")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FileFormatError(damaged) from error
+    return set(names)
+
+
+def _write_manifest(staging: FilePath, place: FilePath, names: Iterable[str]) -> None:
+    made = staging / MANIFEST
+    made.write_text(json.dumps({"schema": _SCHEMA, "files": sorted(names)}, indent=1) + "\n", encoding="utf-8")
+    _flush(made)
+    os.replace(made, place / MANIFEST)
+
+
+def _keep(file: FilePath, copy: FilePath) -> None:
+    """A second name for a file, or a copy where the disk has no second names."""
+    try:
+        os.link(file, copy, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(file, copy, follow_symlinks=False)
+
+
+def _restore(kept: FilePath, file: FilePath) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.lexists(kept):
+            os.replace(kept, file)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _flush(file: FilePath) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def _held(folder: FilePath) -> Iterator[None]:
+    """While a lock on a folder is held, which ends with the process; nothing where there are no such locks."""
+    if _locks is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            _locks.flock(handle, _locks.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(place: FilePath) -> None:
+    """Remove unfinished reports whose process was killed: nobody holds their lock any more."""
+    if _locks is None:
+        return
+    for folder in place.iterdir():
+        if not _STAGING.match(folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                _locks.flock(handle, _locks.LOCK_EX | _locks.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _explained(place: FilePath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(place, error, "report folder") from error
+    except ValueError as error:
+        if isinstance(error, ArgumentError | FileFormatError):
+            raise
+        raise unwritable(place, error, "report folder") from error
