@@ -104,8 +104,22 @@ def levels(scheduler, network):
     return first, last
 
 
-def exact(network, x, first, last, exploding):
-    """The exact flow of x/alpha from one level to another, x in the scheduler's own scale."""
-    scale = 1.0 if exploding else 1 + first if network.flow else math.sqrt(1 + first**2)
-    end = diffode.reference(network.field, (x * scale).double(), first, last)
-    return end.x
+def gap_to_exact(made, theirs, target, noise, arguments):
+    """Mean distance of a run's end from the exact flow of its own start, in the data's scale.
+
+    Args:
+        made: the scheduler that runs: theirs, or ours in its place.
+        theirs: the scheduler that says where the levels are.
+    """
+    network = Network(target, theirs)
+    theirs.set_timesteps(**arguments)
+    first, last = levels(theirs, network)
+    # Schedulers of this kind hold x/alpha.
+    exploding = (made is theirs or network.told_level) and float(getattr(theirs, "init_noise_sigma", 1.0)) > 1.001
+    start, end = follow(made, network, noise, **arguments)
+
+    def unscaled(x, rho):
+        return x.double() * (1.0 if exploding else 1 + rho if network.flow else math.sqrt(1 + rho**2))
+
+    reached = diffode.reference(network.field, unscaled(start, first), first, last).x
+    return float((unscaled(end, last) - reached).abs().mean())

@@ -13,7 +13,6 @@ import torch
 
 import diffode
 from diffode import adapters
-from diffode.errors import ArgumentError
 from diffode.paths import VP, SubVP, Tabulated
 
 with warnings.catch_warnings():

@@ -168,7 +168,7 @@ class Replaced:
         except (ValueError, TypeError, NotImplementedError, ArithmeticError, IndexError, RuntimeError) as error:
             said = ", ".join(f"{key}={value!r:.60}" for key, value in given.items())
             raise ArgumentError(f"{self.name} makes no levels of set_timesteps({said}): {error}") from error
-        order = scheduler.order
+        order = getattr(scheduler, "order", 1)
         if hasattr(scheduler, "_timesteps") and self.name == "PNDMScheduler":
             # It repeats some timesteps for its own start.
             labels = [float(t) for t in scheduler._timesteps[::-1]]
@@ -199,8 +199,8 @@ class Replaced:
         if kind == "flow":
             if max(levels) > 1:
                 raise ArgumentError(
-                    f"{self.name} makes times of the flow up to {max(levels):g} with this configuration, which end at 1: it takes "
-                    "use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas from its betas even with use_flow_sigmas"
+                    f"{self.name} makes times of the flow up to {max(levels):g} with this configuration, but 1 is the last: it "
+                    "converts the levels of its betas (use_karras_sigmas and the like) even with use_flow_sigmas"
                 )
             return RectifiedFlow(t_max=1.0), [1 - level for level in levels] if self.convention.inverted else levels
         if kind != "table":

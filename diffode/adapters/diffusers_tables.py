@@ -77,13 +77,21 @@ def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
     if not rows:
         return table, rows
     factors = {j: conversion(path, "denoised", "noise", table.rows[j].time) for j in rows}
-    changed = []
+    changed: list[Row] = []
     for row in table.rows:
         states, evaluations = dict(row.states), dict(row.evaluations)
         for j in rows & evaluations.keys():
             of_x, of_denoised = factors[j]
             states[j] = states.get(j, 0.0) + evaluations[j] * of_x
             evaluations[j] = evaluations[j] * of_denoised
+        for j in sorted(rows & states.keys() - {0, *table.outputs}, reverse=True):
+            # A stage that is all but the start again would cancel against it: its own row stands in for it.
+            if changed[j].draws:
+                continue
+            weight = states.pop(j)
+            for kept, own in ((states, changed[j].states), (evaluations, changed[j].evaluations)):
+                for k, value in own.items():
+                    kept[k] = kept.get(k, 0.0) + weight * value
         changed.append(replace(row, states=states, evaluations=evaluations))
     return replace(table, rows=tuple(changed)), rows
 
