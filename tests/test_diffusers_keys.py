@@ -68,9 +68,23 @@ def test_refused_keys_and_unknown_ones_are_named():
 
 
 def test_advice_for_networks_told_noise_levels_or_times_runs():
-    exact = diffode.exact_field("ring8", "edm:sigma_min=0.01,sigma_max=1348")
-    found = diffode.Field.from_score(lambda x, t: exact.score(x, t), "edm:sigma_min=0.01,sigma_max=1348")
-    diffode.solve(found, exact.prior(4, generator=0), solver="ddim", nfe=4)
+    """The calls that the refusals of ScoreSdeVe and of Wuerstchen's scheduler name, on exact networks."""
+    for name, view, spec in (
+        ("ScoreSdeVeScheduler", "score", "edm:sigma_min=0.01,sigma_max=1348"),
+        ("DDPMWuerstchenScheduler", "noise", "vp_cosine"),
+    ):
+        assert f"Field.from_{view}(" in keys.CLASSES[name]
+        assert f"diffode.paths.get('{spec}')" in keys.CLASSES[name]
+        exact = diffode.exact_field("ring8", spec)
+        wrap = getattr(diffode.Field, f"from_{view}")
+        found = wrap(lambda x, t, exact=exact, view=view: exact.predict(view, x, t), diffode.paths.get(spec))
+        x = exact.prior(4, generator=0)
+        torch.testing.assert_close(
+            diffode.solve(found, x, solver="ddim", nfe=4).x,
+            diffode.solve(exact, x, solver="ddim", nfe=4).x,
+            rtol=1e-6,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize("model", PUBLISHED)

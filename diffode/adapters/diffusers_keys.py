@@ -60,9 +60,9 @@ CLASSES = {
     **dict.fromkeys(("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"), _UPWARDS),
     **dict.fromkeys(("CMStochasticIterativeScheduler", "SCMScheduler"), _CONSISTENCY),
     "ScoreSdeVeScheduler": "its network takes noise levels as they are: run diffode.solve on Field.from_score(lambda x, t: "
-    "model(x, t).sample, 'edm:sigma_min=0.01,sigma_max=1348')",
+    "model(x, t).sample, diffode.paths.get('edm:sigma_min=0.01,sigma_max=1348'))",
     "DDPMWuerstchenScheduler": "its network takes times between 0 and 1: run diffode.solve on Field.from_noise(lambda x, t: "
-    "model(x, t), 'vp_cosine')",
+    "model(x, t), diffode.paths.get('vp_cosine'))",
     "RePaintScheduler": "it goes up and down to fill in a picture: keep it",
     "ConsistencyDecoderScheduler": _CONSISTENCY,
     "KarrasVeScheduler": "diffusers itself no longer has it: run diffode.solve on adapters.from_edm(model)",
@@ -71,6 +71,6 @@ CLASSES = {
     "PiflowScheduler": "its network answers with a policy, not with a velocity: keep it",
     "FlowMapEulerDiscreteScheduler": "its network is a flow map of two times, not a velocity: keep it",
     "MiniMaxH3Scheduler": "its timesteps are counted by its own pipeline: run diffode.solve on "
-    "Field.from_velocity(lambda x, t: model(x, t), 'rectified_flow')",
+    "Field.from_velocity(lambda x, t: model(x, t), diffode.paths.get('rectified_flow'))",
     "RFD4ProteinaScheduler": "it is made for frames of proteins: keep it",
 }  # fmt: skip
