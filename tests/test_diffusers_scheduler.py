@@ -264,7 +264,7 @@ def test_it_takes_over_the_schedule_of_another():
     [
         ({"prediction_type": "noise"}, "prediction_type"),
         ({"final_sigmas_type": "none"}, "final_sigmas_type"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule"),
+        ({"beta_schedule": "exp"}, "beta_schedule"),
         ({"solver": "dpmp"}, "did you mean"),
         ({"solver": "edm_stochastic:churn=40,noise_to=500"}, "evaluate its start"),
         ({"solver": "ddim:analytic_first_step=true"}, "evaluate its start"),

@@ -49,19 +49,23 @@ def as_diffusers_scheduler(solver: str = "dpmpp:order=2", like: Any = None, **op
 
     Args:
         solver: spec of any solver that writes a table.
-        like: the scheduler a model came with, whose noise schedule and prediction type are taken over (its spacing of timesteps
-            and its clipping are not: the grid is ours).
-        options: of :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`: grid, prediction_type, beta_schedule ...
+        like: the scheduler a model came with. The run makes the levels that it would make, calls the network as it would and
+            reads the answer as it would; only the steps between the levels are the solver's.
+        options: ``grid``, for other levels than those of ``like``, and other options of
+            :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`; or keys of ``like``'s configuration to be changed.
+
+    Raises:
+        ArgumentError: if ``like`` is no scheduler of diffusers, or one whose levels or keys ours can't take over.
+
+    ``as_diffusers_scheduler("ipndm:order=3", like=pipeline.scheduler, grid="karras")`` is
+    ``diffode.solve(field, x, solver="ipndm:order=3", grid="karras", nfe=n)`` for ``num_inference_steps=n``.
     """
     made = __getattr__("DiffodeScheduler")
     if like is None:
         return made(solver=solver, **options)
-    from diffode.adapters.diffusers_schedules import options_like
-
     if not isinstance(getattr(like, "config", None), Mapping):
         raise ArgumentError(f"like must be a scheduler of diffusers (an object, not a class), got {like!r}")
-    known = options_like({"_class_name": type(like).__name__, **like.config}, getattr(like, "alphas_cumprod", None))
-    return made(**{**known, "solver": solver, **options})
+    return made.like(like, solver, **options)
 
 
 def __getattr__(name: str) -> Any:

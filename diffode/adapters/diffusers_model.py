@@ -57,10 +57,13 @@ def from_diffusers(
 
     continuous = config.get("timestep_type") == "continuous"
 
+    inverted = bool(config.get("invert_sigmas"))
+
     def predict(x: Tensor, t: float | Tensor) -> Tensor:
         when = row_times(t, x)
         if isinstance(path, RectifiedFlow):
-            return called(x, x, steps * when)
+            # An inverted network counts its times, and answers, from noise to data.
+            return -called(x, x, steps * (1 - when)) if inverted else called(x, x, steps * when)
         return called(x, x, path.rho(when).log() / 4 if continuous else when - 1)
 
     if continuous and isinstance(path, EDM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import operator
@@ -10,30 +11,31 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffode import grids, solvers
+from diffode.adapters.diffusers_levels import Laid, Replaced, configuration, named
 from diffode.adapters.diffusers_model import TYPES
-from diffode.adapters.diffusers_schedules import levels_of, options_like
-from diffode.errors import ArgumentError, NumericalError
-from diffode.fields import columns, conversion
+from diffode.adapters.diffusers_network import Convention
+from diffode.adapters.diffusers_run import Driven
+from diffode.adapters.diffusers_schedules import levels_of
+from diffode.adapters.diffusers_tables import begins, without_signal, written
+from diffode.errors import ArgumentError
 from diffode.paths import Path, RectifiedFlow, Tabulated
 from diffode.solvers.bespoke import TrainedSolver
 from diffode.solvers.direct import DirectSolver
 from diffode.tableau import Tableau
 
-#: Timesteps that are nearer than this are the same: a network may want them rounded.
-_NEAR = 1.0
+#: Options that are ours alone; all others speak of the network and its levels.
+_OURS = ("solver", "grid", "replaced")
 
 
-class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A scheduler that runs a solver of diffode in diffusers' pipelines.
 
     ``as_diffusers_scheduler("unipc:order=3", like=pipeline.scheduler)``, or ``DiffodeScheduler.from_config`` with its
-    configuration, takes over the noise schedule and the prediction type of the scheduler that a model came with (its spacing of
-    timesteps and its clipping are not: the grid is ours).
+    configuration, takes the place of the scheduler that a model came with: the same levels, timesteps and meaning of the
+    answer, clipping included, with our steps between them. ``grid`` asks for other levels.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in diffusers' schedulers;
@@ -41,8 +43,13 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         rescale_betas_zero_snr: whether the schedule ends without any signal (arXiv 2305.08891); the solver then starts one
             level before.
         solver: spec of any solver that writes a table. ``universal`` needs scale= and dim= in its spec.
-        grid: spec of the grid; ``time_uniform`` is diffusers' spacing ``linspace``.
+        grid: spec of the grid. Unless given it is the replaced scheduler's levels, or, where none is replaced,
+            ``time_uniform``, diffusers' spacing ``linspace``. Beside ``replaced`` a grid makes all levels, as in
+            ``diffode.solve``: it ends at the first level of the table, or with ``to_zero=true`` without noise, and sigmas that
+            a pipeline gives only count its steps.
         final_sigmas_type: ``zero`` makes the last step to no noise at all, ``sigma_min`` ends at the first level.
+        replaced: configuration of the scheduler whose place it takes, with its ``_class_name``; the options above are then
+            its own.
 
     A number of inference steps is one of grid steps; a solver with s evaluations a step has s times as many timesteps.
     """
@@ -61,8 +68,9 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         prediction_type: str = "epsilon",
         rescale_betas_zero_snr: bool = False,
         solver: str = "dpmpp:order=2",
-        grid: str = "time_uniform",
+        grid: str | None = None,
         final_sigmas_type: str = "zero",
+        replaced: dict[str, Any] | None = None,
     ):
         if prediction_type not in TYPES:
             raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {prediction_type!r}")
@@ -72,16 +80,11 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(self._solver, DirectSolver):
             raise ArgumentError(f"solver {solver!r} writes no table, so a pipeline can't run it; choose one that does")
         self.path: Path
-        if prediction_type == "flow_prediction":
-            self.path = RectifiedFlow()
+        self._replaced: Replaced | None = None
+        if replaced is not None:
+            self._replace(replaced)
         else:
-            betas, kept = levels_of(self.config)
-            if trained_betas is not None:
-                # Saved as JSON: plain numbers.
-                self.register_to_config(trained_betas=betas.tolist())  # type: ignore[no-untyped-call]
-            #: What other libraries read from a scheduler.
-            self.betas, self.alphas_cumprod = torch.from_numpy(betas), torch.from_numpy(kept)
-            self.path = Tabulated(self.alphas_cumprod)
+            self._invent()
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
@@ -89,18 +92,72 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._device: Any = None
         # A table is written when the number of steps is known; two steps show whether the solver suits a pipeline at all.
         if not isinstance(self._solver, TrainedSolver):
-            self.set_timesteps(2)
+            self._use(self._solver.tableau(self.path, self.config["grid"] or "time_uniform", 2), None)
         self.num_inference_steps = None
-        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float64)
+        count = int(self.config["num_train_timesteps"])
+        self.timesteps = torch.arange(count - 1, -1, -1, dtype=torch.float64)
+
+    def _invent(self) -> None:
+        """The path and the network's conventions from our own options."""
+        prediction_type, count = self.config["prediction_type"], self.config["num_train_timesteps"]
+        if self.config["grid"] is None:
+            self.register_to_config(grid="time_uniform")  # type: ignore[no-untyped-call]
+        flow = prediction_type == "flow_prediction"
+        self._network = Convention("flow" if flow else "table", prediction_type, count)
+        if flow:
+            self.path = RectifiedFlow()
+            return
+        betas, kept = levels_of(self.config)
+        if self.config["trained_betas"] is not None:
+            # Saved as JSON: plain numbers.
+            self.register_to_config(trained_betas=betas.tolist())  # type: ignore[no-untyped-call]
+        #: What other libraries read from a scheduler.
+        self.betas, self.alphas_cumprod = torch.from_numpy(betas), torch.from_numpy(kept)
+        self.path = Tabulated(self.alphas_cumprod)
+
+    def _replace(self, config: Mapping[str, Any]) -> None:
+        """Take the place of a scheduler. Its keys are ours too, since pipelines read them."""
+        if not isinstance(config, Mapping) or not isinstance(config.get("_class_name"), str):
+            raise ArgumentError("replaced must be the configuration of a scheduler with its _class_name")
+        known = self._replaced = Replaced(config)
+        theirs = {key: value for key, value in config.items() if not key.startswith("_") and key not in _OURS}
+        self._network, self.path = known.convention, known.path
+        count, kind = known.convention.steps, known.convention.prediction_type
+        shown = {**theirs, "num_train_timesteps": count, "prediction_type": kind, "replaced": dict(config)}
+        self.register_to_config(**shown)  # type: ignore[no-untyped-call]
+        if known.table is not None:
+            self.alphas_cumprod = torch.tensor(known.table)
+            if known.betas is not None:
+                self.betas = torch.tensor(known.betas)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: Any = False, **kwargs: Any) -> Any:
-        """A scheduler from a configuration, ours or another scheduler's."""
+        """A scheduler from a configuration, ours or another scheduler's; keyword arguments change its keys."""
         if not isinstance(config, Mapping):
             raise ArgumentError(f"config must be the configuration of a scheduler, got {type(config).__name__}")
-        if "solver" not in config:
-            config = options_like(config)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        own = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+        given = {key: kwargs.pop(key) for key in _OURS if key in kwargs}
+        replaced = config.get("replaced") if "solver" in config else named(config)
+        if replaced is None:
+            changed = {key: kwargs.pop(key) for key in own if key in kwargs}
+            made = cls(**{**{key: config[key] for key in own if key in config}, **changed, **given})
+        else:
+            changed = {key: kwargs.pop(key) for key in list(kwargs) if key in {**replaced, **config} and key[0] != "_"}
+            before = {key: config[key] for key in ("solver", "grid") if "solver" in config}
+            made = cls(**{**before, "replaced": {**replaced, **changed}, **given})
+        return (made, kwargs) if return_unused_kwargs else made
+
+    @classmethod
+    def like(cls, scheduler: Any, solver: str, **options: Any) -> Any:
+        """A scheduler that takes the place of another, with options of ours and of its configuration changed."""
+        config = scheduler.config if isinstance(scheduler, DiffodeScheduler) else configuration(scheduler)
+        made, unknown = cls.from_config(config, True, solver=solver, **options)
+        if unknown:
+            raise ArgumentError(
+                f"{type(scheduler).__name__} has no {', '.join(unknown)}; its configuration has "
+                f"{', '.join(sorted(key for key in config if key[0] != '_'))}"
+            )
+        return made
 
     def set_timesteps(
         self,
@@ -113,7 +170,9 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Write the table for so many grid steps, or through the given decreasing timesteps or noise levels.
 
-        ``timesteps`` afterwards holds one timestep an evaluation, float64 (float32 where the device has no float64).
+        ``timesteps`` afterwards holds one timestep an evaluation, float64 (float32 where the device has no float64). Where
+        another scheduler is replaced, its own ``set_timesteps`` treats all arguments: given sigmas are shifted as it shifts
+        them, and it decides what ``mu`` does.
 
         Args:
             num_inference_steps: steps of the grid.
@@ -123,20 +182,58 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             mu: shift of these times, t e^mu/(t e^mu + 1 - t), by which flow-matching pipelines go by the size of an image.
         """
         given = sigmas if timesteps is None else timesteps
+        values = None if given is None else [float(value) for value in given]
         if timesteps is not None and sigmas is not None:
             raise ArgumentError("give timesteps or sigmas, not both")
-        if given is None:
-            if mu is not None:
+        if values is not None and num_inference_steps is not None and num_inference_steps != len(values):
+            raise ArgumentError("give num_inference_steps or timesteps, not both: their numbers differ")
+        laid = self._laid(num_inference_steps, values, timesteps is None, mu)
+        if laid is not None:
+            table = written(self._solver, laid.path, laid.times)
+        elif values is None or self._replaced is not None:
+            if mu is not None and self._replaced is None:
                 raise ArgumentError("mu shifts given sigmas: give sigmas as well, or grid='shift:s=...'")
-            table = self._table(_count(num_inference_steps))
+            table = self._table(_count(num_inference_steps if values is None else len(values)))
         else:
-            if num_inference_steps is not None and num_inference_steps != len(given):
-                raise ArgumentError("give num_inference_steps or timesteps, not both: their numbers differ")
-            table = self._through([float(value) for value in given], timesteps is None, mu)
-        self.num_inference_steps = len(table.outputs) - 1 if given is not None else num_inference_steps
+            table = self._through(values, timesteps is None, mu)
+        counted = num_inference_steps if values is None else None
+        self.num_inference_steps = len(table.outputs) - 1 if counted is None else counted
         self._device = device
-        self._use(table)
+        self._use(table, None if laid is None else laid.labels)
+        self.init_noise_sigma = 1.0 if laid is None else laid.start
+        if laid is None and self._network.kind in ("edm", "continuous", "exploding"):
+            self.init_noise_sigma = math.hypot(1.0, float(table.times[0]))
         self._begin_index = None
+
+    def _laid(self, steps: int | None, given: list[float] | None, are_levels: bool, mu: float | None) -> Laid | None:
+        """The replaced scheduler's own levels, unless a grid or a solver of its own levels is asked for."""
+        if self._replaced is None:
+            return None
+        self._follow_configuration()
+        trained = isinstance(self._solver, TrainedSolver)
+        if (trained or self.config["grid"] is not None) and (given is None or are_levels):
+            return None
+        if trained:
+            raise ArgumentError(f"solver {self.config['solver']!r} lays its own levels: give num_inference_steps")
+        if given is None:
+            return self._replaced.lay(_count(steps), mu=mu)
+        if are_levels:
+            return self._replaced.lay(steps, sigmas=given, mu=mu)
+        if not self._replaced.accepts("timesteps"):
+            return self._replaced.through(given)
+        return self._replaced.lay(timesteps=given, mu=mu)
+
+    def _follow_configuration(self) -> None:
+        """Pipelines may change a scheduler's configuration after it is made (steps_offset, clip_sample, sigma_max)."""
+        known = self._replaced
+        if known is None:
+            return
+        ours = {*inspect.signature(type(self).__init__).parameters} - known.config.keys()
+        now = {key: value for key, value in self.config.items() if key[0] != "_" and key not in ours and key not in _OURS}
+        shown = {**known.config, "prediction_type": known.convention.prediction_type}
+        changed = {key: value for key, value in now.items() if key not in shown or shown[key] != value}
+        if changed:
+            self._replace({**known.config, **changed})
 
     def _through(self, given: list[float], are_levels: bool, mu: float | None) -> Tableau:
         path, flow = self.path, isinstance(self.path, RectifiedFlow)
@@ -149,26 +246,33 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             # Pipelines of flow matching start at 1, where alpha is 0.
             times = [min(t, path.t_max) for t in times] if flow else times
         else:
-            times = [self._time_of(t) for t in given]
+            times = [self._network.time(t) for t in given]
         name, falls = "sigmas" if are_levels else "timesteps", all(a > b for a, b in itertools.pairwise(times))
         if not times or not falls or not times[-1] > 0 or not times[0] <= path.t_max * (1 + 1e-9):
             most = (
-                path.rho(path.t_max) if are_levels and not flow else path.t_max if are_levels else self._timestep_of(path.t_max)
+                path.rho(path.t_max)
+                if are_levels and not flow
+                else path.t_max
+                if are_levels
+                else self._network.label(path.t_max)
             )
             raise ArgumentError(f"{name} must fall, from at most {most:g}, and end with some noise left; got {given}")
-        return self._solver.tableau(path, [*times, 0.0] if self.config["final_sigmas_type"] == "zero" else times)
+        if self.config["final_sigmas_type"] == "zero":
+            return self._solver.tableau(path, [*times, 0.0])
+        # The step after the last is to the first level. Where that is the last itself, next to nothing is left of it.
+        return self._solver.tableau(path, [*times, path.t_min if times[-1] > path.t_min else times[-1] * (1 - 1e-6)])
 
     def _table(self, steps: int) -> Tableau:
-        path = self.path
+        path, grid = self.path, self.config["grid"]
         if isinstance(self._solver, TrainedSolver):
             # It lays its own levels, between ends with some noise.
             return self._solver.tableau(path, [path.t_max, path.t_min], steps)
-        if self.config["final_sigmas_type"] == "sigma_min":
-            return self._solver.tableau(path, self.config["grid"], steps)
-        inner = grids.get(self.config["grid"], path, steps - 1).tolist() if steps > 1 else [path.t_max]
+        if self._replaced is not None or self.config["final_sigmas_type"] == "sigma_min":
+            return self._solver.tableau(path, grid, steps)
+        inner = grids.get(grid, path, steps - 1).tolist() if steps > 1 else [path.t_max]
         return self._solver.tableau(path, [*inner, 0.0])
 
-    def _use(self, table: Tableau) -> None:
+    def _use(self, table: Tableau, labels: Sequence[float] | None) -> None:
         evaluated = table.evaluated
         if evaluated[0] != 0:
             raise ArgumentError(
@@ -176,167 +280,35 @@ class DiffodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "without churn and analytic_first_step"
             )
         self.table = table
+        #: The timesteps of the levels where the replaced scheduler names them; it may have rounded them.
+        self._named = dict(zip((float(table.times[row]) for row in table.outputs), labels or (), strict=False))
         times = table.times[evaluated]
         single = self._device is not None and torch.device(self._device).type == "mps"
-        steps = torch.tensor([self._timestep_of(float(t)) for t in times], dtype=torch.float64)
+        steps = torch.tensor([self._label(float(t)) for t in times], dtype=torch.float64)
         self.timesteps = steps.to(device=self._device, dtype=torch.float32 if single else torch.float64)
-        begins = _begins(table)
-        gaps = {later - first for first, later in itertools.pairwise(begins)} or {len(evaluated)}
+        starts = begins(table)
+        gaps = {later - first for first, later in itertools.pairwise(starts)} or {len(evaluated)}
         #: Timesteps of a step, if all but the last have the same number: image-to-image pipelines begin at a multiple of it.
         self.order = gaps.pop() if len(gaps) == 1 else 1
-        #: The noise levels sigma/alpha of the timesteps and of the end.
-        ends = [*(self.path.rho(float(t)) for t in times), self.path.rho(float(table.times[-1]))]
+        #: The levels of the timesteps and of the end: sigma/alpha, or times of the flow where the replaced scheduler has these.
+        ends = [self._level(float(t)) for t in (*times, table.times[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float64)
         self._step_index = None
-        self._run: Any = None
-        self._running, self._offset = table, 0
-        self._state: Tensor | None = None
+        self._run = None
+        self._running, self._denoised = without_signal(table)
+        self._offset = 0
+        self._state = None
 
-    @property
-    def step_index(self) -> int | None:
-        """How many evaluations were made; None before the first."""
-        return self._step_index
+    def _label(self, t: float) -> float:
+        return self._named.get(t, self._network.label(t))
 
-    @property
-    def begin_index(self) -> int | None:
-        """The index of the first timestep, if a pipeline has set it."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at another timestep, as image-to-image pipelines do; it must begin a grid step."""
-        self._begin_index = begin_index
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself: the network sees x as it is."""
-        return sample
-
-    def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True, **_: Any
-    ) -> Any:
-        """Take the network's answer at a timestep and give the sample to ask it with next; after the last, the result."""
-        if self.num_inference_steps is None:
-            raise ValueError("number of inference steps is None: run set_timesteps first")
-        wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
-        if self._run is None:
-            self._begin(timestep, wide, generator)
-        index, x = self._step_index or 0, self._state
-        if x is None:
-            raise ArgumentError("the run has ended; call set_timesteps to start another")
-        if abs(_number(timestep) - float(self.timesteps[index])) > _NEAR:
-            raise ArgumentError(
-                f"timestep {_number(timestep):g} is out of order: evaluation {index + 1} is at "
-                f"{float(self.timesteps[index]):g}; go through scheduler.timesteps one by one"
-            )
-        t = float(self._running.times[self._running.evaluated[index - self._offset]])
-        if not torch.equal(x.to(sample.dtype), sample):
-            # A pipeline may change it between steps, as inpainting does; otherwise nothing is lost to half precision.
-            x = wide
-        answer = self._prediction(model_output.to(x.dtype), x, t)
-        try:
-            _, self._state = self._run.send((answer, x))
-            previous = self._state
-        except StopIteration as end:
-            previous, self._state = end.value, None
-        self._step_index = index + 1
-        if not bool(torch.isfinite(previous).all()):
-            whose = "the model's answer is" if not bool(torch.isfinite(model_output).all()) else "the step gives"
-            raise NumericalError(f"{whose} not finite at timestep {float(self.timesteps[index]):g}")
-        result = previous.to(sample.dtype)
-        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
-
-    def _begin(self, timestep: Any, x: Tensor, generator: Any) -> None:
-        index = self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)
-        if index:
-            self._running = self._later(index)
-        self._offset = index
-        shape, device, dtype = x.shape, x.device, x.dtype
-
-        def draw(_: int) -> Tensor:
-            noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-            return noise
-
-        self._run = self._running.driven(x, draw)
-        self._step_index = index
-        _, self._state = next(self._run)
-
-    def _later(self, index: int) -> Tableau:
-        """The table from a later timestep on."""
-        table, count = self.table, len(self.table.evaluated)
-        begins = _begins(table)
-        if index not in begins or isinstance(self._solver, TrainedSolver):
-            raise ArgumentError(
-                f"timestep {index} of {count} does not begin a step of {table.solver!r}; begin at another, a multiple of "
-                f"its order {self.order}"
-            )
-        times = [float(table.times[row]) for row in table.outputs[begins.index(index) :]]
-        later = self._solver.tableau(self.path, times)
-        if not torch.equal(later.times[later.evaluated], table.times[table.evaluated[index:]]):
-            raise ArgumentError(f"solver {table.solver!r} takes other timesteps when it begins at {index}; begin at another")
-        return later
-
-    def _prediction(self, output: Tensor, x: Tensor, t: float) -> Tensor:
-        """The network's answer as what the table wants."""
-        path, kind = self.path, self.config["prediction_type"]
-        if output.shape != x.shape and output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
-            # A learned variance comes with it.
-            output = output[:, : x.shape[1]]
-        if output.shape != x.shape:
-            raise ArgumentError(f"model_output has shape {tuple(output.shape)}, sample {tuple(x.shape)}; they must match")
-        known: Any = {"epsilon": "noise", "sample": "denoised", "flow_prediction": "velocity"}.get(kind, "denoised")
-        if kind == "v_prediction":
-            output = path.alpha(t) * x - path.sigma(t) * output
-        if known == self.table.prediction:
-            return output
-        of_x, of_output = conversion(path, known, self.table.prediction, t)
-        return of_x * x + of_output * output
-
-    def index_for_timestep(self, timestep: Any) -> int:
-        """Where a timestep is among ``timesteps``: the nearest, and of equal ones the last, which begins a step."""
-        far = (self.timesteps.double() - _number(timestep)).abs()
-        if not float(far.min()) <= _NEAR:
-            raise ArgumentError(f"timestep {_number(timestep):g} is none of scheduler.timesteps; go through these one by one")
-        return int(torch.nonzero(far == far.min())[-1])
-
-    def _time_of(self, timestep: float) -> float:
-        return timestep / self.config["num_train_timesteps"] if isinstance(self.path, RectifiedFlow) else timestep + 1
-
-    def _timestep_of(self, time: float) -> float:
-        return time * self.config["num_train_timesteps"] if isinstance(self.path, RectifiedFlow) else time - 1
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma noise at timesteps, one a row."""
-        alpha, sigma = self._coefficients(original_samples, timesteps)
-        noisy: Tensor = alpha * original_samples + sigma * noise
-        return noisy
-
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """The same, as flow-matching pipelines ask for it."""
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """What a network of ``v_prediction`` is trained to give: alpha noise - sigma x_0."""
-        alpha, sigma = self._coefficients(sample, timesteps)
-        velocity: Tensor = alpha * noise - sigma * sample
-        return velocity
-
-    def _coefficients(self, x: Tensor, timesteps: Any) -> tuple[Any, Any]:
-        steps = torch.as_tensor(timesteps).detach().cpu().double().reshape(-1)
-        t = torch.tensor([self._time_of(float(step)) for step in steps.expand(len(x))], dtype=torch.float64)
-        return columns(self.path.alpha(t).to(x.device), x), columns(self.path.sigma(t).to(x.device), x)
+    def _level(self, t: float) -> float:
+        if self._replaced is not None and self._network.kind == "flow":
+            return 1 - t if self._network.inverted else t
+        return float(self._on.rho(t))
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
-
-
-def _begins(table: Tableau) -> list[int]:
-    """Which evaluation each step of a table begins with."""
-    evaluated, times = table.evaluated, table.times
-    begins = []
-    for row in table.outputs[:-1]:
-        # A corrected state is not evaluated itself: the prediction at its time was.
-        there = [k for k, other in enumerate(evaluated) if other == row or float(times[other]) == float(times[row])]
-        begins.append(evaluated.index(row) if row in evaluated else there[-1])
-    return begins
 
 
 def _count(steps: Any) -> int:
@@ -347,7 +319,3 @@ def _count(steps: Any) -> int:
     if isinstance(steps, bool) or count < 1:
         raise ArgumentError(f"num_inference_steps must be an integer >= 1, or give timesteps or sigmas; got {steps!r}")
     return count
-
-
-def _number(timestep: Any) -> float:
-    return float(torch.as_tensor(timestep).reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers says of its noise: as a path, and as options of ours."""
+"""What a scheduler of diffusers says of its noise: the path it stands for, and its table of levels."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
+from diffode.adapters import diffusers_keys as keys
 from diffode.errors import ArgumentError
 from diffode.paths import DDPM, EDM, Path, RectifiedFlow, Tabulated
-from diffode.paths.given import NO_SIGNAL
 
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-#: Options that mean the same in ours.
-_SAME = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "rescale_betas_zero_snr", "final_sigmas_type",
-)  # fmt: skip
+#: Schedules that diffusers has and no path of ours is named for.
+_OTHERS = ("sigmoid", "laplace")
 
 
 def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
     """The path that a scheduler of diffusers stands for."""
     config, name = scheduler.config, type(scheduler).__name__
-    if _flow(config, name) or prediction_type == "flow_prediction":
+    # Only flow matching's configurations have a shift and no betas.
+    shifted = "shift" in config and "beta_schedule" not in config
+    flow = "FlowMatch" in name or name in keys.FLOWS or shifted or bool(config.get("use_flow_sigmas"))
+    if flow or "flow_prediction" in (config.get("prediction_type"), prediction_type):
         return RectifiedFlow()
     if config.get("timestep_type") == "continuous" and config.get("sigma_max") is not None:
         # Its network takes log(sigma)/4 of any level; the table of levels it was given is not used.
@@ -34,58 +33,14 @@ def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
         return Tabulated(table)
     if "EDM" in name or hasattr(scheduler, "precondition_noise"):
         return EDM(float(config["sigma_min"]), float(config["sigma_max"]))
-    raise ArgumentError(
-        f"scheduler {name} has neither alphas_cumprod nor flow or EDM noise levels; wrap the model by hand: "
-        "Field.from_noise(lambda x, t: ..., path)"
-    )
+    advice = keys.CLASSES.get(name, "wrap the model by hand: Field.from_noise(lambda x, t: ..., path)")
+    raise ArgumentError(f"scheduler {name} has neither alphas_cumprod nor flow or EDM noise levels; {advice}")
 
 
-def options_like(config: Mapping[str, Any], alphas_cumprod: Any = None) -> dict[str, Any]:
-    """Options of our scheduler that keep the noise schedule and the meaning of the answer of another's configuration.
-
-    Args:
-        config: of a scheduler of diffusers.
-        alphas_cumprod: its table, if there is one: where its options alone would give another, the table is kept.
-
-    Raises:
-        ArgumentError: if its noise levels are none that ours can have.
-    """
-    name = str(config.get("_class_name", "the other scheduler"))
-    options = {key: config[key] for key in _SAME if config.get(key) is not None}
-    if _flow(config, name):
-        if config.get("use_dynamic_shifting"):
-            raise ArgumentError(
-                f"{name} shifts its times by the size of the image: give grid='shift:s=...' and prediction_type"
-            )
-        if config.get("prediction_type") not in (None, "flow_prediction"):
-            raise ArgumentError(
-                f"{name} has flow matching's noise levels, but prediction_type {config['prediction_type']!r}: ours knows them "
-                "with flow_prediction alone"
-            )
-        shift = float(config.get("flow_shift", config.get("shift", 1.0)) or 1.0)
-        spacing = {} if shift == 1 else {"grid": f"shift:s={shift!r}"}
-        kept: dict[str, Any] = {key: options[key] for key in ("num_train_timesteps", "final_sigmas_type") if key in options}
-        return {**kept, **spacing, "prediction_type": "flow_prediction"}
-    continuous = config.get("timestep_type") == "continuous" and config.get("sigma_max") is not None
-    if continuous or "beta_schedule" not in config:
-        raise ArgumentError(
-            f"the noise levels of {name} are none of a model trained at timesteps: take the model in by "
-            "adapters.from_diffusers(model, scheduler) and run diffode.solve"
-        )
-    if alphas_cumprod is None:
-        if (config.get("snr_shift_scale") or 1.0) != 1.0:
-            raise ArgumentError(
-                f"{name} changes its levels (snr_shift_scale): use as_diffusers_scheduler(solver, like=scheduler)"
-            )
-        return options
-    theirs = torch.as_tensor(alphas_cumprod).double().cpu().numpy().copy()
-    if theirs[-1] in NO_SIGNAL:
-        theirs[-1] = 0.0
-    _, made = levels_of(options)
-    if len(made) == len(theirs) and np.allclose(made, theirs, rtol=1e-3, atol=1e-7):
-        return options
-    betas = 1 - theirs / np.concatenate([[1.0], theirs[:-1]])
-    return {**options, "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+def no_levels(name: str) -> ArgumentError:
+    """The error for a scheduler whose levels are none that a solver of ours could follow, with a call that works instead."""
+    advice = keys.CLASSES.get(name, "wrap the model by hand: Field.from_noise(lambda x, t: ..., path)")
+    return ArgumentError(f"no solver of ours can take the place of {name}, nor take its levels over: {advice}")
 
 
 def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -98,11 +53,18 @@ def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
     else:
         count, schedule = options.get("num_train_timesteps", 1000), options.get("beta_schedule", "linear")
         start, end = float(options.get("beta_start", 0.0001)), float(options.get("beta_end", 0.02))
-        if schedule not in _SCHEDULES:
-            raise ArgumentError(f"beta_schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}")
+        if schedule not in _SCHEDULES and schedule not in _OTHERS:
+            raise ArgumentError(f"beta_schedule must be one of {', '.join((*_SCHEDULES, *_OTHERS))}, got {schedule!r}")
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ArgumentError(f"beta_start and beta_end must be finite, got {start!r} and {end!r}")
-        betas = DDPM(schedule=_SCHEDULES[schedule], beta_start=start, beta_end=end, levels=count).betas()
+        # The path checks the options also where the schedule is another.
+        path = DDPM(schedule=_SCHEDULES.get(schedule, "linear"), beta_start=start, beta_end=end, levels=count)
+        if schedule == "sigmoid":
+            betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count)))
+        elif schedule == "laplace":
+            betas = _laplace(count)
+        else:
+            betas = path.betas()
     kept = np.cumprod(1 - betas)
     if options.get("rescale_betas_zero_snr"):
         # Lin et al., arXiv 2305.08891, algorithm 1.
@@ -111,8 +73,10 @@ def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
     return betas, kept
 
 
-def _flow(config: Mapping[str, Any], name: str) -> bool:
-    kind = config.get("prediction_type")
-    # Only flow matching's configurations have a shift and no betas.
-    shifted = "shift" in config and "beta_schedule" not in config
-    return "FlowMatch" in name or shifted or bool(config.get("use_flow_sigmas")) or kind == "flow_prediction"
+def _laplace(count: int) -> Any:
+    """The betas of ``laplace`` as diffusers computes them: its alpha_bar is sqrt(snr/(1 + snr))."""
+    t = np.arange(count + 1) / count
+    with np.errstate(divide="ignore"):
+        log_snr = -0.5 * np.copysign(1, 0.5 - t) * np.log(1 - 2 * np.abs(0.5 - t) + 1e-6)
+    signal = np.sqrt(np.exp(log_snr) / (1 + np.exp(log_snr)))
+    return np.minimum(1 - signal[1:] / signal[:-1], 0.999)

@@ -1,0 +1,97 @@
+"""Tables for loops that own the network: where a step begins, and what becomes of a start without any signal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffode import solvers
+from diffode.fields import conversion
+from diffode.paths import Path
+from diffode.solvers.runge_kutta import RungeKutta
+from diffode.solvers.solver import Solver
+from diffode.tableau import Row, Tableau
+
+#: sigma/alpha from which a level counts as one without signal: no float32 sum of x/alpha keeps the data there.
+_NO_SIGNAL = 1e3
+#: What sigma/alpha is taken for where alpha is 0, as in diffusers' UniPC.
+_FARTHEST = 1e6
+
+
+def written(solver: Solver, path: Path, times: list[float]) -> Tableau:
+    """The table of a solver on these times, whose first may have no signal (alpha = 0), as pipelines of flow matching start.
+
+    A solver in native time takes such a time as it is, one in sigma/alpha or its logarithm the farthest level that float64
+    can carry. A Runge-Kutta method in sigma/alpha can't step from there: its first step is then Euler's, which in that chart
+    is exact where there is no signal.
+    """
+    if path.alpha(times[0]) > 0 or solver.chart_name == "velocity":
+        return _sound(solver, path, times)
+    return _sound(solver, path, [path.time_from_rho(_FARTHEST), *times[1:]])
+
+
+def _sound(solver: Solver, path: Path, times: list[float]) -> Tableau:
+    diverges = isinstance(solver, RungeKutta) and solver.chart_name == "noise" and len(solver.weights) > 1
+    if not diverges or len(times) < 3 or not path.rho(times[0]) > 100 * _NO_SIGNAL:
+        return solver.tableau(path, times)
+    first = solvers.get("euler", chart="noise").tableau(path, times[:2])
+    return _joined(first, solver.tableau(path, times[1:]))
+
+
+def _joined(first: Tableau, later: Tableau) -> Tableau:
+    """Two tables run one after the other."""
+    last = len(first.rows) - 1
+    moved = [
+        Row(
+            row.time,
+            {j + last: a for j, a in row.states.items()},
+            {j + last: b for j, b in row.evaluations.items()},
+            row.draws,
+        )
+        for row in later.rows[1:]
+    ]
+    outputs = (*first.outputs, *(row + last for row in later.outputs[1:]))
+    return replace(later, rows=(*first.rows, *moved), outputs=outputs)
+
+
+def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
+    """A table that asks for the denoised point where it would ask for the noise of a state with next to no signal.
+
+    There x/alpha and sigma/alpha times the noise are huge and almost cancel, which half and single precision do not survive.
+    With E = (x - alpha D)/sigma the cancellation happens in the coefficients, in float64. Returns the table and the rows at
+    which it wants D.
+    """
+    path = table.path
+    if path is None or table.prediction != "noise":
+        return table, frozenset()
+    rows = frozenset(j for j in table.evaluated if path.rho(table.rows[j].time) > _NO_SIGNAL)
+    if not rows:
+        return table, rows
+    factors = {j: conversion(path, "denoised", "noise", table.rows[j].time) for j in rows}
+    changed: list[Row] = []
+    for row in table.rows:
+        states, evaluations = dict(row.states), dict(row.evaluations)
+        for j in rows & evaluations.keys():
+            of_x, of_denoised = factors[j]
+            states[j] = states.get(j, 0.0) + evaluations[j] * of_x
+            evaluations[j] = evaluations[j] * of_denoised
+        for j in sorted(rows & states.keys() - {0, *table.outputs}, reverse=True):
+            # A stage that is all but the start again would cancel against it: its own row stands in for it.
+            if changed[j].draws:
+                continue
+            weight = states.pop(j)
+            for kept, own in ((states, changed[j].states), (evaluations, changed[j].evaluations)):
+                for k, value in own.items():
+                    kept[k] = kept.get(k, 0.0) + weight * value
+        changed.append(replace(row, states=states, evaluations=evaluations))
+    return replace(table, rows=tuple(changed)), rows
+
+
+def begins(table: Tableau) -> list[int]:
+    """Which evaluation each step of a table begins with."""
+    evaluated, times = table.evaluated, table.times
+    found = []
+    for row in table.outputs[:-1]:
+        # A corrected state is not evaluated itself: the prediction at its time was.
+        there = [k for k, other in enumerate(evaluated) if other == row or float(times[other]) == float(times[row])]
+        found.append(evaluated.index(row) if row in evaluated else there[-1])
+    return found
