@@ -75,7 +75,7 @@ def read(file: str | FilePath) -> Tableau:
             description["prediction"],
             rows,
             tuple(outputs.tolist()),
-            None if path is None else paths.get(path),
+            None if path is None else paths.registry.registered(path),
             str(description["solver"]),
             tuple((float(a), float(b)) for a, b in spans.tolist()),
         )

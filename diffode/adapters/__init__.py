@@ -42,17 +42,24 @@ if TYPE_CHECKING:
     from diffode.adapters.sdes import from_torchsde
     from diffode.fields.model import shared
     from diffode.fields.outward import as_flow_matching, as_k_diffusion, as_torchdiffeq, as_torchsde
+    from diffode.solvers import Solver
 
 
-def as_diffusers_scheduler(solver: str = "dpmpp:order=2", like: Any = None, **options: Any) -> Any:
+def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any = None, **options: Any) -> Any:
     """A solver as a scheduler of diffusers.
 
     Args:
-        solver: spec of any solver that writes a table.
+        solver: any solver that writes a table, or its spec.
         like: the scheduler a model came with, whose noise schedule and prediction type are taken over (its spacing of timesteps
             and its clipping are not: the grid is ours).
         options: of :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`: grid, prediction_type, beta_schedule ...
     """
+    from diffode import grids, solvers
+
+    # A configuration is saved as JSON, so that it holds specs.
+    solver = solvers.registry.canonical(solver) if isinstance(solver, str) else solver.spec
+    if "grid" in options:
+        options["grid"] = grids.spec_of(options["grid"])
     made = __getattr__("DiffodeScheduler")
     if like is None:
         return made(solver=solver, **options)

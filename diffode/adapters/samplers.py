@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode import solvers
+from diffode import grids, solvers
 from diffode.adapters.denoisers import azula_path, from_azula, from_k_diffusion
 from diffode.errors import ArgumentError, NumericalError
 from diffode.extensions import library
@@ -107,7 +107,7 @@ def as_azula_sampler(solver: str | Solver, grid: str | Sequence[float] | None = 
             field = from_azula(self.denoiser, extra=extra)
             path = azula_path(self.denoiser.schedule)
             times = self.timesteps.double().tolist() if grid is None else grid
-            steps = self.steps if isinstance(times, str) else None
+            steps = self.steps if grids.is_named(times) else None
             own = recipe.for_field(field.scale, x[0].numel())
             table = own.tableau(path, times, steps)
             noise = None

@@ -26,7 +26,8 @@ class ExactField(Field):
 
     path: Path
 
-    def __init__(self, target: Target, path: Path):
+    def __init__(self, target: Target | str, path: Path | str):
+        target, path = get_target(target), get_path(path)
         super().__init__(self._velocity, "velocity", path, scale=target.scale, probe=False)
         self.path = path
         self.target = target
@@ -115,7 +116,7 @@ def exact_field(target: Target | str, path: Path | str) -> ExactField:
     >>> field.denoised(torch.zeros(1, 2, dtype=torch.float64), 80.0).abs().max().item() < 1e-12
     True
     """
-    return ExactField(get_target(target), get_path(path))
+    return ExactField(target, path)
 
 
 def _vector(value: Scalar, x: Tensor) -> Scalar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffode.errors import ArgumentError
+from diffode.solvers import names as names_elsewhere
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.amed import AMED
@@ -21,7 +22,13 @@ from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
 
-registry: Registry[Solver] = Registry("solver")
+registry: Registry[Solver] = Registry(
+    "solver",
+    Solver,
+    spelled=names_elsewhere.ours,
+    advice=names_elsewhere.advice,
+    aliases=names_elsewhere.ALIASES,
+)
 for _solver in (
     Euler,
     Midpoint,

@@ -179,7 +179,7 @@ def _run_direct(
     if nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
         # Such a solver lays its own times between the path's ends.
-        grid = None if isinstance(grid, str) else grid
+        grid = None if grids.is_named(grid) else grid
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
     if solver.analytic_first_step is not False and not solver.takes_analytic_first_step:
@@ -251,7 +251,7 @@ def evaluations(field: Field, nfe: int) -> int:
 
 
 def _check_steps(grid: grids.Times | None, steps: int | None) -> None:
-    if steps is not None and grid is not None and not isinstance(grid, str):
+    if steps is not None and grid is not None and not grids.is_named(grid):
         raise ArgumentError("steps goes with a grid spec; explicit times have their own number of steps")
 
 
