@@ -12,6 +12,7 @@ levels rho = sigma/alpha, which are the same on every path.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from diffode.errors import ArgumentError
 from diffode.extensions import is_place, load_attribute
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.specs import Registry, parse_spec
+from diffode.specs import Entry, Registry, parse_spec
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,21 @@ Times = Tensor | Sequence[float] | str | Grid
 #: The names that k-diffusion and its users give to grids, where they differ from ours.
 ALIASES = {"exponential": "log_snr", "Karras": "karras", "lambda": "log_snr", "logsnr": "log_snr"}
 
-registry: Registry[Grid] = Registry("grid", Grid, spelled=ALIASES.get, aliases=ALIASES)
+
+class _Grids(Registry[Grid]):
+    """The registry, which knows lists of numbers too, though no name is registered for them."""
+
+    def entry(self, name: str) -> Entry[Grid]:
+        return Entry(name, functools.partial(_list_of, name), {}, "") if name in ("times", "levels") else super().entry(name)
+
+
+def _list_of(kind: str, at: Sequence[float]) -> Grid:
+    """A list of times or levels as a rule, for its own number of steps alone."""
+    text = " ".join([kind, *map(repr, at)])
+    return Grid(lambda path, steps: get(text, path, steps).tolist())
+
+
+registry: Registry[Grid] = _Grids("grid", Grid, spelled=ALIASES.get, aliases=ALIASES)
 
 
 def get(spec: Times, path: Path | str | None = None, steps: int | None = None, **options: Any) -> Tensor:
@@ -133,9 +148,12 @@ def _numbers(text: str) -> tuple[str, list[float]]:
     words = text.replace(",", " ").split()
     kind = words.pop(0) if words and words[0] in ("times", "levels") else "times"
     try:
-        return kind, [float(word) for word in words]
+        numbers = [float(word) for word in words]
     except ValueError as error:
         raise ArgumentError(f"grid {text!r} must list numbers, as '80,10,1' or 'levels 14.6 2 0.5 0': {error}") from None
+    if kind == "levels" and min(numbers, default=0.0) < 0:
+        raise ArgumentError(f"grid {text!r} must list noise levels >= 0, got {min(numbers):g}")
+    return kind, numbers
 
 
 def _listed(text: str, path: Path | None) -> list[float]:
@@ -145,10 +163,7 @@ def _listed(text: str, path: Path | None) -> list[float]:
         return numbers
     if path is None:
         raise ArgumentError(f"grid {text!r} lists noise levels, which need a path to become times")
-    levels = explicit(numbers).tolist()
-    if levels[-1] < 0:
-        raise ArgumentError(f"grid {text!r} must list noise levels >= 0, got {levels[-1]:g}")
-    return [path.time_from_rho(level) for level in levels]
+    return [path.time_from_rho(level) for level in explicit(numbers).tolist()]
 
 
 def _placed(place: str) -> Any:
@@ -195,7 +210,8 @@ def spec_of(grid: Times) -> str:
         parse_spec(ours)
         return ours
     if isinstance(grid, str) and is_place(grid.strip()):
-        return grid.strip()
+        # What a file lists may change: the numbers are what was meant.
+        grid = _placed(grid.strip())
     kind, numbers = _numbers(grid) if isinstance(grid, str) else ("times", explicit(grid).tolist())
     return f"{kind} " + " ".join(_shortest(t) for t in explicit(numbers).tolist())
 

@@ -19,22 +19,31 @@ from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, sugges
 from diffode.extensions import is_place, load_attribute, module_exists, origin
 
 T = TypeVar("T")
-Value = bool | int | float | str | tuple[int, ...] | None
+Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.*-]*(:[A-Za-z][A-Za-z0-9_]*)?\Z")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+#: A list of numbers after a word for what they are.
+_NUMBERS = re.compile(r"(times|levels)\s")
 _LIST = re.compile(r"\d+(\+\d+)+\Z")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     """Split a spec into its name and options.
 
-    Values are read as ``true``/``false``, ``none``, integers, reals, lists of integers written ``3+3+2``, else text.
+    Values are read as ``true``/``false``, ``none``, integers, reals, lists of integers written ``3+3+2``, else text. Grids that
+    list numbers, ``times 80 10 1`` and ``levels 14.6 2 0``, have them as their option ``at``.
 
     >>> parse_spec("dpmpp:order=2,lower_order_final=always")
     ('dpmpp', {'order': 2, 'lower_order_final': 'always'})
     """
-    name, colon, rest = _text(spec).strip().partition(":")
+    if _NUMBERS.match(_text(spec).strip()):
+        name, *words = spec.replace(",", " ").split()
+        try:
+            return name, {"at": tuple(map(float, words))}
+        except ValueError as error:
+            raise ArgumentError(f"spec {spec!r} must list numbers: {error}") from None
+    name, colon, rest = spec.strip().partition(":")
     # A method of a library, such as torchdiffeq:dopri5, is one name, and so is a place, such as mine.py:Sampler.
     first, comma, others = spec.strip().partition(",")
     method = rest.partition(",")[0]
@@ -190,7 +199,9 @@ class Registry(Generic[T]):
 
     def entry(self, name: str) -> Entry[T]:
         """The entry of a name or of a place; raises :class:`UnknownNameError` with the nearest name otherwise."""
-        return self._placed(name) if self.is_place(name) else self._registered(name)
+        if self.is_place(name):
+            return self._placed(name)
+        return self._registered(parse_spec(self.canonical(name))[0])
 
     def make(self, spec: str, **options: Any) -> T:
         """Build the object a spec describes; keyword options override those of the spec."""
@@ -263,7 +274,7 @@ class Registry(Generic[T]):
         found = load_attribute(place)
         kind = "object" if self.of is None else self.of.__name__
         if self.of is not None and isinstance(found, self.of):
-            return Entry(place, _maker_of(found), {}, "")
+            return Entry(place, functools.partial(_itself, found), {}, "")
         if not callable(found):
             raise ArgumentError(f"{place!r} is a {type(found).__name__}, not a {self.kind} (a {kind}, or what makes one)")
         if self.of is None or (inspect.isclass(found) and issubclass(found, self.of)):
@@ -287,8 +298,8 @@ class Registry(Generic[T]):
                 self.register(point.name, point.load())
 
 
-def _maker_of(instance: T) -> Callable[[], T]:
-    return lambda: instance
+def _itself(instance: T) -> T:
+    return instance
 
 
 def _same(one: Any, other: Any) -> bool:

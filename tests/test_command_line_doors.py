@@ -63,12 +63,12 @@ DOORS = {
     "grids.explicit": lambda path: grids.explicit([2.0, 1.0], path),
     "grids.check": grids.check,
     "grids.is_named": grids.is_named,
-    "learned.dmn": lambda **k: learned.dmn(**({"path": "edm", "steps": 3} | k)),
+    "learned.dmn": lambda **k: learned.dmn(**({"path": "edm", "steps": 2, "solver": "ddim"} | k)),
     "learned.ld3": lambda **k: learned.ld3(exact(), 2, points=8, seconds=0.5, **({"solver": "ddim"} | k)).shape,
     "learned.ld3_decoupled": lambda **k: levels.ld3_decoupled(
         exact(), 2, points=8, seconds=0.5, **({"solver": "ddim"} | k)
     ).nfe,
-    "learned.search": lambda solver: learned.search(exact(), 2, solver=solver, points=8).shape,
+    "learned.search": lambda solver: learned.search(exact(), 1, solver=solver, points=8).shape,
     "solvers.Solver.chart_on": lambda path: solvers.get("dpmpp").chart_on(path).path.spec,
     "solvers.Solver.order_on": lambda grid: [solvers.get(s).order_on(grid) for s in ("ipndm_v", "dpmpp")],
     "solvers.Solver.tableau": lambda **k: solvers.get("dpmpp").tableau(**({"path": "edm", "grid": "karras", "steps": 4} | k)),

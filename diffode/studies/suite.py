@@ -101,6 +101,7 @@ def _product(study: Mapping[str, Any], where: str) -> Iterable[Cell]:
         least = 1 if key == "nfe" else 0
         if not all(isinstance(v, int) and not isinstance(v, bool) and least <= v < 2**63 for v in lists[key]):
             raise ArgumentError(f"{where}: {key} must be integers >= {least}, got {lists[key]}")
+    _in_our_words(lists, where)
     settings = {key: study.get(key, default) for key, default in _SCALARS.items()}
     chosen = tuple(_listed(settings.pop("metrics"), "metrics", where))
     _check_scalars(settings, where)
@@ -109,6 +110,15 @@ def _product(study: Mapping[str, Any], where: str) -> Iterable[Cell]:
         lists["targets"], lists["paths"], lists["seeds"], lists["grids"], lists["solvers"], lists["nfe"]
     ):
         yield Cell(target, path, seed, grid, solver, nfe, metrics=chosen, **settings)
+
+
+def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
+    """Write lists of times as texts and other people's names for solvers as ours, so that one run has one key."""
+    try:
+        lists["grids"] = [grids.spec_of(grid) for grid in lists["grids"]]
+        lists["solvers"] = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from error
 
 
 def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], where: str) -> None:
@@ -124,7 +134,7 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         for solver in lists["solvers"]:
             solvers.get(solver)
         for grid in lists["grids"]:
-            grids.registry.make(grid)
+            grids.check(grid)
         for metric in chosen:
             metrics.registry.check(metric, given=("outcome",))
         if len(set(chosen)) != len(chosen):
