@@ -76,7 +76,7 @@ def format_spec(name: str, options: Mapping[str, Any]) -> str:
     >>> format_spec("dpm", {"order": 3, "step_orders": (3, 3, 2)})
     'dpm:order=3,step_orders=3+3+2'
     """
-    pairs = ",".join(f"{key}={_format_value(value)}" for key, value in options.items())
+    pairs = ",".join(f"{key}={written_value(value)}" for key, value in options.items())
     separator = "," if ":" in name else ":"
     return f"{name}{separator}{pairs}" if pairs else name
 
@@ -107,7 +107,12 @@ def _parse_value(text: str) -> Value:
     return text
 
 
-def _format_value(value: Any) -> str:
+def written_value(value: Any) -> str:
+    """A value as a spec writes it.
+
+    >>> written_value((3, 3, 2)), written_value(None), written_value(0.5)
+    ('3+3+2', 'none', '0.5')
+    """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple | list):
@@ -212,6 +217,10 @@ class Registry(Generic[T]):
         name = parse_spec(self.canonical(spec))[0]
         self._registered(name)
         return self.make(spec, **options)
+
+    def advised(self, name: str) -> str:
+        """What to write instead of a name from elsewhere that has no spec of its own here, or an empty text."""
+        return self._advice(name)
 
     def check(self, spec: str, given: Iterable[str] = ()) -> Entry[T]:
         """The entry of a spec, after checking that its maker knows every option named in the spec or in ``given``."""

@@ -23,7 +23,7 @@ from diffode.targets import get as get_target
 
 
 def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.0) -> Field:
-    """A field from a :class:`Field`, a target, a function without arguments that makes one, or from fn(x, t) of some ``kind``.
+    """A field from a :class:`Field`, a target, a function without arguments that makes one, or fn(x, t) of some ``kind``.
 
     Args:
         found: the object.

@@ -86,7 +86,7 @@ def solve(
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
-        nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made.
+        nfe: budget of network calls (8 steps of a guided model, which makes two calls for each evaluation, are 16); the largest run of the solver on the named grid that costs no more is made.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
         generator: generator or seed of those draws, if ``noise`` is not given.
         keep: ``"all"`` keeps the solution at every grid time.
@@ -235,7 +235,16 @@ def table_for(field: Field, solver: Solver, grid: grids.Times | None, steps: int
     if nfe is not None:
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        return solver.within(field.require_path("a named grid"), "karras" if grid is None else grid, evaluations(field, nfe))
+        within, path = evaluations(field, nfe), field.require_path("a named grid")
+        try:
+            return solver.within(path, "karras" if grid is None else grid, within)
+        except BudgetError as error:
+            if field.calls == 1:
+                raise
+            raise BudgetError(
+                f"nfe={nfe} network calls buy {within} evaluations of this field, which makes {field.calls} calls for each; "
+                f"counted in evaluations, {str(error).replace(f'nfe={within}', f'a budget of {within}')}"
+            ) from error
     _check_steps(grid, steps)
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
