@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +47,21 @@ def row_normal(draws: int, shape: Sequence[int], *, generator: Randomness) -> Te
     seed = int(torch.randint(2**62, (1,), generator=source, device=source.device))
     values = np.random.default_rng(seed).standard_normal((shape[0], draws, *shape[1:]))
     return torch.from_numpy(values).movedim(1, 0).to(source.device)
+
+
+def drawn_once(draw: Callable[[int], Tensor], asked: Iterable[int]) -> Callable[[int], Tensor]:
+    """A source that draws the k-th noise of a run once, however often ``asked`` says it will be taken; then it is let go."""
+    left = Counter(asked)
+    kept: dict[int, Tensor] = {}
+
+    def take(k: int) -> Tensor:
+        noise = kept.pop(k) if k in kept else draw(k)
+        left[k] -= 1
+        if left[k] > 0:
+            kept[k] = noise
+        return noise
+
+    return take
 
 
 def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.fields import PREDICTIONS, Prediction, columns, conversion
 from diffode.paths import Path
+from diffode.randomness import drawn_once
 
 if TYPE_CHECKING:
     from diffode.fields import Field
@@ -173,6 +174,7 @@ class Tableau:
         """
         slots: list[Any] = [None] * (2 * len(self.rows))
         slots[0] = last = x
+        draw = None if draw is None else drawn_once(draw, (k for row in self.rows for k in row.draws))
         for step in self.program:
             for state, slot, _ in step.evaluate:
                 answer = yield state, slots[state]

@@ -86,8 +86,8 @@ def command(
             [
                 a.method,
                 f"{a.error:.2e}",
-                f"{a.ratio:.2f}",
-                f"{a.ratio_low:.2f} to {a.ratio_high:.2f}",
+                _ratio(a.ratio),
+                f"{_ratio(a.ratio_low)} to {_ratio(a.ratio_high)}",
                 f"{a.first:.0%}",
                 str(a.wins),
             ]
@@ -105,6 +105,10 @@ def command(
     click.echo(f"take {solver} on the grid {grid}: first in {best.first:.0%} of resamples of the problems; {verdict}")
     click.echo(covered)
     click.echo("\n" + "\n".join(lines))
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
 
 
 def solver_and_grid(method: str) -> tuple[str, str]:
@@ -127,7 +131,8 @@ def lines_to_paste(method: str, nfe: int) -> list[str]:
     recipe = solvers.get(spec)
     noise = ", generator=0" if recipe.stochastic else ""
     lines = [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']
-    if not isinstance(recipe, DirectSolver | TrainedSolver):
+    # Times belong to one path, and a pipeline has a path of its own.
+    if not isinstance(recipe, DirectSolver | TrainedSolver) and not grid.startswith("times "):
         lines.append(f'diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
     return lines
 
@@ -138,6 +143,6 @@ def coverage(used: Sequence[Curve], *, known: bool) -> str:
     what = "exact fields of" if known else "the field"
     named = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets ({', '.join(targets[:6])}, ...)"
     return (
-        f"This covers {what} {named} on {', '.join(paths)}, without guidance. It says nothing of other data, of other paths, or "
+        f"This covers {what} {named} on {', '.join(paths)}, without guidance. It says nothing of other data or paths, or "
         "of a guided model, where another solver may be far better: measure yours with diffode bench SUITE --field"
     )

@@ -28,7 +28,8 @@ def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.
     Args:
         found: the object.
         kind: what a plain callable gives: velocity, noise, denoised or score.
-        path: the path of a plain callable, or of a target (EDM's unless given); a :class:`Field` has one of its own, which must be the same if this is given.
+        path: the path of a plain callable, or of a target (EDM's unless given); a :class:`Field` has one of its own, which must
+            be the same if this is given.
         scale: root mean variance of its data.
 
     Raises:

@@ -86,7 +86,8 @@ def solve(
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
-        nfe: budget of network calls (8 steps of a guided model, which makes two calls for each evaluation, are 16); the largest run of the solver on the named grid that costs no more is made.
+        nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made. A guided
+            model makes two calls for each evaluation, so that its 8 steps are ``nfe=16``.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
         generator: generator or seed of those draws, if ``noise`` is not given.
         keep: ``"all"`` keeps the solution at every grid time.
