@@ -81,6 +81,9 @@ class Chart(ABC):
     def __init__(self, path: Path | str | None):
         self._path = None if path is None else get_path(path)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path.spec if self._path else 'no path'})"
+
     @property
     def path(self) -> Path:
         """The path; an error says how to give one."""

@@ -158,6 +158,9 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
         self._plugins_loaded = False
 
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {len(self._entries)} names)"
+
     def register(self, name: str, make: Callable[..., T], *, summary: str = "", **preset: Any) -> None:
         """Add ``name``. ``make(**options)`` builds the object; ``preset`` fixes some of its options.
 

@@ -85,6 +85,12 @@ class Tableau:
             if not all(bool(torch.isfinite(v).all()) if isinstance(v, Tensor) else math.isfinite(v) for v in values):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
 
+    def __repr__(self) -> str:
+        ends = (
+            f"{len(self.outputs)} times from {self.rows[0].time} to {self.rows[-1].time}" if self.batch is None else "a batch"
+        )
+        return f"Tableau({self.solver or 'table'} on {self.path.spec if self.path else 'no path'}, nfe={self.nfe}, {ends})"
+
     @functools.cached_property
     def batch(self) -> int | None:
         """The number of rows it was written for, if its coefficients differ from row to row; else None."""

@@ -1,13 +1,20 @@
 """Specs and objects at every public door, and what the commands share."""
 
 import inspect
+import json
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import diffode
 from diffode import adapters, charts, fields, grids, learned, metrics, paths, solvers, studies, targets, verify
+from diffode.cli.main import command
+from diffode.cli.plain_text import plain_text
+from diffode.errors import BudgetError
 from diffode.fields import ExactField, Field
 from diffode.learned import levels
 
@@ -155,3 +162,145 @@ def assert_same(one, other):
         assert one.rows == other.rows
     else:
         assert one == other
+
+
+MINE = """
+import diffode
+from diffode.solvers.runge_kutta import Heun
+
+class Steps(Heun):
+    pass
+
+blob = diffode.GaussianMixture([1.0], [[0.0, 1.0]], [0.3])
+diffode.solvers.register("mine", Heun, chart="noise")
+"""
+
+COMMANDS = ("bench", "report", "list", "show", "recommend", "verify", "check", "check-field", "train", "sample")
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, arguments, catch_exceptions=True, standalone_mode=False)
+
+
+def said(*arguments):
+    """What a command prints; its exception, if it raises one."""
+    done = run(*arguments)
+    return str(done.exception) if done.exception else done.stdout
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_imports_what_it_is_told_to(name):
+    assert "--import" in said(name, "--help")
+
+
+def test_an_imported_name_is_known_to_commands_that_had_no_such_option(here):
+    assert "unknown" in said("show", "mine_by_import")
+    (here / "other.py").write_text(MINE.replace('"mine"', '"mine_by_import"'))
+    assert "heun:chart=noise" in said("show", "mine_by_import", "--import", "other.py")
+    assert "does not exist" in said("list", "--import", "nothing.py")
+
+
+def test_a_target_and_a_solver_in_a_file_are_sampled_by_their_place(here):
+    facts = json.loads(said("sample", "mine.py:blob", "-n", "20", "--nfe", "6", "--solver", "mine.py:Steps", "--json"))
+    assert facts["scale"] == pytest.approx(math.sqrt(0.3))
+    assert facts["nfe"] == 6
+    listed = json.loads(said("sample", "ring8", "-n", "5", "--grid", "80,10,1,0.002", "--solver", "euler", "--json"))
+    assert listed["nfe"] == 3
+
+
+def test_show_knows_whatever_has_a_name():
+    assert "rho=7.0, to_zero=false" in said("show", "karras")
+    assert "0.002" in said("show", "karras")
+    vp = json.loads(said("show", "vp", "--json"))
+    assert vp["times"][0]["rho"] == pytest.approx(paths.get("vp").rho(1.0))
+    both = said("show", "ddpm")
+    assert "path:ddpm or solver:ddpm" in both
+    assert "posterior" not in said("show", "path:ddpm")
+    assert "posterior" in said("show", "solver:ddpm")
+    assert "reduction=mean" in said("show", "endpoint")
+    assert json.loads(said("show", "levels 9 1 0", "--json"))["times"][1]["t"] == pytest.approx(1)
+    assert "did you mean 'karras'" in said("show", "karas")
+    assert "take solver 'dpmpp:order=2,lower_order_final=never' and grid 'karras'" in said("show", "dpmpp_2m_karras")
+    assert "has no option 'charrt'; did you mean 'chart'" in said("show", "euler:charrt=data")
+
+
+def test_lists_show_values_and_defaults_in_plain_text():
+    rows = {row["name"]: row for row in json.loads(said("list", "solvers", "--json"))["solvers"]}
+    assert "form=midpoint (or heun)" in rows["dpmpp_2m_sde"]["options"]
+    assert "eta=1.0" in rows["euler_ancestral"]["options"]
+    assert "order=3" in rows["unipc"]["options"]
+    assert "dpmpp_2m" in rows["dpmpp"]["also called"]
+    for kind in ("solvers", "grids", "paths", "metrics"):
+        text = said("list", kind, "--json")
+        assert not re.search(r"``|:math:|:class:|:func:|`", text)
+        assert "\\\\" not in text.replace("\\n", "")
+
+
+@pytest.mark.parametrize(("marked", "plain"), [
+    (r"of :math:`dx = [v - (\eta^2 g^2/2) s]\,dt`", "of dx = [v - (eta^2 g^2/2) s] dt"),
+    ("see :func:`~diffode.metrics.moments` and ``a=b``", "see moments and a=b"), (r":math:`\frac{a}{b}`", "(a)/(b)"),
+])  # fmt: skip
+def test_markup_becomes_plain_text(marked, plain):
+    assert plain_text(marked) == plain
+
+
+def test_a_budget_is_told_in_network_calls_and_in_evaluations():
+    field = exact()
+    guided = diffode.Field(field.denoised, "denoised", "edm", calls=2)
+    with pytest.raises(BudgetError) as raised:
+        diffode.solve(guided, start(), solver="dpm:order=3,step_orders=3", nfe=4)
+    assert "nfe=4 network calls buy 2 evaluations" in str(raised.value)
+    assert "nfe=2" not in str(raised.value)
+    assert "guided" in said("sample", "--help")
+
+
+SUITE = """
+name = "tiny"
+[[study]]
+targets = ["gauss1d"]
+paths = ["edm"]
+grids = ["log_snr", [80.0, 10.0, 1.0, 0.1, 0.01]]
+nfe = [4]
+seeds = [0]
+points = 8
+tolerance = 1e-6
+solvers = ["euler", "DPM++ 2M"]
+"""
+
+
+def test_advice_is_the_line_to_paste_and_says_what_it_covers(here):
+    (here / "tiny.toml").write_text(SUITE)
+    assert run("bench", "tiny.toml", "--no-report", "--jobs", "1").exception is None
+    facts = json.loads(said("recommend", "--suite", "tiny.toml", "--nfe", "4", "--json"))
+    solver, _, grid = facts["ranking"][0]["method"].partition(" @ ")
+    assert facts["paste"][0] == f'diffode.solve(field, x, solver="{solver}", grid="{grid}", nfe=4)'
+    assert diffode.solve(exact(), start(), solver=solver, grid=grid, nfe=4).nfe == 4
+    text = said("recommend", "--suite", "tiny.toml", "--nfe", "4")
+    assert f'solver="{solver}", grid="{grid}", nfe=4' in text
+    for word in ("gauss1d", "edm", "without guidance", "guided model"):
+        assert word in text
+
+
+def test_recommend_reads_what_bench_stored_of_ones_own_field(here):
+    (here / "tiny.toml").write_text(SUITE.replace("80.0", "0.9").replace("10.0, 1.0, 0.1, 0.01", "0.5, 0.01"))
+    (here / "own.py").write_text("def velocity(x, t):\n    return -x\n")
+    own = ("--suite", "tiny.toml", "--field", "own.py:velocity", "--kind", "velocity", "--path", "vp", "--dim", "2")
+    assert run("bench", "tiny.toml", "--no-report", "--jobs", "1", *own[2:]).exception is None
+    facts = json.loads(said("recommend", "--nfe", "4", *own, "--json"))
+    assert "own.py:velocity" in facts["covers"]
+    assert facts["ranking"]
+    assert "--kind" in said("recommend", "--nfe", "4", "--kind", "velocity")
+
+
+def test_a_function_around_a_float32_network_is_named_by_bench(here):
+    (here / "net.py").write_text("import torch\nnet = torch.nn.Linear(2, 2)\ndef velocity(x, t):\n    return net(x)\n")
+    (here / "tiny.toml").write_text(SUITE)
+    own = ("--field", "net.py:velocity", "--kind", "velocity", "--path", "vp", "--dim", "2")
+    assert "wrap a float32 network" in said("bench", "tiny.toml", "--no-report", "--jobs", "1", *own)

@@ -65,12 +65,12 @@ def test_res_multistep_is_the_exponential_multistep_rule_with_exact_weights():
     torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
 
 
-def test_what_the_advice_for_lcm_names_renoises_the_denoised_point():
-    assert "'euler_ancestral:eta=1e9'" in advice("LCM")
+def test_what_lcm_leads_to_renoises_the_denoised_point():
+    spec = "LCM" if "lcm" in solvers.names() else re.findall(r"'(.*)'", advice("LCM"))[0]
     field, sigmas = diffode.exact_field("ring8", "edm"), [80.0, 5.0, 0.7, 0.0]
     x = field.prior(4, generator=0)
     noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ours = diffode.solve(field, x, solver="euler_ancestral:eta=1e9", grid=sigmas, noise=noise).x
+    ours = diffode.solve(field, x, solver=spec, grid=sigmas, noise=noise).x
     for k, (s, t) in enumerate(itertools.pairwise(sigmas)):
         x = field.denoised(x, s) + (t * noise[k] if t else 0)
     torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
@@ -176,7 +176,7 @@ def test_a_name_with_a_grid_in_it_is_taken_apart(name, solver, grid):
     assert len(grids.get(grid, EDM, 3)) == 4
 
 
-@pytest.mark.parametrize("name", ["heunpp2", "LCMScheduler", "PNDMScheduler", "sa_solver", "dopri5", "euler_cfg_pp", "Restart"])
+@pytest.mark.parametrize("name", ["heunpp2", "TCDScheduler", "PNDMScheduler", "sa_solver", "dopri5", "euler_cfg_pp"])
 def test_names_without_a_solver_here_say_what_is_nearest(name):
     with pytest.raises(UnknownNameError) as raised:
         solvers.get(name)

@@ -33,6 +33,9 @@ class ExactField(Field):
         self.target = target
         self.dim, self.shape = target.dim, (target.dim,)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r} on {self.path.spec})"
+
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by name; counts one evaluation."""
         self.nfe += 1

@@ -84,6 +84,10 @@ class Field:
         self._function = function
         self._unprobed = self._untimed = probe
 
+    def __repr__(self) -> str:
+        shape = "" if self.shape is None else f", rows of {'x'.join(map(str, self.shape))}"
+        return f"{type(self).__name__}({self.prediction} on {self.path.spec if self.path else 'no path'}{shape})"
+
     @classmethod
     def from_velocity(
         cls, function: Function, path: Path | str | None = None, *, scale: float = 1.0, probe: bool = True

@@ -22,10 +22,17 @@ from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
 
+
+def _spelled(name: str) -> str | None:
+    """What a name from elsewhere means: one of ours in another spelling, or an alias."""
+    plain = names_elsewhere.spelling(name)
+    return plain if plain in registry.names() else names_elsewhere.ours(name)
+
+
 registry: Registry[Solver] = Registry(
     "solver",
     Solver,
-    spelled=names_elsewhere.ours,
+    spelled=_spelled,
     advice=names_elsewhere.advice,
     aliases=names_elsewhere.ALIASES,
 )

@@ -52,6 +52,11 @@ class Solution:
     rejected: Tensor | None = None
     reached: Tensor | None = None
 
+    def __repr__(self) -> str:
+        times = f"{len(self.times)} times from {float(self.times[0]):g} to {float(self.times[-1]):g}"
+        state = "success" if self.success else self.message
+        return f"Solution(x of shape {tuple(self.x.shape)}, nfe={self.nfe}, {times}, {state})"
+
     @property
     def success(self) -> bool:
         """Whether every row is good."""

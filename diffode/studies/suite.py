@@ -51,6 +51,9 @@ class Suite:
     cells: tuple[Cell, ...]
     imports: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Suite({self.name!r}, {len(self.cells):,} cells)"
+
 
 def suite_names() -> list[str]:
     """The suites that ship with diffode."""
