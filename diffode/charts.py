@@ -33,6 +33,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
 from diffode.paths import VP, Path
+from diffode.paths import get as get_path
 
 #: Gauss-Legendre nodes and weights on [-1, 1].
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -71,14 +72,17 @@ def _tensor_phi(k: int, z: Tensor) -> Any:
 
 
 class Chart(ABC):
-    """A change of variables for one path (None only in the velocity chart)."""
+    """A change of variables for one path or its spec (None only in the velocity chart)."""
 
     name: ClassVar[str]
     #: What the field is asked for.
     prediction: ClassVar[Prediction]
 
-    def __init__(self, path: Path | None):
-        self._path = path
+    def __init__(self, path: Path | str | None):
+        self._path = None if path is None else get_path(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path.spec if self._path else 'no path'})"
 
     @property
     def path(self) -> Path:
@@ -288,7 +292,7 @@ class StochasticDataChart(DataChart):
     eta has the same marginals (arXiv 2305.14267 and 2309.05019, with tau^2 for eta).
     """
 
-    def __init__(self, path: Path | None, eta: float):
+    def __init__(self, path: Path | str | None, eta: float):
         super().__init__(path)
         self.eta = eta
 
@@ -333,7 +337,7 @@ class StochasticNoiseChart(NoiseLogSNRChart):
     ``eta`` as in :class:`StochasticDataChart`. A step into sigma = 0 is that of the ODE: there the noise would stay.
     """
 
-    def __init__(self, path: Path | None, eta: float):
+    def __init__(self, path: Path | str | None, eta: float):
         super().__init__(path)
         self.eta = eta
 
@@ -357,8 +361,8 @@ charts: dict[str, type[Chart]] = {
 }
 
 
-def get(name: str, path: Path | None) -> Chart:
-    """The chart of this name for a path."""
+def get(name: str, path: Path | str | None) -> Chart:
+    """The chart of this name for a path or its spec."""
     if name not in charts:
         raise ArgumentError(f"chart must be one of {', '.join(charts)}, got {name!r}")
     return charts[name](path)

@@ -21,11 +21,12 @@ class ArgumentError(DiffodeError, ValueError):
 
 
 class UnknownNameError(ArgumentError, KeyError):
-    """A name is not registered; the message offers the nearest ones."""
+    """A name is not registered; the message offers the nearest ones, or ``advice`` where what was meant is known."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, also: Iterable[str] = (), advice: str = ""):
         names = sorted(known)
-        super().__init__(f"unknown {kind} {name!r}{suggestion(name, names)}; known: {', '.join(names)}")
+        hint = f": {advice}" if advice else suggestion(name, [*names, *also])
+        super().__init__(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross process borders; this one is rebuilt from its message.

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path as FilePath
 from types import ModuleType
@@ -48,6 +49,47 @@ def import_extension(module: str) -> ModuleType:
     return sys.modules[name]
 
 
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
+_ATTRIBUTE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
+
+
+def is_place(text: str) -> bool:
+    """Whether a text has the form ``file.py:attribute`` or ``module:attribute``; nothing is imported.
+
+    >>> is_place("my/samplers.py:Mine"), is_place("karras:rho=7")
+    (True, False)
+    """
+    module, colon, name = text.rpartition(":")
+    named = module.endswith(".py") or _MODULE.match(module)
+    return bool(colon and named and _ATTRIBUTE.match(name) and not {",", "="} & set(text))
+
+
+def module_exists(module: str) -> bool:
+    """Whether a module that is not Python's own can be found; the module itself is not imported."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    _look_here()
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _look_here() -> None:
+    """Let modules be found in the folder that the command line is called from, as python -m does."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def origin(made: Any) -> tuple[str, str] | None:
+    """The file (or module) and the qualified name that a class or function was defined under; None for other objects."""
+    name, module = getattr(made, "__qualname__", None), getattr(made, "__module__", None)
+    if not isinstance(name, str) or not isinstance(module, str) or "<lambda>" in name:
+        return None
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return (str(FilePath(file).resolve()) if file else module), name
+
+
 def library(name: str, install: str = "") -> Any:
     """A module of another library, or an error with the command that installs it."""
     try:
@@ -67,9 +109,7 @@ def load_attribute(place: str) -> Any:
     module, colon, name = place.rpartition(":")
     if not colon or not module or not name:
         raise ArgumentError(f"{place!r} is not of the form module:attribute or file.py:attribute")
-    # The command line finds modules in the folder it is called from, as python -m does.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    _look_here()
     found: Any = import_extension(module)
     for part in name.split("."):
         if not hasattr(found, part):

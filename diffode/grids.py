@@ -4,11 +4,17 @@ A grid is a float64 tensor of ``steps + 1`` times. Named grids are defined in :m
 from ``path.t_max`` to ``path.t_min``; with ``to_zero=true`` the last step goes on to sigma = 0, where it returns the
 denoised point. Published tables (``ays_*``) keep their own first noise level unless ``fit=true`` stretches them, in log
 rho, over the path's range.
+
+Grids that follow no rule are lists of falling numbers. In Python a list holds times of the path. As a text, in suites and
+on the command line, ``"80,10,1,0.002"`` or ``"times 80 10 1 0.002"`` lists times, and ``"levels 14.6 2 0.5 0"`` lists noise
+levels rho = sigma/alpha, which are the same on every path.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,21 +24,25 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.extensions import is_place, load_attribute
 from diffode.paths import Path
-from diffode.specs import Registry, parse_spec
-
-Times = Tensor | Sequence[float] | str
+from diffode.paths import get as get_path
+from diffode.specs import Entry, Registry, parse_spec
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A named rule that places ``steps + 1`` times on a path; call it with ``(path, steps)``."""
+    """A rule that places ``steps + 1`` times on a path; call it with ``(path, steps)``."""
 
     place: Callable[[Path, int], list[float]]
     to_zero: bool = False
 
-    def __call__(self, path: Path, steps: int) -> Tensor:
+    def __repr__(self) -> str:
+        return "Grid(to_zero=True)" if self.to_zero else "Grid()"
+
+    def __call__(self, path: Path | str, steps: int) -> Tensor:
         """The times, shape (steps + 1,), float64, strictly decreasing."""
+        path = get_path(path)
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ArgumentError(f"steps must be an integer >= 1, got {steps!r}")
         if self.to_zero:
@@ -44,36 +54,129 @@ class Grid:
         return explicit(times, path)
 
 
-registry: Registry[Grid] = Registry("grid")
+#: Times in decreasing order, a text that lists them or names a rule, or a rule.
+Times = Tensor | Sequence[float] | str | Grid
+
+#: The names that k-diffusion and its users give to grids, where they differ from ours.
+ALIASES = {"exponential": "log_snr", "Karras": "karras", "lambda": "log_snr", "logsnr": "log_snr"}
 
 
-def get(spec: Times, path: Path | None = None, steps: int | None = None, **options: Any) -> Tensor:
-    """The times of a named grid, or an explicit sequence of times checked.
+class _Grids(Registry[Grid]):
+    """The registry, which knows lists of numbers too, though no name is registered for them."""
+
+    def entry(self, name: str) -> Entry[Grid]:
+        return Entry(name, functools.partial(_list_of, name), {}, "") if name in ("times", "levels") else super().entry(name)
+
+
+def _list_of(kind: str, at: Sequence[float]) -> Grid:
+    """A list of times or levels as a rule, for its own number of steps alone."""
+    text = " ".join([kind, *map(repr, at)])
+    return Grid(lambda path, steps: get(text, path, steps).tolist())
+
+
+registry: Registry[Grid] = _Grids("grid", Grid, spelled=ALIASES.get, aliases=ALIASES)
+
+
+def get(spec: Times, path: Path | str | None = None, steps: int | None = None, **options: Any) -> Tensor:
+    """The times of a grid: of a named one, or those that are listed, checked.
 
     Args:
-        spec: a grid spec such as ``"karras:rho=7"``, or times in decreasing order (sequence, array or tensor).
-        path: the path the times belong to; needed for a named grid.
-        steps: number of steps of a named grid.
+        spec: a grid spec such as ``"karras:rho=7"``; times in decreasing order, as a sequence, array or tensor or as a text
+            ``"80,10,1"`` or ``"times 80 10 1"``; noise levels as a text ``"levels 80 10 1"``; or a :class:`Grid`.
+        path: the path the times belong to, or its spec; needed for a named grid and for levels.
+        steps: number of steps of a named grid; a list has its own.
         options: options of the grid, overriding those in the spec.
 
     Returns:
         float64 tensor of shape (steps + 1,).
 
-    >>> from diffode import paths
-    >>> get("karras:rho=7", paths.get("edm"), steps=2).tolist()
+    >>> get("karras:rho=7", "edm", steps=2).tolist()
     [80.0, 2.51521..., 0.002]
+    >>> get("levels 80 1 0", "vp").tolist()
+    [3.0169..., 0.7856..., 0.0]
     """
-    if not isinstance(spec, str):
-        return explicit(spec, path)
-    if path is None:
+    on = None if path is None else get_path(path)
+    if isinstance(spec, str) and is_place(spec.strip()):
+        spec = _placed(spec.strip())
+    if not is_named(spec):
+        if options:
+            raise ArgumentError(f"options {', '.join(options)} go with a named grid, not with a list of times")
+        times = explicit(_listed(spec, on) if isinstance(spec, str) else spec, on)
+        if steps is not None and steps != len(times) - 1:
+            raise ArgumentError(f"steps={steps!r} goes with a named grid; these {len(times)} times make {len(times) - 1} steps")
+        return times
+    if on is None:
         raise ArgumentError(f"grid {spec!r} needs a path; for a plain ODE give the times themselves, as [1.0, 0.75, ...]")
     if steps is None:
         raise ArgumentError(f"grid {spec!r} needs steps (or, in diffode.solve, nfe)")
-    return registry.make(spec, **options)(path, steps)
+    if isinstance(spec, str):
+        return registry.make(spec, **options)(on, steps)
+    if options or not isinstance(spec, Grid):
+        raise ArgumentError(f"options {', '.join(options)} go with a spec; this grid has its own already")
+    return spec(on, steps)
 
 
-def explicit(times: Any, path: Path | None = None) -> Tensor:
+def is_named(grid: object) -> bool:
+    """Whether a grid is a rule, a spec or a :class:`Grid`, that takes a number of steps; a list of times has its own."""
+    if isinstance(grid, str):
+        return not _LIST.match(grid) and not (is_place(grid.strip()) and not isinstance(_placed(grid.strip()), str | Grid))
+    return isinstance(grid, Grid)
+
+
+def check(grid: Times) -> None:
+    """Raise ArgumentError unless a grid can be made: its name and options are known, or its numbers fall."""
+    if not is_named(grid):
+        spec_of(grid)
+    elif isinstance(grid, str):
+        registry.make(grid)
+
+
+def check_registered(grid: str) -> None:
+    """:func:`check` for a text out of a file that others wrote: it imports nothing, so a place is refused."""
+    if _LIST.match(grid):
+        spec_of(grid)
+    else:
+        registry.registered(grid)
+
+
+#: A text that begins with a number or with the word for what its numbers are.
+_LIST = re.compile(r"\s*(times|levels)?[\s,]*[-+.\d]|\s*(times|levels)\b")
+
+
+def _numbers(text: str) -> tuple[str, list[float]]:
+    """What a text lists, times or levels, and the numbers."""
+    words = text.replace(",", " ").split()
+    kind = words.pop(0) if words and words[0] in ("times", "levels") else "times"
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError as error:
+        raise ArgumentError(f"grid {text!r} must list numbers, as '80,10,1' or 'levels 14.6 2 0.5 0': {error}") from None
+    if kind == "levels" and min(numbers, default=0.0) < 0:
+        raise ArgumentError(f"grid {text!r} must list noise levels >= 0, got {min(numbers):g}")
+    return kind, numbers
+
+
+def _listed(text: str, path: Path | None) -> list[float]:
+    """The times that a text lists."""
+    kind, numbers = _numbers(text)
+    if kind == "times":
+        return numbers
+    if path is None:
+        raise ArgumentError(f"grid {text!r} lists noise levels, which need a path to become times")
+    return [path.time_from_rho(level) for level in explicit(numbers).tolist()]
+
+
+def _placed(place: str) -> Any:
+    """What a place holds, if that is a list of times or a rule; else the place itself, for the registry to judge."""
+    if not registry.is_place(place):
+        return place
+    found = load_attribute(place)
+    return found if isinstance(found, Grid | Tensor | list | tuple | np.ndarray) else place
+
+
+def explicit(times: Any, path: Path | str | None = None) -> Tensor:
     """Check an explicit sequence of times: one axis, finite, strictly decreasing, at least two."""
+    path = None if path is None else get_path(path)
     try:
         grid = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -95,11 +198,27 @@ def explicit(times: Any, path: Path | None = None) -> Tensor:
 
 
 def spec_of(grid: Times) -> str:
-    """How a grid is written in a study or a file: its spec, or its times."""
-    if isinstance(grid, str):
-        parse_spec(grid)
-        return grid
-    return "times " + " ".join(f"{t:.17g}" for t in explicit(grid).tolist())
+    """How a grid is written in a study or a file: its spec, or its numbers, in one form that :func:`get` reads back.
+
+    >>> spec_of([80, 10, 1]), spec_of("levels 14.6, 2, 0.5")
+    ('times 80 10 1', 'levels 14.6 2 0.5')
+    """
+    if isinstance(grid, Grid):
+        raise ArgumentError("a Grid object has no text: give its spec, such as 'karras:rho=5', or the times it makes")
+    if isinstance(grid, str) and is_named(grid):
+        ours = registry.canonical(grid)
+        parse_spec(ours)
+        return ours
+    if isinstance(grid, str) and is_place(grid.strip()):
+        # What a file lists may change: the numbers are what was meant.
+        grid = _placed(grid.strip())
+    kind, numbers = _numbers(grid) if isinstance(grid, str) else ("times", explicit(grid).tolist())
+    return f"{kind} " + " ".join(_shortest(t) for t in explicit(numbers).tolist())
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that is read back as the same number."""
+    return repr(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def names() -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -115,6 +116,21 @@ class RowNoise:
             parts.append(source.standard_normal((self._rows, count, *self._shape)))
         values = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, count, *self._shape)), *parts])
         return torch.from_numpy(values).to(self._device, self._dtype).unbind(1)
+
+
+def drawn_once(draw: Callable[[int], Tensor], asked: Iterable[int]) -> Callable[[int], Tensor]:
+    """A source that draws the k-th noise of a run once, however often ``asked`` says it will be taken; then it is let go."""
+    left = Counter(asked)
+    kept: dict[int, Tensor] = {}
+
+    def take(k: int) -> Tensor:
+        noise = kept.pop(k) if k in kept else draw(k)
+        left[k] -= 1
+        if left[k] > 0:
+            kept[k] = noise
+        return noise
+
+    return take
 
 
 def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:

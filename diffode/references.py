@@ -56,6 +56,9 @@ class Reference:
     errors: Tensor
     method: str
 
+    def __repr__(self) -> str:
+        return f"Reference(x of shape {tuple(self.x.shape)}, error_estimate={self.error_estimate:.1e}, method={self.method!r})"
+
 
 def reference(
     field: Field, x: Tensor, start: float, stop: float, tolerance: float = 1e-10, *, use_cache: bool = True

@@ -1,12 +1,14 @@
 """Specs: ``name`` or ``name:key=value,key=value``, the same string in Python, TOML and on the command line.
 
 A :class:`Registry` turns a spec into an object. Users extend any registry with one ``register`` call, or with an
-entry point in the group ``diffode.<kind>s`` (for instance ``diffode.solvers``) that names the class or function.
+entry point in the group ``diffode.<kind>s`` (for instance ``diffode.solvers``) that names the class or function. What is
+not registered is named by its place, ``file.py:attribute`` or ``module:attribute``, with options after a comma.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import re
@@ -14,31 +16,40 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
+from diffode.extensions import is_place, load_attribute, module_exists, origin
 
 T = TypeVar("T")
-Value = bool | int | float | str | tuple[int, ...] | None
+Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.*-]*(:[A-Za-z][A-Za-z0-9_]*)?\Z")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+#: A list of numbers after a word for what they are.
+_NUMBERS = re.compile(r"(times|levels)\s")
 _LIST = re.compile(r"\d+(\+\d+)+\Z")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     """Split a spec into its name and options.
 
-    Values are read as ``true``/``false``, ``none``, integers, reals, lists of integers written ``3+3+2``, else text.
+    Values are read as ``true``/``false``, ``none``, integers, reals, lists of integers written ``3+3+2``, else text. Grids that
+    list numbers, ``times 80 10 1`` and ``levels 14.6 2 0``, have them as their option ``at``.
 
     >>> parse_spec("dpmpp:order=2,lower_order_final=always")
     ('dpmpp', {'order': 2, 'lower_order_final': 'always'})
     """
-    if not isinstance(spec, str):
-        raise ArgumentError(f"a spec must be a string 'name:key=value,...', got {type(spec).__name__}: {spec!r}")
+    if _NUMBERS.match(_text(spec).strip()):
+        name, *words = spec.replace(",", " ").split()
+        try:
+            return name, {"at": tuple(map(float, words))}
+        except ValueError as error:
+            raise ArgumentError(f"spec {spec!r} must list numbers: {error}") from None
     name, colon, rest = spec.strip().partition(":")
-    # A method of a library, such as torchdiffeq:dopri5, is one name.
-    method, comma, others = rest.partition(",")
-    if method and "=" not in method and _METHOD.match(method):
-        name, colon, rest = f"{name}:{method}", comma, others
-    if not _NAME.match(name):
+    # A method of a library, such as torchdiffeq:dopri5, is one name, and so is a place, such as mine.py:Sampler.
+    first, comma, others = spec.strip().partition(",")
+    method = rest.partition(",")[0]
+    if is_place(first) or (method and "=" not in method and _METHOD.match(method)):
+        name, colon, rest = first, comma, others
+    if not _NAME.match(name) and not is_place(name):
         raise ArgumentError(f"spec {spec!r} has no valid name; expected 'name' or 'name:key=value,key=value'")
     options: dict[str, Value] = {}
     if colon and not rest:
@@ -53,13 +64,19 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     return name, options
 
 
+def _text(spec: object) -> str:
+    if not isinstance(spec, str):
+        raise ArgumentError(f"a spec must be a string 'name:key=value,...', got {type(spec).__name__}: {spec!r}")
+    return spec
+
+
 def format_spec(name: str, options: Mapping[str, Any]) -> str:
     """Write a name and options as a spec that :func:`parse_spec` reads back.
 
     >>> format_spec("dpm", {"order": 3, "step_orders": (3, 3, 2)})
     'dpm:order=3,step_orders=3+3+2'
     """
-    pairs = ",".join(f"{key}={_format_value(value)}" for key, value in options.items())
+    pairs = ",".join(f"{key}={written_value(value)}" for key, value in options.items())
     separator = "," if ":" in name else ":"
     return f"{name}{separator}{pairs}" if pairs else name
 
@@ -90,7 +107,12 @@ def _parse_value(text: str) -> Value:
     return text
 
 
-def _format_value(value: Any) -> str:
+def written_value(value: Any) -> str:
+    """A value as a spec writes it.
+
+    >>> written_value((3, 3, 2)), written_value(None), written_value(0.5)
+    ('3+3+2', 'none', '0.5')
+    """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple | list):
@@ -109,22 +131,48 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Named makers of one kind of object (``kind`` is the word used in messages, such as ``"solver"``)."""
+    """Named makers of one kind of object.
 
-    def __init__(self, kind: str):
+    Args:
+        kind: the word used in messages, such as ``"solver"``.
+        of: the class of the objects, if they have one: what a place names must be or make one.
+        spelled: what a name from elsewhere, such as ``"euler_a"``, stands for here: a spec, or None. Names of the registry's
+            own go first.
+        advice: what to say of a name from elsewhere that stands for no single spec, or an empty text.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        of: type[T] | None = None,
+        *,
+        spelled: Callable[[str], str | None] = lambda name: None,
+        advice: Callable[[str], str] = lambda name: "",
+        aliases: Mapping[str, str] | None = None,
+    ):
         self.kind = kind
+        self.of = of
+        self.aliases: Mapping[str, str] = aliases or {}
+        self._spelled = spelled
+        self._advice = advice
         self._entries: dict[str, Entry[T]] = {}
         self._plugins_loaded = False
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {len(self._entries)} names)"
 
     def register(self, name: str, make: Callable[..., T], *, summary: str = "", **preset: Any) -> None:
         """Add ``name``. ``make(**options)`` builds the object; ``preset`` fixes some of its options.
 
-        Raises :class:`ArgumentError` if the name is malformed or taken.
+        The same class or function registered again, as a notebook's cell does when it runs twice, replaces the one before.
+
+        Raises :class:`ArgumentError` if the name is malformed, or taken by something else.
         """
         if not _NAME.match(name):
             raise ArgumentError(f"{self.kind} name {name!r} must be letters, digits, '_', '-', '.' and start with a letter")
-        if name in self._entries:
-            raise ArgumentError(f"{self.kind} {name!r} is registered already; choose another name")
+        known = self._entries.get(name)
+        if known is not None and not (_same(known.make, make) and dict(known.preset) == preset):
+            raise ArgumentError(f"{self.kind} {name!r} is registered already, as something else; choose another name")
         text = summary or (inspect.getdoc(make) or "").partition("\n")[0]
         self._entries[name] = Entry(name, make, preset, text)
 
@@ -133,35 +181,53 @@ class Registry(Generic[T]):
         self._load_plugins()
         return list(self._entries)
 
+    def canonical(self, spec: str) -> str:
+        """The spec with a name from elsewhere replaced by ours; any other spec as it is.
+
+        >>> from diffode import solvers
+        >>> solvers.registry.canonical("euler_a:eta=0.5")
+        'euler_ancestral:eta=0.5'
+        """
+        name, _, rest = _text(spec).strip().partition(":")
+        if name in self._entries:
+            return spec
+        meant = self._spelled(name)
+        if meant is None or name in self.names():
+            return spec
+        if not rest:
+            return meant
+        ours, fixed = parse_spec(meant)
+        given = parse_spec(f"{ours}:{rest}")[1]
+        both = next((key for key in given if key in fixed), None)
+        if both is not None:
+            raise ArgumentError(
+                f"{self.kind} {name!r} stands for {meant!r}, which says {both!r} already; write {ours!r} instead"
+            )
+        return f"{meant}{',' if ':' in meant else ':'}{rest}"
+
     def entry(self, name: str) -> Entry[T]:
-        """The entry of a name; raises :class:`UnknownNameError` with the nearest name otherwise."""
-        if name not in self._entries:
-            self._load_plugins()
-        library, colon, method = name.partition(":")
-        if colon and name not in self._entries and library in self._entries:
-            raise ArgumentError(f"{self.kind} {name!r}: {method!r} is not of the form key=value")
-        if name not in self._entries:
-            raise UnknownNameError(self.kind, name, self._entries)
-        return self._entries[name]
+        """The entry of a name or of a place; raises :class:`UnknownNameError` with the nearest name otherwise."""
+        if self.is_place(name):
+            return self._placed(name)
+        return self._registered(parse_spec(self.canonical(name))[0])
 
     def make(self, spec: str, **options: Any) -> T:
         """Build the object a spec describes; keyword options override those of the spec."""
-        entry = self.check(spec, given=tuple(options))
-        chosen = {**parse_spec(spec)[1], **options}
-        fixed = [key for key in chosen if key in entry.preset]
-        if fixed:
-            raise ArgumentError(f"{self.kind} {entry.name!r} fixes its option {fixed[0]!r} ({entry.preset[fixed[0]]!r})")
-        merged = {**entry.preset, **chosen}
-        try:
-            return entry.make(**merged)
-        except (TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, DiffodeError):
-                raise
-            raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
+        return self._build(spec, self.check(spec, given=tuple(options)), options)
+
+    def registered(self, spec: str, **options: Any) -> T:
+        """:meth:`make` for specs that come out of files others wrote: it imports nothing, so a place is refused."""
+        name = parse_spec(self.canonical(spec))[0]
+        self._registered(name)
+        return self.make(spec, **options)
+
+    def advised(self, name: str) -> str:
+        """What to write instead of a name from elsewhere that has no spec of its own here, or an empty text."""
+        return self._advice(name)
 
     def check(self, spec: str, given: Iterable[str] = ()) -> Entry[T]:
         """The entry of a spec, after checking that its maker knows every option named in the spec or in ``given``."""
-        name, parsed = parse_spec(spec)
+        name, parsed = parse_spec(self._read(spec))
         entry = self.entry(name)
         merged = (*entry.preset, *parsed, *given)
         known = option_names(entry.make)
@@ -173,6 +239,68 @@ class Registry(Generic[T]):
                 )
         return entry
 
+    def _read(self, spec: str) -> str:
+        """The spec in our own words; UnknownNameError where others use the name for something that has none here."""
+        ours = self.canonical(spec)
+        name = ours.partition(":")[0].strip()
+        if name and not _NAME.match(name) and not is_place(ours.partition(",")[0]):
+            advice = self._advice(name)
+            if advice:
+                raise UnknownNameError(self.kind, name, self.names(), advice=advice)
+        return ours
+
+    def _build(self, spec: str, entry: Entry[T], options: Mapping[str, Any]) -> T:
+        chosen = {**parse_spec(self.canonical(spec))[1], **options}
+        fixed = [key for key in chosen if key in entry.preset]
+        if fixed:
+            raise ArgumentError(f"{self.kind} {entry.name!r} fixes its option {fixed[0]!r} ({entry.preset[fixed[0]]!r})")
+        merged = {**entry.preset, **chosen}
+        try:
+            return entry.make(**merged)
+        except (TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, DiffodeError):
+                raise
+            raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
+
+    def _registered(self, name: str) -> Entry[T]:
+        if name not in self._entries:
+            self._load_plugins()
+        library, colon, method = name.partition(":")
+        if colon and name not in self._entries and library in self._entries:
+            raise ArgumentError(f"{self.kind} {name!r}: {method!r} is not of the form key=value")
+        if name not in self._entries:
+            raise UnknownNameError(self.kind, name, self._entries, also=self.aliases, advice=self._advice(name))
+        return self._entries[name]
+
+    def is_place(self, name: str) -> bool:
+        """Whether a name is that of an attribute of a file or of a module that exists, and not one of ours misspelt."""
+        module = name.rpartition(":")[0]
+        if name in self._entries or not is_place(name):
+            return False
+        ours = {known.partition(":")[0] for known in self.names()}
+        if module in ours:
+            return False
+        return module.endswith(".py") or module_exists(module)
+
+    def _placed(self, place: str) -> Entry[T]:
+        found = load_attribute(place)
+        kind = "object" if self.of is None else self.of.__name__
+        if self.of is not None and isinstance(found, self.of):
+            return Entry(place, functools.partial(_itself, found), {}, "")
+        if not callable(found):
+            raise ArgumentError(f"{place!r} is a {type(found).__name__}, not a {self.kind} (a {kind}, or what makes one)")
+        if self.of is None or (inspect.isclass(found) and issubclass(found, self.of)):
+            return Entry(place, found, {}, "")
+
+        @functools.wraps(found)
+        def make(**options: Any) -> T:
+            made = found(**options)
+            if self.of is not None and not isinstance(made, self.of):
+                raise ArgumentError(f"{place!r} makes a {type(made).__name__}, not a {self.kind} (a {kind})")
+            return made  # type: ignore[no-any-return]
+
+        return Entry(place, make, {}, "")
+
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
             return
@@ -180,6 +308,28 @@ class Registry(Generic[T]):
         for point in importlib.metadata.entry_points(group=f"diffode.{self.kind}s"):
             if point.name not in self._entries:
                 self.register(point.name, point.load())
+
+
+def _itself(instance: T) -> T:
+    return instance
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two makers are one class or function: the same object, or made by the same definition run again."""
+    if one is other:
+        return True
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        return _same(one.func, other.func) and one.args == other.args and one.keywords == other.keywords
+    if (code := getattr(one, "__code__", None)) is not None and "<lambda>" in one.__qualname__:
+        # Equal code with other values bound to it is another function.
+        return bool(code == getattr(other, "__code__", None) and _bound(one) == _bound(other))
+    found = origin(one)
+    return found is not None and found == origin(other) and "<locals>" not in found[1]
+
+
+def _bound(function: Any) -> tuple[Any, ...]:
+    cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
+    return (cells, function.__defaults__, function.__kwdefaults__)
 
 
 def option_names(make: Callable[..., Any]) -> Iterable[str] | None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.fields import PREDICTIONS, Prediction, columns, conversion
 from diffode.paths import Path
+from diffode.randomness import drawn_once
 
 if TYPE_CHECKING:
     from diffode.fields import Field
@@ -83,6 +84,12 @@ class Tableau:
                 raise ArgumentError(f"row {i} (t={row.time}) is empty: it must use some earlier state or evaluation")
             if not all(bool(torch.isfinite(v).all()) if isinstance(v, Tensor) else math.isfinite(v) for v in values):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
+
+    def __repr__(self) -> str:
+        ends = (
+            f"{len(self.outputs)} times from {self.rows[0].time} to {self.rows[-1].time}" if self.batch is None else "a batch"
+        )
+        return f"Tableau({self.solver or 'table'} on {self.path.spec if self.path else 'no path'}, nfe={self.nfe}, {ends})"
 
     @functools.cached_property
     def batch(self) -> int | None:
@@ -173,6 +180,7 @@ class Tableau:
         """
         slots: list[Any] = [None] * (2 * len(self.rows))
         slots[0] = last = x
+        draw = None if draw is None else drawn_once(draw, (k for row in self.rows for k in row.draws))
         for step in self.program:
             for state, slot, _ in step.evaluate:
                 answer = yield state, slots[state]

@@ -87,7 +87,7 @@ def read(file: str | FilePath) -> Tableau:
         )
         if rows[0].states or rows[0].evaluations or rows[0].draws:
             raise ValueError("its first row is the start and has no coefficients")
-        path = None if description["path"] is None else paths.get(text(description, "path"))
+        path = None if description["path"] is None else paths.registry.registered(text(description, "path"))
         prediction, solver = text(description, "prediction"), text(description, "solver")
         return Tableau(
             prediction,  # type: ignore[arg-type]  # A table refuses what is no view.

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffode import grids, paths, testing
-from diffode.errors import ArgumentError, UnknownNameError
+from diffode import grids, paths, solvers, testing
+from diffode.errors import ArgumentError, BudgetError, UnknownNameError
 
 EDM = paths.get("edm")
 
@@ -127,3 +127,75 @@ def test_uneven_grids_are_taken_as_they_are(seed, path, steps):
     levels = [path.log_snr(t) for t in times]
     shares = [b - a for a, b in itertools.pairwise(levels)]
     assert max(shares) < 3.1 * min(shares)
+
+
+LISTS = {
+    "80,10,1,0.002": [80.0, 10.0, 1.0, 0.002], "times 80 10 1 0.002": [80.0, 10.0, 1.0, 0.002],
+    " 80, 10 ,1e0, .002 ": [80.0, 10.0, 1.0, 0.002], "levels 14.615 0.5 0": [14.615, 0.5, 0.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_a_text_that_lists_numbers_is_the_list(text):
+    # Levels become times through a logarithm.
+    exactly = LISTS[text] if "levels" not in text else pytest.approx(LISTS[text], rel=1e-14)
+    assert grids.get(text, EDM).tolist() == exactly
+    assert grids.get(text, EDM, len(LISTS[text]) - 1).tolist() == exactly
+    with pytest.raises(ArgumentError, match="make"):
+        grids.get(text, EDM, 7)
+
+
+def test_levels_are_noise_levels_on_every_path_and_times_are_its_times():
+    for name in ("vp", "rectified_flow", "ddpm"):
+        path = paths.get(name)
+        levels = path.rho(grids.get("levels 9 1 0.1", path))
+        assert levels.tolist() == pytest.approx([9, 1, 0.1], rel=1e-9)
+    assert grids.get("times 0.9 0.5 0.1", "vp").tolist() == [0.9, 0.5, 0.1]
+
+
+@given(testing.seeds(), testing.paths(), st.integers(1, 12))
+def test_what_a_study_writes_of_a_grid_is_read_back_to_the_last_digit(seed, path, steps):
+    times = testing.random_times(seed, path, steps)
+    text = grids.spec_of(times)
+    assert grids.get(text, path).tolist() == times
+    assert grids.spec_of(text) == text
+    assert grids.registry.make(text)(path, steps).tolist() == times
+
+
+def test_lists_of_equal_numbers_have_one_text():
+    texts = {grids.spec_of(g) for g in ("80,10,.5", "times 80 10 0.5", [80, 10, 0.5], torch.tensor([80, 10, 0.5]))}
+    assert texts == {"times 80 10 0.5"}
+    assert grids.spec_of("exponential") == "log_snr"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("80,x,1", "must list numbers"), ("times", "at least two"), ("5", "at least two"), ("levels 1 2", "decreasing"),
+        ("levels 2 -1", "noise levels >= 0"), ("80,80", "strictly decreasing"), ("1,nan", "must list numbers|non-finite"),
+    ],
+)  # fmt: skip
+def test_bad_lists_say_what_is_wrong_before_anything_runs(text, message):
+    with pytest.raises(ArgumentError, match=message):
+        grids.check(text)
+
+
+def test_a_rule_made_in_python_goes_where_its_spec_does():
+    assert torch.equal(grids.get(grids.karras(5.0), "vp", 6), grids.get("karras:rho=5", "vp", 6))
+    with pytest.raises(ArgumentError, match="has no text"):
+        grids.spec_of(grids.karras(5.0))
+
+
+def test_lists_run_within_a_budget_and_in_suites():
+    from diffode.studies.suite import parse_suite
+
+    table = solvers.get("heun").within("edm", "80,10,0", 3)
+    assert table.nfe == 3
+    with pytest.raises(BudgetError, match="costs 3 evaluations, more than nfe=2"):
+        solvers.get("heun").within("edm", [80.0, 10.0, 0.0], 2)
+    lists = {"targets": ["gauss1d"], "paths": ["edm"], "solvers": ["DPM++ 2M"], "nfe": [4], "seeds": [0]}
+    cells = parse_suite({"study": [lists | {"grids": [[80.0, 10.0, 1.0], "80,10,1", "karras", "exponential"]}]}).cells
+    assert [cell.grid for cell in cells] == ["times 80 10 1", "karras", "log_snr"]
+    assert {cell.solver for cell in cells} == {"dpmpp:order=2,lower_order_final=never"}
+    with pytest.raises(ArgumentError, match="study 1: grid must be strictly decreasing"):
+        parse_suite({"study": [lists | {"grids": [[1.0, 10.0]]}]})

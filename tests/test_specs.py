@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import diffode
 from diffode.errors import ArgumentError
 from diffode.specs import Registry, format_spec, parse_spec
 
@@ -26,10 +27,88 @@ def test_malformed_specs_are_refused(spec):
         parse_spec(spec)
 
 
-def test_a_registry_refuses_a_taken_name():
+def test_a_registry_refuses_a_name_that_something_else_has():
     registry = Registry("thing")
     registry.register("one", dict)
-    with pytest.raises(ArgumentError, match="registered already"):
-        registry.register("one", dict)
+    for other, preset in ((list, {}), (dict, {"a": 1}), (lambda: {1: 2}, {})):
+        with pytest.raises(ArgumentError, match="registered already"):
+            registry.register("one", other, **preset)
     with pytest.raises(ArgumentError, match="must be letters"):
         registry.register("no spaces", dict)
+
+
+def test_the_same_definition_run_again_replaces_what_it_registered():
+    registry = Registry("thing")
+    source = "class Mine:\n    pass\n\n\nregister('mine', Mine)\nregister('by_rule', lambda: 3)\n"
+    made = []
+    for _ in range(2):
+        names = {"register": registry.register, "__name__": "__main__"}
+        exec(compile(source, "a notebook's cell", "exec"), names)
+        made.append(names["Mine"])
+    assert made[0] is not made[1]
+    assert type(registry.make("mine")) is made[1]
+    assert registry.make("by_rule") == 3
+    names = {"register": registry.register, "__name__": "elsewhere"}
+    with pytest.raises(ArgumentError, match="registered already"):
+        exec(source, names)
+
+
+PLACES = """
+import diffode
+from diffode.solvers.runge_kutta import Heun
+
+class Steps(Heun):
+    pass
+
+blob = diffode.GaussianMixture([1.0], [[0.0, 1.0]], [0.3])
+narrow = diffode.paths.get("edm:sigma_max=10")
+levels = [9.0, 1.0, 0.01]
+
+def far(distance=4.0):
+    return diffode.GaussianMixture([1.0], [[distance, 0.0]], [0.3])
+
+def error(outcome, factor=1.0):
+    return diffode.metrics.Measurement("error", factor * float(outcome.end.abs().mean()))
+"""
+
+
+@pytest.fixture(params=["file", "module"])
+def place(request, tmp_path, monkeypatch):
+    name = f"places_{request.param}"
+    (tmp_path / f"{name}.py").write_text(PLACES)
+    monkeypatch.chdir(tmp_path)
+    return f"{tmp_path / name}.py" if request.param == "file" else name
+
+
+def test_what_a_file_or_module_holds_goes_wherever_a_name_does(place):
+    assert diffode.targets.get(f"{place}:blob").dim == 2
+    assert float(diffode.targets.get(f"{place}:far,distance=7").mean[0]) == 7
+    assert diffode.paths.get(f"{place}:narrow").t_max == 10
+    assert diffode.solvers.get(f"{place}:Steps,chart=noise").chart_name == "noise"
+    assert diffode.grids.get(f"{place}:levels", "edm").tolist() == [9, 1, 0.01]
+    field = diffode.exact_field(f"{place}:blob", f"{place}:narrow")
+    run = diffode.solve(field, field.prior(3, generator=0), solver=f"{place}:Steps", grid=f"{place}:levels")
+    assert run.nfe == 4
+    outcome = diffode.metrics.Outcome(field, run.x, run, 1e-6, 0)
+    once, twice = (diffode.metrics.measure(f"{place}:error{text}", outcome).value for text in ("", ",factor=2"))
+    assert twice == 2 * once
+
+
+def test_a_place_that_holds_something_else_says_what(place):
+    with pytest.raises(ArgumentError, match="is a GaussianMixture, not a solver"):
+        diffode.solvers.get(f"{place}:blob")
+    with pytest.raises(ArgumentError, match="makes a GaussianMixture, not a path"):
+        diffode.paths.get(f"{place}:far")
+    with pytest.raises(ArgumentError, match="has no attribute 'blub'; did you mean 'blob'"):
+        diffode.targets.get(f"{place}:blub")
+    with pytest.raises(ArgumentError, match="has no option 'distanse'; did you mean 'distance'"):
+        diffode.targets.get(f"{place}:far,distanse=2")
+
+
+def test_a_misspelt_spec_imports_nothing_and_files_of_others_import_nothing(place):
+    with pytest.raises(ArgumentError, match="unknown path"):
+        diffode.paths.get("os:abort")
+    with pytest.raises(ArgumentError, match="unknown target"):
+        diffode.targets.get("rign8:dim")
+    with pytest.raises(ArgumentError, match="unknown path"):
+        diffode.paths.registry.registered(f"{place}:narrow")

@@ -268,7 +268,7 @@ def test_an_empty_batch_is_an_empty_answer():
         ({"x": torch.ones(2)}, "use x"),
         ({"x": torch.tensor([[1.0, float("nan")]])}, "non-finite values in row 0"),
         ({"grid": None}, "give grid="),
-        ({"nfe": 5}, "must be a spec"),
+        ({"nfe": 1, "grid": [1.0, 0.5, 0.1]}, "costs 2 evaluations, more than nfe=1"),
         ({"steps": 5, "nfe": 5}, "not both"),
         ({"keep": "some"}, "keep must be"),
         ({"on_failure": "ignore"}, "on_failure must be"),

@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from diffode.adapters.sdes import from_torchsde
     from diffode.fields.model import shared
     from diffode.fields.outward import as_flow_matching, as_k_diffusion, as_torchdiffeq, as_torchsde
+    from diffode.solvers import Solver
 
 
-def as_diffusers_scheduler(solver: str = "dpmpp:order=2", like: Any = None, **options: Any) -> Any:
+def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any = None, **options: Any) -> Any:
     """A solver as a scheduler of diffusers.
 
     Args:
-        solver: spec of any solver that writes a table.
+        solver: any solver that writes a table, or its spec.
         like: the scheduler a model came with. The run makes the levels that it would make, calls the network as it would and
             reads the answer as it would; only the steps between the levels are the solver's.
         options: ``grid``, for other levels than those of ``like``, and other options of
@@ -60,6 +61,12 @@ def as_diffusers_scheduler(solver: str = "dpmpp:order=2", like: Any = None, **op
     ``as_diffusers_scheduler("ipndm:order=3", like=pipeline.scheduler, grid="karras")`` is
     ``diffode.solve(field, x, solver="ipndm:order=3", grid="karras", nfe=n)`` for ``num_inference_steps=n``.
     """
+    from diffode import grids, solvers
+
+    # A configuration is saved as JSON, so that it holds specs.
+    solver = solvers.registry.canonical(solver) if isinstance(solver, str) else solver.spec
+    if options.get("grid") is not None:
+        options["grid"] = grids.spec_of(options["grid"])
     made = __getattr__("DiffodeScheduler")
     if like is None:
         return made(solver=solver, **options)

@@ -76,7 +76,10 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
             raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {prediction_type!r}")
         if final_sigmas_type not in ("zero", "sigma_min"):
             raise ArgumentError(f"final_sigmas_type must be zero or sigma_min, got {final_sigmas_type!r}")
-        self._solver = solvers.get(solver)
+        # A configuration may come from elsewhere, so that it names what is registered and no file.
+        self._solver = solvers.registry.registered(solver)
+        if grid is not None:
+            grids.check_registered(grid)
         if isinstance(self._solver, DirectSolver):
             raise ArgumentError(f"solver {solver!r} writes no table, so a pipeline can't run it; choose one that does")
         self.path: Path

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffode import solvers
+from diffode import grids, solvers
 from diffode.adapters.denoisers import azula_path, from_azula, from_k_diffusion
 from diffode.errors import ArgumentError, NumericalError
 from diffode.extensions import library
 from diffode.fields import Field, conversion
-from diffode.paths import EDM
+from diffode.paths import EDM, Path
+from diffode.randomness import Randomness, generator_from
 from diffode.solvers import Solver
+from diffode.solvers.ancestral import EDMStochastic
 from diffode.solvers.direct import DirectSolver
-from diffode.tableau import Tableau
+from diffode.tableau import Row, Tableau
+
+#: What noise is drawn from: a generator or a seed for the batch, or one for every row of it; None is torch's own state.
+Source = Randomness | Sequence[Randomness] | None
+#: k-diffusion's ``noise_sampler(sigma, sigma_next)``: standard normal noise of x's shape for a step between these levels.
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
-    """A solver as ``sample(model, x, sigmas, extra_args=None, callback=None, disable=None, generator=None)``.
+    """A solver as ``sample(model, x, sigmas, extra_args=None, callback=None, disable=None, generator=None, ...)``.
 
-    ``sigmas`` fall, to 0 at the end if wanted, as k-diffusion's schedules have them; x is at ``sigmas[0]``. ``callback`` gets a
-    dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` after every evaluation. Without ``generator`` noise
-    comes from torch's own state, as there.
+    ``sigmas`` fall, to 0 at the end if wanted, as k-diffusion's schedules have them; x is at ``sigmas[0]``, in any floating
+    type: half precision is what the model gets, while the states are summed in float32. ``callback`` gets a dictionary with
+    ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` after every evaluation.
+
+    ``generator`` is a generator or seed, or a list with one for every row, whose noise then does not depend on its batch
+    mates. Without it noise comes from torch's own state, as in k-diffusion. Keyword arguments as k-diffusion's functions have
+    them:
+
+    * ``noise_sampler(sigma, sigma_next)`` gives the noise of a step instead. A step with two draws asks for the two parts;
+    * ``eta`` replaces the solver's own, if it has one;
+    * ``s_noise`` multiplies the noise;
+    * ``s_churn``, between ``s_tmin`` and ``s_tmax``: before each step the level is raised by min(s_churn/steps, sqrt 2 - 1) of
+      it (Karras et al., arXiv 2206.00364, algorithm 2), for solvers that keep nothing from step to step.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")
@@ -42,18 +62,44 @@ def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
         extra_args: Mapping[str, Any] | None = None,
         callback: Callable[[dict[str, Any]], Any] | None = None,
         disable: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Source = None,
+        *,
+        noise_sampler: NoiseSampler | None = None,
+        eta: float | None = None,
+        s_noise: float = 1.0,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
     ) -> Tensor:
-        if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
-            raise ArgumentError("x must be a tensor (B, *shape) of at least one row")
+        if not isinstance(x, Tensor) or x.ndim < 2 or not len(x) or not x.is_floating_point():
+            raise ArgumentError("x must be a floating-point tensor (B, *shape) of at least one row")
         levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
         if levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all() and levels[-1] >= 0):
             raise ArgumentError("sigmas must be at least two falling noise levels, the last at least 0")
+        if noise_sampler is not None and generator is not None:
+            raise ArgumentError("give noise_sampler= or generator=, not both: one of them would be ignored")
         last = float(levels[-1]) or float(levels[-2])
-        path = EDM(min(last, float(levels[0]) / 2), float(levels[0]))
-        field = from_k_diffusion(model, path, extra=extra_args)
-        table = recipe.for_field(field.scale, x[0].numel()).tableau(path, levels.tolist())
-        return _run(table, field, x, generator, callback)
+        # Churn raises the first level by at most sqrt 2.
+        path = EDM(min(last, float(levels[0]) / 2), float(levels[0]) * (math.sqrt(2) if s_churn else 1))
+        state = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        field = from_k_diffusion(_narrowed(model, x.dtype), path, extra=extra_args)
+        own = with_options(recipe, eta, s_noise, s_churn, s_tmin, s_tmax).for_field(field.scale, x[0].numel())
+        raised = s_churn > 0 and not isinstance(own, EDMStochastic)
+        table = churned(own, path, levels.tolist(), s_churn, s_tmin, s_tmax) if raised else own.tableau(path, levels.tolist())
+        factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
+        ends = draw_levels(table)
+
+        def draw(k: int) -> Tensor:
+            if noise_sampler is None:
+                return factor * draws_from(generator, state)
+            noise = noise_sampler(*(x.new_tensor(level) for level in ends[k]))
+            if not isinstance(noise, Tensor) or noise.shape != x.shape:
+                raise ArgumentError(f"noise_sampler must give a tensor of x's shape {tuple(x.shape)}")
+            return factor * noise.to(state)
+
+        # A seed starts one stream for the whole run.
+        generator = _sources(generator, len(x))
+        return _run(table, field, state, draw, callback, x.dtype).to(x.dtype)
 
     return sample
 
@@ -62,21 +108,23 @@ def _run(
     table: Tableau,
     field: Field,
     x: Tensor,
-    generator: torch.Generator | None,
-    callback: Callable[[dict[str, Any]], Any] | None = None,
+    draw: Callable[[int], Tensor],
+    callback: Callable[[dict[str, Any]], Any] | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    def draw(_: int) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
     run, number, path = table.driven(x, draw), 0, field.require_path("noise levels")
+    before = {row: row for row in table.outputs}
     try:
         row, state = next(run)
         while True:
             sigma = float(table.rows[row].time)
             denoised = field.denoised(state, sigma)
             if callback is not None:
-                level = state.new_tensor(sigma)
-                callback({"x": state, "i": number, "sigma": level, "sigma_hat": level, "denoised": denoised})
+                # A level that churn has raised is sigma_hat; sigma is the one of the grid before it.
+                start = row if row in before else row - 1
+                grid = float(table.rows[start].time) if table.rows[row].draws and start in before else sigma
+                shown = {"x": state.to(dtype), "denoised": denoised.to(dtype)}
+                callback({**shown, "i": number, "sigma": state.new_tensor(grid), "sigma_hat": state.new_tensor(sigma)})
             of_x, of_denoised = conversion(path, "denoised", table.prediction, sigma)
             row, state = run.send(of_x * state + of_denoised * denoised)
             number += 1
@@ -87,10 +135,103 @@ def _run(
         return result
 
 
-def as_azula_sampler(solver: str | Solver, grid: str | Sequence[float] | None = None) -> type[Any]:
+def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: float, s_tmin: float, s_tmax: float) -> Solver:
+    """The solver with k-diffusion's arguments, where it has options for them; ArgumentError where they mean nothing to it."""
+    for name, value in (("s_noise", s_noise), ("s_churn", s_churn), ("s_tmin", s_tmin), ("s_tmax", s_tmax)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
+    if isinstance(solver, EDMStochastic):
+        if s_churn:
+            solver = replace(solver, churn=s_churn, noise_from=s_tmin, noise_to=s_tmax, inflation=s_noise)
+        elif s_noise != 1:
+            solver = replace(solver, inflation=s_noise)
+    if eta is None:
+        return solver
+    if not any(option.name == "eta" for option in fields(solver)):
+        raise ArgumentError(f"solver {solver.spec!r} has no eta; give one that draws noise, such as 'euler_ancestral'")
+    return replace(solver, eta=eta)  # type: ignore[call-arg]
+
+
+def churned(solver: Solver, path: Path, levels: Sequence[float], churn: float, least: float, most: float) -> Tableau:
+    """A solver's table with the level raised, and noise added, before each step that begins between ``least`` and ``most``."""
+    if solver.stochastic:
+        raise ArgumentError(f"s_churn goes with a solver that draws no noise of its own, not with {solver.spec!r}")
+    gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
+    whole = solver.tableau(path, levels)
+    for start, end in itertools.pairwise(whole.outputs):
+        used = {j for row in whole.rows[start + 1 : end + 1] for j in (*row.states, *row.evaluations)}
+        if min(used) < start:
+            raise ArgumentError(f"s_churn goes with a solver that keeps nothing from step to step, not with {solver.spec!r}")
+    rows, outputs, draws = [Row(levels[0])], [0], 0
+    for s, t in itertools.pairwise(levels):
+        x, high = outputs[-1], s
+        if gamma > 0 and least <= s <= most:
+            high = s * (1 + gamma)
+            rows.append(Row(high, {x: 1.0}, {}, {draws: s * math.sqrt(gamma * (2 + gamma))}))
+            x, draws = len(rows) - 1, draws + 1
+        step = solver.tableau(path, [high, t])
+        place = [x, *range(len(rows), len(rows) + len(step.rows) - 1)]
+        for row in step.rows[1:]:
+            states, evaluations = ({place[j]: c for j, c in terms.items()} for terms in (row.states, row.evaluations))
+            rows.append(Row(row.time, states, evaluations))
+        outputs.append(place[step.outputs[-1]])
+    return Tableau(whole.prediction, tuple(rows), tuple(outputs), path, solver.spec)
+
+
+def draw_levels(table: Tableau) -> list[tuple[float, float]]:
+    """The noise levels between which each draw's noise comes in: from the step's start, or from the draw before it in the
+    step, to the row that it first reaches.
+    """
+    found: list[tuple[float, float]] = []
+    begin = float(table.rows[0].time)
+    last = set(table.outputs)
+    for number, row in enumerate(table.rows):
+        for k in sorted(row.draws):
+            if k == len(found):
+                found.append((begin, float(row.time)))
+                begin = float(row.time)
+        if number in last:
+            begin = float(row.time)
+    return found
+
+
+def draws_from(source: Source, x: Tensor) -> Tensor:
+    """Standard normal noise of x's shape, type and device; from a list, each row from its own generator."""
+    if isinstance(source, Sequence):
+        rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=_device(g, x)) for g in map(generator_from, source)]
+        return torch.stack(rows).to(x.device)
+    generator = None if source is None else generator_from(source)
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=_device(generator, x)).to(x.device)
+
+
+def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
+    return x.device if generator is None else generator.device
+
+
+def _sources(source: Source, count: int) -> Source:
+    """Generators for what may be seeds; as many as there are rows, if there is a list."""
+    if source is None:
+        return None
+    if not isinstance(source, list | tuple):
+        return generator_from(source)  # type: ignore[arg-type]
+    if len(source) != count:
+        raise ArgumentError(f"generator has {len(source)} generators for {count} rows: give one for every row, or one for all")
+    return [generator_from(one) for one in source]
+
+
+def _narrowed(model: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """A function as it is called in half precision; a network is called in its own type anyway."""
+    whole = dtype in (torch.float32, torch.float64)
+    if whole or not callable(model) or isinstance(getattr(model, "__self__", model), torch.nn.Module):
+        return model
+    return lambda x, sigma, **extra: model(x.to(dtype), sigma.to(dtype), **extra).to(x.dtype)
+
+
+def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> type[Any]:
     """A solver as a class of azula's samplers: ``as_azula_sampler("unipc:order=3")(denoiser, steps=20)(x)``.
 
-    Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given.
+    Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given. ``generator`` is one for
+    the batch, or a list with one for every row; half precision is summed in float32.
     """
     base = library("azula.sample", "--no-deps azula einops").Sampler
     recipe = _written(solver)
@@ -103,17 +244,22 @@ def as_azula_sampler(solver: str | Solver, grid: str | Sequence[float] | None = 
             self.denoiser = denoiser
 
         @torch.no_grad()
-        def __call__(self, x: Tensor, generator: torch.Generator | None = None, **extra: Any) -> Tensor:
+        def __call__(self, x: Tensor, generator: Source = None, **extra: Any) -> Tensor:
+            state = x if x.dtype in (torch.float32, torch.float64) else x.float()
             field = from_azula(self.denoiser, extra=extra)
             path = azula_path(self.denoiser.schedule)
             times = self.timesteps.double().tolist() if grid is None else grid
-            steps = self.steps if isinstance(times, str) else None
+            steps = self.steps if grids.is_named(times) else None
             own = recipe.for_field(field.scale, x[0].numel())
             table = own.tableau(path, times, steps)
             noise = None
             if table.draws:
-                noise = torch.randn((table.draws, *x.shape), generator=generator, dtype=x.dtype, device=x.device)
-            return solvers.run_tableau(table, field, x, noise=noise).x
+                source = _sources(generator, len(x))
+                if isinstance(source, Sequence):
+                    noise = torch.stack([draws_from(source, state) for _ in range(table.draws)])
+                else:
+                    noise = draws_from(source, state.expand(table.draws, *x.shape))
+            return solvers.run_tableau(table, field, state, noise=noise).x.to(x.dtype)
 
     DiffodeSampler.__name__ = f"Diffode_{recipe.name}"
     return DiffodeSampler

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
 from diffode.cli.output import json_option, print_json, print_table
+from diffode.cli.plain_text import plain_text
 
 _KINDS = ("targets", "paths", "grids", "solvers", "metrics", "suites")
 
@@ -16,6 +21,9 @@ _KINDS = ("targets", "paths", "grids", "solvers", "metrics", "suites")
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
     """List what is registered: targets, paths, grids, solvers, metrics, suites, or all of them.
+
+    Options are shown with their defaults, and with the values that they may have where these are few; diffode show NAME
+    says the rest. Solvers may be called by the names that others use for them as well.
 
     \b
     Example:  diffode list solvers
@@ -46,7 +54,7 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             yield {"name": name, "summary": targets.card(name).summary, "dim": str(target.dim), "tags": described}
     else:
         from diffode import grids, metrics, paths, solvers
-        from diffode.specs import Registry, option_names
+        from diffode.specs import Registry
 
         registries: dict[str, Registry[object]] = {
             "paths": paths.registry,  # type: ignore[dict-item]
@@ -55,7 +63,46 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             "metrics": metrics.registry,  # type: ignore[dict-item]
         }
         registry = registries[kind]
+        also: dict[str, list[str]] = {}
+        for elsewhere, spec in registry.aliases.items():
+            also.setdefault(spec.partition(":")[0], []).append(elsewhere)
         for name in registry.names():
             entry = registry.entry(name)
-            options = [option for option in option_names(entry.make) or () if option != "outcome"]
-            yield {"name": name, "summary": entry.summary, "options": ", ".join(options)}
+            options = ", ".join(f"{key}={value}" for key, value in options_of_maker(entry.make).items())
+            row = {"name": name, "summary": plain_text(entry.summary), "options": options}
+            yield {**row, "also called": ", ".join(also.get(name, ()))} if also else row
+
+
+def options_of_maker(make: Callable[..., Any]) -> dict[str, str]:
+    """The options of a maker with their defaults as a spec writes them, and with their values where they are listed.
+
+    >>> from diffode import solvers
+    >>> options_of_maker(solvers.registry.entry("dpmpp_2m_sde").make)["form"]
+    'midpoint (or heun)'
+    """
+    from diffode.specs import written_value
+
+    found = {}
+    for parameter in inspect.signature(make).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or parameter.name == "outcome":
+            continue
+        text = "..." if parameter.default is parameter.empty else written_value(parameter.default)
+        others = [choice for choice in _choices(make, parameter) if choice != text]
+        found[parameter.name] = f"{text} (or {', '.join(others)})" if others else text
+    return found
+
+
+def _choices(make: Callable[..., Any], parameter: inspect.Parameter) -> list[str]:
+    """The values of an option whose type is a Literal, or a name for one."""
+    annotation = parameter.annotation
+    owners = [make, *(base for base in getattr(make, "__mro__", ()) if parameter.name in vars(base).get("__annotations__", {}))]
+    for owner in owners if isinstance(annotation, str) else ():
+        module = inspect.getmodule(owner)
+        named = re.fullmatch(r"[\w.]+", annotation)
+        if named and hasattr(module, annotation):
+            annotation = getattr(module, annotation)
+            break
+    if isinstance(annotation, str):
+        listed = re.fullmatch(r"Literal\[(.*)\]", annotation)
+        return [part.strip().strip("'\"") for part in listed[1].split(",")] if listed else []
+    return [str(value) for value in typing.get_args(annotation)] if typing.get_origin(annotation) is typing.Literal else []

@@ -31,6 +31,22 @@ _COMMANDS = {
 }
 
 
+def import_option() -> click.Option:
+    """The option ``--import``, which imports before the command looks anything up."""
+    return click.Option(
+        ["--import"], multiple=True, expose_value=False, is_eager=True, callback=_import,
+        help="Module or .py file that registers your own solvers, targets, paths, grids or metrics.",
+    )  # fmt: skip
+
+
+def _import(context: click.Context, option: click.Parameter, modules: tuple[str, ...]) -> None:
+    if modules and not context.resilient_parsing:
+        from diffode.extensions import import_extension
+
+        for module in modules:
+            import_extension(module)
+
+
 class _LazyGroup(click.Group):
     """Imports a command's file when it is called, not for the list of commands."""
 
@@ -41,6 +57,9 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"diffode.cli.{cmd_name.replace('-', '_')}_command").command
+        if not any("--import" in option.opts for option in command.params):
+            # Commands that hand imports on to their workers have an option of their own.
+            command.params.append(import_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -18,6 +18,12 @@ _NUMBER = re.compile(r"[-+\d.,/e]*")
 #: Where reports and the result store go unless told otherwise.
 OUTPUT = "diffode-report"
 
+#: What a budget is, in the help of every --nfe.
+NFE_HELP = (
+    "Budget of network calls. A step costs one with most solvers, two with heun or dpm:order=2, and twice that on a guided "
+    "field: 8 steps of a guided model are --nfe 16."
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
 output_option = click.option("--output", default=OUTPUT, show_default=True, help="Folder of the reports and the store.")
 store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")

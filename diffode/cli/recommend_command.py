@@ -1,19 +1,28 @@
-"""``diffode recommend``: which solver to take for a budget, from stored results."""
+"""``diffode recommend``: which solver and grid to take for a budget, from stored results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from diffode.cli.bench_command import chosen_suite, store_file
-from diffode.cli.output import json_option, output_option, print_json, print_table, store_option
+from diffode.cli.bench_command import chosen_suite, on_own_field, store_file
+from diffode.cli.output import NFE_HELP, field_text, json_option, output_option, print_json, print_table, store_option
+
+if TYPE_CHECKING:
+    from diffode.studies.ranking import Curve
 
 
 @click.command("recommend")
-@click.option("--nfe", type=click.IntRange(1), required=True, help="Budget of evaluations.")
+@click.option("--nfe", type=click.IntRange(1), required=True, help=NFE_HELP)
 @click.option("--path", default=None, help="Only this path (a spec of the suite); default: all.")
-@click.option("--target", default=None, help="Only this target; default: all.")
+@click.option("--target", default=None, help="Only this target; with --field, the target that it approximates.")
+@click.option("--field", default=None, help="Use what diffode bench --field stored of this field, named as it was there.")
+@click.option("--kind", default=None, help="The --kind that bench was given.")
+@click.option("--dim", default=None, help="The --dim that bench was given.")
+@click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="The --scale that bench was given.")
 @click.option("--suite", default="quick", show_default=True, help="Suite whose stored results are used.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
@@ -25,6 +34,10 @@ def command(
     nfe: int,
     path: str | None,
     target: str | None,
+    field: str | None,
+    kind: str | None,
+    dim: str | None,
+    scale: float | None,
     suite: str,
     top: int,
     imports: tuple[str, ...],
@@ -33,10 +46,11 @@ def command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Rank the stored results of a suite for a budget, and say how sure the ranking is.
+    """Rank the stored results of a suite for a budget, say how sure the ranking is and of what, and print the lines to paste.
 
     \b
     Example:  diffode recommend --nfe 8 --path vp
+              diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
@@ -44,6 +58,12 @@ def command(
     from diffode.studies.recommendation import recommend
 
     chosen = chosen_suite(suite, imports, seeds)
+    if field is not None:
+        # The one problem of such a suite is the field on its path.
+        text = field_text(field, kind, dim, scale, target)
+        chosen, path, target = on_own_field(chosen, text, path, known_truth=target is not None), None, None
+    elif kind is not None or dim is not None or scale is not None:
+        raise click.UsageError("--kind, --dim and --scale go with --field")
     file = store_file(output, store)
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")
@@ -52,11 +72,15 @@ def command(
         results = opened.get(keyed)
         damaged = len(opened.damaged)
     cells = [cell for _, cell in keyed if path in (None, cell.path) and target in (None, cell.target)]
-    covered = coverage(cells, results, damaged)
-    found = recommend(curves(results), nfe, path=path, target=target)
+    stored, of_suite = curves(results), coverage(cells, results, damaged)
+    found = recommend(stored, nfe, path=path, target=target)
+    used = [c for c in stored if path in (None, c.path) and target in (None, c.target)]
+    covered = scope(used, known=field is None)
+    lines = lines_to_paste(found[0].method, nfe)
     if as_json:
         ranking = [asdict(a) for a in found[:top]]
-        print_json({"nfe": nfe, "path": path, "target": target, "coverage": asdict(covered), "ranking": ranking})
+        facts = {"nfe": nfe, "path": path, "target": target, "field": field, "coverage": asdict(of_suite)}
+        print_json({**facts, "ranking": ranking, "covers": covered, "paste": lines})
         return
     where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("path", path)) if v) or "all targets and paths"
     print_table(
@@ -66,8 +90,8 @@ def command(
             [
                 a.method,
                 f"{a.error:.2e}",
-                f"{a.ratio:.2f}",
-                f"{a.ratio_low:.2f} to {a.ratio_high:.2f}",
+                _ratio(a.ratio),
+                f"{_ratio(a.ratio_low)} to {_ratio(a.ratio_high)}",
                 f"{a.first:.0%}",
                 str(a.wins),
             ]
@@ -81,6 +105,50 @@ def command(
         verdict = "the choice hardly depends on which targets were tried"
     else:
         verdict = "the choice depends on which targets were tried: the next ones may be as good"
-    click.echo(f"take {best.method}: first in {best.first:.0%} of resamples of the problems; {verdict}")
-    if covered.sentence:
-        click.echo(f"this ranking is not of the whole suite: {covered.sentence}; run diffode bench {suite}", err=True)
+    solver, grid = solver_and_grid(best.method)
+    click.echo(f"take {solver} on the grid {grid}: first in {best.first:.0%} of resamples of the problems; {verdict}")
+    click.echo(covered)
+    if of_suite.sentence:
+        click.echo(f"this ranking is not of the whole suite: {of_suite.sentence}; run diffode bench {suite}", err=True)
+    click.echo("\n" + "\n".join(lines))
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
+
+
+def solver_and_grid(method: str) -> tuple[str, str]:
+    """The two specs in a method of a ranking, which leaves the usual grid unsaid.
+
+    >>> solver_and_grid("unipc:order=3 @ log_snr"), solver_and_grid("ddim")
+    (('unipc:order=3', 'log_snr'), ('ddim', 'karras'))
+    """
+    solver, _, grid = method.partition(" @ ")
+    return solver, grid or "karras"
+
+
+def lines_to_paste(method: str, nfe: int) -> list[str]:
+    """The calls that run a method as it was measured: solver, grid and budget."""
+    from diffode import solvers
+    from diffode.solvers.bespoke import TrainedSolver
+    from diffode.solvers.direct import DirectSolver
+
+    spec, grid = solver_and_grid(method)
+    recipe = solvers.get(spec)
+    noise = ", generator=0" if recipe.stochastic else ""
+    lines = [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']
+    # Times belong to one path, and a pipeline has a path of its own.
+    if not isinstance(recipe, DirectSolver | TrainedSolver) and not grid.startswith("times "):
+        lines.append(f'diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
+    return lines
+
+
+def scope(used: Sequence[Curve], *, known: bool) -> str:
+    """What the resampling covers, and what it says nothing of."""
+    targets, paths = (sorted({getattr(c, key) for c in used}) for key in ("target", "path"))
+    what = "exact fields of" if known else "the field"
+    named = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets ({', '.join(targets[:6])}, ...)"
+    return (
+        f"This covers {what} {named} on {', '.join(paths)}, without guidance. It says nothing of other data or paths, or "
+        "of a guided model, where another solver may be far better: measure yours with diffode bench SUITE --field"
+    )

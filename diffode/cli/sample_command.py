@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 
 import click
 
-from diffode.cli.output import field_options, field_text, json_option, print_json, writable
+from diffode.cli.output import NFE_HELP, field_options, field_text, json_option, print_json, writable
 
 
 @click.command("sample")
@@ -15,8 +15,8 @@ from diffode.cli.output import field_options, field_text, json_option, print_jso
 @field_options
 @click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
-@click.option("--grid", default="karras", show_default=True, help="Grid spec.")
-@click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help="Budget of evaluations.")
+@click.option("--grid", default="karras", show_default=True, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.")
+@click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help=NFE_HELP)
 @click.option("-n", "--points", type=click.IntRange(1, 10**8), default=1000, show_default=True, help="Number of samples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the starting noise.")
 @click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
@@ -52,7 +52,7 @@ def command(
     from diffode.randomness import keyed_normal
     from diffode.references import reference
     from diffode.solvers.direct import DirectSolver
-    from diffode.solvers.run import evaluations
+    from diffode.solvers.run import table_for
     from diffode.studies import figures
     from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
 
@@ -71,7 +71,7 @@ def command(
     recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
     # Grids such as the published tables begin at a level of their own.
     direct = isinstance(recipe, DirectSolver)
-    begins = on.t_max if direct else recipe.within(on, grid, evaluations(field, nfe)).rows[0].time
+    begins = on.t_max if direct else table_for(field, recipe, grid, None, nfe).rows[0].time
     start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
     solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])

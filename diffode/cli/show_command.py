@@ -1,4 +1,4 @@
-"""``diffode show``: one target or solver, in full."""
+"""``diffode show``: a target, path, grid, solver or metric, in full."""
 
 from __future__ import annotations
 
@@ -7,42 +7,151 @@ from typing import Any
 
 import click
 
+from diffode.cli.list_command import options_of_maker
 from diffode.cli.output import json_option, print_json, print_table
-from diffode.specs import parse_spec
+from diffode.cli.plain_text import plain_text
+
+_KINDS = ("target", "path", "grid", "solver", "metric")
 
 
 @click.command("show")
 @click.argument("spec")
-@click.option("--steps", type=click.IntRange(1, 50), default=3, show_default=True, help="Steps of the tableau shown.")
-@click.option("--path", default="edm", show_default=True, help="Path the tableau is written for.")
+@click.option("--steps", type=click.IntRange(1, 50), default=3, show_default=True, help="Steps of the tableau or grid shown.")
+@click.option("--path", default="edm", show_default=True, help="Path the tableau or grid is written for.")
 @click.option("--grid", default="karras", show_default=True, help="Grid the tableau is written for.")
 @json_option
 def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
-    """Show a target (its card, dimension, tags, moments) or a solver (source, order, options, tableau).
+    """Show what a name or spec means, whatever it names.
+
+    A target: its card, dimension, tags. A path: alpha, sigma and rho at some times. A grid: its times. A solver: source, order,
+    options, tableau. A metric: what it measures. A name of several things is shown as each; path:NAME, solver:NAME and the like
+    choose one.
 
     \b
     Example:  diffode show dpmpp:order=2 --steps 4
               diffode show digits-gmm10
+              diffode show path:ddpm
     """
-    from diffode import solvers, targets
     from diffode.errors import UnknownNameError
 
-    name = parse_spec(spec)[0]
-    if name in targets.names():
-        targets.get(spec)
-        _show_target(name, as_json)
-    elif name in solvers.names():
-        _show_solver(spec, path, grid, steps, as_json)
-    else:
-        raise UnknownNameError("target or solver", name, [*targets.names(), *solvers.names()])
+    registries = _registries()
+    word, colon, rest = spec.partition(":")
+    kinds = [word] if colon and rest and word in _KINDS and not any(word in r.names() for r in registries.values()) else None
+    asked = rest if kinds else spec
+    found = [kind for kind in kinds or _KINDS if _knows(registries[kind], asked)]
+    if not found:
+        # Of a kind that was named the registry says best what is wrong.
+        if kinds:
+            registries[kinds[0]].check(asked)
+        names = [name for registry in registries.values() for name in registry.names()]
+        advice = registries["solver"].advised(asked)
+        kind = "target, path, grid, solver or metric"
+        also = [name for registry in registries.values() for name in registry.aliases]
+        raise UnknownNameError(kind, asked.partition(":")[0], names, also=also, advice=advice)
+    shows = {
+        "target": lambda: _target(asked),
+        "path": lambda: _path(asked, steps),
+        "grid": lambda: _grid(asked, path, steps),
+        "solver": lambda: _solver(asked, path, grid, steps),
+        "metric": lambda: _metric(asked),
+    }
+    told = {kind: shows[kind]() for kind in found}
+    if as_json:
+        print_json(next(iter(told.values())) if len(told) == 1 else told)
+        return
+    for number, (kind, facts) in enumerate(told.items()):
+        if number:
+            click.echo()
+        _PRINTED.get(kind, _print_facts)(facts)
+    if len(told) > 1:
+        click.echo(f"\n{asked} names {len(told)} things; {' or '.join(f'{kind}:{asked}' for kind in told)} shows one of them")
 
 
-def _show_target(name: str, as_json: bool) -> None:
+def _registries() -> dict[str, Any]:
+    from diffode import grids, metrics, paths, solvers, targets
+
+    return {
+        "target": targets.registry, "path": paths.registry, "grid": grids.registry, "solver": solvers.registry,
+        "metric": metrics.registry,
+    }  # fmt: skip
+
+
+def _knows(registry: Any, spec: str) -> bool:
+    """Whether a spec's name, or place, is this registry's; the options may yet be wrong."""
+    from diffode.errors import ArgumentError
+    from diffode.specs import parse_spec
+
+    try:
+        name = parse_spec(registry.canonical(spec))[0]
+        if registry.is_place(name) and registry.of is not None:
+            registry.make(spec)
+        else:
+            registry.entry(name)
+    except ArgumentError as error:
+        if "option" in str(error):
+            raise
+        return False
+    return registry.of is not None or ":" not in name
+
+
+def _path(spec: str, steps: int) -> dict[str, Any]:
+    from diffode import grids, paths
+
+    path = paths.get(spec)
+    times = grids.get("time_uniform", path, max(steps, 1)).tolist()
+    rows = [{"t": t, "alpha": path.alpha(t), "sigma": path.sigma(t), "rho": path.rho(t)} for t in times]
+    return {
+        "path": path.spec,
+        "description": plain_text(inspect.getdoc(type(path)) or ""),
+        "t_max": path.t_max,
+        "t_min": path.t_min,
+        "options": options_of_maker(_registries()["path"].entry(spec.partition(":")[0]).make),
+        "times": rows,
+    }
+
+
+def _grid(spec: str, path: str, steps: int) -> dict[str, Any]:
+    from diffode import grids, paths
+    from diffode.specs import parse_spec
+
+    on, text = paths.get(path), grids.spec_of(spec)
+    times = grids.get(text, on, steps if grids.is_named(text) else None).tolist()
+    entry = grids.registry.entry(parse_spec(text)[0])
+    return {
+        "grid": text,
+        "description": plain_text(inspect.getdoc(entry.make) or entry.summary) if grids.is_named(text) else "a list of numbers",
+        "options": options_of_maker(entry.make) if grids.is_named(text) else {},
+        "on": on.spec,
+        "times": [{"t": t, "rho": on.rho(t)} for t in times],
+    }
+
+
+def _metric(spec: str) -> dict[str, Any]:
+    from diffode import metrics
+
+    entry = metrics.registry.check(spec, given=("outcome",))
+    text = plain_text(inspect.getdoc(entry.make) or entry.summary)
+    return {"metric": entry.name, "description": text, "options": options_of_maker(entry.make)}
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if key == "times":
+            click.echo("\n" + "  ".join(f"{name:>12s}" for name in value[0]))
+            for row in value:
+                click.echo("  ".join(f"{number:12.6g}" for number in row.values()))
+            continue
+        text = ", ".join(f"{k}={v}" for k, v in value.items()) or "none" if isinstance(value, dict) else str(value)
+        click.echo(f"{key:16s} {text}" if "\n" not in text else f"{key}\n{inspect.cleandoc(text)}\n")
+
+
+def _target(spec: str) -> dict[str, Any]:
     from diffode import targets
+    from diffode.specs import parse_spec
 
-    target, card = targets.get(name), targets.card(name)
-    facts: dict[str, Any] = {
-        "name": name,
+    target, card = targets.get(spec), targets.card(parse_spec(spec)[0])
+    return {
+        "name": spec,
         "summary": card.summary,
         "text": card.text,
         "dimension": target.dim,
@@ -54,28 +163,31 @@ def _show_target(name: str, as_json: bool) -> None:
         "content": target.content(),
         "changelog": list(card.changelog),
     }
-    if as_json:
-        print_json(facts)
-        return
+
+
+def _print_target(facts: dict[str, Any]) -> None:
     shown = {
-        key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items() if value not in (None, [])
+        key: ", ".join(value) if isinstance(value, list) else value
+        for key, value in facts.items()
+        if value not in (None, [], "")
     }
-    print_table(name, ["", " "], [[key, str(value)] for key, value in shown.items()])
+    print_table(str(facts["name"]), ["", " "], [[key, str(value)] for key, value in shown.items()])
 
 
-def _show_solver(spec: str, path: str, grid: str, steps: int, as_json: bool) -> None:
+def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     from diffode import paths, solvers
     from diffode.solvers.direct import DirectSolver
     from diffode.solvers.solver import Solver
-    from diffode.specs import option_names
+    from diffode.specs import option_names, parse_spec
 
     # For solvers that work in units of the data: plane data of scale 1, unless the spec says otherwise.
     solver: Solver = solvers.get(spec).for_field(1.0, 2)
     table = None if isinstance(solver, DirectSolver) else solver.tableau(paths.get(path), grid, steps)
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
-    facts = {
+    entry = solvers.registry.entry(parse_spec(spec)[0])
+    facts: dict[str, Any] = {
         "spec": solver.spec,
-        "description": inspect.getdoc(type(solver)) or "",
+        "description": plain_text(inspect.getdoc(type(solver)) or ""),
         "source": solver.reference,
         "chart": solver.chart_name,
         "order": solver.convergence_order,
@@ -84,6 +196,7 @@ def _show_solver(spec: str, path: str, grid: str, steps: int, as_json: bool) -> 
         "stochastic": solver.stochastic,
         **({"NFE of this run": table.nfe, "noise draws of this run": table.draws} if table else {}),
         "options": options,
+        "defaults": options_of_maker(entry.make),
     }
     rows: list[dict[str, Any]] = (
         [
@@ -100,24 +213,24 @@ def _show_solver(spec: str, path: str, grid: str, steps: int, as_json: bool) -> 
         if table
         else []
     )
-    if as_json:
-        print_json({**facts, "tableau": rows})
-        return
-    for key, value in facts.items():
-        text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        click.echo(f"{key:16s} {text}" if "\n" not in text else f"{key}\n{inspect.cleandoc(text)}\n")
-    if table is None:
+    shown = grid if table is None else f"Tableau on {path}, {grid}, {len(table.outputs) - 1} steps"
+    return {**facts, "tableau": rows, "title": shown, "prediction": table.prediction if table else None}
+
+
+def _print_solver(facts: dict[str, Any]) -> None:
+    facts = dict(facts)
+    rows, title, prediction = (facts.pop(key) for key in ("tableau", "title", "prediction"))
+    _print_facts(facts)
+    if prediction is None:
         click.echo("\nIt has no tableau: its steps depend on the solution.")
         return
-    click.echo(
-        f"\nTableau on {path}, {grid}, {steps} steps: x_i = sum A_ij x_j + sum B_ij m_j + sum C_ik xi_k, "
-        f"m = {table.prediction}, xi = noise"
-    )
+    click.echo(f"\n{title}: x_i = sum A_ij x_j + sum B_ij m_j + sum C_ik xi_k, m = {prediction}, xi = noise")
     for row in rows:
-        terms = [f"{v:+.6g} x{j}" for j, v in row["states"].items()] + [
-            f"{v:+.6g} m{j}" for j, v in row[table.prediction].items()
-        ]
+        terms = [f"{v:+.6g} x{j}" for j, v in row["states"].items()] + [f"{v:+.6g} m{j}" for j, v in row[prediction].items()]
         terms += [f"{v:+.6g} xi{k}" for k, v in row["noise draws"].items()]
         mark = "*" if row["output"] else " "
         click.echo(f"{mark} x{row['row']:<3d} t={row['time']:<12.6g} {' '.join(terms) or 'start'}")
     click.echo("(* the solution at a time of the grid)")
+
+
+_PRINTED = {"target": _print_target, "solver": _print_solver}

@@ -26,11 +26,15 @@ class ExactField(Field):
 
     path: Path
 
-    def __init__(self, target: Target, path: Path):
+    def __init__(self, target: Target | str, path: Path | str):
+        target, path = get_target(target), get_path(path)
         super().__init__(self._velocity, "velocity", path, scale=target.scale, probe=False)
         self.path = path
         self.target = target
         self.dim, self.shape = target.dim, (target.dim,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r} on {self.path.spec})"
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by name; counts one evaluation."""
@@ -118,7 +122,7 @@ def exact_field(target: Target | str, path: Path | str) -> ExactField:
     >>> field.denoised(torch.zeros(1, 2, dtype=torch.float64), 80.0).abs().max().item() < 1e-12
     True
     """
-    return ExactField(get_target(target), get_path(path))
+    return ExactField(target, path)
 
 
 def _vector(value: Scalar, x: Tensor) -> Scalar:

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError, DiffodeError, FieldError
 from diffode.fields.counting import Counted
 from diffode.paths import Path
+from diffode.paths import get as get_path
 from diffode.randomness import generator_from, normal
 from diffode.targets.target import Scalar
 
@@ -43,7 +44,7 @@ class Field(Counted):
     Attributes:
         dim, shape: numbers of a row and their shape, if they are known.
         truth: the exact field that it approximates, if that is known.
-        path: the noising path, or None for a plain ODE, which has a velocity only.
+        path: the noising path (given as a path or its spec), or None for a plain ODE, which has a velocity only.
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
         calls: calls of a network that a prediction costs; 1 unless given (guidance makes two).
@@ -54,7 +55,7 @@ class Field(Counted):
         self,
         function: Function,
         prediction: Prediction,
-        path: Path | None = None,
+        path: Path | str | None = None,
         *,
         scale: float = 1.0,
         calls: int = 1,
@@ -64,6 +65,7 @@ class Field(Counted):
             raise ArgumentError(f"function must be callable as fn(x, t), got {type(function).__name__}")
         if prediction not in PREDICTIONS:
             raise ArgumentError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        path = get_path(path) if isinstance(path, str) else path
         if path is not None and not isinstance(path, Path):
             raise ArgumentError(f"path must be a diffode path (diffode.paths.get('edm')) or None, got {path!r}")
         if path is None and prediction != "velocity":
@@ -82,8 +84,14 @@ class Field(Counted):
         self._function = function
         self._unprobed = self._untimed = probe
 
+    def __repr__(self) -> str:
+        shape = "" if self.shape is None else f", rows of {'x'.join(map(str, self.shape))}"
+        return f"{type(self).__name__}({self.prediction} on {self.path.spec if self.path else 'no path'}{shape})"
+
     @classmethod
-    def from_velocity(cls, function: Function, path: Path | None = None, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_velocity(
+        cls, function: Function, path: Path | str | None = None, *, scale: float = 1.0, probe: bool = True
+    ) -> Field:
         """A field from its velocity dx/dt = fn(x, t); without a path, a plain ODE.
 
         ``scale`` is the root mean variance of the data. ``probe=False`` skips the three small trial calls made once,
@@ -96,17 +104,17 @@ class Field(Counted):
         return cls(function, "velocity", path, scale=scale, probe=probe)
 
     @classmethod
-    def from_noise(cls, function: Function, path: Path, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_noise(cls, function: Function, path: Path | str, *, scale: float = 1.0, probe: bool = True) -> Field:
         """A field from its noise prediction, fn(x, t) = E[eps | x_t = x]."""
         return cls(function, "noise", path, scale=scale, probe=probe)
 
     @classmethod
-    def from_denoised(cls, function: Function, path: Path, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_denoised(cls, function: Function, path: Path | str, *, scale: float = 1.0, probe: bool = True) -> Field:
         """A field from its denoiser, fn(x, t) = E[x_0 | x_t = x]."""
         return cls(function, "denoised", path, scale=scale, probe=probe)
 
     @classmethod
-    def from_score(cls, function: Function, path: Path, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_score(cls, function: Function, path: Path | str, *, scale: float = 1.0, probe: bool = True) -> Field:
         """A field from its score, fn(x, t) = grad log p_t(x)."""
         return cls(function, "score", path, scale=scale, probe=probe)
 
@@ -279,17 +287,18 @@ class Field(Counted):
             )
 
 
-def conversion(path: Path, known: Prediction, wanted: Prediction, t: Scalar) -> tuple[Scalar, Scalar]:
+def conversion(path: Path | str, known: Prediction, wanted: Prediction, t: Scalar) -> tuple[Scalar, Scalar]:
     """Coefficients (a, b) such that ``wanted = a x + b known`` at time t.
 
     x and all views are combinations of (D, eps); the two coefficients solve a 2 x 2 system, which never divides by an
     alpha or sigma that may be zero unless the answer itself is singular there.
     """
-    alpha, sigma = path.alpha(t), path.sigma(t)
+    on = get_path(path)
+    alpha, sigma = on.alpha(t), on.sigma(t)
 
     def row(view: Prediction) -> tuple[Scalar, Scalar]:
         if view == "velocity":
-            return path.alpha_derivative(t), path.sigma_derivative(t)
+            return on.alpha_derivative(t), on.sigma_derivative(t)
         if view == "score":
             return 0.0, -1 / sigma
         return (0.0, 1.0) if view == "noise" else (1.0, 0.0)

@@ -12,22 +12,24 @@ from torch import Tensor, nn
 
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import load_attribute
-from diffode.fields.exact import exact_field
+from diffode.fields.exact import ExactField, exact_field
 from diffode.fields.field import PREDICTIONS, Field, Function, Prediction
 from diffode.fields.model import Model
 from diffode.fields.trained import trained
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.targets import Target
 from diffode.targets import get as get_target
 
 
 def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.0) -> Field:
-    """A field from a :class:`Field`, from a function without arguments that makes one, or from fn(x, t) of some ``kind``.
+    """A field from a :class:`Field`, a target, a function without arguments that makes one, or fn(x, t) of some ``kind``.
 
     Args:
         found: the object.
         kind: what a plain callable gives: velocity, noise, denoised or score.
-        path: the path of a plain callable; a :class:`Field` has one of its own, which must be the same if this is given.
+        path: the path of a plain callable, or of a target (EDM's unless given); a :class:`Field` has one of its own, which must
+            be the same if this is given.
         scale: root mean variance of its data.
 
     Raises:
@@ -40,6 +42,10 @@ def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.
             raise
         except Exception as error:  # anyone's function may raise anything
             raise ArgumentError(f"the function that makes the field raised {type(error).__name__}: {error}") from error
+    if isinstance(found, Target):
+        if kind is not None:
+            raise ArgumentError(f"kind={kind!r} goes with a plain function; the field of a target is known")
+        return exact_field(found, "edm" if path is None else path)
     if isinstance(found, Field):
         if kind is not None and kind != found.prediction:
             raise ArgumentError(f"kind={kind!r} goes with a plain function; this field gives its {found.prediction}")
@@ -48,7 +54,7 @@ def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.
             raise ArgumentError(f"path={path.spec!r} goes with a plain function; this field {own}: leave path (--path) out")
         return found
     if not callable(found):
-        raise ArgumentError(f"expected a diffode Field or a function fn(x, t), got {type(found).__name__}")
+        raise ArgumentError(f"expected a diffode Field, a target or a function fn(x, t), got {type(found).__name__}")
     if kind not in PREDICTIONS:
         raise ArgumentError(f"kind must say what fn(x, t) gives: one of {', '.join(PREDICTIONS)}; got {kind!r}")
     if path is None:
@@ -132,6 +138,8 @@ class FieldText:
             own = own_field(found, self.kind, on, scale or exact_scale or 1.0)
         if self.target:
             own.truth = exact_field(self.target, own.require_path("a target"))
+        if isinstance(own, ExactField) and self.dim is not None and math.prod(self.dim) != own.dim:
+            raise ArgumentError(f"{self.place} has {own.dim} coordinates a row: dim={self.dim} does not fit")
         own.shape = self.dim or own.shape or (own.truth.shape if own.truth else None)
         if own.shape is None:
             raise ArgumentError(

@@ -290,7 +290,7 @@ def train_amed(
             raise ArgumentError(f"{name} must be a number in [0, {most}), got {number!r}")
     if hook is not None and not callable(hook):
         raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
-    times = grids.get(grid, path, steps if isinstance(grid, str) else None).tolist()
+    times = grids.get(grid, path, steps if grids.is_named(grid) else None).tolist()
     generator = torch.Generator().manual_seed(seed)
     x = path.prior((points, *shape), generator=generator) if start is None else start
     if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:

@@ -23,6 +23,7 @@ from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Decoupled, Levels, from_shares
 from diffode.learned.training import problem_for
 from diffode.paths import Path
+from diffode.paths import get as get_path
 from diffode.solvers.stages import Stages
 
 #: Grids that direct search starts from.
@@ -112,7 +113,7 @@ def cheapest(cost: Tensor, steps: int, discount: float) -> list[int]:
     return [*places, count - 1]
 
 
-def dmn(path: Path, steps: int, *, solver: str = "ab:order=3,chart=data", power: float = 1.0) -> Tensor:
+def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", power: float = 1.0) -> Tensor:
     r"""The grid that keeps a multistep solver's output least sensitive to errors of the denoiser; no field is needed.
 
     Minimised is :math:`\sum_j |W_j|\,\sigma_j^p`, with W_j the weight of the j-th denoised point in the output, and the
@@ -120,8 +121,7 @@ def dmn(path: Path, steps: int, *, solver: str = "ab:order=3,chart=data", power:
 
     Source: Xue et al., arXiv 2402.17376, equation 13 and section 3.3 ("DM-NonUniform").
     """
-    if not isinstance(path, Path):
-        raise ArgumentError(f"path must be a diffode path, such as diffode.paths.get('vp'), got {path!r}")
+    path = get_path(path)
     _check_counts(steps=(steps, 1000))
     recipe = solvers.get(solver)
     base = grids.get("log_snr", path, steps).tolist()

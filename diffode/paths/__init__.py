@@ -15,7 +15,7 @@ __all__ = [
     "get", "names", "register", "registry",
 ]  # fmt: skip
 
-registry: Registry[Path] = Registry("path")
+registry: Registry[Path] = Registry("path", Path)
 for _path in (EDM, VP, VPCosine, SubVP, RectifiedFlow, Trigonometric, DDPM):
     registry.register(_path.name, _path)
 

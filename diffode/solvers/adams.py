@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from diffode import grids
 from diffode.charts import Chart, charts
 from diffode.solvers.runge_kutta import add_step
 from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
-from diffode.specs import parse_spec
 from diffode.tableau import Writer
 
 
@@ -145,9 +145,10 @@ class IPNDMVariable(Solver):
     def convergence_order(self) -> int:  # noqa: D102
         return 2 if self.form == "published" and self.order == 4 else self.order
 
-    def order_on(self, grid: str) -> int:
+    def order_on(self, grid: grids.Times) -> int:
         """On log-SNR grids, whose step ratio is constant, the published order 4 is third order."""
-        third = self.form == "published" and self.order == 4 and parse_spec(grid)[0] == "log_snr"
+        even = isinstance(grid, str) and grids.spec_of(grid).partition(":")[0] == "log_snr"
+        third = self.form == "published" and self.order == 4 and even
         return 3 if third else self.convergence_order
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102

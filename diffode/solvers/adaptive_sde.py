@@ -187,7 +187,8 @@ class _Run:
         failed = active[lost & ~finite]
         if len(failed):
             self.x = self.x.index_fill(0, failed, math.nan)
-        return arrived | lost
+        ended: Tensor = arrived | lost
+        return ended
 
     def _rounded(self, step: Tensor) -> Tensor:
         """The next step of a ladder of factors sqrt 2 below.

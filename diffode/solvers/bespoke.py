@@ -17,6 +17,7 @@ from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
+from diffode.paths import get as get_path
 from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
@@ -59,16 +60,17 @@ class TrainedSolver(Solver):
         """Not used: the whole table is known."""
         raise NotImplementedError
 
-    def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:
+    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         """The table between the ends of a grid, with ``steps`` evaluations (or the only number there is)."""
         if self.analytic_first_step is not False:
             raise ArgumentError(f"solver {self.name!r} was trained with all its evaluations: leave analytic_first_step out")
         if path is None:
             raise ArgumentError(f"solver {self.name!r} needs a path: Field.from_velocity(fn, path=...)")
-        if isinstance(grid, str):
+        path = get_path(path)
+        if grids.is_named(grid):
             times = grids.get(grid, path, 1).tolist()
         else:
-            times = grids.explicit(grid, path).tolist()
+            times = grids.get(grid, path).tolist()
             if len(times) > 2:
                 raise ArgumentError(f"solver {self.name!r} lays its own levels: give grid=[start, end], got {len(times)} times")
         nfe = steps if steps is not None else self.budgets[0]
@@ -85,7 +87,7 @@ class TrainedSolver(Solver):
             )
         return self.stages(nfe, first, last).tableau(path, self.spec, (times[0], times[-1]))
 
-    def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:
+    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
         """The largest table within a budget; a smaller one than asked says so with TrainedElsewhereWarning."""
         check_budget(nfe)
         fitting = [n for n in self.budgets if n <= nfe]

@@ -74,7 +74,7 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         if scale <= 0:
             raise ValueError(f"scale must be positive, got {scale}")
         path, target, origin = (text(description, key) for key in ("path", "target", "start"))
-        paths.get(path)
+        paths.registry.registered(path)
         if type(description["seed"]) is not int:
             raise ValueError("seed must be an integer")
         return Checkpoint(stages, scale, path, target, origin, held_out, start, seconds, description["seed"])

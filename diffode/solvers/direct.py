@@ -60,10 +60,10 @@ class DirectSolver(Solver):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         self._no_tableau()
 
-    def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:  # noqa: D102
+    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:  # noqa: D102
         self._no_tableau()
 
-    def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:  # noqa: D102
+    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:  # noqa: D102
         self.check_nfe(nfe)
         self._no_tableau()
 

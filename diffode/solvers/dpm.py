@@ -11,6 +11,7 @@ from diffode.charts import Chart, ExponentialChart
 from diffode.errors import ArgumentError, BudgetError
 from diffode.grids import Times
 from diffode.paths import Path
+from diffode.paths import get as get_path
 from diffode.solvers.solver import Solver, check_budget, check_choice, noise_along, steps_of
 from diffode.tableau import Tableau, Writer
 
@@ -179,15 +180,16 @@ class DPMFast(DPMSolver):
             times = [times[0], *(chart.path.time_from_log_snr(value) for value in inner), times[-1]]
         replace(self, step_orders=self.step_orders or orders)._steps(table, chart, times)
 
-    def within(self, path: Path | None, grid: Times, nfe: int) -> Tableau:
+    def within(self, path: Path | str | None, grid: Times, nfe: int) -> Tableau:
         """The run of exactly ``nfe`` evaluations between the ends of a grid, which is best of one step."""
         check_budget(nfe)
         if self.evaluations is not None or self.step_orders is not None:
             raise ArgumentError("a budget decides evaluations and step_orders of dpm_fast: leave them out, or nfe")
+        path = None if path is None else get_path(path)
         best = None
         # A last step to sigma = 0 and an analytic first step cost less than they would elsewhere.
         for evaluations in range(nfe, nfe + 4):
-            times = grids.get(grid, path, len(budgeted_orders(3, evaluations)) if isinstance(grid, str) else None)
+            times = grids.get(grid, path, len(budgeted_orders(3, evaluations)) if grids.is_named(grid) else None)
             table = replace(self, evaluations=evaluations).tableau(path, times)
             if 0 < table.nfe <= nfe:
                 best = table

@@ -29,7 +29,7 @@ class MultistepSDE(WithNoise, Multistep):
 
     chart_name = "data"
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
         return StochasticDataChart(path, self.eta)
 
 
@@ -76,7 +76,7 @@ class DPMPlusPlusSDE(WithNoise, SingleStep):
     chart_name = "data"
     reference = "Lu et al., arXiv 2211.01095, appendix; K. Crowson, k-diffusion, sample_dpmpp_sde"
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
         return StochasticDataChart(path, self.eta)
 
 
@@ -90,7 +90,7 @@ class SEEDS(WithNoise, SingleStep):
     chart_name = "noise_log_snr"
     reference = "Gonzalez et al., arXiv 2305.14267, algorithms 1 to 4"
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
         return StochasticNoiseChart(path, self.eta)
 
 
@@ -153,7 +153,7 @@ class SASolver(Solver):
         """Of the ODE limit: q past nodes and the new one give q + 1, where the predicted point allows p + 1."""
         return min(self.corrector, self.predictor) + 1 if self.corrector else self.predictor
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
         return StochasticDataChart(path, float(self.tau) ** 2)
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102

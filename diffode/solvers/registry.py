@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffode.errors import ArgumentError
+from diffode.solvers import names as names_elsewhere
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.adaptive_sde import AdaptiveSDE
@@ -25,7 +26,20 @@ from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
 
-registry: Registry[Solver] = Registry("solver")
+
+def _spelled(name: str) -> str | None:
+    """What a name from elsewhere means: one of ours in another spelling, or an alias."""
+    plain = names_elsewhere.spelling(name)
+    return plain if plain in registry.names() else names_elsewhere.ours(name)
+
+
+registry: Registry[Solver] = Registry(
+    "solver",
+    Solver,
+    spelled=_spelled,
+    advice=names_elsewhere.advice,
+    aliases=names_elsewhere.ALIASES,
+)
 for _solver in (
     Euler,
     Midpoint,

@@ -58,6 +58,11 @@ class Solution:
     rejected: Tensor | None = None
     reached: Tensor | None = None
 
+    def __repr__(self) -> str:
+        times = f"{len(self.times)} times from {float(self.times[0]):g} to {float(self.times[-1]):g}"
+        state = "success" if self.success else self.message
+        return f"Solution(x of shape {tuple(self.x.shape)}, nfe={self.nfe}, {times}, {state})"
+
     @property
     def success(self) -> bool:
         """Whether every row is good."""
@@ -94,7 +99,8 @@ def solve(
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
-        nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made.
+        nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made. A guided
+            model makes two calls for each evaluation, so that its 8 steps are ``nfe=16``.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
         generator: generator or seed of those draws, if ``noise`` is not given; or a list of them, one for each row, whose noise
             is then what it would be alone. They are made when they are needed.
@@ -125,7 +131,7 @@ def solve(
         raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
     if upwards:
         recipe = Upwards(solver=recipe)
-    if between is not None and grid is not None and not isinstance(grid, str):
+    if between is not None and grid is not None and not grids.is_named(grid):
         raise ArgumentError("between goes with a named grid; explicit times have their own ends")
     path = field.path if between is None else field.require_path("a named grid").between(*_two(between))
     if isinstance(recipe, DirectSolver):
@@ -202,7 +208,7 @@ def _run_direct(
     if nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
         # Such a solver lays its own times between the path's ends.
-        grid = None if isinstance(grid, str) else grid
+        grid = None if grids.is_named(grid) else grid
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
     if solver.analytic_first_step is not False and not solver.takes_analytic_first_step:
@@ -273,8 +279,16 @@ def table_for(
     if nfe is not None:
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        within = field.require_path("a named grid") if path is None else path
-        return solver.within(within, "karras" if grid is None else grid, evaluations(field, nfe))
+        within, on = evaluations(field, nfe), field.require_path("a named grid") if path is None else path
+        try:
+            return solver.within(on, "karras" if grid is None else grid, within)
+        except BudgetError as error:
+            if field.calls == 1:
+                raise
+            raise BudgetError(
+                f"nfe={nfe} network calls buy {within} evaluations of this field, which makes {field.calls} calls for each; "
+                f"counted in evaluations, {str(error).replace(f'nfe={within}', f'a budget of {within}')}"
+            ) from error
     _check_steps(grid, steps)
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
@@ -290,7 +304,7 @@ def evaluations(field: Field, nfe: int) -> int:
 
 
 def _check_steps(grid: grids.Times | None, steps: int | None) -> None:
-    if steps is not None and grid is not None and not isinstance(grid, str):
+    if steps is not None and grid is not None and not grids.is_named(grid):
         raise ArgumentError("steps goes with a grid spec; explicit times have their own number of steps")
 
 

@@ -13,6 +13,7 @@ from diffode import charts, grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError
 from diffode.paths import Path
+from diffode.paths import get as get_path
 from diffode.specs import format_spec, options_of
 from diffode.tableau import Tableau, Writer
 
@@ -36,6 +37,12 @@ class Solver(ABC):
     #: Where it was published: authors, identifier, equation or algorithm.
     reference: ClassVar[str] = ""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not hasattr(cls, "name"):
+            # A class that is named by its place was never registered under a name.
+            cls.name = cls.__name__
+
     def __post_init__(self) -> None:
         """Check the options; subclasses that have some override it."""
         return
@@ -57,7 +64,7 @@ class Solver(ABC):
         """
         return self.order
 
-    def order_on(self, grid: str) -> int:
+    def order_on(self, grid: grids.Times) -> int:
         """``convergence_order`` on a family of grids, for solvers whose order depends on it."""
         return self.convergence_order
 
@@ -76,8 +83,8 @@ class Solver(ABC):
         """Whether it draws noise."""
         return False
 
-    def chart_on(self, path: Path | None) -> Chart:
-        """Its chart for a path."""
+    def chart_on(self, path: Path | str | None) -> Chart:
+        """Its chart for a path or its spec."""
         return charts.get(self.chart_name, path)
 
     def content(self) -> str:
@@ -97,12 +104,13 @@ class Solver(ABC):
         times: list[float] = grids.get(grid, path, steps).tolist()
         return times
 
-    def tableau(self, path: Path | None, grid: grids.Times, steps: int | None = None) -> Tableau:
-        """The table for a path and a grid (times, or a spec with ``steps``).
+    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
+        """The table for a path (or its spec) and a grid (times, or a spec with ``steps``).
 
         Raises ArgumentError if the solver's chart needs a path and there is none, or if the chart is singular on the grid.
         """
         check_choice("analytic_first_step", self.analytic_first_step, (True, False))
+        path = None if path is None else get_path(path)
         times = self.times_on(path, grid, steps)
         chart = self.chart_on(path)
         table = Writer(chart.prediction, times[0])
@@ -118,14 +126,20 @@ class Solver(ABC):
             ) from error
         return finished.analytic_first_step() if self.analytic_first_step else finished
 
-    def within(self, path: Path | None, grid: grids.Times, nfe: int) -> Tableau:
-        """The largest run on a named grid that costs at most ``nfe`` evaluations.
+    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
+        """The largest run on a named grid, or the run on the times of a list, that costs at most ``nfe`` evaluations.
 
         Raises BudgetError, which says what budgets are possible, if not even the smallest run fits.
         """
         check_budget(nfe)
-        if not isinstance(grid, str):
-            raise ArgumentError("nfe chooses the number of steps, so grid must be a spec such as 'karras', not times")
+        path = None if path is None else get_path(path)
+        if not grids.is_named(grid):
+            table = self.tableau(path, grid)
+            if table.nfe > nfe:
+                raise BudgetError(
+                    f"the grid lists its own times, on which {self.spec!r} costs {table.nfe} evaluations, more than nfe={nfe}"
+                )
+            return table
         best = None
         for candidate, steps in self.plans(nfe):
             table = candidate.tableau(path, grid, steps)

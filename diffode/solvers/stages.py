@@ -21,6 +21,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.paths import Path
+from diffode.paths import get as get_path
 from diffode.tableau import Row, Tableau
 
 #: A noise prediction in the noise chart: z (B, *shape) and rho to eps (B, *shape).
@@ -75,8 +76,12 @@ class Stages:
                 evaluations.append(noise(z, float(self.levels[i + 1])))
         return z
 
-    def tableau(self, path: Path, solver: str = "", times: tuple[float, float] | None = None) -> Tableau:
-        """The table on a path; ``times`` are those of the start and the end, where they are known better than to rounding."""
+    def tableau(self, path: Path | str, solver: str = "", times: tuple[float, float] | None = None) -> Tableau:
+        """The table on a path or its spec.
+
+        ``times`` are those of the start and the end, where they are known better than to rounding.
+        """
+        path = get_path(path)
         at = [path.time_from_rho(float(level)) for level in self.levels]
         if times is not None:
             at[0], at[-1] = times

@@ -68,7 +68,7 @@ class Upwards(Solver):
     def content(self) -> str:  # noqa: D102
         return self.solver.content()
 
-    def chart_on(self, path: Path | None) -> Chart:  # noqa: D102
+    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
         return self.solver.chart_on(path)
 
     def for_field(self, scale: float, dim: int) -> Solver:  # noqa: D102

@@ -55,6 +55,9 @@ class Suite:
                 f"and be none that systems reserve, since its report lies in a folder of this name; got {shown(self.name)}"
             )
 
+    def __repr__(self) -> str:
+        return f"Suite({self.name!r}, {len(self.cells):,} cells)"
+
 
 def plain_name(text: str) -> str:
     """A text as a suite's name, with what such a name may not hold left out.
@@ -132,7 +135,11 @@ def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
             raise ArgumentError(f"{where}: {key} is missing; give a list, in the study or in [defaults]")
     lists: dict[str, list[Any]] = {}
     for key, room in (("targets", targets), ("paths", paths), ("grids", grids), ("solvers", solvers)):
-        lists[key] = _expanded(_texts(study[key], key, where), room.names())
+        given = study[key]
+        if key == "grids":
+            # A list of times is the one thing in these lists that is no text.
+            given = [_written(grid, where) if isinstance(grid, list) else grid for grid in _listed(given, key, where)]
+        lists[key] = _expanded(_texts(given, key, where), room.names())
     for key, least, most in (("nfe", 1, _MOST_EVALUATIONS), ("seeds", 0, 2**63 - 1)):
         lists[key] = _listed(study[key], key, where)
         for value in lists[key]:
@@ -141,7 +148,16 @@ def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
     for key, values in lists.items():
         if not values:
             raise ArgumentError(f"{where}: {key} must not be empty")
+    _in_our_words(lists, where)
     return lists
+
+
+def _written(grid: list[Any], where: str) -> str:
+    """A list of times as a text."""
+    try:
+        return grids.spec_of(grid)
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: grids: {error}") from error
 
 
 def _product(lists: Mapping[str, Sequence[Any]], study: Mapping[str, Any], where: str) -> Iterable[Cell]:
@@ -157,6 +173,15 @@ def _product(lists: Mapping[str, Sequence[Any]], study: Mapping[str, Any], where
         yield Cell(target, path, seed, grid, solver, nfe, metrics=chosen, **settings)
 
 
+def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
+    """Write lists of times as texts and other people's names for solvers as ours, so that one run has one key."""
+    try:
+        lists["grids"] = [grids.spec_of(grid) for grid in lists["grids"]]
+        lists["solvers"] = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from error
+
+
 def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], where: str) -> None:
     """Build every object once, so that a typing error shows before an hour of work."""
     try:
@@ -170,7 +195,7 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         for solver in lists["solvers"]:
             solvers.get(solver)
         for grid in lists["grids"]:
-            grids.registry.make(grid)
+            grids.check(grid)
         for metric in chosen:
             metrics.registry.check(metric, given=("outcome",))
         if len(set(chosen)) != len(chosen):

@@ -45,7 +45,7 @@ class Card:
     changelog: tuple[str, ...] = ()
 
 
-registry: Registry[Target] = Registry("target")
+registry: Registry[Target] = Registry("target", Target)
 _cards: dict[str, Card] = {}
 
 
@@ -79,13 +79,14 @@ def register(name: str, make: Callable[..., Target], *, card: Card | None = None
         _cards[name] = card
 
 
-def tags(target: Target) -> list[str]:
-    """Tags by rule: dimension, kind of covariance, number of modes, and what is known exactly.
+def tags(target: Target | str) -> list[str]:
+    """Tags of a target (or its name) by rule: dimension, kind of covariance, number of modes, and what is known exactly.
 
     ``1d``/``2d``/``high-dimensional`` (D >= 50); ``gaussian`` (one component); ``isotropic``/``diagonal``/``full``/
     ``low-rank``/``points``; ``many-modes`` (K >= 100); ``stiff`` (largest distance of a mean from the centre over the
     smallest width >= 1e4); ``exact-flow`` (Gaussian, one-dimensional, or means on a line with one covariance).
     """
+    target = get(target)
     result = [f"{target.dim}d"] if target.dim <= 2 else ["high-dimensional"] if target.dim >= 50 else []
     if not isinstance(target, GaussianMixture):
         return result

@@ -109,6 +109,37 @@ class GaussianMixture(Target):
         """Whether the target is made of point masses and so has no density."""
         return self._narrowest == 0
 
+    def __repr__(self) -> str:
+        many = (
+            f"{self.count} component{'s' if self.count != 1 else ''}",
+            f"{self.dim} dimension{'s' if self.dim != 1 else ''}",
+        )
+        return f"{type(self).__name__}({many[0]} in {many[1]}, {self._kind})"
+
+    @property
+    def _kind(self) -> str:
+        if self.is_discrete:
+            return "points"
+        parts = self.components
+        return ("full" if parts.full else "low-rank") if isinstance(parts, Rotated) else type(parts).__name__.lower()
+
+    @property
+    def covariances(self) -> Tensor | LowRank:
+        """The covariances in the form they were given in: (K,) isotropic, (K, D) diagonal, (K, D, D) full, or :class:`LowRank`.
+
+        Full and low-rank ones are put together again from their eigenvectors, to rounding; the factors are orthogonal. Those of
+        point masses are 0.
+        """
+        parts = self.components
+        if not isinstance(parts, Rotated):
+            given: Tensor = parts.variance.clone()  # type: ignore[attr-defined]
+            return given
+        if parts.full:
+            whole = torch.einsum("kir,kr,kjr->kij", parts.basis, parts.eigenvalues, parts.basis)
+            return (whole + whole.mT) / 2
+        along = (parts.eigenvalues - parts.noise[:, None]).clamp(min=0).sqrt()
+        return LowRank(parts.basis * along[:, None, :], parts.noise.clone())
+
     @property
     def count(self) -> int:
         """Number of components K."""

@@ -22,6 +22,9 @@ class Target(ABC):
     #: Number of coordinates of one sample.
     dim: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.dim} dimension{'s' if self.dim != 1 else ''})"
+
     @property
     @abstractmethod
     def mean(self) -> Tensor:

@@ -86,7 +86,7 @@ def order(
     *,
     target: Target | str = "bimodal1d",
     path: Path | str = "edm",
-    grid: str = "karras",
+    grid: grids.Times = "karras",
     steps: Sequence[int] = _LEVELS,
     points: int = 32,
     seed: int = 0,
@@ -141,11 +141,11 @@ def _check_starts(points: int, seed: int, grid: object) -> None:
         raise ArgumentError(f"points must be an integer >= 1, got {points!r}")
     if type(seed) is not int or seed < 0:
         raise ArgumentError(f"seed must be an integer >= 0, got {seed!r}")
-    if not isinstance(grid, str):
+    if not grids.is_named(grid):
         raise ArgumentError(f"grid must be the spec of a family of grids, such as 'karras', got {grid!r}")
 
 
-def _with_ramp(path: Path, grid: str, steps: int) -> list[float]:
+def _with_ramp(path: Path, grid: grids.Times, steps: int) -> list[float]:
     """A grid whose first step is split in log-SNR into 1/2^m, 1/2^m, 1/2^(m-1), ..., 1/2 of it, 2^m >= steps."""
     times = grids.get(grid, path, steps).tolist()
     first, second = path.log_snr(times[0]), path.log_snr(times[1])
@@ -159,7 +159,7 @@ def strong_order(
     *,
     target: Target | str = "bimodal1d",
     path: Path | str = "edm",
-    grid: str = "log_snr",
+    grid: grids.Times = "log_snr",
     steps: Sequence[int] = (16, 32, 64, 128, 256),
     points: int = 256,
     seed: int = 0,
@@ -191,7 +191,7 @@ def weak_order(
     solver: Solver | str,
     *,
     path: Path | str = "edm",
-    grid: str = "log_snr",
+    grid: grids.Times = "log_snr",
     eigenvalues: Sequence[float] = (0.1, 0.5, 1.0, 4.0),
     mean: float = 0.7,
     steps: Sequence[int] = (64, 128, 256, 512, 1024, 2048),

@@ -75,7 +75,7 @@ def find_sampler(
         get_path(path)
     if grid is not None:
         # A name that is none is the caller's mistake, not the sampler's.
-        grids.registry.make(grid)
+        grids.check(grid)
     return Sampler(**{**vars(found), **kept})
 
 

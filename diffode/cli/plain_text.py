@@ -1,0 +1,30 @@
+"""Docstrings as a terminal shows them: the mark-up of Sphinx and of LaTeX turned into plain text."""
+
+from __future__ import annotations
+
+import re
+
+_GREEK = {
+    "alpha": "alpha", "beta": "beta", "sigma": "sigma", "rho": "rho", "eta": "eta", "theta": "theta", "tau": "tau",
+    "lambda": "lambda", "gamma": "gamma", "varepsilon": "eps", "epsilon": "eps", "phi": "phi", "Phi": "Phi", "mu": "mu",
+    "pi": "pi", "det": "det", "log": "log", "exp": "exp", "sum": "sum", "int": "int", "sqrt": "sqrt", "cdot": "*",
+    "times": "x", "partial": "d", "nabla": "grad", "le": "<=", "ge": ">=", "to": "->", "downarrow": "down", "uparrow": "up",
+}  # fmt: skip
+
+
+def plain_text(text: str) -> str:
+    """The text without roles, double backquotes and LaTeX.
+
+    >>> plain_text(r"Euler for :math:`\\eta g\\,dw`, see :func:`gaussian_split` and ``eta``.")
+    'Euler for eta g dw, see gaussian_split and eta.'
+    """
+    text = re.sub(r":math:`([^`]*)`", lambda found: _formula(found[1]), text)
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?([^`]*)`", r"\1", text)
+    return re.sub(r"``([^`]*)``|`([^`<]*?)(?:\s*<[^>]*>)?`_?", lambda found: found[1] or found[2] or "", text)
+
+
+def _formula(text: str) -> str:
+    text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", text)
+    text = re.sub(r"\\[,;!: ]", " ", text)
+    text = re.sub(r"\\([A-Za-z]+)", lambda found: _GREEK.get(found[1], found[1]), text)
+    return re.sub(r"[{}]", "", text)

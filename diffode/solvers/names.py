@@ -1,0 +1,127 @@
+"""The names that other people use for solvers: k-diffusion's functions, ComfyUI's and A1111's menus, diffusers' classes.
+
+Where such a name means one solver of ours, it is an alias and results hold our own spec. Where it says a grid as well
+(``dpmpp_2m_karras``), or something that has no single spec here, the error says what to write.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Other people's names, spelt as :func:`spelling` spells them, and what runs the same rows here.
+ALIASES = {
+    # k-diffusion, ComfyUI, A1111, diff-sampler, DPM-Solver's own code
+    "euler_a": "euler_ancestral",
+    "dpm_1": "dpm:order=1",
+    "dpm_2": "dpm:order=2",
+    "dpm2": "dpm:order=2",
+    "dpm_3": "dpm:order=3",
+    "dpm_2_a": "dpm2_ancestral",
+    "dpm2_a": "dpm2_ancestral",
+    "dpm_2_ancestral": "dpm2_ancestral",
+    "dpmpp_2m": "dpmpp:order=2,lower_order_final=never",
+    "dpmpp_3m": "dpmpp:order=3,lower_order_final=never",
+    "dpmpp_2s": "dpmpp_s:order=2",
+    "dpmpp_3s": "dpmpp_s:order=3",
+    "dpmpp_2s_a": "dpmpp_2s_ancestral",
+    "dpmpp_2m_sde_heun": "dpmpp_2m_sde:form=heun",
+    "dpmpp_sde_gpu": "dpmpp_sde",
+    "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun_gpu": "dpmpp_2m_sde:form=heun",
+    "dpmpp_3m_sde_gpu": "dpmpp_3m_sde",
+    "uni_pc": "unipc:order=3,variant=bh1",
+    "uni_pc_bh2": "unipc:order=3,variant=bh2",
+    "res_multistep": "dpmpp:order=2,form=taylor,lower_order_final=never",
+    # diffusers' classes, with the options that they have unless told otherwise
+    "euler_discrete": "ddim",
+    "edm_euler": "ddim",
+    "flow_match_euler_discrete": "euler",
+    "flow_match_heun_discrete": "heun",
+    "heun_discrete": "edm_heun",
+    "euler_ancestral_discrete": "euler_ancestral",
+    "kdpm2_discrete": "dpm:order=2",
+    "kdpm2_ancestral_discrete": "dpm2_ancestral",
+    "lms_discrete": "lms:order=4",
+    "dpm_multistep": "dpmpp:order=2",
+    "edmdpm_multistep": "dpmpp:order=2",
+    "unipc_multistep": "unipc:order=2,variant=bh2",
+    "deis_multistep": "ab:order=2,lower_order_final=always,chart=noise_log_snr",
+}
+
+#: Other people's names for grids, where they are a part of a sampler's name.
+_GRIDS = {
+    "karras": "karras",
+    "k": "karras",
+    "exponential": "log_snr",
+    "polyexponential": "polyexponential",
+    "kl_optimal": "kl_optimal",
+    "ays": "ays_sd15",
+    "align_your_steps": "ays_sd15",
+    "lu": "log_snr",
+}
+
+#: Names that stand for no single spec of ours.
+_ABSENT = {
+    "heunpp2": "Heun++ is not among the solvers, and the nearest is 'heun:chart=noise'",
+    "tcd": "it belongs to a distilled model, and the nearest is 'euler_ancestral' with its eta between 0 and 1",
+    "pndm": "it is 'ipndm:order=4', apart from its first steps, which are of Runge-Kutta type",
+    "plms": "it is 'ipndm:order=4', apart from the way it starts",
+    "sa_solver": "it is 'sa:predictor=3,corrector=3', with its noise tau between tau_from and tau_to",
+    "dpm_singlestep": "its orders change from step to step; the nearest is 'dpmpp_s:order=2' with nfe=",
+    "dpm_sde": "it is 'dpmpp_sde', whose noise comes from a generator",
+    "cosine_dpm_multistep": "it is 'dpmpp_2m_sde' on a grid of its own",
+    "euler_cfg_pp": "CFG++ changes the guidance, not the solver: take 'euler' on a guided field",
+    "euler_ancestral_cfg_pp": "CFG++ changes the guidance, not the solver: take 'euler_ancestral' on a guided field",
+    "dopri5": "take 'torchdiffeq:dopri5', or 'rk_adaptive:pair=dopri5', which steps each row by itself",
+    "rk45": "take 'scipy:RK45', or 'rk_adaptive:pair=dopri5', which steps each row by itself",
+}
+
+
+def spelling(name: str) -> str:
+    """A name in lower case with ``pp`` for ``++`` and ``_`` between its words, without what says nothing of the solver.
+
+    >>> spelling("DPM++ 2M"), spelling("sample_dpm_2"), spelling("UniPCMultistepScheduler")
+    ('dpmpp_2m', 'dpm_2', 'unipc_multistep')
+    """
+    name = re.sub(r"Scheduler\Z", "", name.strip())
+    name = name.replace("++", "pp").replace("UniPC", "Unipc").replace("PlusPlus", "pp")
+    if not re.search(r"[\s_-]", name):
+        # The words of a class begin with capitals: EulerAncestralDiscrete.
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    words = re.sub(r"[\s-]+", "_", name).lower()
+    words = re.sub(r"\A(sample|k)_", "", words)
+    return re.sub(r"dpm_?solver(pp)?", r"dpm\1", words)
+
+
+def ours(name: str) -> str | None:
+    """The spec that other people's name for a solver means, or None.
+
+    >>> ours("DPM++ 2M"), ours("euler_a"), ours("dpmpp_2m_karras")
+    ('dpmpp:order=2,lower_order_final=never', 'euler_ancestral', None)
+    """
+    return _SHIPPED.get(spelling(name)) or ALIASES.get(spelling(name))
+
+
+def advice(name: str) -> str:
+    """What to write instead of a name that says a grid too, or that has no spec of its own; else an empty text.
+
+    >>> advice("DPM++ 2M Karras")
+    "it names a solver and a grid: take solver 'dpmpp:order=2,lower_order_final=never' and grid 'karras'"
+    """
+    words = spelling(name)
+    for word, grid in _GRIDS.items():
+        solver = ours(words.removesuffix(f"_{word}")) if words.endswith(f"_{word}") else None
+        if solver is not None:
+            return f"it names a solver and a grid: take solver {solver!r} and grid {grid!r}"
+    return _ABSENT.get(words, "")
+
+
+#: Names of ours as others spell them (Euler, DDIM, LMS, DPM++ 2M SDE ...): the solver with its usual options.
+_SHIPPED = {
+    name: name
+    for name in (
+        "euler", "heun", "ddim", "ddpm", "dpm", "dpmpp", "lms", "ipndm", "ipndm_v", "deis", "unipc", "dpm_fast",
+        "dpm_adaptive", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_ancestral", "euler_ancestral", "er_sde",
+        "seeds_2", "seeds_3", "rk4", "midpoint", "lcm", "restart",
+    )
+}  # fmt: skip
