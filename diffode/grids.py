@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, BudgetError
+from diffode.grid_files import load_grid
 from diffode.paths import Path
 from diffode.specs import Registry, parse_spec
 
@@ -51,7 +52,8 @@ def get(spec: Times, path: Path | None = None, steps: int | None = None, **optio
     """The times of a named grid, or an explicit sequence of times checked.
 
     Args:
-        spec: a grid spec such as ``"karras:rho=7"``, or times in decreasing order (sequence, array or tensor).
+        spec: a grid spec such as ``"karras:rho=7"``, times in decreasing order (sequence, array or tensor), or what
+            :func:`spec_of` makes of them.
         path: the path the times belong to; needed for a named grid.
         steps: number of steps of a named grid.
         options: options of the grid, overriding those in the spec.
@@ -65,6 +67,8 @@ def get(spec: Times, path: Path | None = None, steps: int | None = None, **optio
     """
     if not isinstance(spec, str):
         return explicit(spec, path)
+    if spec.startswith(_TIMES):
+        return explicit(_given_times(spec), path)
     if path is None:
         raise ArgumentError(f"grid {spec!r} needs a path; for a plain ODE give the times themselves, as [1.0, 0.75, ...]")
     if steps is None:
@@ -94,12 +98,35 @@ def explicit(times: Any, path: Path | None = None) -> Tensor:
     return grid
 
 
+#: How times that are written as a text begin.
+_TIMES = "times "
+
+
 def spec_of(grid: Times) -> str:
-    """How a grid is written in a study or a file: its spec, or its times."""
+    """How a grid is written in a study or a file: its spec, or its times; :func:`get` reads both.
+
+    >>> get(spec_of([80.0, 10.0, 0.002])).tolist()
+    [80.0, 10.0, 0.002]
+    """
     if isinstance(grid, str):
-        parse_spec(grid)
+        if not grid.startswith(_TIMES):
+            parse_spec(grid)
         return grid
-    return "times " + " ".join(f"{t:.17g}" for t in explicit(grid).tolist())
+    return _TIMES + " ".join(f"{t:.17g}" for t in explicit(grid).tolist())
+
+
+def _given_times(text: str) -> list[float]:
+    """The numbers of a text "times 80 10 0.002"."""
+    try:
+        return [float(part) for part in text.removeprefix(_TIMES).split()]
+    except ValueError:
+        raise ArgumentError(f"grid {text!r:.100} must be 'times ' and numbers, such as 'times 80 10 0.002'") from None
+
+
+def content(spec: str) -> str:
+    """What a grid depends on beside its spec: the levels of the file that it is read from; empty for all others."""
+    name, options = parse_spec(spec) if not spec.startswith(_TIMES) else (spec, {})
+    return load_grid(str(options.get("file"))).content() if name == "trained" else ""
 
 
 def names() -> list[str]:
@@ -244,7 +271,21 @@ def _ays(name: str) -> Callable[..., Grid]:
     return make
 
 
-for _make in (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift):
+def trained(file: str = "") -> Grid:
+    """A grid that was trained for a field and its number of steps, from the ``file`` that ``diffode train`` writes."""
+    if not isinstance(file, str) or not file:
+        raise ArgumentError(f"trained needs file=, a grid that `diffode train` wrote, got {file!r}")
+    stored = load_grid(file)
+
+    def place(path: Path, steps: int) -> list[float]:
+        if steps != stored.steps:
+            raise BudgetError(f"grid 'trained:file={file}' was trained for {stored.steps} steps, not for {steps}")
+        return stored.times_on(path)
+
+    return Grid(place)
+
+
+for _make in (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift, trained):
     registry.register(_make.__name__, _make)
 for _name in _AYS:
     registry.register(_name, _ays(_name))

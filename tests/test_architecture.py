@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
     "errors", "extensions", "tensor_files", "specs", "randomness", "cache", "paths", "targets", "fields",
-    "grids", "tableau", "propagation", "tableau_files",
+    "grid_files", "grids", "tableau", "propagation", "tableau_files",
     "brownian",
     "charts", "solvers", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli", "__main__",
 )  # fmt: skip

@@ -52,12 +52,6 @@ def check_seed(seed: object) -> None:
         raise ArgumentError(f"seed must be an integer from 0 to 2^40 - 1, got {seed!r}")
 
 
-def check_seconds(seconds: object) -> None:
-    """Raise ArgumentError unless it is a positive number of seconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ArgumentError(f"seconds must be a positive number, got {seconds!r}")
-
-
 def finite_levels(path: Path) -> tuple[float, float]:
     """The first and last noise level of a path; ArgumentError if one is infinite or 0."""
     first, last = path.rho(path.t_max), path.rho(path.t_min)

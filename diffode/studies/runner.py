@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from joblib import Parallel, delayed
 
-from diffode import metrics, solvers
+from diffode import grids, metrics, solvers
 from diffode.errors import ArgumentError, NumericalError, StoreError
 from diffode.extensions import import_extension
 from diffode.metrics import Measurement, Outcome
@@ -144,7 +144,8 @@ def _computed(key: str, cell: Cell) -> Result:
     first, last = path.t_max, path.t_min
     if not isinstance(recipe, DirectSolver):
         budget = evaluations(field, cell.nfe)
-        table = _tableau(cell.solver, recipe.content(), cell.target, cell.path, cell.grid, budget)
+        content = recipe.content() + grids.content(cell.grid)
+        table = _tableau(cell.solver, content, cell.target, cell.path, cell.grid, budget)
         first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"

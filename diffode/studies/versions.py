@@ -44,6 +44,7 @@ def cell_key(cell: Cell) -> str:
         )
         for spec in specs
     ]
+    own_code.append(grids.content(cell.grid))
     recipe = solvers.get(cell.solver)
     solver, content = solver_version(type(recipe)), recipe.content()
     return cache.key_of("cell", engine_version(), solver, content, content_of(cell.target, cell.path), own_code, cell)[:32]
