@@ -110,9 +110,7 @@ def test_fields_on_images_are_trained_in_their_own_shape():
         return exact.denoised(x.flatten(1), t).reshape(x.shape)
 
     images = diffode.Field.from_denoised(denoised, EDM, scale=exact.scale)
-    tables = [
-        train_table(f, 3, dim=d, points=64, start="ddim @ karras") for f, d in ((exact, None), (images, (2, 2)))
-    ]
+    tables = [train_table(f, 3, dim=d, points=64, start="ddim @ karras") for f, d in ((exact, None), (images, (2, 2)))]
     assert tables[1].checkpoint.held_out_error == pytest.approx(tables[0].checkpoint.held_out_error, rel=0.05)
     with pytest.raises(FieldError, match=r"lambda x, t: net\(x.float"):
         train_table(diffode.Field.from_denoised(torch.nn.Linear(4, 4), EDM), 3, dim=4, points=64)

@@ -202,6 +202,7 @@ def _table_facts(trained: Trained, order: Order, log: TrainingLog) -> dict[str, 
     checkpoint, picture = trained.checkpoint, order.file.with_suffix(".png")
     checkpoint.save(order.file)
     _draw(trained, picture)
+    log.finish()
     log.say(f"held-out error, step by step: {curve(trained.held_out)} (also in {picture})")
     return {
         "solver": f"bespoke:file={order.file}",
@@ -256,6 +257,7 @@ def _amed(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any
         progress=lambda number, loss: log.step("train the predictor", number, math.sqrt(loss) / field.scale), **order.options,
     )  # fmt: skip
     save_amed(trained.solver, order.file)
+    log.finish()
     log.say(f"loss, round by round: {curve(trained.losses)}")
     starts = keyed(order.seed, "train_amed", "test")
     test = problem_for(field, field.path, field.target.dim, 512, starts, differentiated=False)

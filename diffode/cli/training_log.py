@@ -33,13 +33,13 @@ class TrainingLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._finish()
+        self.finish()
         self._status.stop()
 
     def step(self, stage: str, step: int, error: float) -> None:
         """A step of a stage was done; the error is in units of the scale."""
         if stage != self._stage:
-            self._finish()
+            self.finish()
             self._stage, self._error = stage, math.inf
         self.has_begun = True
         self._step, self._error, self._best = step, min(error, self._error), min(error, self._best)
@@ -52,7 +52,8 @@ class TrainingLog:
         """A line that stays."""
         self._console.print(text)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the line of the stage in hand, which is over."""
         if self._stage:
             plural = "" if self._step == 1 else "s"
             self.say(f"{in_words(self._stage)}: {self._step} step{plural}, error {self._error:.2e} of the scale")

@@ -21,7 +21,7 @@ from diffode import grids, solvers
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, FileFormatError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seed, path_of, row_shape
+from diffode.learned.arguments import LARGEST, bounded, check_seed, path_of, row_shape
 from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.live import LiveWriter
 from diffode.paths import Path
@@ -200,16 +200,19 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         ranges = finite(facts, "direction_range"), finite(facts, "time_range")
         if not all(0 <= value < 1 for value in ranges):
             raise ValueError("direction_range and time_range must lie in [0, 1)")
+        if tensors["inner.0.weight"].shape[0] != 2 * _HIDDEN:
+            # Seen before a network is made of it: a long row of few numbers would ask for a large one.
+            raise ValueError(f"inner.0.weight must have {2 * _HIDDEN} rows, got {tuple(tensors['inner.0.weight'].shape)}")
         predictor = Predictor(tensors["inner.0.weight"].shape[1], *ranges)
         predictor.load_state_dict(tensors)
         predictor.requires_grad_(False)
         times = tuple(float(t) for t in grids.explicit(facts["times"]).tolist())
-        unit = finite(facts, "unit")
+        unit = bounded(finite(facts, "unit"), "unit")
         levels = [float(level) for level in facts["levels"]]
-        if len(levels) != 2 or not 0 < levels[1] < levels[0] < math.inf:
+        if len(levels) != 2 or not 0 < levels[1] < levels[0] <= LARGEST:
             raise ValueError("levels must be the first and last noise level")
-        if unit <= 0 or facts["analytic_first_step"] not in (True, False):
-            raise ValueError("unit must be positive and analytic_first_step true or false")
+        if facts["analytic_first_step"] not in (True, False):
+            raise ValueError("analytic_first_step must be true or false")
         return LearnedAMED(
             predictor=predictor, times=times, levels=(levels[0], levels[1]), unit=unit, host=facts["host"],
             order=facts["order"],

@@ -13,6 +13,9 @@ from diffode.fields import Field
 from diffode.paths import Path
 from diffode.targets import Target
 
+#: The largest level and unit of length in a file: their squares are numbers still, and no data come near.
+LARGEST = 1e30
+
 
 def path_of(field: object, purpose: str) -> Path:
     """The path of a field; ArgumentError for anything that is none, or has none."""
@@ -44,6 +47,13 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
     ):
         raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r}")
     return shape
+
+
+def bounded(value: float, name: str) -> float:
+    """A positive number of a file that can be calculated with; ValueError for another."""
+    if not 1 / LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} must lie in [{1 / LARGEST:g}, {LARGEST:g}], got {value!r}")
+    return value
 
 
 def check_seed(seed: object) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, FileFormatError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seed, finite_levels, path_of, row_shape
+from diffode.learned.arguments import LARGEST, bounded, check_seed, finite_levels, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.problems import problem_for, starts_for
@@ -178,8 +178,11 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         if len(tensors) != 3 + 3 * stages.nfe:
             raise ValueError("it must hold a table, and for each of its rows a layer and weights")
         layers = tuple((float64(tensors, f"matrix_{i}", 2), float64(tensors, f"offset_{i}", 1)) for i in range(stages.nfe))
+        unit = bounded(finite(description, "unit"), "unit")
+        if bool((stages.levels[:-1] > LARGEST).any()) or not stages.levels[-1] < stages.levels[0]:
+            raise ValueError(f"levels must not exceed {LARGEST:g}, and the last must be below the first")
         added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
-        table = Conditioned(stages, finite(description, "unit"), layers, added)
+        table = Conditioned(stages, unit, layers, added)
         return ConditionedSolver(table=table, file=str(file))
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{file} is not a conditioned table: {str(error)[:200]}") from error

@@ -75,20 +75,23 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
             raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
         if not stages.levels[-1] < stages.levels[0]:
             raise ValueError("the last level must be below the first")
-        if scale <= 0:
-            raise ValueError(f"scale must be positive, got {scale}")
+        if not 1 / _LARGEST_LEVEL <= scale <= _LARGEST_LEVEL:
+            raise ValueError(f"scale must lie in [{1 / _LARGEST_LEVEL:g}, {_LARGEST_LEVEL:g}], got {scale}")
         # Older files call it "start", and do not say what ended the training: the clock always did.
         origin = text(description, "begun_from" if "begun_from" in description else "start")
         stopped_by = text(description, "stopped_by") if "stopped_by" in description else "seconds"
         if stopped_by not in _STOPPED_BY:
             raise ValueError(f"stopped_by must be one of {', '.join(_STOPPED_BY)}, got {stopped_by[:40]!r}")
         path, target = (text(description, key) for key in ("path", "target"))
-        paths.get(path)
+        # The path is not built: what a file asks for may be larger than the memory.
+        paths.registry.check(path)
         if type(description["seed"]) is not int:
             raise ValueError("seed must be an integer")
         return Checkpoint(stages, scale, path, target, origin, held_out, begun, seconds, description["seed"], stopped_by)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise FileFormatError(f"{file} is not a valid trained sampler: {error}; train it again with diffode train") from error
+        raise FileFormatError(
+            f"{file} is not a valid trained sampler: {str(error)[:200]}; train it again with diffode train"
+        ) from error
 
 
 def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:
@@ -157,4 +160,4 @@ def _read_ranged(schema: str, file: str | FilePath) -> dict[int, tuple[Ranged, .
             raise ValueError("it holds no table")
         return books
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise FileFormatError(f"{file} does not hold ranged samplers: {error}") from error
+        raise FileFormatError(f"{file} does not hold ranged samplers: {str(error)[:200]}") from error
