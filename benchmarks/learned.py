@@ -12,6 +12,8 @@ target and number of evaluations, on EDM from 80 to 0.002:
 
 ``--bespoke no`` leaves the training out and measures the hand-made solvers and the universal tables alone.
 
+The work of a training is counted, so that rows do not depend on the machine; ``--seconds`` limits it, and rows then say so.
+
 Errors are mean end-point errors over 256 test starts (``--starts``) in units of the target's scale. Rows are appended to FILE
 as they are made, and trained tables kept in a folder beside it; columns and tables that are there already are not made again,
 and of two rows for the same cell the later one counts.
@@ -100,7 +102,8 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
         if not table.is_file():
             train_table(name, nfe, seconds=seconds).checkpoint.save(table)
         checkpoint = load_checkpoint(table)
-        made["seconds"], made["start"] = checkpoint.seconds, checkpoint.start
+        made["seconds"], made["start"] = checkpoint.seconds, checkpoint.begun_from
+        made["stopped_by"] = checkpoint.stopped_by
         made["bespoke"] = error(checkpoint.stages.scaled(field.scale).run(noise_function(field), x))
         made.pop("conditioned", None)
         conditioning = conditioned
@@ -108,7 +111,7 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
         found = condition(load_checkpoint(table), field, seconds=seconds)
         with torch.no_grad():
             made["conditioned"] = error(found.solver.table.run(noise_function(field), x)[0])
-        made["conditioned_seconds"] = found.seconds
+        made["conditioned_seconds"], made["conditioned_stopped_by"] = found.seconds, found.stopped_by
     made["floor"] = float(reached.errors.mean()) / field.scale
     if "tuned" not in made:
         made |= universal(field, nfe, x, error)
@@ -208,7 +211,12 @@ def report(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="most seconds a table; by default its counted steps alone end a training",
+    )
     parser.add_argument("--nfe", type=int, nargs="*", default=[4, 6, 8, 10])
     parser.add_argument("--targets", nargs="*", default=targets.names())
     parser.add_argument("--starts", type=int, default=256, help="test starts")

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, BudgetError
 from diffode.extensions import is_place, load_attribute
+from diffode.grid_files import load_grid
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.specs import Entry, Registry, parse_spec
@@ -216,6 +217,14 @@ def spec_of(grid: Times) -> str:
     return f"{kind} " + " ".join(_shortest(t) for t in explicit(numbers).tolist())
 
 
+def content(grid: str) -> str:
+    """What a grid depends on beside its spec: the levels of the file that it is read from; empty for all others."""
+    if not is_named(grid):
+        return ""
+    name, options = parse_spec(registry.canonical(grid))
+    return load_grid(str(options.get("file"))).content() if name == "trained" else ""
+
+
 def _shortest(number: float) -> str:
     """The shortest text that is read back as the same number."""
     return repr(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
@@ -363,7 +372,21 @@ def _ays(name: str) -> Callable[..., Grid]:
     return make
 
 
-for _make in (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift):
+def trained(file: str = "") -> Grid:
+    """A grid that was trained for a field and its number of steps, from the ``file`` that ``diffode train`` writes."""
+    if not isinstance(file, str) or not file:
+        raise ArgumentError(f"trained needs file=, a grid that `diffode train` wrote, got {file!r}")
+    stored = load_grid(file)
+
+    def place(path: Path, steps: int) -> list[float]:
+        if steps != stored.steps:
+            raise BudgetError(f"grid 'trained:file={file}' was trained for {stored.steps} steps, not for {steps}")
+        return stored.times_on(path)
+
+    return Grid(place)
+
+
+for _make in (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift, trained):
     registry.register(_make.__name__, _make)
 for _name in _AYS:
     registry.register(_name, _ays(_name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import zlib
 from collections import Counter
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, NumericalError
 
 #: Where draws come from: a generator, a seed, or a list with one of these for every row of a batch.
 Randomness = torch.Generator | int | Sequence[torch.Generator | int]
@@ -140,3 +142,38 @@ def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
     """
     entropy = np.random.SeedSequence([int(seed), zlib.crc32(key.encode())])
     return torch.from_numpy(np.random.default_rng(entropy).standard_normal(tuple(shape)))
+
+
+#: Where the words of the Mersenne Twister lie in the state of PyTorch's generator on the CPU: 624 numbers of 8 bytes each.
+_STATE = slice(24, 24 + 624 * 8)
+
+
+def keyed(seed: int, *words: str | int) -> torch.Generator:
+    """The generator (on the CPU) that belongs to a seed and some words, such as ``keyed(seed, "training", "starts", 3)``.
+
+    Streams with different words, or of different seeds, have nothing to do with each other. Neither a sum of seeds has this
+    property nor ``torch.Generator.manual_seed``, which uses the last 32 bits of a seed alone: 1 and 1 + 2^32 are one stream.
+    So the seed and the words are hashed, and NumPy's ``SeedSequence`` fills the whole state from the hash.
+
+    Raises:
+        ArgumentError: for a seed that is no integer, or no words; NumericalError: if this PyTorch lays its state out otherwise.
+
+    >>> torch.equal(torch.rand(3, generator=keyed(0, "starts")), torch.rand(3, generator=keyed(0, "starts")))
+    True
+    >>> torch.equal(torch.rand(3, generator=keyed(0, "starts")), torch.rand(3, generator=keyed(0, "batches")))
+    False
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ArgumentError(f"seed must be an integer, got {seed!r}")
+    if not words:
+        raise ArgumentError("a keyed stream needs words that say what it is for, such as keyed(seed, 'training', 'starts')")
+    digest = hashlib.sha256(json.dumps([int(seed), *words]).encode()).digest()
+    entropy = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
+    generator = torch.Generator().manual_seed(entropy[0])
+    state = generator.get_state()
+    numbers = state.numpy()[_STATE].view(np.uint64)
+    if len(numbers) != 624 or int(numbers[0]) != entropy[0] or bool((numbers >> np.uint64(32)).any()):
+        raise NumericalError(f"the state of random generators of PyTorch {torch.__version__} is not the one that is known")
+    numbers[:] = np.random.SeedSequence(entropy).generate_state(624, np.uint32)
+    generator.set_state(state)
+    return generator

@@ -217,9 +217,13 @@ class Registry(Generic[T]):
 
     def registered(self, spec: str, **options: Any) -> T:
         """:meth:`make` for specs that come out of files others wrote: it imports nothing, so a place is refused."""
-        name = parse_spec(self.canonical(spec))[0]
-        self._registered(name)
+        self.check_registered(spec)
         return self.make(spec, **options)
+
+    def check_registered(self, spec: str) -> None:
+        """:meth:`check` for specs that come out of files others wrote; nothing is made, and a place is refused."""
+        self._registered(parse_spec(self.canonical(spec))[0])
+        self.check(spec)
 
     def advised(self, name: str) -> str:
         """What to write instead of a name from elsewhere that has no spec of its own here, or an empty text."""

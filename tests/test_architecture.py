@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
     "specs", "randomness", "cache", "paths", "targets", "fields",
-    "grids", "tableau", "propagation", "tableau_files",
+    "grid_files", "grids", "tableau", "propagation", "tableau_files",
     "brownian",
     "charts", "solvers", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli", "__main__",
 )  # fmt: skip

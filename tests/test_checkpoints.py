@@ -21,7 +21,7 @@ EDM = paths.get("edm")
 @pytest.fixture(scope="module")
 def trained_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("trained") / "bimodal.safetensors"
-    train_table("bimodal1d", 4, points=192, seconds=4).checkpoint.save(file)
+    train_table("bimodal1d", 4, points=192).checkpoint.save(file)
     return file
 
 
@@ -105,12 +105,14 @@ def crafted(folder, good):
     build("negative-level", levels=tensors["levels"] * torch.tensor([1, -1, 1, 1, 1.0]))
     build("zero-level", levels=tensors["levels"] * torch.tensor([1, 0, 1, 1, 1.0]))
     build("wide", weights=torch.zeros(4, 5, dtype=torch.float64))
-    for key in facts:
+    # What older files do not say is taken as what it was then.
+    for key in facts.keys() - {"stopped_by"}:
         build(f"without-{key}", {k: v for k, v in facts.items() if k != key})
     wrong = [
         ("schema", "diffode-tableau-1"), ("schema", 3), ("scale", 0), ("scale", -1.0), ("scale", "large"), ("scale", None),
         ("scale", True), ("path", "nowhere"), ("path", 3), ("path", "__import__('os')"), ("target", ["x"]), ("seed", 1.5),
-        ("seconds", "long"), ("held_out_error", math.inf), ("start_error", math.nan), ("start", "x" * 20_000),
+        ("seconds", "long"), ("held_out_error", math.inf), ("start_error", math.nan), ("begun_from", "x" * 20_000),
+        ("stopped_by", "luck"),
     ]  # fmt: skip
     for key, value in wrong:
         build(f"wrong-{key}-{len(made)}", {**facts, key: value})

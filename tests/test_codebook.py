@@ -12,10 +12,12 @@ from commandline import diffode as command
 import diffode
 from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, NumericalError, TrainedElsewhereWarning
-from diffode.learned import choice, codebook, training, tune_universal, tuning
+from diffode.learned import choice, codebook, tune_universal, tuning
 from diffode.learned.batches import UNITS, Setting, batches
 from diffode.learned.codebook import Assignment, Recipe, train_codebook
 from diffode.learned.family import wide_mixture
+from diffode.learned.problems import problem_for
+from diffode.learned.published import candidates
 from diffode.solvers.bespoke import shipped_members
 from diffode.solvers.checkpoints import load_codebooks, save_codebooks
 from diffode.solvers.ranged import Ranged
@@ -267,7 +269,7 @@ def test_members_are_only_tried_between_levels_they_know():
 
 def test_choices_lie_between_the_levels_that_members_know():
     field = diffode.exact_field("ring8", "edm")
-    problem = training.problem_for(field, field.path, (2,), 8, 0, differentiated=False)
+    problem = problem_for(field, field.path, (2,), 8, 0, differentiated=False)
     book = [replace(like(4), coefficients=random_members(4)[0])]
     for first, last, least, most in ((80.0, 0.03, 0.03 / 0.04, 40.0), (3.0, 0.001, 0.1, 1.5), (80.0, 0.002, 0.1, 40.0)):
         units = {one.unit for one in choice.choices(book, replace(problem, first=first, last=last), (2,))}
@@ -281,8 +283,8 @@ def test_dimensions_in_between_are_tried():
 
 def test_training_begins_from_members_too():
     field = diffode.exact_field("moons", "edm")
-    problem = training.problem_for(field, field.path, (2,), 64, 0)
-    found = training._starts(problem, field.path, 6, None, field.scale)
+    problem = problem_for(field, field.path, (2,), 64, 0)
+    found = candidates(problem, field.path, 6, None)
     assert found[0].name.startswith("universal:member=")
     end = found[0].stages.scaled(field.scale).run(problem.noise, problem.start)
     assert float((end - problem.end).norm(dim=1).mean()) / field.scale == pytest.approx(found[0].error)

@@ -253,4 +253,4 @@ def test_mixtures_of_the_family_lie_on_lattices_too():
 
 def test_a_start_without_a_grid_is_taken_on_karras():
     trained = train_table("bimodal1d", 3, start="ddim", points=64, seconds=1)
-    assert trained.checkpoint.start == "ddim @ karras"
+    assert trained.checkpoint.begun_from == "ddim @ karras"

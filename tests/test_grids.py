@@ -15,7 +15,7 @@ EDM = paths.get("edm")
 
 
 @pytest.mark.parametrize("path_name", paths.names())
-@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith("ays")])
+@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith(("ays", "trained"))])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_grids_run_from_t_max_to_t_min(name, path_name, steps):
     path = paths.get(path_name)
@@ -26,7 +26,7 @@ def test_grids_run_from_t_max_to_t_min(name, path_name, steps):
     assert (float(times[0]), float(times[-1])) == (path.t_max, path.t_min)
 
 
-@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith("ays")])
+@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith(("ays", "trained"))])
 def test_the_last_step_may_go_to_zero(name):
     times = grids.get(name, EDM, 5, to_zero=True)
     assert len(times) == 6

@@ -8,7 +8,7 @@ from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
 from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
-from diffode.learned.training import problem_for
+from diffode.learned.problems import problem_for
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.solvers.stages import noise_function
 from diffode.studies.runner import compute
@@ -22,8 +22,8 @@ EDM = paths.get("edm")
 @pytest.fixture(scope="module")
 def ring():
     field = diffode.exact_field("ring8", "edm")
-    trained = train_table("ring8", 4, points=1024, seconds=5)
-    return field, trained, condition(trained, field, points=2048, steps=25, seconds=25)
+    trained = train_table("ring8", 4, points=1024)
+    return field, trained, condition(trained, field, points=2048, steps=25)
 
 
 def test_conditioning_makes_the_error_smaller_again_on_new_starts(ring):
@@ -97,7 +97,7 @@ def test_a_table_read_from_a_file_is_conditioned_as_the_trained_one(ring, tmp_pa
 def test_wrong_arguments_are_named(ring):
     field, trained, found = ring
     with pytest.raises(ArgumentError, match="trained must be what train_table gave or its checkpoint"):
-        condition(trained.start, field)
+        condition(trained.origin, field)
     for other in (diffode.exact_field("ring8", "vp"), diffode.exact_field("gauss1d", "edm")):
         with pytest.raises(ArgumentError, match="condition a table that was trained on this field and path"):
             condition(trained, other)

@@ -1,17 +1,16 @@
 """Training on whole trajectories, on images, from the universal table; wrong arguments."""
 
-import itertools
-
 import pytest
 import torch
 
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError
-from diffode.learned import gauss_newton, train_table, training
+from diffode.learned import gauss_newton, limit, train_table, training
 from diffode.learned.parameters import Table
-from diffode.learned.training import affordable, problem_for
+from diffode.learned.problems import problem_for, starts_for
 from diffode.learned.trajectory import exact_trajectory
+from diffode.randomness import keyed
 from diffode.solvers.stages import Stages, noise_function
 
 EDM = paths.get("edm")
@@ -47,14 +46,14 @@ def test_the_exact_trajectory_is_the_flow_of_a_gaussian():
 
 def test_training_on_the_trajectory_brings_the_states_in_between_near_it():
     field = diffode.exact_field("ring8", "edm")
-    found = [train_table("ring8", 5, trajectory=share, points=512, seconds=15) for share in (0.0, 0.3)]
+    found = [train_table("ring8", 5, trajectory=share, points=512) for share in (0.0, 0.3)]
     fresh = problem_for(field, EDM, 2, 300, 99, 1.0)
     ends = problem_for(field, EDM, 2, 300, 99)
     between = [fresh.error(t.checkpoint.stages) - ends.error(t.checkpoint.stages) for t in found]
     assert between[1] < between[0] / 2
     assert ends.error(found[1].checkpoint.stages) < found[1].checkpoint.start_error / 2
     # What is reported is the error of the end alone, on the starts that are kept for testing.
-    test = problem_for(field, EDM, 2, 256, training._TEST_STREAM)
+    test = problem_for(field, EDM, 2, 256, keyed(0, "train_table", "test"))
     assert found[1].checkpoint.held_out_error == pytest.approx(test.error(found[1].checkpoint.stages), rel=1e-9)
 
 
@@ -67,7 +66,7 @@ def test_first_steps_count_the_trajectory_on_a_part_of_the_starts(monkeypatch):
         return original(table, problems, held_out, **options)
 
     monkeypatch.setattr(training, "fit", noting)
-    train_table("ring8", 4, points=1000, seconds=20)
+    train_table("ring8", 4, points=1000)
     looks, rest = seen[:6], seen[6:]
     assert rest
     assert all(problem.trajectory and problem.share == 1.0 and len(problem.start) == 250 for problem, _ in looks)
@@ -84,13 +83,22 @@ def test_the_end_of_an_exact_trajectory_is_that_of_the_flow():
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-4 * field.scale)
 
 
-def test_as_many_starts_are_taken_as_the_time_allows(monkeypatch):
-    """A clock on which the evaluation takes 192 microseconds, one a start: a step at NFE 6 in 64 dimensions then costs 42."""
-    ticks = itertools.count()
-    monkeypatch.setattr(training.time, "perf_counter", lambda: next(ticks) * 192e-6)
-    field = diffode.exact_field("digits-gmm10", "edm")
-    counts = [affordable(field, EDM, (64,), 6, seconds) for seconds in (1e-3, 2.1, 1e9)]
-    assert counts == [192, 1000, 4096]
+def test_how_many_starts_are_taken_is_a_rule_of_counts(monkeypatch):
+    """Fewer for more evaluations, coordinates and components, between bounds; the clock is not asked."""
+    monkeypatch.setattr(limit.time, "perf_counter", None)
+
+    def count(target, nfe, longer=1.0):
+        field = diffode.exact_field(target, "edm")
+        return starts_for(field, field.dim, nfe, longer)
+
+    assert count("ring8", 6) == 4096
+    assert count("digits-empirical", 6) == 192
+    # 10 components in 64 dimensions at NFE 6, four directions: 1.2e6/(6 * 7)/sqrt(640).
+    assert count("digits-gmm10", 6) == 1129
+    assert count("digits-gmm10", 6) > count("digits-gmm10", 12) > count("images-mfa", 12)
+    assert count("digits-gmm10", 6, 3.0) == 3388
+    own = diffode.Field.from_noise(lambda x, t: x, EDM)
+    assert [starts_for(own, dim, 6) for dim in (2, 3072)] == [894, 192]
 
 
 def test_fields_on_images_are_trained_in_their_own_shape():
@@ -102,9 +110,7 @@ def test_fields_on_images_are_trained_in_their_own_shape():
         return exact.denoised(x.flatten(1), t).reshape(x.shape)
 
     images = diffode.Field.from_denoised(denoised, EDM, scale=exact.scale)
-    tables = [
-        train_table(f, 3, dim=d, points=64, seconds=60, start="ddim @ karras") for f, d in ((exact, None), (images, (2, 2)))
-    ]
+    tables = [train_table(f, 3, dim=d, points=64, start="ddim @ karras") for f, d in ((exact, None), (images, (2, 2)))]
     assert tables[1].checkpoint.held_out_error == pytest.approx(tables[0].checkpoint.held_out_error, rel=0.05)
     with pytest.raises(FieldError, match=r"lambda x, t: net\(x.float"):
         train_table(diffode.Field.from_denoised(torch.nn.Linear(4, 4), EDM), 3, dim=4, points=64)
@@ -117,7 +123,7 @@ def test_wrong_arguments_of_training_are_named():
         ({"trajectory": -0.1}, "trajectory must be"), ({"trajectory": True}, "trajectory must be"),
     ):  # fmt: skip
         with pytest.raises(ArgumentError, match=match):
-            train_table(field, 4, points=64, seconds=1, **wrong)
+            train_table(field, 4, points=64, **wrong)
     with pytest.raises(BudgetError, match="no universal table for nfe=40"):
-        train_table(field, 40, points=64, seconds=1, start="universal")
-    assert train_table(field, 4, points=64, seconds=1, start="universal").checkpoint.start == "universal"
+        train_table(field, 40, points=64, start="universal")
+    assert train_table(field, 4, points=64, start="universal").checkpoint.begun_from == "universal"

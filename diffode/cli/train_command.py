@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from diffode.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diffode.cli.training_log import Interrupt, TrainingLog
     from diffode.learned import Trained
 
-_WHAT = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "search")
+_WHAT = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "ld3_decoupled", "search")
+#: What is always written to a file, and what is if --output names one.
+_FILES, _ON_REQUEST = ("bespoke", "amed", "ld3_decoupled"), ("gits", "dmn", "ld3", "search")
+_OPTIONS = ("consistent", "begin_from", "start", "trajectory")
+_ENDED = {
+    "counts": "all that was to be done was done: the same seed gives the same numbers again",
+    "seconds": "the limit of seconds, before all was done: how far it gets depends on the machine",
+    "request": "Ctrl-C, before all was done: this is the best so far",
+}
+
+
+class Order(NamedTuple):
+    """What is to be trained, for what, and where it goes."""
+
+    name: str
+    options: dict[str, Any]
+    target: str
+    nfe: int
+    path: str
+    seconds: float
+    points: int | None
+    seed: int
+    file: FilePath
+    writes: bool
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The number of starts, if it was given."""
+        return {} if self.points is None else {"points": self.points}
 
 
 @click.command("train")
@@ -23,13 +56,16 @@ _WHAT = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "search")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
-    default=60.0,
-    show_default=True,
-    help="Most seconds of training (not of gits, dmn and universal, which take a few).",
+    default=None,
+    help="Most seconds of training (not of gits, dmn and universal); by default its counted steps alone end it.",
 )
-@click.option("--points", type=click.IntRange(8, 10**6), default=None, help="Number of starts; default: as many as are cheap.")
+@click.option(
+    "--points", type=click.IntRange(8, 10**6), default=None, help="Number of starts; the default depends on target and NFE."
+)
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the starts.")
-@click.option("--output", default=None, help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors.")
+@click.option(
+    "--output", default=None, help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors, and none for a grid."
+)
 @click.option("--force", is_flag=True, help="Write over a file that exists.")
 @json_option
 def command(
@@ -37,7 +73,7 @@ def command(
     target: str,
     nfe: int,
     path: str,
-    seconds: float,
+    seconds: float | None,
     points: int | None,
     seed: int,
     output: str | None,
@@ -46,16 +82,19 @@ def command(
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, start=SOLVER, trajectory=WEIGHT), universal (prints which
-    member of the universal codebook suits the target), amed (options host, order, time_range, per_step, rounds), or a grid that
-    is printed for a solver of one evaluation a step: gits, dmn, ld3, search (option solver=NAME). Errors are on starts that
-    were not trained on. A bespoke file runs anywhere as the solver bespoke:file=FILE.
+    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT), universal (prints
+    which member of the universal codebook suits the target), amed (options host, order, time_range, per_step, rounds), a grid
+    that is printed for a solver of one evaluation a step: gits, dmn, ld3, search (option solver=NAME), or ld3_decoupled (a
+    grid with levels of its own for the evaluations, as a table). Errors are on starts that were not trained on, in units of
+    the data's scale. A bespoke file runs anywhere as the solver bespoke:file=FILE, a grid's file as the grid
+    trained:file=FILE. The same command gives the same numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
 
     \b
-    Example:  diffode train bespoke --target ring8 --nfe 6 --seconds 20
+    Example:  diffode train bespoke --target ring8 --nfe 6
               diffode train universal --target ring8 --nfe 6
-              diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8
+              diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
     """
+    from diffode.cli.training_log import TrainingLog, interrupts
     from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
     from diffode.specs import parse_spec
 
@@ -63,85 +102,136 @@ def command(
     if name not in _WHAT:
         raise UnknownNameError("trainable", name, _WHAT)
     file = FilePath(output or f"{name}-{target}-{nfe}.safetensors")
-    if file.suffix != ".safetensors":
-        raise ArgumentError(f"output must end in .safetensors, got {str(file)!r}; the picture gets the same name with .png")
-    if not file.parent.is_dir():
-        raise ArgumentError(f"the folder of output {str(file)!r} does not exist; make it first")
-    if "," in str(file) or str(file) != str(file).strip():
-        raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
-    if name in ("bespoke", "amed") and (file.is_dir() or file.with_suffix(".png").is_dir()):
-        raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
-    if (output is not None or force) and name not in ("bespoke", "amed"):
-        raise ArgumentError(f"{name} prints its result and writes no file: leave --output and --force out")
-    if file.exists() and not force and name in ("bespoke", "amed"):
-        raise ArgumentError(f"output {str(file)!r} exists: choose another name with --output, or write over it with --force")
+    writes = name in _FILES or (name in _ON_REQUEST and output is not None)
+    _check_output(name, file, writes, output is not None or force, force)
+    order = Order(name, options, target, nfe, path, seconds or math.inf, points, seed, file, writes)
+    makers: dict[str, Callable[[Order, TrainingLog, Interrupt], dict[str, Any]]] = {
+        "bespoke": _bespoke, "universal": _universal, "amed": _amed, "ld3_decoupled": _decoupled,
+    }  # fmt: skip
     try:
-        if name == "bespoke":
-            facts = _bespoke(target, nfe, path, seconds, points, seed, file, options)
-        elif name == "amed":
-            facts = _amed(target, nfe, path, seconds, points, seed, file, options)
-        elif name == "universal":
-            facts = _universal(target, nfe, path, points, seed, options)
-        else:
-            facts = _grid(name, target, nfe, path, seconds, points, seed, options)
+        with TrainingLog() as log, interrupts(log) as interrupt:
+            facts = makers.get(name, _grid)(order, log, interrupt)
+    except KeyboardInterrupt:
+        click.echo("diffode: interrupted; nothing was written, and the same command begins anew", err=True)
+        sys.exit(130)
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, DiffodeError):
             raise
         raise ArgumentError(f"{spec!r} has an option that {name} does not take: {error}") from error
     if as_json:
         print_json(facts)
+    else:
+        _print(facts)
+    if facts.get("stopped by") == "request":
+        sys.exit(130)
+
+
+def _check_output(name: str, file: FilePath, writes: bool, asked: bool, force: bool) -> None:
+    """Raise ArgumentError for a file that can't be written, or was not to be, before anything is trained."""
+    from diffode.cli.output import writable
+    from diffode.errors import ArgumentError
+
+    if file.suffix != ".safetensors":
+        raise ArgumentError(f"output must end in .safetensors, got {str(file)!r}; the picture gets the same name with .png")
+    if not file.parent.is_dir():
+        raise ArgumentError(f"the folder of output {str(file)!r} does not exist; make it first")
+    if "," in str(file) or str(file) != str(file).strip():
+        raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
+    if not writes:
+        if asked:
+            without = "--output and --force" if name == "universal" else "--force, or say with --output where to write it"
+            raise ArgumentError(f"{name} prints its result and writes no file: leave {without} out")
         return
+    files = (file, file.with_suffix(".png")) if name in ("bespoke", "ld3_decoupled") else (file,)
+    if any(one.is_dir() for one in files):
+        raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
+    if file.exists() and not force:
+        raise ArgumentError(f"output {str(file)!r} exists: choose another name with --output, or write over it with --force")
+    for one in files:
+        writable(one)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    """The facts a line each, in words."""
+    from diffode.cli.training_log import in_words
+
+    width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:18s} {value:.4g}" if isinstance(value, float) else f"{key:18s} {value}")
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        if key == "stopped by":
+            shown = _ENDED[value]
+        elif key == "started from":
+            shown = in_words(value)
+        elif "error" in key or key.startswith(("on ", "universal, ")):
+            shown = f"{shown} of the data's scale"
+        elif key == "times smaller":
+            shown = f"{shown} than the error of what it began from"
+        click.echo(f"{key:{width}s}  {shown}")
 
 
-def _bespoke(
-    target: str, nfe: int, path: str, seconds: float, points: int | None, seed: int, file: FilePath, options: dict[str, Any]
-) -> dict[str, Any]:
+def _bespoke(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
     from diffode.errors import ArgumentError
     from diffode.learned import train_table
 
-    last = ""
-
-    def progress(start: str, step: int, training: float, held: float) -> None:
-        nonlocal last
-        if start != last:
-            click.echo(f"from {start}", err=True)
-            last = start
-        if step % 5 == 0:
-            click.echo(f"  step {step:3d}  training {training:.3e}  held out {held:.3e}", err=True)
-
-    unknown = set(options) - {"consistent", "start", "trajectory"}
+    unknown = set(order.options) - set(_OPTIONS)
     if unknown:
-        raise ArgumentError(f"bespoke has no option {min(unknown)!r}; options: consistent, start, trajectory")
-    trained = train_table(target, nfe, path=path, seconds=seconds, points=points, seed=seed, progress=progress, **options)
-    checkpoint = trained.checkpoint
-    checkpoint.save(file)
-    _draw(trained, file.with_suffix(".png"))
+        raise ArgumentError(f"bespoke has no option {min(unknown)!r}; options: {', '.join(_OPTIONS)}")
+    for key in ("begin_from", "start"):
+        if not isinstance(order.options.get(key, ""), str):
+            raise ArgumentError(f"bespoke does not take {key}={order.options[key]!r}: give 'solver @ grid' or universal")
+    trained = train_table(
+        order.target, order.nfe, path=order.path, seconds=order.seconds, points=order.points, seed=order.seed,
+        progress=lambda stage, step, _, held: log.step(stage, step, held), stop=interrupt, **order.options,
+    )  # fmt: skip
+    return _table_facts(trained, order, log)
+
+
+def _decoupled(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
+    from diffode.learned import train_decoupled
+
+    trained = train_decoupled(
+        order.target, order.nfe, path=order.path, seconds=order.seconds, seed=order.seed,
+        progress=lambda step, _, held: log.step("train the levels", step, held), stop=interrupt, **order.given, **order.options,
+    )  # fmt: skip
+    return _table_facts(trained, order, log)
+
+
+def _table_facts(trained: Trained, order: Order, log: TrainingLog) -> dict[str, Any]:
+    """Write a trained table with its picture, and what to say of it."""
+    from diffode.cli.training_log import curve
+
+    checkpoint, picture = trained.checkpoint, order.file.with_suffix(".png")
+    checkpoint.save(order.file)
+    _draw(trained, picture)
+    log.finish()
+    log.say(f"held-out error, step by step: {curve(trained.held_out)} (also in {picture})")
     return {
-        "solver": f"bespoke:file={file}",
-        "picture": str(file.with_suffix(".png")),
-        "started from": checkpoint.start,
+        "solver": f"bespoke:file={order.file}",
+        "picture": str(picture),
+        "started from": checkpoint.begun_from,
         "its error": checkpoint.start_error,
         "held-out error": checkpoint.held_out_error,
         "times smaller": checkpoint.start_error / max(checkpoint.held_out_error, 1e-300),
         "steps": len(trained.training) - 1,
         "seconds": checkpoint.seconds,
+        "stopped by": trained.stopped_by,
     }
 
 
-def _universal(target: str, nfe: int, path: str, points: int | None, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def _universal(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
     from diffode.errors import ArgumentError
     from diffode.learned import tune_universal
 
-    if options:
-        raise ArgumentError(f"universal does not take the option {min(options)!r}: give --points and --seed")
+    if order.options:
+        raise ArgumentError(f"universal does not take the option {min(order.options)!r}: give --points and --seed")
 
     def progress(done: int, total: int) -> None:
-        if done % 100 == 0 or done == total:
-            click.echo(f"  {done} of {total} choices", err=True)
+        if done == total:
+            log.say(f"compared {total} tables")
 
-    found = tune_universal(target, nfe, path=path, points=points or 256, seed=seed, progress=progress)
+    found = tune_universal(
+        order.target, order.nfe, path=order.path, points=order.points or 256, seed=order.seed, progress=progress
+    )
     return {
         "solver": found.solver.spec,
         "held-out error": found.held_out_error,
@@ -151,83 +241,70 @@ def _universal(target: str, nfe: int, path: str, points: int | None, seed: int, 
     }
 
 
-def _amed(
-    target: str, nfe: int, path: str, seconds: float, points: int | None, seed: int, file: FilePath, options: dict[str, Any]
-) -> dict[str, Any]:
+def _amed(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
     import time
 
     from diffode import fields
+    from diffode.cli.training_log import curve
     from diffode.learned.amed import save_amed, train_amed
+    from diffode.learned.problems import problem_for
+    from diffode.randomness import keyed
 
     began = time.perf_counter()
-    field = fields.exact_field(target, path)
-    analytic = nfe % 2 == 1
+    field = fields.exact_field(order.target, order.path)
     trained = train_amed(
-        field, (nfe + 1) // 2, analytic_first_step=analytic, points=points or 2048, seconds=seconds, seed=seed, **options
-    )
-    save_amed(trained.solver, file)
-    held_out = _held_out(field, seed)
-    error = float((trained.solver.run(field, held_out[0])[-1] - held_out[1]).norm(dim=1).mean()) / field.scale
+        field, (order.nfe + 1) // 2, analytic_first_step=order.nfe % 2 == 1, points=order.points or 2048,
+        seconds=order.seconds, seed=order.seed, stop=interrupt,
+        progress=lambda number, loss: log.step("train the predictor", number, math.sqrt(loss) / field.scale), **order.options,
+    )  # fmt: skip
+    save_amed(trained.solver, order.file)
+    log.finish()
+    log.say(f"loss, round by round: {curve(trained.losses)}")
+    starts = keyed(order.seed, "train_amed", "test")
+    test = problem_for(field, field.path, field.target.dim, 512, starts, differentiated=False)
+    end = trained.solver.run(field, test.start * field.path.alpha(field.path.t_max))[-1] / field.path.alpha(field.path.t_min)
     return {
-        "solver": f"amed_learned:file={file}",
+        "solver": f"amed_learned:file={order.file}",
         "nfe": trained.solver.nfe,
-        "held-out error": error,
+        "held-out error": float((end - test.end).norm(dim=1).mean()) / field.scale,
         "first loss": trained.losses[0],
         "last loss": trained.losses[-1],
         "seconds": time.perf_counter() - began,
+        "stopped by": trained.stopped_by,
     }
 
 
-def _grid(
-    name: str, target: str, nfe: int, path: str, seconds: float, points: int | None, seed: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    from diffode import fields, solvers
-    from diffode.errors import ArgumentError
-    from diffode.learned import levels
+def _grid(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
+    from diffode import fields
+    from diffode.learned.grid_training import errors_on, train_grid
 
-    field = fields.exact_field(target, path)
-    solver = options.pop("solver", "ddim" if name == "gits" else "ab:order=3,chart=data" if name == "dmn" else "dpmpp:order=2")
-    given: dict[str, Any] = {"points": points} if points is not None and name != "dmn" else {}
-    if name == "gits":
-        grid = levels.gits(field, nfe, seed=seed, **given, **options)
-    elif name == "dmn":
-        grid = levels.dmn(field.path, nfe, solver=solver, **options)
-    elif name == "ld3":
-        grid = levels.ld3(field, nfe, solver=solver, seconds=seconds, seed=seed, **given, **options)
-    else:
-        grid = levels.search(field, nfe, solver=solver, seconds=seconds, seed=seed, **given, **options)
-    x, exact = _held_out(field, seed)
-    recipe = solvers.get(solver)
-    if recipe.nfe_per_step != 1:
-        raise ArgumentError(
-            f"{name} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
-        )
-    errors = [
-        float((recipe.tableau(field.path, on, steps).run(field, x) - exact).norm(dim=1).mean()) / field.scale
-        for on, steps in ((grid, None), ("log_snr", nfe), ("karras", nfe))
-    ]
-    return {
-        "solver": recipe.spec,
-        "grid": " ".join(f"{t:.10g}" for t in grid.tolist()),
-        "held-out error": errors[0],
-        "on log_snr": errors[1],
-        "on karras": errors[2],
+    field = fields.exact_field(order.target, order.path)
+    given = {} if order.name == "dmn" else order.given
+    found = train_grid(
+        order.name, order.target, order.nfe, path=order.path, seconds=order.seconds, seed=order.seed, stop=interrupt,
+        progress=lambda step, error: log.step(f"{order.name} moves the levels", step, error), **given, **order.options,
+    )  # fmt: skip
+    errors = errors_on(field, found.solver, ("log_snr", "karras"), order.seed, steps=order.nfe)
+    facts: dict[str, Any] = {
+        "solver": found.solver,
+        "grid": " ".join(f"{t:.10g}" for t in found.times.tolist()),
+        "held-out error": found.held_out_error,
+        "on log_snr": errors[0],
+        "on karras": errors[1],
+        "seconds": found.seconds,
+        "stopped by": found.stopped_by,
     }
-
-
-def _held_out(field: Any, seed: int) -> tuple[Any, Any]:
-    """Starts from another stream than those of training, and where the exact flow takes them."""
-    from diffode.references import reference
-
-    path = field.path
-    x = path.prior((512, field.dim), generator=1_000_003 + seed)
-    return x, reference(field, x, path.t_max, path.t_min, 1e-7).x
+    if order.writes:
+        found.save(order.file)
+        facts["file"] = f"trained:file={order.file}"
+    return facts
 
 
 def _draw(trained: Trained, file: FilePath) -> None:
     """Loss curve, levels and weights, learned against those it started from."""
     from matplotlib.figure import Figure
 
+    from diffode.cli.training_log import in_words
     from diffode.learned.training import output_weights
 
     checkpoint = trained.checkpoint
@@ -237,7 +314,10 @@ def _draw(trained: Trained, file: FilePath) -> None:
     loss.semilogy(trained.held_out, label="held-out starts")
     loss.set(title=f"{checkpoint.target}, NFE {checkpoint.stages.nfe}", xlabel="Gauss-Newton step", ylabel="mean error / scale")
     loss.legend(fontsize=8)
-    for label, stages, marker in (("learned", checkpoint.stages, "o-"), (checkpoint.start, trained.start, "x--")):
+    for label, stages, marker in (
+        ("learned", checkpoint.stages, "o-"),
+        (in_words(checkpoint.begun_from), trained.origin, "x--"),
+    ):
         levels.semilogy(stages.levels.clamp(min=1e-8), marker, label=label, ms=5)
         weights.plot(output_weights(stages), marker, label=label, ms=5)
     levels.set(title="noise levels", xlabel="evaluation", ylabel="rho / scale")

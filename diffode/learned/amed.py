@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -23,9 +22,11 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.input_files import believed
-from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
+from diffode.learned.arguments import LARGEST, bounded, check_seed, path_of, row_shape
+from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.live import LiveWriter
 from diffode.paths import Path
+from diffode.randomness import keyed
 from diffode.references import reference
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
@@ -200,16 +201,19 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         ranges = finite(facts, "direction_range"), finite(facts, "time_range")
         if not all(0 <= value < 1 for value in ranges):
             raise ValueError("direction_range and time_range must lie in [0, 1)")
+        if tensors["inner.0.weight"].shape[0] != 2 * _HIDDEN:
+            # Seen before a network is made of it: a long row of few numbers would ask for a large one.
+            raise ValueError(f"inner.0.weight must have {2 * _HIDDEN} rows, got {tuple(tensors['inner.0.weight'].shape)}")
         predictor = Predictor(tensors["inner.0.weight"].shape[1], *ranges)
         predictor.load_state_dict(tensors)
         predictor.requires_grad_(False)
         times = tuple(float(t) for t in grids.explicit(facts["times"]).tolist())
-        unit = finite(facts, "unit")
+        unit = bounded(finite(facts, "unit"), "unit")
         levels = [float(level) for level in facts["levels"]]
-        if len(levels) != 2 or not 0 < levels[1] < levels[0] < math.inf:
+        if len(levels) != 2 or not 0 < levels[1] < levels[0] <= LARGEST:
             raise ValueError("levels must be the first and last noise level")
-        if unit <= 0 or facts["analytic_first_step"] not in (True, False):
-            raise ValueError("unit must be positive and analytic_first_step true or false")
+        if facts["analytic_first_step"] not in (True, False):
+            raise ValueError("analytic_first_step must be true or false")
         return LearnedAMED(
             predictor=predictor, times=times, levels=(levels[0], levels[1]), unit=unit, host=facts["host"],
             order=facts["order"],
@@ -224,10 +228,12 @@ def feature_width(dim: int) -> int:
 
 @dataclass(frozen=True)
 class TrainedAMED:
-    """A trained AMED and the mean squared end-point error after each round of training."""
+    """A trained AMED, the mean squared end-point error of each round of training, and what ended it: ``"counts"`` (all rounds
+    were done, and the same seed gives the same numbers), ``"seconds"`` or ``"request"``."""
 
     solver: LearnedAMED
     losses: tuple[float, ...]
+    stopped_by: StoppedBy = "counts"
 
 
 def train_amed(
@@ -251,6 +257,8 @@ def train_amed(
     start: Tensor | None = None,
     seconds: float = math.inf,
     seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> TrainedAMED:
     """Train AMED's predictor on a field.
 
@@ -269,8 +277,11 @@ def train_amed(
         hook: features of your own, a function of (x, t) that gives (B, F).
         points, batch, rounds, rate: trajectories, trajectories a round, rounds of Adam, its rate (falling to 0 by a cosine).
         start: starts to train on, instead of draws of the prior.
-        seconds: most seconds, the teacher included; training then ends with what it has.
-        seed: of starts, batches and the network.
+        seconds: the most seconds, the teacher included; where they end the training before its rounds are done, it has what it
+            has, and ``stopped_by`` says so.
+        seed: of starts, batches and the network, a stream each.
+        progress: called as ``progress(round, loss)``.
+        stop: asked after every round; once it is True, training ends with what it has.
 
     Raises:
         NumericalError: if the loss becomes non-finite: lower ``rate``.
@@ -278,8 +289,7 @@ def train_amed(
     path = path_of(field, "AMED")
     shape = row_shape(field, dim)
     check_seed(seed)
-    check_seconds(seconds)
-    began = time.perf_counter()
+    limit = Limit(seconds, stop)
     for name, value in (("steps", steps), ("points", points), ("batch", batch), ("rounds", rounds)):
         if type(value) is not int or value < 1:
             raise ArgumentError(f"{name} must be an integer >= 1, got {value!r}")
@@ -291,8 +301,8 @@ def train_amed(
     if hook is not None and not callable(hook):
         raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
     times = grids.get(grid, path, steps if grids.is_named(grid) else None).tolist()
-    generator = torch.Generator().manual_seed(seed)
-    x = path.prior((points, *shape), generator=generator) if start is None else start
+    batches = keyed(seed, "train_amed", "batches")
+    x = path.prior((points, *shape), generator=keyed(seed, "train_amed", "starts")) if start is None else start
     if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:
         raise ArgumentError(
             f"AMED needs alpha > 0 at the first time and sigma > 0 at the last, got {times[0]:g} and {times[-1]:g}"
@@ -300,7 +310,7 @@ def train_amed(
     field.check_gradient(x[:2], times[0])
     targets = _teacher(field, x, times, teacher)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.set_rng_state(keyed(seed, "train_amed", "network").get_state())
         inputs = feature_width(math.prod(shape)) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
         predictor = Predictor(inputs, direction_range, time_range)
     ends = path.rho(times[0]), path.rho(times[-1])
@@ -311,8 +321,8 @@ def train_amed(
     optimiser = torch.optim.Adam(predictor.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds)
     losses = []
-    for _ in range(rounds):
-        rows = torch.randperm(len(x), generator=generator)[:batch]
+    for number in range(1, rounds + 1):
+        rows = torch.randperm(len(x), generator=batches)[:batch]
         states = solver.run(field, x[rows], cut=per_step)
         chosen = zip(states[1:], targets[1:], strict=True) if per_step else [(states[-1], targets[-1])]
         loss = sum(((a - b[rows]).flatten(1).square().sum(1).mean() for a, b in chosen), torch.zeros((), dtype=torch.float64))
@@ -324,10 +334,12 @@ def train_amed(
             raise NumericalError("AMED's training diverged: lower rate, or choose another grid")
         optimiser.step()
         schedule.step()
-        if time.perf_counter() - began > seconds:
+        if progress is not None:
+            progress(number, losses[-1])
+        if number < rounds and limit.reached():
             break
     predictor.requires_grad_(False)
-    return TrainedAMED(replace(solver, predictor=predictor), tuple(losses))
+    return TrainedAMED(replace(solver, predictor=predictor), tuple(losses), limit.stopped_by)
 
 
 def _teacher(field: Field, x: Tensor, times: Sequence[float], teacher: Literal["exact"] | int) -> list[Tensor]:

@@ -13,6 +13,9 @@ from diffode.fields import Field
 from diffode.paths import Path
 from diffode.targets import Target
 
+#: The largest level and unit of length in a file: their squares are numbers still, and no data come near.
+LARGEST = 1e30
+
 
 def path_of(field: object, purpose: str) -> Path:
     """The path of a field; ArgumentError for anything that is none, or has none."""
@@ -46,16 +49,17 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
     return shape
 
 
+def bounded(value: float, name: str) -> float:
+    """A positive number of a file that can be calculated with; ValueError for another."""
+    if not 1 / LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} must lie in [{1 / LARGEST:g}, {LARGEST:g}], got {value!r}")
+    return value
+
+
 def check_seed(seed: object) -> None:
     """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
     if type(seed) is not int or not 0 <= seed < 2**40:
         raise ArgumentError(f"seed must be an integer from 0 to 2^40 - 1, got {seed!r}")
-
-
-def check_seconds(seconds: object) -> None:
-    """Raise ArgumentError unless it is a positive number of seconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ArgumentError(f"seconds must be a positive number, got {seconds!r}")
 
 
 def finite_levels(path: Path) -> tuple[float, float]:

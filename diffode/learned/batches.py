@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffode.learned.family import Parts
+from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
 
 #: Batches are as large as keeps an array of (problems, starts, components, dim) below this many numbers.
@@ -94,9 +95,7 @@ def _batch(settings: Sequence[Setting], starts: int, like: Ranged) -> Batch:
         log_weights[row, :own] = torch.from_numpy(one.parts.weights).log()
         means[row, :own], variances[row, :own] = torch.from_numpy(one.parts.means), torch.from_numpy(one.parts.variances)
     first, last = (torch.tensor([getattr(one, name) for one in settings], dtype=torch.float64) for name in ("first", "last"))
-    draws = [
-        torch.randn(starts, dim, generator=torch.Generator().manual_seed(one.seed), dtype=torch.float64) for one in settings
-    ]
+    draws = [torch.randn(starts, dim, generator=keyed(one.seed, "batches", "starts"), dtype=torch.float64) for one in settings]
     start = torch.stack(draws) * first[:, None, None]
     features = torch.stack([torch.stack([_features(like, one, dim, unit) for unit in UNITS]) for one in settings])
     batch = Batch(log_weights, means, variances, first, last, features, start, start)

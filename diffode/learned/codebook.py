@@ -22,6 +22,7 @@ from diffode.learned.arguments import check_seed
 from diffode.learned.batches import UNITS, Batch
 from diffode.learned.gauss_newton import output_directions
 from diffode.paths import EDM
+from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.stages import Stages, count_of
 
@@ -145,7 +146,7 @@ class _Training:
 
     def __init__(self, problems: Sequence[Batch], origins: Sequence[Ranged], recipe: Recipe, seed: int):
         self.problems, self.recipe, self.like = problems, recipe, origins[0]
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = keyed(seed, "train_codebook")
         self.features = torch.cat([batch.features for batch in problems])
         self.count = len(self.features)
         everything = torch.stack([origin.coefficients for origin in origins])

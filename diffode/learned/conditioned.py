@@ -10,7 +10,6 @@ through all that follows, times :math:`\varphi`.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -21,9 +20,12 @@ from torch import Tensor
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
 from diffode.input_files import believed
-from diffode.learned.arguments import check_seconds, check_seed, finite_levels, path_of, row_shape
+from diffode.learned.arguments import LARGEST, bounded, check_seed, finite_levels, path_of, row_shape
 from diffode.learned.gauss_newton import Problem, descend, output_directions
-from diffode.learned.training import Trained, affordable, problem_for
+from diffode.learned.limit import Limit, StoppedBy
+from diffode.learned.problems import problem_for, starts_for
+from diffode.learned.training import Trained
+from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.stages import NoiseFunction, Stages, noise_function
@@ -177,8 +179,11 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         if len(tensors) != 3 + 3 * stages.nfe:
             raise ValueError("it must hold a table, and for each of its rows a layer and weights")
         layers = tuple((float64(tensors, f"matrix_{i}", 2), float64(tensors, f"offset_{i}", 1)) for i in range(stages.nfe))
+        unit = bounded(finite(description, "unit"), "unit")
+        if bool((stages.levels[:-1] > LARGEST).any()) or not stages.levels[-1] < stages.levels[0]:
+            raise ValueError(f"levels must not exceed {LARGEST:g}, and the last must be below the first")
         added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
-        table = Conditioned(stages, finite(description, "unit"), layers, added)
+        table = Conditioned(stages, unit, layers, added)
         return ConditionedSolver(table=table, file=str(file))
 
 
@@ -192,6 +197,7 @@ class TrainedConditioned:
     training: tuple[float, ...]
     held_out: tuple[float, ...]
     seconds: float
+    stopped_by: StoppedBy = "counts"
 
 
 def condition(
@@ -202,11 +208,12 @@ def condition(
     units: int = 20,
     points: int | None = None,
     steps: int = 40,
-    seconds: float = 60.0,
+    seconds: float = math.inf,
     directions: int = 4,
     patience: int = 8,
     seed: int = 0,
     progress: Callable[[int, float, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> TrainedConditioned:
     """Condition a trained table on the sample.
 
@@ -215,17 +222,19 @@ def condition(
         field: the field it was trained on.
         dim: of a field of your own: coordinates a row of x has, or the shape of a row.
         units: random units a row.
-        points: starts to train on, by default as many as ``seconds`` allow; a quarter as many, but 64, decide when to stop.
-        steps, seconds, patience: most steps, most seconds, most steps without a better held-out error.
+        points: starts to train on, by default three times as many as a table's, up to 4,096; a quarter as many, but 64, decide
+            when to stop.
+        steps, patience: most steps, most steps without a better held-out error.
+        seconds: the most seconds; where they end the training before its steps are done, ``stopped_by`` says so.
         directions: derivatives a sample, in more dimensions than that.
         seed: of the starts and of the random layers.
         progress: called as ``progress(step, training error, held-out error)``.
+        stop: asked after every step; once it is True, what was best so far is returned.
     """
     checkpoint = trained.checkpoint if isinstance(trained, Trained) else trained
     if not isinstance(checkpoint, Checkpoint):
         raise ArgumentError(f"trained must be what train_table gave or its checkpoint, got {type(trained).__name__}")
-    check_seconds(seconds)
-    began = time.perf_counter()
+    limit = Limit(seconds, stop)
     path, shape = path_of(field, "training"), row_shape(field, dim)
     unit, width = field.scale, math.prod(shape)
     own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(path)
@@ -236,19 +245,20 @@ def condition(
         )
     check_seed(seed)
     if points is None:
-        points = affordable(field, path, shape, checkpoint.stages.nfe, _LONGER_STEPS * seconds)
+        points = starts_for(field, width, checkpoint.stages.nfe, _LONGER_STEPS)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
         if type(value) is not int or value < least:
             raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
     problem, held_out = (
-        _flat(problem_for(field, path, shape, n, 500_000 + 2 * seed + k)) for k, n in enumerate((points, max(points // 4, 64)))
+        _flat(problem_for(field, path, shape, n, keyed(seed, "condition", stream)))
+        for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))
     )
-    generator = torch.Generator().manual_seed(seed)
+    layers, directions_of = keyed(seed, "condition", "layers"), keyed(seed, "condition", "directions")
     inputs = _inputs(width)
     count = checkpoint.stages.nfe
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=layers, dtype=torch.float64)
 
     table = Conditioned(
         checkpoint.stages.scaled(unit),
@@ -260,11 +270,11 @@ def condition(
         torch.cat([w.reshape(-1) for w in table.weights]),
         lambda values: _with(table, values).error(problem),
         lambda values: _with(table, values).error(held_out),
-        lambda values: _normal_equations(_with(table, values), problem, directions, generator),
+        lambda values: _normal_equations(_with(table, values), problem, directions, directions_of),
         damping=_DAMPING,
         least=_LEAST_CURVATURE,
         steps=steps,
-        seconds=seconds - (time.perf_counter() - began),
+        limit=limit,
         patience=patience,
         progress=progress,
     )
@@ -274,7 +284,8 @@ def condition(
         found.held_out[0],
         found.training,
         found.held_out,
-        time.perf_counter() - began,
+        limit.elapsed,
+        found.stopped_by,
     )
 
 

@@ -11,7 +11,6 @@ and along random directions orthogonal to it, which give an unbiased estimate of
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,9 +19,11 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
+from diffode.learned.limit import STOPPED_BY, Limit, StoppedBy
 from diffode.learned.parameters import Parameters
 from diffode.learned.sensitivities import Recording
 from diffode.learned.trajectory import Trajectory
+from diffode.randomness import keyed
 from diffode.solvers.stages import NoiseFunction, Stages
 
 #: Errors smaller than this share of the median weigh no more than it.
@@ -99,12 +100,13 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """The parameters with the smallest error on the held-out problems, and both losses after every step."""
+    """The parameters with the smallest error on the held-out problems, both losses after every step, and what ended it."""
 
     values: Tensor
     training: tuple[float, ...]
     held_out: tuple[float, ...]
     seconds: float
+    stopped_by: StoppedBy = "counts"
 
 
 def fit(
@@ -116,7 +118,7 @@ def fit(
     loss: Literal["mean", "log"] = "mean",
     floor: float = 0.0,
     steps: int = 100,
-    seconds: float = math.inf,
+    limit: Limit | None = None,
     patience: int = 15,
     directions: int = 4,
     seed: int = 0,
@@ -132,7 +134,7 @@ def fit(
         loss: how the problems' errors are combined.
         floor: added to a problem's error before its logarithm, so that easy ones do not rule.
         steps: most steps.
-        seconds: most seconds, unless one step takes longer.
+        limit: what may end it before that; one step is taken in any case.
         patience: see ``held_out``.
         directions: derivatives a sample, in spaces of more dimensions.
         seed: of the random directions.
@@ -141,7 +143,7 @@ def fit(
     Raises:
         NumericalError: if the loss is not finite at the start.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = keyed(seed, "fit", "directions")
     return descend(
         parameters.start if start is None else start,
         lambda values: _loss(parameters, values, problems, loss, floor),
@@ -149,7 +151,7 @@ def fit(
         lambda values: _normal_equations(parameters, values, problems, loss, floor, directions, generator),
         logarithmic=loss == "log",
         steps=steps,
-        seconds=seconds,
+        limit=limit,
         patience=patience,
         progress=progress,
     )
@@ -165,7 +167,7 @@ def descend(
     damping: float = _DAMPING,
     least: float = 0.0,
     steps: int,
-    seconds: float,
+    limit: Limit | None,
     patience: int,
     progress: Progress | None,
 ) -> Fit:
@@ -174,7 +176,8 @@ def descend(
     ``equations`` gives gradient and curvature, which are scaled by the curvature's diagonal (at least ``least`` times its
     largest entry). A gain is judged relative to the loss, unless that is a logarithm already.
     """
-    began = time.perf_counter()
+    limit = limit or Limit()
+    began, stopped_by = limit.elapsed, STOPPED_BY[0]
     current = training_loss(values)
     if not math.isfinite(current):
         raise NumericalError(
@@ -183,7 +186,7 @@ def descend(
     best, best_held = values, held_out_loss(values)
     training, checked = [current], [best_held]
     waited = small = 0
-    longest, last = 0.0, time.perf_counter()
+    longest, last = 0.0, limit.elapsed
     for step in range(1, steps + 1):
         gradient, curvature = equations(values)
         diagonal = curvature.diagonal()
@@ -211,11 +214,14 @@ def descend(
         if held < best_held:
             best, best_held = values, held
         small = small + 1 if gain < _SMALL_GAIN else 0
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-        if waited > patience or small >= _SMALL_GAINS or now - began + longest > seconds:
+        if waited > patience or small >= _SMALL_GAINS:
             break
-    return Fit(best, tuple(training), tuple(checked), time.perf_counter() - began)
+        now = limit.elapsed
+        longest, last = max(longest, now - last), now
+        if step < steps and limit.reached(longest):
+            stopped_by = limit.stopped_by
+            break
+    return Fit(best, tuple(training), tuple(checked), limit.elapsed - began, stopped_by)
 
 
 def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], loss: str, floor: float) -> float:

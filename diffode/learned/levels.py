@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,12 +17,14 @@ from torch import Tensor
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seconds, check_seed, path_of, row_shape
-from diffode.learned.gauss_newton import Problem, fit
+from diffode.learned.arguments import check_seed, path_of, row_shape
+from diffode.learned.gauss_newton import Problem, Progress, fit
+from diffode.learned.limit import Limit
 from diffode.learned.parameters import Decoupled, Levels, from_shares
-from diffode.learned.training import problem_for
+from diffode.learned.problems import problem_for
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.randomness import keyed
 from diffode.solvers.stages import Stages
 
 #: Grids that direct search starts from.
@@ -70,7 +71,7 @@ def gits(
     _check_counts(steps=(steps, teacher), points=(points, 10**9))
     check_seed(seed)
     rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
-    start = path.prior((points, *shape), generator=seed)
+    start = path.prior((points, *shape), generator=keyed(seed, "gits", "starts"))
     states = [start.flatten(1) / path.alpha(float(fine[0]))]
     slopes = []
     with torch.no_grad():
@@ -170,14 +171,19 @@ def ld3(
     grid: str = "log_snr",
     dim: int | Sequence[int] | None = None,
     points: int = 512,
-    seconds: float = 60.0,
+    seconds: float | Limit = math.inf,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The grid on which a one-evaluation-a-step solver ends nearest the exact flow, trained on starts.
 
+    Its steps are counted; where ``seconds`` (a number, or the :class:`Limit` that will know of it) end it before, the grid is
+    the best so far. ``progress`` is called as ``progress(step, training error, held-out error)``.
+
     Source: Tong et al., arXiv 2405.15506 (LD3); minimised here by Gauss-Newton with exact derivatives, from the named grid.
     """
-    values, problem = _trained(Levels, field, steps, solver, grid, dim, points, seconds, seed)
+    limit = _limit(seconds)
+    values, problem = _trained(Levels, field, steps, solver, grid, dim, points, limit, seed, progress)
     path = path_of(field, "LD3")
     return _times(path, values, problem)
 
@@ -190,14 +196,15 @@ def ld3_decoupled(
     grid: str = "log_snr",
     dim: int | Sequence[int] | None = None,
     points: int = 512,
-    seconds: float = 60.0,
+    seconds: float | Limit = math.inf,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Stages:
     """As :func:`ld3`, and then with the levels at which the field is asked free as well: a table, in the units of the data."""
-    path = path_of(field, "LD3")
-    together, _ = _trained(Levels, field, steps, solver, grid, dim, points, seconds / 2, seed)
-    start = torch.cat([together, torch.zeros_like(together)])
-    values, problem = _trained(Decoupled, field, steps, solver, grid, dim, points, seconds / 2, seed, start)
+    path, limit = path_of(field, "LD3"), _limit(seconds)
+    together, _ = _trained(Levels, field, steps, solver, grid, dim, points, limit.part(0.5), seed, progress)
+    begin = torch.cat([together, torch.zeros_like(together)])
+    values, problem = _trained(Decoupled, field, steps, solver, grid, dim, points, limit, seed, progress, begin)
     levels, write = _writer(path, solver, grid, steps, problem.unit)
     return Decoupled(levels, write).stages(values, problem.first, problem.last).scaled(problem.unit)
 
@@ -209,46 +216,53 @@ def search(
     solver: str = "dpmpp:order=2",
     dim: int | Sequence[int] | None = None,
     points: int = 256,
-    seconds: float = math.inf,
+    seconds: float | Limit = math.inf,
     seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Tensor:
     """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids, the best that was seen.
 
     No gradient is asked of the field. The error has many minima in the levels, which training (:func:`ld3`) does not leave.
-    After ``seconds`` (the exact ends included) the search ends with what it has seen.
+    After ``seconds`` (the exact ends included; a number, or the :class:`Limit` that will know of it) the search ends with what
+    it has seen. ``progress`` is called as ``progress(runs, least error)``.
     """
-    path = path_of(field, "a grid search")
-    check_seconds(seconds)
-    began = time.perf_counter()
+    path, limit = path_of(field, "a grid search"), _limit(seconds)
     _check_counts(steps=(steps, 100), points=(points, 10**9))
     check_seed(seed)
-    problem = problem_for(field, path, row_shape(field, dim), points, seed)
+    problem = problem_for(field, path, row_shape(field, dim), points, keyed(seed, "search", "starts"), differentiated=False)
     if steps == 1:
         return grids.get("log_snr", path, 1)
-    starts = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FROM]
-    best, least = starts[0].start.numpy(), math.inf
+    begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FROM]
+    best, least, runs = begins[0].start.numpy(), math.inf, 0
 
     def error(values: np.ndarray) -> float:
-        nonlocal best, least
+        nonlocal best, least, runs
         try:
-            found = problem.error(starts[0].stages(torch.from_numpy(values), problem.first, problem.last))
+            found = problem.error(begins[0].stages(torch.from_numpy(values), problem.first, problem.last))
         except ArgumentError:
             # A simplex may reach so far that a step vanishes.
             return _LARGEST
+        runs += 1
         if found < least:
             best, least = values.copy(), found
-        if time.perf_counter() - began > seconds:
-            raise _TimeUp
+        if progress is not None:
+            progress(runs, least)
+        if limit.reached():
+            raise _Ended
         return min(found, _LARGEST)
 
-    with contextlib.suppress(_TimeUp):
-        for parameters in starts:
+    with contextlib.suppress(_Ended):
+        for parameters in begins:
             _simplex(error, parameters.start.numpy())
     return _times(path, torch.from_numpy(best), problem)
 
 
-class _TimeUp(Exception):
-    """The search has used its seconds."""
+def _limit(seconds: float | Limit) -> Limit:
+    return seconds if isinstance(seconds, Limit) else Limit(seconds)
+
+
+class _Ended(Exception):
+    """The search has used its seconds, or was asked to end."""
 
 
 def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
@@ -284,19 +298,29 @@ def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tupl
 
 
 def _trained(
-    kind: type[Levels] | type[Decoupled], field: Field, steps: int, solver: str, grid: str,
-    dim: int | Sequence[int] | None, points: int,
-    seconds: float, seed: int, start: Tensor | None = None,
-) -> tuple[Tensor, Problem]:  # fmt: skip
+    kind: type[Levels] | type[Decoupled],
+    field: Field,
+    steps: int,
+    solver: str,
+    grid: str,
+    dim: int | Sequence[int] | None,
+    points: int,
+    limit: Limit,
+    seed: int,
+    progress: Progress | None,
+    begin: Tensor | None = None,
+) -> tuple[Tensor, Problem]:
     path = path_of(field, "LD3")
     _check_counts(steps=(steps, 1000), points=(points, 10**9))
-    check_seconds(seconds)
     check_seed(seed)
-    problem, held_out = (problem_for(field, path, row_shape(field, dim), points, 2 * seed + k) for k in (0, 1))
+    problem, held_out = (
+        problem_for(field, path, row_shape(field, dim), points, keyed(seed, "ld3", stream))
+        for stream in ("training", "held out")
+    )
     if steps == 1:
         raise ArgumentError("a grid of one step has nothing to train")
     parameters = kind(*_writer(path, solver, grid, steps, problem.unit))
-    found = fit(parameters, [problem], [held_out], start=start, seconds=seconds, seed=seed)
+    found = fit(parameters, [problem], [held_out], start=begin, limit=limit, seed=seed, progress=progress)
     if not math.isfinite(min(found.held_out)):
         raise NumericalError("the trained grid gives non-finite states on held-out starts")
     return found.values, problem

@@ -12,8 +12,9 @@ from diffode.fields import Field
 from diffode.learned.arguments import check_seed, field_on, row_shape
 from diffode.learned.choice import Choice, choices, fits, ranked, table_of
 from diffode.learned.gauss_newton import Problem
-from diffode.learned.training import problem_for
+from diffode.learned.problems import problem_for
 from diffode.paths import Path
+from diffode.randomness import keyed
 from diffode.solvers.bespoke import Universal, shipped_members, shipped_tables
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import check_budget
@@ -92,7 +93,10 @@ def tune_universal(
     began = time.perf_counter()
     chosen, on, _ = field_on(field, path)
     shape, before = row_shape(chosen, dim), chosen.nfe
-    problem, held_out = (problem_for(chosen, on, shape, points, 2_000_000 + 2 * seed + k, differentiated=False) for k in (0, 1))
+    problem, held_out = (
+        problem_for(chosen, on, shape, points, keyed(seed, "tune_universal", stream), differentiated=False)
+        for stream in ("choice", "held out")
+    )
     search = _Search(books[nfe], problem, progress)
     error, best = search.best()
     held_out_error, untuned_error = held_out.error(table_of(books[nfe], held_out, best)), _untuned(held_out, nfe)

@@ -21,6 +21,8 @@ from diffode.tensor_files import finite, float64, read_tensors, text, write_tens
 _SCHEMA, _RANGED_SCHEMA, _CODEBOOK_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1", "diffode-codebooks-1"
 _MOST_EVALUATIONS = 1000
 _LARGEST_LEVEL = 1e30
+#: What may have ended a training: its counts, a limit of seconds, a request.
+_STOPPED_BY = ("counts", "seconds", "request")
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,25 @@ class Checkpoint:
         scale: that scale (root mean variance of the data it was trained on).
         path: spec of the path.
         target: what it was trained on, in words or a name.
-        start: solver and grid that training started from.
+        begun_from: solver and grid that training began from, in words.
         held_out_error: mean end-point error on starts it was not trained on, in units of the scale.
-        start_error: the same of what it started from.
+        start_error: the same of what it began from.
         seconds: time of the training.
         seed: seed of the starts.
+        stopped_by: ``"counts"`` if all steps were taken, so that the seed gives the table again; ``"seconds"`` or ``"request"``
+            if a limit or a request left some out. Files of versions that trained by the clock read as ``"seconds"``.
     """
 
     stages: Stages
     scale: float
     path: str
     target: str
-    start: str
+    begun_from: str
     held_out_error: float
     start_error: float
     seconds: float
     seed: int
+    stopped_by: str = "counts"
 
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors; raises ArgumentError if the file can't be written."""
@@ -64,20 +69,26 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
         if set(tensors) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
             raise ValueError("it must hold scales, weights and levels of 1 to 1000 evaluations, and nothing else")
-        scale, held_out, start, seconds = (
+        scale, held_out, begun, seconds = (
             finite(description, key) for key in ("scale", "held_out_error", "start_error", "seconds")
         )
         if bool((stages.levels > _LARGEST_LEVEL).any()):
             raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
         if not stages.levels[-1] < stages.levels[0]:
             raise ValueError("the last level must be below the first")
-        if scale <= 0:
-            raise ValueError(f"scale must be positive, got {scale}")
-        path, target, origin = (text(description, key) for key in ("path", "target", "start"))
-        paths.registry.registered(path)
+        if not 1 / _LARGEST_LEVEL <= scale <= _LARGEST_LEVEL:
+            raise ValueError(f"scale must lie in [{1 / _LARGEST_LEVEL:g}, {_LARGEST_LEVEL:g}], got {scale}")
+        # Older files call it "start", and do not say what ended the training: the clock always did.
+        origin = text(description, "begun_from" if "begun_from" in description else "start")
+        stopped_by = text(description, "stopped_by") if "stopped_by" in description else "seconds"
+        if stopped_by not in _STOPPED_BY:
+            raise ValueError(f"stopped_by must be one of {', '.join(_STOPPED_BY)}, got {stopped_by[:40]!r}")
+        path, target = (text(description, key) for key in ("path", "target"))
+        # The path is not built, since what a file asks for may be larger than the memory; nor is a place imported.
+        paths.registry.check_registered(path)
         if type(description["seed"]) is not int:
             raise ValueError("seed must be an integer")
-        return Checkpoint(stages, scale, path, target, origin, held_out, start, seconds, description["seed"])
+        return Checkpoint(stages, scale, path, target, origin, held_out, begun, seconds, description["seed"], stopped_by)
 
 
 def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from diffode import metrics, solvers
+from diffode import grids, metrics, solvers
 from diffode.errors import NumericalError
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
@@ -30,7 +30,8 @@ def computed(key: str, cell: Cell) -> Result:
     first, last = path.t_max, path.t_min
     if not isinstance(recipe, DirectSolver):
         budget = evaluations(field, cell.nfe)
-        table = _tableau(cell.solver, recipe.content(), cell.target, cell.path, cell.grid, budget)
+        content = recipe.content() + grids.content(cell.grid)
+        table = _tableau(cell.solver, content, cell.target, cell.path, cell.grid, budget)
         first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
@@ -66,7 +67,7 @@ def _measured(metric: str, outcome: Outcome) -> Measurement:
 
 @functools.lru_cache(maxsize=4096)
 def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
-    """Kept by the content of what the solver reads too: a file may change under the same name."""
+    """Kept by the content of what the solver and the grid read too: a file may change under the same name."""
     field = field_of(target, path)
     return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
 

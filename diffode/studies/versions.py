@@ -46,7 +46,8 @@ def cell_keys(cells: Iterable[Cell]) -> Iterator[str]:
         if problem not in told_of:
             told_of[problem] = _of_problem(cell.target, cell.path)
         if measured not in told_of:
-            told_of[measured] = _of_entries((grids.registry, [cell.grid]), (metrics.registry, cell.metrics))
+            code = _of_entries((grids.registry, [cell.grid]), (metrics.registry, cell.metrics))
+            told_of[measured] = (*code, grids.content(cell.grid))
         yield cache.key_of("cell", told_of[solver], told_of[problem], told_of[measured], cell)[:32]
 
 

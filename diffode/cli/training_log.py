@@ -1,0 +1,122 @@
+"""What ``diffode train`` shows while it works, on stderr: one line that moves on a terminal, finished stages, and a curve."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 40
+
+
+class TrainingLog:
+    """The stages of a training as they pass; on a terminal the step in hand stands in one line below them."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._status = self._console.status("beginning: exact ends and published samplers")
+        self._began = time.perf_counter()
+        self._stage, self._step, self._error, self._best = "", 0, math.inf, math.inf
+        #: Whether there is something to keep when the training is asked to end.
+        self.has_begun = False
+
+    def __enter__(self) -> TrainingLog:
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+        self._status.stop()
+
+    def step(self, stage: str, step: int, error: float) -> None:
+        """A step of a stage was done; the error is in units of the scale."""
+        if stage != self._stage:
+            self.finish()
+            self._stage, self._error = stage, math.inf
+        self.has_begun = True
+        self._step, self._error, self._best = step, min(error, self._error), min(error, self._best)
+        seconds = time.perf_counter() - self._began
+        self._status.update(
+            f"{in_words(stage)}: step {step}, error {error:.2e} of the scale, least so far {self._best:.2e}, {seconds:.0f} s"
+        )
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text)
+
+    def finish(self) -> None:
+        """Write the line of the stage in hand, which is over."""
+        if self._stage:
+            plural = "" if self._step == 1 else "s"
+            self.say(f"{in_words(self._stage)}: {self._step} step{plural}, error {self._error:.2e} of the scale")
+        self._stage = ""
+
+
+def in_words(name: str) -> str:
+    """The name of a published sampler, or of a stage that begins from one, in plain words.
+
+    >>> in_words("train from universal:member=18,scale=2.51")
+    'train from member 18 of the universal codebook, in units of 2.51'
+    >>> in_words("lms:order=3 @ karras:rho=5")
+    'lms:order=3 on the grid karras:rho=5'
+    """
+    text = re.sub(r"universal:member=(\d+),scale=([-+.\de]+)", r"member \1 of the universal codebook, in units of \2", name)
+    text = re.sub(r"(^|from )universal$", r"\1the universal table for all data", text)
+    return text.replace(" @ ", " on the grid ")
+
+
+def curve(values: Sequence[float]) -> str:
+    """A sequence of errors as bars, logarithmically between its least and its largest.
+
+    >>> curve([1.0, 0.1, 0.01])
+    '█▅▁'
+    """
+    known = [math.log(value) for value in values if value > 0 and math.isfinite(value)]
+    if len(known) > _WIDTH:
+        known = [known[round(k * (len(known) - 1) / (_WIDTH - 1))] for k in range(_WIDTH)]
+    if not known:
+        return ""
+    least, span = min(known), (max(known) - min(known)) or 1.0
+    return "".join(_BARS[round((value - least) / span * (len(_BARS) - 1))] for value in known)
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed since a training had something to keep; call it to ask."""
+
+    def __init__(self, log: TrainingLog):
+        self._log, self._asked = log, False
+
+    def __call__(self) -> bool:
+        """Whether to end now."""
+        return self._asked
+
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        """The first time, with something to keep: end after the step in hand. Else, and the second time: at once."""
+        if self._asked or not self._log.has_begun:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._log.say("Ctrl-C: ending after this step with what is best so far; once more ends at once and writes nothing")
+
+
+@contextmanager
+def interrupts(log: TrainingLog) -> Iterator[Interrupt]:
+    """While a training runs Ctrl-C asks it to end, as ``stop=`` of training functions; afterwards it is what it was."""
+    asked = Interrupt(log)
+    try:
+        before = signal.signal(signal.SIGINT, asked.handle)
+    except ValueError:
+        # Signals are the main thread's; elsewhere nobody presses Ctrl-C.
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,113 @@
+"""Grids that were trained for a field, as files: safetensors with a JSON description, validated before use. Never pickle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import torch
+from torch import Tensor
+
+from diffode import paths
+from diffode.errors import ArgumentError
+from diffode.input_files import believed
+from diffode.paths import Path
+from diffode.tensor_files import content_of, finite, float64, read_tensors, text, write_tensors
+
+_SCHEMA = "diffode-grid-1"
+_MOST_STEPS, _LARGEST_LEVEL = 10_000, 1e30
+#: The ends of a path may differ by this share from the levels that a grid was trained between.
+_SAME_LEVEL = 0.01
+
+
+@dataclass(frozen=True)
+class TrainedGrid:
+    """The noise levels of a trained grid and where they come from.
+
+    Attributes:
+        levels: rho at the grid's times, (steps + 1,) float64, decreasing.
+        path: spec of the path it was trained on.
+        method: what trained it: gits, dmn, ld3, search.
+        solver: spec of the solver it was trained for.
+        target: what it was trained on, in words or a name.
+        held_out_error: mean end-point error of that solver on it, in units of the data's scale, on starts not trained on.
+        seconds: time of the training.
+        seed: seed of the starts.
+        stopped_by: ``"counts"`` if all was done that was to be done, so that the seed gives the grid again; ``"seconds"`` or
+            ``"request"`` if a limit or a request left something out.
+    """
+
+    levels: Tensor
+    path: str
+    method: str
+    solver: str
+    target: str
+    held_out_error: float
+    seconds: float
+    seed: int
+    stopped_by: str = "counts"
+
+    def __post_init__(self) -> None:
+        levels = self.levels
+        if not isinstance(levels, Tensor) or levels.dtype != torch.float64 or levels.ndim != 1:
+            raise ArgumentError("the levels of a grid must be a float64 tensor (steps + 1,)")
+        if not 2 <= len(levels) <= _MOST_STEPS + 1:
+            raise ArgumentError(f"a grid has 1 to {_MOST_STEPS} steps, got {len(levels)} levels")
+        if not bool((torch.isfinite(levels) & (levels > 0) & (levels <= _LARGEST_LEVEL)).all()):
+            raise ArgumentError(f"the levels of a grid must lie in (0, {_LARGEST_LEVEL:g}]")
+        if bool((levels.diff() >= 0).any()):
+            raise ArgumentError("the levels of a grid must decrease")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.levels) - 1
+
+    @property
+    def times(self) -> Tensor:
+        """The times on its own path, (steps + 1,) float64: what ``grid=`` takes."""
+        path = paths.get(self.path)
+        return torch.tensor(self.times_on(path), dtype=torch.float64)
+
+    def times_on(self, path: Path) -> list[float]:
+        """The times of these levels on a path that begins and ends at them; ArgumentError for another."""
+        for name, time, known in (("first", path.t_max, self.levels[0]), ("last", path.t_min, self.levels[-1])):
+            level = path.rho(time)
+            if not abs(level - float(known)) <= _SAME_LEVEL * float(known):
+                raise ArgumentError(
+                    f"this grid was trained for {name} noise level {float(known):.4g}, path {path.spec!r} has {level:.4g}; "
+                    "train it for this path, or choose t_max and t_min accordingly"
+                )
+        return [path.t_max, *(path.time_from_rho(float(level)) for level in self.levels[1:-1]), path.t_min]
+
+    def content(self) -> str:
+        """A hash of the levels, which are all that a run depends on."""
+        return content_of((self.levels,))
+
+    def save(self, file: str | FilePath) -> None:
+        """Write it as safetensors, then ``grid="trained:file=FILE"``; ArgumentError if the file can't be written."""
+        facts = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "levels"}
+        # The error is infinite where a run overflowed; JSON has no such number.
+        facts["held_out_error"] = self.held_out_error if math.isfinite(self.held_out_error) else None
+        write_tensors(file, {"levels": self.levels.contiguous()}, {"schema": _SCHEMA, **facts})
+
+
+def load_grid(file: str | FilePath) -> TrainedGrid:
+    """Read a trained grid, also known as the grid ``trained:file=FILE``; FileFormatError for anything that is not one."""
+    description, tensors = read_tensors(file, _SCHEMA)
+    with believed(file, "a valid trained grid", "train it again"):
+        if set(tensors) != {"levels"}:
+            raise ValueError("it must hold levels and nothing else")
+        words = {key: text(description, key) for key in ("path", "method", "solver", "target", "stopped_by")}
+        seed = description["seed"]
+        if type(seed) is not int:
+            raise ValueError("seed must be an integer")
+        error = math.inf if description["held_out_error"] is None else finite(description, "held_out_error")
+        return TrainedGrid(
+            levels=float64(tensors, "levels", 1),
+            held_out_error=error,
+            seconds=finite(description, "seconds"),
+            seed=seed,
+            **words,
+        )

@@ -1,0 +1,146 @@
+"""``diffode train``: outputs are tried first, progress is readable, Ctrl-C keeps the best so far, grids become files."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from commandline import diffode
+
+from diffode import learned, output_files
+from diffode.cli import train_command, training_log
+from diffode.errors import ArgumentError
+from diffode.learned import load_checkpoint, load_grid, published, training
+
+RING = ("--target", "ring8", "--nfe", "3", "--points", "16")
+
+
+def run(*arguments, code=0):
+    """The command in this process, on ring8."""
+    done = CliRunner().invoke(train_command.command, [arguments[0], *RING, *arguments[1:]])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(published, "ATTEMPTS", 2)
+    monkeypatch.setattr(training, "_MOST_STEPS", 8)
+
+
+def test_an_output_that_can_not_be_written_is_said_before_any_work(tmp_path, monkeypatch):
+    """Also to the superuser, whom no permission stops: opening is what is tried."""
+
+    def full(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(output_files.FilePath, "write_bytes", full)
+    monkeypatch.setattr(learned, "train_table", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(learned, "train_grid", lambda *_, **__: pytest.fail("training began"))
+    for spec in ("bespoke", "ld3"):
+        arguments = [spec, *RING, "--output", str(tmp_path / "x.safetensors")]
+        said = CliRunner().invoke(train_command.command, arguments).exception
+        assert isinstance(said, ArgumentError)
+        assert "x.safetensors' can't be written: Read-only file system; the disk is mounted read-only" in str(said)
+
+
+def test_the_log_says_in_words_what_was_done_and_json_stays_clean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("bespoke", "--output", "b.safetensors", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["stopped by"] == "counts"
+    lines = done.stderr.splitlines()
+    looks = [line for line in lines if line.startswith("look ahead from ")]
+    assert len(looks) == 2
+    assert all(" step" in line and line.endswith(" of the scale") for line in looks)
+    assert any(line.startswith("train from ") for line in lines)
+    assert lines[-1].startswith("held-out error, step by step: ")
+    assert "universal:member" not in done.stderr
+    again = run("bespoke", "--output", "b.safetensors", "--force").stdout
+    assert "all that was to be done was done: the same seed gives the same numbers again" in again
+    assert "than the error of what it began from" in again
+    assert "of the data's scale" in again
+    # The second training gave the same table to the last bit.
+    assert f"{facts['held-out error']:.4g}" in again
+
+
+def test_names_and_curves_are_shown_in_words_and_bars():
+    assert training_log.in_words("look ahead from universal") == "look ahead from the universal table for all data"
+    assert training_log.in_words("universal:member=3,scale=1e-05") == "member 3 of the universal codebook, in units of 1e-05"
+    assert training_log.curve([]) == training_log.curve([0.0, float("inf")]) == ""
+    assert training_log.curve([2.0, 2.0]) == "▁▁"
+    assert len(training_log.curve([1 / k for k in range(1, 500)])) == 40
+
+
+def test_ctrl_c_keeps_the_best_so_far_and_says_so(tmp_path, monkeypatch):
+    """The signal comes with the third step after looking ahead."""
+    original = training_log.TrainingLog.step
+
+    def step(self, stage, number, error):
+        original(self, stage, number, error)
+        if stage.startswith("train from") and number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training_log.TrainingLog, "step", step)
+    monkeypatch.chdir(tmp_path)
+    done = run("bespoke", "--output", "c.safetensors", "--json", code=130)
+    assert "ending after this step with what is best so far" in done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["stopped by"] == "request"
+    assert facts["steps"] == 3
+    assert load_checkpoint(tmp_path / "c.safetensors").stopped_by == "request"
+
+
+def test_ctrl_c_with_nothing_to_keep_writes_nothing_and_promises_nothing(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(learned, "train_table", interrupted)
+    done = run("bespoke", code=130)
+    assert "interrupted; nothing was written, and the same command begins anew" in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_twice_ends_at_once():
+    with training_log.TrainingLog() as log, training_log.interrupts(log) as asked:
+        log.step("train from ddim @ karras", 1, 0.5)
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_trained_grid_becomes_a_file_on_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads(run("ld3:solver=ipndm", "--output", "g.safetensors", "--json").stdout)
+    stored = load_grid(tmp_path / "g.safetensors")
+    assert facts["file"] == "trained:file=g.safetensors"
+    assert facts["grid"].split() == [f"{t:.10g}" for t in stored.times.tolist()]
+    assert stored.target == "ring8"
+    assert stored.held_out_error == facts["held-out error"]
+    how = ("--solver", facts["solver"], "--grid", facts["file"], "--nfe", "3", "--json")
+    assert json.loads(diffode("sample", "ring8", *how, cwd=tmp_path).stdout)["nfe"] == 3
+    assert "say with --output where" in str(run("gits", "--force", code=1).exception)
+    assert "write over it with --force" in str(run("gits", "--output", "g.safetensors", code=1).exception)
+    assert "gits does not take" in str(run("gits:foo=1", code=1).exception)
+
+
+def test_decoupled_levels_become_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads(run("ld3_decoupled", "--json").stdout)
+    assert facts["solver"] == "bespoke:file=ld3_decoupled-ring8-3.safetensors"
+    assert torch.isfinite(load_checkpoint(tmp_path / "ld3_decoupled-ring8-3.safetensors").stages.weights).all()
+    assert facts["held-out error"] < facts["its error"]
+
+
+def test_a_limit_of_seconds_is_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run("bespoke", "--seconds", "0.1", "--output", "s.safetensors").stdout
+    assert "the limit of seconds, before all was done: how far it gets depends on the machine" in shown
