@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import torch
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from diffode import grids
-from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError, StartWarning
-from diffode.fields import ExactField, Field
+from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
+from diffode.fields import Field
 from diffode.paths import Path
 from diffode.randomness import Randomness, RowNoise, generator_from
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.registry import get
+from diffode.solvers.solution import NON_FINITE, UNFINISHED, Solution, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, check_budget
+from diffode.solvers.starts import check_start, look_at_start, two_times
 from diffode.solvers.upwards import Upwards
 from diffode.tableau import Tableau
 
-#: Values of ``Solution.status``.
-OK, NON_FINITE, UNFINISHED = 0, 1, 2
-#: A start of a root mean square beyond this many times that of a state is none, even where rows and dimensions are few.
-_TOO_LARGE = 10.0
 Draw = Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What a run gave.
-
-    Attributes:
-        x: the end points, (B, *shape); rows that became non-finite are NaN, those that met the step limit stay where they
-            got to.
-        states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
-        times: the grid, (steps + 1,), float64.
-        nfe: network calls that this run made, whatever other threads ask of the field.
-        status: (B,) int8, 0 for a good row, 1 for one that became non-finite, 2 for one that met the step limit.
-        message: empty, or what went wrong, where and when.
-        tableau: the table that was run; None for solvers that have none.
-        accepted, rejected: steps of each row, (B,), for adaptive solvers.
-        reached: the time each row got to, (B,) float64, for adaptive solvers.
-    """
-
-    x: Tensor
-    states: Tensor | None
-    times: Tensor
-    nfe: int
-    status: Tensor
-    message: str
-    tableau: Tableau | None
-    accepted: Tensor | None = None
-    rejected: Tensor | None = None
-    reached: Tensor | None = None
-
-    def __repr__(self) -> str:
-        times = f"{len(self.times)} times from {float(self.times[0]):g} to {float(self.times[-1]):g}"
-        state = "success" if self.success else self.message
-        return f"Solution(x of shape {tuple(self.x.shape)}, nfe={self.nfe}, {times}, {state})"
-
-    @property
-    def success(self) -> bool:
-        """Whether every row is good."""
-        return not self.message
 
 
 class Progress(Protocol):
@@ -125,7 +81,7 @@ def solve(
     (10, (4, 2))
     """
     _check_field(field)
-    _check_start(x)
+    check_start(x)
     recipe = get(solver).for_field(field.scale, math.prod(x.shape[1:]))
     if not isinstance(upwards, bool):
         raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
@@ -133,7 +89,7 @@ def solve(
         recipe = Upwards(solver=recipe)
     if between is not None and grid is not None and not grids.is_named(grid):
         raise ArgumentError("between goes with a named grid; explicit times have their own ends")
-    path = field.path if between is None else field.require_path("a named grid").between(*_two(between))
+    path = field.path if between is None else field.require_path("a named grid").between(*two_times(between))
     if isinstance(recipe, DirectSolver):
         return _run_direct(recipe, field, x, path, grid, steps, nfe, noise, generator, keep, progress, on_failure)
     return run_tableau(
@@ -161,10 +117,10 @@ def run_tableau(
 ) -> Solution:
     """Run a tableau that is written already, with the checks and the arguments of :func:`solve`."""
     _check_field(field)
-    _check_start(x)
+    check_start(x)
     _check_options(keep, progress, on_failure)
     draw = _drawing(table, x, noise, generator)
-    _look_at_start(field, x, table.rows[0].time)
+    look_at_start(field, x, table.rows[0].time)
     field.check_once(x, table.rows[0].time)
     with field.counted() as spent:
         states = _follow(table, field, x, draw, keep, progress)
@@ -174,14 +130,14 @@ def run_tableau(
             f"the run made {states[-1].dtype} of shape {tuple(states[-1].shape)} from {x.dtype} of shape {tuple(x.shape)}: "
             "the field must answer with the shape and dtype of its x"
         )
-    bad = _non_finite_rows(states[-1])
+    bad = non_finite_rows(states[-1])
     if not bool(bad.any()):
         kept = torch.stack(states) if keep == "all" else None
         return Solution(states[-1], kept, times, spent.calls, bad.to(torch.int8), "", table)
     with field.uncounted():
         message = _diagnose(table, field, x, draw, bad)
-    end = _with_nan(states[-1], bad)
-    kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in states[:-1]] + [end]) if keep == "all" else None
+    end = with_nan(states[-1], bad)
+    kept = torch.stack([with_nan(s, non_finite_rows(s)) for s in states[:-1]] + [end]) if keep == "all" else None
     solution = Solution(end, kept, times, spent.calls, bad.to(torch.int8) * NON_FINITE, message, table)
     if on_failure == "raise":
         raise NumericalError(message, solution)
@@ -203,7 +159,7 @@ def _run_direct(
     on_failure: Literal["raise", "return"],
 ) -> Solution:
     """Let a solver without a tableau follow the field; without a grid, from one end of the path to the other."""
-    _check_start(x)
+    check_start(x)
     _check_options(keep, progress, on_failure)
     if nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
@@ -223,7 +179,7 @@ def _run_direct(
             path = field.require_path("a grid")
         grid = [path.t_max, path.t_min]
     times = grids.get(grid, path, steps)
-    _look_at_start(field, x, float(times[0]))
+    look_at_start(field, x, float(times[0]))
     field.check_once(x, float(times[0]))
     if solver.asks_row_times:
         field.check_times(x, float(times[0]), float(times[-1]))
@@ -237,7 +193,7 @@ def _run_direct(
     end = journey.states[-1] if journey.end is None else journey.end
     if end.shape != x.shape or end.dtype != x.dtype:
         raise FieldError(f"the run made {end.dtype} of shape {tuple(end.shape)} from {x.dtype} of shape {tuple(x.shape)}")
-    bad = _non_finite_rows(end)
+    bad = non_finite_rows(end)
     late = torch.zeros_like(bad) if journey.finished is None else ~journey.finished & ~bad
     status = bad.to(torch.int8) * NON_FINITE + late.to(torch.int8) * UNFINISHED
     message = ""
@@ -253,9 +209,9 @@ def _run_direct(
             f"{int(late.sum())} of {len(late)} rows did not get to the end{where}: raise max_steps, or rtol and atol, "
             "or see whether the field is finite there"
         )
-    kept = torch.stack([_with_nan(s, _non_finite_rows(s)) for s in journey.states]) if keep == "all" else None
+    kept = torch.stack([with_nan(s, non_finite_rows(s)) for s in journey.states]) if keep == "all" else None
     solution = Solution(
-        _with_nan(end, bad),
+        with_nan(end, bad),
         kept,
         times,
         spent.calls,
@@ -324,59 +280,6 @@ def _check_options(keep: object, progress: object, on_failure: object) -> None:
         raise ArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
 
 
-def _check_start(x: object) -> None:
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ArgumentError(f"x must be a float32 or float64 tensor, got {kind}")
-    if x.ndim < 2:
-        raise ArgumentError(f"x must be (B, *shape), got {tuple(x.shape)}; use x[None] for a single point")
-    bad = _non_finite_rows(x)
-    if bool(bad.any()):
-        raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
-
-
-def _two(between: object) -> tuple[float, float]:
-    if not isinstance(between, tuple | list) or len(between) != 2 or not all(isinstance(t, int | float) for t in between):
-        raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
-    return float(between[0]), float(between[1])
-
-
-def _look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
-    """Warn if x has so little noise, or is so large, that it can't be a state at time t.
-
-    A state's squares sum up to sigma^2 times a chi-squared variable at least, whatever the data. How large it may be depends on
-    the data, which only an exact field knows.
-    """
-    if field.path is None or isinstance(t, Tensor) or not x.numel():
-        return
-    alpha, sigma = field.path.alpha(t), field.path.sigma(t)
-    size = float(x.detach().norm()) / math.sqrt(x.numel())
-    if sigma > 0 and size < sigma and size**2 < sigma**2 * _least_square(x.numel()):
-        clean = f"a root mean square of {size:.3g}, less than the noise alone has at t={t:.4g} ({sigma:.3g})"
-    elif isinstance(field, ExactField) and size > _TOO_LARGE * (
-        math.hypot(sigma, alpha * field.scale) + alpha * _offset(field)
-    ):
-        clean = f"a root mean square of {size:.3g}, far more than a state at t={t:.4g} has (noise {sigma:.3g})"
-    else:
-        return
-    warnings.warn(
-        f"x has {clean}: it can't be a start there; give the times it runs between, between=(t, t_min), or a start from "
-        "field.path.prior",
-        StartWarning,
-        stacklevel=4,
-    )
-
-
-def _offset(field: ExactField) -> float:
-    """Root mean square of the data's mean."""
-    return float(field.target.mean.norm()) / math.sqrt(field.target.dim)
-
-
-def _least_square(count: int) -> float:
-    """What the mean of so many squares of normals falls short of once in 1e12 times."""
-    return 2 * float(gammaincinv(count / 2, 1e-12)) / count
-
-
 def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomness | None) -> Draw | None:
     """Where the k-th noise of a run comes from; repeatable, so that a failed run can be retraced."""
     if noise is not None and generator is not None:
@@ -416,14 +319,6 @@ def _follow(table: Tableau, field: Field, x: Tensor, draw: Draw | None, keep: st
     return kept
 
 
-def _non_finite_rows(x: Tensor) -> Tensor:
-    return ~torch.isfinite(x.detach()).flatten(1).all(dim=1)
-
-
-def _with_nan(x: Tensor, bad: Tensor) -> Tensor:
-    return torch.where(bad.reshape((-1,) + (1,) * (x.ndim - 1)), torch.nan, x)
-
-
 def _diagnose(table: Tableau, field: Field, x: Tensor, draw: Draw | None, bad: Tensor) -> str:
     """Retrace the run to name the first row and time at which it became non-finite, and the last good state.
 
@@ -431,7 +326,7 @@ def _diagnose(table: Tableau, field: Field, x: Tensor, draw: Draw | None, bad: T
     """
     before, last_time, failed = x, table.rows[0].time, bad
     for row, state in table.walk(field, x, draw):
-        failed = _non_finite_rows(state) & bad
+        failed = non_finite_rows(state) & bad
         if bool(failed.any()):
             break
         before, last_time = state, table.rows[row].time

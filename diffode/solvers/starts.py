@@ -1,0 +1,72 @@
+"""The start of a run: checked, and looked at for whether it can be a state at the time the run begins at."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from diffode.errors import ArgumentError, StartWarning
+from diffode.fields import ExactField, Field
+from diffode.solvers.solution import non_finite_rows
+
+#: A start of a root mean square beyond this many times that of a state is none, even where rows and dimensions are few.
+_TOO_LARGE = 10.0
+
+
+def check_start(x: object) -> None:
+    """Raise ArgumentError unless x is a finite float32 or float64 tensor (B, *shape)."""
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError(f"x must be a float32 or float64 tensor, got {kind}")
+    if x.ndim < 2:
+        raise ArgumentError(f"x must be (B, *shape), got {tuple(x.shape)}; use x[None] for a single point")
+    bad = non_finite_rows(x)
+    if bool(bad.any()):
+        raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
+
+
+def two_times(between: object) -> tuple[float, float]:
+    """The argument ``between`` as two floats."""
+    if not isinstance(between, tuple | list) or len(between) != 2 or not all(isinstance(t, int | float) for t in between):
+        raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
+    return float(between[0]), float(between[1])
+
+
+def look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
+    """Warn if x has so little noise, or is so large, that it can't be a state at time t.
+
+    A state's squares sum up to sigma^2 times a chi-squared variable at least, whatever the data. How large it may be depends on
+    the data, which only an exact field knows.
+    """
+    if field.path is None or isinstance(t, Tensor) or not x.numel():
+        return
+    alpha, sigma = field.path.alpha(t), field.path.sigma(t)
+    size = float(x.detach().norm()) / math.sqrt(x.numel())
+    if sigma > 0 and size < sigma and size**2 < sigma**2 * _least_square(x.numel()):
+        clean = f"a root mean square of {size:.3g}, less than the noise alone has at t={t:.4g} ({sigma:.3g})"
+    elif isinstance(field, ExactField) and size > _TOO_LARGE * (
+        math.hypot(sigma, alpha * field.scale) + alpha * _offset(field)
+    ):
+        clean = f"a root mean square of {size:.3g}, far more than a state at t={t:.4g} has (noise {sigma:.3g})"
+    else:
+        return
+    warnings.warn(
+        f"x has {clean}: it can't be a start there; give the times it runs between, between=(t, t_min), or a start from "
+        "field.path.prior",
+        StartWarning,
+        stacklevel=4,
+    )
+
+
+def _offset(field: ExactField) -> float:
+    """Root mean square of the data's mean."""
+    return float(field.target.mean.norm()) / math.sqrt(field.target.dim)
+
+
+def _least_square(count: int) -> float:
+    """What the mean of so many squares of normals falls short of once in 1e12 times."""
+    return 2 * float(gammaincinv(count / 2, 1e-12)) / count
