@@ -19,7 +19,8 @@ import numpy as np
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.specs import Registry
 from diffode.targets.components import Diagonal, Isotropic
-from diffode.targets.mixture import GaussianMixture, LowRank
+from diffode.targets.mixture import GaussianMixture
+from diffode.targets.parameters import LowRank
 from diffode.targets.rotated import Rotated
 from diffode.targets.target import Target
 
