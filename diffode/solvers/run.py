@@ -135,6 +135,7 @@ def run_tableau(
     _check_field(field)
     _check_start(x)
     _check_options(keep, progress, on_failure)
+    _check_reach(x, float(table.rows[0].time))
     draw = _drawing(table, x, noise, generator)
     field.check_once(x, table.rows[0].time)
     before = field.nfe
@@ -193,6 +194,7 @@ def _run_direct(
         path = field.require_path("a grid")
         grid = [path.t_max, path.t_min]
     times = grids.get(grid, field.path, steps)
+    _check_reach(x, float(times[0]))
     field.check_once(x, float(times[0]))
     if solver.asks_row_times:
         field.check_times(x, float(times[0]), float(times[-1]))
@@ -280,6 +282,11 @@ def _check_start(x: object) -> None:
     bad = _non_finite_rows(x)
     if bool(bad.any()):
         raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
+
+
+def _check_reach(x: Tensor, first: float) -> None:
+    if abs(first) > torch.finfo(x.dtype).max:
+        raise ArgumentError(f"x of {x.dtype} can't hold coefficients as large as the first time, {first:g}; make it float64")
 
 
 def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomness | None) -> Draw | None:
