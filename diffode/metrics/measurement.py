@@ -67,7 +67,7 @@ class Outcome:
     @functools.cached_property
     def end(self) -> Tensor:
         """End points as (B, dim), float64."""
-        return self.solution.x.detach().to(torch.float64).reshape(len(self.solution.x), -1)
+        return self.solution.x.detach().to(torch.float64).flatten(1)
 
     @functools.cached_property
     def reference(self) -> Reference:
