@@ -39,7 +39,7 @@ class Tabulated(Path):
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor, *, t_min: float = 1.0, t_max: float | None = None):
         try:
-            table: Any = torch.as_tensor(alphas_cumprod, device="cpu").detach().double().numpy().copy()
+            table: Any = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu").detach().numpy().copy()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ArgumentError(f"alphas_cumprod must be numbers, got {alphas_cumprod!r:.80}") from error
         if table.ndim == 1 and len(table) > 2 and table[-1] in NO_SIGNAL:
