@@ -43,7 +43,8 @@ def _factor(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     rounding = float(values.abs().max()) * len(values) ** 0.5 * 2.0**-52
     kept = values > rounding
-    return vectors[:, kept] * values[kept].sqrt()
+    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return factor
 
 
 def diagonal_w2(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Tensor) -> float:

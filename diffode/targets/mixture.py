@@ -211,7 +211,7 @@ class GaussianMixture(Target):
             raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
         if x.shape[0] == 0:
             return
-        if self.is_discrete and not (bool((level.sigma**2 > 0).all()) if level.per_row else level.sigma**2 > 0):
+        if self.is_discrete and float(level.sigma.detach().min() if isinstance(level.sigma, Tensor) else level.sigma) ** 2 == 0:
             raise ArgumentError("point masses have no field at sigma = 0; ask at a time with some noise")
         form, dtype = self._form(level, x, careful)
         parameters = self._parameters(dtype, x.device)
