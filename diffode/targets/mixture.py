@@ -221,8 +221,7 @@ class GaussianMixture(Target):
             at = level.rows(start, stop)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(x.device, torch.float64), at.sigma.to(x.device, torch.float64))
-            # Data far from 0 lose their digits here in float32, of the point and of the centre, and nowhere else.
-            piece = (x[start:stop].to(torch.float64) - column(at.alpha) * parameters.exact_centre).to(dtype)
+            piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(dtype), at.sigma.to(dtype))
             yield _Chunk((start, stop), piece, parameters.centre, at, form)
@@ -294,6 +293,14 @@ class _Chunk:
     def responsibilities(self) -> Tensor:
         """Posterior probabilities of the components, (K, b)."""
         return self.form.logits(self.x, self.at).softmax(0)
+
+
+def _less(x: Tensor, centre: Tensor) -> Tensor:
+    """x minus a float64 centre, (D,) or (b, D), in the dtype of x and rounded as the result is, wherever the data lie."""
+    high = centre.to(x.dtype)
+    rest = x - high
+    # What float32 leaves of the centre is taken off second, as the first difference of neighbours is exact.
+    return rest if x.dtype == centre.dtype else rest.sub_((centre - high).to(x.dtype))
 
 
 def _multiplies_exactly(device: torch.device) -> bool:
