@@ -91,6 +91,7 @@ class GaussianMixture(Target):
         self._variance = weights @ (centred.square() + components.variances())
         self._radius = float(centred.square().sum(1).max().sqrt())
         self._reach = float((centred.square().sum(1) + components.variances().amax(1)).max().sqrt())
+        self._far = float(self._mean.norm()) > self._reach
         self._narrowest = components.smallest_variance
         self._centred = replace(components, means=centred)
         self._cast: dict[tuple[torch.dtype, torch.device], _Parameters] = {}
@@ -221,7 +222,7 @@ class GaussianMixture(Target):
             at = level.rows(start, stop)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(x.device, torch.float64), at.sigma.to(x.device, torch.float64))
-            piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre)
+            piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre, self._far)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(dtype), at.sigma.to(dtype))
             yield _Chunk((start, stop), piece, parameters.centre, at, form)
@@ -295,12 +296,12 @@ class _Chunk:
         return self.form.logits(self.x, self.at).softmax(0)
 
 
-def _less(x: Tensor, centre: Tensor) -> Tensor:
-    """x minus a float64 centre, (D,) or (b, D), in the dtype of x and rounded as the result is, wherever the data lie."""
+def _less(x: Tensor, centre: Tensor, far: bool) -> Tensor:
+    """x minus a float64 centre, (D,) or (b, D), in the dtype of x and rounded as the result is, also where that is far off."""
     high = centre.to(x.dtype)
     rest = x - high
     # What float32 leaves of the centre is taken off second, as the first difference of neighbours is exact.
-    return rest if x.dtype == centre.dtype else rest.sub_((centre - high).to(x.dtype))
+    return rest.sub_((centre - high).to(x.dtype)) if far and x.dtype != centre.dtype else rest
 
 
 def _multiplies_exactly(device: torch.device) -> bool:
