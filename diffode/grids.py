@@ -191,8 +191,8 @@ def explicit(times: Any, path: Path | str | None = None) -> Tensor:
         i = int(torch.nonzero(steps >= 0)[0])
         hint = "; reverse it: times run from noise to data" if bool((steps > 0).all()) else ""
         raise ArgumentError(f"grid must be strictly decreasing, got {grid[i]:.6g} then {grid[i + 1]:.6g} at {i}{hint}")
-    if path is not None and path.alpha(float(grid[0])) < 0:
-        raise ArgumentError(f"grid starts at t = {float(grid[0]):g}, beyond the noise end of path {path.name!r}")
+    if path is not None and float(grid[0]) > path.t_end:
+        raise ArgumentError(f"grid starts at t = {float(grid[0]):g}, beyond the noise end {path.t_end:g} of path {path.name!r}")
     if path is not None and float(grid[-1]) < 0:
         raise ArgumentError(f"grid goes below t = 0 (last time {float(grid[-1]):g}), where path {path.name!r} is not defined")
     return grid

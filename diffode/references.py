@@ -85,8 +85,10 @@ def reference(
     if not 1e-13 <= tolerance <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
     for name, time in (("start", start), ("stop", stop)):
-        if not math.isfinite(time) or (field.path is not None and time < 0):
+        if not math.isfinite(time):
             raise ArgumentError(f"{name} must be a finite time on the path, got {time!r}")
+        if field.path is not None:
+            field.path.check_times(time, name)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x).all()):
         raise ArgumentError("x must be a finite float32 or float64 tensor (B, *shape)")
     if field.dim is not None and x.shape[0] and x[0].numel() != field.dim:
@@ -114,6 +116,8 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
     rises = {b > a if b != a else None for a, b in itertools.pairwise(times)}
     if len(rises) != 1 or None in rises:
         raise ArgumentError(f"times must fall or rise, two of them at least, got {list(times)}")
+    for time in (times[0], times[-1]):
+        path.check_times(time, "times")
     if _known_flow(field) is not None:
         return torch.stack([x, *(reference(field, x, times[0], t, tolerance).x for t in times[1:])])
     flat = x.detach().to(torch.float64).flatten(1)

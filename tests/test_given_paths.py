@@ -111,3 +111,16 @@ def test_a_path_that_no_name_rebuilds_is_not_saved_with_a_solver(tmp_path):
     table = diffode.solvers.get("euler").tableau(paths.Tabulated([0.99, 0.5, 0.1]), [3.0, 2.0, 1.0])
     with pytest.raises(ArgumentError, match="register"):
         table.save(tmp_path / "table.safetensors")
+
+
+def test_a_table_in_a_list_keeps_its_digits():
+    """Lists became float32 on the way: 0.9 was off by 2e-8."""
+    table = [0.99, 0.9, 0.1]
+    assert paths.Tabulated(table).alpha(2.0) ** 2 == pytest.approx(0.9, rel=1e-15)
+    assert paths.Tabulated(table) == paths.Tabulated(torch.tensor(table, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ends", [{"lower": 0.5}, {"upper": 0.9}, {"lower": -1.0}, {"upper": math.inf}])
+def test_ends_of_a_path_from_functions_hold_its_times(ends):
+    with pytest.raises(ArgumentError, match="need 0 <= lower <= t_min and t_max <= upper"):
+        paths.FunctionPath(lambda t: 1 - t, lambda t: t, **ends)

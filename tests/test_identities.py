@@ -36,7 +36,7 @@ def levels(field, count=24, rhos=RHOS):
     """Exact draws at noise levels from 80 to 0.002, in units of the target's own scale where that is large."""
     unit = max(1.0, field.scale)
     for rho in rhos:
-        t = field.path.time_from_rho(rho * unit if rho > 1 else rho)
+        t = min(field.path.time_from_rho(rho * unit if rho > 1 else rho), field.path.t_end)
         yield t, field.marginal(count, t, generator=5)
 
 
@@ -190,7 +190,7 @@ def test_weak_form_of_fokker_planck_on_polynomials(name):
         field = diffode.exact_field(name, path_name)
         path, unit = field.path, field.scale
         for rho in (10.0, 0.7):
-            t = torch.tensor(path.time_from_rho(rho * unit), dtype=torch.float64, requires_grad=True)
+            t = torch.tensor(min(path.time_from_rho(rho * unit), path.t_end), dtype=torch.float64, requires_grad=True)
             f, g = path.drift(t.item()), path.diffusion(t.item())
             for powers in [p for p in np.ndindex(*[5] * field.dim) if 0 < sum(p) <= 4]:
                 x, w = quadrature(field, t, 4)

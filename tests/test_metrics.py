@@ -1,8 +1,10 @@
 """Metrics: closed forms they must reproduce, floors, the split of an error."""
 
 import math
+import resource
 from dataclasses import replace
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given
@@ -158,3 +160,123 @@ def test_w2_of_gaussians_is_a_distance(one, two, three):
     assert gaussian_w2(*a, *a) < 1e-6 * (1 + float(a[1].trace().sqrt()))
     assert abs(gaussian_w2(*a, *b) - gaussian_w2(*b, *a)) < 1e-6 * size
     assert gaussian_w2(*a, *c) < gaussian_w2(*a, *b) + gaussian_w2(*b, *c) + 1e-6 * size
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
+def test_w2_of_singular_gaussians_keeps_its_digits(gap):
+    """Rank 3 in 300 dimensions, widths larger by a share: W2 is that share of the root of the trace."""
+    factors = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance, nowhere = factors @ factors.T, torch.zeros(300, dtype=torch.float64)
+    found = gaussian_w2(nowhere, covariance, nowhere, covariance * (1 + gap) ** 2)
+    assert found == pytest.approx(gap * float(covariance.trace()) ** 0.5, rel=1e-6)
+
+
+def test_w2_of_singular_gaussians_that_span_other_planes_is_that_of_mpmath():
+    """|F|^2 + |G|^2 - 2 (sum of the singular values of G'F), with 50 digits, at a distance of 1e-6 of the scale."""
+    generator = torch.Generator().manual_seed(1)
+    one = torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    two = one + 1e-6 * torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    with mpmath.workdps(50):
+        f, g = mpmath.matrix(one.tolist()), mpmath.matrix(two.tolist())
+        squares = mpmath.fsum(v**2 for v in f) + mpmath.fsum(v**2 for v in g)
+        expected = float(mpmath.sqrt(squares - 2 * mpmath.fsum(mpmath.svd_r(g.T * f, compute_uv=False))))
+    nowhere = torch.zeros(30, dtype=torch.float64)
+    assert gaussian_w2(nowhere, one @ one.T, nowhere, two @ two.T) == pytest.approx(expected, rel=1e-6)
+
+
+def pairwise(x, y, kernel):
+    """The unbiased squared discrepancy of two samples, from the definition, difference by difference."""
+
+    def mean(a, b, same):
+        values = kernel((a[:, None] - b[None]).norm(dim=2))
+        return float(values.fill_diagonal_(0).sum() / (len(a) * (len(a) - 1)) if same else values.mean())
+
+    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_sampled_distances_are_their_definitions_also_far_from_0(offset):
+    """At 1e6 distances by matrix products were off by 3e-4."""
+    target = diffode.GaussianMixture([0.5, 0.5], [[offset, -offset], [offset + 3, 2 - offset]], [0.3, 0.3])
+    field = diffode.exact_field(target, "edm")
+    x = field.prior(60, generator=1)
+    run = Outcome(field, x, diffode.solve(field, x, solver="ddim", grid="karras", steps=5), seed=3)
+    exact = run.exact_draws(60, 3)
+    widths = [target.scale * 2**0.5 * factor for factor in (0.25, 0.5, 1, 2)]
+    mixed = pairwise(run.end, exact, lambda d: sum((-(d**2) / (2 * w * w)).exp() for w in widths) / 4)
+    assert measure("mmd:resamples=0", run).value == pytest.approx(mixed**0.5, rel=1e-9)
+    energy = pairwise(run.end, exact, lambda d: -d)
+    assert measure("energy_distance:resamples=0", run).value == pytest.approx(energy**0.5, rel=1e-9)
+
+
+def test_the_interval_of_a_sampled_distance_is_that_of_resampled_points():
+    run = outcome(points=40, steps=5)
+    found = measure("energy_distance:resamples=3", run)
+    exact, generator = run.exact_draws(40, 3), torch.Generator().manual_seed(run.seed)
+    values = []
+    for _ in range(3):
+        left, right = (torch.randint(40, (40,), generator=generator) for _ in range(2))
+        values.append(max(pairwise(run.end[left], exact[right], lambda d: -d), 0.0) ** 0.5)
+    half = 1.96 * float(torch.tensor(values, dtype=torch.float64).std())
+    assert found.high - found.value == pytest.approx(half, rel=1e-8)
+
+
+def test_sampled_distances_hold_no_matrix_of_all_pairs():
+    """8,000 points: all distances would be 512 MB, and a block is 8 MB."""
+    from diffode.metrics.sampled import _pair_sums
+
+    x, ones = torch.zeros(8000, 1, dtype=torch.float64), torch.ones(8000, 1, dtype=torch.float64)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert float(_pair_sums(x, x, ones, ones, lambda d: d + 1)) == 8000.0**2
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 150
+
+
+ONE_IS_FEW = ("moments", "mmd", "energy_distance", "push_forward_kl")
+
+
+@pytest.mark.parametrize("name", metrics.names()[:12])
+@pytest.mark.parametrize("points", [0, 1])
+def test_metrics_of_too_few_points_say_how_many_they_need(name, points):
+    full = outcome("gauss2d", points=2, steps=2)
+    rows = replace(
+        full.solution, x=full.solution.x[:points], states=full.solution.states[:, :points], status=torch.zeros(points)
+    )
+    few = Outcome(full.field, full.start[:points], rows)
+    if points and name not in ONE_IS_FEW:
+        assert math.isfinite(measure(name, few).value)
+        return
+    with pytest.raises(ArgumentError, match=r"needs at least [12] points"):
+        measure(name, few)
+
+
+@pytest.mark.parametrize("spec", ["mmd:resamples=1", "sliced_w2:resamples=-1", "sliced_w2:projections=0", "mmd:resamples=1.5"])
+def test_wrong_numbers_of_resamples_and_projections_are_named(spec):
+    with pytest.raises(ArgumentError, match="must be"):
+        measure(spec, outcome(points=4, steps=2))
+
+
+@pytest.mark.parametrize("seed", [2**63, 10**13, 2**64 - 1])
+def test_a_seed_may_have_64_bits(seed):
+    run = replace(outcome("gauss2d", points=8, steps=2), seed=seed)
+    for name in ("moments", "mmd", "push_forward_kl"):
+        assert math.isfinite(measure(name, run).value)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_the_push_forward_is_differentiated_whatever_is_switched_off(off):
+    run = outcome("gauss2d", points=16, steps=3)
+    expected = measure("push_forward_kl", run).value
+    with off():
+        assert measure("push_forward_kl", run).value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0, -1e4])
+def test_the_sampled_prior_error_is_exact_where_the_mean_is_not_0(mean):
+    """On a Gaussian the flow is affine: from infinite noise z goes to a m + sqrt(a^2 c + s^2) z at a level (a, s)."""
+    field = diffode.exact_field(diffode.GaussianMixture([1.0], [[mean, mean]], [0.5]), "edm")
+    table = solvers.get("ddim").tableau(field.path, "karras", 4)
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gain = math.sqrt((0.5 + 0.002**2) / (0.5 + 80.0**2))
+    gap = gain * ((mean + math.sqrt(0.5 + 80.0**2) * z) - 80.0 * z)
+    expected = float(gap.square().sum(1).mean().sqrt())
+    assert error_split(field, table, z).prior == pytest.approx(expected, rel=1e-8)

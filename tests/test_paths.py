@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import diffode
 from diffode import paths
-from diffode.errors import ArgumentError, UnknownNameError
+from diffode.errors import ArgumentError, FieldError, UnknownNameError
 
 ALL = paths.names()
 
@@ -149,3 +150,116 @@ def test_numpy_arrays_are_answered_in_kind(path):
         assert torch.allclose(torch.from_numpy(answer), getattr(path, name)(t), rtol=1e-13)
     log_snr = path.log_snr(t)
     assert torch.allclose(torch.from_numpy(path.time_from_log_snr(log_snr.numpy())), t, rtol=1e-12)
+
+
+def test_the_domain_of_a_path_ends_where_no_signal_or_no_level_is_left():
+    ends = {spec: paths.get(spec).t_end for spec in ("rectified_flow", "trigonometric", "vp_cosine", "edm", "vp", "ddpm")}
+    assert [ends[spec] for spec in ("rectified_flow", "trigonometric", "vp_cosine")] == [1, 1, 1]
+    assert min(ends["edm"], ends["vp"]) > 1e100
+    assert ends["ddpm"] == pytest.approx(1000, rel=1e-10)
+    assert paths.FunctionPath(lambda t: 1 - t, lambda t: t, upper=1.0).t_end == 1
+    assert paths.FunctionPath(lambda t: 1 - t, lambda t: t).t_end == 0.999
+
+
+OUTSIDE = [
+    ("trigonometric", 3.5), ("trigonometric", 1.0001), ("vp_cosine", 4.0), ("rectified_flow", 1.5), ("ddpm", 5000.0),
+    ("ddpm", 1001.0), ("edm", 1e200), ("edm", -1.0), ("vp", math.nan), ("edm", math.inf), ("sub_vp", -1e-9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "t"), OUTSIDE)
+def test_times_outside_the_path_are_refused_one_or_many(spec, t):
+    field = diffode.exact_field("ring8", spec)
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    inside = field.path.t_max
+    rows = torch.tensor([inside, t, inside], dtype=torch.float64)
+    for when in (t, rows, rows.float()):
+        for view in (field.velocity, field.noise, field.denoised, field.score, field.log_prob, field.divergence):
+            with pytest.raises(ArgumentError, match="t must be a finite time >= 0 on path"):
+                view(x, when)
+    with pytest.raises(ArgumentError, match="on path"):
+        field.marginal(2, t, generator=0)
+    with pytest.raises(ArgumentError, match=r"grid|path"):
+        diffode.grids.get([t, field.path.t_min] if t > 0 or t != t else [field.path.t_max, t], field.path)
+    with pytest.raises(ArgumentError, match="start must be a finite time"):
+        diffode.references.reference(field, x, t, inside)
+    with pytest.raises(ArgumentError, match=r"grid|path"):
+        diffode.solve(field, x, solver="euler", grid=[t, field.path.t_min] if t > 0 or t != t else [field.path.t_max, t])
+
+
+@pytest.mark.parametrize(
+    ("spec", "t"),
+    [("edm", 500.0), ("edm", 0.0), ("vp", 1.5), ("ddpm", 1000.0), ("ddpm", 0.0), ("rectified_flow", 1.0),
+     ("trigonometric", 1.0), ("vp_cosine", 1.0), ("vp_cosine", 0.0)],
+)  # fmt: skip
+def test_times_at_the_ends_of_the_domain_are_taken_one_or_many(spec, t):
+    field = diffode.exact_field("ring8", spec)
+    x = torch.ones(2, 2, dtype=torch.float64)
+    for view in (field.velocity, field.noise, field.denoised):
+        one, many = view(x, t), view(x, torch.full((2,), t, dtype=torch.float64))
+        assert torch.isfinite(one).all()
+        torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-12)
+
+
+def test_point_masses_have_no_field_without_noise_in_any_row():
+    field = diffode.exact_field("digits-empirical", "edm")
+    x = torch.zeros(2, 64, dtype=torch.float64)
+    for t in (0.0, 1e-170, torch.tensor([1.0, 0.0]), torch.tensor([1e-170, 1.0], dtype=torch.float64)):
+        with pytest.raises(ArgumentError, match="no field at sigma = 0"):
+            field.denoised(x, t)
+
+
+def test_the_divergence_says_where_alpha_is_0_one_or_many():
+    field = diffode.exact_field("ring8", "rectified_flow:t_max=1")
+    for t in (1.0, torch.tensor([0.5, 1.0])):
+        with pytest.raises(FieldError, match="not available at t=1"):
+            field.divergence(torch.zeros(2, 2, dtype=torch.float64), t)
+
+
+@pytest.mark.parametrize("s", [0.008, 0.2445, 0.1, 0.77, 0.999])
+def test_the_cosine_path_loses_all_signal_at_1_exactly(s):
+    path = paths.get(f"vp_cosine:s={s},t_max=1.0")
+    assert path.alpha(1.0) == 0
+    assert path.alpha(0.0) == 1
+    assert path.log_snr(1.0) == -math.inf
+    t = torch.linspace(0, 1, 33, dtype=torch.float64)
+    theta = math.pi / 2 * (t + s) / (1 + s)
+    assert torch.allclose(path.alpha(t), theta.cos() / theta[0].cos(), rtol=0, atol=4e-16 / math.cos(float(theta[0])))
+
+
+@pytest.mark.parametrize(
+    ("spec", "word"),
+    [("edm:sigma_max=1e200", "t_max <= 1e"), ("ddpm:levels=10000000000", "levels must be an integer >= 2 and <= 1000000"),
+     ("vp:beta_min=1e200,beta_max=1e200", "beta_max <= 1e"), ("ddpm:beta_start=1e-17", "larger betas"),
+     ("ddpm:levels=100000,beta_end=0.9", "fewer levels"), ("ddpm:t_max=1001", "t_max <= 1000")],
+)  # fmt: skip
+def test_options_that_float64_or_memory_does_not_hold_are_named(spec, word):
+    with pytest.raises(ArgumentError, match=word):
+        paths.get(spec)
+
+
+def test_draws_that_float32_does_not_hold_are_refused():
+    field = diffode.exact_field("ring8", "edm:sigma_max=1e39")
+    for draw in (field.prior, lambda n, **how: field.path.prior((n, 2), **how)):
+        with pytest.raises(ArgumentError, match=r"does not fit torch\.float32"):
+            draw(4, generator=0, dtype=torch.float32)
+        assert torch.isfinite(draw(4, generator=0)).all()
+
+
+def test_noise_that_float32_does_not_hold_is_no_error_where_the_answer_is():
+    """At sigma = 1e39: the noise of x = 0 is -alpha m/sigma, the density (2 pi sigma^2)^(-D/2), the divergence D/sigma."""
+    for name in ("ring8", "gmm40-50d"):
+        field = diffode.exact_field(name, "edm")
+        x = torch.zeros(2, field.dim)
+        for t in (1e39, torch.full((2,), 1e39, dtype=torch.float64)):
+            assert torch.allclose(field.denoised(x, t).double(), field.target.mean.expand(2, -1), rtol=1e-5, atol=1e-6)
+            expected = -field.dim * math.log(1e39 * math.sqrt(2 * math.pi))
+            assert float(field.log_prob(x, t)[0]) == pytest.approx(expected, rel=1e-6)
+            assert float(field.divergence(x, t)[0]) == pytest.approx(field.dim / 1e39, rel=1e-6)
+        with pytest.raises(ArgumentError, match="make it float64"):
+            diffode.solve(field, x, solver="ddim", grid=[1e39, 1.0])
+
+
+def test_churn_ends_at_the_last_level_of_a_discrete_model():
+    table = diffode.solvers.get("edm_stochastic:churn=40").tableau(paths.get("ddpm"), [1000.0, 500.0, 100.0])
+    assert max(float(row.time) for row in table.rows) <= paths.get("ddpm").t_end

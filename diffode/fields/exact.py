@@ -11,6 +11,7 @@ from diffode.errors import ArgumentError, FieldError
 from diffode.fields.field import Field, Prediction
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.paths.path import held
 from diffode.randomness import Randomness, generator_from, normal, row_generators
 from diffode.targets import Target
 from diffode.targets import get as get_target
@@ -21,7 +22,8 @@ class ExactField(Field):
     """Every view of a target's noised law p(x_t) in closed form.
 
     ``x`` is (B, *shape) with as many numbers a row as the target has coordinates, float32 or float64; ``t`` is a float or
-    a (B,) tensor. Attributes ``target`` and ``dim`` beside those of :class:`Field`.
+    a (B,) tensor, in the path's domain. Answers depend on no setting of torch: autocast, the default dtype, the precision
+    of matrix products. Attributes ``target`` and ``dim`` beside those of :class:`Field`.
     """
 
     path: Path
@@ -49,15 +51,17 @@ class ExactField(Field):
     def divergence(self, x: Tensor, t: Scalar) -> Tensor:
         """div of the velocity, shape (B,), in closed form."""
         flat, alpha, sigma, when = self._at(x, t)
+        gone = when[alpha == 0] if isinstance(alpha, Tensor) and isinstance(when, Tensor) else [when] * (alpha == 0)
+        if len(gone):
+            at = float(gone[0])
+            raise FieldError(f"the divergence is not available at t={at:g}, where alpha is 0; ask at a smaller t")
         # v = (alpha'/alpha) x - (sigma sigma' - sigma^2 alpha'/alpha) score; the second factor is g^2/2.
-        try:
-            drift = self.path.drift(when)
-        except ZeroDivisionError:
-            raise FieldError(f"the divergence is not available at t={when:g}, where alpha is 0; ask at a smaller t") from None
+        drift = self.path.drift(when)
         half_square = self.path.half_variance_rate(when) - sigma**2 * drift
-        laplacian = self.target.noised_score_divergence(flat, alpha, sigma)
-        result = _vector(drift, x) * flat.shape[1] - _vector(half_square, x) * laplacian
-        return result
+        # In float64 also of float32 points: the two factors may lie outside of what float32 holds, their product hardly ever.
+        laplacian = self.target.noised_score_divergence(flat.to(torch.float64), alpha, sigma)
+        result = _vector(drift, laplacian) * flat.shape[1] - _vector(half_square, laplacian) * laplacian
+        return result.to(x.dtype)
 
     def prior(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw n points of the exact law at ``path.t_max``, shape (n, dim)."""
@@ -68,10 +72,11 @@ class ExactField(Field):
         each = row_generators(generator, n)
         if each:
             return torch.cat([self.marginal(1, t, generator=one, dtype=dtype) for one in each])
+        self.path.check_times(float(t))
         source = generator_from(generator if each is None else 0)
         data = self.target.sample(n, generator=source)
         noise = normal(data.shape, generator=source)
-        return (self.path.alpha(float(t)) * data + self.path.sigma(float(t)) * noise).to(dtype)
+        return held(self.path.alpha(float(t)) * data + self.path.sigma(float(t)) * noise, dtype)
 
     def _velocity(self, x: Tensor, t: Scalar) -> Tensor:
         return self._view("velocity", x, t)
@@ -100,19 +105,13 @@ class ExactField(Field):
             if t.shape != (x.shape[0],):
                 raise ArgumentError(f"t must be a number or one time a row, shape ({x.shape[0]},); got {tuple(t.shape)}")
             when = t.to(torch.float64)[:, None]
-            valid = bool((torch.isfinite(when) & (when >= 0)).all())
         else:
             try:
                 when = float(t)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RuntimeError):
                 raise ArgumentError(f"t must be a number or a tensor of times, got {t!r}") from None
-            valid = math.isfinite(when) and when >= 0
-        if not valid:
-            raise ArgumentError(f"t must be finite and >= 0, got {t}")
-        alpha = self.path.alpha(when)
-        if isinstance(alpha, float) and alpha < 0:
-            raise ArgumentError(f"t={t} lies beyond the noise end of path {self.path.name!r}, where alpha is 0")
-        return x.flatten(1), alpha, self.path.sigma(when), when
+        self.path.check_times(when)
+        return x.flatten(1), self.path.alpha(when), self.path.sigma(when), when
 
 
 def exact_field(target: Target | str, path: Path | str) -> ExactField:

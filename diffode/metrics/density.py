@@ -27,9 +27,12 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     if field.target.dim > max_dim:
         raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (one backward pass a coordinate), got {field.target.dim}")
     first, last = outcome.times[0], outcome.times[-1]
-    x = field.marginal(len(outcome.end), first, generator=torch.Generator().manual_seed(1_000_003 * outcome.seed + 7))
+    outcome.check_points(2, "push_forward_kl")
+    x = field.marginal(len(outcome.end), first, generator=outcome.stream(7))
     before = field.nfe
-    y, log_determinant = _with_jacobian(lambda point: table.run(field, point), x)
+    # The derivative of the run is taken whatever the caller has switched off.
+    with torch.inference_mode(False), torch.enable_grad():
+        y, log_determinant = _with_jacobian(lambda point: table.run(field, point), x.clone())
     field.nfe = before
     ratio = field.log_prob(x, first) - log_determinant - field.log_prob(y, last)
     error = float(ratio.std()) / len(ratio) ** 0.5
@@ -39,7 +42,7 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
 
 def _with_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and log|det f'(x)|, row by row, by one backward pass a coordinate."""
-    point = x.clone().requires_grad_(True)
+    point = x.requires_grad_(True)
     y = function(point)
     rows = [torch.autograd.grad(y[:, i].sum(), point, retain_graph=True)[0] for i in range(y.shape[1])]
     jacobian = torch.stack(rows, dim=1)

@@ -25,12 +25,26 @@ class ErrorSplit(NamedTuple):
 
 
 def gaussian_w2(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> float:
-    r"""W2 between two Gaussians: :math:`|m_1-m_2|^2 + \mathrm{tr}(C_1 + C_2 - 2(C_1^{1/2}C_2C_1^{1/2})^{1/2})`, rooted."""
-    values, vectors = torch.linalg.eigh(covariance_1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ covariance_2 @ root).clamp(min=0).sqrt().sum()
-    bures = (covariance_1.trace() + covariance_2.trace() - 2 * cross).clamp(min=0)
-    return float(((mean_1 - mean_2).square().sum() + bures).sqrt())
+    r"""W2 between two Gaussians: :math:`|m_1-m_2|^2 + \min_U |F_1 - F_2 U|^2`, rooted, with :math:`F_i F_i^T = C_i`.
+
+    U is orthogonal, the polar factor of :math:`F_2^T F_1` (Procrustes). That is
+    :math:`\mathrm{tr}(C_1 + C_2 - 2(C_1^{1/2}C_2C_1^{1/2})^{1/2})` as a sum of squares: the difference of traces has no digits
+    left where the Gaussians are nearly the same. Covariances may be singular.
+    """
+    factors = [_factor(covariance) for covariance in (covariance_1, covariance_2)]
+    columns = max(1, *(factor.shape[1] for factor in factors))
+    one, two = (torch.nn.functional.pad(factor, (0, columns - factor.shape[1])) for factor in factors)
+    left, _, right = torch.linalg.svd(two.T @ one)
+    return float(((mean_1 - mean_2).square().sum() + (one - two @ (left @ right)).square().sum()).sqrt())
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """F with F F^T = C, (D, R). Eigenvalues that rounding alone may have made count as zero."""
+    values, vectors = torch.linalg.eigh(covariance)
+    rounding = float(values.abs().max()) * len(values) ** 0.5 * 2.0**-52
+    kept = values > rounding
+    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return factor
 
 
 def diagonal_w2(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Tensor) -> float:
@@ -80,6 +94,8 @@ def moments(outcome: Outcome) -> Measurement:
     The floor is the same for as many exact draws.
     """
     mean, covariance = outcome.law.target.mean, outcome.law.target.covariance
+
+    outcome.check_points(2, "moments")
 
     def distance(x: Tensor) -> float:
         return gaussian_w2(x.mean(0), torch.cov(x.T).reshape(covariance.shape), mean, covariance)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.randomness import generator_from
 from diffode.references import Reference, reference
 from diffode.solvers import Solution
 from diffode.specs import Registry
@@ -66,7 +67,7 @@ class Outcome:
     @functools.cached_property
     def end(self) -> Tensor:
         """End points as (B, dim), float64."""
-        return self.solution.x.detach().to(torch.float64).reshape(len(self.solution.x), -1)
+        return self.solution.x.detach().to(torch.float64).flatten(1)
 
     @functools.cached_property
     def reference(self) -> Reference:
@@ -102,10 +103,19 @@ class Outcome:
             raise ArgumentError("this metric follows the exact field itself; it says nothing of one that only approximates it")
         return self.field
 
+    def check_points(self, least: int, metric: str) -> None:
+        """Raise ArgumentError if there are fewer end points than a metric needs."""
+        if len(self.end) < least:
+            raise ArgumentError(f"{metric} needs at least {least} points to measure, got {len(self.end)}; run more starts")
+
+    def stream(self, number: int) -> torch.Generator:
+        """A generator of its own for each number, from the seed."""
+        # torch takes seeds of 64 bits.
+        return generator_from((1_000_003 * self.seed + number) % 2**64)
+
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim)."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + stream)
-        return self.law.marginal(n, self.times[-1], generator=generator)
+        return self.law.marginal(n, self.times[-1], generator=self.stream(stream))
 
 
 registry: Registry[Measurement] = Registry("metric")
@@ -125,4 +135,5 @@ def measure(spec: str, outcome: Outcome, **options: Any) -> Measurement:
     """
     if not bool(outcome.good.all()):
         raise ArgumentError("some rows of the solution failed; a metric over the others would flatter the solver")
+    outcome.check_points(1, repr(spec))
     return registry.make(spec, outcome=outcome, **options)

@@ -10,65 +10,109 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
+from diffode.randomness import generator_from
 
-Distance = Callable[[Tensor, Tensor], float]
+#: Distances held at once.
+_BLOCK = 2**20
 
 
-def _against_draws(name: str, outcome: Outcome, distance: Distance, resamples: int) -> Measurement:
-    """The distance to exact draws, that of two sets of exact draws, and a bootstrap interval (95 %)."""
+def _drawn(outcome: Outcome, resamples: int, metric: str, least: int) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """The end points and two sets of exact draws; and for each resample which points, which of the first set."""
+    outcome.check_points(least, metric)
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 0 or resamples == 1:
+        raise ArgumentError(f"resamples must be 0 (no interval) or an integer >= 2, got {resamples!r}")
     x, count = outcome.end, len(outcome.end)
-    exact, other = outcome.exact_draws(count, 3), outcome.exact_draws(count, 4)
-    generator = torch.Generator().manual_seed(outcome.seed)
-    values = []
-    for _ in range(resamples):
-        left, right = (torch.randint(count, (count,), generator=generator) for _ in range(2))
-        values.append(distance(x[left], exact[right]))
-    value, floor = distance(x, exact), distance(other, exact)
-    if not values:
+    sets = [x, outcome.exact_draws(count, 3), outcome.exact_draws(count, 4)]
+    generator = generator_from(outcome.seed)
+    chosen = [[torch.randint(count, (count,), generator=generator) for _ in range(2)] for _ in range(resamples)]
+    return sets, chosen
+
+
+def _measured(name: str, value: float, floor: float, resampled: Tensor) -> Measurement:
+    """A distance with its floor and a bootstrap interval (95 %)."""
+    if not len(resampled):
         return Measurement(name, value, floor)
     # A bootstrap of a distance is biased upwards by resampling; its spread is what is wanted, centred on the value.
-    spread = torch.tensor(values, dtype=torch.float64)
-    half = 1.96 * float(spread.std())
+    half = 1.96 * float(resampled.std())
     return Measurement(name, value, floor, max(0.0, value - half), value + half)
 
 
 def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
     """Root mean square, over random directions, of the W2 distance of one-dimensional projections."""
+    if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
+        raise ArgumentError(f"projections must be an integer >= 1, got {projections!r}")
+    (x, exact, other), chosen = _drawn(outcome, resamples, "sliced_w2", 1)
     generator = torch.Generator().manual_seed(11)
-    directions = torch.randn(outcome.end.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
 
     def distance(x: Tensor, y: Tensor) -> float:
         gaps = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
         return float(gaps.square().mean().sqrt())
 
-    return _against_draws("sliced_w2", outcome, distance, resamples)
+    resampled = [distance(x[left], exact[right]) for left, right in chosen]
+    return _measured("sliced_w2", distance(x, exact), distance(other, exact), torch.tensor(resampled, dtype=torch.float64))
 
 
 def energy_distance(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Square root of 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased inside each sample, clipped at 0."""
-
-    def distance(x: Tensor, y: Tensor) -> float:
-        n = len(x)
-        within = (torch.cdist(x, x).sum() + torch.cdist(y, y).sum()) / (n * (n - 1))
-        return float((2 * torch.cdist(x, y).mean() - within).clamp(min=0).sqrt())
-
-    return _against_draws("energy_distance", outcome, distance, resamples)
+    return _by_pairs("energy_distance", outcome, resamples, lambda distances: -distances)
 
 
 def mmd(outcome: Outcome, resamples: int = 20) -> Measurement:
-    """Maximum mean discrepancy with Gaussian kernels of widths scale * (1/4, 1/2, 1, 2), unbiased, clipped at 0, rooted."""
+    """Maximum mean discrepancy with Gaussian kernels of widths scale * (1/4, 1/2, 1, 2), unbiased, clipped at 0, rooted.
+
+    The scale is that of the data times the root of the dimension.
+    """
     scale = outcome.field.scale * outcome.end.shape[1] ** 0.5
-    widths = [scale * factor for factor in (0.25, 0.5, 1.0, 2.0)]
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        squares = torch.cdist(x, y).square()
-        return torch.stack([(-squares / (2 * w * w)).exp() for w in widths]).mean(0)
+    def kernel(distances: Tensor) -> Tensor:
+        # exp(-d^2/(2 w^2)) for the widest w; halving w takes the fourth power.
+        power = distances.div_(2 * scale).square_().mul_(-0.5).exp_()
+        total = power.clone()
+        for _ in range(3):
+            power.square_().square_()
+            total += power
+        return total.div_(4)
 
-    def distance(x: Tensor, y: Tensor) -> float:
-        n = len(x)
-        within = (kernel(x, x).sum() + kernel(y, y).sum() - 2 * n) / (n * (n - 1))
-        return float((within - 2 * kernel(x, y).mean()).clamp(min=0).sqrt())
+    return _by_pairs("mmd", outcome, resamples, kernel)
 
-    return _against_draws("mmd", outcome, distance, resamples)
+
+def _by_pairs(name: str, outcome: Outcome, resamples: int, kernel: Callable[[Tensor], Tensor]) -> Measurement:
+    """The root of E k(x, x') + E k(y, y') - 2 E k(x, y), k a function of the distance, for the sets and for all resamples.
+
+    A resample weights the points that are there by how often it has them, so that each pair's distance is taken once:
+    time goes with the square of the number of points, memory with the number.
+    """
+    (x, exact, other), chosen = _drawn(outcome, resamples, name, 2)
+    count, ones = len(x), torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
+    often = [ones, ones]
+    if chosen:
+        for side in range(2):
+            counts = [torch.bincount(each[side], minlength=count) for each in chosen]
+            often[side] = torch.cat([ones, torch.stack(counts, dim=1).to(ones)], dim=1)
+    left, right = often
+    # A pair of a point with itself is none; a resample pairs a point with its copies, at distance 0.
+    self_pair = float(kernel(torch.zeros(1, dtype=torch.float64)))
+    within_x = _pair_sums(x, x, left, left, kernel) - count * self_pair
+    within_exact = _pair_sums(exact, exact, right, right, kernel) - count * self_pair
+    within_other = _pair_sums(other, other, ones, ones, kernel) - count * self_pair
+    between = _pair_sums(x, exact, left, right, kernel)
+    floor_between = _pair_sums(other, exact, ones, ones, kernel)
+    pairs = count * (count - 1)
+    values = ((within_x + within_exact) / pairs - 2 * between / count**2).clamp(min=0).sqrt()
+    floor = ((within_other + within_exact[:1]) / pairs - 2 * floor_between / count**2).clamp(min=0).sqrt()
+    return _measured(name, float(values[0]), float(floor[0]), values[1:])
+
+
+def _pair_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """sum_ij a_i k(|x_i - y_j|) b_j for each column of the weights a and b (n, R), shape (R,)."""
+    total = torch.zeros(a.shape[1], dtype=torch.float64, device=x.device)
+    rows = max(1, _BLOCK // len(y))
+    for start in range(0, len(x), rows):
+        # By matrix products distances of points that are near each other, or far from 0, would lose their digits.
+        distances = torch.cdist(x[start : start + rows], y, compute_mode="donot_use_mm_for_euclid_dist")
+        total += (a[start : start + rows] * (kernel(distances) @ b)).sum(0)
+    return total

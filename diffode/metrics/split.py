@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from diffode.errors import ArgumentError
 from diffode.fields import ExactField
 from diffode.metrics.gaussian import ErrorSplit
 from diffode.paths import EDM
@@ -23,13 +26,18 @@ def error_split(field: ExactField, tableau: Tableau, z: Tensor, tolerance: float
     flow from the last time on to sigma = 0), and takes finite steps (*discretisation*). The three add up, as vectors.
     """
     path, target = field.path, field.target
+    if z.ndim != 2 or z.shape[0] == 0:
+        raise ArgumentError(f"z must be standard normals (B, {target.dim}), one at least, got shape {tuple(z.shape)}")
     first, last = tableau.rows[0].time, tableau.rows[tableau.outputs[-1]].time
+    if not math.isfinite(path.rho(first)):
+        raise ArgumentError(f"the split of an error needs a first time with some signal; at t={first:g} alpha is 0")
     z = z.to(torch.float64)
     start = path.sigma(first) * z
-    far = _FAR * max(target.scale, 1.0)
-    edm = EDM(sigma_max=2 * far)
     level = path.rho(first)
-    exact_start = path.alpha(first) * reference(ExactField(target, edm), far * z, far, level, tolerance).x
+    far = max(_FAR * target.scale, level)
+    edm = EDM(sigma_min=0.0, sigma_max=2 * far)
+    distant = target.mean.to(z) + far * z
+    exact_start = path.alpha(first) * reference(ExactField(target, edm), distant, far, level, tolerance).x
     output = tableau.run(field, start)
     flowed = reference(field, start, first, last, tolerance).x
     exact = reference(field, exact_start, first, last, tolerance).x

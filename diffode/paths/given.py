@@ -17,6 +17,8 @@ from diffode.paths.path import Path, Time, ops, softplus
 
 #: A last alpha^2 that says that no signal is left.
 NO_SIGNAL = (0.0, 2.0**-24)
+#: The largest number of levels that a schedule may be asked for: a thousand times that of the published ones.
+MOST_LEVELS = 1_000_000
 
 
 class Tabulated(Path):
@@ -37,7 +39,7 @@ class Tabulated(Path):
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor, *, t_min: float = 1.0, t_max: float | None = None):
         try:
-            table: Any = torch.as_tensor(alphas_cumprod).detach().cpu().double().numpy().copy()
+            table: Any = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu").detach().numpy().copy()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ArgumentError(f"alphas_cumprod must be numbers, got {alphas_cumprod!r:.80}") from error
         if table.ndim == 1 and len(table) > 2 and table[-1] in NO_SIGNAL:
@@ -49,17 +51,18 @@ class Tabulated(Path):
 
     def _set(self, table: Any, t_min: float, t_max: float) -> None:
         # The class is frozen, as all paths are.
-        for key, value in (
-            ("t_min", float(t_min)),
-            ("t_max", float(t_max)),
-            ("_levels", (np.log(table) - np.log1p(-table)) / 2),
-        ):
+        levels = (np.log(table) - np.log1p(-table)) / 2
+        for key, value in (("t_min", float(t_min)), ("t_max", float(t_max)), ("_levels", levels)):
             object.__setattr__(self, key, value)
         Path.__post_init__(self)
-        if self.t_max > len(self._levels):
-            raise ArgumentError(f"t_max must be at most the number of levels, {len(self._levels)}, got {self.t_max:g}")
 
     _levels: Any
+
+    @property
+    def t_end(self) -> float:
+        """The number of levels."""
+        # Inverting the log-SNR may miss the last level by rounding.
+        return len(self._levels) * (1 + 2.0**-40)
 
     def _place(self, t: Any) -> tuple[Any, Any]:
         """The log-SNR at the level below t and its slope to the next; for t >= 1."""
@@ -170,12 +173,18 @@ class DDPM(Tabulated):
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "scaled_linear", "cosine"):
             raise ArgumentError(f"schedule must be linear, scaled_linear or cosine, got {self.schedule!r}")
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 10**6:
-            raise ArgumentError(f"levels must be an integer >= 2 and <= 1000000, got {self.levels!r}")
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= MOST_LEVELS:
+            raise ArgumentError(f"levels must be an integer >= 2 and <= {MOST_LEVELS}, got {self.levels!r}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ArgumentError(f"need 0 < beta_start <= beta_end < 1, got {self.beta_start!r} and {self.beta_end!r}")
         last = float(self.levels) if self.t_max is None else self.t_max
-        self._set(np.cumprod(1 - self.betas()), self.t_min, last)
+        table = np.cumprod(1 - self.betas())
+        if not (table[0] < 1 and table[-1] > 0 and np.all(np.diff(table) < 0)):
+            raise ArgumentError(
+                f"{self.levels} levels with betas from {self.beta_start:g} to {self.beta_end:g} leave levels without noise, or "
+                "none of the signal, to the digits of float64; choose larger betas at the start, or fewer levels"
+            )
+        self._set(table, self.t_min, last)
 
     def betas(self) -> Any:
         """The variance added at each level, (levels,)."""
@@ -202,7 +211,7 @@ class FunctionPath(Path):
     """A path from its two functions, alpha(t) and sigma(t), of a float64 tensor t; derivatives by autograd.
 
     The signal-to-noise ratio must fall from ``t_min`` to ``t_max``; its inverse is found by bisection, between ``lower`` and
-    ``upper`` (``t_min`` and ``t_max`` unless given).
+    ``upper`` (``t_min`` and ``t_max`` unless given). The path ends at ``upper``.
 
     >>> path = FunctionPath(lambda t: 1 - t**2, lambda t: t**2, t_min=0.03, t_max=0.99)
     >>> round(path.time_from_log_snr(path.log_snr(0.5)), 12)
@@ -235,8 +244,13 @@ class FunctionPath(Path):
         for name, function in (("alpha", alpha), ("sigma", sigma)):
             if not callable(function):
                 raise ArgumentError(f"{name} must be a function of t, got {type(function).__name__}")
+        if not (0 <= (self.lower or 0.0) <= self.t_min and self.t_max <= self.t_end < math.inf):
+            raise ArgumentError(
+                f"need 0 <= lower <= t_min and t_max <= upper, got lower={self.lower}, t_min={self.t_min}, "
+                f"t_max={self.t_max}, upper={self.upper}"
+            )
         self.__post_init__()
-        times = torch.linspace(self.t_min, self.t_max, 65, dtype=torch.float64)
+        times = torch.linspace(self.t_min, self.t_max, 65, dtype=torch.float64, device="cpu")
         levels = self.log_snr(times)
         if not bool(torch.isfinite(levels[1:-1]).all() and (levels.diff() < 0).all()):
             raise ArgumentError(
@@ -244,11 +258,16 @@ class FunctionPath(Path):
                 "data at t = 1 is given by lambda t: alpha(1 - t) and lambda t: sigma(1 - t)"
             )
 
+    @property
+    def t_end(self) -> float:
+        """``upper``: what the functions say beyond it is not known."""
+        return self.t_max if self.upper is None else self.upper
+
     def _value(self, function: Callable[[Tensor], Tensor], t: Any, derivative: bool) -> Any:
         """A function or its derivative, in the kind of number that t is; second derivatives can be taken through it."""
-        given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+        given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device="cpu")
         if derivative:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 own = given if given.requires_grad else given.detach().clone().requires_grad_(True)
                 value = _called(function, own)
                 answer = torch.zeros_like(given)
@@ -278,7 +297,9 @@ class FunctionPath(Path):
         return result
 
     def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
-        wanted = torch.as_tensor(log_snr, dtype=torch.float64)
+        wanted = (
+            log_snr.double() if isinstance(log_snr, Tensor) else torch.as_tensor(log_snr, dtype=torch.float64, device="cpu")
+        )
         low, high = torch.full_like(wanted, self.lower or 0.0), torch.full_like(wanted, self.upper or 0.0)
         # Each halving decides a bit; beside 0 the floating-point numbers are denser, which 100 of them reach.
         for _ in range(100):
@@ -293,7 +314,7 @@ class FunctionPath(Path):
     @property
     def spec(self) -> str:
         """A name for these very functions, by what they give at 33 times; nothing rebuilds it."""
-        times = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64)
+        times = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64, device="cpu")
         return f"function-{_digest(self.alpha(times).detach(), self.sigma(times).detach(), self.t_min, self.t_max)}"
 
 

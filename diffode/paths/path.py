@@ -27,6 +27,9 @@ from diffode.specs import format_spec, options_of
 
 Time = TypeVar("Time", float, Tensor, float | Tensor)
 
+#: The largest time and noise level of paths without an end: its square, times any dimension, is a number of float64.
+LARGEST = 1e150
+
 
 def ops(t: Any) -> Any:
     """The module that holds exp, log, ... for this kind of number: ``math`` for floats, ``torch`` or ``numpy`` for arrays."""
@@ -55,6 +58,16 @@ def log_ratio(a: Any, b: Any) -> Any:
     return -math.inf if a == 0 else math.log(a) - math.log(b)
 
 
+def held(draws: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite draws in another dtype, or an error if they are too large for it."""
+    answer = draws.to(dtype)
+    if dtype != draws.dtype and not bool(torch.isfinite(answer).all()):
+        raise ArgumentError(
+            f"the noise of draws as large as {float(draws.abs().max()):.3g} does not fit {dtype}; ask for float64"
+        )
+    return answer
+
+
 @dataclass(frozen=True)
 class Path(ABC):
     r"""A noising path :math:`x_t = \alpha(t) x_0 + \sigma(t)\varepsilon` on ``[t_min, t_max]``.
@@ -73,6 +86,26 @@ class Path(ABC):
             raise ArgumentError(
                 f"path {self.name!r} needs finite times 0 <= t_min < t_max, got t_min={self.t_min}, t_max={self.t_max}"
             )
+        if self.t_max > self.t_end:
+            raise ArgumentError(f"path {self.name!r} needs t_max <= {self.t_end:g}, where it ends, got t_max={self.t_max:g}")
+
+    @property
+    def t_end(self) -> float:
+        """The last time of the path's domain [0, t_end]: alpha and sigma are defined up to there and alpha is not negative.
+
+        Finite always; where the formulas go on, the time up to which their squares are numbers of float64.
+        """
+        return LARGEST
+
+    def check_times(self, t: float | Tensor, name: str = "t") -> None:
+        """Raise ArgumentError unless a time, or each of a tensor of them, lies in the domain [0, t_end]."""
+        end = self.t_end
+        # Not a number is neither above nor below.
+        if bool(((t >= 0) & (t <= end)).all()) if isinstance(t, Tensor) else 0 <= t <= end:
+            return
+        wrong = float(t[~((t >= 0) & (t <= end))].reshape(-1)[0]) if isinstance(t, Tensor) else t
+        beyond = f"; {wrong:g} lies beyond the noise end of the path, {end:g}" if end < wrong < math.inf else ""
+        raise ArgumentError(f"{name} must be a finite time >= 0 on path {self.name!r}, got {wrong:g}{beyond}")
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
@@ -143,7 +176,7 @@ class Path(ABC):
 
         It differs from the exact law at ``t_max`` by the *prior error*; ``field.prior`` draws the exact law.
         """
-        return self.sigma(self.t_max) * normal(shape, generator=generator, dtype=dtype)
+        return held(self.sigma(self.t_max) * normal(shape, generator=generator), dtype)
 
     @property
     def spec(self) -> str:

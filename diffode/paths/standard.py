@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffode.errors import ArgumentError
-from diffode.paths.path import Path, Time, ops, softplus
+from diffode.paths.path import LARGEST, Path, Time, ops, softplus
 
 
 @dataclass(frozen=True, init=False)
@@ -62,9 +62,10 @@ class VP(Path):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta_min <= self.beta_max < math.inf:
+        if not 0 < self.beta_min <= self.beta_max <= LARGEST:
             raise ArgumentError(
-                f"path {self.name!r} needs 0 < beta_min <= beta_max, got beta_min={self.beta_min}, beta_max={self.beta_max}"
+                f"path {self.name!r} needs 0 < beta_min <= beta_max <= {LARGEST:g}, "
+                f"got beta_min={self.beta_min}, beta_max={self.beta_max}"
             )
 
     def _log_alpha(self, t: Any) -> Any:
@@ -143,8 +144,12 @@ class VPCosine(Path):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.s < 1 or self.t_max > 1:
-            raise ArgumentError(f"path 'vp_cosine' needs 0 < s < 1 and t_max <= 1, got s={self.s}, t_max={self.t_max}")
+        if not 0 < self.s < 1:
+            raise ArgumentError(f"path 'vp_cosine' needs 0 < s < 1, got s={self.s}")
+
+    @property
+    def t_end(self) -> float:  # noqa: D102
+        return 1.0
 
     @property
     def _rate(self) -> float:
@@ -155,7 +160,8 @@ class VPCosine(Path):
         return self._rate * self.s
 
     def alpha(self, t: Time) -> Time:  # noqa: D102
-        result: Time = ops(t).cos(self._theta_0 + self._rate * t) / math.cos(self._theta_0)
+        # cos(theta(t)) = sin(rate (1 - t)), which is exactly 0 where no signal is left.
+        result: Time = ops(t).sin(self._rate * (1 - t)) / math.sin(self._rate)
         return result
 
     def sigma(self, t: Time) -> Time:  # noqa: D102
@@ -197,10 +203,9 @@ class RectifiedFlow(Path):
     t_min: float = 1e-3
     t_max: float = 0.999
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.t_max > 1:
-            raise ArgumentError(f"path 'rectified_flow' needs t_max <= 1, got {self.t_max}")
+    @property
+    def t_end(self) -> float:  # noqa: D102
+        return 1.0
 
     def alpha(self, t: Time) -> Time:  # noqa: D102
         return 1.0 - t
@@ -227,10 +232,9 @@ class Trigonometric(Path):
     t_min: float = 1e-3
     t_max: float = 0.999
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.t_max > 1:
-            raise ArgumentError(f"path 'trigonometric' needs t_max <= 1, got {self.t_max}")
+    @property
+    def t_end(self) -> float:  # noqa: D102
+        return 1.0
 
     def alpha(self, t: Time) -> Time:  # noqa: D102
         # sin(pi/2 (1 - t)), not cos(pi/2 t): exact where alpha vanishes.

@@ -187,9 +187,12 @@ class EDMStochastic(Solver):
         for _, s, t in steps_of(times):
             rho = path.rho(s)
             if gamma > 0 and self.noise_from <= rho <= self.noise_to:
-                raised = path.time_from_rho(rho * (1 + gamma))
+                raised, more = path.time_from_rho(rho * (1 + gamma)), gamma
+                if raised > path.t_end:
+                    # A model of discrete levels knows no noise above its last one.
+                    raised, more = path.t_end, max(path.rho(path.t_end) / rho - 1, 0.0)
                 alpha = path.alpha(raised)
-                spread = alpha * self.inflation * rho * math.sqrt(gamma * (2 + gamma))
+                spread = alpha * self.inflation * rho * math.sqrt(more * (2 + more))
                 x = table.add(raised, {x: alpha / path.alpha(s)}, {}, {table.draw(): spread})
             euler = add_step(table, chart, x, t, (x,), (1.0,))
             x = table.output(euler if chart.ends_singular(t) else self._corrected(table, chart, x, euler, t))

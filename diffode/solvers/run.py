@@ -18,7 +18,7 @@ from diffode.solvers.direct import DirectSolver
 from diffode.solvers.registry import get
 from diffode.solvers.solution import NON_FINITE, UNFINISHED, Solution, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, check_budget
-from diffode.solvers.starts import check_start, look_at_start, two_times
+from diffode.solvers.starts import check_reach, check_start, look_at_start, two_times
 from diffode.solvers.upwards import Upwards
 from diffode.tableau import Tableau
 
@@ -119,6 +119,7 @@ def run_tableau(
     _check_field(field)
     check_start(x)
     _check_options(keep, progress, on_failure)
+    check_reach(x, table.rows[0].time)
     draw = _drawing(table, x, noise, generator)
     look_at_start(field, x, table.rows[0].time)
     field.check_once(x, table.rows[0].time)
@@ -179,6 +180,7 @@ def _run_direct(
             path = field.require_path("a grid")
         grid = [path.t_max, path.t_min]
     times = grids.get(grid, path, steps)
+    check_reach(x, float(times[0]))
     look_at_start(field, x, float(times[0]))
     field.check_once(x, float(times[0]))
     if solver.asks_row_times:

@@ -29,6 +29,13 @@ def check_start(x: object) -> None:
         raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
 
 
+def check_reach(x: Tensor, first: float | Tensor) -> None:
+    """Raise ArgumentError if the numbers of x can't be as large as the first time: the coefficients of a step are."""
+    largest = float(first.abs().max()) if isinstance(first, Tensor) else abs(first)
+    if largest > torch.finfo(x.dtype).max:
+        raise ArgumentError(f"x of {x.dtype} can't hold coefficients as large as the first time, {largest:g}; make it float64")
+
+
 def two_times(between: object) -> tuple[float, float]:
     """The argument ``between`` as two floats."""
     if not isinstance(between, tuple | list) or len(between) != 2 or not all(isinstance(t, int | float) for t in between):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from diffode.targets.catalogue import Card, card, get, names, register, registry, tags
-from diffode.targets.mixture import GaussianMixture, LowRank
+from diffode.targets.mixture import GaussianMixture
+from diffode.targets.parameters import LowRank
 from diffode.targets.target import Target
 
 __all__ = ["Card", "GaussianMixture", "LowRank", "Target", "card", "get", "names", "register", "registry", "tags"]

@@ -20,7 +20,8 @@ from diffode.array_files import read_arrays
 from diffode.errors import ArgumentError, DiffodeError, FileFormatError
 from diffode.specs import Registry
 from diffode.targets.components import Diagonal, Isotropic
-from diffode.targets.mixture import GaussianMixture, LowRank
+from diffode.targets.mixture import GaussianMixture
+from diffode.targets.parameters import LowRank
 from diffode.targets.rotated import Rotated
 from diffode.targets.target import Target
 

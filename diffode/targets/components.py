@@ -117,6 +117,10 @@ class Components(ABC):
     def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """f(C_k) applied to residuals (D, K, b); ``function`` maps eigenvalues (...) to factors (..., b or 1)."""
 
+    def quadratic(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """y^T f(C_k) y for residuals y (D, K, b), shape (K, b)."""
+        return (residual * self.filter(residual, function)).sum(0)
+
     @abstractmethod
     def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """tr f(C_k), shape (K, b or 1)."""
@@ -152,6 +156,7 @@ class Components(ABC):
         return self.log_joint(x, at)
 
     @functools.cached_property
+    @torch.inference_mode(False)
     def norms(self) -> Tensor:
         """|mu_k|^2, (K,)."""
         return self.means.square().sum(1)
@@ -196,7 +201,7 @@ class Isotropic(Components):
         return self.variance[:, None].expand(-1, self.dim)
 
     def mean_covariance(self, weights: Tensor) -> Tensor:  # noqa: D102
-        return torch.eye(self.dim, dtype=weights.dtype) * (weights @ self.variance)
+        return torch.eye(self.dim, dtype=weights.dtype, device=weights.device) * (weights @ self.variance)
 
     def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
         return z * self.variance[which].sqrt()[:, None]
@@ -312,6 +317,11 @@ class Diagonal(Components):
         return x * (r.T @ along) + r.T @ shift
 
 
-def same_for_all(values: Tensor) -> bool:
-    """Whether all components carry the same values, to rounding."""
-    return bool(torch.allclose(values, values[:1].expand_as(values), rtol=1e-12, atol=1e-14))
+def same_for_all(values: Tensor, unit: float = 0.0) -> bool:
+    """Whether all components carry the same values, to rounding: of each value, and of ``unit`` where values have one.
+
+    Variances have the unit of the data squared, so that no absolute difference is small for all of them; the entries of
+    unit vectors are compared with 1.
+    """
+    first = values[:1]
+    return bool(((values - first).abs() <= 1e-12 * first.abs() + 1e-14 * unit).all())

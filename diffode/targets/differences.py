@@ -32,7 +32,7 @@ class Differences:
     def log_joint(self, x: Tensor, at: Level) -> Tensor:
         """log(w_k N(x; alpha mu_k, S_k)), shape (K, b)."""
         y = self._residuals(x, at)
-        distance = (y * self.components.filter(y, lambda c: 1 / at.variance(c))).sum(0)
+        distance = self.components.quadratic(y, lambda c: 1 / at.variance(c))
         log_determinant = self.components.spectral_sum(lambda c: at.variance(c).log())
         constant = self.components.dim * LOG_2PI + log_determinant
         return self.components.log_weights[:, None] - (constant + distance) / 2

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal
-from diffode.targets.components import Components, Diagonal, Isotropic, Level, column, rows_of
+from diffode.targets.components import Components, Isotropic, Level, column, rows_of
+from diffode.targets.content import Content, given_covariances
 from diffode.targets.differences import Differences
+from diffode.targets.parameters import LowRank, checked_weights, components_of, means_of, real
 from diffode.targets.rotated import Rotated
 from diffode.targets.target import Scalar, Target
 
@@ -30,20 +30,12 @@ _ROUND_OFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 _FEW_DIMENSIONS = 3
 #: Error of the responsibilities above which float32 gives way to float64. Promised of every answer: 2e-4.
 _FLOAT32_LOSS = 2e-4
-#: Error above which matrix products give way to differences in float64 (few dimensions, many; many and one variance for all:
-#: there rounding only blurs which of two means is nearer when both are far).
-_FLOAT64_LOSS = (1e-13, 1e-8)
-_FLOAT64_LOSS_COMMON = 1e-5
-#: An eigenvalue below this fraction of its component's largest counts as zero.
-_SINGULAR = 1e-14
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """Covariances F_k F_k^T + n_k I: ``factors`` is (K, D, R), ``noise`` is (K,) and positive."""
-
-    factors: Any
-    noise: Any
+#: Squares between these bounds, and their quotients, are numbers of float32.
+_FLOAT32_SQUARES = (1e-30, 1e30)
+#: Error above which matrix products give way to differences in float64: in few dimensions, in many, and in many with one
+#: variance for all, where rounding has no part in the views but through the responsibilities.
+_FLOAT64_LOSS = (1e-13, 1e-10)
+_FLOAT64_LOSS_COMMON = 1e-8
 
 
 class GaussianMixture(Target):
@@ -66,28 +58,30 @@ class GaussianMixture(Target):
     (1, 1.01)
     """
 
+    # Tensors made in inference mode could not be differentiated through outside of it.
+    @torch.inference_mode(False)
     def __init__(self, weights: Any, means: Any, covariances: Any):
-        weights, means = _real(weights, "weights", 1), _real(means, "means", 2)
-        given = {"weights": weights, "means": means, **_given(covariances)}
-        weights = _checked_weights(weights, means.shape[0])
-        self._set(weights, means, _components(weights, means, covariances))
-        self._content = _Content(given)
+        weights, means = real(weights, "weights", 1), means_of(means, "means")
+        self._content = Content({"weights": weights, "means": means, **given_covariances(covariances)})
+        weights = checked_weights(weights, means.shape[0])
+        self._set(weights, means, components_of(weights, means, covariances))
 
     @classmethod
+    @torch.inference_mode(False)
     def from_points(cls, points: Any, weights: Any = None) -> GaussianMixture:
         """Point masses at ``points`` (K, D), equally likely unless ``weights`` (K,) are given.
 
         The data set as a distribution: its denoiser is the optimal one for those points. It has no density of its own,
         so :meth:`log_prob` raises; every noised view (sigma > 0) is defined.
         """
-        means = _real(points, "points", 2)
+        means = means_of(points, "points")
         count = means.shape[0]
-        given = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else _real(weights, "weights", 1)
-        content = _Content({"weights": given, "points": means})
-        given = _checked_weights(given, count)
+        given = real([1 / count] * count if weights is None else weights, "weights", 1)
+        content = Content({"weights": given, "points": means})
+        given = checked_weights(given, count)
         mixture = cls.__new__(cls)
         mixture._content = content
-        mixture._set(given, means, Isotropic(given.log(), means, torch.zeros(count, dtype=torch.float64), True))
+        mixture._set(given, means, Isotropic(given.log(), means, torch.zeros_like(given), True))
         return mixture
 
     def _set(self, weights: Tensor, means: Tensor, components: Components) -> None:
@@ -100,9 +94,10 @@ class GaussianMixture(Target):
         self._variance = weights @ (centred.square() + components.variances())
         self._radius = float(centred.square().sum(1).max().sqrt())
         self._reach = float((centred.square().sum(1) + components.variances().amax(1)).max().sqrt())
+        self._far = float(self._mean.norm()) > self._reach
         self._narrowest = components.smallest_variance
         self._centred = replace(components, means=centred)
-        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Components, Tensor]] = {}
+        self._cast: dict[tuple[torch.dtype, torch.device], _Parameters] = {}
 
     @property
     def is_discrete(self) -> bool:
@@ -166,8 +161,8 @@ class GaussianMixture(Target):
         has the line as an eigenvector; the exact flow is then a quantile map along the line.
         """
         if self.dim == 1:
-            return torch.ones(1, dtype=torch.float64)
-        if self.count == 1 or not self.components.shared:
+            return torch.ones_like(self._mean)
+        if self.count == 1 or self._radius == 0 or not self.components.shared:
             return None
         offsets = self.means - self._mean
         farthest = offsets[int(offsets.square().sum(1).argmax())]
@@ -246,18 +241,20 @@ class GaussianMixture(Target):
             raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
         if x.shape[0] == 0:
             return
-        if self.is_discrete and not isinstance(level.sigma, Tensor) and level.sigma == 0:
+        if self.is_discrete and float(level.sigma.detach().min() if isinstance(level.sigma, Tensor) else level.sigma) ** 2 == 0:
             raise ArgumentError("point masses have no field at sigma = 0; ask at a time with some noise")
         form, dtype = self._form(level, x, careful)
-        centre = self._parameters(dtype, x.device)[1]
+        parameters = self._parameters(dtype, x.device)
         rows = max(1, _CHUNK // form.row_size, min(_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
         for start in range(0, x.shape[0], min(rows, _CHUNK_ROWS_MOST)):
             stop = min(start + min(rows, _CHUNK_ROWS_MOST), x.shape[0])
             at = level.rows(start, stop)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
-                at = Level(at.alpha.to(x.device, dtype), at.sigma.to(x.device, dtype))
-            piece = x[start:stop].to(dtype) - column(at.alpha) * centre
-            yield _Chunk((start, stop), piece, centre, at, form)
+                at = Level(at.alpha.to(x.device, torch.float64), at.sigma.to(x.device, torch.float64))
+            piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre, self._far)
+            if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
+                at = Level(at.alpha.to(dtype), at.sigma.to(dtype))
+            yield _Chunk((start, stop), piece, parameters.centre, at, form)
 
     def _form(self, level: Level, x: Tensor, careful: bool) -> tuple[Components | Differences, torch.dtype]:
         """How to evaluate at this level: by matrix products if their rounding is harmless, else by differences.
@@ -271,49 +268,45 @@ class GaussianMixture(Target):
         many = self.dim > _FEW_DIMENSIONS
         one_variance = many and self._one_variance
         dtype = x.dtype
-        if not one_variance or amplification * _ROUND_OFF[torch.float32] > _FLOAT32_LOSS:
+        if dtype != torch.float64 and not (
+            one_variance
+            and amplification * _ROUND_OFF[torch.float32] <= _FLOAT32_LOSS
+            and self._fits_float32(level)
+            and _multiplies_exactly(x.device)
+        ):
             dtype = torch.float64
-        components = self._parameters(dtype, x.device)[0]
+        components = self._parameters(dtype, x.device).components
         tolerated = _FLOAT64_LOSS_COMMON if one_variance else _FLOAT64_LOSS[many]
         rounded = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > tolerated
         if careful or rounded or (level.per_row and not components.takes_row_levels):
             return Differences(components), dtype
         return components, dtype
 
-    def _parameters(self, dtype: torch.dtype, device: torch.device) -> tuple[Components, Tensor]:
-        """Centred components and their centre in the dtype and on the device of a computation, kept for the next one."""
+    def _fits_float32(self, level: Level) -> bool:
+        """Whether the squares in the formulas, of distances and of the noise, are numbers of float32."""
+        low, high = _FLOAT32_SQUARES
+        noise = level.sigma**2
+        ends = (float(noise.min()), float(noise.max())) if isinstance(noise, Tensor) else (noise, noise)
+        data = self._reach**2
+        return max(data, ends[1]) < high and (data == 0 or data > low) and (ends[0] > low or self._narrowest > low)
+
+    def _parameters(self, dtype: torch.dtype, device: torch.device) -> _Parameters:
+        """The parameters in the dtype and on the device of a computation, kept for the next one."""
         key = (dtype, device)
         if key not in self._cast:
-            self._cast[key] = (self._centred.to(*key), self._mean.to(dtype=dtype, device=device))
+            with torch.inference_mode(False):
+                centre = self._mean.to(device=device)
+                self._cast[key] = _Parameters(self._centred.to(*key), centre.to(dtype), centre)
         return self._cast[key]
 
 
-class _Content:
-    """The hash of named arrays, computed once it is asked for; of covariances at once, since only what they become is kept."""
+@dataclass(frozen=True)
+class _Parameters:
+    """Centred components, and what was subtracted from them: in the dtype of a computation, and in float64."""
 
-    def __init__(self, arrays: dict[str, Tensor]):
-        kept = ("weights", "means", "points")
-        self._kept = {name: value for name, value in arrays.items() if name in kept}
-        self._parts = {name: _hash(value) for name, value in arrays.items() if name not in kept}
-
-    @functools.cached_property
-    def digest(self) -> str:
-        parts = self._parts | {name: _hash(value) for name, value in self._kept.items()}
-        return hashlib.sha256("|".join(f"{name}:{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
-
-
-def _hash(array: Tensor) -> str:
-    """A hash of a float64 array; zeros of either sign are equal."""
-    numbers = np.ascontiguousarray(array.numpy(), dtype="<f8") + 0.0
-    return hashlib.sha256(f"{tuple(array.shape)}".encode() + numbers.tobytes()).hexdigest()
-
-
-def _given(covariances: Any) -> dict[str, Tensor]:
-    """The arrays that covariances are given by, each under a name of its own."""
-    if isinstance(covariances, LowRank):
-        return {"factors": _real(covariances.factors, "covariances.factors", 3),
-                "noise": _real(covariances.noise, "covariances.noise", 1)}  # fmt: skip
-    return {"covariances": _real(covariances, "covariances", None)}
+    components: Components
+    centre: Tensor
+    exact_centre: Tensor
 
 
 @dataclass(frozen=True)
@@ -332,6 +325,26 @@ class _Chunk:
         return self.form.logits(self.x, self.at).softmax(0)
 
 
+def _less(x: Tensor, centre: Tensor, far: bool) -> Tensor:
+    """x minus a float64 centre, (D,) or (b, D), in the dtype of x and rounded as the result is, also where that is far off."""
+    high = centre.to(x.dtype)
+    rest = x - high
+    # What float32 leaves of the centre is taken off second, as the first difference of neighbours is exact.
+    return rest.sub_((centre - high).to(x.dtype)) if far and x.dtype != centre.dtype else rest
+
+
+def _multiplies_exactly(device: torch.device) -> bool:
+    """Whether matrix products of float32 are float32 here: neither autocast nor a lower precision of products is on.
+
+    Both leave float64 alone.
+    """
+    try:
+        return torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(device.type)
+    except RuntimeError:
+        # torch can't say: its older and newer settings of the precision were mixed, or the device has no autocast.
+        return False
+
+
 def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
     """The chunks' answers as one tensor of the batch's dtype; ``like`` itself for an empty batch."""
     if not parts:
@@ -342,91 +355,3 @@ def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
 def _per_row(value: Scalar) -> Scalar:
     """A (B, 1) tensor as (B,); numbers stay numbers."""
     return value.reshape(-1) if isinstance(value, Tensor) else value
-
-
-def _real(value: Any, name: str, ndim: int | None) -> Tensor:
-    """A finite float64 copy of an array argument with ``ndim`` axes."""
-    try:
-        if not isinstance(value, Tensor) and np.iscomplexobj(value):
-            raise ArgumentError(f"{name} must be real, got complex numbers")
-        array = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ArgumentError):
-            raise
-        raise ArgumentError(f"{name} must be an array of real numbers: {error}") from None
-    if array.is_complex():
-        raise ArgumentError(f"{name} must be real, got complex numbers")
-    if ndim is not None and array.ndim != ndim:
-        shape = {1: "(K,)", 2: "(K, D)", 3: "(K, D, R)"}[ndim]
-        raise ArgumentError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
-    if 0 in array.shape:
-        raise ArgumentError(f"{name} is empty: shape {tuple(array.shape)}")
-    if not bool(torch.isfinite(array).all()):
-        raise ArgumentError(f"{name} has non-finite entries (NaN or infinity)")
-    return array.to(torch.float64, copy=True)
-
-
-def _checked_weights(weights: Tensor, count: int) -> Tensor:
-    """Weights that are positive and sum to 1 as float32 can tell, made to sum to 1 exactly."""
-    if weights.shape[0] != count:
-        raise ArgumentError(f"weights must have one entry per component ({count}), got {weights.shape[0]}")
-    if bool((weights <= 0).any()):
-        worst = int(weights.argmin())
-        raise ArgumentError(f"weights must be positive, got {float(weights[worst]):g} at component {worst}; drop it")
-    total = float(weights.sum())
-    if abs(total - 1) > 1e-6:
-        raise ArgumentError(f"weights must sum to 1, got {total:.10g}; divide them by their sum")
-    return weights / total if abs(total - 1) > 1e-12 else weights
-
-
-def _components(weights: Tensor, means: Tensor, covariances: Any) -> Components:
-    """The kind of components that the shape of ``covariances`` says, checked."""
-    count, dim = means.shape
-    log_weights = weights.log()
-    if isinstance(covariances, LowRank):
-        return _low_rank(log_weights, means, covariances)
-    array = _real(covariances, "covariances", None)
-    if array.shape == (count,):
-        _check_positive(array[:, None])
-        return Isotropic(log_weights, means, array, bool((array == array[0]).all()))
-    if array.shape == (count, dim):
-        _check_positive(array)
-        return Diagonal(log_weights, means, array)
-    if array.shape == (count, dim, dim):
-        asymmetry = (array - array.mT).abs().amax((1, 2)) / array.abs().amax((1, 2)).clamp(min=1e-300)
-        worst = int(asymmetry.argmax())
-        if float(asymmetry[worst]) > 1e-10:
-            raise ArgumentError(f"covariances[{worst}] is not symmetric; use (C + C.T)/2")
-        eigenvalues, basis = torch.linalg.eigh((array + array.mT) / 2)
-        _check_positive(eigenvalues)
-        return Rotated(log_weights, means, basis, eigenvalues, torch.zeros(count, dtype=torch.float64))
-    raise ArgumentError(
-        f"covariances must be (K,), (K, D), (K, D, D) or LowRank with K={count}, D={dim}; got {tuple(array.shape)}"
-    )
-
-
-def _low_rank(log_weights: Tensor, means: Tensor, covariances: LowRank) -> Components:
-    factors = _real(covariances.factors, "covariances.factors", 3)
-    noise = _real(covariances.noise, "covariances.noise", 1)
-    count, dim = means.shape
-    if factors.shape[:2] != (count, dim) or factors.shape[2] > dim or noise.shape != (count,):
-        raise ArgumentError(
-            f"LowRank needs factors (K, D, R) and noise (K,) with K={count}, D={dim}, R <= D; "
-            f"got factors {tuple(factors.shape)}, noise {tuple(noise.shape)}"
-        )
-    _check_positive(noise[:, None])
-    basis, singular, _ = torch.linalg.svd(factors, full_matrices=False)
-    return Rotated(log_weights, means, basis, singular.square() + noise[:, None], noise)
-
-
-def _check_positive(eigenvalues: Tensor) -> None:
-    """Every component's eigenvalues must exceed the rounding error of its largest."""
-    floor = eigenvalues.abs().amax(1) * _SINGULAR
-    smallest = eigenvalues.amin(1)
-    bad = torch.nonzero(smallest <= floor)
-    if bad.numel():
-        k = int(bad[0])
-        raise ArgumentError(
-            f"covariances[{k}] is not positive definite: smallest eigenvalue {float(smallest[k]):.3g}; "
-            "add a small multiple of the identity, or use GaussianMixture.from_points for point masses"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from diffode.targets.components import LOG_2PI, Components, Level, same_for_all
 from diffode.targets.target import Scalar
+
+#: Variance along a basis over that across it from which the two parts of a residual are kept apart.
+_STEEP = 1e4
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,56 @@ class Rotated(Components):
 
     @property
     def shared(self) -> bool:  # noqa: D102
-        return same_for_all(self.basis) and same_for_all(self.eigenvalues) and same_for_all(self.noise)
+        # A turn by an angle moves the covariance, in its own metric, by the angle times the root of the condition.
+        widest = float(self.eigenvalues.max())
+        tolerable = (self.smallest_variance / widest) ** 0.5
+        return same_for_all(self.basis, tolerable) and same_for_all(self.eigenvalues) and same_for_all(self.noise)
+
+    @functools.cached_property
+    def steep(self) -> bool:
+        """Whether some component is so much narrower across its basis than along it that differences of factors lose digits.
+
+        f_across y + Q (f_along - f_across) Q^T y leaves rounding errors of f_across Q^T y where f_along Q^T y is wanted, a
+        share u c_along/c_across of it, u the unit round-off, at every noise level at most.
+        """
+        return not self.full and bool((self.eigenvalues > _STEEP * self.noise[:, None]).any())
+
+    def _split(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates along the bases, (R, K, b), and what is left across them, (D, K, b).
+
+        The second pass takes out what rounding left along the basis.
+        """
+        along = self._coordinates(residual)
+        rest = residual - self._from_coordinates(along)
+        more = self._coordinates(rest)
+        return along + more, rest - self._from_coordinates(more)
+
+    def _coordinates(self, residual: Tensor) -> Tensor:
+        return torch.einsum("kdr,dkb->rkb", self.basis, residual)
+
+    def _from_coordinates(self, along: Tensor) -> Tensor:
+        return torch.einsum("kdr,rkb->dkb", self.basis, along)
 
     def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
-        along = torch.einsum("kdr,dkb->rkb", self.basis, residual)
         factors = function(self.eigenvalues.T)
         if self.full:
-            return torch.einsum("kdr,rkb->dkb", self.basis, factors * along)
+            return self._from_coordinates(factors * self._coordinates(residual))
         across = function(self.noise)
-        return across * residual + torch.einsum("kdr,rkb->dkb", self.basis, (factors - across) * along)
+        if self.steep:
+            along, rest = self._split(residual)
+            return across * rest + self._from_coordinates(factors * along)
+        return across * residual + self._from_coordinates((factors - across) * self._coordinates(residual))
+
+    def quadratic(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+        factors = function(self.eigenvalues.T)
+        if self.full:
+            return (factors * self._coordinates(residual).square()).sum(0)
+        across = function(self.noise)
+        if self.steep:
+            along, rest = self._split(residual)
+            return across * rest.square().sum(0) + (factors * along.square()).sum(0)
+        along = self._coordinates(residual)
+        return across * residual.square().sum(0) + ((factors - across) * along.square()).sum(0)
 
     def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
         along = function(self.eigenvalues.T).sum(0)
@@ -65,7 +110,7 @@ class Rotated(Components):
         inside = self.eigenvalues if self.full else self.eigenvalues - self.noise[:, None]
         scaled = self.basis * (weights[:, None] * inside)[:, None]
         result = torch.einsum("kdr,ker->de", scaled, self.basis)
-        return result if self.full else result + torch.eye(self.dim, dtype=weights.dtype) * (weights @ self.noise)
+        return result if self.full else result + self._identity(weights) * (weights @ self.noise)
 
     def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
         result = torch.empty_like(z)
@@ -75,6 +120,9 @@ class Rotated(Components):
             across = 0.0 if self.full else self.noise[k].sqrt()
             result[rows] = across * z[rows] + (along * (self.eigenvalues[k].sqrt() - across)) @ self.basis[k].T
         return result
+
+    def _identity(self, like: Tensor) -> Tensor:
+        return torch.eye(self.dim, dtype=like.dtype, device=like.device)
 
     @property
     def row_size(self) -> int:  # noqa: D102

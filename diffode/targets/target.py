@@ -42,8 +42,11 @@ class Target(ABC):
 
     @property
     def scale(self) -> float:
-        """Root mean variance of a coordinate: the unit in which errors and noise levels are compared."""
-        return float(self.variance.mean().sqrt())
+        """Root mean variance of a coordinate: the unit in which errors and noise levels are compared.
+
+        1 where the data have no spread, a single point mass: they have no unit of their own.
+        """
+        return float(self.variance.mean().sqrt()) or 1.0
 
     @abstractmethod
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:

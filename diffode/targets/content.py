@@ -1,0 +1,41 @@
+"""The hash of what a target was given: the same on any number of threads, machine and release."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from diffode.targets.parameters import LowRank, real
+
+
+class Content:
+    """The hash of named arrays, computed once it is asked for; of covariances at once, since only what they become is kept."""
+
+    def __init__(self, arrays: dict[str, Tensor]):
+        kept = ("weights", "means", "points")
+        self._kept = {name: value for name, value in arrays.items() if name in kept}
+        self._parts = {name: _hash(value) for name, value in arrays.items() if name not in kept}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits."""
+        parts = self._parts | {name: _hash(value) for name, value in self._kept.items()}
+        return hashlib.sha256("|".join(f"{name}:{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
+
+
+def _hash(array: Tensor) -> str:
+    """A hash of a float64 array; zeros of either sign are equal."""
+    numbers = np.ascontiguousarray(array.numpy(), dtype="<f8") + 0.0
+    return hashlib.sha256(f"{tuple(array.shape)}".encode() + numbers.tobytes()).hexdigest()
+
+
+def given_covariances(covariances: Any) -> dict[str, Tensor]:
+    """The arrays that covariances are given by, each under a name of its own."""
+    if isinstance(covariances, LowRank):
+        return {"factors": real(covariances.factors, "covariances.factors", 3),
+                "noise": real(covariances.noise, "covariances.noise", 1)}  # fmt: skip
+    return {"covariances": real(covariances, "covariances", None)}
