@@ -111,7 +111,8 @@ def crafted(folder, good):
     wrong = [
         ("schema", "diffode-tableau-1"), ("schema", 3), ("scale", 0), ("scale", -1.0), ("scale", "large"), ("scale", None),
         ("scale", True), ("path", "nowhere"), ("path", 3), ("path", "__import__('os')"), ("target", ["x"]), ("seed", 1.5),
-        ("seconds", "long"), ("held_out_error", math.inf), ("start_error", math.nan), ("begun_from", "x" * 20_000), ("stopped_by", "luck"),
+        ("seconds", "long"), ("held_out_error", math.inf), ("start_error", math.nan), ("begun_from", "x" * 20_000),
+        ("stopped_by", "luck"),
     ]  # fmt: skip
     for key, value in wrong:
         build(f"wrong-{key}-{len(made)}", {**facts, key: value})
