@@ -208,8 +208,10 @@ class _Training:
             parent = int(sizes.argmax())
             sizes[parent] *= _CLONED
             parents.append(parent)
-            places = torch.nonzero(chosen.member == parent)[:, 0]
-            own[places[torch.randperm(len(places), generator=self.generator)[:_CLONE_PROBLEMS]]] = before + label
+            # A second clone of the same table leaves the first one its problems: without any it would stay what its parent is.
+            places = torch.nonzero((chosen.member == parent) & (own < 0))[:, 0]
+            few = min(_CLONE_PROBLEMS, (len(places) + 1) // 2)
+            own[places[torch.randperm(len(places), generator=self.generator)[:few]]] = before + label
         self.members = torch.cat([self.members, self.members[parents]])
         self.damping = torch.cat([self.damping, torch.full((new,), 10 * _LEAST_DAMPING, dtype=torch.float64)])
         self.known = torch.cat([self.known, torch.full((new, *self.known.shape[1:]), math.inf, dtype=torch.float64)])
