@@ -15,7 +15,8 @@ ROOMS = (
     "errors", "extensions", "tensor_files", "specs", "randomness", "cache", "paths", "targets", "fields",
     "grids", "tableau", "propagation", "tableau_files",
     "brownian",
-    "charts", "solvers", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli", "__main__",
+    "charts", "solvers", "quantiles", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
+    "__main__",
 )  # fmt: skip
 
 

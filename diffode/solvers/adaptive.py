@@ -51,7 +51,7 @@ class Rows:
 
         for tensor in (entry.z, entry.slope):
             if tensor is not None and tensor.requires_grad:
-                tensor.register_hook(closed)
+                tensor.register_hook(closed)  # type: ignore[no-untyped-call]
         return entry
 
     def take(self, which: Tensor) -> Rows:
