@@ -260,7 +260,7 @@ def _stretch(field: Field, x: Tensor, ends: Tensor, start: float, stop: float) -
     target = field.target if isinstance(field, ExactField) else None
     if not isinstance(field, ExactField) or not isinstance(target, GaussianMixture) or target.dim > _FEW_DIMENSIONS:
         return None
-    first, last = (max(t, field.path.time_from_rho(_least_rho(field))) for t in (start, stop))
+    first, last = (max(t, field.path.time_from_rho(least_rho(field))) for t in (start, stop))
     widths = [field.path.alpha(t) ** 2 * target.components.smallest_variance + field.path.sigma(t) ** 2 for t in (first, last)]
     change = field.log_prob(x, first) - field.log_prob(ends, last)
     shrunk = target.dim / 2 * math.log(widths[1] / widths[0])
@@ -318,7 +318,7 @@ def _pair(tolerance: float) -> tuple[float, float]:
 def _in_log_snr(field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size) -> Tensor:
     """d(x/alpha)/d lambda = -rho eps, from the log-SNR of one time to that of the other."""
     to_zero = path.sigma(stop) == 0
-    last = path.time_from_rho(_least_rho(field)) if to_zero else stop
+    last = path.time_from_rho(least_rho(field)) if to_zero else stop
     z, first = leave_zero(field, x / path.alpha(start), start, shape)
     slope = _right_hand_side(_noise_slope(field, path), x, shape)
     if first != last:
@@ -336,19 +336,24 @@ def leave_zero(field: Field, z: Tensor, start: float, shape: Sequence[int]) -> t
     path = field.require_path("a flow from sigma = 0")
     if path.sigma(start) > 0:
         return z, start
-    if isinstance(field, ExactField) and isinstance(field.target, GaussianMixture) and field.target.is_discrete:
-        raise ArgumentError(
-            f"start={start:g} has sigma = 0, where point masses have no flow to noise: start later, for instance at "
-            f"path.t_min={path.t_min:g}" + ("" if path.sigma(path.t_min) > 0 else " of a path with t_min > 0")
-        )
-    rho = _least_rho(field)
+    check_leaves_zero(field, path, start)
+    rho = least_rho(field)
     first = path.time_from_rho(rho)
     with torch.no_grad():
         noise = field.noise((path.alpha(first) * z).reshape(-1, *shape), first).reshape(z.shape)
     return z + rho / 2 * noise, first
 
 
-def _least_rho(field: Field) -> float:
+def check_leaves_zero(field: Field, path: Path, start: float) -> None:
+    """Raise ArgumentError for a start without noise of point masses."""
+    if isinstance(field, ExactField) and isinstance(field.target, GaussianMixture) and field.target.is_discrete:
+        raise ArgumentError(
+            f"start={start:g} has sigma = 0, where point masses have no flow to noise: start later, for instance at "
+            f"path.t_min={path.t_min:g}" + ("" if path.sigma(path.t_min) > 0 else " of a path with t_min > 0")
+        )
+
+
+def least_rho(field: Field) -> float:
     """rho at which a flow to or from sigma = 0 ends or begins: next to nothing beside all widths of the data."""
     target = field.target if isinstance(field, ExactField) else None
     least = _LAST_RHO * field.scale
