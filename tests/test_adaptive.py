@@ -244,3 +244,54 @@ def test_torchsde_follows_the_reverse_family(eta):
     found = diffode.solve(field, x, solver=f"torchsde:euler,eta={eta}", grid="log_snr", steps=200, generator=2).x
     assert abs(float(found.mean()) - 0.7) < 5 * math.sqrt(0.4 / 4000) + 0.02
     assert abs(float(found.var()) - 0.4) < 5 * 0.4 * math.sqrt(2 / 4000) + 0.008
+
+
+@pytest.mark.parametrize("path", ["edm", "vp"])
+@pytest.mark.parametrize(
+    "spec",
+    ["rk_adaptive:rtol=1e-8,atol=1e-8", "rk_adaptive:pair=bosh3,rtol=1e-6,atol=1e-6", "dpm_adaptive:rtol=1e-5,atol=1e-5"],
+)
+def test_a_run_can_be_differentiated_at_all_its_times(spec, path):
+    """The flow of a Gaussian is affine: dx_u/dx_t = sqrt((alpha_u^2 c + sigma_u^2)/(alpha_t^2 c + sigma_t^2)) in each axis.
+
+    The first step is too long, so that there are rejected attempts in the graph.
+    """
+    target = diffode.GaussianMixture([1.0], [[0.3, -0.2]], [[0.5, 2.0]])
+    field = diffode.exact_field(target, path)
+    on = field.path
+    grid = [on.t_max, on.time_from_rho(1.0), on.time_from_rho(0.05)]
+    spread = [(on.alpha(t) ** 2 * target.variance + on.sigma(t) ** 2).sqrt() for t in grid]
+    x = field.prior(3, generator=0).requires_grad_(True)
+    kept = diffode.solve(field, x, solver=f"{spec},first_step=3", grid=grid, keep="all")
+    assert bool((kept.rejected > 0).all())
+    last = diffode.solve(field, x, solver=f"{spec},first_step=3", grid=grid).x
+    for state, wide in ((kept.states[1], spread[1]), (kept.states[2], spread[2]), (last, spread[2])):
+        (gradient,) = torch.autograd.grad(state.sum(), x, retain_graph=True)
+        torch.testing.assert_close(gradient, (wide / spread[0]).expand(3, 2), rtol=2e-4, atol=0)
+
+
+def test_derivatives_by_parameters_are_those_of_finite_differences():
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.3]], dtype=torch.float64)
+
+    def end(weight):
+        field = Field.from_velocity(lambda y, t: -torch.sin(weight * y), probe=False)
+        return diffode.solve(field, x, solver="rk_adaptive:rtol=1e-10,atol=1e-10", grid=[1.0, 0.4, 0.0], keep="all").states
+
+    weight = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    gradient = torch.stack([torch.autograd.grad(s, weight, retain_graph=True)[0] for s in end(weight)[1:].reshape(-1)])
+    with torch.no_grad():
+        difference = (end(1.3 + 1e-4) - end(1.3 - 1e-4))[1:].reshape(-1) / 2e-4
+    torch.testing.assert_close(gradient, difference, rtol=1e-6, atol=1e-6)
+
+
+def test_a_rejected_attempt_that_met_nan_leaves_the_derivative_alone():
+    """dx/dt = 1/(2 sqrt x) has no real value below 0, where the long first attempt lands."""
+    field = Field.from_velocity(lambda y, t: 1 / (2 * y.sqrt()), probe=False)
+    x = torch.tensor([[0.5]], dtype=torch.float64, requires_grad=True)
+    found = diffode.solve(field, x, solver="rk_adaptive:rtol=1e-10,atol=1e-10,first_step=5", grid=[0.4, 0.0])
+    # Backwards in time x^1.5 falls at the rate 3/4, so x after t is (x^1.5 - 3 t/4)^(2/3) with the derivative sqrt(x/x_t).
+    exact = (0.5**1.5 - 0.3) ** (2 / 3)
+    assert float(found.x.detach()) == pytest.approx(exact, rel=1e-7)
+    assert int(found.rejected) > 0
+    (gradient,) = torch.autograd.grad(found.x.sum(), x)
+    assert float(gradient) == pytest.approx(math.sqrt(0.5 / exact), rel=1e-6)

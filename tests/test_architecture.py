@@ -16,7 +16,8 @@ ROOMS = (
     "specs", "randomness", "cache", "paths", "targets", "fields",
     "grid_files", "grids", "tableau", "propagation", "tableau_files",
     "brownian",
-    "charts", "solvers", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli", "__main__",
+    "charts", "solvers", "quantiles", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
+    "__main__",
 )  # fmt: skip
 
 

@@ -10,7 +10,9 @@ from commandline import diffode as command
 
 import diffode
 from diffode.errors import ArgumentError
+from diffode.fields.own import own_field
 from diffode.verify.diagnosis import diagnose
+from diffode.verify.field import verify_field
 
 
 def inside(t):
@@ -151,3 +153,36 @@ def test_without_a_scale_a_wrong_field_is_not_passed():
         assert not found.passed
         told = [s for s in found.advice if "it is right for data of scale" in s]
         assert all(abs(float(s.split("data of scale ")[1].split()[0]) / exact.scale - 1) > 0.3 for s in told)
+
+
+class InSingle(torch.nn.Module):
+    """The exact noise of ring8, for x of single precision alone, as a network has it."""
+
+    def __init__(self, sign=1.0):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(sign))
+        self.exact = diffode.exact_field("ring8", "vp")
+
+    def forward(self, x, t):
+        if x.dtype != torch.float32:
+            raise RuntimeError("mat1 and mat2 must have the same dtype")
+        return self.gain * self.exact.noise(x, t)
+
+
+def test_a_network_in_single_precision_is_read_in_its_own_dtype():
+    """As sample and bench take it: nothing is wrong with it, and what is wrong is named as for any function."""
+    exact = diffode.exact_field("ring8", "vp")
+    data = exact.target.sample(256, generator=1)
+    found = diagnose(InSingle().eval(), "noise", exact.path, 2, scale=exact.scale, data=data)
+    assert found.passed, (found.advice, found.checks)
+    turned = diagnose(InSingle(-1.0).eval(), "noise", exact.path, 2, scale=exact.scale, data=data)
+    assert turned.advice == ("its sign is wrong: return -f(x, t)",)
+
+
+def test_a_right_network_in_single_precision_is_verified_and_a_slightly_wrong_one_is_not():
+    """Its residuals may be a hundred times its rounding, 1e-5; one in a thousand too much is no rounding."""
+    exact = diffode.exact_field("ring8", "vp")
+    for gain, right in ((1.0, True), (1.001, False)):
+        field = own_field(InSingle(gain).eval(), "noise", exact.path, exact.scale)
+        report = verify_field(field, truth=exact)
+        assert report.passed is right, [check for check in report.checks if not check.passed]

@@ -8,7 +8,8 @@ from hypothesis import given
 import diffode
 from diffode import Field, paths, testing
 from diffode.errors import ArgumentError, NumericalError
-from diffode.references import _integrated_flow, flow_states, quantile_map
+from diffode.quantiles import quantile_map
+from diffode.references import _integrated_flow, flow_states
 
 METHODS = {
     "gauss1d": "closed-form", "gauss2d": "closed-form", "gauss64-powerlaw": "closed-form", "gauss1024-lowrank": "closed-form",

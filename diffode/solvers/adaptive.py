@@ -34,6 +34,25 @@ class Rows:
     at: Tensor
     step: Tensor
     slope: Tensor | None
+    #: Rows into which a derivative may flow back; all unless given.
+    allowed: Tensor | None = None
+
+    def guarded(self) -> Rows:
+        """The same rows for an attempt at a step, closed to the derivatives of attempts that are rejected.
+
+        A rejected attempt has the derivative 0, but where it met values that are not finite, 0 times these would be NaN.
+        """
+        if not (torch.is_grad_enabled() and self.z.requires_grad):
+            return Rows(self.z, self.at, self.step, self.slope)
+        entry = Rows(self.z.clone(), self.at, self.step, None if self.slope is None else self.slope.clone())
+
+        def closed(gradient: Tensor) -> Tensor:
+            return gradient if entry.allowed is None else torch.where(entry.allowed[:, None], gradient, 0.0)
+
+        for tensor in (entry.z, entry.slope):
+            if tensor is not None and tensor.requires_grad:
+                tensor.register_hook(closed)  # type: ignore[no-untyped-call]
+        return entry
 
     def take(self, which: Tensor) -> Rows:
         """Some of them."""
@@ -66,6 +85,10 @@ class Adaptive(DirectSolver):
     def exponents(self) -> tuple[float, float]:
         """(a, b) of the controller."""
 
+    def opening(self, flow: Flow, rows: Rows) -> Tensor | None:
+        """What a first attempt and its repetitions have in common, kept as the rows' slope; None if nothing is."""
+        return None
+
     @abstractmethod
     def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         """Try every row's step: the new z, the error ratio's numerator and denominator combined (n,), the slope there."""
@@ -80,8 +103,9 @@ class Adaptive(DirectSolver):
         last = torch.ones(count, dtype=torch.float64, device=x.device)
         for stop in times[1:]:
             rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, last)
-            # A row that the step limit left behind has no state at this time.
-            there = torch.where(finished.reshape((-1,) + (1,) * (x.ndim - 1)), flow.state(rows.z, rows.at), math.nan)
+            # A row that the step limit left behind has no state at this time. The mask is a copy, since later legs write to it.
+            here = finished.clone().reshape((-1,) + (1,) * (x.ndim - 1))
+            there = torch.where(here, flow.state(rows.z, rows.at), math.nan)
             states.append(there)
         end = flow.state(rows.z, rows.at)
         return Journey(torch.stack(states), accepted, rejected, flow.time(rows.at), finished, end)
@@ -93,16 +117,23 @@ class Adaptive(DirectSolver):
         whole = Rows(rows.z.clone(), rows.at.clone(), rows.step.clone(), None if rows.slope is None else rows.slope.clone())
         active = torch.nonzero(finished).reshape(-1)
         rows = whole.take(active)
+        if rows.slope is None and len(active):
+            with flow.field.rows(active):
+                rows.slope = self.opening(flow, rows)
         up, down = self.exponents
         while len(active):
             wish = rows.step
             left = stop - rows.at
             rows.step = torch.minimum(wish, left)
+            entry = rows.guarded()
             with flow.field.rows(active):
-                z, ratio, slope = self.attempt(flow, rows)
-            finite = torch.isfinite(ratio) & torch.isfinite(z).all(1)
-            ratio = torch.where(finite, ratio, math.inf)
+                z, ratio, slope = self.attempt(flow, entry)
+            # A derivative of the run is taken at the steps that it chose: their choice itself is not differentiated.
+            ratio, finite = ratio.detach(), torch.isfinite(z.detach()).all(1)
+            ratio = torch.where(finite & torch.isfinite(ratio), ratio, math.inf)
+            finite = torch.isfinite(ratio)
             good = ratio <= 1
+            entry.allowed = good
             factor = self.safety * ratio.clamp(min=1e-10) ** -up * last[active] ** down
             factor = factor.clamp(_SHRINK, _GROW)
             arrived = good & (rows.step >= left)
@@ -237,12 +268,13 @@ class EmbeddedRungeKutta(Adaptive):
     def exponents(self) -> tuple[float, float]:  # noqa: D102
         return 0.7 / self.order, 0.4 / self.order
 
+    def opening(self, flow: Flow, rows: Rows) -> Tensor:  # noqa: D102
+        return flow.slope(rows.z, rows.at)
+
     def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
         stages, error_weights, _ = _PAIRS[self.pair]
-        if rows.slope is None:
-            rows.slope = flow.slope(rows.z, rows.at)
         h = rows.step.to(rows.z)[:, None]
-        slopes = [rows.slope]
+        slopes = [self.opening(flow, rows) if rows.slope is None else rows.slope]
         z = rows.z
         for stage in stages:
             z = rows.z + h * _combination(stage, slopes)
@@ -279,13 +311,14 @@ class DPMAdaptive(Adaptive):
     def exponents(self) -> tuple[float, float]:  # noqa: D102
         return 1 / self.order, 0.0
 
-    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
+    def opening(self, flow: Flow, rows: Rows) -> Tensor:  # noqa: D102
         if flow.path is None:
             raise ArgumentError("dpm_adaptive needs a field with a path: Field.from_velocity(fn, path=...)")
-        path, r1 = flow.path, 1 / self.order
-        if rows.slope is None:
-            # What is carried from step to step is the noise prediction, which a rejected step can use again.
-            rows.slope = flow.noise(rows.z, rows.at)
+        # What is carried from step to step is the noise prediction, which a rejected step can use again.
+        return flow.noise(rows.z, rows.at)
+
+    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
+        path, r1 = flow.field.require_path("a step of dpm_adaptive"), 1 / self.order
         h = rows.step[:, None]
 
         def rho_after(share: float) -> Tensor:
@@ -295,7 +328,7 @@ class DPMAdaptive(Adaptive):
             """rho (e^(share h) - 1) at the end of that share of the step."""
             return rho_after(share) * torch.expm1(share * h)
 
-        noise = rows.slope
+        noise = self.opening(flow, rows) if rows.slope is None else rows.slope
         kind = rows.z.dtype
         first = flow.noise(rows.z - (grown(r1).to(kind)) * noise, rows.at + r1 * rows.step)
         euler = rows.z - grown(1).to(kind) * noise

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,13 @@ from diffode import solvers
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import ExactField, Field
 from diffode.references import reference
+from diffode.targets import GaussianMixture
 from diffode.verify.affine import Distances, gaussian_distances
+from diffode.verify.score_error import affine_slope, draws_at, score_error
+
+LipschitzKind = Literal["given", "exact", "bound", "estimate"]
+#: Simpson's rule on every second node differs by 15 of its errors: an eighth of that covers one twice.
+_SIMPSON = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,14 @@ class Certificate:
         loss: J, half the integral of g^2 E|s - s_theta|^2.
         flow, sde: the bounds for both ways of sampling.
         times: nodes of the quadrature, increasing (M,).
-        errors: delta at the nodes, (M,).
-        lipschitz: L_s at the nodes, (M,): given, or the largest found at some draws, which is below the true constant.
+        errors: delta at the nodes, (M,), from above.
+        lipschitz: L_s at the nodes, (M,).
         true: the true W2 of both ways, where it is known: one Gaussian and an affine learned score, from the exact law at T.
         coupled: root mean square distance of the learned flow's ends to the exact flow's from the same starts, which is not
             below W2 of the flow; None if it was not asked for.
+        confidence: with which delta is not too small at any node: 1 where no draws were needed, else what was asked for.
+        lipschitz_kind: ``"given"``, ``"exact"`` (an affine score), ``"bound"`` (the parameters of a mixture) or ``"estimate"``
+            (the largest at some draws, which lies below the constant).
     """
 
     loss: float
@@ -62,6 +72,13 @@ class Certificate:
     lipschitz: Tensor
     true: Distances | None
     coupled: float | None
+    confidence: float
+    lipschitz_kind: LipschitzKind
+
+    @property
+    def proved(self) -> bool:
+        """Whether both bounds are bounds, with :attr:`confidence`; not so where the Lipschitz constant is an estimate."""
+        return self.lipschitz_kind != "estimate"
 
 
 def certificate(
@@ -71,24 +88,27 @@ def certificate(
     lipschitz: Callable[[float], float] | None = None,
     prior_distance: float = 0.0,
     nodes: int = 129,
-    points: int = 256,
+    points: int = 1024,
     lipschitz_points: int = 8,
     coupled: int = 0,
     seed: int = 0,
+    confidence: float = 0.99,
 ) -> Certificate:
     """Both bounds for a learned field against the exact one on the same path.
 
     Args:
         exact: the true field.
         learned: any field on the same path.
-        lipschitz: L_s as a function of t, where it is known; else the top eigenvalue of the symmetric part of the learned
-            score's Jacobian at ``lipschitz_points`` draws of p_t is taken, an estimate from below.
+        lipschitz: L_s as a function of t, where it is known; else it is computed where the learned score is affine or the exact
+            one of a mixture with one covariance, and elsewhere the top eigenvalue of the symmetric part of its Jacobian at
+            ``lipschitz_points`` draws of p_t is taken, an estimate from below.
         prior_distance: W2(p_T, q_T) of the starts.
         nodes: of Simpson's rule in the log-SNR.
-        points: draws of p_t at each node.
+        points: draws of p_t at each node, where delta is known neither from moments nor by quadrature.
         lipschitz_points: see above.
         coupled: number of starts for the coupled distance; 0 leaves it out.
         seed: of all draws.
+        confidence: that delta's limits from draws hold at all nodes together, by the normal law of their means.
 
     Raises:
         ArgumentError: if the paths differ or a number is out of range. FieldError: if the learned field can't be
@@ -103,28 +123,37 @@ def certificate(
     if not 0 <= prior_distance < math.inf:
         raise ArgumentError(f"prior_distance must be a W2 distance >= 0, got {prior_distance!r}")
     start = max(path.t_min, 1e-12 * path.t_max)
+    if not 0.5 <= confidence < 1:
+        raise ArgumentError(f"confidence must lie in [0.5, 1), got {confidence!r}")
     # Even in the log-SNR, in which the drift and the spread are smooth on every path.
     clock = np.linspace(-path.log_snr(start), -path.log_snr(path.t_max), nodes)
     times = np.array([path.time_from_log_snr(-float(c)) for c in clock])
     before = learned.nfe, exact.nfe
     true = gaussian_distances(exact, learned, start)
     errors, constants = np.empty(nodes), np.empty(nodes)
+    drawn, kinds, closed = False, set[LipschitzKind](), mixture_lipschitz(learned)
     for k, t in enumerate(times.tolist()):
-        x = exact.marginal(points, t, generator=seed * 1_000_003 + k)
-        with torch.no_grad():
-            errors[k] = float((exact.score(x, t) - learned.score(x, t)).flatten(1).square().sum(1).mean().sqrt())
-        constants[k] = lipschitz(t) if lipschitz is not None else one_sided_lipschitz(learned, x[:lipschitz_points], t)
+        x = draws_at(exact, t, points, seed, k)
+        # At each node the limit is that much surer that all hold together.
+        found = score_error(exact, learned, t, x, 1 - (1 - confidence) / nodes)
+        errors[k], drawn = found.value, drawn or found.method == "draws"
+        given: tuple[float, LipschitzKind] | None = None if lipschitz is None else (lipschitz(t), "given")
+        constants[k], kind = given or _lipschitz(learned, closed, x[:lipschitz_points], t)
+        kinds.add(kind)
     learned.nfe, exact.nfe = before
     square = np.array([path.diffusion(t) ** 2 for t in times.tolist()])
     drift = np.array([path.drift(t) for t in times.tolist()])
     # dt over the clock's step: the log-SNR falls at the rate g^2/(2 sigma^2).
     rate = np.array([2 * path.sigma(t) ** 2 for t in times.tolist()]) / square
-    loss = 0.5 * float(simpson(square * errors**2 * rate, x=clock))
+    loss = 0.5 * _integral(square * errors**2 * rate, clock)
 
     def bound(factor: float) -> Bound:
-        growth = np.exp(cumulative_simpson((-drift + factor * square * constants) * rate, x=clock, initial=0))
-        first = float(simpson(factor * square * growth * errors * rate, x=clock))
-        weights = float(simpson(square * growth**2 * rate, x=clock))
+        exponent = (-drift + factor * square * constants) * rate
+        growth = np.exp(cumulative_simpson(exponent, x=clock, initial=0))
+        # What the rule's error in the exponent makes of the growth, at most.
+        growth *= math.exp(_integral(exponent, clock) - float(simpson(exponent, x=clock)))
+        first = _integral(factor * square * growth * errors * rate, clock)
+        weights = _integral(square * growth**2 * rate, clock)
         prior = float(growth[-1]) * prior_distance
         return Bound(first + prior, factor * math.sqrt(2 * weights * loss) + prior, prior)
 
@@ -134,8 +163,8 @@ def certificate(
         ends = reference(exact, x, path.t_max, start, 1e-8, use_cache=False).x
         grid = [path.t_max, *(path.time_from_rho(r) for r in _levels(path.rho(path.t_max), path.rho(start))), start]
         with torch.no_grad():
-            found = solvers.solve(learned, x, solver="rk4:chart=data", grid=grid).x
-        distance = float((found - ends).flatten(1).square().sum(1).mean().sqrt())
+            arrived = solvers.solve(learned, x, solver="rk4:chart=data", grid=grid).x
+        distance = float((arrived - ends).flatten(1).square().sum(1).mean().sqrt())
     return Certificate(
         loss,
         bound(0.5),
@@ -145,7 +174,54 @@ def certificate(
         torch.from_numpy(constants),
         true,
         distance,
+        confidence if drawn else 1.0,
+        next(kind for kind in _WEAKEST_FIRST if kind in kinds),
     )
+
+
+_WEAKEST_FIRST: tuple[LipschitzKind, ...] = ("estimate", "bound", "exact", "given")
+
+
+def _integral(values: np.ndarray[Any, Any], clock: np.ndarray[Any, Any]) -> float:
+    """Simpson's rule over evenly spaced nodes, and its error on top."""
+    fine = float(simpson(values, x=clock))
+    if len(clock) % 4 != 1:
+        return fine
+    return fine + _SIMPSON * abs(fine - float(simpson(values[::2], x=clock[::2])))
+
+
+def _lipschitz(learned: Field, closed: Callable[[float], float] | None, x: Tensor, t: float) -> tuple[float, LipschitzKind]:
+    """The one-sided Lipschitz constant of a score, and what it is."""
+    if closed is not None:
+        single = isinstance(learned, ExactField) and getattr(learned.target, "count", 0) == 1
+        return closed(t), "exact" if single else "bound"
+    slope = affine_slope(learned, x[0].numel(), t)
+    if slope is not None:
+        return float(torch.linalg.eigvalsh((slope + slope.T) / 2).max()), "exact"
+    return one_sided_lipschitz(learned, x, t), "estimate"
+
+
+def mixture_lipschitz(learned: Field) -> Callable[[float], float] | None:
+    """A bound on L_s as a function of t for the exact score of a mixture with one covariance C; None for other fields.
+
+    With V = alpha^2 C + sigma^2 the Jacobian is -V^-1 + Cov of V^-1 alpha mu_k, k by its probability at x, and the variance
+    along any direction is at most the square of the radius of a ball that holds all V^-1 alpha mu_k.
+    """
+    target = learned.target if isinstance(learned, ExactField) else None
+    if not isinstance(target, GaussianMixture) or not target.components.shared:
+        return None
+    shared, path = target.components.first(), learned.require_path("its score")
+    largest = float(torch.linalg.eigvalsh(shared.mean_covariance(torch.ones(1, dtype=torch.float64))).max())
+
+    def constant(t: float) -> float:
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        offsets = (target.means - target.mean).T
+        pulled = shared.filter(offsets[:, None], lambda c: (alpha / (alpha**2 * c + sigma**2))[..., None])[:, 0]
+        middle = (pulled.amax(1, keepdim=True) + pulled.amin(1, keepdim=True)) / 2
+        radius = min(float((pulled - centre).square().sum(0).max()) for centre in (torch.zeros_like(middle), middle))
+        return radius - 1 / (alpha**2 * largest + sigma**2)
+
+    return constant
 
 
 def one_sided_lipschitz(field: Field, x: Tensor, t: float) -> float:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffode import solvers
 from diffode.errors import ArgumentError
 from diffode.fields import PREDICTIONS, Field, Prediction
+from diffode.fields.model import Model
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
 from diffode.verify.check import Check
@@ -135,6 +138,11 @@ def diagnose(
         scale = 1.0 if data is None else float(data.double().var(0).mean().sqrt())
     t = path.time_from_rho(min(max(scale, path.rho(path.t_min)), path.rho(path.t_max)))
     x = math.hypot(path.sigma(t), path.alpha(t) * scale) * normal((3, *shape), generator=generator_from(seed))
+    owner = getattr(function, "__self__", function)
+    if isinstance(owner, torch.nn.Module):
+        # A network is called in its own dtype, as everywhere.
+        network = Model(function, "the network")
+        function = lambda x, t: network(x, x, t)  # noqa: E731
     checks, advice = contract(Field(function, kind, path, scale=scale, probe=False), x, t), []
     usable = function
     if not all(check.passed for check in checks[:2]):
@@ -247,6 +255,11 @@ def _fixes(asked: Reading, right: Reading) -> list[str]:
     return fixes
 
 
+def _stream(seed: int, word: str) -> int:
+    """The seed of a stream of its own for every seed and word."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(word.encode())]).generate_state(1, np.uint64)[0])
+
+
 def _single(function: Function) -> Function:
     return lambda x, t: function(x.float(), t).to(x.dtype)
 
@@ -296,7 +309,7 @@ class _Trial:
     def _measured(self, reading: Reading) -> float:
         field = self._field(reading)
         data = self._samples(field) if self._data is None else self._data
-        source, total = generator_from(self._seed + 1), 0.0
+        source, total = generator_from(_stream(self._seed, "noise")), 0.0
         if self._data is None:
             spread = float(data.var(0).mean().sqrt()) / self.unit
             total = len(self._times) * abs(math.log(spread)) if 0 < spread < math.inf else math.inf

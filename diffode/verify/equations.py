@@ -34,6 +34,8 @@ _EXACT, _DIFFERENCED = 1e-11, 1e-6
 #: Derivatives of a user's field by automatic differentiation share its rounding only.
 _JACOBIAN = 1e-10
 _MOST_COORDINATES = 64
+#: Times the rounding in a field's answers (1e-7 for a network in single precision) that its residuals may be, and at most.
+_ROUNDINGS, _MOST_ROUNDING = 100.0, 1e-2
 
 
 @dataclass(frozen=True)
@@ -190,22 +192,39 @@ def pointwise(field: Field, where: Points, density: Density | None = None) -> li
     """All of the above that apply, as checks."""
     width = where.points[0][0].numel()
     known = density is not None or hasattr(field, "log_prob")
-    found = []
+    found, coarse = [], precision(field, where)
     if known:
-        tolerance = _EXACT if isinstance(field, ExactField) else _DIFFERENCED
+        tolerance = _EXACT if isinstance(field, ExactField) else max(_DIFFERENCED, coarse)
+        gradient = 1e-9 if isinstance(field, ExactField) else tolerance
         found += [
             continuity(field, where, density).check("continuity equation", tolerance),
             fokker_planck(field, where, density).check("Fokker-Planck equation", tolerance),
-            score_is_gradient(field, where, density).check("score = grad log p", 1e-9 if tolerance == _EXACT else _DIFFERENCED),
+            score_is_gradient(field, where, density).check("score = grad log p", gradient),
         ]
     # Of a denoised point the noise is (x - alpha D)/sigma: rounding enters multiplied by |x|/sigma of the least level.
     least = min(field.require_path("its views").sigma(t) for t in where.times) / field.scale
-    found.append(views(field, where).check("Tweedie and conversions", max(1e-12, 1e-12 / least if least else 1e-12)))
+    found.append(views(field, where).check("Tweedie and conversions", max(1e-12, 1e-12 / least if least else 1e-12, coarse)))
     if width <= _MOST_COORDINATES:
         few = Points(where.times, tuple(x[: 4 if width <= 8 else 1] for x in where.points))
         asymmetry, traces = jacobian(field, few)
-        found += [asymmetry.check("score Jacobian symmetric", _JACOBIAN), traces.check("divergence = trace", _JACOBIAN)]
+        allowed = max(_JACOBIAN, coarse)
+        found += [asymmetry.check("score Jacobian symmetric", allowed), traces.check("divergence = trace", allowed)]
     return found
+
+
+def precision(field: Field, where: Points) -> float:
+    """What the rounding of a field of one's own allows its residuals to be: 1e-5 and more for a network in single precision.
+
+    A denoised point or a velocity becomes a score by (x - alpha D)/sigma, which multiplies its rounding by |x|/sigma.
+    """
+    if isinstance(field, ExactField):
+        return 0.0
+    path = field.require_path("its views")
+    worst = 0.0
+    for t, x in zip(where.times, where.points, strict=True):
+        many = 1.0 if field.prediction in ("noise", "score") else 1 + path.alpha(t) * field.scale / max(path.sigma(t), 1e-300)
+        worst = max(worst, many * field.rounding(x[:4], t))
+    return min(_ROUNDINGS * worst, _MOST_ROUNDING)
 
 
 def log_density(field: Field, density: Density | None) -> Density:

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffode.fields import ExactField, Field
 from diffode.verify.check import Check
 from diffode.verify.contract import contract
-from diffode.verify.equations import Density, Points, Residuals, continuity, jacobian, pointwise, typical_points
+from diffode.verify.equations import Density, Points, Residuals, continuity, jacobian, pointwise, precision, typical_points
 from diffode.verify.evolution import evolution_checks, mass_check
 from diffode.verify.likelihood import likelihood_checks
 from diffode.verify.weak import ETAS, sampled_check, weak
@@ -117,7 +117,7 @@ def _against(field: Field, truth: ExactField, where: Points) -> Check:
             error = (field.score(x, t).flatten(1) - exact).square().sum(1).mean().sqrt() / exact.square().sum(1).mean().sqrt()
             if not float(error) <= worst:
                 worst, at = float(error), f"root mean square, at t={t:.4g}"
-    tolerance = 1e-10 if where.points[0].dtype == torch.float64 else 2e-4
+    tolerance = max(1e-10 if where.points[0].dtype == torch.float64 else 2e-4, precision(field, where))
     return Check("score against the exact one", worst, tolerance, at)
 
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import DOP853, solve_ivp
 from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import ExactField, Field
 from diffode.randomness import Randomness, generator_from
-from diffode.references import reference
+from diffode.references import check_leaves_zero, least_rho, reference
 from diffode.verify.check import Check
 
 _ROUND_TRIP, _ALL_SIGNS = 1e-10, 1e-11
@@ -31,6 +31,8 @@ _RTOL = 1e-10
 _MOST_SIGNS = 10
 #: So many standard deviations from 0 a state's relative error still is none of the density.
 _FAR = 100.0
+#: How far before the time at which alpha is 0 a divergence is asked for, as a share of that time.
+_BESIDE = 1e-10
 
 
 def log_likelihood(
@@ -42,20 +44,28 @@ def log_likelihood(
     probes: int = 1,
     generator: Randomness | None = None,
     base: Callable[[Tensor], Tensor] | None = None,
+    base_time: float | None = None,
     tolerance: float = 1e-8,
+    differentiable: bool = False,
 ) -> Tensor:
     """log p_t(x) of the law that the flow carries to time t, (B,) float64.
 
     Args:
-        field: any field with a path.
+        field: any field; one without a path needs ``t``, ``base`` and ``base_time``.
         x: points at time ``t``, (B, *shape).
-        t: their time; ``path.t_min`` unless given.
+        t: their time; ``path.t_min`` unless given. Where sigma is 0 it is the limit, for data that have a density.
         divergence: ``"exact"`` (one backward pass a coordinate, or a closed form) or ``"hutchinson"``.
         probes: number of probes of Hutchinson's estimator for each row.
         generator: generator or seed of the probes.
-        base: log-density at ``path.t_max``, (B, *shape) to (B,): by default that of the exact law where it is known, else of
+        base: log-density at ``base_time``, (B, *shape) to (B,): by default that of the exact law where it is known, else of
             N(0, sigma^2).
+        base_time: time of ``base``; ``path.t_max`` unless given.
         tolerance: relative tolerance of DOP853.
+        differentiable: keep the graph, for gradients by the field's parameters; so it is too where x requires a gradient. The
+            steps are those of a first run without it.
+
+    Raises:
+        ArgumentError: for a wrong argument. FieldError: if the field can't be differentiated, or has no path and no base.
 
     >>> import diffode
     >>> field = diffode.exact_field("gauss1d", "vp")
@@ -63,8 +73,7 @@ def log_likelihood(
     >>> bool(((log_likelihood(field, x) - field.log_prob(x, field.path.t_min)).abs() < 1e-6).all())
     True
     """
-    path = field.require_path("a likelihood")
-    begin = path.t_min if t is None else float(t)
+    begin, end = _times(field, x, t, base, base_time)
     signs = None
     if divergence == "hutchinson":
         if generator is None:
@@ -75,45 +84,191 @@ def log_likelihood(
         signs = 2.0 * torch.randint(0, 2, (probes, *x.shape), generator=source).to(torch.float64) - 1
     elif divergence != "exact":
         raise ArgumentError(f"divergence must be 'exact' or 'hutchinson', got {divergence!r}")
-    ends, integral = flow_with_divergence(field, x, begin, path.t_max, tolerance, signs)
+    graph = differentiable or (x.requires_grad and torch.is_grad_enabled())
+    ends, integral = flow_with_divergence(field, x, begin, end, tolerance, signs, differentiable=graph)
     if base is not None:
         known = base(ends)
     elif isinstance(field, ExactField):
-        known = field.log_prob(ends, path.t_max)
+        known = field.log_prob(ends, end)
     else:
-        sigma = path.sigma(path.t_max)
-        known = -(ends.flatten(1) / sigma).square().sum(1) / 2 - ends[0].numel() * math.log(sigma * math.sqrt(2 * math.pi))
+        sigma = field.require_path("a likelihood without base=").sigma(end)
+        known = -(ends.flatten(1) / sigma).square().sum(1) / 2 - x[0].numel() * math.log(sigma * math.sqrt(2 * math.pi))
     return known + integral
 
 
+def _times(
+    field: Field, x: Tensor, t: float | None, base: Callable[[Tensor], Tensor] | None, base_time: float | None
+) -> tuple[float, float]:
+    """The time of the points and that of the base."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
+        raise ArgumentError("x must be a float32 or float64 tensor (B, *shape) with at least one row")
+    if not bool(torch.isfinite(x.detach()).all()):
+        raise ArgumentError("x must be finite")
+    path = field.path
+    if path is None and (t is None or base is None or base_time is None):
+        raise FieldError(
+            "a likelihood of a field without a path needs t=, base= and base_time= (the time of base); or give the "
+            "field a path: Field.from_velocity(fn, path=...)"
+        )
+    begin, end = (
+        float(given if given is not None else default)
+        for given, default in ((t, 0.0 if path is None else path.t_min), (base_time, 1.0 if path is None else path.t_max))
+    )
+    for name, value in (("t", begin), ("base_time", end)):
+        if not math.isfinite(value) or (path is not None and not 0 <= value <= path.t_max * (1 + 1e-12)):
+            most = "" if path is None else f" from 0 to path.t_max={path.t_max:g}"
+            raise ArgumentError(f"{name} must be a finite time{most}, got {value!r}")
+    if path is not None and path.sigma(end) == 0:
+        raise ArgumentError(f"base_time must be a time with noise, got {end!r}, where sigma is 0")
+    return begin, end
+
+
 def flow_with_divergence(
-    field: Field, x: Tensor, start: float, stop: float, tolerance: float, signs: Tensor | None = None
+    field: Field,
+    x: Tensor,
+    start: float,
+    stop: float,
+    tolerance: float,
+    signs: Tensor | None = None,
+    *,
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Where the flow takes x (B, *shape) from ``start`` to ``stop``, and the integral of div v on the way, (B,)."""
-    path = field.require_path("a flow in its log-SNR")
-    size, before = x.numel(), field.nfe
+    before = field.nfe
     if not isinstance(field, ExactField):
         # A view derived from a callable has a gradient even where the callable has none.
-        field.check_gradient(x[:1].to(torch.float64), start)
+        path = field.path
+        asked = path.time_from_rho(least_rho(field)) if path is not None and path.sigma(start) == 0 else start
+        field.check_gradient(x[:1].detach().to(torch.float64), asked)
+    points = (x if differentiable else x.detach()).to(torch.float64)
+    flow = _Flow(field, signs, differentiable)
+    points, integral, first = flow.leave_zero(points, start)
+    if first != stop:
+        clock = flow.clock(first, stop)
+        times = _steps(flow, points.detach(), clock, tolerance, (start, stop))
+        if differentiable:
+            points, change = _retraced(flow, points, times[0], clock.time)
+        else:
+            points, change = times[1]
+        integral = integral + change
+    field.nfe = before
+    return points, integral
 
-    def slope(log_snr: float, state: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        t = path.time_from_log_snr(float(log_snr))
-        # dt/d log_snr: the log-SNR falls at the rate g^2/(2 sigma^2).
-        rate = -2 * path.sigma(t) ** 2 / path.diffusion(t) ** 2
-        points = torch.from_numpy(state[:size]).reshape(x.shape)
-        velocity = field.velocity(points, t).detach().reshape(-1)
-        spread = field.divergence(points, t) if signs is None else hutchinson(field, points, t, signs)
-        moved: np.ndarray[Any, Any] = (rate * torch.cat([velocity, spread])).numpy()
+
+class _Clock(NamedTuple):
+    """The variable of an integration, from ``begin`` to ``end``, and what it says: the time, and dt over its step."""
+
+    begin: float
+    end: float
+    time: Callable[[float], tuple[float, float]]
+
+
+class _Flow:
+    """Velocity and divergence of a field, with a graph or without."""
+
+    def __init__(self, field: Field, signs: Tensor | None, graph: bool):
+        self.field, self.signs, self.graph = field, signs, graph
+
+    def at(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """v (B, *shape) and div v (B,) at x."""
+        if not self.graph:
+            velocity = self.field.velocity(x, t).detach()
+            spread = self.field.divergence(x, t) if self.signs is None else hutchinson(self.field, x, t, self.signs)
+            return velocity, spread.detach()
+        if isinstance(self.field, ExactField) and self.signs is None:
+            return self.field.velocity(x, t), self.field.divergence(x, t)
+        with torch.enable_grad():
+            point = x if x.requires_grad else x.clone().requires_grad_(True)
+            velocity = self.field.velocity(point, t)
+            probes = self.signs if self.signs is not None else _axes(x)
+            pulled = (torch.autograd.grad((velocity * e).sum(), point, create_graph=True)[0] * e for e in probes)
+            total = torch.stack([p.flatten(1).sum(1) for p in pulled]).sum(0)
+        return velocity, total if self.signs is None else total / len(self.signs)
+
+    def clock(self, start: float, stop: float) -> _Clock:
+        """The log-SNR where it is finite at both ends; else time."""
+        path = self.field.path
+        if path is None or path.alpha(stop) == 0 or path.alpha(start) == 0:
+            if path is not None and isinstance(self.field, ExactField):
+                # Its divergence is a difference that is not defined where alpha is 0, but has a limit.
+                start, stop = (t if path.alpha(t) > 0 else t * (1 - _BESIDE) for t in (start, stop))
+            return _Clock(start, stop, lambda u: (u, 1.0))
+        on = path
+
+        def time(log_snr: float) -> tuple[float, float]:
+            t = on.time_from_log_snr(log_snr)
+            # dt/d log_snr: the log-SNR falls at the rate g^2/(2 sigma^2).
+            return t, -2 * on.sigma(t) ** 2 / on.diffusion(t) ** 2
+
+        return _Clock(path.log_snr(start), path.log_snr(stop), time)
+
+    def leave_zero(self, x: Tensor, start: float) -> tuple[Tensor, Tensor, float]:
+        """Where a flow from sigma = 0 is at a noise level next to nothing, the integral of div v up to there, and its time.
+
+        On the way eps is proportional to rho: x/alpha moves by rho eps/2, and the integral is half of rho div eps.
+        """
+        path, none = self.field.path, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        if path is None or path.sigma(start) > 0:
+            return x, none, start
+        check_leaves_zero(self.field, path, start)
+        rho = least_rho(self.field)
+        first = path.time_from_rho(rho)
+        alpha, dim = path.alpha(first), x[0].numel()
+        point = alpha / path.alpha(start) * x
+        spread = self.at(point, first)[1]
+        noise = self.field.noise(point, first)
+        noise = noise if self.graph else noise.detach()
+        # rho div eps/2 in coordinates x/alpha, eps from v = f x + g^2/(2 sigma) eps.
+        integral = path.sigma(first) ** 2 * (spread - dim * path.drift(first)) / path.diffusion(first) ** 2
+        return alpha * (point / alpha + rho / 2 * noise), integral + dim * math.log(alpha / path.alpha(start)), first
+
+
+def _axes(x: Tensor) -> Iterator[Tensor]:
+    """Every coordinate's unit vector, in the shape of a row."""
+    for i in range(x[0].numel()):
+        unit = torch.zeros(x[0].numel(), dtype=x.dtype, device=x.device)
+        unit[i] = 1.0
+        yield unit.reshape(x.shape[1:])
+
+
+def _steps(
+    flow: _Flow, x: Tensor, clock: _Clock, tolerance: float, ends: tuple[float, float]
+) -> tuple[list[float], tuple[Tensor, Tensor]]:
+    """The steps of DOP853, and where it comes to: points and integral."""
+    size, plain = x.numel(), _Flow(flow.field, flow.signs, False)
+
+    def slope(u: float, state: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        t, rate = clock.time(float(u))
+        velocity, spread = plain.at(torch.from_numpy(state[:size]).reshape(x.shape).to(x.device), t)
+        moved: np.ndarray[Any, Any] = (rate * torch.cat([velocity.reshape(-1), spread])).cpu().numpy()
         return moved
 
-    begin = torch.cat([x.to(torch.float64).reshape(-1), torch.zeros(len(x), dtype=torch.float64)]).numpy()
-    span = path.log_snr(start), path.log_snr(stop)
-    found = solve_ivp(slope, span, begin, method="DOP853", rtol=tolerance, atol=tolerance * 1e-2)
-    field.nfe = before
+    begin = torch.cat([x.reshape(-1), torch.zeros(len(x), dtype=torch.float64, device=x.device)]).cpu().numpy()
+    found = solve_ivp(slope, (clock.begin, clock.end), begin, method="DOP853", rtol=tolerance, atol=tolerance * 1e-2)
     if not found.success or not np.isfinite(found.y[:, -1]).all():
-        raise NumericalError(f"the flow from t={start:g} to t={stop:g} could not be integrated: {found.message}")
-    end = torch.from_numpy(found.y[:, -1].copy())
-    return end[:size].reshape(x.shape), end[size:]
+        raise NumericalError(f"the flow from t={ends[0]:g} to t={ends[1]:g} could not be integrated: {found.message}")
+    end = torch.from_numpy(found.y[:, -1].copy()).to(x.device)
+    return found.t.tolist(), (end[:size].reshape(x.shape), end[size:])
+
+
+def _retraced(
+    flow: _Flow, x: Tensor, steps: Sequence[float], time: Callable[[float], tuple[float, float]]
+) -> tuple[Tensor, Tensor]:
+    """DOP853's own steps once more, as sums of tensors that can be differentiated."""
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for begin, end in itertools.pairwise(steps):
+        h = end - begin
+        moves: list[Tensor] = []
+        spreads: list[Tensor] = []
+        for node, row in zip(DOP853.C, DOP853.A, strict=True):
+            t, rate = time(begin + node * h)
+            stage = x + h * sum(float(a) * move for a, move in zip(row, moves, strict=False) if a)
+            velocity, spread = flow.at(stage, t)
+            moves.append(rate * velocity)
+            spreads.append(rate * spread)
+        x = x + h * sum(float(b) * move for b, move in zip(DOP853.B, moves, strict=True) if b)
+        total = total + h * sum(float(b) * spread for b, spread in zip(DOP853.B, spreads, strict=True) if b)
+    return x, total
 
 
 def hutchinson(field: Field, x: Tensor, t: float, signs: Tensor) -> Tensor:

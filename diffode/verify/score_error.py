@@ -1,0 +1,132 @@
+r"""The root mean square error of a learned score, :math:`\delta(t) = (E_{p_t}|s - s_\theta|^2)^{1/2}`, from above.
+
+Where the error is affine in x its moments are those of the law; of a mixture in at most three dimensions they come from
+Gauss-Hermite quadrature, twice, so that the rule's own error is known; else from draws, with an upper confidence limit.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from diffode.fields import ExactField, Field
+from diffode.randomness import generator_from, normal
+from diffode.targets import GaussianMixture
+from diffode.verify.weak import gauss_hermite
+
+Method = Literal["affine", "quadrature", "draws"]
+
+#: Most coordinates in which a map is tried for being affine, radii of the probes in deviations, and how far it may bend: a
+#: share of its largest value, as rounding to single precision does, and a share of the scores whose difference it is.
+_MOST_COORDINATES, _RADII, _BEND, _ROUNDING = 16, (0.3, 1.0, 2.0, 3.5, 5.0), 2e-6, 1e-12
+#: Quadrature: nodes of the finer rule in one, two and three dimensions, of the coarser one, and most points of the finer.
+_NODES, _FEWER, _MOST_POINTS = (64, 24, 12), (48, 18, 9), 40_000
+#: Quadrature that is not known to so large a share gives way to draws.
+_KNOWN = 0.05
+
+
+class ScoreError(NamedTuple):
+    """delta at one time, from above; ``method`` says how: only of ``draws`` is it a confidence limit."""
+
+    value: float
+    method: Method
+
+
+def score_error(exact: ExactField, learned: Field, t: float, draws: Tensor, confidence: float) -> ScoreError:
+    """delta(t); ``draws`` (n, dim) of p_t are used where nothing exact is known, with a one-sided limit of this confidence."""
+    ways: tuple[tuple[Method, Callable[[ExactField, Field, float], float | None]], ...] = (
+        ("affine", _affine_error), ("quadrature", _quadrature),
+    )  # fmt: skip
+    for method, known in ways:
+        found = known(exact, learned, t)
+        if found is not None:
+            return ScoreError(found, method)
+    squares = _error(exact, learned, draws, t).square().sum(1)
+    spread = float(squares.std()) / math.sqrt(len(squares))
+    return ScoreError(math.sqrt(float(squares.mean()) + float(norm.ppf(confidence)) * spread), "draws")
+
+
+def draws_at(exact: ExactField, t: float, count: int, seed: int, node: int) -> Tensor:
+    """Draws of p_t (count, dim) from a stream of its own for every seed and node."""
+    entropy = np.random.SeedSequence([seed, zlib.crc32(b"certificate"), node]).generate_state(1, np.uint64)
+    return exact.marginal(count, t, generator=int(entropy[0]))
+
+
+def affine_slope(function: Field, dim: int, t: float) -> Tensor | None:
+    """The matrix A (dim, dim) of a score A x + b at t, or None if it bends or has too many coordinates."""
+    if dim > _MOST_COORDINATES:
+        return None
+    path = function.require_path("its score")
+    points, size = _probes(torch.zeros(dim, dtype=torch.float64), path.sigma(t) + path.alpha(t) * function.scale)
+    with torch.no_grad():
+        values = function.score(points, t).flatten(1).double()
+    found = _affine(values, points, size, 0.0)
+    return None if found is None else found[0]
+
+
+def _error(exact: ExactField, learned: Field, x: Tensor, t: float) -> Tensor:
+    with torch.no_grad():
+        return (exact.score(x, t) - learned.score(x, t)).flatten(1).double()
+
+
+def _affine_error(exact: ExactField, learned: Field, t: float) -> float | None:
+    """delta of an error A x + b: |A m + b|^2 + tr(A C A^T) with mean m and covariance C of p_t."""
+    target, path, dim = exact.target, exact.path, exact.target.dim
+    if dim > _MOST_COORDINATES or not isinstance(target, GaussianMixture):
+        return None
+    mean = path.alpha(t) * target.mean
+    points, size = _probes(mean, math.hypot(path.sigma(t), path.alpha(t) * exact.scale))
+    with torch.no_grad():
+        rounding = _ROUNDING * float(exact.score(points, t).abs().max())
+    values = _error(exact, learned, points, t)
+    found = _affine(values, points, size, rounding)
+    if found is None:
+        return None
+    slope, bend = found
+    covariance = path.alpha(t) ** 2 * target.covariance + path.sigma(t) ** 2 * torch.eye(dim, dtype=torch.float64)
+    square = values[0].square().sum() + (slope @ covariance @ slope.T).trace()
+    return math.sqrt(float(square)) + bend * math.sqrt(dim)
+
+
+def _probes(centre: Tensor, size: float) -> tuple[Tensor, float]:
+    """The centre, one step along every axis, and points up to five deviations out, (1 + dim + n, dim)."""
+    dim = len(centre)
+    probes = normal((4 * len(_RADII), dim), generator=generator_from(0))
+    radii = torch.tensor(_RADII, dtype=torch.float64).repeat(4)[:, None]
+    probes = probes / probes.norm(dim=1, keepdim=True) * radii * math.sqrt(dim)
+    unit = torch.eye(dim, dtype=torch.float64)
+    return centre + size * torch.cat([torch.zeros(1, dim, dtype=torch.float64), unit, probes]), size
+
+
+def _affine(values: Tensor, points: Tensor, size: float, rounding: float) -> tuple[Tensor, float] | None:
+    """A and the largest deviation from A x + b at the probes, or None if that is more than rounding."""
+    dim = points.shape[1]
+    if values.shape != points.shape or not bool(torch.isfinite(values).all()):
+        return None
+    slope = ((values[1 : dim + 1] - values[:1]) / size).T
+    bend = float((values[dim + 1 :] - values[0] - (points[dim + 1 :] - points[0]) @ slope.T).abs().max())
+    return (slope, bend) if bend <= _BEND * float(values.abs().max()) + rounding else None
+
+
+def _quadrature(exact: ExactField, learned: Field, t: float) -> float | None:
+    target = exact.target
+    if not isinstance(target, GaussianMixture) or target.dim > len(_NODES):
+        return None
+    fine, coarse = _NODES[target.dim - 1], _FEWER[target.dim - 1]
+    if target.count * fine**target.dim > _MOST_POINTS:
+        return None
+    values = []
+    for nodes in (fine, coarse):
+        grid = gauss_hermite(exact, t, nodes)
+        values.append(float((grid.weights * _error(exact, learned, grid.points, t).square().sum(1)).sum()))
+    change = abs(values[0] - values[1])
+    if not change <= _KNOWN * values[0]:
+        return 0.0 if values[0] == values[1] == 0 else None
+    return math.sqrt(values[0] + change)

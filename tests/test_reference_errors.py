@@ -1,0 +1,85 @@
+"""The error estimate of an integrated reference lies above its error; flows that leave sigma = 0; units of the data."""
+
+import math
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, paths
+from diffode.errors import ArgumentError
+from diffode.references import _integrated_flow, flow_states
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("name", ["bimodal1d", "stiff-pair", "line16"])
+def test_the_estimate_of_an_integration_bounds_its_distance_to_the_quantile_map(name, path, tolerance):
+    field = diffode.exact_field(name, path)
+    x = field.prior(12, generator=3)
+    exact = diffode.reference(field, x, field.path.t_max, field.path.t_min)
+    assert exact.method == "quantile"
+    ends, errors = _integrated_flow(field, x, field.path.t_max, field.path.t_min, tolerance, False, x.shape[1:])
+    assert bool(((ends - exact.x).norm(dim=1) <= errors + exact.errors).all())
+
+
+@pytest.mark.parametrize(("name", "path"), [("ring8", "vp"), ("grid25", "rectified_flow"), ("grid25", "vp"), ("gmm40", "edm")])
+def test_the_estimate_bounds_the_error_of_rows_whose_two_runs_err_alike(name, path):
+    """These hundred rows and single ones are among those whose two runs are up to 71 times nearer than the error."""
+    field = diffode.exact_field(name, path)
+    x = field.prior(100, generator=7)
+    ends = field.path.t_max, field.path.t_min
+    true = diffode.reference(field, x, *ends, 1e-13, use_cache=False).x
+    for rows in (slice(None), *(slice(i, i + 1) for i in range(2))):
+        found = diffode.reference(field, x[rows], *ends, 1e-6, use_cache=False)
+        error = (found.x - true[rows]).norm(dim=1)
+        assert bool((error <= found.errors).all())
+        # Two digits are given away, no more: the estimate of a typical row is not that of a bad one.
+        assert len(error) == 1 or float((found.errors / error).median()) < 500
+
+
+@pytest.mark.parametrize("path", paths.names())
+def test_flows_leave_zero_noise_as_they_come_to_it(path):
+    """Up from sigma = 0 and back; and the end is that of a start a little above 0."""
+    field = diffode.exact_field("ring8", path)
+    on = field.path
+    zero = on.time_from_rho(0.0)
+    assert on.sigma(zero) == 0
+    x = on.alpha(zero) * field.target.sample(3, generator=0)
+    up = diffode.reference(field, x, zero, on.t_min, 1e-10, use_cache=False)
+    assert float((diffode.reference(field, up.x, on.t_min, zero, 1e-10, use_cache=False).x - x).abs().max()) < 1e-9
+    # The flow of the component next by is all there is at this level: the other modes are seven deviations off.
+    nearest = field.target.means[torch.cdist(x, field.target.means).argmin(1)]
+    variance = field.target.components.smallest_variance
+    wide = math.sqrt(on.alpha(on.t_min) ** 2 * variance + on.sigma(on.t_min) ** 2) / math.sqrt(variance)
+    expected = on.alpha(on.t_min) * nearest + wide * (x - nearest)
+    assert float((up.x - expected).abs().max()) < 1e-6
+
+
+def test_a_flow_that_can_not_leave_zero_noise_says_when_it_can():
+    field = diffode.exact_field("digits-empirical", "edm")
+    with pytest.raises(ArgumentError, match=r"point masses have no flow to noise: start later.*t_min=0.002"):
+        diffode.reference(field, field.target.sample(2, generator=0), 0.0, 1.0)
+    ring = diffode.exact_field("ring8", "edm")
+    with pytest.raises(ArgumentError, match=r"finite log-SNR, got 0\.0"):
+        flow_states(ring, torch.ones(2, 2, dtype=torch.float64), [0.0, 0.1, 1.0])
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e5])
+def test_references_have_the_units_of_the_data(unit):
+    """Data and noise levels times a unit give ends times the unit, and so their errors."""
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.2], [0.3, 1.0]], dtype=torch.float64)
+    widths = torch.tensor([[0.1, 0.1], [0.9, 0.4], [0.2, 0.3]], dtype=torch.float64)
+    weights = [0.3, 0.3, 0.4]
+    found = []
+    for scale in (1.0, unit):
+        target = diffode.GaussianMixture(weights, scale * means, scale**2 * widths)
+        field = diffode.exact_field(target, paths.get("edm", sigma_min=0.002 * scale, sigma_max=80 * scale))
+        own = Field.from_noise(field.noise, field.path, scale=scale * 1.0)
+        x = scale * diffode.exact_field(diffode.GaussianMixture(weights, means, widths), "edm").prior(5, generator=0)
+        for each in (field, own):
+            end = diffode.reference(each, x, 80 * scale, 0.002 * scale, 1e-9, use_cache=False)
+            found.append((end.x / scale, end.errors / scale))
+    for (x, errors), (y, others) in ((found[0], found[2]), (found[1], found[3])):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-8)
+        torch.testing.assert_close(errors, others, rtol=10, atol=1e-10)
