@@ -9,7 +9,7 @@ import torch
 from commandline import diffode as command
 
 from diffode.errors import ArgumentError
-from diffode.verify import scheduler_loops
+from diffode.verify import scheduler_levels, scheduler_loops
 from diffode.verify.sampler import find_sampler
 from diffode.verify.verdict import check_sampler
 
@@ -61,7 +61,7 @@ def network(scheduler, t, sigma_of_t):
         return edm
     if "MiniMax" in type(scheduler).__name__:
         s, sign = 1 - t, -1
-    elif scheduler_loops.is_flow(scheduler):
+    elif scheduler_levels.is_flow(scheduler):
         s, sign = t / config.num_train_timesteps, 1
     elif "IPNDM" in type(scheduler).__name__:
         alpha, sigma = math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)
@@ -121,7 +121,7 @@ def first_level(scheduler, name):
     t = float(scheduler.timesteps[0])
     if hasattr(scheduler, "precondition_outputs"):
         return 1.0, float(scheduler.config.sigma_max)
-    if "IPNDM" in name or "MiniMax" in name or scheduler_loops.is_flow(scheduler):
+    if "IPNDM" in name or "MiniMax" in name or scheduler_levels.is_flow(scheduler):
         return 0.0, 1.0
     kept = float(scheduler.alphas_cumprod[int(t)])
     identity = float(scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0])) == 1.0

@@ -63,6 +63,10 @@ class ODEBaseline(Baseline):
     fixed: ClassVar[tuple[str, ...]] = ()
     asks_row_times = True
 
+    @property
+    def takes_steps(self) -> bool:  # noqa: D102
+        return self.method in self.fixed
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variable", self.variable, ("auto", "time", "log_snr"))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, cast
 
 from diffode.errors import ArgumentError
+from diffode.extensions import load_attribute
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.amed import AMED
@@ -16,10 +20,14 @@ from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
 from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
 from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
+from diffode.solvers.function import FunctionSolver, is_sampler
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
 from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
-from diffode.specs import Registry
+from diffode.specs import Registry, option_names
+
+#: ``file.py:name`` or ``package.module:name``: a dot before the colon tells it from a library's method, ``torchdiffeq:rk4``.
+_PLACE = re.compile(r"[^:=,]*\.[^:=,]*:[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 registry: Registry[Solver] = Registry("solver")
 for _solver in (
@@ -69,11 +77,23 @@ for _library in (TorchDiffEq, TorchSDE, SciPyIVP):
         _summary = f"{_method} of {_library.name}, as a baseline."
         registry.register(f"{_library.name}:{_method}", _library, method=_method, summary=_summary)
 
-register = registry.register
+
+def register(name: str, make: Callable[..., Any], *, summary: str = "", **preset: Any) -> None:
+    """Add a solver under a name: a class or a maker of solvers, with options that are fixed, or a function that samples.
+
+    A function of ``(field, x, times)``, and ``generator`` if it draws noise, becomes a :class:`FunctionSolver`.
+    """
+    if is_sampler(make) and {"field", "x", "times"} <= set(option_names(make) or ()):
+        text = summary or (inspect.getdoc(make) or "").partition("\n")[0]
+        registry.register(name, FunctionSolver, summary=text, function=make, spec_text=name, **preset)
+    else:
+        registry.register(name, make, summary=summary, **preset)
 
 
-def get(spec: str | Solver, **options: Any) -> Solver:
-    """The solver a spec describes; keyword options override those in the spec.
+def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
+    """The solver a spec describes, or the one that a function (field, x, times) is; options override those in the spec.
+
+    ``module:function`` and ``file.py:function`` name a function or a solver of yours.
 
     >>> get("dpm:order=3", step_orders=[3, 3, 2]).step_orders
     (3, 3, 2)
@@ -82,7 +102,14 @@ def get(spec: str | Solver, **options: Any) -> Solver:
         if options:
             raise ArgumentError(f"options {', '.join(options)} go with a spec; this solver has its own already")
         return spec
-    return registry.make(spec, **options)
+    if is_sampler(spec):
+        return FunctionSolver(function=cast("Callable[..., Any]", spec), **options)
+    if isinstance(spec, str) and _PLACE.match(spec) and spec not in registry.names():
+        found = load_attribute(spec)
+        if inspect.isclass(found) and issubclass(found, Solver):
+            return found(**options)
+        return get(found, **options) if isinstance(found, Solver) else FunctionSolver(function=found, spec_text=spec, **options)
+    return registry.make(cast(str, spec), **options)
 
 
 def names() -> list[str]:

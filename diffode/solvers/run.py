@@ -68,7 +68,7 @@ def solve(
     field: Field,
     x: Tensor,
     *,
-    solver: str | Solver,
+    solver: str | Solver | Callable[..., Tensor],
     grid: grids.Times | None = None,
     steps: int | None = None,
     nfe: int | None = None,
@@ -83,7 +83,7 @@ def solve(
     Args:
         field: the field to follow.
         x: start at the grid's first time, (B, *shape), float32 or float64; the states keep its dtype and device.
-        solver: a solver or its spec, such as ``"dpmpp:order=2"``.
+        solver: a solver or its spec, such as ``"dpmpp:order=2"``; or a function (field, x, times) -> end points.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
         nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made.
@@ -176,7 +176,17 @@ def _run_direct(
     """Let a solver without a tableau follow the field; without a grid, from one end of the path to the other."""
     _check_start(x)
     _check_options(keep, progress, on_failure)
-    if nfe is not None:
+    if solver.takes_steps and grid is None and (nfe is not None or steps is not None):
+        grid = "karras"
+    if nfe is not None and solver.takes_steps:
+        evaluations(field, nfe)
+        if steps is not None:
+            raise ArgumentError("give steps or nfe, not both")
+        if not isinstance(grid, str):
+            raise ArgumentError("nfe chooses the number of steps, so grid must be a spec such as 'karras', not times")
+        field.require_path("a named grid")
+        steps = solver.steps_within(field, x, grid, nfe, None if generator is None else generator_from(generator))
+    elif nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
         # Such a solver lays its own times between the path's ends.
         grid = None if isinstance(grid, str) else grid

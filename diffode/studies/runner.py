@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from joblib import Parallel, delayed
 
-from diffode import metrics, solvers
+from diffode import grids, metrics, solvers
 from diffode.errors import ArgumentError, NumericalError, StoreError
 from diffode.extensions import import_extension
 from diffode.metrics import Measurement, Outcome
@@ -142,6 +142,10 @@ def _computed(key: str, cell: Cell) -> Result:
     path, recipe = path_of(cell.target, cell.path), solvers.get(cell.solver)
     table = None
     first, last = path.t_max, path.t_min
+    grid = None
+    if isinstance(recipe, DirectSolver) and recipe.takes_steps:
+        grid = cell.grid
+        first, last = grids.get(grid, path, 1).tolist()
     if not isinstance(recipe, DirectSolver):
         budget = evaluations(field, cell.nfe)
         table = _tableau(cell.solver, recipe.content(), cell.target, cell.path, cell.grid, budget)
@@ -150,7 +154,7 @@ def _computed(key: str, cell: Cell) -> Result:
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
     began = time.perf_counter()
     if table is None:
-        solution = solvers.solve(field, start, solver=recipe, nfe=cell.nfe, keep=keep, generator=cell.seed)
+        solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=cell.nfe, keep=keep, generator=cell.seed)
     else:
         solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
     seconds = time.perf_counter() - began

@@ -19,7 +19,8 @@ from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
 from diffode.specs import parse_spec
 from diffode.verify import foreign
-from diffode.verify.scheduler_loops import PURE_NOISE, CannotJudgeError, Scheduler
+from diffode.verify.scheduler_levels import PURE_NOISE, CannotJudgeError
+from diffode.verify.scheduler_loops import Scheduler
 
 #: Runs a sampler: the field, the start x (B, *shape), decreasing times, a generator for its noise.
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
@@ -150,10 +151,17 @@ def _never_run(field: Field, x: Tensor, times: Sequence[float], generator: torch
 
 def _own(solver: Solver) -> Sampler:
     if isinstance(solver, DirectSolver):
-        raise ArgumentError(
-            f"{solver.spec!r} chooses its own steps or writes no table: measure it with `diffode bench`, or give "
-            "torchdiffeq:METHOD of a fixed-step method"
-        )
+        if not solver.takes_steps:
+            raise ArgumentError(
+                f"{solver.spec!r} chooses its own steps: an order over steps is not measured; hold its error against its "
+                "tolerance with diffode.solve and diffode.references.reference"
+            )
+        direct: DirectSolver = solver
+
+        def follow(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+            return direct.follow(field, x, times, generator).states[-1]
+
+        return Sampler(solver.spec, follow, solver.order if solver.order >= 1 else None)
     if solver.order < 1:
         raise ArgumentError(
             f"{solver.spec!r} is trained for one number of evaluations: it claims no order; measure it with bench"

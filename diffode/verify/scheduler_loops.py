@@ -1,13 +1,4 @@
-r"""Schedulers of diffusers, each called as its own pipelines call it: its own levels, its own loop, its own kind of answer.
-
-A loop lays a class's own levels for n steps, answers each call of the network from a field whose flow is known, and hands
-back the end. The field is one in x/alpha over rho = sigma/alpha, where the flow is the same on every path. What the sample
-is and where the levels stand is read off the class:
-
-* ``vp``: :math:`x = \alpha x_0 + \sigma\epsilon` with :math:`\alpha^2 + \sigma^2 = 1`, from ``alphas_cumprod`` or ``sigmas``;
-* ``ve``: :math:`x = x_0 + \sigma\epsilon`, from ``sigmas``; ``scale_model_input`` tells such a class from the first kind;
-* ``flow``: :math:`x = (1 - \sigma)x_0 + \sigma\epsilon`, from ``sigmas``.
-"""
+"""Schedulers of diffusers, each called as its own pipelines call it: its own levels, its own loop."""
 
 from __future__ import annotations
 
@@ -28,39 +19,10 @@ from torch import Tensor
 from diffode.errors import ArgumentError, suggestion
 from diffode.extensions import library
 from diffode.fields import Field
+from diffode.verify.scheduler_levels import CannotJudgeError, Level, Run, both, exploding, of_table, reading, rho_of
 
-#: rho that stands for pure noise, where alpha is 0: a field of data of any usual scale answers as at infinity.
-PURE_NOISE = 1e9
 #: Steps that divide 1000: a list of every k-th training level then begins near the last one.
 STEPS = (10, 20, 50, 100, 200)
-
-#: alpha and sigma of a sample.
-Level = tuple[float, float]
-
-
-class CannotJudgeError(ArgumentError):
-    """A sampler is none that can be held against a flow or a law of diffode's; the message says why."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A scheduler made and given its steps: its levels, and what runs it.
-
-    Attributes:
-        rho: noise levels of the sample, from the first to the last; 0 is no noise. They fall, or rise for an inversion.
-        first, last: alpha and sigma of the first sample and of the end.
-        follow: the loop: the field in x/alpha over rho, a start, a generator for its noise -> the end.
-    """
-
-    rho: tuple[float, ...]
-    first: Level
-    last: Level
-    follow: Callable[[Field, Tensor, torch.Generator], Tensor]
-
-    def into(self, end: int) -> float:
-        """What x/alpha is multiplied by to be its sample, at the first (0) or the last level (-1)."""
-        alpha, sigma = (self.first, self.last)[end]
-        return max(alpha, sigma / PURE_NOISE)
 
 
 @dataclass(frozen=True)
@@ -209,7 +171,7 @@ def _usual(scheduler: Any, steps: int) -> Run:
     scheduler.set_timesteps(steps, **dynamic)
     timesteps = list(scheduler.timesteps)
     takes = inspect.signature(scheduler.step).parameters
-    levels, last, answer = _reading(scheduler, timesteps)
+    levels, last, answer = reading(scheduler, timesteps)
     own = {"return_dict": False} if "return_dict" in takes else {}
     needed = {
         key for key, p in takes.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
@@ -234,60 +196,7 @@ def _usual(scheduler: Any, steps: int) -> Run:
         return x
 
     first = _first(scheduler, levels[0], timesteps)
-    return Run((_rho(first), *(_rho(level) for level in levels[1:]), _rho(last)), first, last, follow)
-
-
-def _reading(scheduler: Any, timesteps: list[Any]) -> tuple[list[Level], Level, Callable[[Field, Tensor, Level], Tensor]]:
-    """The level of each call of the network, that of the end, and how the network answers."""
-    config, name = scheduler.config, type(scheduler).__name__
-    sigmas = getattr(scheduler, "sigmas", None)
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if hasattr(scheduler, "precondition_inputs"):
-        return *_from_sigmas(scheduler, timesteps, _ve), _preconditioned(scheduler)
-    if is_flow(scheduler):
-        form, sign = _flow, 1.0
-        if config.get("invert_sigmas"):
-            form, sign = _flow_inverted, -1.0
-        elif sigmas is not None and float(sigmas[0]) > float(sigmas[-1]) and float(timesteps[0]) < float(timesteps[-1]):
-            # Timesteps that rise while the noise falls belong to a network whose velocity points to the data.
-            sign = -1.0
-        kind = config.get("prediction_type") or "flow_prediction"
-        return *_from_sigmas(scheduler, timesteps, form), _predicted(kind, sign)
-    kind = str(config.get("prediction_type") or "epsilon")
-    # Such a class keeps its levels for each run; one that was never given any reads its table of training levels.
-    laid = sigmas is not None and hasattr(scheduler, "set_begin_index")
-    if laid:
-        # A copy is asked, since the question counts as the beginning of a run.
-        asked = copy.copy(scheduler)
-        probe = asked.scale_model_input(torch.ones(1), timesteps[0]) if hasattr(asked, "scale_model_input") else 1.0
-        return *_from_sigmas(scheduler, timesteps, _vp if float(probe) == 1.0 else _ve), _predicted(kind)
-    if table is None:
-        raise CannotJudgeError(f"where {name} keeps its noise levels is not known here: neither sigmas nor alphas_cumprod")
-    kept = [_of_table(float(table[int(t)])) for t in timesteps]
-    end = getattr(scheduler, "final_alpha_cumprod", None)
-    if "Inverse" in name:
-        end = table[int(timesteps[-1])]
-    return kept, _of_table(1.0 if end is None else float(end)), _predicted(kind)
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether its sigmas are flow matching's, between x_0 and noise."""
-    config, name = scheduler.config, type(scheduler).__name__
-    straight = "FlowMatch" in name or "FlowMap" in name or name.startswith(("MiniMaxH3", "LTXEuler"))
-    return straight or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
-
-
-def _from_sigmas(scheduler: Any, timesteps: list[Any], form: Callable[[float], Level]) -> tuple[list[Level], Level]:
-    sigmas = [float(s) for s in scheduler.sigmas]
-    asked = list(sigmas)
-    inner = getattr(scheduler, "sigmas_interpol", None)
-    if inner is not None:
-        # Every other call of a two-stage method is inside a step; the ancestral one counts these from the step's start.
-        back = 1 if hasattr(scheduler, "sigmas_up") else 0
-        asked = [float(inner[k - back]) if k % 2 else s for k, s in enumerate(sigmas[: len(timesteps)])]
-    if hasattr(scheduler, "_second_order_timesteps"):
-        asked = [math.sqrt(sigmas[k - 1] * s) if k % 2 and s else s for k, s in enumerate(sigmas[: len(timesteps)])]
-    return [form(s) for s in asked[: len(timesteps)]], form(sigmas[min(len(timesteps), len(sigmas) - 1)])
+    return Run((rho_of(first), *(rho_of(level) for level in levels[1:]), rho_of(last)), first, last, follow)
 
 
 def _first(scheduler: Any, level: Level, timesteps: list[Any]) -> Level:
@@ -295,73 +204,7 @@ def _first(scheduler: Any, level: Level, timesteps: list[Any]) -> Level:
     if type(scheduler).__name__ != "DDIMInverseScheduler":
         return level
     before = int(timesteps[0]) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    return _of_table(float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.initial_alpha_cumprod))
-
-
-def _of_table(kept: float) -> Level:
-    return math.sqrt(max(kept, 0.0)), math.sqrt(max(1 - kept, 0.0))
-
-
-def _vp(rho: float) -> Level:
-    return 1 / math.hypot(1, rho), rho / math.hypot(1, rho)
-
-
-def _ve(rho: float) -> Level:
-    return 1.0, rho
-
-
-def _flow(sigma: float) -> Level:
-    return 1 - sigma, sigma
-
-
-def _flow_inverted(sigma: float) -> Level:
-    return sigma, 1 - sigma
-
-
-def _rho(level: Level) -> float:
-    alpha, sigma = level
-    return PURE_NOISE if alpha * PURE_NOISE <= sigma else sigma / alpha
-
-
-def both(field: Field, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """The denoised point and the noise of a sample, of one evaluation, so that neither cancels."""
-    rho = _rho(level)
-    y = x / max(level[0], level[1] / PURE_NOISE)
-    if rho >= 1:
-        denoised = field.denoised(y, rho)
-        return denoised, (y - denoised) / rho
-    noise = field.noise(y, rho)
-    return y - rho * noise, noise
-
-
-def _predicted(kind: str, sign: float = 1.0) -> Callable[[Field, Tensor, Level], Tensor]:
-    def answer(field: Field, x: Tensor, level: Level) -> Tensor:
-        denoised, noise = both(field, x, level)
-        if kind == "epsilon":
-            return noise
-        if kind == "sample":
-            return denoised
-        if kind == "v_prediction":
-            # The network sees its input scaled to unit size, whatever the sample is.
-            return (level[0] * noise - level[1] * denoised) / math.hypot(*level)
-        if kind == "flow_prediction":
-            return sign * (noise - denoised)
-        raise CannotJudgeError(f"what its network predicts (prediction_type={kind}) is not known here")
-
-    return answer
-
-
-def _preconditioned(scheduler: Any) -> Callable[[Field, Tensor, Level], Tensor]:
-    """EDM's network: what its preconditioning turns into the denoised point."""
-
-    def answer(field: Field, x: Tensor, level: Level) -> Tensor:
-        sigma = torch.tensor(level[1], dtype=torch.float64)
-        one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        skip = float(scheduler.precondition_outputs(one, none, sigma))
-        out = float(scheduler.precondition_outputs(none, one, sigma))
-        return (both(field, x, level)[0] - skip * x) / out
-
-    return answer
+    return of_table(float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.initial_alpha_cumprod))
 
 
 def _ipndm(scheduler: Any, steps: int) -> Run:
@@ -375,13 +218,13 @@ def _ipndm(scheduler: Any, steps: int) -> Run:
             x = scheduler.step(level[0] * noise - level[1] * denoised, t, x, return_dict=False)[0]
         return x
 
-    return Run(tuple(_rho(level) for level in levels), levels[0], levels[-1], follow)
+    return Run(tuple(rho_of(level) for level in levels), levels[0], levels[-1], follow)
 
 
 def _wuerstchen(scheduler: Any, steps: int) -> Run:
     """Times from 1 to 0 as tensors with one for each row; the last of them is the end."""
     scheduler.set_timesteps(steps)
-    levels = [_of_table(float(scheduler._alpha_cumprod(t[None], torch.device("cpu")))) for t in scheduler.timesteps]
+    levels = [of_table(float(scheduler._alpha_cumprod(t[None], torch.device("cpu")))) for t in scheduler.timesteps]
 
     def follow(field: Field, x: Tensor, generator: torch.Generator) -> Tensor:
         for t, level in zip(scheduler.timesteps[:-1], levels, strict=False):
@@ -389,20 +232,20 @@ def _wuerstchen(scheduler: Any, steps: int) -> Run:
             x = scheduler.step(output, t.expand(len(x)), x, generator=generator, return_dict=False)[0]
         return x
 
-    return Run(tuple(_rho(level) for level in levels), levels[0], levels[-1], follow)
+    return Run(tuple(rho_of(level) for level in levels), levels[0], levels[-1], follow)
 
 
 def _score_sde_ve(scheduler: Any, steps: int) -> Run:
     """Predictor and corrector; the network gives scores, and the end is the mean of the last prediction."""
     scheduler.set_timesteps(steps)
     scheduler.set_sigmas(steps)
-    levels = [_ve(float(s)) for s in reversed(scheduler.discrete_sigmas)]
+    levels = [exploding(float(s)) for s in reversed(scheduler.discrete_sigmas)]
 
     def follow(field: Field, x: Tensor, generator: torch.Generator) -> Tensor:
         mean = x
         for k, t in enumerate(scheduler.timesteps):
             index = int(float(t) * (steps - 1))
-            level = _ve(float(scheduler.discrete_sigmas[index]))
+            level = exploding(float(scheduler.discrete_sigmas[index]))
 
             def score(point: Tensor, level: Level = level) -> Tensor:
                 return -both(field, point, level)[1] / level[1]
@@ -412,7 +255,7 @@ def _score_sde_ve(scheduler: Any, steps: int) -> Run:
             x, mean = scheduler.step_pred(score(x), t, x, generator=generator, return_dict=False)
         return mean
 
-    return Run((*(_rho(level) for level in levels), 0.0), levels[0], (1.0, 0.0), follow)
+    return Run((*(rho_of(level) for level in levels), 0.0), levels[0], (1.0, 0.0), follow)
 
 
 def _score_sde_vp(scheduler: Any, steps: int) -> Run:
@@ -422,7 +265,7 @@ def _score_sde_vp(scheduler: Any, steps: int) -> Run:
 
     def level_at(t: float) -> Level:
         kept = math.exp(-0.5 * t**2 * (high - low) - t * low)
-        return _of_table(kept)
+        return of_table(kept)
 
     levels = [level_at(float(t)) for t in scheduler.timesteps]
 
@@ -432,7 +275,7 @@ def _score_sde_vp(scheduler: Any, steps: int) -> Run:
             x, mean = scheduler.step_pred(both(field, x, level)[1], x, t, generator=generator)
         return mean
 
-    return Run((*(_rho(level) for level in levels), 0.0), levels[0], (1.0, 0.0), follow)
+    return Run((*(rho_of(level) for level in levels), 0.0), levels[0], (1.0, 0.0), follow)
 
 
 def _karras_ve(scheduler: Any, steps: int) -> Run:
@@ -446,14 +289,14 @@ def _karras_ve(scheduler: Any, steps: int) -> Run:
     def follow(field: Field, x: Tensor, generator: torch.Generator) -> Tensor:
         for sigma, following in zip(levels, [*levels[1:], 0.0], strict=True):
             hat, sigma_hat = scheduler.add_noise_to_input(x, sigma, generator=generator)
-            output = -both(field, hat, _ve(float(sigma_hat)))[1]
+            output = -both(field, hat, exploding(float(sigma_hat)))[1]
             x, slope = scheduler.step(output, sigma_hat, following, hat, return_dict=False)
             if following:
-                again = -both(field, x, _ve(following))[1]
+                again = -both(field, x, exploding(following))[1]
                 x = scheduler.step_correct(again, sigma_hat, following, hat, x, slope, return_dict=False)[0]
         return x
 
-    return Run((*levels, 0.0), _ve(levels[0]), (1.0, 0.0), follow)
+    return Run((*levels, 0.0), exploding(levels[0]), (1.0, 0.0), follow)
 
 
 #: Parts of names of the classes that have a loop of their own.

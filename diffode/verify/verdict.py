@@ -19,7 +19,8 @@ from diffode.verify import scheduler_trial
 from diffode.verify.limits import law, moments, to_zero
 from diffode.verify.order import OrderEstimate, fit_order
 from diffode.verify.sampler import Sampler
-from diffode.verify.scheduler_loops import CannotJudgeError, Scheduler
+from diffode.verify.scheduler_levels import CannotJudgeError
+from diffode.verify.scheduler_loops import Scheduler
 from diffode.verify.trial import Bench, Finding
 
 _STEPS = (16, 32, 64, 128, 256, 512)
