@@ -139,6 +139,8 @@ class Registry(Generic[T]):
         spelled: what a name from elsewhere, such as ``"euler_a"``, stands for here: a spec, or None. Names of the registry's
             own go first.
         advice: what to say of a name from elsewhere that stands for no single spec, or an empty text.
+        aliases: names from elsewhere with their specs, for lists of them.
+        adopted: the maker of an object out of what a place holds, if that is neither one nor makes one; else None.
     """
 
     def __init__(
@@ -149,12 +151,14 @@ class Registry(Generic[T]):
         spelled: Callable[[str], str | None] = lambda name: None,
         advice: Callable[[str], str] = lambda name: "",
         aliases: Mapping[str, str] | None = None,
+        adopted: Callable[[Any, str], Callable[..., T] | None] = lambda found, place: None,
     ):
         self.kind = kind
         self.of = of
         self.aliases: Mapping[str, str] = aliases or {}
         self._spelled = spelled
         self._advice = advice
+        self._adopted = adopted
         self._entries: dict[str, Entry[T]] = {}
         self._plugins_loaded = False
 
@@ -291,6 +295,9 @@ class Registry(Generic[T]):
         kind = "object" if self.of is None else self.of.__name__
         if self.of is not None and isinstance(found, self.of):
             return Entry(place, functools.partial(_itself, found), {}, "")
+        adopted = self._adopted(found, place)
+        if adopted is not None:
+            return Entry(place, adopted, {}, "")
         if not callable(found):
             raise ArgumentError(f"{place!r} is a {type(found).__name__}, not a {self.kind} (a {kind}, or what makes one)")
         if self.of is None or (inspect.isclass(found) and issubclass(found, self.of)):

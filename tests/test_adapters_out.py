@@ -267,3 +267,68 @@ def test_odeint_takes_any_shape_and_torchdiffeqs_adaptive_methods():
     ):
         with pytest.raises(ArgumentError, match=word):
             adapters.odeint(**{"function": f, "y0": torch.ones(1), "t": [0.0, 1.0], **arguments})
+
+
+@pytest.mark.parametrize(("method", "tight"), [
+    ("dopri8", 1e-11), ("adaptive_heun", 1e-6), ("fehlberg2", 1e-6), ("scipy:DOP853", 1e-11), ("torchdiffeq:dopri5", 1e-9),
+    ("rk_adaptive", 1e-9),
+])  # fmt: skip
+def test_odeint_hands_tolerances_to_every_adaptive_method(method, tight):
+    y0 = torch.ones(3, 1, dtype=torch.float64)
+    true = y0 * math.exp(1 - math.cos(2.0))
+    asked, errors = [0, 0], []
+    for k, tolerance in enumerate((1e-3, tight)):
+
+        def slope(t, y, k=k):
+            asked[k] += 1
+            return torch.sin(t) * y
+
+        end = adapters.odeint(slope, y0, [0.0, 2.0], method=method, rtol=tolerance, atol=tolerance)[-1]
+        errors.append(float((end - true).abs().max()))
+    # Fehlberg's pair of order 2(1) is off by some hundred tolerances.
+    assert errors[1] < 1000 * tight
+    assert asked[1] > 1.3 * asked[0]
+
+
+@pytest.mark.parametrize("method", ["heun2", "heun3", "explicit_adams", "implicit_adams", "fixed_adams"])
+def test_odeint_knows_torchdiffeqs_names(method):
+    y0 = torch.ones(1, 1, dtype=torch.float64)
+    found = adapters.odeint(lambda t, y: -y, y0, [0.0, 1.0], method=method, options={"step_size": 0.02})[-1]
+    theirs = torchdiffeq.odeint(
+        lambda t, y: -y, y0, torch.tensor([0.0, 1.0]).double(), method=method, options={"step_size": 0.02}
+    )[-1]
+    torch.testing.assert_close(found, theirs, rtol=1e-9, atol=1e-9)
+    if method != "implicit_adams" and method != "fixed_adams":
+        with pytest.raises(ArgumentError, match="fixed steps"):
+            adapters.odeint(lambda t, y: -y, y0, [0.0, 1.0], method=method, rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["rectified_flow", "vp", "trigonometric"])
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "dopri8"])
+def test_adaptive_methods_that_step_past_the_path_end_at_the_exact_flow(path, method):
+    field = exact(path, "bimodal1d")
+    ends = torch.tensor([field.path.t_max, field.path.t_min], dtype=torch.float64)
+    x = start(field)
+    found = torchdiffeq.odeint(adapters.as_torchdiffeq(field), x, ends, method=method, rtol=1e-8, atol=1e-8)[-1]
+    true = diffode.references.reference(field, x, *ends.tolist()).x
+    # An adaptive run's error is some hundred tolerances here, as it is where it may not step past the end.
+    torch.testing.assert_close(found, true, rtol=0, atol=2e-5)
+    back = torchdiffeq.odeint(adapters.as_torchdiffeq(field), true, ends.flip(0), method=method, rtol=1e-9, atol=1e-9)[-1]
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "dopri8"])
+def test_adaptive_methods_of_flow_matching_step_past_its_times(method):
+    field = exact("rectified_flow", "bimodal1d")
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    model = adapters.as_flow_matching(field)
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    found = torchdiffeq.odeint(lambda t, y: model(y, t), x, times, method=method, rtol=1e-8, atol=1e-8)[-1]
+    own = adapters.odeint(lambda t, y: model(y, t), x, times, method="rk4", options={"step_size": 1 / 2000})[-1]
+    torch.testing.assert_close(found, own, rtol=0, atol=2e-5)
+
+
+def test_an_integrator_outside_torch_says_that_no_gradient_comes_back():
+    field = exact("edm", "bimodal1d")
+    with pytest.raises(ArgumentError, match="rk_adaptive"):
+        diffode.solve(field, start(field).requires_grad_(), solver="scipy:RK45")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffode
-from diffode import Field, paths
+from diffode import Field, paths, verify
 from diffode.errors import ArgumentError, FieldError
 from diffode.verify import log_likelihood
 
@@ -93,3 +93,35 @@ def test_wrong_times_are_named():
     points = diffode.exact_field(diffode.GaussianMixture.from_points([[0.0], [1.0]]), "edm")
     with pytest.raises(ArgumentError, match="point masses have no flow to noise"):
         log_likelihood(points, x, t=0.0)
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow", "trigonometric"])
+@pytest.mark.parametrize("target", ["ring8", "gauss1d"])
+def test_samples_carry_their_log_density_with_them(path, target):
+    field = diffode.exact_field(target, path)
+    x = field.prior(6, generator=0)
+    samples, log_prob = verify.sample_with_likelihood(field, x)
+    assert float((log_prob - field.log_prob(samples, field.path.t_min)).abs().max()) < 1e-5
+    there = diffode.reference(field, x, field.path.t_max, field.path.t_min)
+    assert float((samples - there.x).norm(dim=1).max()) < 1e-6 * field.scale
+    assert field.nfe == 0
+
+
+def test_one_pass_down_and_one_pass_up_agree_on_a_field_of_ones_own():
+    exact = diffode.exact_field("moons", "vp")
+    field = diffode.Field.from_noise(exact.noise, exact.path, scale=exact.scale, probe=False)
+    x = field.path.prior((4, 2), generator=1)
+    samples, log_prob = verify.sample_with_likelihood(field, x, 0.01)
+    up = verify.log_likelihood(field, samples, 0.01)
+    assert float((log_prob - up).abs().max()) < 1e-5
+
+
+def test_hutchinsons_probes_estimate_the_density_of_samples():
+    """In one dimension (e v' e) is the divergence itself for e = +-1."""
+    field = diffode.exact_field("bimodal1d", "vp")
+    x = field.prior(5, generator=0)
+    exact = verify.sample_with_likelihood(field, x)[1]
+    estimate = verify.sample_with_likelihood(field, x, divergence="hutchinson", generator=0)[1]
+    assert float((exact - estimate).abs().max()) < 1e-5
+    with pytest.raises(ArgumentError, match="some noise"):
+        verify.sample_with_likelihood(field, x, 0.0)

@@ -18,6 +18,9 @@ from diffode.fields.field import Function
 from diffode.fields.model import Model, row_times, single_time
 from diffode.paths import FunctionPath, Path
 from diffode.paths import get as get_path
+from diffode.solvers.adaptive import Adaptive
+from diffode.solvers.baselines import ODEBaseline, TorchDiffEq
+from diffode.specs import format_spec, parse_spec
 
 
 def from_torchdiffeq(
@@ -128,8 +131,8 @@ def odeint(
         y0: start at ``t[0]``, of any shape.
         t: times, rising or falling.
         method: spec of any solver in the velocity chart: ``euler``, ``midpoint``, ``heun``, ``rk4``, ``ab:order=3`` ...; one
-            step from time to time, or as ``options`` say. Or torchdiffeq's ``dopri5`` and ``bosh3``, adaptive, with one step
-            for all of y.
+            step from time to time, or as ``options`` say. Or any name of torchdiffeq's; its adaptive ``dopri5``, ``bosh3``,
+            ``dopri8``, ``adaptive_heun`` and ``fehlberg2`` have one step for all of y.
         rtol, atol: of an adaptive method.
         options: ``step_size``: no step is larger, as in torchdiffeq.
 
@@ -174,11 +177,30 @@ def odeint(
 def _method(method: str, rtol: float | None, atol: float | None) -> str:
     """The spec of a method that may have torchdiffeq's name."""
     given = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    # torchdiffeq keeps an old name of implicit_adams.
+    method = "implicit_adams" if method == "fixed_adams" else method
+    name = parse_spec(method)[0]
+    # torchdiffeq's plain names; those that are ours too (euler, midpoint, rk4) are the same methods.
+    if name == method and name not in solvers.names() and name in TorchDiffEq.methods and name not in ("dopri5", "bosh3"):
+        method = name = f"torchdiffeq:{name}"
+    if name in solvers.names() and isinstance(solvers.get(name), Adaptive | ODEBaseline):
+        chosen = parse_spec(method)[1]
+        doubled = sorted(set(given) & set(chosen))
+        if doubled:
+            raise ArgumentError(f"{doubled[0]} is in method {method!r} already; give it once")
+        own = solvers.get(method)
+        # The tolerance of implicit_adams is that of its iteration.
+        if given and isinstance(own, ODEBaseline) and own.method in own.fixed and own.method != "implicit_adams":
+            raise ArgumentError(f"method {method!r} has fixed steps: rtol and atol go with adaptive methods, such as dopri5")
+        if name == f"torchdiffeq:{getattr(own, 'method', '')}" and getattr(own, "method", "") not in getattr(own, "fixed", ()):
+            given = {"rtol": 1e-7, "atol": 1e-9, **given}
+            given = {key: value for key, value in given.items() if key not in chosen}
+        return format_spec(name, {**chosen, **{key: float(value) for key, value in given.items()}})
     if method in ("dopri5", "bosh3"):
         given = {"rtol": 1e-7, "atol": 1e-9, **given}
         return f"rk_adaptive:pair={method}," + ",".join(f"{key}={float(value)!r}" for key, value in given.items())
     if given:
-        raise ArgumentError(f"method {method!r} has fixed steps: rtol and atol go with dopri5 and bosh3")
+        raise ArgumentError(f"method {method!r} has fixed steps: rtol and atol go with adaptive methods, such as dopri5")
     return method
 
 

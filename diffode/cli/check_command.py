@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffode.cli.output import apart_from_prints, json_option, print_json
+
+if TYPE_CHECKING:
+    from diffode.verify.verdict import Verdict
 
 _SIGNS = {True: "ok", False: "WRONG", None: "--"}
 _WIDTH = 118
@@ -28,7 +31,8 @@ def command(
     SAMPLER is a solver's spec, torchdiffeq:METHOD, diffusers:CLASS, or MODULE:ATTR (FILE.py:ATTR) of: a diffode solver, a
     function (field, x, times) or (field, x, times, generator), a k-diffusion function (model, x, sigmas, ...), a class of
     azula's samplers. Found out are its order and limit, the moments it leaves on a Gaussian, evaluations promised, made and
-    wasted, repeatability, independence of batch mates, and what it does at sigma = 0. Exit code 1 if something is wrong.
+    wasted, repeatability, independence of batch mates, and what it does at sigma = 0. A scheduler of diffusers is called
+    as its own pipelines call it. Exit code 1 if something is wrong, 4 if it can't be judged, which is no verdict.
 
     \b
     Example:  diffode check dpmpp:order=2
@@ -43,16 +47,22 @@ def command(
     if as_json:
         findings = [{"topic": f.topic, "passed": f.passed, "text": f.text} for f in verdict.findings]
         measured = None if verdict.order is None else vars(verdict.order)
-        print_json({"sampler": verdict.sampler, "passed": verdict.passed, "findings": findings, "order": measured})
-        return 0 if verdict.passed else 1
+        facts = {"sampler": verdict.sampler, "judged": verdict.judged, "passed": verdict.passed if verdict.judged else None}
+        print_json({**facts, "findings": findings, "order": measured})
+        return _code(verdict)
     click.echo(f"{verdict.sampler}\n")
     for finding in verdict.findings:
         head = f"{_SIGNS[finding.passed]:6s}{finding.topic:20s}"
         click.echo(textwrap.fill(finding.text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
-    wrong = sum(f.passed is False for f in verdict.findings)
+    wrong = len(verdict.wrong)
     against = f"{wrong} finding{'s' if wrong > 1 else ''} against it"
-    click.echo(f"\n{against if wrong else 'nothing wrong was found'}")
-    return 0 if verdict.passed else 1
+    click.echo(f"\n{against if wrong else 'nothing wrong was found' if verdict.judged else 'no verdict'}")
+    return _code(verdict)
+
+
+def _code(verdict: Verdict) -> int:
+    """The exit code: 0 for nothing wrong, 1 for something wrong, 4 for no verdict."""
+    return (0 if verdict.passed else 1) if verdict.judged else 4
 
 
 def keyword_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields.field import Field
+from diffode.targets.target import Scalar
 
 
 def as_torchdiffeq(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
     """The velocity as ``f(t, y)``, for ``torchdiffeq.odeint`` with decreasing times.
+
+    Adaptive methods step past the last time and interpolate: beyond the path's times the velocity of its end is kept.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "rectified_flow")
@@ -26,22 +29,38 @@ def as_torchdiffeq(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
     True
     """
     _checked(field)
-    return lambda t, y: field.velocity(y, float(t))
+    return lambda t, y: _continued(field, y, float(t))
 
 
 def as_flow_matching(field: Field) -> Callable[..., Tensor]:
     """The velocity as ``model(x, t)`` with data at t = 1, as flow_matching's and torchcfm's solvers call it.
 
-    Their time is 1 - t, for paths whose times lie in [0, 1]; t is a number, or a time for each row.
+    Their time is 1 - t, for paths whose times lie in [0, 1]; t is a number, or a time for each row. Beyond these times, where
+    adaptive methods step before they interpolate, the velocity of the end is kept.
     """
     path = _checked(field).require_path("its direction of time")
     if path.t_max > 1:
         raise ArgumentError(f"flow matching's times lie in [0, 1]; path {path.spec!r} goes to t={path.t_max:g}")
 
     def model(x: Tensor, t: Tensor, **_: Any) -> Tensor:
-        return -field.velocity(x, 1 - (t.double() if t.ndim else float(t)))
+        return -_continued(field, x, 1 - (t.double() if t.ndim else float(t)))
 
     return model
+
+
+def _continued(field: Field, x: Tensor, t: Scalar) -> Tensor:
+    """The velocity, also where an integrator looks beyond the path: there that of the nearest time that it has."""
+    path = field.path
+    if path is None:
+        return field.velocity(x, t)
+    inside: Scalar = t.clamp(min=0.0) if isinstance(t, Tensor) else max(t, 0.0)
+    try:
+        return field.velocity(x, inside)
+    except ArgumentError:
+        nearest: Scalar = t.clamp(path.t_min, path.t_max) if isinstance(t, Tensor) else min(max(t, path.t_min), path.t_max)
+        if not bool(torch.as_tensor(nearest != inside).any()):
+            raise
+        return field.velocity(x, nearest)
 
 
 def as_k_diffusion(field: Field) -> Callable[..., Tensor]:

@@ -92,15 +92,15 @@ def tune_universal(
         raise BudgetError(f"there are universal codebooks for nfe {', '.join(map(str, sorted(books)))}, not for {nfe}")
     began = time.perf_counter()
     chosen, on, _ = field_on(field, path)
-    shape, before = row_shape(chosen, dim), chosen.nfe
+    shape = row_shape(chosen, dim)
     problem, held_out = (
         problem_for(chosen, on, shape, points, keyed(seed, "tune_universal", stream), differentiated=False)
         for stream in ("choice", "held out")
     )
     search = _Search(books[nfe], problem, progress)
-    error, best = search.best()
-    held_out_error, untuned_error = held_out.error(table_of(books[nfe], held_out, best)), _untuned(held_out, nfe)
-    chosen.nfe = before
+    with chosen.uncounted():
+        error, best = search.best()
+        held_out_error, untuned_error = held_out.error(table_of(books[nfe], held_out, best)), _untuned(held_out, nfe)
     if not math.isfinite(error):
         raise NumericalError(f"no universal member gives finite states with nfe={nfe} on this field; look at the field first")
     return TunedUniversal(

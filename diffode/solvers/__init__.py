@@ -1,8 +1,9 @@
 """Solvers: recipes that write tableaux, one file a family; their registry; and ``solve``."""
 
+from diffode.solvers.function import FunctionSolver
 from diffode.solvers.registry import get, names, register, registry
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution
 from diffode.solvers.solver import Solver
 
-__all__ = ["Solution", "Solver", "get", "names", "register", "registry", "run_tableau", "solve"]
+__all__ = ["FunctionSolver", "Solution", "Solver", "get", "names", "register", "registry", "run_tableau", "solve"]

@@ -69,6 +69,7 @@ class Adaptive(DirectSolver):
     max_steps: int = 10_000
 
     asks_row_times = True
+    takes_steps = False
     #: Exponents of E now and at the last accepted step, in the factor safety E^-a E_last^b of the next step.
     safety: ClassVar[float] = 0.9
 

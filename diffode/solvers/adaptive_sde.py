@@ -94,6 +94,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
     order = 1
     asks_row_times = True
     draws_for_rows = True
+    takes_steps = False
     safety = 0.9
 
     def __post_init__(self) -> None:

@@ -63,6 +63,10 @@ class ODEBaseline(Baseline):
     fixed: ClassVar[tuple[str, ...]] = ()
     asks_row_times = True
 
+    @property
+    def takes_steps(self) -> bool:  # noqa: D102
+        return self.method in self.fixed
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variable", self.variable, ("auto", "time", "log_snr"))
@@ -136,6 +140,12 @@ class SciPyIVP(ODEBaseline):
 
     def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:  # noqa: D102
         from scipy.integrate import solve_ivp
+
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ArgumentError(
+                f"scipy:{self.method} leaves torch, so that no gradient comes back to x, which requires grad: use rk_adaptive "
+                "or torchdiffeq:dopri5, which keep the graph, or x.detach()"
+            )
 
         def function(t: float, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             point = torch.from_numpy(np.array(y)).reshape(x.shape).to(x)

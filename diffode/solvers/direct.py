@@ -15,6 +15,7 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import Field
 from diffode.paths import Path
+from diffode.randomness import Randomness
 from diffode.solvers.solver import Solver
 from diffode.tableau import Tableau, Writer
 
@@ -53,6 +54,58 @@ class DirectSolver(Solver):
     #: Whether it draws noise row by row, and so takes a list of generators.
     draws_for_rows: ClassVar[bool] = False
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether it makes one step from time to time, so that a budget is a number of steps of a named grid.
+
+        Solvers that choose their own steps say no, and so do those that were trained for a budget (they have a ``check_nfe``).
+        """
+        return type(self).check_nfe is DirectSolver.check_nfe
+
+    def steps_within(
+        self, field: Field, x: Tensor, path: Path, grid: grids.Times, nfe: int, generator: Randomness | None
+    ) -> int | None:
+        """The most steps on a named grid that cost at most ``nfe`` network calls on this start, found by trial runs.
+
+        What a step costs may depend on the solution, as an iteration's length does. The trials are not counted. A list of times
+        has its own number of steps, which is looked at and not chosen: None.
+
+        Raises:
+            BudgetError: if not even one step fits, or the listed times cost more.
+        """
+        costs: dict[int | None, int] = {}
+
+        def cost(steps: int | None) -> int:
+            if steps not in costs:
+                own = None if generator is None else torch.Generator().manual_seed(0)
+                with torch.no_grad(), field.uncounted(), field.counted() as spent:
+                    self.follow(field, x, grids.get(grid, path, steps).tolist(), own)
+                costs[steps] = spent.calls
+            return costs[steps]
+
+        if not grids.is_named(grid):
+            if cost(None) > nfe:
+                raise BudgetError(
+                    f"the grid lists its own times, on which {self.spec!r} costs {costs[None]} network calls, "
+                    f"more than nfe={nfe}"
+                )
+            return None
+        if cost(1) > nfe:
+            raise BudgetError(f"no run of {self.spec!r} on grid {grid!r} fits nfe={nfe}: one step costs {costs[1]}")
+        # A step costs one network call at least. The most that fits is between a number that does and one that does not.
+        low, high = 1, nfe + 1
+        while high - low > 1:
+            # The straight line through what is known is exact where every step costs the same.
+            guess = low + max(1, (nfe - costs[low]) * low // max(costs[low], 1))
+            middle = guess if low < guess < high else (low + high) // 2
+            if cost(middle) <= nfe:
+                low = middle
+            else:
+                high = middle
+            if costs[low] + 1 > nfe or (low + 1 < high and cost(low + 1) > nfe):
+                break
+        return low
+
     @abstractmethod
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         """Follow the field from x (B, *shape) at ``times[0]`` through the other times."""
@@ -70,7 +123,8 @@ class DirectSolver(Solver):
     def check_nfe(self, nfe: int) -> None:
         """Raise ArgumentError unless a run from one end of the path to the other costs just so many evaluations."""
         raise ArgumentError(
-            f"solver {self.spec!r} can't be given a budget; choose its tolerance (rtol, atol), or grid= with steps="
+            f"solver {self.spec!r} chooses its own steps and can't be given a budget, nfe={nfe}: choose its tolerance "
+            "(rtol, atol) and read what it cost from solution.nfe"
         )
 
     def _no_tableau(self) -> NoReturn:

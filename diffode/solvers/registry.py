@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
 
 from diffode.errors import ArgumentError
 from diffode.solvers import names as names_elsewhere
@@ -19,12 +22,18 @@ from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
 from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
 from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
+from diffode.solvers.function import FunctionSolver, samples
 from diffode.solvers.predictor_corrector import PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
 from diffode.solvers.solver import Solver
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
+
+
+def _adopted(found: Any, place: str) -> Callable[..., Solver] | None:
+    """The maker of a solver out of a function that samples; None for what makes solvers itself."""
+    return functools.partial(FunctionSolver, function=found, spec_text=place) if samples(found) else None
 
 
 def _spelled(name: str) -> str | None:
@@ -39,6 +48,7 @@ registry: Registry[Solver] = Registry(
     spelled=_spelled,
     advice=names_elsewhere.advice,
     aliases=names_elsewhere.ALIASES,
+    adopted=_adopted,
 )
 for _solver in (
     Euler,
@@ -91,11 +101,23 @@ for _library in (TorchDiffEq, TorchSDE, SciPyIVP):
         _summary = f"{_method} of {_library.name}, as a baseline."
         registry.register(f"{_library.name}:{_method}", _library, method=_method, summary=_summary)
 
-register = registry.register
+
+def register(name: str, make: Callable[..., Any], *, summary: str = "", **preset: Any) -> None:
+    """Add a solver under a name: a class or a maker of solvers, with options that are fixed, or a function that samples.
+
+    A function of ``(field, x, times)``, and ``generator`` if it draws noise, becomes a :class:`FunctionSolver`.
+    """
+    if samples(make):
+        text = summary or (inspect.getdoc(make) or "").partition("\n")[0]
+        registry.register(name, FunctionSolver, summary=text, function=make, spec_text=name, **preset)
+    else:
+        registry.register(name, make, summary=summary, **preset)
 
 
-def get(spec: str | Solver, **options: Any) -> Solver:
-    """The solver a spec describes; keyword options override those in the spec.
+def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
+    """The solver a spec describes, or the one that a function (field, x, times) is; options override those in the spec.
+
+    ``module:function`` and ``file.py:function`` name a function or a solver of yours.
 
     >>> get("dpm:order=3", step_orders=[3, 3, 2]).step_orders
     (3, 3, 2)
@@ -104,7 +126,9 @@ def get(spec: str | Solver, **options: Any) -> Solver:
         if options:
             raise ArgumentError(f"options {', '.join(options)} go with a spec; this solver has its own already")
         return spec
-    return registry.make(spec, **options)
+    if samples(spec):
+        return FunctionSolver(function=cast("Callable[..., Any]", spec), **options)
+    return registry.make(cast(str, spec), **options)
 
 
 def names() -> list[str]:

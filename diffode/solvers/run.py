@@ -35,7 +35,7 @@ def solve(
     field: Field,
     x: Tensor,
     *,
-    solver: str | Solver,
+    solver: str | Solver | Callable[..., Tensor],
     grid: grids.Times | None = None,
     steps: int | None = None,
     nfe: int | None = None,
@@ -162,7 +162,15 @@ def _run_direct(
     """Let a solver without a tableau follow the field; without a grid, from one end of the path to the other."""
     check_start(x)
     _check_options(keep, progress, on_failure)
-    if nfe is not None:
+    if solver.takes_steps and grid is None and (nfe is not None or steps is not None):
+        grid = "karras"
+    if nfe is not None and solver.takes_steps:
+        evaluations(field, nfe)
+        if steps is not None:
+            raise ArgumentError("give steps or nfe, not both")
+        on = field.require_path("a named grid") if path is None else path
+        steps = solver.steps_within(field, x, on, "karras" if grid is None else grid, nfe, generator)
+    elif nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
         # Such a solver lays its own times between the path's ends.
         grid = None if grids.is_named(grid) else grid

@@ -28,6 +28,11 @@ def computed(key: str, cell: Cell) -> Result:
     path, recipe = path_of(cell.target, cell.path), solvers.get(cell.solver)
     table = None
     first, last = path.t_max, path.t_min
+    grid = None
+    if isinstance(recipe, DirectSolver) and recipe.takes_steps:
+        grid = cell.grid
+        ends = grids.get(grid, path, 1 if grids.is_named(grid) else None).tolist()
+        first, last = ends[0], ends[-1]
     if not isinstance(recipe, DirectSolver):
         budget = evaluations(field, cell.nfe)
         content = recipe.content() + grids.content(cell.grid)
@@ -37,7 +42,7 @@ def computed(key: str, cell: Cell) -> Result:
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
     began = time.perf_counter()
     if table is None:
-        solution = solvers.solve(field, start, solver=recipe, nfe=cell.nfe, keep=keep, generator=cell.seed)
+        solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=cell.nfe, keep=keep, generator=cell.seed)
     else:
         solution = solvers.run_tableau(table, field, start, keep=keep, generator=cell.seed)
     seconds = time.perf_counter() - began

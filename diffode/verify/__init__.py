@@ -7,7 +7,7 @@ from diffode.verify.equations import Points, Residuals, continuity, fokker_planc
 from diffode.verify.evolution import Evolution, evolve
 from diffode.verify.field import FieldReport, verify_field
 from diffode.verify.gaussian import GaussianAnalysis, gaussian
-from diffode.verify.likelihood import log_likelihood
+from diffode.verify.likelihood import log_likelihood, sample_with_likelihood
 from diffode.verify.order import OrderEstimate, fit_order, order, strong_order, weak_order
 from diffode.verify.stability import growth
 
@@ -31,6 +31,7 @@ __all__ = [
     "growth",
     "log_likelihood",
     "order",
+    "sample_with_likelihood",
     "strong_order",
     "typical_points",
     "verify_field",

@@ -128,19 +128,18 @@ def certificate(
     # Even in the log-SNR, in which the drift and the spread are smooth on every path.
     clock = np.linspace(-path.log_snr(start), -path.log_snr(path.t_max), nodes)
     times = np.array([path.time_from_log_snr(-float(c)) for c in clock])
-    before = learned.nfe, exact.nfe
-    true = gaussian_distances(exact, learned, start)
-    errors, constants = np.empty(nodes), np.empty(nodes)
-    drawn, kinds, closed = False, set[LipschitzKind](), mixture_lipschitz(learned)
-    for k, t in enumerate(times.tolist()):
-        x = draws_at(exact, t, points, seed, k)
-        # At each node the limit is that much surer that all hold together.
-        found = score_error(exact, learned, t, x, 1 - (1 - confidence) / nodes)
-        errors[k], drawn = found.value, drawn or found.method == "draws"
-        given: tuple[float, LipschitzKind] | None = None if lipschitz is None else (lipschitz(t), "given")
-        constants[k], kind = given or _lipschitz(learned, closed, x[:lipschitz_points], t)
-        kinds.add(kind)
-    learned.nfe, exact.nfe = before
+    with learned.uncounted(), exact.uncounted():
+        true = gaussian_distances(exact, learned, start)
+        errors, constants = np.empty(nodes), np.empty(nodes)
+        drawn, kinds, closed = False, set[LipschitzKind](), mixture_lipschitz(learned)
+        for k, t in enumerate(times.tolist()):
+            x = draws_at(exact, t, points, seed, k)
+            # At each node the limit is that much surer that all hold together.
+            found = score_error(exact, learned, t, x, 1 - (1 - confidence) / nodes)
+            errors[k], drawn = found.value, drawn or found.method == "draws"
+            given: tuple[float, LipschitzKind] | None = None if lipschitz is None else (lipschitz(t), "given")
+            constants[k], kind = given or _lipschitz(learned, closed, x[:lipschitz_points], t)
+            kinds.add(kind)
     square = np.array([path.diffusion(t) ** 2 for t in times.tolist()])
     drift = np.array([path.drift(t) for t in times.tolist()])
     # dt over the clock's step: the log-SNR falls at the rate g^2/(2 sigma^2).

@@ -63,15 +63,14 @@ def typical_points(
     if wanted_dim is None:
         raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
     shape = (wanted_dim,) if isinstance(wanted_dim, int) else tuple(wanted_dim)
-    x, at, before = path.prior((count, *shape), generator=seed), path.t_max, field.nfe
+    x, at = path.prior((count, *shape), generator=seed), path.t_max
     found = []
-    with torch.no_grad():
+    with torch.no_grad(), field.uncounted():
         for t in times:
             if t < at * (1 - 1e-9):
                 x = solvers.solve(field, x, solver="rk4:chart=data", grid=_between(field, at, t)).x
                 at = t
             found.append(x)
-    field.nfe = before
     return Points(tuple(times), tuple(found))
 
 
@@ -243,12 +242,11 @@ def _residuals(
 ) -> Residuals:
     known = log_density(field, density)
     values = []
-    before = field.nfe
-    for t, x in zip(where.times, where.points, strict=True):
-        rate, gradient = _rate(known, x, t, field), _gradient(known, x, t)
-        residual, sizes = terms(x, t, rate, gradient)
-        values.append(residual.abs() / sum(size.abs() for size in sizes).clamp(min=1e-300))  # type: ignore[union-attr]
-    field.nfe = before
+    with field.uncounted():
+        for t, x in zip(where.times, where.points, strict=True):
+            rate, gradient = _rate(known, x, t, field), _gradient(known, x, t)
+            residual, sizes = terms(x, t, rate, gradient)
+            values.append(residual.abs() / sum(size.abs() for size in sizes).clamp(min=1e-300))  # type: ignore[union-attr]
     return _gathered(where, values)
 
 

@@ -14,6 +14,7 @@ from diffode.errors import ArgumentError
 from diffode.extensions import library
 from diffode.fields import Field
 from diffode.fields.outward import as_k_diffusion
+from diffode.verify.scheduler_loops import Scheduler, find_scheduler
 
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
 
@@ -86,56 +87,15 @@ def azula_sampler(cls: Any, options: Mapping[str, Any]) -> Run:
     return run
 
 
-def diffusers_scheduler(name: str, options: Mapping[str, Any]) -> tuple[Run, int | None, str]:
-    """A scheduler of diffusers that works in noise levels: its float32 levels are replaced by ours in float64.
-
-    Returns how to run it, the order it was asked for (``solver_order``) and the path whose x it works on.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = getattr(library("diffusers"), name, None)
-    if made is None:
-        raise ArgumentError(
-            f"diffusers has no {name!r}; its schedulers are called EulerDiscreteScheduler, UniPCMultistepScheduler ..."
-        )
-    on_x = "Multistep" in name or name == "SASolverScheduler"
+def diffusers_scheduler(name: str, options: Mapping[str, Any]) -> tuple[Run, Scheduler]:
+    """A scheduler of diffusers as its pipelines call it, in x/alpha at rho; the times say how many steps it is asked for."""
+    scheduler = find_scheduler(name, options)
 
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
-        path = field.require_path("noise levels")
-        with warnings.catch_warnings():
+        own = scheduler.at(len(times) - 1)
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            scheduler = made(**options)
-        if not hasattr(scheduler, "set_begin_index"):
-            raise ArgumentError(
-                f"{name} has no list of noise levels to set; the schedulers checked are those with set_begin_index"
-            )
-        levels = [path.rho(t) for t in times]
-        return follow_scheduler(scheduler, levels, lambda y, rho: field.noise(y, path.time_from_rho(rho)), x, generator)
+            end = own.follow(field, x * own.into(0), generator)
+        return end / own.into(-1)
 
-    return run, options.get("solver_order"), "vp" if on_x else "edm"
-
-
-def follow_scheduler(
-    scheduler: Any, rho: Sequence[float], noise: Callable[[Tensor, float], Tensor], x: Tensor, generator: torch.Generator
-) -> Tensor:
-    """diffusers' own loop with noise levels given; ``noise(x, rho)`` is the noise prediction at the scheduler's x."""
-    takes = inspect.signature(scheduler.step).parameters
-    own = {"generator": generator} if "generator" in takes else {}
-    two_stages = type(scheduler).__name__.startswith(("Heun", "KDPM2"))
-    scheduler.set_timesteps(len(rho) if two_stages else len(rho) - 1)
-    scheduler.set_begin_index(0)
-    levels = torch.tensor(list(rho), dtype=torch.float64)
-    asked = levels
-    if two_stages:
-        # They hold each level but the first twice, and KDPM2 the geometric means of neighbours beside them.
-        levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
-        asked = levels
-        if hasattr(scheduler, "sigmas_interpol"):
-            means = (levels[:-1:2] * levels[1::2]).sqrt().repeat_interleave(2)
-            scheduler.sigmas_interpol = torch.cat([levels[:1], means])
-            asked = torch.where(torch.arange(len(levels)) % 2 == 0, levels, scheduler.sigmas_interpol)
-    scheduler.sigmas = levels
-    for level, time in zip(asked[:-1].tolist(), scheduler.timesteps, strict=False):
-        scheduler.scale_model_input(x, time)
-        x = scheduler.step(noise(x, level), time, x, **own).prev_sample
-    return x
+    return run, scheduler

@@ -19,9 +19,15 @@ from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
 from diffode.specs import parse_spec
 from diffode.verify import foreign
+from diffode.verify.scheduler_levels import PURE_NOISE, CannotJudgeError
+from diffode.verify.scheduler_loops import Scheduler
 
 #: Runs a sampler: the field, the start x (B, *shape), decreasing times, a generator for its noise.
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
+
+
+#: The path of x/alpha over rho, on which the flow of every path is the same.
+_EVERY_LEVEL = f"edm:sigma_min={1 / PURE_NOISE!r},sigma_max={PURE_NOISE!r}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Sampler:
         grid: family of grids it is run on.
         to_zero: whether it can be asked to end at sigma = 0.
         documented: what its own documentation says where that differs from the claim.
+        scheduler: a scheduler of another library, which lays its own levels: of the times it is given, their number counts.
+        foreign: whether it is another library's, called in a way that may not be its own: if it raises, it is not judged.
+        unjudged: why it can't be judged, if it can't.
     """
 
     name: str
@@ -47,6 +56,9 @@ class Sampler:
     grid: str = "karras"
     to_zero: bool = True
     documented: str = ""
+    scheduler: Scheduler | None = None
+    foreign: bool = False
+    unjudged: str = ""
 
 
 def find_sampler(
@@ -71,6 +83,12 @@ def find_sampler(
     found = _named(text, given) if isinstance(text, str) else _object(text, getattr(text, "__name__", str(text)), given)
     changes: dict[str, Any] = {"claimed": order, "path": path, "grid": grid}
     kept = {key: value for key, value in changes.items() if value is not None}
+    for option, value in (("path", path), ("grid", grid)):
+        if value is not None and (found.scheduler is not None or found.unjudged):
+            raise ArgumentError(
+                f"{option} must be left out for {found.name}, got {value!r}: a scheduler lays its own levels, which its "
+                "options change (--option use_karras_sigmas=true)"
+            )
     if path is not None:
         get_path(path)
     if grid is not None:
@@ -83,10 +101,14 @@ def _named(text: str, options: dict[str, Any]) -> Sampler:
     library, colon, name = text.partition(":")
     if library == "torchdiffeq" and colon and "=" not in name:
         run, claimed = foreign.torchdiffeq_fixed(name, options)
-        return Sampler(text, run, claimed, None, "rectified_flow", "shift:s=1", to_zero=False)
+        return Sampler(text, run, claimed, None, "rectified_flow", "shift:s=1", to_zero=False, foreign=True)
     if library == "diffusers" and colon:
-        run, asked, on = foreign.diffusers_scheduler(name, options)
-        return Sampler(text, run, asked, None, on, "karras:rho=5", to_zero=False)
+        try:
+            own, scheduler = foreign.diffusers_scheduler(name, options)
+        except CannotJudgeError as reason:
+            return Sampler(text, _never_run, foreign=True, unjudged=str(reason))
+        asked = options.get("solver_order")
+        return Sampler(text, own, asked, None, _EVERY_LEVEL, to_zero=False, scheduler=scheduler, foreign=True)
     if colon and "=" not in name:
         return _object(load_attribute(text), text, options)
     if options:
@@ -101,7 +123,8 @@ def _object(found: Any, name: str, options: dict[str, Any]) -> Sampler:
     if isinstance(found, Solver):
         return _own(found)
     if foreign.is_azula(found):
-        return Sampler(name, foreign.azula_sampler(found, options), options.get("order"), None, "edm", "log_snr", to_zero=False)
+        run = foreign.azula_sampler(found, options)
+        return Sampler(name, run, options.get("order"), None, "edm", "log_snr", to_zero=False, foreign=True)
     if not callable(found):
         raise ArgumentError(
             f"{name!r} is a {type(found).__name__}, not a sampler; see `diffode check --help` for what can be one"
@@ -122,15 +145,27 @@ def _object(found: Any, name: str, options: dict[str, Any]) -> Sampler:
     return Sampler(name, lambda field, x, times, generator: found(field, x, times, **options))
 
 
+def _never_run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+    raise ArgumentError("a sampler that can't be judged is not run")
+
+
 def _own(solver: Solver) -> Sampler:
     if isinstance(solver, DirectSolver):
-        raise ArgumentError(
-            f"{solver.spec!r} chooses its own steps or writes no table: measure it with `diffode bench`, or give "
-            "torchdiffeq:METHOD of a fixed-step method"
-        )
+        if not solver.takes_steps:
+            raise ArgumentError(
+                f"{solver.spec!r} chooses its own steps: an order over steps is not measured; hold its error against its "
+                "tolerance with diffode.solve and diffode.references.reference"
+            )
+        direct: DirectSolver = solver
+
+        def follow(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+            return direct.follow(field, x, times, generator).states[-1]
+
+        return Sampler(solver.spec, follow, solver.order if solver.order >= 1 else None)
     if solver.order < 1:
         raise ArgumentError(
-            f"{solver.spec!r} is trained for one number of evaluations: it claims no order; measure it with bench"
+            f"{solver.spec!r} claims no order on the flow of a field (it is trained for one number of evaluations, or made for "
+            "another kind of model); measure it with bench"
         )
     path = get_path("edm")
 

@@ -54,16 +54,26 @@ class Bench:
     target: GaussianMixture = field(default_factory=lambda: cast(GaussianMixture, get_target(TARGET)))
 
     def times(self, steps: int, to_zero: bool = False) -> list[float]:
-        """A grid of its family."""
+        """A grid of its family; of a scheduler, which lays its own levels, their ends and a time for each step between."""
+        if self.sampler.scheduler is not None:
+            rho = self.sampler.scheduler.levels(steps)
+            return [rho[0] + (rho[-1] - rho[0]) * k / steps for k in range(steps)] + [rho[-1]]
         spec = self.sampler.grid
         if to_zero:
             spec += ("," if ":" in spec else ":") + "to_zero=true"
         times: list[float] = grids.get(spec, self.path, steps).tolist()
         return times
 
-    def start(self, count: int, target: Target | None = None, seed: int = 0) -> Tensor:
-        """Starts from the prior, (count, 1)."""
-        return fields.exact_field(target or self.target, self.path).prior(count, generator=seed)
+    def start(self, count: int, target: Target | None = None, seed: int = 0, steps: int = 10) -> Tensor:
+        """Starts from the prior, (count, 1); of a scheduler, exact draws at the first level of so many steps."""
+        exact = fields.exact_field(target or self.target, self.path)
+        if self.sampler.scheduler is not None:
+            return exact.marginal(count, self.sampler.scheduler.levels(steps)[0], generator=seed)
+        return exact.prior(count, generator=seed)
+
+    def field(self) -> ExactField:
+        """The exact field on which it runs."""
+        return fields.exact_field(self.target, self.path)
 
     def run(self, on: ExactField, x: Tensor, times: Sequence[float], seed: int = 0) -> Tensor:
         """The end points, whatever the sampler draws from set by ``seed``."""

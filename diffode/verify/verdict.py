@@ -15,9 +15,12 @@ import torch
 from diffode import fields, paths
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.references import reference
+from diffode.verify import scheduler_trial
 from diffode.verify.limits import law, moments, to_zero
 from diffode.verify.order import OrderEstimate, fit_order
 from diffode.verify.sampler import Sampler
+from diffode.verify.scheduler_levels import CannotJudgeError
+from diffode.verify.scheduler_loops import Scheduler
 from diffode.verify.trial import Bench, Finding
 
 _STEPS = (16, 32, 64, 128, 256, 512)
@@ -32,16 +35,25 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about a sampler; ``order`` is its measured order, if there is one."""
+    """What was found about a sampler; ``order`` is its measured order, if there is one.
+
+    Where ``judged`` is False it could not be judged, which its one finding explains: it is neither right nor wrong.
+    """
 
     sampler: str
     findings: tuple[Finding, ...]
     order: OrderEstimate | None
+    judged: bool = True
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found wrong."""
-        return all(finding.passed is not False for finding in self.findings)
+        """Whether it was judged and nothing was found wrong."""
+        return self.judged and not self.wrong
+
+    @property
+    def wrong(self) -> tuple[Finding, ...]:
+        """The findings against it."""
+        return tuple(finding for finding in self.findings if finding.passed is False)
 
     def finding(self, topic: str) -> Finding:
         """The finding on a topic."""
@@ -55,8 +67,13 @@ def check_sampler(sampler: Sampler) -> Verdict:
     >>> check_sampler(find_sampler("heun:chart=noise")).passed
     True
     """
+    if sampler.unjudged:
+        return _unjudged(sampler, sampler.unjudged)
     bench = Bench(sampler, paths.get(sampler.path))
-    first = _answers(bench)
+    try:
+        first = _answers(bench)
+    except _Raised as raised:
+        return _unjudged(sampler, str(raised))
     if first.passed is False:
         return Verdict(sampler.name, (first,), None)
     try:
@@ -65,12 +82,18 @@ def check_sampler(sampler: Sampler) -> Verdict:
         failed = Finding("repeatable", False, f"a second run raised {type(error).__name__}: {error}")
         return Verdict(sampler.name, (first, failed), None)
     findings = [first]
-    for check in (_evaluations, _useless, _ends, _repeatable, _batches, _untouched_start):
+    checks: tuple[Callable[[Bench], Finding | list[Finding]], ...] = (_evaluations, _useless, _ends, _repeatable, _batches)
+    # A scheduler is handed a copy of the start, made from x/alpha.
+    checks += () if sampler.scheduler is not None else (_untouched_start,)
+    for check in checks:
         findings += _safely(check, bench)
     kind = "draws noise" if stochastic else "deterministic"
     findings.append(Finding("noise", None, f"{kind}: ends {'differ' if stochastic else 'are equal'} for different seeds"))
     estimate = None
-    if stochastic:
+    if sampler.scheduler is not None:
+        own, estimate = _between_own_levels(bench, sampler.scheduler, stochastic)
+        findings += own
+    elif stochastic:
         findings += _safely(law, bench)
         if sampler.claimed is not None:
             measured = "diffode.verify.strong_order and weak_order measure one"
@@ -86,12 +109,29 @@ def check_sampler(sampler: Sampler) -> Verdict:
     return Verdict(sampler.name, tuple(findings), estimate)
 
 
+class _Raised(Exception):
+    """A run of another library's sampler raised, in a call that may not be as its authors meant it."""
+
+
+def _unjudged(sampler: Sampler, reason: str) -> Verdict:
+    return Verdict(sampler.name, (Finding("judged", None, f"can't be judged: {reason}"),), None, judged=False)
+
+
 def _safely(check: Callable[[Bench], Finding | list[Finding]], bench: Bench) -> list[Finding]:
     try:
         found = check(bench)
     except Exception as error:  # anyone's sampler may raise anything
-        return [Finding(check.__name__.strip("_"), False, f"raised {type(error).__name__}: {error}")]
+        topic, text = check.__name__.strip("_"), f"raised {type(error).__name__}: {error}"
+        return [Finding(topic, None, f"not judged: it {text}") if bench.sampler.foreign else Finding(topic, False, text)]
     return found if isinstance(found, list) else [found]
+
+
+def _between_own_levels(bench: Bench, scheduler: Scheduler, stochastic: bool) -> tuple[list[Finding], OrderEstimate | None]:
+    """Order and limit of a scheduler, or the law of one that draws noise."""
+    try:
+        return (scheduler_trial.law(bench, scheduler), None) if stochastic else scheduler_trial.order(bench, scheduler)
+    except Exception as error:  # another library may raise anything
+        return [Finding("limit", None, f"not judged: it raised {type(error).__name__}: {error}")], None
 
 
 def _answers(bench: Bench) -> Finding:
@@ -100,15 +140,20 @@ def _answers(bench: Bench) -> Finding:
         x = bench.start(6).to(dtype)
         try:
             end = bench.run(bench.watched(), x, bench.times(10))
+        except CannotJudgeError as error:
+            raise _Raised(str(error)) from error
         except DiffodeError as error:
             return Finding("runs", False, str(error))
         except Exception as error:
-            return Finding("runs", False, f"raised {type(error).__name__}: {error} (10 steps, x {dtype} {tuple(x.shape)})")
+            text = f"raised {type(error).__name__}: {error} (10 steps, x {dtype} {tuple(x.shape)})"
+            if bench.sampler.foreign:
+                raise _Raised(f"called as its documentation says, it {text}") from error
+            return Finding("runs", False, text)
         if end.shape != x.shape:
             return Finding("runs", False, f"returned shape {tuple(end.shape)} from a start of shape {tuple(x.shape)}")
         if not bool(torch.isfinite(end).all()):
             return Finding("runs", False, f"returned non-finite values with 10 steps ({dtype})")
-        if end.dtype != dtype and dtype == torch.float64:
+        if end.dtype != dtype and dtype == torch.float64 and bench.sampler.scheduler is None:
             return Finding("runs", False, f"turned {dtype} into {end.dtype}: digits are lost")
         if end.dtype != dtype:
             return Finding("runs", None, f"runs; turns {dtype} into {end.dtype}, which costs time and memory")
@@ -138,7 +183,8 @@ def _evaluations(bench: Bench) -> Finding:
     wrong = [n for n in sorted(counted) if abs(counted[n] - promised[n]) >= 1]
     if wrong:
         shown = "; ".join(f"{counted[n]} evaluations instead of {promised[n]:g} at {n} steps" for n in wrong)
-        return Finding("evaluations", False, f"{shown} (otherwise {rule})")
+        # How many timesteps a scheduler lays for n steps is its own affair.
+        return Finding("evaluations", False if bench.sampler.scheduler is None else None, f"{shown} (otherwise {rule})")
     return Finding("evaluations", True, f"{rule}: {counted[10]} for 10 steps, {counted[50]} for 50")
 
 
@@ -157,6 +203,9 @@ def _useless(bench: Bench) -> Finding:
         found.append(f"evaluation {twice[0][1] + 1} repeats evaluation {twice[0][0] + 1} (same x, same t); {len(twice)} such")
     if dummy:
         found.append(f"the answer of evaluation {dummy[0] + 1} of {len(watched.asked)} is not used; {len(dummy)} such")
+    if found and bench.sampler.scheduler is not None:
+        # Its loop is as its pipelines write it: an evaluation too many costs time, and no accuracy.
+        return Finding("wasted evaluations", None, "; ".join(found))
     return Finding("wasted evaluations", not found, "; ".join(found) or f"none in {len(watched.asked)}: each one matters")
 
 
@@ -183,6 +232,10 @@ def _batches(bench: Bench) -> Finding:
         others[row] = x[row]
         changed = bench.run(bench.watched(), others, times)
         difference = max(difference, float((together[row] - changed[row]).abs().max()) / float(together.abs().max()))
+    if difference > _ROUNDING and bench.sampler.scheduler is not None and bench.sampler.scheduler.batched:
+        return Finding(
+            "batches", None, f"other rows in the batch change a row by {difference:.1e}: {bench.sampler.scheduler.batched}"
+        )
     if difference > _ROUNDING:
         return Finding("batches", False, f"other rows in the batch change a row by {difference:.1e} of its size")
     return Finding("batches", True, "a row does not depend on the rest of its batch")
@@ -199,6 +252,9 @@ def _untouched_start(bench: Bench) -> Finding:
 
 def _ends(bench: Bench) -> Finding:
     """Both ends of the grid matter: a run that leaves its last step out does not see the last time."""
+    if bench.sampler.scheduler is not None:
+        rho = bench.sampler.scheduler.levels(6)
+        return Finding("ends", None, f"it lays its own levels: 6 steps go from sigma/alpha = {rho[0]:.4g} to {rho[-1]:.4g}")
     x, times = bench.start(3), bench.times(6)
     end = bench.run(bench.watched(), x, times)
     unseen = [

@@ -1,0 +1,134 @@
+"""What a scheduler of another library does between its own levels: its order and limit, or the law it leaves.
+
+A last step to no noise is a jump to the denoised point, whose cost stays with any number of steps where the table of training
+levels ends above 0. So the end is held against two points, the exact flow's at the last level, and the denoised point of the
+exact flow's at the level before; the nearer one at the most steps counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from diffode import fields
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField
+from diffode.references import reference
+from diffode.targets import GaussianMixture
+from diffode.targets.target import Target
+from diffode.verify.order import OrderEstimate, fit_order
+from diffode.verify.scheduler_loops import STEPS, Scheduler
+from diffode.verify.trial import TARGET, Bench, Finding
+
+_POINTS = 24
+#: Levels are kept in float32: an error below this share of the largest state is rounding.
+_ROUNDING = 1e-6
+#: A slope below this is none: more steps do not help.
+_FALLS = 0.4
+#: An error that does not fall is harmless below this share of the data's scale.
+_HARMLESS = 1e-3
+#: A slope may fall short of the claim by this much.
+_SHORT = 0.3
+_MEAN, _VARIANCE = 0.7, 0.25
+#: Draws for a law, standard errors it may be off, the share of a moment that these steps may be off, and the steps.
+_DRAWS, _DEVIATIONS, _SHARE, _LAW_STEPS = 10_000, 5.0, 0.02, (50, 100)
+#: What twice the steps may leave of an error that falls with them.
+_LEFT = 0.75
+
+
+def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Finding], OrderEstimate | None]:
+    """The slope of the error between its own levels, at their x of unit size, and whether the error falls at all."""
+    exact = bench.field()
+    errors: list[tuple[float, ...]] = []
+    for steps in STEPS:
+        rho, times = scheduler.levels(steps), bench.times(steps)
+        x = bench.start(_POINTS, steps=steps)
+        end = bench.run(exact, x, times)
+        errors.append(
+            tuple(float((end - true).square().mean().sqrt()) / math.hypot(1, rho[-1]) for true in _ends(exact, rho, x))
+        )
+    best = min(range(len(errors[0])), key=lambda k: errors[-1][k])
+    found = [error[best] for error in errors]
+    shown = f"errors {', '.join(f'{e:.1e}' for e in found)} at {', '.join(map(str, STEPS))} steps between its own levels"
+    if not all(math.isfinite(error) for error in found):
+        return [Finding("limit", False, f"errors are not finite: {shown}")], None
+    try:
+        estimate = fit_order(STEPS, found, _ROUNDING / 30 * max(exact.scale, 1.0))
+    except ArgumentError:
+        good = found[-1] < _HARMLESS * exact.scale
+        return [Finding("limit", good, f"exact to rounding: {shown}" if good else f"does NOT converge: {shown}")], None
+    # The first errors of a coarse grid may lie anywhere; all levels together say whether they fall.
+    overall = -_slope([math.log(n) for n in STEPS], [math.log(max(e, 1e-300)) for e in found])
+    stuck = overall < _FALLS and estimate.slope < _FALLS and found[-1] > _HARMLESS * exact.scale
+    says = "does NOT converge to the flow of the field: more steps do not help" if stuck else "converges to the exact flow"
+    limit = Finding("limit", not stuck, f"{says}: {shown}")
+    measured = f"order {estimate.slope:.2f} measured between its own levels (95 %: {estimate.low:.2f} to {estimate.high:.2f})"
+    claimed = bench.sampler.claimed
+    if claimed is None:
+        return [Finding("order", None, f"{measured}; none is claimed"), limit], estimate
+    if estimate.slope >= claimed - _SHORT:
+        return [Finding("order", True, f"order {claimed} as claimed: {measured}"), limit], estimate
+    text = f"order {claimed} is claimed, which its own levels, rounded to training steps, do not settle: {measured}"
+    return [Finding("order", None, text), limit], estimate
+
+
+def _slope(x: list[float], y: list[float]) -> float:
+    centre_x, centre_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - centre_x) * (b - centre_y) for a, b in zip(x, y, strict=True)) / sum((a - centre_x) ** 2 for a in x)
+
+
+def _ends(exact: ExactField, rho: Sequence[float], x: Tensor) -> list[Tensor]:
+    """Where the exact flow ends, and where a jump from the level before would."""
+    ends = [reference(exact, x, rho[0], rho[-1], 1e-12).x]
+    if rho[-1] == 0 and len(rho) > 2 and rho[-2] > 0:
+        with torch.no_grad():
+            ends.append(exact.denoised(reference(exact, x, rho[0], rho[-2], 1e-12).x, rho[-2]))
+    return ends
+
+
+def law(bench: Bench, scheduler: Scheduler) -> list[Finding]:
+    """Moments of the end on a Gaussian, and its distance to the law of a mixture, from exact draws at its own first level."""
+    gaussian = GaussianMixture([1.0], [[_MEAN]], [[_VARIANCE]])
+    return [
+        _judged("moments", bench, scheduler, gaussian, _moment_error, "on a Gaussian, mean and deviation"),
+        _judged("limit", bench, scheduler, bench.target, _distance, f"distance to the law of {TARGET} in scales"),
+    ]
+
+
+def _judged(
+    topic: str, bench: Bench, scheduler: Scheduler, target: Target, measure: Callable[[Tensor, Tensor, float], float], what: str
+) -> Finding:
+    exact = fields.ExactField(target, bench.path)
+    found: list[float] = []
+    for steps in _LAW_STEPS:
+        rho = scheduler.levels(steps)
+        with torch.no_grad():
+            end = bench.run(exact, bench.start(_DRAWS, target, 5, steps=steps), bench.times(steps), 6)
+            true = [exact.marginal(_DRAWS, rho[-1], generator=7)]
+            if rho[-1] == 0 and rho[-2] > 0:
+                true.append(exact.denoised(exact.marginal(_DRAWS, rho[-2], generator=7), rho[-2]))
+            unit = math.hypot(1, rho[-1])
+            found.append(min(measure(end / unit, one / unit, exact.scale) for one in true))
+            noise = measure(exact.marginal(_DRAWS, rho[-1], generator=11) / unit, true[0] / unit, exact.scale)
+        if found[-1] <= _SHARE + 2 * noise + _DEVIATIONS / math.sqrt(_DRAWS):
+            text = f"{what}: off by {found[-1]:.4f} at {steps} steps ({_DRAWS} draws; exact draws: {noise:.4f})"
+            return Finding(topic, True, f"converges to the right law, {text}" if topic == "limit" else text)
+    falls = found[1] < _LEFT * found[0]
+    text = f"{what}: off by {found[0]:.4f} at {_LAW_STEPS[0]} steps and {found[1]:.4f} at {_LAW_STEPS[1]}"
+    if falls:
+        return Finding(topic, True, f"{text}, which falls")
+    return Finding(
+        topic, False, f"{text}: more steps do not help" if topic == "moments" else f"ANOTHER law than the field's: {text}"
+    )
+
+
+def _moment_error(end: Tensor, true: Tensor, scale: float) -> float:
+    deviation = float(true.std())
+    return max(abs(float(end.mean() - true.mean())) / deviation, abs(float(end.std()) / deviation - 1))
+
+
+def _distance(end: Tensor, true: Tensor, scale: float) -> float:
+    return float((end[:, 0].sort().values - true[:, 0].sort().values).abs().mean()) / scale
