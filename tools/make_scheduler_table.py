@@ -13,7 +13,7 @@ from diffode.verify.verdict import Verdict, check_sampler
 _HEAD = """# The schedulers of diffusers, judged
 
 Made by `python tools/make_scheduler_table.py` with diffusers {version}. Each class is called as its own pipelines call it, with
-its default options (`clip_sample` off), on a mixture in one dimension whose flow and law are known. Errors are root mean squares
+its default options (`clip_sample` off), on a mixture in one dimension whose flow and law are known. Errors are root mean square
 against the exact flow between the class's own levels. What is not judged has no verdict: it is neither right nor wrong.
 
 | class | verdict | order measured | error at 10, 50, 200 steps, or the law |
