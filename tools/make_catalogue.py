@@ -50,11 +50,13 @@ FAMILIES = {
                         "unipc:order=3,variant=vary_coeff")),
     "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
                                                             "dpmpp_2s_ancestral", "edm_stochastic")),
+    "restart": ("Restart, predictor-corrector, consistency", ("restart", "restart:low=0.5,high=5,inner=4", "pc",
+                                                              "pc:snr=0.05,corrections=2", "lcm")),
     "exponential_sde": ("Exponential SDE solvers", ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:form=heun", "dpmpp_3m_sde", "sa",
                                                     "seeds_1", "seeds_2", "seeds_3")),
     "er_sde": ("ER-SDE and Euler-Maruyama", ("er_sde_1", "er_sde_2", "er_sde_3", "er_sde:form=consistent", "euler_maruyama")),
     "amed": ("AMED, without learning", ("amed", "amed:host=euler", "amed:host=ipndm,order=3")),
-    "adaptive": ("Adaptive", ("rk_adaptive", "dpm_adaptive:order=2", "dpm_adaptive:order=3")),
+    "adaptive": ("Adaptive", ("rk_adaptive", "dpm_adaptive:order=2", "dpm_adaptive:order=3", "sde_adaptive:eta=0")),
 }  # fmt: skip
 
 
@@ -195,8 +197,8 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
         lines += ["|" + "---|" * (header.count("|") - 1), *(orders[spec] for spec in found)]
     lines += _gaussian_table(specs, made)
     tables = tuple(spec for spec, solver in zip(specs, made, strict=True) if not isinstance(solver, DirectSolver))
-    # ER-SDE's steps depend on the noise level itself, not on the ratio of two.
-    uniform = tuple(spec for spec in tables if solvers.get(spec).name != "er_sde")
+    # The steps of these depend on the noise level itself, not on the ratio of two.
+    uniform = tuple(spec for spec in tables if solvers.get(spec).name not in ("er_sde", "restart", "lcm"))
     if any(not s.stochastic for s in made):
         figure(name, specs)
         lines += ["", "Error against NFE of the deterministic ones:", "", f"![error against NFE]({name}.png)"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
-from diffode.randomness import generator_from
+from diffode.randomness import keyed
 from diffode.references import Reference, reference
 from diffode.solvers import Solution
 from diffode.specs import Registry
@@ -109,9 +109,8 @@ class Outcome:
             raise ArgumentError(f"{metric} needs at least {least} points to measure, got {len(self.end)}; run more starts")
 
     def stream(self, number: int) -> torch.Generator:
-        """A generator of its own for each number, from the seed."""
-        # torch takes seeds of 64 bits.
-        return generator_from((1_000_003 * self.seed + number) % 2**64)
+        """A generator of its own for each number and seed."""
+        return keyed(self.seed, "metrics", number)
 
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim)."""

@@ -92,6 +92,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
     name = "sde_adaptive"
     reference = "Jolicoeur-Martineau et al., arXiv 2105.14080, algorithm 1, with noise that is kept (Rackauckas and Nie 2017)"
     order = 1
+    nfe_per_step = 2
     asks_row_times = True
     draws_for_rows = True
     takes_steps = False

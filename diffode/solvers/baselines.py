@@ -194,10 +194,15 @@ class TorchSDE(WithNoise, Baseline):
         for number, (start, stop) in enumerate(itertools.pairwise(times)):
             span = torch.tensor([times[0] - start, times[0] - stop], dtype=torch.float64, device=x.device)
             noise = torchsde.BrownianInterval(
-                t0=span[0], t1=span[1], size=states[-1].shape, dtype=torch.float64, device=x.device, entropy=seed + number,
+                t0=span[0], t1=span[1], size=states[-1].shape, dtype=torch.float64, device=x.device, entropy=_entropy(seed, number),
                 levy_area_approximation="space-time" if self.method == "srk" else "none",
             )  # fmt: skip
             width = float(span[1] - span[0])
             run = torchsde.sdeint(reverse, states[-1], span, bm=noise, method=self.method, dt=width)
             states.append(run[-1])
         return Journey(torch.stack([s.reshape(shape).to(x.dtype) for s in states]))
+
+
+def _entropy(seed: int, leg: int) -> int:
+    """The seed of a leg's Brownian path, with which no leg of another seed shares its noise."""
+    return int(np.random.SeedSequence([seed, leg]).generate_state(1)[0] >> 1)

@@ -20,8 +20,8 @@ class PredictorCorrector(EulerAncestral):
     on each other. Their factor 1 - beta on VP paths, next to 1, is left out. Levels are corrected before the step from them,
     as in that code.
 
-    However many steps are made, a Langevin step of this size inflates the variance of the noise it mixes by the factor
-    1/(1 - snr^2): a run converges to the law of the data with that bias, and not to the flow.
+    However fine the grid, Langevin steps of this size would by themselves keep the variance of the noise too large by the
+    factor 1/(1 - snr^2): a run converges to the law of the data but for that, and not to the flow.
     """
 
     snr: float = 0.16

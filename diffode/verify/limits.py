@@ -10,6 +10,7 @@ import torch
 from diffode import fields
 from diffode.errors import DiffodeError
 from diffode.fields import ExactField
+from diffode.randomness import keyed
 from diffode.targets import GaussianMixture
 from diffode.verify.trial import TARGET, Bench, Finding
 
@@ -87,7 +88,7 @@ def law(bench: Bench) -> list[Finding]:
 
 def _mixture_law(bench: Bench, times: Sequence[float]) -> Finding:
     exact = fields.exact_field(bench.target, bench.path)
-    x, true = (exact.marginal(_DRAWS, t, generator=7 + k)[:, 0] for k, t in enumerate((times[0], times[-1])))
+    x, true = (exact.marginal(_DRAWS, t, generator=keyed(k, "law"))[:, 0] for k, t in enumerate((times[0], times[-1])))
     end = bench.run(exact, x[:, None], times, 8)[:, 0]
     distance = float((end.sort().values - true.sort().values).abs().mean()) / exact.scale
     floor = float((exact.marginal(_DRAWS, times[-1], generator=11)[:, 0].sort().values - true.sort().values).abs().mean())

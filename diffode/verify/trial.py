@@ -12,6 +12,7 @@ from torch import Tensor
 from diffode import fields, grids, paths
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
+from diffode.randomness import keyed
 from diffode.targets import GaussianMixture
 from diffode.targets import get as get_target
 from diffode.targets.target import Scalar, Target
@@ -79,7 +80,7 @@ class Bench:
         """The end points, whatever the sampler draws from set by ``seed``."""
         with torch.random.fork_rng(devices=[]):
             # A sampler that draws from the global generator is repeatable too.
-            torch.manual_seed(seed + 1)
+            torch.set_rng_state(keyed(seed, "check", "global").get_state())
             end = self.sampler.run(on, x.clone(), times, torch.Generator().manual_seed(seed))
         if not isinstance(end, Tensor):
             raise ArgumentError(f"the sampler returned {type(end).__name__}, not the end points (a tensor)")
