@@ -194,7 +194,8 @@ class TorchSDE(WithNoise, Baseline):
         for number, (start, stop) in enumerate(itertools.pairwise(times)):
             span = torch.tensor([times[0] - start, times[0] - stop], dtype=torch.float64, device=x.device)
             noise = torchsde.BrownianInterval(
-                t0=span[0], t1=span[1], size=states[-1].shape, dtype=torch.float64, device=x.device, entropy=_entropy(seed, number),
+                t0=span[0], t1=span[1], size=states[-1].shape, dtype=torch.float64, device=x.device,
+                entropy=_entropy(seed, number),
                 levy_area_approximation="space-time" if self.method == "srk" else "none",
             )  # fmt: skip
             width = float(span[1] - span[0])
