@@ -94,7 +94,7 @@ def get(spec: Times, path: Path | str | None = None, steps: int | None = None, *
     >>> get("karras:rho=7", "edm", steps=2).tolist()
     [80.0, 2.51521..., 0.002]
     >>> get("levels 80 1 0", "vp").tolist()
-    [3.0169..., 0.7856..., 0.0]
+    [0.9335..., 0.2589..., 0.0]
     """
     on = None if path is None else get_path(path)
     if isinstance(spec, str) and is_place(spec.strip()):

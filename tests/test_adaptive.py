@@ -39,6 +39,7 @@ def test_dpm_adaptive_converges(order):
     assert float((found.x - exact).norm(dim=1).max()) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore::diffode.errors.StartWarning")
 @pytest.mark.parametrize("spec", OWN)
 def test_rows_do_not_feel_each_other(spec):
     """Steps of a row alone and among others, one of them stiff by far, are the same."""

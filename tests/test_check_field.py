@@ -127,7 +127,10 @@ def test_the_command_names_the_fix(tmp_path):
     )
     assert "dim is needed" in command("check-field", "own.py:right", *vp, cwd=tmp_path, code=2).stderr
     assert "not a function" in command("check-field", "own.py:number", *vp, cwd=tmp_path, code=2).stderr
-    assert "can't be read" in command("check-field", "own.py:right", *vp, "--data", "own.py", cwd=tmp_path, code=2).stderr
+    assert (
+        "is not a readable .npy file"
+        in command("check-field", "own.py:right", *vp, "--data", "own.py", cwd=tmp_path, code=2).stderr
+    )
     assert "kind must be" in command("check-field", "own.py:right", "--kind", "eps", cwd=tmp_path, code=2).stderr
 
 

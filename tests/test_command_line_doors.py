@@ -109,6 +109,9 @@ OWN = {
     "references.target_line": "numbers of one mixture", "studies.Cell": "stored as text", "studies.Result": "stored as text",
     "tableau.Tableau": "what a solver writes", "tableau.Writer": "what a solver writes with",
     "charts.Chart": "abstract",
+    "grids.content": "of a text in a store",
+    "learned.Checkpoint": "stored as text", "learned.TrainedGrid": "stored as text",
+    "learned.train_decoupled": "the line of tune_universal", "learned.train_grid": "the line of tune_universal",
     "grids.check_registered": "for texts out of files", "fields.TrainedField": "made by load_trained",
 }  # fmt: skip
 

@@ -12,9 +12,9 @@ import warnings
 
 import pytest
 import torch
+from scheduler_loop import follow_scheduler
 
 import diffode
-from diffode.verify.foreign import follow_scheduler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -110,7 +110,7 @@ def test_the_probe_runs_once_is_not_counted_and_can_be_declined():
     [
         (lambda: Field.from_velocity(3), "callable"),
         (lambda: Field.from_noise(lambda x, t: x, None), "needs path="),
-        (lambda: Field.from_velocity(lambda x, t: x, "edm"), "path must be a diffode path"),
+        (lambda: Field.from_velocity(lambda x, t: x, 3), "path must be a diffode path"),
         (lambda: Field.from_velocity(lambda x, t: x, scale=0), "scale must be a positive number"),
         (lambda: Field.from_velocity(lambda x, t: x).noise(start(), 0.5), "has no path"),
     ],

@@ -197,5 +197,5 @@ def test_lists_run_within_a_budget_and_in_suites():
     cells = parse_suite({"study": [lists | {"grids": [[80.0, 10.0, 1.0], "80,10,1", "karras", "exponential"]}]}).cells
     assert [cell.grid for cell in cells] == ["times 80 10 1", "karras", "log_snr"]
     assert {cell.solver for cell in cells} == {"dpmpp:order=2,lower_order_final=never"}
-    with pytest.raises(ArgumentError, match="study 1: grid must be strictly decreasing"):
+    with pytest.raises(ArgumentError, match="study 1: grids: grid must be strictly decreasing"):
         parse_suite({"study": [lists | {"grids": [[1.0, 10.0]]}]})

@@ -112,7 +112,7 @@ def test_wrong_arguments_are_named():
     for call, match in (
         (lambda: levels.gits(field, 3, points=0), "points must be"),
         (lambda: levels.gits(field, 3, teacher=2.5), "teacher must be"),
-        (lambda: levels.dmn("vp", 3), "path must be a diffode path"),
+        (lambda: levels.dmn("nowhere", 3), "unknown path"),
         (lambda: levels.dmn(EDM, 0), "steps must be"),
         (lambda: levels.search(field, 3, seed=-2), "seed must be"),
         (lambda: levels.ld3(field, 3, points=True), "points must be"),

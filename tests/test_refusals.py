@@ -33,7 +33,7 @@ def wild():
 
 
 def outcome(field, solver="ddim", **options):
-    x = field.prior(4, generator=0) if isinstance(field, fields.ExactField) else torch.randn(4, 2, dtype=torch.float64)
+    x = field.prior(4, generator=0) if isinstance(field, fields.ExactField) else field.path.prior((4, 2), generator=0)
     return Outcome(field, x, diffode.solve(field, x, solver=solver, **({"nfe": 4} | options)))
 
 

@@ -11,13 +11,13 @@ import warnings
 
 import pytest
 import torch
+from scheduler_loop import follow_scheduler
 from test_conformance import RUNS
 
 import diffode
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, UnknownNameError
 from diffode.solvers.names import ALIASES, advice, ours
-from diffode.verify.foreign import follow_scheduler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

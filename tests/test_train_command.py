@@ -101,10 +101,12 @@ def test_ctrl_c_with_nothing_to_keep_writes_nothing_and_promises_nothing(tmp_pat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(learned, "train_table", interrupted)
+    # A job in the background of a shell begins with interruptions ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     done = run("bespoke", code=130)
     assert "interrupted; nothing was written, and the same command begins anew" in done.stderr
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_ctrl_c_twice_ends_at_once():

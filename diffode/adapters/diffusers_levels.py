@@ -210,7 +210,8 @@ class Replaced:
         most = max(finite)
         if most > path.rho(path.t_max) * (1 + 1e-3):
             path = _Longer(base, most)
-        times = [0.0 if level == 0 else path.time_from_rho(level) for level in finite]
+        # A first level that is the table's last but for its float32 lies no further than that.
+        times = [0.0 if level == 0 else min(path.time_from_rho(level), path.t_max) for level in finite]
         for k, label in enumerate(labels):
             # At the timesteps of the table its own float64 levels are more exact than their float32 ones.
             if (

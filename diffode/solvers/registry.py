@@ -126,8 +126,8 @@ def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
         if options:
             raise ArgumentError(f"options {', '.join(options)} go with a spec; this solver has its own already")
         return spec
-    if samples(spec):
-        return FunctionSolver(function=cast("Callable[..., Any]", spec), **options)
+    if callable(spec) and not inspect.isclass(spec):
+        return FunctionSolver(function=spec, **options)
     return registry.make(cast(str, spec), **options)
 
 

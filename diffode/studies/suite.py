@@ -157,7 +157,7 @@ def _written(grid: list[Any], where: str) -> str:
     try:
         return grids.spec_of(grid)
     except ArgumentError as error:
-        raise ArgumentError(f"{where}: {error}") from error
+        raise ArgumentError(f"{where}: grids: {error}") from error
 
 
 def _product(lists: Mapping[str, Sequence[Any]], study: Mapping[str, Any], where: str) -> Iterable[Cell]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import PREDICTIONS, Field, Prediction
 from diffode.fields.model import Model
 from diffode.paths import Path
-from diffode.randomness import generator_from, keyed, normal
+from diffode.randomness import generator_from, normal
 from diffode.verify.check import Check
 from diffode.verify.contract import contract
 
@@ -253,6 +255,11 @@ def _fixes(asked: Reading, right: Reading) -> list[str]:
     return fixes
 
 
+def _stream(seed: int, word: str) -> int:
+    """The seed of a stream of its own for every seed and word."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(word.encode())]).generate_state(1, np.uint64)[0])
+
+
 def _single(function: Function) -> Function:
     return lambda x, t: function(x.float(), t).to(x.dtype)
 
@@ -302,7 +309,7 @@ class _Trial:
     def _measured(self, reading: Reading) -> float:
         field = self._field(reading)
         data = self._samples(field) if self._data is None else self._data
-        source, total = keyed(self._seed, "diagnosis", "noise"), 0.0
+        source, total = generator_from(_stream(self._seed, "noise")), 0.0
         if self._data is None:
             spread = float(data.var(0).mean().sqrt()) / self.unit
             total = len(self._times) * abs(math.log(spread)) if 0 < spread < math.inf else math.inf
