@@ -22,6 +22,8 @@ from diffode.paths import Path
 from diffode.specs import Registry, parse_spec
 
 Times = Tensor | Sequence[float] | str
+#: Steps of a grid, and evaluations of a budget: more would fill the memory before a run begins.
+MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Grid:
 
     def __call__(self, path: Path, steps: int) -> Tensor:
         """The times, shape (steps + 1,), float64, strictly decreasing."""
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ArgumentError(f"steps must be an integer >= 1, got {steps!r}")
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
+            raise ArgumentError(f"steps must be an integer >= 1 and <= {MOST_STEPS}, got {steps!r:.40}")
         if self.to_zero:
             # The last of the steps is the one to zero, as in the EDM reference code.
             times = self.place(path, steps - 1) if steps > 1 else [path.t_max]

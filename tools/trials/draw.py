@@ -135,8 +135,10 @@ def _value(draw: Draw, option: str, hint: Any, default: Any) -> Code:
         return repr(draw.chance(0.5))
     if isinstance(default, int):
         return repr(max(1, default + draw.integer(0, 2) - 1))
+    if option == "t_max" and isinstance(default, float):
+        return repr(float(f"{default * draw.real(0.5, 1):.4g}"))
     if isinstance(default, float) and np.isfinite(default):
-        return repr(float(f"{default * np.exp(draw.rng.normal() / 2):.4g}") if default else draw.real(0, 1))
+        return repr(_near(draw, default))
     if isinstance(default, str):
         return repr(default)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -146,6 +148,14 @@ def _value(draw: Draw, option: str, hint: Any, default: Any) -> Code:
         if float in kinds:
             return draw.pick(("None", "0.5", "1.0", "2.0"))
     return "None"
+
+
+def _near(draw: Draw, value: float) -> float:
+    """A number of the size of another; below 1 if that is, since many such options are shares."""
+    if value == 0:
+        return draw.real(0, 1)
+    factor = float(np.exp(draw.rng.normal() / 2))
+    return float(f"{value**factor if 0 < value < 1 else value * factor:.4g}")
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ import diffode
 from diffode import Field, Solution, Tableau, cache, paths, solvers
 from diffode.array_files import read_array, read_arrays
 from diffode.fields.trained import load_trained
-from diffode.solvers.checkpoints import load_checkpoint, load_codebooks, load_ranged
-from diffode.solvers.ranged import Ranged
-from diffode.studies import Store, load_suite
+from diffode.solvers.checkpoints import load_codebooks, load_ranged
+from diffode.studies import Result, Store, load_suite
 from diffode.studies.report_folder import check_folder
-from diffode.studies.suite import Suite
 from trials.damage import damage
 from trials.draw import Draw
-from trials.material import CACHE_KEY, CELL, DIM, FIRST, KINDS, LAST, material
+from trials.material import CACHE_KEY, CELL, DIM, FIRST, LAST, cache_in, material
 from trials.runs import consistent
 from trials.trial import Names, Trial
 
@@ -31,8 +28,13 @@ _MOST_EVALUATIONS = 2000
 
 def trial(draw: Draw) -> Trial:
     """A damaged file, opened."""
-    kind = draw.pick(sorted(OPENED))
-    return Trial(f"file = damaged({kind!r}, {draw.seed()})\nanswer = answered({kind!r}, file)\n", look)
+    kind = draw.pick(sorted(DOORS))
+    lines = (
+        f"file = damaged({kind!r}, {draw.seed()})",
+        f"loaded = loaded_from({kind!r}, file)",
+        f"answer = used({kind!r}, loaded)",
+    )
+    return Trial("\n".join(lines) + "\n", look)
 
 
 def damaged(kind: str, seed: int) -> str:
@@ -50,11 +52,6 @@ def damaged(kind: str, seed: int) -> str:
     return str(file)
 
 
-def answered(kind: str, file: str) -> Any:
-    """What diffode makes of a file: objects that hold what the file says, and runs with them."""
-    return OPENED[kind](file)
-
-
 def look(names: Names) -> Iterator[str]:
     """An answer keeps its own promises: numbers are finite, runs are consistent."""
     answer = names["answer"]
@@ -65,113 +62,103 @@ def look(names: Names) -> Iterator[str]:
             yield "a file with numbers that are not finite was believed"
 
 
+def loaded_from(kind: str, file: str) -> Any:
+    """What diffode reads from a file."""
+    return DOORS[kind][0](file)
+
+
+def used(kind: str, loaded: Any) -> Any:
+    """Runs and numbers that come from what was read; an error is an answer here too."""
+    return DOORS[kind][1](loaded)
+
+
 def _field(path: Any = None) -> Field:
     return diffode.exact_field("ring8", "edm" if path is None else path)
 
 
-def _run(field: Field, solver: Any, times: Sequence[float]) -> Solution:
+def _run(solver: Any, times: Sequence[float], path: Any = None) -> Solution:
+    field = _field(path)
     x = torch.randn(4, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first = 1.0 if field.path is None else field.path.sigma(times[0])
-    return diffode.solve(field, first * x, solver=solver, grid=list(times), on_failure="return", generator=0)
+    return diffode.solve(field, field.path.sigma(times[0]) * x, solver=solver, grid=list(times), on_failure="return")
 
 
-def _table(file: str) -> Any:
-    table = Tableau.load(file)
+def _run_table(table: Tableau) -> Any:
     if table.nfe > _MOST_EVALUATIONS or table.draws > _MOST_EVALUATIONS:
-        return table
+        return None
     field = Field.from_velocity(lambda x, t: -x) if table.path is None else _field(table.path)
     x = torch.ones(3, DIM, dtype=torch.float64)
     return solvers.run_tableau(table, field, x, on_failure="return", generator=0)
 
 
-def _checkpoint(file: str) -> Any:
-    loaded = load_checkpoint(file)
-    levels = loaded.stages.levels
-    path = paths.get(loaded.path)
-    times = [path.time_from_rho(float(levels[i])) for i in (0, -1)]
-    return loaded.stages.weights, _run(_field(path), solvers.get("bespoke", file=file), times)
+def _run_bespoke(solver: Any) -> Any:
+    path, levels = paths.get(solver.checkpoint.path), solver.checkpoint.stages.levels
+    return _run(solver, [path.time_from_rho(float(levels[i])) for i in (0, -1)], path)
 
 
-def _conditioned(file: str) -> Any:
-    return _run(_field(), solvers.get("conditioned", file=file), [FIRST, LAST])
+def _run_between(solver: Any) -> Solution:
+    return _run(solver, [FIRST, LAST])
 
 
-def _amed(file: str) -> Any:
-    return _run(_field(), solvers.get("amed_learned", file=file), [FIRST, LAST])
+def _weights(tables: dict[int, Any]) -> tuple[Tensor, ...]:
+    books = [book if isinstance(book, tuple) else (book,) for book in tables.values()]
+    return tuple(table.stages(table.first[1], table.last[0], DIM).weights for book in books for table in book)
 
 
-def _ranged_runs(tables: Sequence[Ranged]) -> tuple[Tensor, ...]:
-    return tuple(table.stages(table.first[1], table.last[0], DIM).weights for table in tables)
-
-
-def _ranged(file: str) -> Any:
-    return _ranged_runs(list(load_ranged(file).values()))
-
-
-def _codebooks(file: str) -> Any:
-    return _ranged_runs([table for book in load_codebooks(file).values() for table in book])
-
-
-def _denoiser(file: str) -> Any:
-    field = load_trained(file)
+def _denoised(field: Field) -> Tensor:
     return field.denoised(torch.ones(3, field.dim or 1, dtype=torch.float64), 1.0)
 
 
-def _array(file: str) -> Any:
-    return torch.from_numpy(read_array(file).astype(float))
+def _tensors(arrays: Any) -> tuple[Tensor, ...]:
+    values = arrays.values() if isinstance(arrays, dict) else (arrays,)
+    return tuple(torch.from_numpy(array.astype(float)) for array in values)
 
 
-def _arrays(file: str) -> Any:
-    return tuple(torch.from_numpy(array.astype(float)) for array in read_arrays(file).values())
-
-
-def _suite(file: str) -> Suite:
-    return load_suite(file)
-
-
-def _store(file: str) -> Any:
+def _results(file: str) -> list[Result]:
     with Store(file, patience=0.2) as store:
         store.done()
-        return [value for result in store.get([("key-4", CELL), ("key-6", CELL)]) for value in result.measurements]
+        return store.get([("key-4", CELL), ("key-6", CELL)])
 
 
-def _manifest(file: str) -> None:
+def _measured(results: Sequence[Result]) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor([measured.value, measured.floor]) for result in results for measured in result.measurements)
+
+
+def _report(file: str) -> None:
     check_folder(Path(file).parent, ["index.html", "results.csv"])
 
 
-def _entry(file: str) -> Any:
-    """A damaged entry of the cache is none, or the one that was written."""
+def _cached(file: str) -> Any:
     place = Path(file).with_name(f"{CACHE_KEY}.safetensors")
     place.write_bytes(Path(file).read_bytes())
-    known, os.environ["DIFFODE_CACHE"] = os.environ.get("DIFFODE_CACHE"), str(place.parent)
-    try:
-        found = cache.read(CACHE_KEY)
-    finally:
-        if known is None:
-            del os.environ["DIFFODE_CACHE"]
-        else:
-            os.environ["DIFFODE_CACHE"] = known
-    if found is not None and not torch.equal(found["x"], torch.arange(6, dtype=torch.float64).reshape(3, 2)):
-        return torch.tensor(torch.nan)
-    return None
+    with cache_in(place.parent):
+        return cache.read(CACHE_KEY)
 
 
-OPENED: dict[str, Callable[[str], Any]] = {
-    "table": _table,
-    "noisy table": _table,
-    "plain table": _table,
-    "checkpoint": _checkpoint,
-    "conditioned": _conditioned,
-    "amed": _amed,
-    "ranged": _ranged,
-    "codebooks": _codebooks,
-    "denoiser": _denoiser,
-    "array": _array,
-    "arrays": _arrays,
-    "suite": _suite,
-    "store": _store,
-    "manifest": _manifest,
-    "cache entry": _entry,
+def _as_written(found: Any) -> Tensor | None:
+    """A damaged entry of the cache is none, or the one that was written."""
+    same = found is None or torch.equal(found["x"], torch.arange(6, dtype=torch.float64).reshape(3, 2))
+    return None if same else torch.tensor(torch.nan)
+
+
+def _nothing(loaded: Any) -> None:
+    """Reading it checks all that it says."""
+
+
+#: How each kind is read, and how what was read is used.
+DOORS: dict[str, tuple[Callable[[str], Any], Callable[[Any], Any]]] = {
+    "table": (Tableau.load, _run_table),
+    "noisy table": (Tableau.load, _run_table),
+    "plain table": (Tableau.load, _run_table),
+    "checkpoint": (lambda file: solvers.get("bespoke", file=file), _run_bespoke),
+    "conditioned": (lambda file: solvers.get("conditioned", file=file), _run_between),
+    "amed": (lambda file: solvers.get("amed_learned", file=file), _run_between),
+    "ranged": (load_ranged, _weights),
+    "codebooks": (load_codebooks, _weights),
+    "denoiser": (load_trained, _denoised),
+    "array": (read_array, _tensors),
+    "arrays": (read_arrays, _tensors),
+    "suite": (load_suite, _nothing),
+    "store": (_results, _measured),
+    "manifest": (_report, _nothing),
+    "cache entry": (_cached, _as_written),
 }
-if not set(OPENED) <= set(KINDS):
-    raise LookupError("a kind of file that is opened has no material")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,19 @@ def _made(kind: str, process: int) -> str:
     file = _folder(process) / f"{kind.replace(' ', '_')}{ending}"
     make(file)
     return str(file)
+
+
+@contextlib.contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """While diffode's cache lies in this folder."""
+    known, os.environ["DIFFODE_CACHE"] = os.environ.get("DIFFODE_CACHE"), str(folder)
+    try:
+        yield
+    finally:
+        if known is None:
+            del os.environ["DIFFODE_CACHE"]
+        else:
+            os.environ["DIFFODE_CACHE"] = known
 
 
 def _stages() -> Stages:
@@ -152,16 +166,9 @@ def _manifest(file: Path) -> None:
 
 
 def _entry(file: Path) -> None:
-    known = os.environ.get("DIFFODE_CACHE")
-    os.environ["DIFFODE_CACHE"] = str(file.parent)
-    try:
+    with cache_in(file.parent):
         cache.write(CACHE_KEY, {"x": torch.arange(6, dtype=torch.float64).reshape(3, 2), "errors": torch.zeros(3)})
-        (file.parent / f"{CACHE_KEY}.safetensors").replace(file)
-    finally:
-        if known is None:
-            del os.environ["DIFFODE_CACHE"]
-        else:
-            os.environ["DIFFODE_CACHE"] = known
+    (file.parent / f"{CACHE_KEY}.safetensors").replace(file)
 
 
 def _function(file: Path) -> None:

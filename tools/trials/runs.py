@@ -10,6 +10,7 @@ from torch import Tensor
 import diffode
 from diffode import grids, paths, solvers
 from diffode.solvers import Solution
+from diffode.solvers.direct import DirectSolver
 from trials.calls import call
 from trials.draw import ABSURD, Code, Draw, arguments, made
 from trials.mixtures import KINDS, NASTY
@@ -39,7 +40,7 @@ def run(draw: Draw) -> Trial:
     ]
     dtype = draw.pick(("torch.float64", "torch.float32"))
     lines.append(f"x = {start_code(draw, dim, rows, dtype)}")
-    given = {"solver": solver, **time_codes(draw), **noise_codes(draw, rows)}
+    given = {"solver": solver, **time_codes(draw, budgeted(solver)), **noise_codes(draw, rows)}
     for key, choices, share in (
         ("keep", ("'all'", "'last'"), 0.4),
         ("on_failure", ("'return'", "'raise'"), 0.6),
@@ -114,23 +115,29 @@ def start_code(draw: Draw, dim: int, rows: int, dtype: Code) -> Code:
     if draw.chance(0.4):
         code = f"diffode.exact_field(target, path).prior({rows}, generator={draw.seed()}, dtype={dtype})"
     if draw.chance(0.05):
-        code += draw.pick((" * 1e30", " * 0", " * 1e-30", " + 1e6"))
-    if dim % 4 == 0 and draw.chance(0.1):
+        code = f"({code}{draw.pick((' * 1e30', ' * 0', ' * 1e-30', ' + 1e6'))})"
+    if dim % 2 == 0 and shape[1] == dim and draw.chance(0.1):
         code += f".reshape({rows}, 1, 2, {dim // 2})"
     return code
 
 
-def time_codes(draw: Draw) -> dict[str, Code]:
+def budgeted(solver: Code) -> bool:
+    """Whether a solver may take a budget: those that follow the field themselves mostly do not."""
+    makers = {name: solvers.registry.entry(name).make for name in solvers.names()}
+    direct = [name for name, make in makers.items() if isinstance(make, type) and issubclass(make, DirectSolver)]
+    return not any(f"'{name}" in solver for name in direct)
+
+
+def time_codes(draw: Draw, budget_taken: bool) -> dict[str, Code]:
     """grid, steps and nfe: mostly a grid by name with a small budget, sometimes times, sometimes nonsense."""
     budget = draw.odd(str(draw.integer(1, 30)), 0.05)
     chosen = draw.pick(("nfe", "nfe", "named nfe", "named steps", "named steps", "times", "times", "nonsense"))
+    if "nfe" in chosen and not budget_taken and draw.chance(0.9):
+        chosen = "named steps"
     if chosen == "nfe":
         return {"nfe": budget}
     if chosen.startswith("named"):
-        return {
-            "grid": made(draw, grids.registry, "str", absurd=0.02) if draw.chance(0.02) else grid_code(draw),
-            chosen[6:]: budget,
-        }
+        return {"grid": grid_code(draw), chosen[6:]: budget}
     if chosen == "times":
         return {"grid": times_code(draw)}
     return {
@@ -229,7 +236,8 @@ def alone(solution: Solution, names: Names) -> Iterator[str]:
     x, given, field = names["x"], dict(names["arguments"]), names["field"]
     generator = given.get("generator")
     drawn = solution.tableau is None or solution.tableau.draws
-    own_noise = isinstance(generator, list) or given.get("noise") is not None
+    listed = isinstance(generator, list) and len(generator) == len(x)
+    own_noise = listed or given.get("noise") is not None
     recipe = solvers.get(given["solver"])
     foreign = (
         ":" in recipe.spec.partition(",")[0]
@@ -239,7 +247,7 @@ def alone(solution: Solution, names: Names) -> Iterator[str]:
     if len(x) < 2 or foreign or (drawn and recipe.stochastic and not own_noise) or isinstance(generator, torch.Generator):
         return
     row = len(x) // 2
-    if isinstance(generator, list):
+    if listed:
         given["generator"] = [generator[row]]
     if given.get("noise") is not None:
         given["noise"] = given["noise"][:, row : row + 1]

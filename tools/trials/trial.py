@@ -28,7 +28,7 @@ PRELUDE = (
     "import numpy as np, torch, diffode\n"
     "from diffode import grids, metrics, paths, solvers, targets, verify\n"
     "from trials.commands import command\n"
-    "from trials.files import answered, damaged\n"
+    "from trials.files import damaged, loaded_from, used\n"
     "from trials.material import material\n"
     "from trials.mixtures import fitting_noise, mixture, nasty\n"
 )
@@ -38,7 +38,9 @@ _HOUSE, _LONGEST_MESSAGE = str(Path(diffode.__file__).parent), 5000
 _OWN_WARNINGS = tuple(
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Warning)
 )  # fmt: skip
-_WORD = re.compile(r"[A-Za-z]{2,}|\d+")
+#: Integrators of other libraries, which say in warnings of their own how they fared.
+_LIBRARIES = ("torchdiffeq", "torchsde")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
 
 Names = dict[str, Any]
 
@@ -131,9 +133,9 @@ def _refused(error: DiffodeError, trial: Trial, names: Names) -> Iterator[Findin
         problem = "shows an address"
     elif "got nan" in said and "nan" not in trial.program:
         problem = "speaks of a nan that nobody gave"
-    elif "file" in names and Path(names["file"]).stem not in said:
+    elif "file" in names and "loaded" not in names and Path(names["file"]).stem not in said:
         problem = "does not name the file"
-    elif not known & set(_WORD.findall(said)):
+    elif "file" not in names and "''" not in said and not known & set(_WORD.findall(said)):
         problem = "names nothing of the input"
     if problem:
         yield Finding("message", f"{problem}: {type(error).__name__}: {said[:300]}", *frames(error))
@@ -156,7 +158,8 @@ def _watched(findings: list[Finding]) -> Iterator[None]:
     """Write down warnings that are not diffode's own, with the line of diffode that led there."""
 
     def noted(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-        if not issubclass(category, _OWN_WARNINGS):
+        foreign = category is UserWarning and any(f"/{library}/" in filename for library in _LIBRARIES)
+        if not issubclass(category, _OWN_WARNINGS) and not foreign:
             place = next((_named(f) for f in reversed(traceback.extract_stack()) if f.filename.startswith(_HOUSE)), "")
             findings.append(Finding("warning", f"{category.__name__}: {message}"[:300], place, f"{filename}:{lineno}"))
 
