@@ -76,8 +76,10 @@ def nasty(kind: str, path: Path) -> Field:
 NASTY = ("nan", "late nan", "late huge", "one row", "late shape", "half", "number", "none of these")
 
 
-def fitting_noise(field: Field, x: Tensor, arguments: dict[str, Any], seed: int) -> Tensor:
+def fitting_noise(field: Field, x: Any, arguments: dict[str, Any], seed: int) -> Any:
     """Noise for a run with these arguments: of the shape that its table asks for, or of one draw if it has none."""
+    if not isinstance(x, Tensor):
+        return None
     draws = 1
     recipe = solvers.get(arguments["solver"])
     if isinstance(recipe, diffode.Solver) and isinstance(arguments.get("steps"), int):
