@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,10 @@ def reference(
     """
     if not isinstance(field, Field):
         raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
+    for name, number in (("tolerance", tolerance), ("start", start), ("stop", stop)):
+        single = number.numel() == 1 if isinstance(number, Tensor) else isinstance(number, numbers.Real)
+        if not single or isinstance(number, bool):
+            raise ArgumentError(f"{name} must be a number, got {number!r:.80}")
     if not 1e-13 <= tolerance <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
     for name, time in (("start", start), ("stop", stop)):

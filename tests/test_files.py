@@ -216,6 +216,8 @@ def test_headers_that_are_none_are_refused(tmp_path, what):
     ("spans", torch.tensor([[0.5, float("inf")]], dtype=torch.float64), "spans must be"),
     ("spans", torch.tensor([[0, 1]]), "spans must be"),
     ("outputs", torch.zeros(10**6, dtype=torch.int64), "outputs must name"),
+    ("outputs", torch.tensor([0, 1, 0]), "times of its outputs must fall, or rise|outputs must name"),
+    ("outputs", torch.tensor([1, 1]), "times of its outputs must fall, or rise"),
 ])  # fmt: skip
 def test_tables_ask_for_no_more_than_they_hold(tmp_path, name, value, words):
     file = tmp_path / "table.safetensors"

@@ -102,9 +102,17 @@ def tried(chosen: Iterable[Case], jobs: int, output: Path) -> Tally:
 def _own_folder() -> Iterator[None]:
     """A folder for all temporary files, also of workers that are killed, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="diffode-fuzz-", ignore_cleanup_errors=True) as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        os.environ["DIFFODE_CACHE"] = str(Path(folder) / "cache")
-        yield
+        before, known = tempfile.tempdir, {name: os.environ.get(name) for name in ("TMPDIR", "DIFFODE_CACHE")}
+        os.environ |= {"TMPDIR": folder, "DIFFODE_CACHE": str(Path(folder) / "cache")}
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            for name, value in known.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def again(case: Case) -> int:

@@ -35,6 +35,9 @@ SENSIBLE: dict[str, tuple[Code, ...]] = {
     "step_orders": ("(2, 1)", "(3, 3, 2)", "(1, 1, 1)"),
     "member": ("0", "1", "5"),
     "max_steps": ("1", "10", "300"),
+    # Finer tolerances cost integrators of low order more than the seconds of a trial.
+    "rtol": ("0.05", "1e-2", "1e-3", "1e-4"),
+    "atol": ("0.05", "1e-2", "1e-3", "1e-4"),
 }
 #: The kind of material that a solver reads, by the solver's name.
 FILES = {"bespoke": "checkpoint", "conditioned": "conditioned", "amed_learned": "amed"}

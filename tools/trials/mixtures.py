@@ -78,7 +78,7 @@ NASTY = ("nan", "late nan", "late huge", "one row", "late shape", "half", "numbe
 
 def fitting_noise(field: Field, x: Any, arguments: dict[str, Any], seed: int) -> Any:
     """Noise for a run with these arguments: of the shape that its table asks for, or of one draw if it has none."""
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or not isinstance(field, Field):
         return None
     draws = 1
     recipe = solvers.get(arguments["solver"])

@@ -123,7 +123,6 @@ def _run(trial: Trial, names: Names, findings: list[Finding]) -> Played:
 def _refused(error: DiffodeError, trial: Trial, names: Names) -> Iterator[Finding]:
     """A message says something, not too much, of what was given, without the inside of Python."""
     said = str(error)
-    known = set(_WORD.findall(trial.program))
     problem = None
     if not said.strip():
         problem = "empty"
@@ -135,10 +134,16 @@ def _refused(error: DiffodeError, trial: Trial, names: Names) -> Iterator[Findin
         problem = "speaks of a nan that nobody gave"
     elif "file" in names and "loaded" not in names and Path(names["file"]).stem not in said:
         problem = "does not name the file"
-    elif "file" not in names and "''" not in said and not known & set(_WORD.findall(said)):
+    elif "file" not in names and not _names_input(said, trial.program):
         problem = "names nothing of the input"
     if problem:
         yield Finding("message", f"{problem}: {type(error).__name__}: {said[:300]}", *frames(error))
+
+
+def _names_input(said: str, program: str) -> bool:
+    """Whether a message shares a word, or a text in quotation marks, with the program."""
+    quoted = re.findall(r"'([^']*)'", said)
+    return bool(set(_WORD.findall(said)) & set(_WORD.findall(program))) or any(text in program for text in quoted)
 
 
 def _broken(trial: Trial, names: Names) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ def watched(case: Case) -> Played:
     def late(number: int, frame: Any) -> None:
         raise OutOfTime(f"{LIMIT} s of processor time")
 
-    signal.signal(signal.SIGPROF, late)
+    before = signal.signal(signal.SIGPROF, late)
     # This one has no handler: it ends the process.
     signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT + _NATIVE)
     # Where an error of this kind is taken for an ordinary one, it comes again.
@@ -41,6 +41,7 @@ def watched(case: Case) -> Played:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _work(pipe: Connection) -> None:
