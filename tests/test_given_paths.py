@@ -48,6 +48,17 @@ def test_functions_in_the_wrong_direction_are_told_how_to_be_turned():
         paths.FunctionPath(0.5, lambda t: t)
 
 
+@pytest.mark.parametrize("value", [None, "0.5", b"x", True, (1, 2), torch.ones(2), {}, object(), 10**400])
+def test_times_that_are_no_numbers_are_named(value):
+    for name in ("t_min", "t_max", "lower", "upper"):
+        if value is not None or name in ("t_min", "t_max"):
+            with pytest.raises(ArgumentError, match=f"{name} must be a number"):
+                paths.FunctionPath(lambda t: 1 - t, lambda t: t, **{name: value})
+    with pytest.raises(ArgumentError, match="t_min must be a number"):
+        paths.Tabulated([0.9, 0.5, 0.1], t_min=value)
+    assert paths.Tabulated([0.9, 0.5, 0.1], t_min=np.float32(1.5), t_max=torch.tensor(2.5)).t_max == 2.5
+
+
 @pytest.mark.parametrize(
     ("spec", "options"),
     [
@@ -112,14 +123,3 @@ def test_a_path_that_no_name_rebuilds_is_not_saved_with_a_solver(tmp_path):
     table = diffode.solvers.get("euler").tableau(paths.Tabulated([0.99, 0.5, 0.1]), [3.0, 2.0, 1.0])
     with pytest.raises(ArgumentError, match="register"):
         table.save(tmp_path / "table.safetensors")
-
-
-@pytest.mark.parametrize("value", [None, "0.5", b"x", True, (1, 2), torch.ones(2), {}, object(), 10**400])
-def test_times_that_are_no_numbers_are_named(value):
-    for name in ("t_min", "t_max", "lower", "upper"):
-        if value is not None or name in ("t_min", "t_max"):
-            with pytest.raises(ArgumentError, match=f"{name} must be a number"):
-                paths.FunctionPath(lambda t: 1 - t, lambda t: t, **{name: value})
-    with pytest.raises(ArgumentError, match="t_min must be a number"):
-        paths.Tabulated([0.9, 0.5, 0.1], t_min=value)
-    assert paths.Tabulated([0.9, 0.5, 0.1], t_min=np.float32(1.5), t_max=torch.tensor(2.5)).t_max == 2.5
