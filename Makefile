@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test lint setup clean speed orders learned universal mutation coverage
+.PHONY: bench test lint setup clean speed orders learned universal mutation coverage fuzz
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -60,10 +60,14 @@ mutation: $(READY)  # an hour: changes the numerical core piece by piece and run
 	$(BIN)/python -m pip install --quiet cosmic-ray
 	$(BIN)/python tools/mutate.py --sample 200
 
+fuzz: $(READY)  # about half an hour on two cores
+	@echo "==> random runs, damaged files and odd command lines: answers or refusals, nothing else"
+	$(BIN)/python tools/fuzz.py --seed 0 --runs 12000 --files 3000 --commands 300
+
 coverage: $(READY)
 	$(BIN)/python -m pip install --quiet pytest-cov
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered
 
 clean:
-	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* mutation.json
+	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* mutation.json fuzz.jsonl
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,6 +30,9 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.specs import Entry, Registry, parse_spec
 
+#: Steps of a grid, and evaluations of a budget: more would fill the memory before a run begins.
+MOST_STEPS = 100_000
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -44,8 +47,8 @@ class Grid:
     def __call__(self, path: Path | str, steps: int) -> Tensor:
         """The times, shape (steps + 1,), float64, strictly decreasing."""
         path = get_path(path)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ArgumentError(f"steps must be an integer >= 1, got {steps!r}")
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
+            raise ArgumentError(f"steps must be an integer >= 1 and <= {MOST_STEPS}, got {steps!r:.40}")
         if self.to_zero:
             # The last of the steps is the one to zero, as in the EDM reference code.
             times = self.place(path, steps - 1) if steps > 1 else [path.t_max]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import reprlib
 import stat
 from collections.abc import Iterator
@@ -129,5 +130,6 @@ def believed(file: str | FilePath, what: str, remedy: str = "") -> Iterator[None
         if isinstance(error, KeyError) and not isinstance(error, ArgumentError):
             reason = f"it lacks {shown(error.args[0] if error.args else '')}"
         else:
-            reason = str(error)[:300] or type(error).__name__
+            # An address in memory says nothing of a file, and is another one every time.
+            reason = re.sub(r" at 0x[0-9a-f]+", "", str(error)[:300]) or type(error).__name__
         raise FileFormatError(f"{file} is not {what}: {reason}{'; ' if remedy else ''}{remedy}") from error

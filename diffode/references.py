@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,11 @@ def reference(
     """
     if not isinstance(field, Field):
         raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
+    given: tuple[tuple[str, object], ...] = (("tolerance", tolerance), ("start", start), ("stop", stop))
+    for name, number in given:
+        single = number.numel() == 1 if isinstance(number, Tensor) else isinstance(number, numbers.Real)
+        if not single or isinstance(number, bool):
+            raise ArgumentError(f"{name} must be a number, got {number!r:.80}")
     if not 1e-13 <= tolerance <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
     for name, time in (("start", start), ("stop", stop)):

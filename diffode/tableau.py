@@ -216,13 +216,18 @@ class Tableau:
         self.one_for_all("propagate")
         if start not in ("exact", "prior"):
             raise ArgumentError(f"start must be 'exact' or 'prior', got {start!r}")
-        variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
+        try:
+            variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArgumentError(f"eigenvalues must be numbers, variances of the data, got {eigenvalues!r:.80}") from error
         if not bool((torch.isfinite(variances) & (variances >= 0)).all()):
             raise ArgumentError("eigenvalues must be finite and >= 0: they are variances")
         try:
             centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
-        except RuntimeError:
-            raise ArgumentError(f"mean must be a number or have the shape of eigenvalues, {tuple(variances.shape)}") from None
+        except (TypeError, ValueError, RuntimeError):
+            raise ArgumentError(
+                f"mean must be a number or have the shape of eigenvalues, {tuple(variances.shape)}, got {mean!r:.80}"
+            ) from None
         if not bool(torch.isfinite(centre).all()):
             raise ArgumentError("mean must be finite")
         from diffode.propagation import propagate

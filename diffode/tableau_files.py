@@ -71,6 +71,9 @@ def read(file: str | FilePath) -> Tableau:
             raise ValueError(f"times must be 2 to {_MOST_ROWS} float64 numbers >= 0, outputs int64")
         if not 2 <= len(outputs) <= count or bool(((outputs < 0) | (outputs >= count)).any()):
             raise ValueError("outputs must name at least two rows of the table")
+        steps = times[outputs].diff()
+        if not bool((steps < 0).all() or (steps > 0).all()):
+            raise ValueError("the times of its outputs must fall, or rise")
         spans = tensors.get("spans", torch.zeros(0, 2, dtype=torch.float64))
         if (
             spans.dtype != torch.float64

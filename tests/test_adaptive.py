@@ -110,6 +110,21 @@ def test_another_library_that_gives_up_is_a_failed_run_and_no_foreign_error(spec
         diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.01])
 
 
+@pytest.mark.parametrize("spec", ["scipy:RK45", "scipy:LSODA", "torchdiffeq:dopri5", "rk_adaptive"])
+def test_times_that_rounding_makes_the_same_log_snr_have_the_same_state(spec):
+    """The numbers beside 80 and log 80 lie 1.4e-14 and 9e-16 apart: the logarithm of the number below 80 is that of 80."""
+    field, x = start(n=3)
+    near = 80.0 * (1 - 2.0**-53)
+    found = diffode.solve(field, x, solver=spec, grid=[80.0, near, 1.0], keep="all")
+    assert math.log(near) == math.log(80.0)
+    assert found.states.shape == (3, *x.shape)
+    # A product and a quotient by alpha are between them.
+    torch.testing.assert_close(found.states[1], x, rtol=1e-14, atol=0)
+    # The solvers' own tolerances are 1e-6 (1e-4 for rk_adaptive).
+    torch.testing.assert_close(found.x, diffode.reference(field, x, 80.0, 1.0).x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(diffode.solve(field, x, solver=spec, grid=[80.0, near]).x, x, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize(("function", "dtype", "count"), [
     (lambda y, t: -y * t, torch.float64, 2),
     (lambda y, t: -y * t, torch.float64, 3),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,17 @@ def test_functions_in_the_wrong_direction_are_told_how_to_be_turned():
         paths.FunctionPath(lambda t: t, lambda t: 1 - t)
     with pytest.raises(ArgumentError, match="must be a function of t"):
         paths.FunctionPath(0.5, lambda t: t)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", b"x", True, (1, 2), torch.ones(2), {}, object(), 10**400])
+def test_times_that_are_no_numbers_are_named(value):
+    for name in ("t_min", "t_max", "lower", "upper"):
+        if value is not None or name in ("t_min", "t_max"):
+            with pytest.raises(ArgumentError, match=f"{name} must be a number"):
+                paths.FunctionPath(lambda t: 1 - t, lambda t: t, **{name: value})
+    with pytest.raises(ArgumentError, match="t_min must be a number"):
+        paths.Tabulated([0.9, 0.5, 0.1], t_min=value)
+    assert paths.Tabulated([0.9, 0.5, 0.1], t_min=np.float32(1.5), t_max=torch.tensor(2.5)).t_max == 2.5
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ def test_bad_times_say_what_is_wrong(times, message):
         ("karras", None, 5, "needs a path"),
         ("karras", EDM, None, "needs steps"),
         ("karras", EDM, 0, "steps must be an integer >= 1"),
+        ("karras", EDM, 100_001, "steps must be an integer >= 1 and <= 100000, got 100001"),
+        ("kl_optimal:to_zero=true", EDM, 2**63, "steps must be an integer >= 1 and <= 100000"),
         ("karras:rho=-1", EDM, 5, "rho must be positive"),
         ("karras:roh=3", EDM, 5, "did you mean 'rho'"),
         ("karras", paths.get("rectified_flow:t_max=1"), 5, "choose t_max"),

@@ -175,6 +175,11 @@ def test_states_at_two_times_are_cached_and_split_by_rows(tmp_path, monkeypatch)
     ("arguments", "message"),
     [
         ({"tolerance": 1e-20}, "tolerance must lie"),
+        ({"tolerance": "fine"}, "tolerance must be a number, got 'fine'"),
+        ({"tolerance": None}, "tolerance must be a number, got None"),
+        ({"start": [[1.0]]}, r"start must be a number, got \[\[1.0\]\]"),
+        ({"stop": torch.ones(2)}, "stop must be a number"),
+        ({"stop": True}, "stop must be a number, got True"),
         ({"start": float("nan")}, "start must be a finite time"),
         ({"stop": -1.0}, "stop must be a finite time"),
         ({"x": torch.full((2, 2), float("inf"))}, "x must be a finite float32"),

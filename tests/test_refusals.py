@@ -93,6 +93,8 @@ REFUSED = {
         lambda: solvers.get("universal:scale=1,dim=2,analytic_first_step=true").tableau(EDM, "karras", 4),
         "trained with all its evaluations",
     ),
+    "moments that are no numbers": (lambda: two_rows().propagate("x", torch.ones(2)), "mean must be a number"),
+    "variances that are no numbers": (lambda: two_rows().propagate(0.0, object()), "eigenvalues must be numbers"),
     "moments that do not fit": (lambda: two_rows().propagate(torch.zeros(3), torch.ones(2)), "shape of eigenvalues"),
     "moments that are not finite": (lambda: two_rows().propagate(float("nan"), torch.ones(2)), "mean must be finite"),
     "noise that is not given": (

@@ -274,6 +274,9 @@ def test_an_empty_batch_is_an_empty_answer():
         ({"on_failure": "ignore"}, "on_failure must be"),
         ({"solver": 3}, "spec must be a string"),
         ({"nfe": 0, "grid": None}, "nfe must be an integer >= 1"),
+        ({"nfe": 100_001, "grid": None}, "nfe must be an integer >= 1 and <= 100000, got 100001"),
+        ({"nfe": 10**30, "grid": None}, "nfe must be an integer >= 1 and <= 100000"),
+        ({"nfe": 10**30, "grid": None, "solver": "dpm_fast"}, "nfe must be an integer >= 1 and <= 100000"),
     ],
 )
 def test_wrong_arguments_of_solve_are_named(arguments, message):

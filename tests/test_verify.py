@@ -165,6 +165,12 @@ def test_growth_checks_its_arguments():
         verify.growth("rk_adaptive", 0.1, [0.0])
     with pytest.raises(ArgumentError, match="step must lie in"):
         verify.growth("ddim", 0.0, [0.0])
+    for step in ([], "1", None, True):
+        with pytest.raises(ArgumentError, match="step must be a number"):
+            verify.growth("ddim", step, [0.0])
+    for kappa in ("x", None, -1):
+        with pytest.raises(ArgumentError, match=r"kappa must be a vector \(K,\) of finite numbers, got"):
+            verify.growth("ddim", 0.1, kappa)
     with pytest.raises(ArgumentError, match="kappa must be"):
         verify.growth("ddim", 0.1, [[math.nan]])
 

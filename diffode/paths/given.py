@@ -52,7 +52,7 @@ class Tabulated(Path):
     def _set(self, table: Any, t_min: float, t_max: float) -> None:
         # The class is frozen, as all paths are.
         levels = (np.log(table) - np.log1p(-table)) / 2
-        for key, value in (("t_min", float(t_min)), ("t_max", float(t_max)), ("_levels", levels)):
+        for key, value in (("t_min", _number("t_min", t_min)), ("t_max", _number("t_max", t_max)), ("_levels", levels)):
             object.__setattr__(self, key, value)
         Path.__post_init__(self)
 
@@ -237,8 +237,10 @@ class FunctionPath(Path):
         upper: float | None = None,
     ):
         for key, value in (
-            ("alpha_function", alpha), ("sigma_function", sigma), ("t_min", float(t_min)), ("t_max", float(t_max)),
-            ("lower", float(t_min if lower is None else lower)), ("upper", float(t_max if upper is None else upper)),
+            ("alpha_function", alpha), ("sigma_function", sigma),
+            ("t_min", _number("t_min", t_min)), ("t_max", _number("t_max", t_max)),
+            ("lower", _number("lower", t_min if lower is None else lower)),
+            ("upper", _number("upper", t_max if upper is None else upper)),
         ):  # fmt: skip
             object.__setattr__(self, key, value)
         for name, function in (("alpha", alpha), ("sigma", sigma)):
@@ -327,6 +329,16 @@ def _called(function: Callable[[Tensor], Any], t: Tensor) -> Tensor:
         raise ArgumentError(
             f"alpha and sigma must be functions of a tensor of times (torch.cos, not math.cos): {error}"
         ) from error
+
+
+def _number(name: str, value: object) -> float:
+    """A time as a float: numbers and tensors of one number are times, texts are none."""
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError(type(value).__name__)
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ArgumentError(f"{name} must be a number, a time, got {value!r:.80}") from None
 
 
 def _digest(*values: Any) -> str:

@@ -214,9 +214,9 @@ def final_order(order: int, number: int, steps: int, rule: LowerOrderFinal) -> i
 
 
 def check_budget(nfe: object) -> None:
-    """Raise ArgumentError unless a budget is a whole number of evaluations, at least 1."""
-    if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < 1:
-        raise ArgumentError(f"nfe must be an integer >= 1, got {nfe!r}")
+    """Raise ArgumentError unless a budget is a whole number of evaluations, at least 1, whose table fits into memory."""
+    if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= grids.MOST_STEPS:
+        raise ArgumentError(f"nfe must be an integer >= 1 and <= {grids.MOST_STEPS}, got {nfe!r:.40}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

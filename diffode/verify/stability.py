@@ -48,11 +48,16 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
     recipe = solvers.get(solver)
     if isinstance(recipe, DirectSolver):
         raise ArgumentError(f"solver {recipe.spec!r} chooses its own steps: it has no growth factor for a given one")
+    if isinstance(step, bool) or not isinstance(step, int | float):
+        raise ArgumentError(f"step must be a number, got {step!r:.80}")
     if not 0 < step <= 5:
         raise ArgumentError(f"step must lie in (0, 5], got {step!r}: it is a difference of log-SNR")
-    slopes = torch.as_tensor(kappa, dtype=torch.float64)
+    try:
+        slopes = torch.as_tensor(kappa, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        slopes = torch.zeros(())
     if slopes.ndim != 1 or not bool(torch.isfinite(slopes).all()):
-        raise ArgumentError("kappa must be a vector (K,) of finite numbers")
+        raise ArgumentError(f"kappa must be a vector (K,) of finite numbers, got {kappa!r:.80}")
     # x/alpha = x on EDM's path.
     path, count = paths.get("edm"), min(_STEPS, int(_LENGTH / step))
     table = recipe.tableau(path, [math.exp((count / 2 - i) * step) for i in range(count + 1)])
