@@ -81,8 +81,9 @@ def reference(
     if not isinstance(field, Field):
         raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
     for name, number in (("tolerance", tolerance), ("start", start), ("stop", stop)):
-        single = number.numel() == 1 if isinstance(number, Tensor) else isinstance(number, numbers.Real)
-        if not single or isinstance(number, bool):
+        given: object = number
+        single = given.numel() == 1 if isinstance(given, Tensor) else isinstance(given, numbers.Real)
+        if not single or isinstance(given, bool):
             raise ArgumentError(f"{name} must be a number, got {number!r:.80}")
     if not 1e-13 <= tolerance <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
