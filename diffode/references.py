@@ -80,10 +80,10 @@ def reference(
     """
     if not isinstance(field, Field):
         raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
-    for name, number in (("tolerance", tolerance), ("start", start), ("stop", stop)):
-        given: object = number
-        single = given.numel() == 1 if isinstance(given, Tensor) else isinstance(given, numbers.Real)
-        if not single or isinstance(given, bool):
+    given: tuple[tuple[str, object], ...] = (("tolerance", tolerance), ("start", start), ("stop", stop))
+    for name, number in given:
+        single = number.numel() == 1 if isinstance(number, Tensor) else isinstance(number, numbers.Real)
+        if not single or isinstance(number, bool):
             raise ArgumentError(f"{name} must be a number, got {number!r:.80}")
     if not 1e-13 <= tolerance <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
