@@ -156,6 +156,10 @@ def test_rows_of_a_brownian_path_do_not_depend_on_the_batch():
         ("edm_stochastic:churn=-3", "churn must be a number >= 0"),
         ("ddpm:variance=medium", "variance must be one of"),
         ("dpm_fast:evaluations=0", "evaluations must be an integer >= 1"),
+        ("dpm_fast:evaluations=100001", "evaluations must be an integer >= 1 and <= 100000, got 100001"),
+        ("pc:corrections=1000000000", "corrections must be an integer >= 0 .* and <= 1000, got 1000000000"),
+        ("restart:repeats=1000000000", "repeats times inner must be <= 100000"),
+        ("restart:repeats=400,inner=251", "got 400 and 251"),
     ],
 )
 def test_options_out_of_range_say_so(spec, message):

@@ -156,8 +156,9 @@ class DPMFast(DPMSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("order", self.order, (3,))
-        if self.evaluations is not None and (type(self.evaluations) is not int or self.evaluations < 1):
-            raise ArgumentError(f"evaluations must be an integer >= 1, got {self.evaluations!r}")
+        known = self.evaluations
+        if known is not None and (type(known) is not int or not 1 <= known <= grids.MOST_STEPS):
+            raise ArgumentError(f"evaluations must be an integer >= 1 and <= {grids.MOST_STEPS}, got {known!r:.40}")
 
     @property
     def convergence_order(self) -> int:
