@@ -154,10 +154,8 @@ class Registry(Generic[T]):
         merged = {**entry.preset, **chosen}
         try:
             return entry.make(**merged)
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            # PyTorch says by a RuntimeError that a tensor of several numbers is none; any other is no fault of the options.
-            arrays = any(getattr(value, "ndim", 0) for value in chosen.values())
-            if isinstance(error, DiffodeError) or (isinstance(error, RuntimeError) and not arrays):
+        except (TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, DiffodeError):
                 raise
             raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
 

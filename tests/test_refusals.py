@@ -96,7 +96,6 @@ REFUSED = {
     "moments that are no numbers": (lambda: two_rows().propagate("x", torch.ones(2)), "mean must be a number"),
     "variances that are no numbers": (lambda: two_rows().propagate(0.0, object()), "eigenvalues must be numbers"),
     "variances below zero": (lambda: two_rows().propagate(0.0, [-1.0]), "they are variances, got [-1.0]"),
-    "an option that is a tensor": (
         lambda: paths.get("ddpm", beta_end=torch.ones(2)),
         "path 'ddpm' can't be made: Boolean value",
     ),
