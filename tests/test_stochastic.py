@@ -282,3 +282,10 @@ def test_noise_scales_that_overflow_are_refused_without_a_word_of_numpy(spec):
     """phi(1e10) = 1e10 (exp(1e3) + 10) is no number of float64; a warning would fail this test."""
     with pytest.raises(ArgumentError, match="is singular on this grid"):
         solvers.get(spec).tableau(paths.get("edm"), [1e10, 8e9, 5e9, 1e9, 1.0])
+
+
+def test_a_run_upwards_from_no_noise_is_refused_without_a_word_of_numpy():
+    """phi(0) = 0, by which the ODE limit of ER-SDE divides at its first step upwards."""
+    field = diffode.exact_field("ring8", "trigonometric")
+    with pytest.raises(ArgumentError, match="is singular on this grid"):
+        diffode.solve(field, torch.ones(2, 2), solver="er_sde_3:scale=ode", grid="ays_sd15", nfe=5, upwards=True)

@@ -61,7 +61,7 @@ class SingleStep(Solver):
         steps = len(times) - 1
         orders = self.step_orders or (self.order,) * steps
         if len(orders) != steps:
-            raise ArgumentError(f"step_orders has {len(orders)} entries for a grid of {steps} steps")
+            raise ArgumentError(f"step_orders has {len(orders)} entries for a grid of {steps} steps, in {self.spec!r}")
         exponential = cast(ExponentialChart, chart)
         x = table.start
         for number, s, t in steps_of(times):

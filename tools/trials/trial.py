@@ -142,7 +142,7 @@ def _refused(error: DiffodeError, trial: Trial, names: Names) -> Iterator[Findin
 
 def _names_input(said: str, program: str) -> bool:
     """Whether a message shares a word, or a text in quotation marks, with the program."""
-    quoted = [text for pair in re.findall(r"'([^']*)'|\"([^\"]*)\"", said) for text in pair if text]
+    quoted = [text for pair in re.findall(r"'([^']*)'|\"([^\"]*)\"", said) for text in pair]
     shown = [code for code in ("[]", "{}", "()") if code in said]
     return bool(set(_WORD.findall(said)) & set(_WORD.findall(program))) or any(text in program for text in quoted + shown)
 
