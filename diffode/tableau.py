@@ -221,7 +221,7 @@ class Tableau:
         except (TypeError, ValueError, RuntimeError) as error:
             raise ArgumentError(f"eigenvalues must be numbers, variances of the data, got {eigenvalues!r:.80}") from error
         if not bool((torch.isfinite(variances) & (variances >= 0)).all()):
-            raise ArgumentError("eigenvalues must be finite and >= 0: they are variances")
+            raise ArgumentError(f"eigenvalues must be finite and >= 0: they are variances, got {eigenvalues!r:.80}")
         try:
             centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
         except (TypeError, ValueError, RuntimeError):
@@ -229,7 +229,7 @@ class Tableau:
                 f"mean must be a number or have the shape of eigenvalues, {tuple(variances.shape)}, got {mean!r:.80}"
             ) from None
         if not bool(torch.isfinite(centre).all()):
-            raise ArgumentError("mean must be finite")
+            raise ArgumentError(f"mean must be finite, got {mean!r:.80}")
         from diffode.propagation import propagate
 
         return propagate(self, self.path, centre, variances, exact=start == "exact")

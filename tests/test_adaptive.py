@@ -110,6 +110,13 @@ def test_another_library_that_gives_up_is_a_failed_run_and_no_foreign_error(spec
         diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.01])
 
 
+def test_a_flow_that_overflows_in_another_library_is_a_failed_run_without_warnings():
+    """The flow of dx/dt = -x from t = 1000 to 1 grows by exp(999)."""
+    field = Field.from_velocity(lambda x, t: -x)
+    found = diffode.solve(field, torch.ones(2, 1), solver="scipy:RK45", grid=[1000.0, 1.0], on_failure="return")
+    assert found.status.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("spec", ["scipy:RK45", "scipy:LSODA", "torchdiffeq:dopri5", "rk_adaptive"])
 def test_times_that_rounding_makes_the_same_log_snr_have_the_same_state(spec):
     """The numbers beside 80 and log 80 lie 1.4e-14 and 9e-16 apart: the logarithm of the number below 80 is that of 80."""

@@ -95,6 +95,7 @@ REFUSED = {
     ),
     "moments that are no numbers": (lambda: two_rows().propagate("x", torch.ones(2)), "mean must be a number"),
     "variances that are no numbers": (lambda: two_rows().propagate(0.0, object()), "eigenvalues must be numbers"),
+    "variances below zero": (lambda: two_rows().propagate(0.0, [-1.0]), "they are variances, got [-1.0]"),
     "moments that do not fit": (lambda: two_rows().propagate(torch.zeros(3), torch.ones(2)), "shape of eigenvalues"),
     "moments that are not finite": (lambda: two_rows().propagate(float("nan"), torch.ones(2)), "mean must be finite"),
     "noise that is not given": (

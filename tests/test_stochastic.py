@@ -156,6 +156,10 @@ def test_rows_of_a_brownian_path_do_not_depend_on_the_batch():
         ("edm_stochastic:churn=-3", "churn must be a number >= 0"),
         ("ddpm:variance=medium", "variance must be one of"),
         ("dpm_fast:evaluations=0", "evaluations must be an integer >= 1"),
+        ("dpm_fast:evaluations=100001", "evaluations must be an integer >= 1 and <= 100000, got 100001"),
+        ("pc:corrections=1000000000", "corrections must be an integer >= 0 .* and <= 1000, got 1000000000"),
+        ("restart:repeats=1000000000", "repeats times inner must be <= 100000"),
+        ("restart:repeats=400,inner=251", "got 400 and 251"),
     ],
 )
 def test_options_out_of_range_say_so(spec, message):
@@ -278,3 +282,10 @@ def test_noise_scales_that_overflow_are_refused_without_a_word_of_numpy(spec):
     """phi(1e10) = 1e10 (exp(1e3) + 10) is no number of float64; a warning would fail this test."""
     with pytest.raises(ArgumentError, match="is singular on this grid"):
         solvers.get(spec).tableau(paths.get("edm"), [1e10, 8e9, 5e9, 1e9, 1.0])
+
+
+def test_a_run_upwards_from_no_noise_is_refused_without_a_word_of_numpy():
+    """phi(0) = 0, by which the ODE limit of ER-SDE divides at its first step upwards."""
+    field = diffode.exact_field("ring8", "trigonometric")
+    with pytest.raises(ArgumentError, match="is singular on this grid"):
+        diffode.solve(field, torch.ones(2, 2), solver="er_sde_3:scale=ode", grid="ays_sd15", nfe=5, upwards=True)

@@ -165,6 +165,10 @@ def test_growth_checks_its_arguments():
         verify.growth("rk_adaptive", 0.1, [0.0])
     with pytest.raises(ArgumentError, match="step must lie in"):
         verify.growth("ddim", 0.0, [0.0])
+    for step in (1e-320, 1e-13):
+        with pytest.raises(ArgumentError, match=r"step must lie in \[1e-12, 5\], got 1e-"):
+            verify.growth("ddim", step, [0.0])
+    assert float(verify.growth("ddim", 1e-12, [0.0])) == pytest.approx(1, abs=1e-6)
     for step in ([], "1", None, True):
         with pytest.raises(ArgumentError, match="step must be a number"):
             verify.growth("ddim", step, [0.0])

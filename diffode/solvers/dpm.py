@@ -62,7 +62,7 @@ class SingleStep(Solver):
         steps = len(times) - 1
         orders = self.step_orders or (self.order,) * steps
         if len(orders) != steps:
-            raise ArgumentError(f"step_orders has {len(orders)} entries for a grid of {steps} steps")
+            raise ArgumentError(f"step_orders has {len(orders)} entries for a grid of {steps} steps, in {self.spec!r}")
         exponential = cast(ExponentialChart, chart)
         x = table.start
         for number, s, t in steps_of(times):
@@ -157,8 +157,9 @@ class DPMFast(DPMSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("order", self.order, (3,))
-        if self.evaluations is not None and (type(self.evaluations) is not int or self.evaluations < 1):
-            raise ArgumentError(f"evaluations must be an integer >= 1, got {self.evaluations!r}")
+        known = self.evaluations
+        if known is not None and (type(known) is not int or not 1 <= known <= grids.MOST_STEPS):
+            raise ArgumentError(f"evaluations must be an integer >= 1 and <= {grids.MOST_STEPS}, got {known!r:.40}")
 
     @property
     def convergence_order(self) -> int:

@@ -53,8 +53,9 @@ class ERSDE(Solver):
         return self.order if self.form == "consistent" else 1
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
-        # Beyond rho = 3e9 phi overflows; the table refuses what that makes of its numbers, and names the grid.
-        with np.errstate(over="ignore", invalid="ignore"):
+        # Beyond rho = 3e9 phi overflows, and a run upwards may begin at phi = 0: the table refuses what that makes of its
+        # numbers, and names the grid.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             self._write(table, chart, times)
 
     def _write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:

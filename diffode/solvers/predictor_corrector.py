@@ -9,6 +9,9 @@ from diffode.errors import ArgumentError
 from diffode.solvers.ancestral import EulerAncestral
 from diffode.tableau import Writer
 
+#: Langevin steps at a level: each is a row of the table.
+_MOST_CORRECTIONS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorCorrector(EulerAncestral):
@@ -34,8 +37,11 @@ class PredictorCorrector(EulerAncestral):
         super().__post_init__()
         if isinstance(self.snr, bool) or not isinstance(self.snr, int | float) or not 0 <= self.snr < 1:
             raise ArgumentError(f"snr must be a number >= 0 and below 1 (0.16 usually), got {self.snr!r}")
-        if type(self.corrections) is not int or self.corrections < 0:
-            raise ArgumentError(f"corrections must be an integer >= 0 (Langevin steps at a level), got {self.corrections!r}")
+        if type(self.corrections) is not int or not 0 <= self.corrections <= _MOST_CORRECTIONS:
+            raise ArgumentError(
+                f"corrections must be an integer >= 0 (Langevin steps at a level) and <= {_MOST_CORRECTIONS}, "
+                f"got {self.corrections!r:.40}"
+            )
 
     @property
     def convergence_order(self) -> int:  # noqa: D102

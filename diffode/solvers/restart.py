@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
@@ -48,7 +49,12 @@ class Restart(Solver):
         for name, least in (("repeats", 0), ("inner", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
+                raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r:.40}")
+        if self.repeats * self.inner > grids.MOST_STEPS:
+            raise ArgumentError(
+                f"repeats times inner must be <= {grids.MOST_STEPS}, the steps of a restart, "
+                f"got {self.repeats!r:.40} and {self.inner!r:.40}"
+            )
 
     @property
     def convergence_order(self) -> int:  # noqa: D102

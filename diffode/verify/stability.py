@@ -24,6 +24,8 @@ from diffode.solvers.direct import DirectSolver
 #: in log-SNR, which keeps products of several noise levels inside double precision.
 _STEPS, _LAST, _LENGTH = 120, 12, 200.0
 _TINY = 1e-280
+#: Times whose logarithms differ by less are the same but for rounding.
+_SHORTEST = 1e-12
 
 
 def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -> Tensor:
@@ -50,8 +52,8 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
         raise ArgumentError(f"solver {recipe.spec!r} chooses its own steps: it has no growth factor for a given one")
     if isinstance(step, bool) or not isinstance(step, int | float):
         raise ArgumentError(f"step must be a number, got {step!r:.80}")
-    if not 0 < step <= 5:
-        raise ArgumentError(f"step must lie in (0, 5], got {step!r}: it is a difference of log-SNR")
+    if not _SHORTEST <= step <= 5:
+        raise ArgumentError(f"step must lie in [{_SHORTEST:g}, 5], got {step!r}: it is a difference of log-SNR")
     try:
         slopes = torch.as_tensor(kappa, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):

@@ -101,7 +101,7 @@ def edit_description(content: bytes, draw: Draw) -> bytes:
     known, rest = _header(content)
     try:
         description = json.loads(known["__metadata__"]["diffode"])
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, RecursionError):
         return edit_header(content, draw)
     known["__metadata__"]["diffode"] = _json(edited(description, draw), draw)
     return _with_header(known, rest)
@@ -110,7 +110,7 @@ def edit_description(content: bytes, draw: Draw) -> bytes:
 def edit_json(content: bytes, draw: Draw) -> bytes:
     try:
         return _json(edited(json.loads(content), draw), draw).encode("utf-8", "surrogatepass")
-    except ValueError:
+    except (ValueError, RecursionError):
         return flip(content, draw)
 
 

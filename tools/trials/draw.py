@@ -19,7 +19,8 @@ Code = str
 
 #: Expressions that no argument of a number, a text or a list was made for, or only at the edge of its range.
 ABSURD: tuple[Code, ...] = (
-    "None", "-1", "0", "0.0", "1.5", "1e308", "1e-320", "-1e9", "math.nan", "math.inf", "-math.inf", "10**30", "2**63", "10**9",
+    "None", "-1", "0", "0.0", "1.5", "1e308", "1e-320", "-1e9", "math.nan", "math.inf", "-math.inf", "1" + 30 * "0",
+    "9223372036854775808", "1000000000",
     "True", "'x'", "''", "'nan'", "[]", "(1, 2)", "{}", "[1.0, math.nan]", "[[1.0]]", "torch.ones(2)", "object()", "b'x'",
 )  # fmt: skip
 #: The same for values that are written in a spec.

@@ -83,5 +83,5 @@ def fitting_noise(field: Field, x: Any, arguments: dict[str, Any], seed: int) ->
     draws = 1
     recipe = solvers.get(arguments["solver"])
     if isinstance(recipe, diffode.Solver) and isinstance(arguments.get("steps"), int):
-        draws = recipe.tableau(field.path, arguments["grid"], arguments["steps"]).draws
+        draws = recipe.tableau(field.path, arguments.get("grid"), arguments["steps"]).draws
     return torch.randn(draws, *x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(x)

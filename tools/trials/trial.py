@@ -130,7 +130,7 @@ def _refused(error: DiffodeError, trial: Trial, names: Names) -> Iterator[Findin
         problem = "longer than a page"
     elif " object at 0x" in said and "object()" not in trial.program:
         problem = "shows an address"
-    elif "got nan" in said and "nan" not in trial.program:
+    elif "got nan" in said and "nan" not in trial.program and "file" not in names:
         problem = "speaks of a nan that nobody gave"
     elif "file" in names and "loaded" not in names and Path(names["file"]).stem not in said:
         problem = "does not name the file"
@@ -142,8 +142,9 @@ def _refused(error: DiffodeError, trial: Trial, names: Names) -> Iterator[Findin
 
 def _names_input(said: str, program: str) -> bool:
     """Whether a message shares a word, or a text in quotation marks, with the program."""
-    quoted = re.findall(r"'([^']*)'", said)
-    return bool(set(_WORD.findall(said)) & set(_WORD.findall(program))) or any(text in program for text in quoted)
+    quoted = [text for pair in re.findall(r"'([^']*)'|\"([^\"]*)\"", said) for text in pair]
+    shown = [code for code in ("[]", "{}", "()") if code in said]
+    return bool(set(_WORD.findall(said)) & set(_WORD.findall(program))) or any(text in program for text in quoted + shown)
 
 
 def _broken(trial: Trial, names: Names) -> Iterator[Finding]:
