@@ -40,6 +40,9 @@ class BrownianPath:
         self._clocks: list[float] = []
         self._values: list[Tensor] = []
 
+    def __repr__(self) -> str:
+        return f"BrownianPath(shape={self.shape}, {len(self._clocks)} points known)"
+
     def draws(self, tableau: Tableau) -> Tensor:
         """The noise (draws, B, *shape) of a run, for ``solve(..., noise=)``: unit-variance increments over its spans."""
         if not isinstance(tableau, Tableau):

@@ -91,7 +91,13 @@ def test_a_certificate_says_what_it_rests_on():
     found = bounds.certificate(exact, bent, nodes=9)
     assert (found.confidence, found.lipschitz_kind, found.proved) == (1.0, "estimate", False)
     given_one = bounds.certificate(exact, bent, nodes=9, lipschitz=lambda t: 1.0)
-    assert (given_one.lipschitz_kind, given_one.proved) == ("given", True)
+    assert (given_one.lipschitz_kind, given_one.exact_error, given_one.proved) == ("given", False, False)
+    # A bend between the points of the quadrature and of the draws would not be seen; an affine error is known everywhere.
+    shifted = Field.from_score(lambda x, t: exact.score(x, t) + 0.1, exact.path)
+    assert bounds.certificate(exact, shifted, nodes=9, lipschitz=lambda t: 1.0).proved
+    for broken in (math.inf, math.nan):
+        with pytest.raises(ArgumentError, match="lipschitz must return a finite number"):
+            bounds.certificate(exact, shifted, nodes=9, lipschitz=lambda t, value=broken: value)
     many = diffode.exact_field("line16", exact.path)
     wavy = Field.from_score(lambda x, t: many.score(x, t) + 0.1 * torch.sin(x), exact.path)
     assert bounds.certificate(many, wavy, nodes=9, lipschitz=lambda t: 0.0, confidence=0.9).confidence == 0.9

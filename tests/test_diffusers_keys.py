@@ -193,3 +193,33 @@ def test_schedules_that_only_ddpm_has(schedule):
     torch.testing.assert_close(made.alphas_cumprod, other.alphas_cumprod.double(), rtol=1e-3, atol=1e-7)
     alone = adapters.as_diffusers_scheduler("ddim", beta_schedule=schedule)
     torch.testing.assert_close(alone.alphas_cumprod, other.alphas_cumprod.double(), rtol=1e-3, atol=1e-7)
+
+
+def test_a_shift_that_a_pipeline_has_set_is_taken_over():
+    other = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    other.set_shift(7.0)
+    made = adapters.as_diffusers_scheduler("ddim", like=other)
+    other.set_timesteps(5)
+    made.set_timesteps(5)
+    assert made.timesteps.tolist() == pytest.approx(other.timesteps.tolist(), rel=1e-6)
+    fresh = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    fresh.set_timesteps(5)
+    assert made.timesteps[1] > fresh.timesteps[1] + 50
+
+
+def test_a_list_of_levels_is_a_grid_of_its_own_number_of_steps():
+    other = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    made = adapters.as_diffusers_scheduler("dpmpp:order=2", like=other, grid="levels 14 5 0.5 0.1")
+    made.set_timesteps(3)
+    assert made.sigmas.tolist() == pytest.approx([14, 5, 0.5, 0.1], rel=1e-9)
+    with pytest.raises(ArgumentError, match="it makes 3 steps, not 20"):
+        made.set_timesteps(20)
+
+
+def test_clipping_and_the_end_are_those_of_the_class():
+    for name in ("UnCLIPScheduler", "LCMScheduler", "DDIMScheduler"):
+        assert name in keys.CLIPPING
+    tcd = diffusers.TCDScheduler(set_alpha_to_one=True)
+    made = adapters.as_diffusers_scheduler("ddim", like=tcd)
+    made.set_timesteps(4)
+    assert float(made.sigmas[-1]) > 0

@@ -201,3 +201,12 @@ def test_lists_run_within_a_budget_and_in_suites():
     assert {cell.solver for cell in cells} == {"dpmpp:order=2,lower_order_final=never"}
     with pytest.raises(ArgumentError, match="study 1: grids: grid must be strictly decreasing"):
         parse_suite({"study": [lists | {"grids": [[1.0, 10.0]]}]})
+
+
+def test_a_text_out_of_a_file_imports_nothing(tmp_path):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n")
+    for place in (f"{tmp_path}/evil.py:grid", "this_module:grid"):
+        with pytest.raises(ArgumentError, match="unknown grid"):
+            grids.check_registered(place)
+    grids.check_registered("karras:rho=5")
+    grids.check_registered("80,10,1")

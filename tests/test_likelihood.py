@@ -85,6 +85,11 @@ def test_wrong_times_are_named():
         ({"t": 81.0}, "t must be a finite time from 0"),
         ({"t": math.nan}, "t must be a finite time"),
         ({"base_time": 0.0}, "base_time must be a time with noise"),
+        ({"t": "x"}, "t must be one time, a number"),
+        ({"base_time": torch.ones(2)}, "base_time must be one time, a number"),
+        ({"tolerance": []}, "tolerance must lie in"),
+        ({"tolerance": 0.0}, "tolerance must lie in"),
+        ({"tolerance": math.nan}, "tolerance must lie in"),
     ):
         with pytest.raises(ArgumentError, match=message):
             log_likelihood(field, x, **arguments)

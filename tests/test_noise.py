@@ -89,8 +89,18 @@ def test_a_list_of_another_length_than_the_batch_is_refused():
         diffode.solve(field, x, solver="ddpm", grid="karras", steps=4, generator=[0, 1])
     with pytest.raises(ArgumentError, match="one entry for each of the 3 rows"):
         field.prior(3, generator=[0])
-    with pytest.raises(ArgumentError, match="one generator or seed here"):
-        field.target.sample(3, generator=[0, 1, 2])
+    with pytest.raises(ArgumentError, match="one entry for each of the 3 rows"):
+        field.target.sample(3, generator=[0])
+    drawn = field.target.sample(3, generator=[5, 6, 5])
+    assert torch.equal(drawn[1:2], field.target.sample(1, generator=6))
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_draws_of_large_rows_are_all_different():
+    """Draws are made in blocks, whose streams would overlap if a block jumped by fewer numbers than it makes."""
+    noise = RowNoise(torch.zeros(2, 5, 300, dtype=torch.float64), 40, 0)
+    drawn = torch.stack([noise(k) for k in range(40)])
+    assert drawn.unique().numel() == drawn.numel()
 
 
 MEMORY = """

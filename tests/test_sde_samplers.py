@@ -159,6 +159,10 @@ def own(t):
     return 0.3 + t
 
 
+def constant(value):
+    return lambda t: value
+
+
 @pytest.mark.parametrize("diffusion", [*FORMS, own, f"{__file__}:own"])
 def test_every_diffusion_coefficient_leaves_the_law_of_the_data(diffusion):
     """The law's error on a Gaussian is of first order in the step: halved from 400 to 800 steps, and small."""
@@ -206,6 +210,8 @@ def test_a_coefficient_of_ones_own_is_part_of_the_solvers_content():
     first, second = (EulerMaruyama(diffusion=g) for g in (own, lambda t: 2.0))
     assert first.content() != second.content() != EulerMaruyama().content() == ""
     assert first.content() == EulerMaruyama(diffusion=f"{__file__}:own").content()
+    made = [EulerMaruyama(diffusion=constant(value)).content() for value in (1.0, 2.0, 1.0)]
+    assert made[0] == made[2] != made[1]
 
 
 # Adaptive steps
@@ -239,6 +245,36 @@ def test_increments_of_rejected_steps_stay_brownian():
     assert abs(float(middle.var()) - 0.5) < 4 * 0.5 * (2 / n) ** 0.5
     # What comes after the middle knows nothing of what came before.
     assert abs(float(((total - middle) * middle).mean())) < 4 * 0.5 * n**-0.5
+
+
+def test_halves_of_a_rejected_increment_are_independent():
+    """Of a bridge without its middle's variance, or with too much of it, both halves' variances or their covariance err."""
+    n = 20_000
+    generator = torch.Generator().manual_seed(1)
+    increments, rows = Increments(torch.zeros(n, 1, dtype=torch.float64)), torch.arange(n)
+
+    def taken(length):
+        z = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+        return increments.take(rows, torch.full((n,), length, dtype=torch.float64), z)
+
+    _, whole = taken(0.25)
+    increments.give_back(rows, torch.full((n,), 0.25, dtype=torch.float64), whole)
+    (length, first), (rest, second) = taken(0.125), taken(0.125)
+    assert (length.unique().tolist(), rest.unique().tolist()) == ([0.125], [0.125])
+    torch.testing.assert_close(first + second, whole, rtol=0, atol=1e-15)
+    for half in (first, second):
+        assert abs(float(half.mean())) < 4 * (0.125 / n) ** 0.5
+        assert abs(float(half.var()) / 0.125 - 1) < 4 * (2 / n) ** 0.5
+    assert abs(float((first * second).mean())) < 4 * 0.125 * n**-0.5
+
+
+def test_states_of_an_adaptive_run_can_be_differentiated():
+    field = diffode.exact_field("gauss1d", "vp")
+    x = field.prior(3, generator=0).requires_grad_()
+    run = diffode.solve(field, x, solver="sde_adaptive:rtol=0.1,atol=0.1", grid=[1.0, 0.5, 0.001], generator=1, keep="all")
+    (slope,) = torch.autograd.grad(run.states[1].sum(), x)
+    assert torch.isfinite(slope).all()
+    assert (slope != 0).all()
 
 
 def test_adaptive_steps_give_the_law_of_the_data():

@@ -3,10 +3,12 @@
 import warnings
 
 import pytest
+import scipy.stats
 import torch
 
 import diffode
 from diffode.errors import ArgumentError, StartWarning
+from diffode.solvers.starts import _least_square
 
 PATHS = ["edm", "vp", "rectified_flow", "vp_cosine", "trigonometric", "ddpm"]
 
@@ -65,10 +67,16 @@ def test_between_lays_a_named_grid_from_the_time_of_the_start(path):
     assert float((euler.x - true).norm(dim=1).mean()) < 1e-2 * field.scale
 
 
+def test_a_start_from_the_prior_is_called_too_small_once_in_1e12_times():
+    """The level under which a sum of n squares of normals falls, by scipy's own quantiles."""
+    for n in (1, 2, 64, 3000):
+        assert _least_square(n) == pytest.approx(scipy.stats.chi2.ppf(1e-12, n) / n, rel=1e-6)
+
+
 def test_wrong_ends_are_named():
     field = diffode.exact_field("ring8", "edm")
     x = field.marginal(2, 0.7, generator=0)
-    for between in ((0.002, 0.7), (0.7, 0.7), (0.7,), "0.7", (0.7, -1.0), (float("nan"), 0.1), (0.7, None)):
+    for between in ((True, 0.1), (0.002, 0.7), (0.7, 0.7), (0.7,), "0.7", (0.7, -1.0), (float("nan"), 0.1), (0.7, None)):
         with pytest.raises(ArgumentError):
             run(field, x, between=between)
     with pytest.raises(ArgumentError, match="between goes with a named grid"):

@@ -157,6 +157,23 @@ def test_a_changed_solver_recomputes_only_its_own_cells(tmp_path):
     assert in_fresh_process(code) == "2 2 0"
 
 
+def test_a_changed_file_that_an_option_names_changes_the_key(tmp_path):
+    source = tmp_path / "noise.py"
+    code = f"""
+        from diffode.studies import parse_suite
+        from diffode.studies.versions import cell_key
+        study = dict(targets=["gauss1d"], paths=["edm"], grids=["karras"], nfe=[4], seeds=[0], points=4)
+        study["solvers"] = ["euler_maruyama:diffusion={source}:noise"]
+        suite = parse_suite(dict(name="s", study=[study]))
+        print(cell_key(suite.cells[0]))
+    """
+    keys = []
+    for text in ("SIZE = 1.0", "SIZE = 2.0", "# A comment changes nothing.\nSIZE = 2.0"):
+        source.write_text(text + "\ndef noise(t):\n    return SIZE\n")
+        keys.append(in_fresh_process(code))
+    assert keys[0] != keys[1] == keys[2]
+
+
 NAMES = ("euler", "heun", "ab", "lms", "ipndm", "dpm", "dpmpp", "unipc")
 
 

@@ -65,6 +65,8 @@ class Replaced:
             self.scheduler = made(**{**{key: config[key] for key in known}, **plain_start})
         except (ValueError, TypeError, NotImplementedError, ArithmeticError, IndexError, RuntimeError) as error:
             raise ArgumentError(f"{self.name} refuses its configuration: {error}") from error
+        if "set_shift" in config:
+            self.scheduler.set_shift(config["set_shift"])
         others = {key: value for key, value in config.items() if key not in known and not key.startswith("_")}
         self.scheduler.register_to_config(**others)
         self.path: Path
@@ -300,9 +302,9 @@ def configuration(scheduler: Any) -> dict[str, Any]:
         )
     config = {**scheduler.config, "_class_name": made.__name__}
     shift = getattr(scheduler, "shift", None)
-    if "shift" in config and isinstance(shift, int | float):
-        # Pipelines may have called set_shift.
-        config["shift"] = shift
+    if isinstance(shift, int | float) and shift != config.get("shift"):
+        # A pipeline has called set_shift, which leaves the ends as the configuration's own shift made them.
+        config["set_shift"] = shift
     config = plain(config)
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is not None and "trained_betas" in config and made.__name__ not in keys.CLASSES:

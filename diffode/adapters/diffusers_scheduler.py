@@ -95,7 +95,8 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         self._device: Any = None
         # A table is written when the number of steps is known; two steps show whether the solver suits a pipeline at all.
         if not isinstance(self._solver, TrainedSolver):
-            self._use(self._solver.tableau(self.path, self.config["grid"] or "time_uniform", 2), None)
+            trial = self.config["grid"] or "time_uniform"
+            self._use(self._solver.tableau(self.path, trial, 2 if grids.is_named(trial) else None), None)
         self.num_inference_steps = None
         count = int(self.config["num_train_timesteps"])
         self.timesteps = torch.arange(count - 1, -1, -1, dtype=torch.float64)
@@ -267,6 +268,13 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
 
     def _table(self, steps: int) -> Tableau:
         path, grid = self.path, self.config["grid"]
+        if grid is not None and not grids.is_named(grid):
+            times = grids.get(grid, path).tolist()
+            to_zero = self._replaced is None and self.config["final_sigmas_type"] == "zero" and times[-1] > 0
+            times = [*times, 0.0] if to_zero else times
+            if steps != len(times) - 1:
+                raise ArgumentError(f"grid {grid!r} lists its own levels: it makes {len(times) - 1} steps, not {steps}")
+            return self._solver.tableau(path, times)
         if isinstance(self._solver, TrainedSolver):
             # It lays its own levels, between ends with some noise.
             return self._solver.tableau(path, [path.t_max, path.t_min], steps)

@@ -73,6 +73,10 @@ def command(
         damaged = len(opened.damaged)
     cells = [cell for _, cell in keyed if path in (None, cell.path) and target in (None, cell.target)]
     stored, of_suite = curves(results), coverage(cells, results, damaged)
+    if not stored:
+        raise ArgumentError(
+            f"nothing of suite {suite!r} is stored in {file}: run diffode bench {suite} first, or name another with --suite"
+        )
     found = recommend(stored, nfe, path=path, target=target)
     used = [c for c in stored if path in (None, c.path) and target in (None, c.target)]
     covered = scope(used, known=field is None)
@@ -129,7 +133,7 @@ def solver_and_grid(method: str) -> tuple[str, str]:
 
 def lines_to_paste(method: str, nfe: int) -> list[str]:
     """The calls that run a method as it was measured: solver, grid and budget."""
-    from diffode import solvers
+    from diffode import grids, solvers
     from diffode.solvers.bespoke import TrainedSolver
     from diffode.solvers.direct import DirectSolver
 
@@ -138,8 +142,10 @@ def lines_to_paste(method: str, nfe: int) -> list[str]:
     noise = ", generator=0" if recipe.stochastic else ""
     lines = [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']
     # Times belong to one path, and a pipeline has a path of its own.
-    if not isinstance(recipe, DirectSolver | TrainedSolver) and not grid.startswith("times "):
-        lines.append(f'diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
+    if not isinstance(recipe, DirectSolver | TrainedSolver) and grids.is_named(grid):
+        steps = max(1, nfe // recipe.nfe_per_step)
+        lines.append(f'scheduler = diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
+        lines.append(f"scheduler.set_timesteps({steps})  # without guidance, which makes two calls for each evaluation")
     return lines
 
 

@@ -146,6 +146,7 @@ class Field(Counted):
         if prediction == self.prediction:
             return answer
         path = self.require_path(f"its {prediction}")
+        path.check_times(t)
         of_x, of_native = conversion(path, self.prediction, prediction, t)
         return columns(of_x, x) * x + columns(of_native, x) * answer
 

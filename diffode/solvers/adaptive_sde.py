@@ -122,7 +122,9 @@ class AdaptiveSDE(WithNoise, DirectSolver):
         states = [x]
         for leg, stop in enumerate(times[1:]):
             run.follow_to(stop, noise, leg)
-            states.append(torch.where(run.finished.reshape((-1,) + (1,) * (x.ndim - 1)), run.state(), math.nan))
+            # The mask is a copy, since later legs write to it.
+            here = run.finished.clone().reshape((-1,) + (1,) * (x.ndim - 1))
+            states.append(torch.where(here, run.state(), math.nan))
         return Journey(torch.stack(states), run.accepted, run.rejected, run.at, run.finished, run.state())
 
 

@@ -75,7 +75,10 @@ class EulerMaruyama(WithNoise):
             text = inspect.getsource(function)
         except (OSError, TypeError):
             text = repr(function)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        # What a function was made with is not in its text.
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        made_with = [repr(value) for value in (*cells, getattr(function, "__defaults__", None))]
+        return hashlib.sha256("|".join([text, *made_with]).encode()).hexdigest()[:16]
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
         path = chart.path

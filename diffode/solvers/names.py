@@ -89,6 +89,8 @@ def spelling(name: str) -> str:
         # The words of a class begin with capitals: EulerAncestralDiscrete.
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     words = re.sub(r"[\s-]+", "_", name).lower()
+    # DPM++2M as well as DPM++ 2M.
+    words = re.sub(r"pp(?=\d)", "pp_", words)
     words = re.sub(r"\A(sample|k)_", "", words)
     return re.sub(r"dpm_?solver(pp)?", r"dpm\1", words)
 

@@ -38,7 +38,11 @@ def check_reach(x: Tensor, first: float | Tensor) -> None:
 
 def two_times(between: object) -> tuple[float, float]:
     """The argument ``between`` as two floats."""
-    if not isinstance(between, tuple | list) or len(between) != 2 or not all(isinstance(t, int | float) for t in between):
+    if (
+        not isinstance(between, tuple | list)
+        or len(between) != 2
+        or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in between)
+    ):
         raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
     return float(between[0]), float(between[1])
 

@@ -39,6 +39,8 @@ _TABLES = {
 }
 #: Seconds to wait for another process that is writing.
 _PATIENCE = 30.0
+#: What every SQLite file begins with.
+_MAGIC = b"SQLite format 3\0"
 #: Bytes of the largest row that is read: a file of someone else's can't fill the memory.
 _LARGEST_ROW = 1_000_000
 #: Signs in SQLite's messages that the place can't be written, as opposed to a file that is no store.
@@ -66,6 +68,12 @@ class Store:
     def _opened(self, patience: float) -> sqlite3.Connection:
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True)
+        elif self.file.is_file():
+            # SQLite takes a file of a few bytes for a new database, and would write over it.
+            with self.file.open("rb") as handle:
+                beginning = handle.read(len(_MAGIC))
+            if beginning and beginning != _MAGIC:
+                raise StoreError(f"{self.file} is not a database, so it is no diffode store; choose another file with --store")
         end = time.monotonic() + patience
         while True:
             try:

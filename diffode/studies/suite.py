@@ -233,7 +233,8 @@ def _listed(value: Any, key: str, where: str) -> list[Any]:
 def _texts(value: Any, key: str, where: str) -> list[str]:
     for item in _listed(value, key, where):
         if not isinstance(item, str):
-            raise ArgumentError(f"{where}: {key} must be a list of texts, got {shown(item)} in it")
+            also = " or of lists of times, [[80.0, 10.0, 1.0], ...]" if key == "grids" else ""
+            raise ArgumentError(f"{where}: {key} must be a list of texts{also}, got {shown(item)} in it")
     return list(value)
 
 

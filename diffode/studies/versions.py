@@ -19,7 +19,7 @@ import diffode
 from diffode import cache, grids, metrics, paths, solvers, targets
 from diffode.closure import version_of
 from diffode.errors import ArgumentError
-from diffode.extensions import import_extension, load_attribute
+from diffode.extensions import import_extension, is_place, load_attribute
 from diffode.fields.own import FieldText
 from diffode.specs import Registry, parse_spec
 from diffode.studies.cell import Cell
@@ -62,6 +62,8 @@ def _of_solver(spec: str) -> tuple[str, ...]:
     maker = solvers.registry.entry(parse_spec(spec)[0]).make
     options = [getattr(recipe, field.name) for field in dataclasses.fields(recipe)]
     parts = [value for value in options if callable(value) or dataclasses.is_dataclass(value)]
+    # An option may name a user's function by its place.
+    parts += [load_attribute(value) for value in options if isinstance(value, str) and is_place(value)]
     if not type(recipe).__module__.startswith("diffode."):
         # A solver of the user's own may look up what its options name.
         parts += [maker for value in options if isinstance(value, str) for maker in _named_by(value)]

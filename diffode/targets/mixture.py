@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.randomness import Randomness, generator_from, normal
+from diffode.randomness import Randomness, generator_from, normal, row_generators
 from diffode.targets.components import Components, Isotropic, Level, column, rows_of
 from diffode.targets.content import Content, given_covariances
 from diffode.targets.differences import Differences
@@ -180,10 +180,13 @@ class GaussianMixture(Target):
         return self._content.digest
 
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw n samples, shape (n, dim), on the generator's device."""
+        """Draw n samples, shape (n, dim), on the generator's device; with a list of n generators, each from its own."""
         if not isinstance(n, int) or n < 0:
             raise ArgumentError(f"n must be a number of samples >= 0, got {n!r}")
-        source = generator_from(generator)
+        each = row_generators(generator, n)
+        if each:
+            return torch.cat([self.sample(1, generator=one, dtype=dtype) for one in each])
+        source = generator_from(generator if each is None else 0)
         uniform = torch.rand(n, generator=source, dtype=torch.float64, device=source.device).cpu()
         which = torch.searchsorted(self.weights.cumsum(0), uniform).clamp_(max=self.count - 1)
         z = normal((n, self.dim), generator=source).cpu()

@@ -60,6 +60,7 @@ class Certificate:
         coupled: root mean square distance of the learned flow's ends to the exact flow's from the same starts, which is not
             below W2 of the flow; None if it was not asked for.
         confidence: with which delta is not too small at any node: 1 where no draws were needed, else what was asked for.
+        exact_error: whether delta is known exactly at all nodes, the error of the score being affine.
         lipschitz_kind: ``"given"``, ``"exact"`` (an affine score), ``"bound"`` (the parameters of a mixture) or ``"estimate"``
             (the largest at some draws, which lies below the constant).
     """
@@ -74,11 +75,16 @@ class Certificate:
     coupled: float | None
     confidence: float
     lipschitz_kind: LipschitzKind
+    exact_error: bool
 
     @property
     def proved(self) -> bool:
-        """Whether both bounds are bounds, with :attr:`confidence`; not so where the Lipschitz constant is an estimate."""
-        return self.lipschitz_kind != "estimate"
+        """Whether both bounds are proved: the score's error is affine, so that delta is exact, and L_s is no estimate.
+
+        Quadrature and draws see a bent error at their points only, whatever :attr:`confidence` says of these.
+        """
+        finite = all(math.isfinite(value) for bound in (self.flow, self.sde) for value in (bound.integral, bound.by_loss))
+        return self.lipschitz_kind != "estimate" and self.exact_error and finite
 
 
 def certificate(
@@ -131,13 +137,16 @@ def certificate(
     with learned.uncounted(), exact.uncounted():
         true = gaussian_distances(exact, learned, start)
         errors, constants = np.empty(nodes), np.empty(nodes)
-        drawn, kinds, closed = False, set[LipschitzKind](), mixture_lipschitz(learned)
+        drawn, known, kinds, closed = False, True, set[LipschitzKind](), mixture_lipschitz(learned)
         for k, t in enumerate(times.tolist()):
             x = draws_at(exact, t, points, seed, k)
             # At each node the limit is that much surer that all hold together.
             found = score_error(exact, learned, t, x, 1 - (1 - confidence) / nodes)
             errors[k], drawn = found.value, drawn or found.method == "draws"
+            known = known and found.method == "affine"
             given: tuple[float, LipschitzKind] | None = None if lipschitz is None else (lipschitz(t), "given")
+            if given and not math.isfinite(given[0]):
+                raise ArgumentError(f"lipschitz must return a finite number at all times, got {given[0]} at t={t:.6g}")
             constants[k], kind = given or _lipschitz(learned, closed, x[:lipschitz_points], t)
             kinds.add(kind)
     square = np.array([path.diffusion(t) ** 2 for t in times.tolist()])
@@ -175,6 +184,7 @@ def certificate(
         distance,
         confidence if drawn else 1.0,
         next(kind for kind in _WEAKEST_FIRST if kind in kinds),
+        known,
     )
 
 

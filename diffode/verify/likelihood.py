@@ -22,7 +22,8 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import ExactField, Field
-from diffode.randomness import Randomness, generator_from
+from diffode.input_files import shown
+from diffode.randomness import Randomness, generator_from, row_generators
 from diffode.references import check_leaves_zero, least_rho, reference
 from diffode.verify.check import Check
 
@@ -60,7 +61,7 @@ def log_likelihood(
         base: log-density at ``base_time``, (B, *shape) to (B,): by default that of the exact law where it is known, else of
             N(0, sigma^2).
         base_time: time of ``base``; ``path.t_max`` unless given.
-        tolerance: relative tolerance of DOP853.
+        tolerance: relative tolerance of DOP853, from 1e-13 to 1e-3.
         differentiable: keep the graph, for gradients by the field's parameters; so it is too where x requires a gradient. The
             steps are those of a first run without it.
 
@@ -73,7 +74,7 @@ def log_likelihood(
     >>> bool(((log_likelihood(field, x) - field.log_prob(x, field.path.t_min)).abs() < 1e-6).all())
     True
     """
-    begin, end = _times(field, x, t, base, base_time)
+    begin, end = _times(field, x, t, base, base_time, tolerance)
     signs = _signs(x, divergence, probes, generator)
     graph = differentiable or (x.requires_grad and torch.is_grad_enabled())
     ends, integral = flow_with_divergence(field, x, begin, end, tolerance, signs, differentiable=graph)
@@ -110,7 +111,7 @@ def sample_with_likelihood(
     >>> bool(((log_prob - field.log_prob(samples, 0.002)).abs() < 1e-6).all())
     True
     """
-    end, begin = _times(field, x, t, base, base_time)
+    end, begin = _times(field, x, t, base, base_time, tolerance)
     if field.path is not None and field.path.sigma(end) == 0:
         raise ArgumentError(f"t must be a time with some noise, got {end!r}: give t, for instance {1e-3 * begin:g}")
     signs = _signs(x, divergence, probes, generator)
@@ -129,6 +130,10 @@ def _signs(x: Tensor, divergence: str, probes: int, generator: Randomness | None
         raise ArgumentError("Hutchinson's estimator draws probes: pass generator=")
     if type(probes) is not int or probes < 1:
         raise ArgumentError(f"probes must be an integer >= 1, got {probes!r}")
+    each = row_generators(generator, len(x))
+    if each is not None:
+        rows = [torch.randint(0, 2, (probes, 1, *x.shape[1:]), generator=source) for source in each]
+        return 2.0 * torch.cat(rows, 1).to(torch.float64) - 1
     source = generator_from(generator)
     return 2.0 * torch.randint(0, 2, (probes, *x.shape), generator=source).to(torch.float64) - 1
 
@@ -144,9 +149,16 @@ def _known(field: Field, x: Tensor, t: float, base: Callable[[Tensor], Tensor] |
 
 
 def _times(
-    field: Field, x: Tensor, t: float | None, base: Callable[[Tensor], Tensor] | None, base_time: float | None
+    field: Field,
+    x: Tensor,
+    t: float | None,
+    base: Callable[[Tensor], Tensor] | None,
+    base_time: float | None,
+    tolerance: float,
 ) -> tuple[float, float]:
-    """The time of the points and that of the base."""
+    """The time of the points and that of the base, of arguments that are in order."""
+    if not isinstance(tolerance, int | float) or not 1e-13 <= tolerance <= 1e-3:
+        raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {shown(tolerance)}")
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
         raise ArgumentError("x must be a float32 or float64 tensor (B, *shape) with at least one row")
     if not bool(torch.isfinite(x.detach()).all()):
@@ -157,6 +169,11 @@ def _times(
             "a likelihood of a field without a path needs t=, base= and base_time= (the time of base); or give the "
             "field a path: Field.from_velocity(fn, path=...)"
         )
+    numbers: tuple[tuple[str, object], ...] = (("t", t), ("base_time", base_time))
+    for name, number in numbers:
+        single = isinstance(number, Tensor) and number.numel() == 1 and not number.is_complex()
+        if number is not None and not single and (not isinstance(number, int | float) or isinstance(number, bool)):
+            raise ArgumentError(f"{name} must be one time, a number, for all rows, got {shown(number)}")
     begin, end = (
         float(given if given is not None else default)
         for given, default in ((t, 0.0 if path is None else path.t_min), (base_time, 1.0 if path is None else path.t_max))
