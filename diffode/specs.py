@@ -265,8 +265,10 @@ class Registry(Generic[T]):
         merged = {**entry.preset, **chosen}
         try:
             return entry.make(**merged)
-        except (TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, DiffodeError):
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            # torch has one word for the truth of many numbers and for memory that ran out; the latter is not of the options.
+            of_options = not isinstance(error, RuntimeError) or any(getattr(value, "ndim", 0) for value in merged.values())
+            if isinstance(error, DiffodeError) or not of_options:
                 raise
             raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
 

@@ -110,6 +110,17 @@ def test_another_library_that_gives_up_is_a_failed_run_and_no_foreign_error(spec
         diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.01])
 
 
+@pytest.mark.parametrize(
+    "method", ["torchdiffeq:dopri5", "torchdiffeq:adaptive_heun", "scipy:RK45", "scipy:LSODA", "scipy:Radau"]
+)
+def test_another_library_that_finds_no_end_is_stopped(method):
+    exact, x = start(n=3)
+    found = diffode.solve(exact, x, solver=f"{method},max_evaluations=20", grid=[80.0, 0.01], on_failure="return")
+    assert found.status.tolist() == [1, 1, 1]
+    assert found.nfe <= 20
+    assert "no end after 20 evaluations" in found.message
+
+
 def test_a_flow_that_overflows_in_another_library_is_a_failed_run_without_warnings():
     """The flow of dx/dt = -x from t = 1000 to 1 grows by exp(999)."""
     field = Field.from_velocity(lambda x, t: -x)
@@ -243,6 +254,7 @@ def test_specs_of_baselines_are_read_and_written():
         ({"solver": "rk_adaptive", "grid": "karras:to_zero=true", "steps": 4}, "infinite where sigma or alpha is 0"),
         ({"solver": "torchsde:euler", "grid": "karras", "steps": 4}, "pass generator="),
         ({"solver": "scipy:RK45,variable=place"}, "variable must be one of"),
+        ({"solver": "torchdiffeq:dopri5,max_evaluations=0"}, "max_evaluations must be an integer"),
     ],
 )
 def test_wrong_arguments_say_so(arguments, message):

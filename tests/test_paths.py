@@ -108,6 +108,14 @@ def test_rho_names_the_same_noise_level_on_every_path(log_rho):
         assert path.rho(path.time_from_rho(rho)) == pytest.approx(rho, rel=2e-12)
 
 
+@pytest.mark.parametrize("rho", [1e-4, 1e-8, 1e-12, 1e-18])
+def test_levels_next_to_nothing_keep_their_digits(path, rho):
+    """Flows to sigma = 0 end there: a difference of two angles, for one, would leave no digit of the time."""
+    assert path.rho(path.time_from_rho(rho)) == pytest.approx(rho, rel=1e-13)
+    several = torch.tensor([rho, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(path.rho(path.time_from_rho(several)), several, rtol=1e-13, atol=0)
+
+
 def test_published_values():
     """DDPM's linear schedule: alpha(1)^2 = exp(-10.05); EDM: sigma is t; rectified flow: the chord."""
     assert paths.get("vp").alpha(1.0) ** 2 == pytest.approx(math.exp(-10.05), rel=1e-14)
@@ -263,3 +271,8 @@ def test_noise_that_float32_does_not_hold_is_no_error_where_the_answer_is():
 def test_churn_ends_at_the_last_level_of_a_discrete_model():
     table = diffode.solvers.get("edm_stochastic:churn=40").tableau(paths.get("ddpm"), [1000.0, 500.0, 100.0])
     assert max(float(row.time) for row in table.rows) <= paths.get("ddpm").t_end
+
+
+def test_options_that_are_tensors_of_many_numbers_are_refused_by_name():
+    with pytest.raises(ArgumentError, match="path 'ddpm' can't be made"):
+        paths.get("ddpm", beta_end=torch.ones(2))

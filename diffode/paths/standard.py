@@ -186,8 +186,10 @@ class VPCosine(Path):
         sigma_square = m.exp(-softplus(2 * log_snr))
         alpha = m.exp(-softplus(-2 * log_snr) / 2)
         cosine, sine = math.cos(self._theta_0), math.sin(self._theta_0)
-        theta = m.atan2(m.sqrt(sine**2 + cosine**2 * sigma_square), alpha * cosine)
-        result: Time = (theta - self._theta_0) / self._rate
+        up, along = m.sqrt(sine**2 + cosine**2 * sigma_square), alpha * cosine
+        # The sine of theta - theta_0, sin(theta) cos(theta_0) - cos(theta) sin(theta_0), without its cancellation near t = 0.
+        rise = cosine**2 * sigma_square / (up * cosine + along * sine)
+        result: Time = m.atan2(rise, along * cosine + up * sine) / self._rate
         return result
 
 

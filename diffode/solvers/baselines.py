@@ -53,11 +53,13 @@ class ODEBaseline(Baseline):
     """An ODE integrator of another library; the whole batch is one system.
 
     ``variable`` is what it steps in: ``time``, ``log_snr``, or ``auto``: adaptive methods on a path in log-SNR, where the flow
-    is smooth, all others in time.
+    is smooth, all others in time. After ``max_evaluations`` without an end the rows are lost, as where tolerances lie below the
+    rounding of the state's dtype.
     """
 
     rtol: float = 1e-6
     atol: float = 1e-6
+    max_evaluations: int = 100_000
     variable: Literal["auto", "time", "log_snr"] = "auto"
 
     fixed: ClassVar[tuple[str, ...]] = ()
@@ -70,6 +72,8 @@ class ODEBaseline(Baseline):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variable", self.variable, ("auto", "time", "log_snr"))
+        if type(self.max_evaluations) is not int or self.max_evaluations < 1:
+            raise ArgumentError(f"max_evaluations must be an integer >= 1, got {self.max_evaluations!r}")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
@@ -101,8 +105,15 @@ class ODEBaseline(Baseline):
         distinct = list(dict.fromkeys(places))
         if len(distinct) == 1:
             return Journey(x[None].expand(len(places), *x.shape))
+        made = itertools.count(1)
+
+        def counted(z: Tensor, u: float) -> Tensor:
+            if next(made) > self.max_evaluations and not self.takes_steps:
+                raise ArithmeticError(f"no end after {self.max_evaluations} evaluations; loosen rtol and atol")
+            return slope(z, u)
+
         try:
-            states = self.integrate(slope, x, distinct)
+            states = self.integrate(counted, x, distinct)
             return Journey(states if len(distinct) == len(places) else states[[distinct.index(place) for place in places]])
         except DiffodeError:
             raise
