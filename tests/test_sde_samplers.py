@@ -268,6 +268,52 @@ def test_halves_of_a_rejected_increment_are_independent():
     assert abs(float((first * second).mean())) < 4 * 0.125 * n**-0.5
 
 
+def replayed(velocity, x, begin, end, rtol, atol):
+    """The published algorithm for one number without noise, with a stack of the lengths that rejected steps leave."""
+    length = begin - end
+
+    def ladder(step):
+        return length * 2 ** (math.floor(2 * math.log2(step / length)) / 2)
+
+    at, last, step, stack, accepted, rejected = begin, x, ladder(0.01 * length), [], 0, 0
+    while at > end:
+        h = min(step, at - end)
+        if stack and stack[-1] <= h * (1 + 1e-12):
+            h = stack.pop()
+        elif stack:
+            stack[-1] -= h
+        there = end if h >= (at - end) * (1 - 1e-12) else at - h
+        first = -h * velocity(x, at)
+        second = -h * velocity(x + first, there)
+        ratio = abs(second - first) / 2 / max(atol, rtol * max(abs(x + first), abs(last)))
+        factor = min(max(0.9 * max(ratio, 1e-10) ** -0.9, 0.2), 5.0)
+        if ratio <= 1:
+            x, last, at, accepted = x + (first + second) / 2, x + first, there, accepted + 1
+            step = ladder(max(h * factor, step) if h < step * (1 - 1e-12) else h * factor)
+        else:
+            rejected += 1
+            stack.append(h)
+            step = ladder(h * min(factor, 0.9))
+    return x, accepted, rejected
+
+
+@pytest.mark.parametrize("begin", [80.0, 2.0])
+def test_steps_are_controlled_as_published(begin):
+    """Beside an independent loop; the last step's size counts where a state falls fast, and rejections where a mode is left."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    x = begin * torch.tensor([[-1.3], [0.02], [0.9]], dtype=torch.float64)
+    run = diffode.solve(field, x, solver="sde_adaptive:eta=0,rtol=0.02,atol=0.001", grid=[begin, 0.01])
+
+    def velocity(y, t):
+        return float(field.velocity(torch.tensor([[y]], dtype=torch.float64), t))
+
+    for row in range(3):
+        end, accepted, rejected = replayed(velocity, float(x[row]), begin, 0.01, 0.02, 0.001)
+        assert (int(run.accepted[row]), int(run.rejected[row])) == (accepted, rejected)
+        assert float(run.x[row]) == pytest.approx(end, rel=1e-9)
+    assert int(run.rejected.sum()) > 3
+
+
 def test_states_of_an_adaptive_run_can_be_differentiated():
     field = diffode.exact_field("gauss1d", "vp")
     x = field.prior(3, generator=0).requires_grad_()
