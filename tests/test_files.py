@@ -160,6 +160,20 @@ def test_archives_that_are_none_or_unpack_into_too_much_are_refused(tmp_path, co
         read_arrays(tmp_path / "x.npz")
 
 
+def test_an_archive_whose_list_is_described_by_a_second_record_is_refused(tmp_path):
+    """zip64's record may say another length of the list than the record that was looked at; small archives have none."""
+    plain = zipped([("a.npy", npy(POINTS))])
+    body, end = plain[:-22], plain[-22:]
+    entries, length, place = struct.unpack("<HII", end[10:20])
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, length, place)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(body), 1)
+    (tmp_path / "x.npz").write_bytes(body + record + locator + end)
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        assert archive.namelist() == ["a.npy"]
+    with pytest.raises(FileFormatError, match="does not end as an archive of arrays"):
+        read_arrays(tmp_path / "x.npz")
+
+
 def test_data_have_a_row_for_each_point(tmp_path):
     for shape in ((20,), (15, 2), (16, 0)):
         np.save(tmp_path / "x.npy", np.zeros(shape))
