@@ -62,7 +62,7 @@ _GRIDS = {
 
 #: Names that stand for no single spec of ours.
 _ABSENT = {
-    "heunpp2": "Heun++ is not among the solvers, and the nearest is 'heun:chart=noise'",
+    "heunpp_2": "Heun++ is not among the solvers, and the nearest is 'heun:chart=noise'",
     "tcd": "it belongs to a distilled model, and the nearest is 'euler_ancestral' with its eta between 0 and 1",
     "pndm": "it is 'ipndm:order=4', apart from its first steps, which are of Runge-Kutta type",
     "plms": "it is 'ipndm:order=4', apart from the way it starts",

@@ -73,7 +73,10 @@ class Store:
             with self.file.open("rb") as handle:
                 beginning = handle.read(len(_MAGIC))
             if beginning and beginning != _MAGIC:
-                raise StoreError(f"{self.file} is not a database, so it is no diffode store; choose another file with --store")
+                raise StoreError(
+                    f"{self.file} is not a database, so it is no diffode store; "
+                    "move it away, or choose another file with --store"
+                )
         end = time.monotonic() + patience
         while True:
             try:
