@@ -81,6 +81,7 @@ def start():
     [
         (lambda x, t: x[:, :1], "returned shape"),
         (lambda x, t: x.float(), "cast its answer"),
+        (lambda x, t: x.to("meta"), "move its answer with"),
         (lambda x, t: x / 0, "non-finite"),
         (lambda x, t: x.cumsum(0), "depends on the other rows"),
         (lambda x, t: x - x.mean(0), "depends on the other rows"),

@@ -151,6 +151,9 @@ def encrypted():
     (zipped([("a.npy", npy(np.array([None]), allow_pickle=True))]), "real numbers"),
     (encrypted(), "encrypted"),
     (zipped([("a.npy", npy(POINTS))]).replace(npy(POINTS)[:6], b"xxxxxx"), "is not a readable .npz file|magic"),
+], ids=[
+    "empty", "cut off", "zeros without end", "more arrays than is sensible", "a header that promises more", "a name of text",
+    "objects", "encrypted", "no magic",
 ])  # fmt: skip
 def test_archives_that_are_none_or_unpack_into_too_much_are_refused(tmp_path, content, words):
     if content.startswith(b"PK") and words.startswith("is not"):

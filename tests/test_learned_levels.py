@@ -10,7 +10,9 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
-from diffode.learned import levels
+from diffode.learned import levels, train_gaussian, train_table
+from diffode.learned.parameters import Decoupled, Table
+from diffode.solvers.checkpoints import load_checkpoint
 from diffode.solvers.stages import Stages
 
 EDM = paths.get("edm")
@@ -159,3 +161,36 @@ def test_a_search_ends_with_its_seconds_and_what_it_has_seen():
         for g in (diffode.grids.get("log_snr", field.path, 7), longer)
     ]
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("start", ["ddim @ log_snr", "ddim @ karras", "dpmpp:order=2 @ karras"])
+@pytest.mark.parametrize("nfe", [3, 4])
+def test_levels_stay_between_those_of_start_and_end(start, nfe, tmp_path):
+    """On a Gaussian the field is linear where noise is great and where it is small: nothing else holds a level back."""
+    gaussian = diffode.GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 4.0]])
+    runs = train_gaussian([1.0, 4.0], nfe, begin_from=start), train_table(gaussian, nfe, points=32, begin_from=start)
+    for trained in runs:
+        assert min(trained.held_out) < 1e-12
+        trained.checkpoint.save(tmp_path / "t.safetensors")
+        kept = load_checkpoint(tmp_path / "t.safetensors").stages.levels
+        # The logarithm of a bound is rounded.
+        assert float(kept.max()) <= float(kept[0]) * (1 + 1e-14)
+        assert float(kept.min()) >= float(kept[-1]) * (1 - 1e-14)
+
+
+def test_parameters_are_confined_to_levels_between_those_of_start_and_end():
+    path = paths.get("edm:sigma_max=5,sigma_min=0.1")
+    grid = torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=torch.float64)
+
+    def write(levels):
+        return Stages.of(solvers.get("ddim").tableau(path, levels.tolist()))
+
+    table = Table(write(grid))
+    for parameters, shift in ((table, table.start), (Decoupled(grid, write), Decoupled(grid, write).start)):
+        inside = parameters.confined(shift, 5.0, 0.1)
+        torch.testing.assert_close(inside, shift, rtol=1e-14, atol=1e-14)
+        for far, wall in ((60.0, 5.0), (-60.0, 0.1)):
+            moved = shift.clone()
+            moved[-1] += far
+            asked = parameters.stages(parameters.confined(moved, 5.0, 0.1), 5.0, 0.1).levels
+            torch.testing.assert_close(asked, torch.tensor([5.0, 2.0, wall, 0.1], dtype=torch.float64), rtol=1e-12, atol=0)

@@ -104,7 +104,7 @@ class ExactField(Field):
         if isinstance(t, Tensor) and t.ndim:
             if t.shape != (x.shape[0],):
                 raise ArgumentError(f"t must be a number or one time a row, shape ({x.shape[0]},); got {tuple(t.shape)}")
-            when = t.to(torch.float64)[:, None]
+            when = t.to(x.device, torch.float64)[:, None]
         else:
             try:
                 when = float(t)

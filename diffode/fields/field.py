@@ -267,6 +267,10 @@ class Field(Counted):
             raise FieldError(f"the field returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must match")
         if answer.dtype != x.dtype:
             raise FieldError(f"the field returned {answer.dtype} for x of {x.dtype}; cast its answer with .to(x.dtype)")
+        if answer.device != x.device:
+            raise FieldError(
+                f"the field returned a tensor on {answer.device} for x on {x.device}; move its answer with .to(x.device)"
+            )
         if not bool(torch.isfinite(answer).all()):
             raise FieldError(f"the field returned non-finite values at t={t:g} for the first rows of x")
 

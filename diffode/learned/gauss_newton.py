@@ -144,6 +144,7 @@ def fit(
         NumericalError: if the loss is not finite at the start.
     """
     generator = keyed(seed, "fit", "directions")
+    first, last = min(problem.first for problem in problems), max(problem.last for problem in problems)
     return descend(
         parameters.start if start is None else start,
         lambda values: _loss(parameters, values, problems, loss, floor),
@@ -154,6 +155,7 @@ def fit(
         limit=limit,
         patience=patience,
         progress=progress,
+        confined=lambda values: parameters.confined(values, first, last),
     )
 
 
@@ -170,11 +172,13 @@ def descend(
     limit: Limit | None,
     patience: int,
     progress: Progress | None,
+    confined: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Fit:
     """Levenberg-Marquardt from given values: every step lowers the training loss, the best on held-out problems is returned.
 
     ``equations`` gives gradient and curvature, which are scaled by the curvature's diagonal (at least ``least`` times its
-    largest entry). A gain is judged relative to the loss, unless that is a logarithm already.
+    largest entry). A gain is judged relative to the loss, unless that is a logarithm already. ``confined`` puts back what a
+    step took past its bounds.
     """
     limit = limit or Limit()
     began, stopped_by = limit.elapsed, STOPPED_BY[0]
@@ -195,7 +199,7 @@ def descend(
         identity = torch.eye(len(size), dtype=torch.float64)
         gain = None
         for _ in range(_TRIALS):
-            trial = values - torch.linalg.solve(scaled + damping * identity, gradient / size) / size
+            trial = confined(values - torch.linalg.solve(scaled + damping * identity, gradient / size) / size)
             value = training_loss(trial)
             if value < current:
                 gain = current - value if logarithmic else (current - value) / current
@@ -205,14 +209,14 @@ def descend(
             damping *= _TIGHTEN
         if gain is None:
             break
-        held = held_out_loss(values)
+        on_others = held_out_loss(values)
         training.append(current)
-        checked.append(held)
+        checked.append(on_others)
         if progress is not None:
-            progress(step, current, held)
-        waited = 0 if held < best_held else waited + 1
-        if held < best_held:
-            best, best_held = values, held
+            progress(step, current, on_others)
+        waited = 0 if on_others < best_held else waited + 1
+        if on_others < best_held:
+            best, best_held = values, on_others
         small = small + 1 if gain < _SMALL_GAIN else 0
         if waited > patience or small >= _SMALL_GAINS:
             break
@@ -230,7 +234,7 @@ def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], l
         try:
             error = problem.error(parameters.stages(values, problem.first, problem.last, problem.dim))
         except (ArgumentError, OverflowError):
-            # A trial step too far: levels that over- or underflow.
+            # A trial step too far: numbers that over- or underflow.
             return math.inf
         total += math.log(max(error + floor, 1e-300)) if loss == "log" else error
     return total / len(problems)

@@ -17,6 +17,9 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.solvers.stages import Stages, from_vector, to_vector
 
+#: What stands for a last level of 0, whose logarithm is none.
+_LEAST_LEVEL = 1e-30
+
 
 class Parameters(ABC):
     """Free parameters of a sampler in units of the data's scale, (size,) float64."""
@@ -33,6 +36,14 @@ class Parameters(ABC):
     @abstractmethod
     def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
         """Derivative of the sampler's numbers by the parameters, (P, size)."""
+
+    def confined(self, values: Tensor, first: float, last: float) -> Tensor:
+        """The parameters with the levels that went past those of start or end put back on them.
+
+        A network knows nothing out there. An exact field does, and on a Gaussian, where it is linear, nothing else would hold a
+        level back from infinity or zero.
+        """
+        return values
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,11 @@ class Table(Parameters):
         weights[rows[closing], columns[closing]] = (found.levels[1:] - found.levels[0] - weights.sum(1))[rows[closing]]
         return Stages(torch.ones_like(found.scales), weights, found.levels)
 
+    def confined(self, values: Tensor, first: float, last: float) -> Tensor:  # noqa: D102
+        count = self.origin.nfe - 1 if self.levels else 0
+        others, levels = values[: len(values) - count], values[len(values) - count :]
+        return torch.cat([others, _clamped(levels, first, last)])
+
     def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:  # noqa: D102
         free = self._free()
         jacobian = torch.eye(len(free), dtype=torch.float64)[:, free]
@@ -180,3 +196,12 @@ class Decoupled(Levels):
         levels = table.levels.clone()
         levels[1:-1] *= shift.exp()
         return Stages(table.scales, table.weights, levels)
+
+    def confined(self, values: Tensor, first: float, last: float) -> Tensor:  # noqa: D102
+        together, shift = values.chunk(2)
+        own = from_shares(together, first, last)[1:-1].log()
+        return torch.cat([together, _clamped(own + shift, first, last) - own])
+
+
+def _clamped(logarithms: Tensor, first: float, last: float) -> Tensor:
+    return logarithms.clamp(math.log(max(last, _LEAST_LEVEL)), math.log(first))

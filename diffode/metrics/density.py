@@ -75,4 +75,4 @@ def _weights(outcome: Outcome, x: Tensor) -> Tensor:
     path, last = outcome.law.path, outcome.times[-1]
     # At sigma = 0 point masses have no responsibilities; a noise level far below any distance between them decides.
     sigma = max(path.sigma(last), 1e-6 * outcome.field.scale)
-    return _mixture(outcome).responsibilities(x, path.alpha(last), sigma).mean(0)
+    return _mixture(outcome).responsibilities(x, path.alpha(last), sigma).mean(0).cpu()

@@ -98,7 +98,7 @@ def moments(outcome: Outcome) -> Measurement:
     outcome.check_points(2, "moments")
 
     def distance(x: Tensor) -> float:
-        return gaussian_w2(x.mean(0), torch.cov(x.T).reshape(covariance.shape), mean, covariance)
+        return gaussian_w2(x.mean(0).cpu(), torch.cov(x.T).reshape(covariance.shape).cpu(), mean, covariance)
 
     return Measurement("moments", distance(outcome.end), distance(outcome.exact_draws(len(outcome.end), 1)))
 

@@ -113,8 +113,8 @@ class Outcome:
         return keyed(self.seed, "metrics", number)
 
     def exact_draws(self, n: int, stream: int) -> Tensor:
-        """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim)."""
-        return self.law.marginal(n, self.times[-1], generator=self.stream(stream))
+        """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim), on the end's device."""
+        return self.law.marginal(n, self.times[-1], generator=self.stream(stream)).to(self.end.device)
 
 
 registry: Registry[Measurement] = Registry("metric")

@@ -26,7 +26,7 @@ def _drawn(outcome: Outcome, resamples: int, metric: str, least: int) -> tuple[l
     x, count = outcome.end, len(outcome.end)
     sets = [x, outcome.exact_draws(count, 3), outcome.exact_draws(count, 4)]
     generator = generator_from(outcome.seed)
-    chosen = [[torch.randint(count, (count,), generator=generator) for _ in range(2)] for _ in range(resamples)]
+    chosen = [[torch.randint(count, (count,), generator=generator).to(x.device) for _ in range(2)] for _ in range(resamples)]
     return sets, chosen
 
 
@@ -46,7 +46,7 @@ def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> 
     (x, exact, other), chosen = _drawn(outcome, resamples, "sliced_w2", 1)
     generator = torch.Generator().manual_seed(11)
     directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions = directions / directions.norm(dim=0)
+    directions = (directions / directions.norm(dim=0)).to(x.device)
 
     def distance(x: Tensor, y: Tensor) -> float:
         gaps = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values

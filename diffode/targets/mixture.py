@@ -214,7 +214,7 @@ class GaussianMixture(Target):
         self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar
     ) -> Tensor:
         parts = []
-        p, g = _per_row(denoised_weight), _per_row(-score_weight)
+        p, g = _per_row(denoised_weight, x), _per_row(-score_weight, x)
         for chunk in self._chunks(x, alpha, sigma):
             p_rows, g_rows = rows_of(p, *chunk.span), rows_of(g, *chunk.span)
             view = chunk.form.view(chunk.x, chunk.responsibilities, chunk.at, p_rows, g_rows)
@@ -239,7 +239,7 @@ class GaussianMixture(Target):
 
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False) -> Iterator[_Chunk]:
         """Rows of x, centred, in pieces small enough for the cache, each with the form that keeps its digits."""
-        level = Level(_per_row(alpha), _per_row(sigma))
+        level = Level(_per_row(alpha, x), _per_row(sigma, x))
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
         if x.shape[0] == 0:
@@ -252,8 +252,6 @@ class GaussianMixture(Target):
         for start in range(0, x.shape[0], min(rows, _CHUNK_ROWS_MOST)):
             stop = min(start + min(rows, _CHUNK_ROWS_MOST), x.shape[0])
             at = level.rows(start, stop)
-            if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
-                at = Level(at.alpha.to(x.device, torch.float64), at.sigma.to(x.device, torch.float64))
             piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre, self._far)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(dtype), at.sigma.to(dtype))
@@ -355,6 +353,6 @@ def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like.dtype)
 
 
-def _per_row(value: Scalar) -> Scalar:
-    """A (B, 1) tensor as (B,); numbers stay numbers."""
-    return value.reshape(-1) if isinstance(value, Tensor) else value
+def _per_row(value: Scalar, x: Tensor) -> Scalar:
+    """A (B, 1) tensor as (B,), float64 and on the device of x; numbers stay numbers."""
+    return value.reshape(-1).to(x.device, torch.float64) if isinstance(value, Tensor) else value

@@ -131,11 +131,14 @@ def _signs(x: Tensor, divergence: str, probes: int, generator: Randomness | None
     if type(probes) is not int or probes < 1:
         raise ArgumentError(f"probes must be an integer >= 1, got {probes!r}")
     each = row_generators(generator, len(x))
-    if each is not None:
-        rows = [torch.randint(0, 2, (probes, 1, *x.shape[1:]), generator=source) for source in each]
-        return 2.0 * torch.cat(rows, 1).to(torch.float64) - 1
-    source = generator_from(generator)
-    return 2.0 * torch.randint(0, 2, (probes, *x.shape), generator=source).to(torch.float64) - 1
+    if each is None:
+        return _coins((probes, *x.shape), generator_from(generator)).to(x.device)
+    return torch.cat([_coins((probes, 1, *x.shape[1:]), source) for source in each], 1).to(x.device)
+
+
+def _coins(shape: Sequence[int], source: torch.Generator) -> Tensor:
+    """Signs, 1 or -1, float64 and on the generator's device."""
+    return 2.0 * torch.randint(0, 2, tuple(shape), generator=source, device=source.device).to(torch.float64) - 1
 
 
 def _known(field: Field, x: Tensor, t: float, base: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -343,7 +346,7 @@ def hutchinson(field: Field, x: Tensor, t: float, signs: Tensor) -> Tensor:
         velocity = field.velocity(point, t)
         if not velocity.requires_grad:
             raise FieldError("the field is not differentiable in x: it returned a tensor without a gradient")
-        total = torch.zeros(len(x), dtype=torch.float64)
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for e in signs:
             (pulled,) = torch.autograd.grad((velocity * e).sum(), point, retain_graph=True)
             total = total + (e * pulled).flatten(1).sum(1)
