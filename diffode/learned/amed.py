@@ -83,10 +83,11 @@ class _Step(AMED):
         if learned is None or not isinstance(table, LiveWriter):
             return super().predictions(table, x, number, steps, times)
         path = table.field.require_path("AMED")
-        features = learned.features(table, x, times[0])
+        # The predictor stays where it is, and its answer goes to the state.
+        features = learned.features(table, x, times[0]).to(next(learned.predictor.parameters()).device)
         levels = path.rho(times[0]) / learned.unit, path.rho(times[1]) / learned.unit
-        predicted: tuple[Tensor, Tensor, Tensor] = learned.predictor(features, levels)
-        return predicted
+        r, c, a = (number.to(table.states[x].device) for number in learned.predictor(features, levels))
+        return r, c, a
 
 
 @dataclass(frozen=True, kw_only=True)

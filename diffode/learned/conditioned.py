@@ -83,11 +83,12 @@ class Conditioned:
         for i in range(stages.nfe):
             level, step = float(stages.levels[i]), float(stages.levels[i] - stages.levels[i + 1])
             evaluations.append(noise(z, level))
-            matrix, offset = self.layers[i]
+            # Conditions are trained on the CPU and go where the start is.
+            matrix, offset, weights = (part.to(z.device) for part in (*self.layers[i], self.weights[i]))
             units = torch.tanh(features(z, evaluations, level, self.unit) @ matrix + offset)
             phi = torch.cat([torch.ones_like(units[:, :1]), units], dim=1)
             known.append(phi)
-            added = phi @ self.weights[i]
+            added = phi @ weights
             if shifts is not None:
                 added = added + shifts[i]
             following = start * float(stages.scales[i]) + _SCALE * step / level * added[:, :1] * z
