@@ -136,3 +136,31 @@ def test_a_table_in_a_list_keeps_its_digits():
 def test_ends_of_a_path_from_functions_hold_its_times(ends):
     with pytest.raises(ArgumentError, match="need 0 <= lower <= t_min and t_max <= upper"):
         paths.FunctionPath(lambda t: 1 - t, lambda t: t, **ends)
+
+
+def test_times_of_levels_are_found_to_rounding_and_in_few_calls():
+    """Of alpha = 1 - t and sigma = t the level rho is at t = rho/(1 + rho); halvings would take a hundred calls."""
+    asked = []
+
+    def sigma(t):
+        asked.append(t.numel())
+        return t
+
+    path = paths.FunctionPath(lambda t: 1 - t, sigma, lower=0.0, upper=1.0)
+    rho = torch.logspace(-12, 6, 200, dtype=torch.float64)
+    exact = rho / (1 + rho)
+    found = path.time_from_log_snr(-rho.log())
+    # A time near 1 leaves 1 - t of its own few digits.
+    torch.testing.assert_close(found, exact, rtol=1e-14, atol=0)
+    for level, time in zip(rho[100::10], found[100::10], strict=True):
+        asked.clear()
+        assert path.time_from_log_snr(-math.log(level)) == pytest.approx(float(time), rel=2e-15)
+        assert len(asked) < 50
+    assert torch.equal(path.time_from_log_snr(-rho.log()[50:60]), found[50:60])
+
+
+@pytest.mark.parametrize(("level", "time"), [(math.inf, 0.0), (-math.inf, 1.0)])
+def test_levels_beyond_a_path_from_functions_are_at_its_ends(level, time):
+    assert paths.FunctionPath(lambda t: 1 - t, lambda t: t, lower=0.0, upper=1.0).time_from_log_snr(level) == time
+    path = paths.FunctionPath(lambda t: 1 - t, lambda t: t, t_min=0.1, t_max=0.8)
+    assert path.time_from_log_snr(math.copysign(50.0, level)) == (0.8 if time else 0.1)

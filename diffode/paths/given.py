@@ -19,6 +19,8 @@ from diffode.paths.path import Path, Time, ops, softplus
 NO_SIGNAL = (0.0, 2.0**-24)
 #: The largest number of levels that a schedule may be asked for: a thousand times that of the published ones.
 MOST_LEVELS = 1_000_000
+#: A time is found when this share of it is all that is open, two units in its last place.
+_ROUNDING = 2.0**-52
 
 
 class Tabulated(Path):
@@ -210,7 +212,7 @@ class DDPM(Tabulated):
 class FunctionPath(Path):
     """A path from its two functions, alpha(t) and sigma(t), of a float64 tensor t; derivatives by autograd.
 
-    The signal-to-noise ratio must fall from ``t_min`` to ``t_max``; its inverse is found by bisection, between ``lower`` and
+    The signal-to-noise ratio must fall from ``t_min`` to ``t_max``; its inverse is found by bracketing, between ``lower`` and
     ``upper`` (``t_min`` and ``t_max`` unless given). The path ends at ``upper``.
 
     >>> path = FunctionPath(lambda t: 1 - t**2, lambda t: t**2, t_min=0.03, t_max=0.99)
@@ -225,6 +227,7 @@ class FunctionPath(Path):
     sigma_function: Callable[[Tensor], Tensor] = field(default=torch.clone, repr=False)
     lower: float | None = None
     upper: float | None = None
+    _known: tuple[Tensor, Tensor] = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,
@@ -253,12 +256,17 @@ class FunctionPath(Path):
             )
         self.__post_init__()
         times = torch.linspace(self.t_min, self.t_max, 65, dtype=torch.float64, device="cpu")
-        levels = self.log_snr(times)
+        levels = self.log_snr(times).detach()
         if not bool(torch.isfinite(levels[1:-1]).all() and (levels.diff() < 0).all()):
             raise ArgumentError(
                 "alpha(t)/sigma(t) must be finite and fall from t_min to t_max: larger t means more noise. A path that has its "
                 "data at t = 1 is given by lambda t: alpha(1 - t) and lambda t: sigma(1 - t)"
             )
+        ends = torch.tensor([self.lower, self.upper], dtype=torch.float64, device="cpu")
+        of_ends = self.log_snr(ends).detach()
+        # Between two of these times a wanted level is looked for.
+        known = torch.cat([ends[:1], times, ends[1:]]), torch.cat([of_ends[:1], levels, of_ends[1:]])
+        object.__setattr__(self, "_known", known)
 
     @property
     def t_end(self) -> float:
@@ -302,16 +310,42 @@ class FunctionPath(Path):
         wanted = (
             log_snr.double() if isinstance(log_snr, Tensor) else torch.as_tensor(log_snr, dtype=torch.float64, device="cpu")
         )
-        low, high = torch.full_like(wanted, self.lower or 0.0), torch.full_like(wanted, self.upper or 0.0)
-        # Each halving decides a bit; beside 0 the floating-point numbers are denser, which 100 of them reach.
-        for _ in range(100):
-            middle = (low + high) / 2
-            noisier = self.log_snr(middle) < wanted
-            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
-        answer = (low + high) / 2
+        with torch.no_grad():
+            answer = self._inverted(wanted)
         if isinstance(log_snr, Tensor):
             return answer
         return answer.numpy() if isinstance(log_snr, np.ndarray) else float(answer)
+
+    def _inverted(self, wanted: Tensor) -> Tensor:
+        """Where the log-SNR is as wanted, by Ridders' method, each number by itself; the nearer end if it is so nowhere.
+
+        A bracket [low, high] is halved at least. What is finite at both ends and in the middle is made linear by a factor
+        exp(c t), whose root lies in the bracket too (Ridders, IEEE Trans. Circuits Syst. 26, 979, 1979).
+        """
+        times, levels = (known.to(wanted.device) for known in self._known)
+        place = torch.searchsorted(-levels, -wanted).clamp(1, len(levels) - 1)
+        low, high = times[place - 1], times[place]
+        above, below = levels[place - 1] - wanted, levels[place] - wanted
+        answer = torch.where(wanted >= levels[0], times[0], torch.where(wanted <= levels[-1], times[-1], math.nan))
+        settled = ~answer.isnan()
+        # Beside 0 the floating-point numbers are denser, which a hundred halvings reach.
+        for _ in range(100):
+            middle = (low + high) / 2
+            at_middle = self.log_snr(middle) - wanted
+            found = middle + (middle - low) * at_middle / (at_middle**2 - above * below).sqrt()
+            found = torch.where(torch.isfinite(found), found, middle).clamp(low, high)
+            for point, value in ((middle, at_middle), (found, self.log_snr(found) - wanted)):
+                noisier = value < 0
+                narrows_high, narrows_low = noisier & (point < high), ~noisier & (point > low)
+                high, below = torch.where(narrows_high, point, high), torch.where(narrows_high, value, below)
+                low, above = torch.where(narrows_low, point, low), torch.where(narrows_low, value, above)
+            near = _ROUNDING * found
+            arrived = ((found - answer).abs() <= near) | (high - low <= near)
+            answer = torch.where(settled, answer, found)
+            settled = settled | arrived
+            if bool(settled.all()):
+                break
+        return answer
 
     @property
     def spec(self) -> str:

@@ -19,6 +19,8 @@ from trials.trial import Names, Trial
 #: Most numbers (rows, coordinates and components multiplied) of a run, and of one through another library's integrator, which
 #: may solve with matrices of the whole batch.
 _MOST_WORK, _MOST_FOREIGN = 20_000, 60
+#: What an integrator of another library may ask of a field in a trial.
+_MOST_EVALUATIONS = 3000
 #: A row alone may differ from the same row in its batch by rounding that the flow makes grow, relative to the row or the scale.
 _SAME = {torch.float64: 1e-6, torch.float32: 1e-2}
 
@@ -30,7 +32,7 @@ def trial(draw: Draw) -> Trial:
 
 def run(draw: Draw) -> Trial:
     """A program that calls ``diffode.solve`` with everything at random."""
-    solver = made(draw, solvers.registry, "solvers.get")
+    solver = bounded(made(draw, solvers.registry, "solvers.get"))
     foreign = any(library in solver for library in ("scipy:", "torchdiffeq:", "torchsde:"))
     dim, count, rows = sizes(draw, _MOST_FOREIGN if foreign else _MOST_WORK)
     lines = [
@@ -56,6 +58,15 @@ def run(draw: Draw) -> Trial:
     lines.append("before = field.nfe")
     lines.append("solution = diffode.solve(field, x, **arguments)")
     return Trial("\n".join(lines) + "\n", look)
+
+
+def bounded(solver: Code) -> Code:
+    """Another library's integrator that ends within the processor time of a trial: ten thousand evaluations are no hang."""
+    theirs = any(library in solver for library in ("scipy:", "torchdiffeq:")) and "max_evaluations" not in solver
+    if not theirs or solver[-1] not in "')":
+        return solver
+    comma = ", " if solver[-1] == ")" else ","
+    return f"{solver[:-1]}{comma}max_evaluations={_MOST_EVALUATIONS}{solver[-1]}"
 
 
 def sizes(draw: Draw, most: int) -> tuple[int, int, int]:
