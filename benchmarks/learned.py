@@ -38,7 +38,7 @@ from diffode.learned import train_table, tune_universal
 from diffode.learned.conditioned import condition
 from diffode.references import reference
 from diffode.solvers.checkpoints import load_checkpoint
-from diffode.solvers.stages import Stages, noise_function
+from diffode.tableau.stages import Stages, noise_function
 
 SOLVERS = (
     "ddim", "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4", "ipndm_v:form=consistent",

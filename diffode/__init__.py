@@ -29,7 +29,7 @@ _ROOMS = (
     "verify",
 )
 _NAMES = {
-    "BrownianPath": "brownian",
+    "BrownianPath": "tableau",
     "Chart": "charts",
     "ExactField": "fields",
     "Field": "fields",
@@ -64,13 +64,12 @@ if TYPE_CHECKING:
         targets,
         verify,
     )
-    from diffode.brownian import BrownianPath
     from diffode.charts import Chart
     from diffode.fields import ExactField, Field, exact_field
     from diffode.paths import Path
     from diffode.references import reference
     from diffode.solvers import Solution, Solver, solve
-    from diffode.tableau import Tableau
+    from diffode.tableau import BrownianPath, Tableau
     from diffode.targets import GaussianMixture, LowRank, Target
 
 

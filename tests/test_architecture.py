@@ -1,6 +1,7 @@
 """The house: what may import what, how long files may be, what the package may not contain."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -14,8 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
     "specs", "randomness", "cache", "paths", "targets", "fields",
-    "grid_files", "grids", "tableau", "propagation", "tableau_files",
-    "brownian",
+    "grid_files", "grids", "tableau",
     "charts", "solvers", "quantiles", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
 )  # fmt: skip
@@ -38,18 +38,38 @@ def imported_rooms(file):
         yield from (name for name in names if name in ROOMS)
 
 
-def inside_type_checking_or_function(file, room):
-    """tableau.py reaches its own helpers (propagation, files) from methods; nothing else may."""
-    return room_of(file) == "tableau" and room in ("propagation", "tableau_files")
-
-
 @pytest.mark.parametrize(
     "file", [f for f in FILES if f.parent != PACKAGE or f.name != "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE))
 )
 def test_imports_point_up_the_list(file):
     own = ROOMS.index(room_of(file))
     for room in imported_rooms(file):
-        assert ROOMS.index(room) <= own or inside_type_checking_or_function(file, room), f"{file} imports {room}"
+        assert ROOMS.index(room) <= own, f"{file} imports {room}"
+
+
+MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
+
+
+def imported_modules(tree):
+    """Modules of the package that a file imports when it runs, inside functions too; what only a type checker reads is none."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield name if (name := f"{node.module}.{alias.name}") in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        yield from imported_modules(node)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        name: {other for other in imported_modules(ast.parse(file.read_text(encoding="utf-8"))) if other in MODULES} - {name}
+        for name, file in MODULES.items()
+    }
+    assert sum(map(len, graph.values())) > 400
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))

@@ -13,7 +13,7 @@ from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
 from diffode.learned import train_table
 from diffode.solvers.checkpoints import load_checkpoint
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 
 EDM = paths.get("edm")
 

@@ -21,7 +21,7 @@ from diffode.learned.published import candidates
 from diffode.solvers.bespoke import shipped_members
 from diffode.solvers.checkpoints import load_codebooks, save_codebooks
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import count_of, noise_function
+from diffode.tableau.stages import count_of, noise_function
 from diffode.tensor_files import read_tensors, write_tensors
 
 FIRST, LAST = (2.0, 800.0), (3e-6, 0.04)

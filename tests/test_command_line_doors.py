@@ -108,6 +108,7 @@ OWN = {
     "learned.train_gaussian": "the line of tune_universal", "learned.tune_universal": "seconds of training",
     "references.target_line": "numbers of one mixture", "studies.Cell": "stored as text", "studies.Result": "stored as text",
     "tableau.Tableau": "what a solver writes", "tableau.Writer": "what a solver writes with",
+    "tableau.Stages.tableau": "a table's common form, as a table again",
     "charts.Chart": "abstract",
     "grids.content": "of a text in a store",
     "learned.Checkpoint": "stored as text", "learned.TrainedGrid": "stored as text",

@@ -11,14 +11,13 @@ from commandline import diffode as command
 from test_cli import SUITE
 
 from diffode import cache, charts, paths, solvers, targets
-from diffode.brownian import BrownianPath
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
 from diffode.learned import family
 from diffode.learned.training import train_table
 from diffode.metrics.coupled import reduce
 from diffode.solvers.runge_kutta import Heun
 from diffode.studies import figures
-from diffode.tableau import Row, Tableau
+from diffode.tableau import BrownianPath, Row, Tableau
 from diffode.tensor_files import read_tensors, write_tensors
 from diffode.verify.sampler import find_sampler
 from diffode.verify.verdict import check_sampler

@@ -20,7 +20,7 @@ from diffode.learned.sensitivities import Recording
 from diffode.learned.training import output_weights
 from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages, count_of, from_vector, noise_function, to_vector
+from diffode.tableau.stages import Stages, count_of, from_vector, noise_function, to_vector
 
 EDM = paths.get("edm")
 ZOO = ["ddim", "edm_heun", "rk4:chart=noise", "dpm:order=3", "dpmpp:order=3", "unipc:order=3", "ipndm:order=4", "deis:order=3",

@@ -10,10 +10,10 @@ from diffode.learned import train_table
 from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
 from diffode.learned.problems import problem_for
 from diffode.solvers.checkpoints import load_checkpoint
-from diffode.solvers.stages import noise_function
 from diffode.studies.runner import compute
 from diffode.studies.suite import Cell
 from diffode.studies.versions import cell_key
+from diffode.tableau.stages import noise_function
 from diffode.tensor_files import write_tensors
 
 EDM = paths.get("edm")

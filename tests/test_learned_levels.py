@@ -13,7 +13,7 @@ from diffode.errors import ArgumentError
 from diffode.learned import levels, train_gaussian, train_table
 from diffode.learned.parameters import Decoupled, Table
 from diffode.solvers.checkpoints import load_checkpoint
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 
 EDM = paths.get("edm")
 

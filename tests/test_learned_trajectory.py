@@ -11,7 +11,7 @@ from diffode.learned.parameters import Table
 from diffode.learned.problems import problem_for, starts_for
 from diffode.learned.trajectory import exact_trajectory
 from diffode.randomness import keyed
-from diffode.solvers.stages import Stages, noise_function
+from diffode.tableau.stages import Stages, noise_function
 
 EDM = paths.get("edm")
 

@@ -15,9 +15,9 @@ from diffode.learned.live import LiveWriter
 from diffode.metrics import Outcome, coupled
 from diffode.metrics.gaussian import gaussian_split
 from diffode.references import reference
-from diffode.solvers.stages import Stages
 from diffode.studies import load_suite, run_suite
 from diffode.tableau import Row, Tableau
+from diffode.tableau.stages import Stages
 from diffode.verify import equations, evolution, weak
 
 EDM = paths.get("edm")

@@ -24,9 +24,11 @@ COMMON = "tests/test_properties.py"
 TESTS = {
     "paths": "tests/test_paths.py tests/test_grids.py tests/test_given_paths.py tests/test_boundaries.py",
     "charts.py": "tests/test_charts.py tests/test_conformance.py tests/test_stochastic.py tests/test_solvers.py",
-    "tableau.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py "
+    "tableau/table.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py "
     "tests/test_edges.py",
-    "propagation.py": "tests/test_tableau.py tests/test_verify.py",
+    "tableau/program.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
+    "tableau/writer.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
+    "tableau/propagation.py": "tests/test_tableau.py tests/test_verify.py",
     "targets": "tests/test_mixture.py tests/test_identities.py tests/test_boundaries.py",
     "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_boundaries.py "
     "tests/test_networks.py tests/test_adapters_in.py tests/test_conditional.py tests/test_identities.py",
@@ -42,7 +44,7 @@ TESTS = {
     "solvers/amed.py": "tests/test_conformance.py tests/test_amed.py",
     "solvers/solver.py": "tests/test_solvers.py",
     "solvers/run.py": "tests/test_solvers.py tests/test_tableau.py tests/test_stochastic.py tests/test_boundaries.py",
-    "solvers/stages.py": "tests/test_learned.py tests/test_codebook.py",
+    "tableau/stages.py": "tests/test_learned.py tests/test_codebook.py",
 }  # fmt: skip
 #: Mutations of annotations, and of operators into ones no programmer would mistake for them, say little.
 DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift", "_FloorDiv", "_Mod", "_Pow")

@@ -24,7 +24,7 @@ from diffode.learned.gauss_newton import Problem, fit
 from diffode.learned.parameters import Parameters
 from diffode.solvers.checkpoints import load_ranged, save_ranged
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages, noise_function
+from diffode.tableau.stages import Stages, noise_function
 
 FIRST, LAST = (2.0, 800.0), (3e-6, 0.04)
 TRAINING, HELD_OUT, POINTS = 1000, 120, 24

@@ -22,7 +22,7 @@ from diffode.learned.family import wide_mixture
 from diffode.solvers.bespoke import shipped_tables
 from diffode.solvers.checkpoints import load_codebooks, save_codebooks
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import count_of
+from diffode.tableau.stages import count_of
 
 FIRST, LAST, MOST = (2.0, 800.0), (3e-6, 0.04), 256
 TRAINING, HELD_OUT = 4000, 150

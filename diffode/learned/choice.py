@@ -8,7 +8,7 @@ from typing import NamedTuple
 from diffode.learned.batches import UNITS
 from diffode.learned.gauss_newton import Problem
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 
 
 class Choice(NamedTuple):

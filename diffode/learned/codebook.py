@@ -24,7 +24,7 @@ from diffode.learned.gauss_newton import output_directions
 from diffode.paths import EDM
 from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages, count_of
+from diffode.tableau.stages import Stages, count_of
 
 #: Samplers and grids to begin with.
 _SOLVERS = ("ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "deis:order=3", "deis:order=4", "lms:order=3",

@@ -28,7 +28,7 @@ from diffode.learned.training import Trained
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
-from diffode.solvers.stages import NoiseFunction, Stages, noise_function
+from diffode.tableau.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 
 #: Whole vectors are features up to so many coordinates.

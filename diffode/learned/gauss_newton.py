@@ -24,7 +24,7 @@ from diffode.learned.parameters import Parameters
 from diffode.learned.sensitivities import Recording
 from diffode.learned.trajectory import Trajectory
 from diffode.randomness import keyed
-from diffode.solvers.stages import NoiseFunction, Stages
+from diffode.tableau.stages import NoiseFunction, Stages
 
 #: Errors smaller than this share of the median weigh no more than it.
 _LEAST_WEIGHT = 0.02

@@ -21,7 +21,7 @@ from diffode.learned.training import Trained
 from diffode.paths import Path
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
 #: How a grid is trained, and the solver that it is for unless another is given.

@@ -25,7 +25,7 @@ from diffode.learned.problems import problem_for
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.randomness import keyed
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 
 #: Grids that direct search starts from.
 _FROM = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")

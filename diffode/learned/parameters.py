@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.solvers.stages import Stages, from_vector, to_vector
+from diffode.tableau.stages import Stages, from_vector, to_vector
 
 #: What stands for a last level of 0, whose logarithm is none.
 _LEAST_LEVEL = 1e-30

@@ -11,7 +11,7 @@ from diffode.learned.trajectory import exact_trajectory
 from diffode.paths import Path
 from diffode.randomness import Randomness
 from diffode.references import flow_states
-from diffode.solvers.stages import noise_function
+from diffode.tableau.stages import noise_function
 
 #: The fewest starts and the most that are taken unless their number is given.
 FEWEST, MOST = 192, 4096

@@ -13,7 +13,7 @@ from diffode.learned.choice import choices, ranked, table_of
 from diffode.learned.gauss_newton import Problem
 from diffode.paths import Path
 from diffode.solvers.bespoke import shipped_members
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 
 #: Published samplers that training may begin from.
 SOLVERS = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import FieldError
-from diffode.solvers.stages import NoiseFunction, Stages
+from diffode.tableau.stages import NoiseFunction, Stages
 
 #: Step of the central difference in log rho: rounding and truncation balance near the cube root of the precision.
 _LEVEL_STEP = {torch.float64: 1e-5, torch.float32: 1e-2}

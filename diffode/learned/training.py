@@ -23,7 +23,7 @@ from diffode.paths import Path
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.solver import check_budget
-from diffode.solvers.stages import Stages
+from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
 #: Held-out starts and test starts: a share of those to train on, not fewer than the fewest that are ever taken, and at most.

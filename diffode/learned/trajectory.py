@@ -11,7 +11,7 @@ from torch import Tensor
 from diffode.fields import Field
 from diffode.paths import Path
 from diffode.references import flow_states
-from diffode.solvers.stages import NoiseFunction
+from diffode.tableau.stages import NoiseFunction
 
 #: Points at which the flow is known; between them Hermite's cubic in log rho leaves errors near 1e-5 of a state.
 _POINTS = 97

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
-from diffode.propagation import Propagated
-from diffode.tableau import Tableau
+from diffode.tableau import Propagated, Tableau
 
 GaussianPart = Literal["prior", "truncation", "discretisation", "total"]
 

@@ -21,8 +21,8 @@ from diffode.paths import get as get_path
 from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
-from diffode.solvers.stages import Stages
 from diffode.tableau import Tableau, Writer
+from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of
 
 #: Levels may differ by this share from those that a sampler was trained for before it says so.

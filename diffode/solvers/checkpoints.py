@@ -15,7 +15,7 @@ from diffode import paths
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages, count_of
+from diffode.tableau.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
 
 _SCHEMA, _RANGED_SCHEMA, _CODEBOOK_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1", "diffode-codebooks-1"

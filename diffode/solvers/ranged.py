@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.solvers.stages import Stages, from_vector, to_vector
+from diffode.tableau.stages import Stages, from_vector, to_vector
 
 
 @dataclass(frozen=True)

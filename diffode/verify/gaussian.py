@@ -15,8 +15,8 @@ from diffode import grids, paths, solvers
 from diffode.errors import ArgumentError
 from diffode.metrics.gaussian import ErrorSplit, gaussian_split
 from diffode.paths import Path
-from diffode.propagation import Propagated
 from diffode.solvers import Solver
+from diffode.tableau import Propagated
 
 
 class GaussianAnalysis(NamedTuple):

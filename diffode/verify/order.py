@@ -18,14 +18,13 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from diffode import fields, grids, paths, solvers
-from diffode.brownian import BrownianPath
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.metrics.gaussian import diagonal_w2
 from diffode.paths import Path
 from diffode.references import reference
 from diffode.solvers import Solver
-from diffode.tableau import Tableau
+from diffode.tableau import BrownianPath, Tableau
 from diffode.targets import Target
 
 _FLOOR_FACTOR = 30.0

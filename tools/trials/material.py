@@ -21,8 +21,8 @@ from diffode.learned.conditioned import Conditioned, _inputs
 from diffode.metrics import Measurement
 from diffode.solvers.checkpoints import Checkpoint, save_codebooks, save_ranged
 from diffode.solvers.ranged import Ranged
-from diffode.solvers.stages import Stages
 from diffode.studies import Cell, Result, Store
+from diffode.tableau.stages import Stages
 
 #: The problem that trained files belong to: coordinates of a row, and the times of the two ends on EDM's path.
 DIM, FIRST, LAST = 2, 80.0, 0.002

@@ -14,41 +14,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.fields import PREDICTIONS, Prediction, columns, conversion
+from diffode.fields import PREDICTIONS, Prediction, conversion
 from diffode.paths import Path
 from diffode.randomness import drawn_once
+from diffode.tableau import files
+from diffode.tableau.program import Step, compiled
+from diffode.tableau.propagation import Propagated, propagate
+from diffode.tableau.rows import Row
 
 if TYPE_CHECKING:
     from diffode.fields import Field
-    from diffode.propagation import Propagated
 
-#: A number, or one number a row of the batch, (B,).
-Number = float | Tensor
-Coefficients = Mapping[int, Any]
 #: A run driven from outside, see :meth:`Tableau.driven`.
 Driven = Generator[tuple[int, Tensor], Tensor | tuple[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it.
-
-    The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch.
-    """
-
-    time: Any
-    states: Coefficients = field(default_factory=dict)
-    evaluations: Coefficients = field(default_factory=dict)
-    draws: Coefficients = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,7 +182,7 @@ class Tableau:
         """The rows as instructions, compiled once."""
         cached = self.__dict__.get("_compiled")
         if cached is None:
-            cached = _compile(self.rows)
+            cached = compiled(self.rows)
             object.__setattr__(self, "_compiled", cached)
         steps: list[Step] = cached
         return steps
@@ -230,22 +217,18 @@ class Tableau:
             ) from None
         if not bool(torch.isfinite(centre).all()):
             raise ArgumentError(f"mean must be finite, got {mean!r:.80}")
-        from diffode.propagation import propagate
-
-        return propagate(self, self.path, centre, variances, exact=start == "exact")
+        return propagate(
+            self.rows[: self.outputs[-1] + 1], self.prediction, self.path, centre, variances, exact=start == "exact"
+        )
 
     def save(self, file: str | FilePath) -> None:
         """Write the table as safetensors, with its description as JSON metadata."""
-        from diffode.tableau_files import write
-
-        write(self, file)
+        files.write(self, file)
 
     @classmethod
     def load(cls, file: str | FilePath) -> Tableau:
         """Read a table written by :meth:`save`; raises FileFormatError for anything that is not one."""
-        from diffode.tableau_files import read
-
-        return read(file)
+        return files.read(file, cls)
 
     def analytic_first_step(self) -> Tableau:
         """The same table with the first evaluation replaced by that of standard normal data, which is linear in x.
@@ -267,136 +250,3 @@ class Tableau:
                 states[0] = states.get(0, 0.0) + factor * evaluations.pop(0)
             rows.append(replace(row, states=states, evaluations=evaluations))
         return replace(self, rows=tuple(rows))
-
-
-class Writer:
-    """Collects the rows of a tableau while a solver writes them; ``start`` is row 0, at the grid's first time."""
-
-    def __init__(self, prediction: Prediction, start_time: float):
-        self.prediction: Prediction = prediction
-        self.rows = [Row(start_time)]
-        self.outputs = [0]
-        self.spans: list[tuple[float, float] | None] = []
-
-    start = 0
-
-    def time(self, row: int) -> Any:
-        """The time of a row."""
-        return self.rows[row].time
-
-    def add(self, time: Number, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
-        """Append a state and return its row."""
-        self.rows.append(Row(time, dict(states), dict(evaluations), dict(draws or {})))
-        return len(self.rows) - 1
-
-    def draw(self, span: tuple[float, float] | None = None) -> int:
-        """The index of a new noise draw; ``span`` is its interval of the noise clock, which runs forward."""
-        self.spans.append(span)
-        return len(self.spans) - 1
-
-    def noised(self, row: int, time: float, scale: float, spread: float, span: tuple[float, float] | None = None) -> int:
-        """Turn the last row into scale times itself plus spread times a new draw, at another time."""
-        last = self.rows.pop()
-        self.add(
-            time,
-            {j: scale * a for j, a in last.states.items()},
-            {j: scale * b for j, b in last.evaluations.items()},
-            {self.draw(span): spread} if spread else None,
-        )
-        return row
-
-    def output(self, row: int) -> int:
-        """Mark a row as the solution at its time."""
-        self.outputs.append(row)
-        return row
-
-    def finish(self, path: Path | None, solver: str) -> Tableau:
-        """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
-        rows = [
-            replace(row, evaluations={j: v for j, v in row.evaluations.items() if isinstance(v, Tensor) or v != 0})
-            for row in self.rows
-        ]
-        spans = tuple(span for span in self.spans if span)
-        known = len(spans) == len(self.spans)
-        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else ())
-
-
-class Step(NamedTuple):
-    """One row, compiled: what to evaluate first (state, slot of the answer, time), the terms of its sum (slot, factor), its
-    draws, and the slots that nothing needs after it.
-
-    ``plain`` is the commonest sum, x_i + b m_j, which one call of PyTorch makes.
-    """
-
-    row: int
-    evaluate: tuple[tuple[int, int, float], ...]
-    plain: tuple[int, int, float] | None
-    terms: tuple[tuple[int, float], ...]
-    draws: tuple[tuple[int, float], ...]
-    unused: tuple[int, ...]
-
-    def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
-        """The row's state, put into its slot; slots that nothing needs any more are emptied."""
-        if self.plain is not None:
-            i, j, b = self.plain
-            total = torch.add(slots[i], slots[j], alpha=b)
-        else:
-            total = _sum(slots, self.terms, self.draws, draw)
-        slots[self.row] = total
-        for slot in self.unused:
-            slots[slot] = None
-        return total
-
-
-def _sum(
-    slots: Sequence[Any],
-    terms: tuple[tuple[int, Any], ...],
-    draws: tuple[tuple[int, Any], ...],
-    draw: Callable[[int], Tensor] | None,
-) -> Tensor:
-    """A weighted sum as a new tensor: the first term makes it, so nothing that others own is written to."""
-    slot, factor = terms[0]
-    total: Tensor = slots[slot] * (columns(factor, slots[slot]) if isinstance(factor, Tensor) else factor)
-    for slot, factor in terms[1:]:
-        if isinstance(factor, Tensor):
-            total.add_(slots[slot] * columns(factor, total))
-        else:
-            total.add_(slots[slot], alpha=factor)
-    for k, factor in draws:
-        if draw is None:
-            raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
-        total.add_(draw(k), alpha=factor)
-    return total
-
-
-def _compile(rows: Sequence[Row]) -> list[Step]:
-    count = len(rows)
-    terms = [(*row.states.items(), *((count + j, b) for j, b in row.evaluations.items())) for row in rows]
-    evaluated_at: dict[int, int] = {}
-    last_use: dict[int, int] = {i: i for i in range(1, count)}
-    for i, row in enumerate(rows):
-        for j in row.evaluations:
-            if evaluated_at.setdefault(j, i) == i:
-                last_use[j] = i
-        last_use.update({slot: i for slot, _ in terms[i]})
-    evaluate: list[list[int]] = [[] for _ in rows]
-    for j, i in evaluated_at.items():
-        evaluate[i].append(j)
-    unused: list[list[int]] = [[] for _ in rows]
-    for slot, i in last_use.items():
-        unused[i].append(slot)
-    steps = []
-    for i, row in enumerate(rows[1:], start=1):
-        alike = not any(isinstance(factor, Tensor) for _, factor in terms[i])
-        plain = len(terms[i]) == 2 and not row.draws and alike and terms[i][0][1] == 1.0
-        steps.append(
-            Step(
-                i,
-                tuple((j, count + j, rows[j].time) for j in evaluate[i]),
-                (terms[i][0][0], *terms[i][1]) if plain else None,
-                terms[i],
-                tuple(row.draws.items()),
-                tuple(unused[i]),
-            )
-        )
-    return steps

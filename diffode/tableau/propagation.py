@@ -6,6 +6,7 @@ as a scalar recurrence, for ODE and SDE solvers alike (Pierret and Galerne, arXi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from diffode.fields import Prediction
 from diffode.paths import Path
-from diffode.tableau import Tableau
+from diffode.tableau.rows import Row
 
 
 class Propagated(NamedTuple):
@@ -27,24 +28,26 @@ class Propagated(NamedTuple):
     gain: Tensor
 
 
-def propagate(table: Tableau, path: Path, mean: Tensor, variance: Tensor, *, exact: bool) -> Propagated:
-    """The output as a linear function of the start and of each draw, direction by direction.
+def propagate(
+    rows: Sequence[Row], prediction: Prediction, path: Path, mean: Tensor, variance: Tensor, *, exact: bool
+) -> Propagated:
+    """The last row as a linear function of the start and of each draw, direction by direction.
 
-    The table is read backwards, carrying what each row still contributes to the output. So the variance is a sum of squares,
+    The rows are read backwards, carrying what each row still contributes to the last. So the variance is a sum of squares,
     which loses no digits and is never negative, and costs no more with noise than without.
     """
-    alpha, sigma = path.alpha(table.rows[0].time), path.sigma(table.rows[0].time)
+    alpha, sigma = path.alpha(rows[0].time), path.sigma(rows[0].time)
     nothing = torch.zeros_like(mean)
-    by_state: dict[int, Tensor] = {table.outputs[-1]: torch.ones_like(mean)}
+    by_state: dict[int, Tensor] = {len(rows) - 1: torch.ones_like(mean)}
     by_evaluation: dict[int, Tensor] = {}
     by_draw: dict[int, Tensor] = {}
-    first_use = {k: i for i, row in reversed(list(enumerate(table.rows))) for k in row.draws}
+    first_use = {k: i for i, row in reversed(list(enumerate(rows))) for k in row.draws}
     centre = spread = gain = nothing
-    for i in range(table.outputs[-1], -1, -1):
-        row = table.rows[i]
+    for i in range(len(rows) - 1, -1, -1):
+        row = rows[i]
         weight = by_state.pop(i, None)
         if i in by_evaluation:
-            slope, offset = affine_view(path, table.prediction, row.time, mean, variance)
+            slope, offset = affine_view(path, prediction, row.time, mean, variance)
             evaluated = by_evaluation.pop(i)
             centre = centre + evaluated * offset
             weight = evaluated * slope if weight is None else weight + evaluated * slope

@@ -22,7 +22,8 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.tableau import Row, Tableau
+from diffode.tableau.rows import Row
+from diffode.tableau.table import Tableau
 
 #: A noise prediction in the noise chart: z (B, *shape) and rho to eps (B, *shape).
 NoiseFunction = Callable[[Tensor, float], Tensor]

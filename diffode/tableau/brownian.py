@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.tableau import Tableau
+from diffode.tableau.table import Tableau
 
 
 class BrownianPath:

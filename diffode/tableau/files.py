@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffode import paths
 from diffode.errors import ArgumentError
+from diffode.fields import Prediction
 from diffode.input_files import believed
+from diffode.paths import Path
 from diffode.specs import parse_spec
-from diffode.tableau import Row, Tableau
+from diffode.tableau.rows import Row
 from diffode.tensor_files import read_tensors, text, write_tensors
 
 _SCHEMA = "diffode-tableau-1"
@@ -22,7 +25,31 @@ _MOST_ROWS, _MOST_ENTRIES = 100_000, 1_000_000
 _KINDS = ("states", "evaluations", "draws")
 
 
-def write(table: Tableau, file: str | FilePath) -> None:
+class Written(Protocol):
+    """What a file holds of a table."""
+
+    @property
+    def prediction(self) -> Prediction: ...  # noqa: D102
+    @property
+    def rows(self) -> tuple[Row, ...]: ...  # noqa: D102
+    @property
+    def outputs(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def path(self) -> Path | None: ...  # noqa: D102
+    @property
+    def solver(self) -> str: ...  # noqa: D102
+    @property
+    def spans(self) -> tuple[tuple[float, float], ...]: ...  # noqa: D102
+    @property
+    def draws(self) -> int: ...  # noqa: D102
+    @property
+    def times(self) -> Tensor: ...  # noqa: D102
+
+
+Table = TypeVar("Table")
+
+
+def write(table: Written, file: str | FilePath) -> None:
     """Write a table: sparse coefficients as index and value tensors, the rest as metadata."""
     if table.path is not None and parse_spec(table.path.spec)[0] not in paths.names():
         raise ArgumentError(
@@ -54,8 +81,8 @@ def write(table: Tableau, file: str | FilePath) -> None:
     write_tensors(file, tensors, description)
 
 
-def read(file: str | FilePath) -> Tableau:
-    """Read a table; raises FileFormatError for anything that is not one."""
+def read(file: str | FilePath, make: Callable[..., Table]) -> Table:
+    """Read what makes a table; raises FileFormatError for anything that is not one."""
     description, tensors = read_tensors(file, _SCHEMA)
     with believed(file, "a valid tableau"):
         times, outputs = tensors["times"], tensors["outputs"]
@@ -92,8 +119,9 @@ def read(file: str | FilePath) -> Tableau:
             raise ValueError("its first row is the start and has no coefficients")
         path = None if description["path"] is None else paths.registry.registered(text(description, "path"))
         prediction, solver = text(description, "prediction"), text(description, "solver")
-        return Tableau(
-            prediction,  # type: ignore[arg-type]  # A table refuses what is no view.
+        # A table refuses what is no view.
+        return make(
+            prediction,
             rows,
             tuple(outputs.tolist()),
             path,

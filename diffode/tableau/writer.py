@@ -1,0 +1,65 @@
+"""What a solver writes its table with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from diffode.fields import Prediction
+from diffode.paths import Path
+from diffode.tableau.rows import Coefficients, Number, Row
+from diffode.tableau.table import Tableau
+
+
+class Writer:
+    """Collects the rows of a tableau while a solver writes them; ``start`` is row 0, at the grid's first time."""
+
+    def __init__(self, prediction: Prediction, start_time: float):
+        self.prediction: Prediction = prediction
+        self.rows = [Row(start_time)]
+        self.outputs = [0]
+        self.spans: list[tuple[float, float] | None] = []
+
+    start = 0
+
+    def time(self, row: int) -> Any:
+        """The time of a row."""
+        return self.rows[row].time
+
+    def add(self, time: Number, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
+        """Append a state and return its row."""
+        self.rows.append(Row(time, dict(states), dict(evaluations), dict(draws or {})))
+        return len(self.rows) - 1
+
+    def draw(self, span: tuple[float, float] | None = None) -> int:
+        """The index of a new noise draw; ``span`` is its interval of the noise clock, which runs forward."""
+        self.spans.append(span)
+        return len(self.spans) - 1
+
+    def noised(self, row: int, time: float, scale: float, spread: float, span: tuple[float, float] | None = None) -> int:
+        """Turn the last row into scale times itself plus spread times a new draw, at another time."""
+        last = self.rows.pop()
+        self.add(
+            time,
+            {j: scale * a for j, a in last.states.items()},
+            {j: scale * b for j, b in last.evaluations.items()},
+            {self.draw(span): spread} if spread else None,
+        )
+        return row
+
+    def output(self, row: int) -> int:
+        """Mark a row as the solution at its time."""
+        self.outputs.append(row)
+        return row
+
+    def finish(self, path: Path | None, solver: str) -> Tableau:
+        """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
+        rows = [
+            replace(row, evaluations={j: v for j, v in row.evaluations.items() if isinstance(v, Tensor) or v != 0})
+            for row in self.rows
+        ]
+        spans = tuple(span for span in self.spans if span)
+        known = len(spans) == len(self.spans)
+        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else ())
