@@ -330,3 +330,42 @@ def test_a_rejected_attempt_that_met_nan_leaves_the_derivative_alone():
     assert int(found.rejected) > 0
     (gradient,) = torch.autograd.grad(found.x.sum(), x)
     assert float(gradient) == pytest.approx(math.sqrt(0.5 / exact), rel=1e-6)
+
+
+ADAPTIVE = ["rk_adaptive", "dpm_adaptive", "sde_adaptive", "scipy:RK45", "scipy:LSODA", "torchdiffeq:dopri5"]
+
+
+@pytest.mark.parametrize("unit", [2.0**-24, 2.0**20])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_tolerances_have_the_units_of_the_data(name, unit):
+    """Data and noise levels times a power of two, which rounds nothing, give the same steps and ends times that power."""
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.2]], dtype=torch.float64)
+    variances = torch.tensor([[0.1, 0.1], [0.9, 0.4]], dtype=torch.float64)
+    x = 10 * torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for u in (1.0, unit):
+        field = diffode.exact_field(diffode.GaussianMixture([0.5, 0.5], u * means, u**2 * variances), "edm")
+        between = (10 * u, 0.001 * u)
+        runs.append(diffode.solve(field, u * x, solver=name, between=between, generator=1))
+    assert runs[0].nfe == runs[1].nfe
+    torch.testing.assert_close(runs[1].x / unit, runs[0].x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["torchsde:euler", "torchsde:srk", "rk_adaptive", "scipy:RK45", "sde_adaptive"])
+@pytest.mark.parametrize("path", ["rectified_flow:t_max=1", "trigonometric:t_max=1", "vp_cosine:t_max=1"])
+def test_a_start_without_data_is_refused(name, path):
+    field = diffode.exact_field("ring8", path)
+    budget = {"nfe": 18, "grid": "time_uniform"} if name.startswith("torchsde") else {}
+    with pytest.raises(ArgumentError, match=r"alpha|some data at the first"):
+        diffode.solve(field, field.prior(2, generator=0), solver=name, generator=0, **budget)
+
+
+def test_advice_for_a_start_without_data_runs():
+    field = diffode.exact_field("ring8", "rectified_flow:t_max=1")
+    x = field.prior(2, generator=0)
+    with pytest.raises(ArgumentError, match="between=") as raised:
+        diffode.solve(field, x, solver="rk_adaptive", grid=[1.0, 0.5, 0.01])
+    low, high = sorted(float(t) for t in str(raised.value).partition("between=(")[2].strip(")").split(", "))
+    assert diffode.solve(field, x, solver="rk_adaptive", between=(high, low)).accepted.min() > 0
+    with pytest.raises(ArgumentError, match="between must be two times, the noisier first"):
+        diffode.solve(field, x, solver="ddim", nfe=4, between=(0.1, 0.3))

@@ -57,6 +57,8 @@ def test_refused_keys_and_unknown_ones_are_named():
         adapters.as_diffusers_scheduler("ddim", like=diffusers.FlowMatchLCMScheduler(scale_factors=[0.5, 1.0]))
     with pytest.raises(ArgumentError, match="has no bent"):
         adapters.as_diffusers_scheduler("ddim", like=diffusers.DDIMScheduler(), bent=3)
+    with pytest.raises(ArgumentError, match="has mystery=3, a key that no scheduler of diffusers reads"):
+        adapters.DiffodeScheduler.from_config({**diffusers.DDIMScheduler().config, "mystery": 3}, solver="ddim")
     with pytest.raises(ArgumentError, match="use_flow_sigmas"):
         adapters.as_diffusers_scheduler("ddim", like=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"))
 

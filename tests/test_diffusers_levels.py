@@ -124,6 +124,21 @@ def test_every_key_that_places_levels_is_honoured(name, keys):
     assert far[1] <= 1.05 * far[0]
 
 
+@pytest.mark.parametrize("steps", [10, 20, 50])
+@pytest.mark.parametrize("keys", KEYS[1:4], ids=str)
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"])
+def test_levels_that_lie_beside_those_of_the_table_are_not_drawn_to_them(name, keys, steps):
+    """Theirs rounds the timestep of such a level and keeps the level, to float32."""
+    other = theirs(SD, name + "Scheduler", **keys)
+    if not any(key in other.config for key in keys):
+        pytest.skip("the class does not read this key")
+    ours = adapters.as_diffusers_scheduler("ddim", like=other)
+    other.set_timesteps(steps)
+    ours.set_timesteps(steps)
+    levels = torch.tensor([ours.path.rho(float(t)) for t in ours.table.times[:-1]], dtype=torch.float64)
+    torch.testing.assert_close(levels, other.sigmas.double()[: len(levels)], rtol=4e-4, atol=0)
+
+
 @pytest.mark.parametrize("keys", FLOW_KEYS, ids=str)
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"])
 def test_every_key_that_places_times_of_a_flow_is_honoured(name, keys):

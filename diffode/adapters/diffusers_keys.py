@@ -27,10 +27,14 @@ HARMLESS = {
                     "it says how steps are made, which the solver asked for does"),
     "variance_type": "a learned variance is cut off; the noise of a step is the solver's",
     "upscale_mode": "it is used with scale_factors alone",
+    "tensor_format": "of the oldest versions of diffusers, which knew NumPy's arrays too",
 }  # fmt: skip
 
 #: Keys that are refused once they have a value, each with what it would do.
 REFUSED = {"scale_factors": "it changes the size of the image between steps"}
+
+#: All keys whose meaning for a run of ours is known.
+KNOWN = LEVELS | ANSWER | HARMLESS.keys() | REFUSED.keys()
 
 #: Classes whose steps clip the denoised prediction, or threshold it; in the others these keys are written down, not read.
 CLIPPING = frozenset({
@@ -50,7 +54,7 @@ FLOWS = frozenset({
 })  # fmt: skip
 
 _TOKENS = "it unmasks or changes tokens, which no differential equation does: keep it"
-_UPWARDS = "it runs from data to noise; give diffode.solve rising times for that"
+_UPWARDS = "it runs from data to noise; diffode.solve does that with upwards=True"
 _CONSISTENCY = "its network is a consistency function, which answers with the end of the flow: keep it"
 
 #: Classes that no solver of ours can replace, each with the reason and a call that works where there is one.

@@ -61,6 +61,10 @@ class Replaced:
         # PNDM repeats timesteps for its own start, which it can't do in less than four steps.
         plain_start = {"skip_prk_steps": True} if "skip_prk_steps" in _signature(made) else {}
         _judge(self.name, {key: config[key] for key in known})
+        # What another class reads is carried along, as diffusers does; what none reads is a misspelt key.
+        for key in config.keys() - keys.KNOWN - {"set_shift"}:
+            if not key.startswith("_"):
+                raise ArgumentError(f"{self.name} has {key}={config[key]!r:.60}, a key that no scheduler of diffusers reads")
         try:
             self.scheduler = made(**{**{key: config[key] for key in known}, **plain_start})
         except (ValueError, TypeError, NotImplementedError, ArithmeticError, IndexError, RuntimeError) as error:
@@ -219,7 +223,7 @@ class Replaced:
             if (
                 label.is_integer()
                 and 0 < label + 1 <= path.t_max
-                and math.isclose(path.rho(label + 1), levels[k], rel_tol=2e-3)
+                and math.isclose(path.rho(label + 1), levels[k], rel_tol=_of_float32(levels[k]))
             ):
                 times[k] = label + 1
         return path, times
@@ -282,12 +286,17 @@ def _signature(made: Any) -> list[str]:
     return [key for key in inspect.signature(made.__init__).parameters if key not in ("self", "args", "kwargs")]
 
 
+def _of_float32(level: float) -> float:
+    """The relative error of a level that comes out of a table of alpha^2 in float32: of the products, and of 1 - alpha^2."""
+    return 1e-4 + 2.0**-22 * (1 + level**2) / level**2 if level else 0.0
+
+
 def _judge(name: str, config: Mapping[str, Any]) -> None:
     """Refuse the keys that a run of ours does not honour."""
     for key, value in config.items():
         if key in keys.REFUSED and value is not None:
             raise ArgumentError(f"{name} has {key}={value!r:.60}: {keys.REFUSED[key]}, which ours does not do")
-        if key not in keys.LEVELS | keys.ANSWER | keys.HARMLESS.keys() | keys.REFUSED.keys():
+        if key not in keys.KNOWN:
             raise ArgumentError(f"{name} has {key}={value!r:.60}, whose meaning for a run of ours is not known")
 
 

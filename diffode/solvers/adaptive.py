@@ -61,7 +61,10 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(DirectSolver):
-    """Step control shared by the embedded pairs: accept a row's step if its error ratio E is at most 1."""
+    """Step control shared by the embedded pairs: accept a row's step if its error ratio E is at most 1.
+
+    ``atol`` is in units of the data's scale, that of the field.
+    """
 
     rtol: float = 1e-4
     atol: float = 1e-4
@@ -169,9 +172,10 @@ class Flow:
         self.field, self.shape = field, x.shape[1:]
         self.path: Path | None = field.path
         if self.path is not None and (self.path.sigma(stop) == 0 or self.path.alpha(start) == 0):
+            low, high = max(self.path.t_min, 1e-3 * start), min(self.path.t_max, 0.999 * start)
             raise ArgumentError(
-                "adaptive solvers work in log-SNR, which is infinite where sigma or alpha is 0: stop before, for instance at "
-                f"path.t_min={self.path.t_min:g}, and start from path.t_max={self.path.t_max:g}"
+                "adaptive solvers work in log-SNR, which is infinite where sigma or alpha is 0: stop before and start after, "
+                f"for instance between=({high:g}, {low:g})"
             )
         self._origin = self._raw(start)
         self._sign = 1.0 if self._raw(stop) >= self._origin else -1.0
@@ -243,7 +247,8 @@ _PAIRS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...], int]] 
 class EmbeddedRungeKutta(Adaptive):
     """An embedded Runge-Kutta pair with PI step control, ``pair=dopri5`` (5(4)) or ``bosh3`` (3(2)), in log-SNR.
 
-    The error ratio is the root mean square over a row of error/(atol + rtol max(|z|, |z_new|)).
+    The error ratio is the root mean square over a row of error/(atol + rtol max(|z|, |z_new|)), atol in units of
+    the data's scale.
     """
 
     pair: Literal["dopri5", "bosh3"] = "dopri5"
@@ -281,7 +286,7 @@ class EmbeddedRungeKutta(Adaptive):
             z = rows.z + h * _combination(stage, slopes)
             slopes.append(flow.slope(z, rows.at + sum(stage) * rows.step))
         error = h * _combination(error_weights, slopes)
-        scale = self.atol + self.rtol * torch.maximum(rows.z.abs(), z.abs())
+        scale = self.atol * flow.field.scale + self.rtol * torch.maximum(rows.z.abs(), z.abs())
         return z, _rms(error / scale), slopes[-1]
 
 
@@ -290,7 +295,7 @@ class DPMAdaptive(Adaptive):
     """DPM-Solver adaptive: ``order=2`` compares DPM-Solver-1 and 2, ``order=3`` DPM-Solver-2 and 3 (the pairs 12 and 23).
 
     A step is accepted if the root mean square over a row of the difference over max(atol, rtol max(|x_low|, |x_previous|)) is
-    at most 1; the next is 0.9 h E^(-1/order).
+    at most 1, atol in units of the data's scale; the next is 0.9 h E^(-1/order).
     """
 
     order: int = 3
@@ -343,7 +348,9 @@ class DPMAdaptive(Adaptive):
             low = middle
             high = euler - (rho_after(1) / r2 * (torch.expm1(h) / h - 1)).to(kind) * (second - noise)
         alpha, before = (path.alpha(flow.time(u)).to(kind)[:, None] for u in (rows.at + rows.step, rows.at))
-        scale = (self.rtol * torch.maximum((alpha * low).abs(), (before * rows.z).abs())).clamp(min=self.atol)
+        scale = (self.rtol * torch.maximum((alpha * low).abs(), (before * rows.z).abs())).clamp(
+            min=self.atol * flow.field.scale
+        )
         return high, _rms(alpha * (high - low) / scale), flow.noise(high, rows.at + rows.step)
 
 

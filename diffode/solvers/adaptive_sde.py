@@ -81,7 +81,8 @@ class AdaptiveSDE(WithNoise, DirectSolver):
     results now and at its last accepted step; the next step is 0.9 h E^-0.9, rounded down to a power of sqrt 2
     of the whole way. Times are the path's own.
 
-    It costs two evaluations an attempt. Without noise (``eta=0``) it is an adaptive Heun method.
+    ``atol`` is in units of the data's scale. It costs two evaluations an attempt. Without noise (``eta=0``) it is an adaptive
+    Heun method.
     """
 
     rtol: float = 0.01
@@ -168,7 +169,7 @@ class _Run:
             second = self._change(x + first, there, h, increment)
         euler, end = x + first, x + (first + second) / 2
         size = torch.maximum(euler.abs(), self.last[active].abs()) * solver.rtol
-        ratio = ((second - first) / 2 / size.clamp(min=solver.atol)).double().square().mean(1).sqrt()
+        ratio = ((second - first) / 2 / size.clamp(min=solver.atol * self.field.scale)).double().square().mean(1).sqrt()
         finite = torch.isfinite(ratio) & torch.isfinite(end).all(1)
         ratio = torch.where(finite, ratio, math.inf)
         good = ratio <= 1

@@ -53,8 +53,8 @@ class ODEBaseline(Baseline):
     """An ODE integrator of another library; the whole batch is one system.
 
     ``variable`` is what it steps in: ``time``, ``log_snr``, or ``auto``: adaptive methods on a path in log-SNR, where the flow
-    is smooth, all others in time. After ``max_evaluations`` without an end the rows are lost, as where tolerances lie below the
-    rounding of the state's dtype.
+    is smooth, all others in time. ``atol`` is in units of the data's scale, that of the field. After ``max_evaluations``
+    without an end the rows are lost, as where tolerances lie below the rounding of the state's dtype.
     """
 
     rtol: float = 1e-6
@@ -82,7 +82,7 @@ class ODEBaseline(Baseline):
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
         automatic = self.variable == "auto" and (self.method in self.fixed or field.path is None)
         if self.variable == "time" or automatic:
-            return self._journey(lambda y, t: field.predict("velocity", y, t), x, times)
+            return self._journey(lambda y, t: field.predict("velocity", y, t), x, times, field.scale)
         field.require_path("its log-SNR")
         flow = Flow(field, x, times[0], times[-1])
         start = flow.start(x, 1.0).z
@@ -91,13 +91,13 @@ class ODEBaseline(Baseline):
         def slope(z: Tensor, u: float) -> Tensor:
             return flow.slope(z, torch.full((len(z),), u, dtype=torch.float64, device=z.device))
 
-        found = self._journey(slope, start, places)
+        found = self._journey(slope, start, places, field.scale)
         times_of = [
             torch.full((len(z),), u, dtype=torch.float64, device=z.device) for z, u in zip(found.states, places, strict=True)
         ]
         return replace(found, states=torch.stack([flow.state(z, u) for z, u in zip(found.states, times_of, strict=True)]))
 
-    def _journey(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Journey:
+    def _journey(self, slope: Slope, x: Tensor, places: Sequence[float], unit: float) -> Journey:
         """Where the library gives up, on a field that is not finite for one, the rows are lost and its words are kept."""
         if not len(x):
             return Journey(x[None].expand(len(places), *x.shape))
@@ -113,7 +113,7 @@ class ODEBaseline(Baseline):
             return slope(z, u)
 
         try:
-            states = self.integrate(counted, x, distinct)
+            states = self.integrate(counted, x, distinct, self.atol * unit)
             return Journey(states if len(distinct) == len(places) else states[[distinct.index(place) for place in places]])
         except DiffodeError:
             raise
@@ -121,8 +121,8 @@ class ODEBaseline(Baseline):
             lost = torch.full((len(places), *x.shape), torch.nan, dtype=x.dtype, device=x.device)
             return Journey(lost, message=f"{self.name}'s {self.method} stopped: {error}")
 
-    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:
-        """States at these values of the variable, (places, *x.shape)."""
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:
+        """States at these values of the variable, (places, *x.shape), with an absolute tolerance in the units of x."""
         raise NotImplementedError
 
 
@@ -136,13 +136,13 @@ class TorchDiffEq(ODEBaseline):
 
     fixed = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
 
-    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:  # noqa: D102
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:  # noqa: D102
         odeint = library("torchdiffeq").odeint
         grid = torch.tensor(list(places), dtype=torch.float64, device=x.device)
         # Without step_t its adaptive methods step past the last time, where the path may end.
         options = None if self.method in self.fixed else {"step_t": grid[1:]}
         result: Tensor = odeint(
-            lambda t, y: slope(y, float(t)), x, grid, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+            lambda t, y: slope(y, float(t)), x, grid, rtol=self.rtol, atol=atol, method=self.method, options=options
         )
         return result
 
@@ -154,7 +154,7 @@ class SciPyIVP(ODEBaseline):
     reference = "SciPy, scipy.integrate.solve_ivp"
     methods: ClassVar = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 
-    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float]) -> Tensor:  # noqa: D102
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:  # noqa: D102
         from scipy.integrate import solve_ivp
 
         if x.requires_grad and torch.is_grad_enabled():
@@ -171,7 +171,7 @@ class SciPyIVP(ODEBaseline):
         # What overflows on the way ends in the status of its rows, not in NumPy's warnings.
         with np.errstate(all="ignore"):
             found = solve_ivp(
-                function, (places[0], places[-1]), start, self.method, t_eval=list(places), rtol=self.rtol, atol=self.atol
+                function, (places[0], places[-1]), start, self.method, t_eval=list(places), rtol=self.rtol, atol=atol
             )
         if not found.success:
             raise ArithmeticError(found.message)
@@ -198,6 +198,8 @@ class TorchSDE(WithNoise, Baseline):
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
         torchsde = library("torchsde")
         path, eta, shape = field.require_path("a reverse SDE"), self.eta, x.shape
+        if path.alpha(times[0]) == 0:
+            raise ArgumentError(f"solver {self.spec!r} needs some data at the first time: choose one where alpha is not 0")
         if generator is None and self.stochastic:
             raise ArgumentError("torchsde draws its own noise: pass generator= (a seed or torch.Generator)")
         if self.method == "srk" and path.sigma(times[-1]) == 0:

@@ -42,6 +42,7 @@ def two_times(between: object) -> tuple[float, float]:
         not isinstance(between, tuple | list)
         or len(between) != 2
         or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in between)
+        or not between[0] > between[1]
     ):
         raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
     return float(between[0]), float(between[1])

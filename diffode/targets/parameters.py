@@ -120,6 +120,7 @@ def _check_positive(eigenvalues: Tensor, *, each: bool = False) -> None:
     if bad.numel():
         k = int(bad[0])
         raise ArgumentError(
-            f"covariances[{k}] is not positive definite: smallest eigenvalue {float(smallest[k]):.3g}; "
-            "add a small multiple of the identity, or use GaussianMixture.from_points for point masses"
+            f"covariances[{k}] is not positive definite beyond rounding: smallest eigenvalue {float(smallest[k]):.3g}, "
+            f"largest {float(eigenvalues[k].max()):.3g}; add a small multiple of the identity, give variances (K, D) or "
+            "LowRank, or use GaussianMixture.from_points for point masses"
         )
