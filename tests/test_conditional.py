@@ -31,7 +31,7 @@ def alone(x, c, **options):
     ends = []
     for row, own in zip(x, c.expand(len(x)), strict=True):
         one = diffode.Field.from_denoised(
-            lambda y, t, own=own: denoiser(y, torch.as_tensor(t, dtype=y.dtype), own), diffode.paths.get("edm")
+            lambda y, t, own=own: denoiser(y, torch.as_tensor(t, dtype=y.dtype), own), diffode.paths.get("edm"), scale=0.5
         )
         ends.append(diffode.solve(one, row[None], **options).x)
     return torch.cat(ends)
