@@ -118,3 +118,21 @@ def test_a_copy_of_a_field_counts_for_itself():
     other = copy.deepcopy(field)
     other.noise(x, 1.0)
     assert (field.nfe, other.nfe) == (1, 2)
+
+
+def test_a_total_read_within_runs_is_up_to_date_and_can_be_set():
+    field = diffode.exact_field("ring8", "edm")
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    with field.counted() as outer:
+        field.noise(x, 1.0)
+        with field.counted() as inner:
+            field.noise(x, 1.0)
+            assert (inner.calls, outer.calls, field.nfe) == (1, 1, 2)
+            with field.uncounted():
+                field.noise(x, 1.0)
+                assert field.nfe == 2
+        assert (outer.calls, field.nfe) == (2, 2)
+        field.nfe = 10
+        field.noise(x, 1.0)
+        assert field.nfe == 11
+    assert (outer.calls, field.nfe) == (3, 11)

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 
 
 class Tally:
     """Network calls of one field within one ``with`` block of one thread.
 
+    A call is noted in the innermost block alone, and handed on when that block ends: a run then waits for no lock in its steps.
+
     Attributes:
-        calls: calls so far.
+        calls: calls so far, those of blocks inside it that have ended included.
         field: the field whose calls they are.
         hidden: whether they are kept from all tallies further out, and from the field's total.
     """
 
-    __slots__ = ("calls", "field", "hidden")
+    __slots__ = ("_token", "calls", "field", "hidden")
 
-    def __init__(self, field: Any, hidden: bool = False):
+    def __init__(self, field: Counted, hidden: bool = False):
         self.calls, self.field, self.hidden = 0, field, hidden
+        self._token: Token[tuple[Tally, ...]]
+
+    def __enter__(self) -> Tally:
+        self._token = _OPEN.set((self, *_OPEN.get()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _OPEN.reset(self._token)
+        if not self.hidden:
+            self.field.spend(self.calls)
 
 
 #: The tallies that are open in this thread, the innermost first. A new thread begins with none.
@@ -31,23 +41,35 @@ _TOTALS = threading.Lock()
 
 
 class Counted:
-    """What counts its calls: ``nfe`` is the total over all threads, less what was spent in :meth:`uncounted`."""
+    """What counts its calls."""
 
-    nfe: int = 0
+    _total: int = 0
+
+    @property
+    def nfe(self) -> int:
+        """Network calls so far: of every thread, but for runs that other threads are in, and less what was uncounted."""
+        open_calls = 0
+        for tally in _OPEN.get():
+            if tally.field is self:
+                open_calls = 0 if tally.hidden else open_calls + tally.calls
+        return self._total + open_calls
+
+    @nfe.setter
+    def nfe(self, calls: int) -> None:
+        with _TOTALS:
+            self._total += calls - self.nfe
 
     def spend(self, calls: int) -> None:
         """Note that so many network calls were made."""
         for tally in _OPEN.get():
             if tally.field is self:
                 tally.calls += calls
-                if tally.hidden:
-                    return
+                return
         with _TOTALS:
-            self.nfe += calls
+            self._total += calls
 
-    @contextmanager
-    def counted(self) -> Iterator[Tally]:
-        """A tally of the calls made by this thread inside the block.
+    def counted(self) -> Tally:
+        """A tally of the calls made by this thread inside a ``with`` block.
 
         >>> import diffode, torch
         >>> field = diffode.exact_field("ring8", "edm")
@@ -56,19 +78,9 @@ class Counted:
         >>> tally.calls
         1
         """
-        with self._open(Tally(self)) as tally:
-            yield tally
+        return Tally(self)
 
-    @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Calls made by this thread inside the block, to its end or to an error, enter neither ``nfe`` nor a run's count."""
-        with self._open(Tally(self, hidden=True)):
-            yield
-
-    @contextmanager
-    def _open(self, tally: Tally) -> Iterator[Tally]:
-        token = _OPEN.set((tally, *_OPEN.get()))
-        try:
-            yield tally
-        finally:
-            _OPEN.reset(token)
+    def uncounted(self) -> AbstractContextManager[object]:
+        """Calls made by this thread inside a ``with`` block, to its end or to an error, enter neither ``nfe`` nor a run's
+        count."""
+        return Tally(self, hidden=True)

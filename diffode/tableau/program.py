@@ -29,13 +29,14 @@ class Step(NamedTuple):
 
     def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
         """The row's state, put into its slot; slots that nothing needs any more are emptied."""
-        if self.plain is not None:
-            i, j, b = self.plain
+        row, _, plain, terms, draws, unused = self
+        if plain is not None:
+            i, j, b = plain
             total = torch.add(slots[i], slots[j], alpha=b)
         else:
-            total = _sum(slots, self.terms, self.draws, draw)
-        slots[self.row] = total
-        for slot in self.unused:
+            total = _sum(slots, terms, draws, draw)
+        slots[row] = total
+        for slot in unused:
             slots[slot] = None
         return total
 

@@ -133,8 +133,9 @@ class Tableau:
         if noise is not None and self.draws and noise.shape != (self.draws, *x.shape):
             raise ArgumentError(f"noise must have shape {(self.draws, *x.shape)}, got {tuple(noise.shape)}")
         last = x
-        for _, state in self.walk(field, x, None if noise is None else noise.to(x).__getitem__):
-            last = state
+        with field.counted():
+            for _, state in self.walk(field, x, None if noise is None else noise.to(x).__getitem__):
+                last = state
         return last
 
     def walk(self, field: Field, x: Tensor, draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[int, Tensor]]:
