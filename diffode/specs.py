@@ -170,13 +170,16 @@ class Registry(Generic[T]):
 
         The same class or function registered again, as a notebook's cell does when it runs twice, replaces the one before.
 
-        Raises :class:`ArgumentError` if the name is malformed, or taken by something else.
+        Raises :class:`ArgumentError` if the name is malformed or taken by something else, or the class is abstract still.
         """
         if not _NAME.match(name):
             raise ArgumentError(f"{self.kind} name {name!r} must be letters, digits, '_', '-', '.' and start with a letter")
         known = self._entries.get(name)
         if known is not None and not (_same(known.make, make) and dict(known.preset) == preset):
             raise ArgumentError(f"{self.kind} {name!r} is registered already, as something else; choose another name")
+        missing = sorted(getattr(make, "__abstractmethods__", ()))
+        if missing:
+            raise ArgumentError(f"{self.kind} {name!r} can't be made: its class {make.__name__} has no {', '.join(missing)}")
         text = summary or (inspect.getdoc(make) or "").partition("\n")[0]
         self._entries[name] = Entry(name, make, preset, text)
 

@@ -153,6 +153,7 @@ def test_recommend_uses_results_of_ones_own_solvers_and_seeds(tmp_path):
     diffode("bench", "tiny.toml", "--no-report", *own, cwd=tmp_path)
     assert "take mine" in diffode("recommend", "--suite", "tiny.toml", "--nfe", "5", *own, cwd=tmp_path).stdout
     assert "mine" in diffode("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path, code=2).stderr
+    assert "--suite FILE.toml" in diffode("recommend", "--nfe", "5", cwd=tmp_path, code=2).stderr
 
 
 def test_the_exact_errors_of_a_gaussian_suite_rank(tmp_path):

@@ -8,7 +8,7 @@ import torch
 import diffode
 from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError
-from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers import DirectSolver, Journey
 from diffode.studies import keyed_cells, parse_suite
 from diffode.studies.runner import compute
 from diffode.verify.sampler import find_sampler

@@ -37,6 +37,16 @@ def test_a_registry_refuses_a_name_that_something_else_has():
         registry.register("no spaces", dict)
 
 
+def test_a_registry_refuses_a_class_that_lacks_methods_and_names_them():
+    class Half(diffode.solvers.DirectSolver):
+        def follow(self, field, x, times, generator):
+            return None
+
+    with pytest.raises(ArgumentError, match=r"'half' can't be made: its class Half has no order$"):
+        diffode.solvers.register("half", Half)
+    assert "half" not in diffode.solvers.names()
+
+
 def test_the_same_definition_run_again_replaces_what_it_registered():
     registry = Registry("thing")
     source = "class Mine:\n    pass\n\n\nregister('mine', Mine)\nregister('by_rule', lambda: 3)\n"

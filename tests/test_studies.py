@@ -234,6 +234,16 @@ def test_runs_that_can_not_succeed_are_left_out_and_said_once(tmp_path):
         run_suite(parse_suite({**SMALL, "study": [{**study, "solvers": ["ddpm"], "metrics": ["total"]}]}), tmp_path / "x")
 
 
+@pytest.mark.parametrize("solver", ["rk_adaptive", "sde_adaptive", "scipy:RK45", "torchdiffeq:dopri5"])
+def test_solvers_that_choose_their_own_steps_are_left_out_and_those_of_a_grid_are_not(solver, tmp_path):
+    study = {"targets": ["gauss1d"], "solvers": [solver, "torchdiffeq:euler", "ddim"], "nfe": [4], "metrics": ["moments"]}
+    summary = run_suite(parse_suite({**SMALL, "study": [study]}), tmp_path / "s.sqlite", jobs=1)
+    assert (summary.total, summary.computed, summary.failed) == (2, 2, 0)
+    ((cell, reason),) = summary.senseless
+    assert cell.solver == solver
+    assert "chooses its own steps" in reason
+
+
 KILLED = """
 import os, signal
 import diffode

@@ -75,7 +75,8 @@ def command(
     stored, of_suite = curves(results), coverage(cells, results, damaged)
     if not stored:
         raise ArgumentError(
-            f"nothing of suite {suite!r} is stored in {file}: run diffode bench {suite} first, or name another with --suite"
+            f"nothing of suite {suite!r} is stored in {file}: run diffode bench {suite} first, or name the suite that was run, "
+            "--suite NAME for one that diffode has or --suite FILE.toml for one of your own"
         )
     found = recommend(stored, nfe, path=path, target=target)
     used = [c for c in stored if path in (None, c.path) and target in (None, c.target)]

@@ -62,6 +62,11 @@ class DirectSolver(Solver):
         """
         return type(self).check_nfe is DirectSolver.check_nfe
 
+    @property
+    def takes_budget(self) -> bool:
+        """Whether a number of evaluations can be asked of it: as steps of a grid, or because it was trained for one."""
+        return self.takes_steps or type(self).check_nfe is not DirectSolver.check_nfe
+
     def steps_within(
         self, field: Field, x: Tensor, path: Path, grid: grids.Times, nfe: int, generator: Randomness | None
     ) -> int | None:

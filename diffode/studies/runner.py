@@ -17,6 +17,7 @@ from diffode import metrics, solvers
 from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.extensions import import_extension
 from diffode.metrics import coupled
+from diffode.solvers.direct import DirectSolver
 from diffode.specs import parse_spec
 from diffode.studies.computation import computed
 from diffode.studies.problem import size_of
@@ -164,7 +165,13 @@ def reason_against(cell: Cell) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
-    if not solvers.get(solver).stochastic:
+    recipe = solvers.get(solver)
+    if isinstance(recipe, DirectSolver) and not recipe.takes_budget:
+        return (
+            f"a study's axis is the number of evaluations, and {solver} chooses its own steps; hold its tolerances against "
+            "errors with diffode.solve and solution.nfe"
+        )
+    if not recipe.stochastic:
         return None
     for metric in chosen:
         if metrics.registry.entry(parse_spec(metric)[0]).make in _ALONG_THE_FLOW:
