@@ -1,7 +1,7 @@
 """Write docs/catalogue/: one page a family of solvers, generated from the solvers themselves and from exact runs.
 
 ``python tools/make_catalogue.py [orders.md]`` takes a few minutes; ``orders.md`` is the output of benchmarks/orders.py, whose
-measured orders then go into the pages.
+measured orders then go into the pages. Without it the pages keep the orders that they have.
 """
 
 from __future__ import annotations
@@ -166,12 +166,17 @@ def stability_figure(name: str, specs: tuple[str, ...]) -> None:
 
 
 def measured_orders(file: str | None) -> tuple[str, dict[str, str]]:
-    """The header and the rows of the table that benchmarks/orders.py prints."""
-    if file is None:
-        return "", {}
-    lines = [line for line in Path(file).read_text().splitlines() if line.startswith("| ")]
-    rows = {line.split("`")[1]: line for line in lines[1:] if "`" in line}
-    return lines[0], rows
+    """The header and the rows of the table that benchmarks/orders.py prints: from a file of it, or from the pages as they are."""
+    sources = [Path(file)] if file else sorted(OUT.glob("*.md"))
+    header, rows = "", {}
+    for source in sources:
+        _, found, table = source.read_text().partition("| solver | claimed | documented |")
+        if found:
+            title, *lines = (found + table).splitlines()
+            header = title
+            for line in itertools.takewhile(lambda line: line.startswith("|"), lines[1:]):
+                rows[line.split("`")[1]] = line
+    return header, rows
 
 
 def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dict[str, str]) -> str:
