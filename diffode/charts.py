@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
@@ -166,16 +167,20 @@ class VelocityChart(Chart):
     name = "velocity"
     prediction = "velocity"
 
-    def scale(self, t: float) -> float:  # noqa: D102
+    @override
+    def scale(self, t: float) -> float:
         return 1.0
 
-    def clock(self, t: float) -> float:  # noqa: D102
+    @override
+    def clock(self, t: float) -> float:
         return t
 
-    def time(self, clock: float) -> float:  # noqa: D102
+    @override
+    def time(self, clock: float) -> float:
         return clock
 
-    def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+    @override
+    def moments(self, s: float, t: float, count: int) -> list[float]:
         return [(t - s) / (k + 1) for k in range(count)]
 
 
@@ -185,19 +190,24 @@ class NoiseChart(Chart):
     name = "noise"
     prediction = "noise"
 
-    def scale(self, t: float) -> float:  # noqa: D102
+    @override
+    def scale(self, t: float) -> float:
         return self.path.alpha(t)
 
-    def clock(self, t: float) -> float:  # noqa: D102
+    @override
+    def clock(self, t: float) -> float:
         return self.path.rho(t)
 
-    def time(self, clock: float) -> float:  # noqa: D102
+    @override
+    def time(self, clock: float) -> float:
         return self.path.time_from_rho(clock)
 
-    def advance(self, s: float, t: float) -> float:  # noqa: D102
+    @override
+    def advance(self, s: float, t: float) -> float:
         return self.scale(t) * (self.clock(t) - self.clock(s))
 
-    def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+    @override
+    def moments(self, s: float, t: float, count: int) -> list[float]:
         return [self.advance(s, t) / (k + 1) for k in range(count)]
 
 
@@ -231,7 +241,8 @@ class ExponentialChart(Chart):
         """lambda(t)."""
         return self.path.log_snr(t)
 
-    def moments(self, s: float, t: float, count: int) -> list[float]:  # noqa: D102
+    @override
+    def moments(self, s: float, t: float, count: int) -> list[float]:
         return [math.factorial(k) * self.exponential(k + 1, s, t) for k in range(count)]
 
     def exponential(self, k: int, s: float, t: float) -> float:
@@ -251,10 +262,12 @@ class NoiseLogSNRChart(ExponentialChart, NoiseChart):
     name = "noise_log_snr"
     sign = 1
 
-    def weight(self, t: float) -> float:  # noqa: D102
+    @override
+    def weight(self, t: float) -> float:
         return -self.path.sigma(t)
 
-    def advance(self, s: float, t: float) -> float:  # noqa: D102
+    @override
+    def advance(self, s: float, t: float) -> float:
         # -sigma_t (e^h - 1); into sigma = 0 that is a limit which the noise chart has no trouble with.
         return NoiseChart.advance(self, s, t) if self.ends_singular(t) else self.moments(s, t, 1)[0]
 
@@ -266,20 +279,25 @@ class DataChart(ExponentialChart):
     prediction = "denoised"
     sign = -1
 
-    def scale(self, t: float) -> float:  # noqa: D102
+    @override
+    def scale(self, t: float) -> float:
         return self.path.sigma(t)
 
-    def clock(self, t: float) -> float:  # noqa: D102
+    @override
+    def clock(self, t: float) -> float:
         rho = self.path.rho(t)
         return 1 / rho if rho > 0 else math.inf
 
-    def time(self, clock: float) -> float:  # noqa: D102
+    @override
+    def time(self, clock: float) -> float:
         return self.path.time_from_rho(1 / clock if clock > 0 else math.inf)
 
-    def weight(self, t: float) -> float:  # noqa: D102
+    @override
+    def weight(self, t: float) -> float:
         return self.path.alpha(t)
 
-    def advance(self, s: float, t: float) -> float:  # noqa: D102
+    @override
+    def advance(self, s: float, t: float) -> float:
         # alpha_t (1 - e^-h): all of D when the step ends at sigma = 0 or starts at alpha = 0.
         h = self.variable(t) - self.variable(s)
         return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-h)
@@ -315,7 +333,8 @@ class StochasticDataChart(DataChart):
         value: float = self.weight(t) * q * phi(k, -q)
         return value
 
-    def advance(self, s: float, t: float) -> float:  # noqa: D102
+    @override
+    def advance(self, s: float, t: float) -> float:
         h = self._step(s, t)
         return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-(1 + self.eta) * h)
 

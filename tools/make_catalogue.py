@@ -166,7 +166,7 @@ def stability_figure(name: str, specs: tuple[str, ...]) -> None:
 
 
 def measured_orders(file: str | None) -> tuple[str, dict[str, str]]:
-    """The header and the rows of the table that benchmarks/orders.py prints: from a file of it, or from the pages as they are."""
+    """Header and rows of the table that benchmarks/orders.py prints: from a file of it, or from the pages as they are."""
     sources = [Path(file)] if file else sorted(OUT.glob("*.md"))
     header, rows = "", {}
     for source in sources:

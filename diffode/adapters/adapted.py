@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError, ConventionWarning
 from diffode.fields import Field, Prediction
@@ -70,7 +71,8 @@ class AdaptedField(Field):
                 self._look(x)
 
     @contextmanager
-    def rows(self, index: Tensor) -> Iterator[None]:  # noqa: D102
+    @override
+    def rows(self, index: Tensor) -> Iterator[None]:
         with self._model.rows(index):
             yield
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import SupportsFloat
 
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
@@ -51,7 +52,8 @@ class GuidedField(Field):
 
     members: tuple[Field, ...] = ()
 
-    def check_once(self, x: Tensor, t: float) -> None:  # noqa: D102
+    @override
+    def check_once(self, x: Tensor, t: float) -> None:
         for member in self.members:
             member.check_once(x, t)
         super().check_once(x, t)
@@ -66,7 +68,8 @@ class GuidedField(Field):
             yield
 
     @contextmanager
-    def rows(self, index: Tensor) -> Iterator[None]:  # noqa: D102
+    @override
+    def rows(self, index: Tensor) -> Iterator[None]:
         with ExitStack() as stack:
             for member in self.members:
                 stack.enter_context(member.rows(index))

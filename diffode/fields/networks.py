@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 
@@ -23,7 +24,8 @@ class Embedding(nn.Module):
         super().__init__()
         self.map = nn.Sequential(nn.Linear(2 * _FREQUENCIES + 1, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, log_sigma: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def forward(self, log_sigma: Tensor) -> Tensor:
         # From one period over the range of log sigma to sixteen.
         waves = 2 ** torch.linspace(0, 4, _FREQUENCIES, dtype=log_sigma.dtype, device=log_sigma.device)
         phase = log_sigma[:, None] * waves * (2 * math.pi / 12)
@@ -40,7 +42,8 @@ class Perceptron(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
 
-    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         level = self.level(log_sigma)
         h = self.enter(x)
         for layer, shift in zip(self.layers, self.shifts, strict=True):
@@ -58,7 +61,8 @@ class Block(nn.Module):
         self.level, self.norm = nn.Linear(width, 2 * after), nn.GroupNorm(4, after)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.level(level)[:, :, None, None].chunk(2, 1)
         h = self.norm(self.first(torch.nn.functional.silu(x))) * (1 + scale) + shift
         found: Tensor = self.skip(x) + self.second(torch.nn.functional.silu(h))
@@ -74,7 +78,8 @@ class UNet(nn.Module):
         self.enter, self.leave = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, channels, 3, padding=1)
         self.down, self.middle, self.up = Block(width, width, width), Block(width, width, width), Block(2 * width, width, width)
 
-    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         level = self.level(log_sigma)
         fine = self.down(self.enter(x), level)
         coarse = self.middle(torch.nn.functional.avg_pool2d(fine, 2), level)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from diffode import grids, solvers
 from diffode.charts import Chart
@@ -117,10 +118,12 @@ class LearnedAMED(DirectSolver):
         """The spec that reads it again, if it came from a file."""
         return f"{self.name}:file={self.file}" if self.file else self.name
 
-    def check_nfe(self, nfe: int) -> None:  # noqa: D102
+    @override
+    def check_nfe(self, nfe: int) -> None:
         check_trained_for(self, self.nfe, nfe)
 
-    def content(self) -> str:  # noqa: D102
+    @override
+    def content(self) -> str:
         return content_of(self.predictor.state_dict().values())
 
     def __post_init__(self) -> None:
@@ -159,7 +162,8 @@ class LearnedAMED(DirectSolver):
         chart_solver.write(table, chart, times)
         return table.ends
 
-    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         own = (self.times[0], self.times[-1]) if len(times) == 2 else self.times
         if len(times) != len(own) or not torch.allclose(torch.tensor(times), torch.tensor(own), rtol=1e-6):
             raise ArgumentError(

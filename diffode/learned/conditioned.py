@@ -16,6 +16,7 @@ from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
@@ -139,10 +140,12 @@ class ConditionedSolver(DirectSolver):
         """Evaluations of a run."""
         return self.table.stages.nfe
 
-    def check_nfe(self, nfe: int) -> None:  # noqa: D102
+    @override
+    def check_nfe(self, nfe: int) -> None:
         check_trained_for(self, self.nfe, nfe)
 
-    def content(self) -> str:  # noqa: D102
+    @override
+    def content(self) -> str:
         return content_of(self.table.weights)
 
     @property
@@ -150,7 +153,8 @@ class ConditionedSolver(DirectSolver):
         """None is claimed: it is trained for one number of evaluations."""
         return 0
 
-    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         path = field.require_path("a conditioned table")
         known = self.table.ends
         levels = path.rho(times[0]), path.rho(times[-1])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.tableau.stages import Stages, from_vector, to_vector
@@ -100,11 +101,13 @@ class Table(Parameters):
         return closing
 
     @property
-    def start(self) -> Tensor:  # noqa: D102
+    @override
+    def start(self) -> Tensor:
         free: Tensor = to_vector(self.origin)[self._free()]
         return free
 
-    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+    @override
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:
         vector = to_vector(self.origin)
         vector[self._free()] = values
         nfe = self.origin.nfe
@@ -119,12 +122,14 @@ class Table(Parameters):
         weights[rows[closing], columns[closing]] = (found.levels[1:] - found.levels[0] - weights.sum(1))[rows[closing]]
         return Stages(torch.ones_like(found.scales), weights, found.levels)
 
-    def confined(self, values: Tensor, first: float, last: float) -> Tensor:  # noqa: D102
+    @override
+    def confined(self, values: Tensor, first: float, last: float) -> Tensor:
         count = self.origin.nfe - 1 if self.levels else 0
         others, levels = values[: len(values) - count], values[len(values) - count :]
         return torch.cat([others, _clamped(levels, first, last)])
 
-    def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:  # noqa: D102
+    @override
+    def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
         free = self._free()
         jacobian = torch.eye(len(free), dtype=torch.float64)[:, free]
         if self.consistent:
@@ -163,10 +168,12 @@ class Levels(Parameters):
     write: Callable[[Tensor], Stages]
 
     @property
-    def start(self) -> Tensor:  # noqa: D102
+    @override
+    def start(self) -> Tensor:
         return to_shares(self.origin)
 
-    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+    @override
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:
         return self.write(from_shares(values, first, last))
 
     def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
@@ -186,18 +193,21 @@ class Decoupled(Levels):
     """Levels of a grid and, apart from them, the levels at which the field is asked (LD3's second setting)."""
 
     @property
-    def start(self) -> Tensor:  # noqa: D102
+    @override
+    def start(self) -> Tensor:
         together = to_shares(self.origin)
         return torch.cat([together, torch.zeros_like(together)])
 
-    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:  # noqa: D102
+    @override
+    def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:
         together, shift = values.chunk(2)
         table = self.write(from_shares(together, first, last))
         levels = table.levels.clone()
         levels[1:-1] *= shift.exp()
         return Stages(table.scales, table.weights, levels)
 
-    def confined(self, values: Tensor, first: float, last: float) -> Tensor:  # noqa: D102
+    @override
+    def confined(self, values: Tensor, first: float, last: float) -> Tensor:
         together, shift = values.chunk(2)
         own = from_shares(together, first, last)[1:-1].log()
         return torch.cat([together, _clamped(own + shift, first, last) - own])

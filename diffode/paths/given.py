@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.paths.path import Path, Time, ops, softplus
@@ -79,7 +80,8 @@ class Tabulated(Path):
         slope = high - low
         return low - slope * (index + 1), slope
 
-    def log_snr(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def log_snr(self, t: Time) -> Time:
         offset, slope = self._place(t)
         above, first = offset + slope * t, float(self._levels[0])
         if isinstance(t, Tensor):
@@ -99,30 +101,35 @@ class Tabulated(Path):
             return np.where(t < 1, below, above)
         return float(below if t < 1 else above)
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         log_snr: Any = self.log_snr(t)
         result: Time = ops(t).exp(-softplus(-2 * log_snr) / 2)
         return result
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         log_snr: Any = self.log_snr(t)
         result: Time = ops(t).exp(-softplus(2 * log_snr) / 2)
         return result
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         # d alpha = alpha sigma^2 d lambda; below level 1 lambda' = -1/t and sigma = alpha rho_1 t.
         alpha: Any = self.alpha(t)
         below = -(alpha**3) * math.exp(-2 * self._levels[0]) * t
         result: Time = self._where(t, below, alpha * self.sigma(t) ** 2 * self._place(t)[1])
         return result
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         alpha: Any = self.alpha(t)
         below = alpha**3 * math.exp(-self._levels[0])
         result: Time = self._where(t, below, -self.sigma(t) * alpha**2 * self._place(t)[1])
         return result
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         levels, count = self._levels, len(self._levels)
         first = float(levels[0])
         upper: Any
@@ -290,23 +297,28 @@ class FunctionPath(Path):
             return answer.expand(t.shape)
         return answer.detach().expand(given.shape).numpy() if isinstance(t, np.ndarray) else float(answer)
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         result: Time = self._value(self.alpha_function, t, False)
         return result
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         result: Time = self._value(self.sigma_function, t, False)
         return result
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         result: Time = self._value(self.alpha_function, t, True)
         return result
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         result: Time = self._value(self.sigma_function, t, True)
         return result
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         wanted = (
             log_snr.double() if isinstance(log_snr, Tensor) else torch.as_tensor(log_snr, dtype=torch.float64, device="cpu")
         )

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from diffode.errors import ArgumentError
 from diffode.paths.path import LARGEST, Path, Time, ops, softplus
 
@@ -30,19 +32,24 @@ class EDM(Path):
         object.__setattr__(self, "t_max", float(sigma_max if t_max is None else t_max))
         self.__post_init__()
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         return t * 0 + 1.0
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         return t * 1.0
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         return t * 0.0
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         return t * 0 + 1.0
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         result: Time = ops(log_snr).exp(-log_snr)
         return result
 
@@ -74,27 +81,33 @@ class VP(Path):
     def _beta(self, t: Any) -> Any:
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         result: Time = ops(t).exp(self._log_alpha(t))
         return result
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         m = ops(t)
         result: Time = m.sqrt(-m.expm1(2 * self._log_alpha(t)))
         return result
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         result: Time = -self._beta(t) / 2 * self.alpha(t)
         return result
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         return self.half_variance_rate(t) / self.sigma(t)
 
-    def half_variance_rate(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def half_variance_rate(self, t: Time) -> Time:
         result: Time = self._beta(t) / 2 * self.alpha(t) ** 2
         return result
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         result: Time = self._time_of(softplus(-2 * log_snr))
         return result
 
@@ -110,19 +123,23 @@ class SubVP(VP):
 
     name: ClassVar[str] = "sub_vp"
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         result: Time = -ops(t).expm1(2 * self._log_alpha(t))
         return result
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         result: Time = self._beta(t) * self.alpha(t) ** 2
         return result
 
-    def half_variance_rate(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def half_variance_rate(self, t: Time) -> Time:
         result: Time = self.sigma(t) * self.sigma_derivative(t)
         return result
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         # alpha/sigma = 1/(1/alpha - alpha), so -log alpha = asinh(rho/2).
         twice: Any = 2 * ops(log_snr).asinh(ops(log_snr).exp(-log_snr) / 2)
         result: Time = self._time_of(twice)
@@ -148,7 +165,8 @@ class VPCosine(Path):
             raise ArgumentError(f"path 'vp_cosine' needs 0 < s < 1, got s={self.s}")
 
     @property
-    def t_end(self) -> float:  # noqa: D102
+    @override
+    def t_end(self) -> float:
         return 1.0
 
     @property
@@ -159,29 +177,35 @@ class VPCosine(Path):
     def _theta_0(self) -> float:
         return self._rate * self.s
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         # cos(theta(t)) = sin(rate (1 - t)), which is exactly 0 where no signal is left.
         result: Time = ops(t).sin(self._rate * (1 - t)) / math.sin(self._rate)
         return result
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         # 1 - alpha^2 as a product of sines: no cancellation near t = 0.
         m = ops(t)
         square = m.sin(self._rate * t) * m.sin(2 * self._theta_0 + self._rate * t)
         result: Time = m.sqrt(square) / math.cos(self._theta_0)
         return result
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         result: Time = -self._rate * ops(t).sin(self._theta_0 + self._rate * t) / math.cos(self._theta_0)
         return result
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         return self.half_variance_rate(t) / self.sigma(t)
 
-    def half_variance_rate(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def half_variance_rate(self, t: Time) -> Time:
         return -self.alpha(t) * self.alpha_derivative(t)
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         m = ops(log_snr)
         sigma_square = m.exp(-softplus(2 * log_snr))
         alpha = m.exp(-softplus(-2 * log_snr) / 2)
@@ -206,22 +230,28 @@ class RectifiedFlow(Path):
     t_max: float = 0.999
 
     @property
-    def t_end(self) -> float:  # noqa: D102
+    @override
+    def t_end(self) -> float:
         return 1.0
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         return 1.0 - t
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         return t * 1.0
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         return t * 0 - 1.0
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         return t * 0 + 1.0
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         result: Time = ops(log_snr).exp(-softplus(log_snr))
         return result
 
@@ -235,25 +265,31 @@ class Trigonometric(Path):
     t_max: float = 0.999
 
     @property
-    def t_end(self) -> float:  # noqa: D102
+    @override
+    def t_end(self) -> float:
         return 1.0
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha(self, t: Time) -> Time:
         # sin(pi/2 (1 - t)), not cos(pi/2 t): exact where alpha vanishes.
         result: Time = ops(t).sin(math.pi / 2 * (1 - t))
         return result
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma(self, t: Time) -> Time:
         result: Time = ops(t).sin(math.pi / 2 * t)
         return result
 
-    def alpha_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def alpha_derivative(self, t: Time) -> Time:
         return -math.pi / 2 * self.sigma(t)
 
-    def sigma_derivative(self, t: Time) -> Time:  # noqa: D102
+    @override
+    def sigma_derivative(self, t: Time) -> Time:
         return math.pi / 2 * self.alpha(t)
 
-    def time_from_log_snr(self, log_snr: Time) -> Time:  # noqa: D102
+    @override
+    def time_from_log_snr(self, log_snr: Time) -> Time:
         m = ops(log_snr)
         result: Time = m.atan(m.exp(-log_snr)) * (2 / math.pi)
         return result

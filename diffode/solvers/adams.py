@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from diffode import grids
 from diffode.charts import Chart, charts
 from diffode.solvers.runge_kutta import add_step
@@ -33,7 +35,8 @@ class Adams(Solver):
         check_choice("order", self.order, self.orders)
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         history = [table.start]
         for number, s, t in steps_of(times):
             order = final_order(self.order, number, len(times) - 1, self.lower_order_final)
@@ -61,7 +64,8 @@ class AdamsBashforth(Adams):
         check_choice("chart", self.chart, tuple(charts))
 
     @property
-    def chart_name(self) -> str:  # noqa: D102
+    @override
+    def chart_name(self) -> str:
         return self.chart
 
 
@@ -110,10 +114,12 @@ class IPNDM(Solver):
         check_choice("order", self.order, (1, 2, 3, 4))
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return min(self.order, 2)
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         history = [table.start]
         for _, _, t in steps_of(times):
             weights = self.weights[min(self.order, len(history)) - 1]
@@ -142,7 +148,8 @@ class IPNDMVariable(Solver):
         check_choice("form", self.form, ("published", "consistent"))
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return 2 if self.form == "published" and self.order == 4 else self.order
 
     def order_on(self, grid: grids.Times) -> int:
@@ -151,7 +158,8 @@ class IPNDMVariable(Solver):
         third = self.form == "published" and self.order == 4 and even
         return 3 if third else self.convergence_order
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         history = [table.start]
         for _, s, t in steps_of(times):
             used = history[: self.order]

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
@@ -97,7 +98,8 @@ class Adaptive(DirectSolver):
     def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         """Try every row's step: the new z, the error ratio's numerator and denominator combined (n,), the slope there."""
 
-    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         flow = Flow(field, x, times[0], times[-1])
         count = x.shape[0]
         states = [x]
@@ -263,21 +265,26 @@ class EmbeddedRungeKutta(Adaptive):
         check_choice("pair", self.pair, tuple(_PAIRS))
 
     @property
-    def order(self) -> int:  # noqa: D102
+    @override
+    def order(self) -> int:
         return _PAIRS[self.pair][2]
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return len(_PAIRS[self.pair][0])
 
     @property
-    def exponents(self) -> tuple[float, float]:  # noqa: D102
+    @override
+    def exponents(self) -> tuple[float, float]:
         return 0.7 / self.order, 0.4 / self.order
 
-    def opening(self, flow: Flow, rows: Rows) -> Tensor:  # noqa: D102
+    @override
+    def opening(self, flow: Flow, rows: Rows) -> Tensor:
         return flow.slope(rows.z, rows.at)
 
-    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         stages, error_weights, _ = _PAIRS[self.pair]
         h = rows.step.to(rows.z)[:, None]
         slopes = [self.opening(flow, rows) if rows.slope is None else rows.slope]
@@ -310,20 +317,24 @@ class DPMAdaptive(Adaptive):
         check_choice("order", self.order, (2, 3))
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return self.order
 
     @property
-    def exponents(self) -> tuple[float, float]:  # noqa: D102
+    @override
+    def exponents(self) -> tuple[float, float]:
         return 1 / self.order, 0.0
 
-    def opening(self, flow: Flow, rows: Rows) -> Tensor:  # noqa: D102
+    @override
+    def opening(self, flow: Flow, rows: Rows) -> Tensor:
         if flow.path is None:
             raise ArgumentError("dpm_adaptive needs a field with a path: Field.from_velocity(fn, path=...)")
         # What is carried from step to step is the noise prediction, which a rejected step can use again.
         return flow.noise(rows.z, rows.at)
 
-    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         path, r1 = flow.field.require_path("a step of dpm_adaptive"), 1 / self.order
         h = rows.step[:, None]
 

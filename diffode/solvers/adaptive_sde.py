@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field, conversion
@@ -108,9 +109,8 @@ class AdaptiveSDE(WithNoise, DirectSolver):
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ArgumentError(f"max_steps must be an integer >= 1, got {self.max_steps!r}")
 
-    def follow(  # noqa: D102
-        self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None
-    ) -> Journey:
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None) -> Journey:
         path = field.require_path("a reverse SDE")
         if path.sigma(times[-1]) == 0 or path.alpha(times[0]) == 0:
             raise ArgumentError(

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.charts import Chart, ExponentialChart
 from diffode.errors import ArgumentError
@@ -63,7 +64,8 @@ class AMED(Solver):
         return 1 if self.host == "euler" else 2
 
     @property
-    def chart_name(self) -> str:  # noqa: D102
+    @override
+    def chart_name(self) -> str:
         return "data" if self.host == "dpmpp" else "noise"
 
     @property
@@ -74,7 +76,8 @@ class AMED(Solver):
         }
         return format_spec(self.name, given)
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         steps = len(times) - 1
         x, history = table.start, [_Slope(table.start, times[0], 1.0)]
         for number, s, t in steps_of(times):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import override
+
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
@@ -42,7 +44,8 @@ def _span(path: Path, s: float, t: float) -> tuple[float, float]:
 class Ancestral(WithNoise):
     """A deterministic step to a lower noise level, then noise. ``order`` and cost are those of the deterministic step."""
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         x = table.start
         for _, s, t in steps_of(times):
             x = self.prepared(table, chart, x, s)
@@ -73,7 +76,8 @@ class EulerAncestral(Ancestral):
     reference = "K. Crowson, k-diffusion, sample_euler_ancestral; Song, Meng, Ermon, arXiv 2010.02502, equation 12"
     order = 1
 
-    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
+    @override
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:
         return add_step(table, chart, x, down, (x,), (1.0,))
 
 
@@ -94,7 +98,8 @@ class AncestralMidpoint(Ancestral):
     order = 2
     nfe_per_step = 2
 
-    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:  # noqa: D102
+    @override
+    def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:
         middle = chart.path.time_from_log_snr((chart.path.log_snr(s) + chart.path.log_snr(down)) / 2)
         inner = add_step(table, chart, x, middle, (x,), (1.0,))
         return add_step(table, chart, x, down, (inner,), (1.0,))
@@ -134,10 +139,12 @@ class DDPM(Solver):
         check_choice("variance", self.variance, ("small", "large"))
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return True
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         path = chart.path
         x = table.start
         for _, s, t in steps_of(times):
@@ -177,10 +184,12 @@ class EDMStochastic(Solver):
             raise ArgumentError(f"noise_from must not exceed noise_to, got {self.noise_from!r} and {self.noise_to!r}")
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return self.churn > 0
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         path = chart.path
         gamma = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
         x = table.start

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import library
@@ -39,12 +40,14 @@ class Baseline(DirectSolver):
         check_choice("method", self.method, tuple(self.methods))
 
     @property
-    def spec(self) -> str:  # noqa: D102
+    @override
+    def spec(self) -> str:
         options = {key: value for key, value in options_of(self).items() if key != "method"}
         return format_spec(f"{self.name}:{self.method}", options)
 
     @property
-    def order(self) -> int:  # noqa: D102
+    @override
+    def order(self) -> int:
         return self.methods[self.method]
 
 
@@ -66,7 +69,8 @@ class ODEBaseline(Baseline):
     asks_row_times = True
 
     @property
-    def takes_steps(self) -> bool:  # noqa: D102
+    @override
+    def takes_steps(self) -> bool:
         return self.method in self.fixed
 
     def __post_init__(self) -> None:
@@ -79,7 +83,8 @@ class ODEBaseline(Baseline):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
                 raise ArgumentError(f"{name} must be a number in (0, 1), got {value!r}")
 
-    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         automatic = self.variable == "auto" and (self.method in self.fixed or field.path is None)
         if self.variable == "time" or automatic:
             return self._journey(lambda y, t: field.predict("velocity", y, t), x, times, field.scale)
@@ -136,7 +141,8 @@ class TorchDiffEq(ODEBaseline):
 
     fixed = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
 
-    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:  # noqa: D102
+    @override
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:
         odeint = library("torchdiffeq").odeint
         grid = torch.tensor(list(places), dtype=torch.float64, device=x.device)
         # Without step_t its adaptive methods step past the last time, where the path may end.
@@ -154,7 +160,8 @@ class SciPyIVP(ODEBaseline):
     reference = "SciPy, scipy.integrate.solve_ivp"
     methods: ClassVar = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 
-    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:  # noqa: D102
+    @override
+    def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:
         from scipy.integrate import solve_ivp
 
         if x.requires_grad and torch.is_grad_enabled():
@@ -192,10 +199,12 @@ class TorchSDE(WithNoise, Baseline):
     methods: ClassVar[dict[str, int]] = {"euler": 1, "milstein": 1, "srk": 1}
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return 9 if self.method == "srk" else 1
 
-    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         torchsde = library("torchsde")
         path, eta, shape = field.require_path("a reverse SDE"), self.eta, x.shape
         if path.alpha(times[0]) == 0:

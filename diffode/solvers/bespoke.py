@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 
 import torch
+from typing_extensions import override
 
 from diffode import grids
 from diffode.charts import Chart
@@ -127,7 +128,8 @@ class Bespoke(TrainedSolver):
         object.__setattr__(self, "checkpoint", load_checkpoint(self.file))
 
     @property
-    def budgets(self) -> tuple[int, ...]:  # noqa: D102
+    @override
+    def budgets(self) -> tuple[int, ...]:
         return (self.checkpoint.stages.nfe,)
 
     def for_field(self, scale: float, dim: int) -> Bespoke:
@@ -138,12 +140,14 @@ class Bespoke(TrainedSolver):
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
         return self
 
-    def content(self) -> str:  # noqa: D102
+    @override
+    def content(self) -> str:
         stages = self.checkpoint.stages
         scale = torch.tensor([self.checkpoint.scale], dtype=torch.float64)
         return content_of((stages.scales, stages.weights, stages.levels, scale))
 
-    def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
+    @override
+    def stages(self, nfe: int, first: float, last: float) -> Stages:
         trained = self.checkpoint.stages.scaled(self.scale or self.checkpoint.scale)
         for name, level, known in (("first", first, trained.levels[0]), ("last", last, trained.levels[-1])):
             if abs(level - float(known)) > _SAME_LEVEL * float(known):
@@ -200,19 +204,23 @@ class Universal(TrainedSolver):
         return {nfe: table for nfe, table in known.items() if self.nfe is None or (type(self.nfe) is int and nfe == self.nfe)}
 
     @property
-    def budgets(self) -> tuple[int, ...]:  # noqa: D102
+    @override
+    def budgets(self) -> tuple[int, ...]:
         return tuple(sorted(self.tables))
 
-    def content(self) -> str:  # noqa: D102
+    @override
+    def content(self) -> str:
         digest = hashlib.sha256()
         for nfe, table in sorted(self.tables.items()):
             digest.update(repr((nfe, table.first, table.last, table.most)).encode() + table.coefficients.numpy().tobytes())
         return digest.hexdigest()
 
-    def for_field(self, scale: float, dim: int) -> Universal:  # noqa: D102
+    @override
+    def for_field(self, scale: float, dim: int) -> Universal:
         return replace(self, scale=self.scale or scale, dim=self.dim or dim)
 
-    def stages(self, nfe: int, first: float, last: float) -> Stages:  # noqa: D102
+    @override
+    def stages(self, nfe: int, first: float, last: float) -> Stages:
         if self.scale is None or self.dim is None:
             raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
         ranged = self.tables[nfe]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.solvers.solver import Solver, steps_of
@@ -39,10 +41,12 @@ class Consistency(Solver):
             raise ArgumentError(f"end must be a noise level >= 0, got {self.end!r}")
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return True
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         path, x = chart.path, table.start
         last = times[-1]
         for _, _s, t in steps_of(times):

@@ -9,6 +9,7 @@ from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode import grids
 from diffode.charts import Chart
@@ -115,13 +116,16 @@ class DirectSolver(Solver):
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         """Follow the field from x (B, *shape) at ``times[0]`` through the other times."""
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         self._no_tableau()
 
-    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:  # noqa: D102
+    @override
+    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         self._no_tableau()
 
-    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:  # noqa: D102
+    @override
+    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
         self.check_nfe(nfe)
         self._no_tableau()
 

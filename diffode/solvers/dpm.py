@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
 
+from typing_extensions import override
+
 from diffode import grids
 from diffode.charts import Chart, ExponentialChart
 from diffode.errors import ArgumentError, BudgetError
@@ -52,10 +54,12 @@ class SingleStep(Solver):
                 check_choice("step_orders", order, tuple(range(1, self.order + 1)))
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return self.order
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         self._steps(table, chart, times)
 
     def _steps(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
@@ -166,7 +170,8 @@ class DPMFast(DPMSolver):
         """The last steps are of lower order: what they leave rules in the end, though it is small."""
         return 2
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         steps = len(times) - 1
         if self.evaluations is None:
             orders = self.step_orders or budgeted_orders(3, max(1, 3 * (steps - 1)))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
+from typing_extensions import override
+
 from diffode.charts import Chart, ExponentialChart
 from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
@@ -32,7 +34,8 @@ class Multistep(Solver):
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return 3 if self.order == 3 and self.form == "consistent" else min(self.order, 2)
 
     @property
@@ -40,7 +43,8 @@ class Multistep(Solver):
         """Whether the slope of a second-order step has its exact weight phi_2 instead of phi_1/2."""
         return self.form == "taylor"
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         exponential = cast(ExponentialChart, chart)
         history = [table.start]
         for number, s, t in steps_of(times):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from diffode.charts import Chart
 from diffode.solvers.solver import Solver, check_choice, steps_of
@@ -45,14 +46,17 @@ class ERSDE(Solver):
         check_choice("form", self.form, ("published", "consistent"))
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return self.scale != "ode"
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return self.order if self.form == "consistent" else 1
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         # Beyond rho = 3e9 phi overflows, and a run upwards may begin at phi = 0: the table refuses what that makes of its
         # numbers, and names the grid.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

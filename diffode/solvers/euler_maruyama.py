@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
@@ -80,7 +82,8 @@ class EulerMaruyama(WithNoise):
         made_with = [repr(value) for value in (*cells, getattr(function, "__defaults__", None))]
         return hashlib.sha256("|".join([text, *made_with]).encode()).hexdigest()[:16]
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         path = chart.path
         coefficient = self._coefficient(path)
         x = table.start

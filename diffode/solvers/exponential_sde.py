@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
+from typing_extensions import override
+
 from diffode.charts import Chart, StochasticDataChart, StochasticNoiseChart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
@@ -29,7 +31,8 @@ class MultistepSDE(WithNoise, Multistep):
 
     chart_name = "data"
 
-    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
+    @override
+    def chart_on(self, path: Path | str | None) -> Chart:
         return StochasticDataChart(path, self.eta)
 
 
@@ -48,7 +51,8 @@ class DPMPlusPlus2MSDE(MultistepSDE):
         check_choice("order", self.order, (1, 2))
 
     @property
-    def exact_second(self) -> bool:  # noqa: D102
+    @override
+    def exact_second(self) -> bool:
         return self.form == "heun"
 
 
@@ -64,7 +68,8 @@ class DPMPlusPlus3MSDE(MultistepSDE):
     reference = "K. Crowson, k-diffusion, sample_dpmpp_3m_sde"
 
     @property
-    def exact_second(self) -> bool:  # noqa: D102
+    @override
+    def exact_second(self) -> bool:
         return True
 
 
@@ -76,7 +81,8 @@ class DPMPlusPlusSDE(WithNoise, SingleStep):
     chart_name = "data"
     reference = "Lu et al., arXiv 2211.01095, appendix; K. Crowson, k-diffusion, sample_dpmpp_sde"
 
-    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
+    @override
+    def chart_on(self, path: Path | str | None) -> Chart:
         return StochasticDataChart(path, self.eta)
 
 
@@ -90,7 +96,8 @@ class SEEDS(WithNoise, SingleStep):
     chart_name = "noise_log_snr"
     reference = "Gonzalez et al., arXiv 2305.14267, algorithms 1 to 4"
 
-    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
+    @override
+    def chart_on(self, path: Path | str | None) -> Chart:
         return StochasticNoiseChart(path, self.eta)
 
 
@@ -141,11 +148,13 @@ class SASolver(Solver):
             raise ArgumentError(f"tau_from must not exceed tau_to, got {self.tau_from!r} and {self.tau_to!r}")
 
     @property
-    def order(self) -> int:  # noqa: D102
+    @override
+    def order(self) -> int:
         return max(self.predictor, self.corrector + 1 if self.corrector else 0)
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return self.tau > 0
 
     @property
@@ -153,10 +162,12 @@ class SASolver(Solver):
         """Of the ODE limit: q past nodes and the new one give q + 1, where the predicted point allows p + 1."""
         return min(self.corrector, self.predictor) + 1 if self.corrector else self.predictor
 
-    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
+    @override
+    def chart_on(self, path: Path | str | None) -> Chart:
         return StochasticDataChart(path, float(self.tau) ** 2)
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         quiet = StochasticDataChart(chart.path, 0.0)
         steps = len(times) - 1
         x, history = table.start, [table.start]

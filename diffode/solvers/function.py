@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
@@ -49,15 +50,18 @@ class FunctionSolver(DirectSolver):
         required(self.function)
 
     @property
-    def spec(self) -> str:  # noqa: D102
+    @override
+    def spec(self) -> str:
         return self.spec_text or str(getattr(self.function, "__qualname__", "function"))
 
     @property
-    def order(self) -> int:  # noqa: D102
+    @override
+    def order(self) -> int:
         return self.claimed
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return bool(required(self.function))
 
     def content(self) -> str:
@@ -68,7 +72,8 @@ class FunctionSolver(DirectSolver):
             text = self.spec
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:  # noqa: D102
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         way = required(self.function)
         if way and generator is None:
             raise ArgumentError(f"solver {self.spec!r} draws its own noise: pass generator= (a seed or torch.Generator)")

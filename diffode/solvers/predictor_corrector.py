@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.solvers.ancestral import EulerAncestral
@@ -44,15 +46,18 @@ class PredictorCorrector(EulerAncestral):
             )
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return 0 if self._corrects else 1
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return 1 + self.corrections * self._corrects
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return self._corrects or super().stochastic
 
     @property

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
@@ -57,19 +59,23 @@ class Restart(Solver):
             )
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return 0 if self.repeats else 2
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return self.repeats > 0
 
-    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:  # noqa: D102
+    @override
+    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
         # The runs in between cost their evaluations whatever the number of steps.
         for steps in range(1, nfe + 3):
             yield self, steps
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         path, x = chart.path, table.start
         again = self._nearest(path, times)
         for number, t in enumerate(times[1:], start=1):

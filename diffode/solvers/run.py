@@ -28,7 +28,8 @@ Draw = Callable[[int], Tensor]
 class Progress(Protocol):
     """Called after each step with the number of steps done and their total."""
 
-    def __call__(self, done: int, total: int) -> None: ...  # noqa: D102
+    def __call__(self, done: int, total: int) -> None:
+        """``done`` of ``total`` steps are made."""
 
 
 def solve(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from diffode.charts import Chart, charts
 from diffode.solvers.solver import Solver, check_choice, steps_of
 from diffode.tableau import Writer
@@ -28,14 +30,17 @@ class RungeKutta(Solver):
         check_choice("chart", self.chart, tuple(charts))
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return len(self.weights)
 
     @property
-    def chart_name(self) -> str:  # noqa: D102
+    @override
+    def chart_name(self) -> str:
         return self.chart
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         x = table.start
         for _, s, t in steps_of(times):
             euler = len(self.weights) == 1 or chart.ends_singular(t)

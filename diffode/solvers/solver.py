@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from diffode import charts, grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError
@@ -177,7 +179,8 @@ class WithNoise(Solver):
             raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {self.eta!r}")
 
     @property
-    def stochastic(self) -> bool:  # noqa: D102
+    @override
+    def stochastic(self) -> bool:
         return self.eta > 0
 
 

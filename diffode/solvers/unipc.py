@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
+from typing_extensions import override
 
 from diffode.charts import Chart, ExponentialChart, phi
 from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
@@ -41,12 +42,14 @@ class UniPC(Solver):
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         if self.corrector and self.variant == "vary_coeff":
             return 1
         return self.order + 1 if self.corrector else self.order
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         exponential = cast(ExponentialChart, chart)
         steps = len(times) - 1
         x = table.start

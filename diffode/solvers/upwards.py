@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
@@ -46,41 +48,51 @@ class Upwards(Solver):
             )
 
     @property
-    def spec(self) -> str:  # noqa: D102
+    @override
+    def spec(self) -> str:
         return f"{self.solver.spec} upwards"
 
     @property
-    def order(self) -> int:  # noqa: D102
+    @override
+    def order(self) -> int:
         return self.solver.order
 
     @property
-    def convergence_order(self) -> int:  # noqa: D102
+    @override
+    def convergence_order(self) -> int:
         return self.solver.convergence_order
 
     @property
-    def nfe_per_step(self) -> int:  # noqa: D102
+    @override
+    def nfe_per_step(self) -> int:
         return self.solver.nfe_per_step
 
     @property
-    def chart_name(self) -> str:  # noqa: D102
+    @override
+    def chart_name(self) -> str:
         return self.solver.chart_name
 
-    def content(self) -> str:  # noqa: D102
+    @override
+    def content(self) -> str:
         return self.solver.content()
 
-    def chart_on(self, path: Path | str | None) -> Chart:  # noqa: D102
+    @override
+    def chart_on(self, path: Path | str | None) -> Chart:
         return self.solver.chart_on(path)
 
-    def for_field(self, scale: float, dim: int) -> Solver:  # noqa: D102
+    @override
+    def for_field(self, scale: float, dim: int) -> Solver:
         return Upwards(solver=self.solver.for_field(scale, dim))
 
     def times_on(self, path: Path | None, grid: grids.Times, steps: int | None) -> list[float]:
         """The times of a grid, given from noise to data as everywhere, walked the other way."""
         return super().times_on(path, grid, steps)[::-1]
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:  # noqa: D102
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         self.solver.write(table, chart, times)
 
-    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:  # noqa: D102
+    @override
+    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
         for candidate, steps in self.solver.plans(nfe):
             yield Upwards(solver=candidate), steps

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffode import paths
 from diffode.errors import ArgumentError
-from diffode.fields import Prediction
 from diffode.input_files import believed
-from diffode.paths import Path
 from diffode.specs import parse_spec
 from diffode.tableau.rows import Row
 from diffode.tensor_files import read_tensors, text, write_tensors
+
+if TYPE_CHECKING:
+    from diffode.tableau.table import Tableau
 
 _SCHEMA = "diffode-tableau-1"
 #: Rows of a table, and coefficients of one kind: each takes about ten times as much memory as its place in the file.
@@ -25,31 +26,10 @@ _MOST_ROWS, _MOST_ENTRIES = 100_000, 1_000_000
 _KINDS = ("states", "evaluations", "draws")
 
 
-class Written(Protocol):
-    """What a file holds of a table."""
-
-    @property
-    def prediction(self) -> Prediction: ...  # noqa: D102
-    @property
-    def rows(self) -> tuple[Row, ...]: ...  # noqa: D102
-    @property
-    def outputs(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def path(self) -> Path | None: ...  # noqa: D102
-    @property
-    def solver(self) -> str: ...  # noqa: D102
-    @property
-    def spans(self) -> tuple[tuple[float, float], ...]: ...  # noqa: D102
-    @property
-    def draws(self) -> int: ...  # noqa: D102
-    @property
-    def times(self) -> Tensor: ...  # noqa: D102
-
-
 Table = TypeVar("Table")
 
 
-def write(table: Written, file: str | FilePath) -> None:
+def write(table: Tableau, file: str | FilePath) -> None:
     """Write a table: sparse coefficients as index and value tensors, the rest as metadata."""
     if table.path is not None and parse_spec(table.path.spec)[0] not in paths.names():
         raise ArgumentError(

@@ -31,6 +31,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.targets.target import Scalar
 
@@ -184,38 +185,48 @@ class Isotropic(Components):
     takes_row_levels = True
 
     @property
-    def smallest_variance(self) -> float:  # noqa: D102
+    @override
+    def smallest_variance(self) -> float:
         return float(self.variance.min())
 
     @property
-    def shared(self) -> bool:  # noqa: D102
+    @override
+    def shared(self) -> bool:
         return self.common
 
-    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         return residual * function(self.variance)
 
-    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         return self.dim * function(self.variance)
 
-    def variances(self) -> Tensor:  # noqa: D102
+    @override
+    def variances(self) -> Tensor:
         return self.variance[:, None].expand(-1, self.dim)
 
-    def mean_covariance(self, weights: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def mean_covariance(self, weights: Tensor) -> Tensor:
         return torch.eye(self.dim, dtype=weights.dtype, device=weights.device) * (weights @ self.variance)
 
-    def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def disperse(self, which: Tensor, z: Tensor) -> Tensor:
         return z * self.variance[which].sqrt()[:, None]
 
     @property
-    def row_size(self) -> int:  # noqa: D102
+    @override
+    def row_size(self) -> int:
         return self.count
 
-    def log_joint(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+    @override
+    def log_joint(self, x: Tensor, at: Level) -> Tensor:
         u = at.variance(self.variance)
         bias = self.log_weights[:, None] - self.dim / 2 * (LOG_2PI + u.log())
         return bias - self.distance(x, at) / (2 * u)
 
-    def logits(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+    @override
+    def logits(self, x: Tensor, at: Level) -> Tensor:
         if not self.common or at.per_row:
             return self.log_joint(x, at)
         # One level and one variance: |x|^2 is the same for all k, and what is left is one product and a column.
@@ -229,7 +240,8 @@ class Isotropic(Components):
         """The variance of every component, when it is common."""
         return float(self.variance[0])
 
-    def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+    @override
+    def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:
         likeliest = joint.detach().argmax(0)
         u = at.alpha**2 * self.variance[likeliest] + at.sigma**2
         residual = x - column(at.alpha) * self.means[likeliest]
@@ -237,7 +249,8 @@ class Isotropic(Components):
         exact = self.log_weights[likeliest] - (self.dim * (LOG_2PI + u.log()) + distance) / 2
         return joint.scatter(0, likeliest[None], exact[None])
 
-    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
+    @override
+    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:
         shift = p * at.sigma**2 - g * at.alpha
         if self.common:
             c = self.common_variance
@@ -276,33 +289,42 @@ class Diagonal(Components):
     variance: Tensor
 
     @property
-    def smallest_variance(self) -> float:  # noqa: D102
+    @override
+    def smallest_variance(self) -> float:
         return float(self.variance.min())
 
     @property
-    def shared(self) -> bool:  # noqa: D102
+    @override
+    def shared(self) -> bool:
         return same_for_all(self.variance)
 
-    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         return residual * function(self.variance.T)
 
-    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         return function(self.variance.T).sum(0)
 
-    def variances(self) -> Tensor:  # noqa: D102
+    @override
+    def variances(self) -> Tensor:
         return self.variance
 
-    def mean_covariance(self, weights: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def mean_covariance(self, weights: Tensor) -> Tensor:
         return torch.diag(weights @ self.variance)
 
-    def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def disperse(self, which: Tensor, z: Tensor) -> Tensor:
         return z * self.variance[which].sqrt()
 
     @property
-    def row_size(self) -> int:  # noqa: D102
+    @override
+    def row_size(self) -> int:
         return self.count
 
-    def log_joint(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+    @override
+    def log_joint(self, x: Tensor, at: Level) -> Tensor:
         precision = 1 / at.variance(self.variance)[..., 0]
         alpha = float(at.alpha)
         bias = self.log_weights - (self.dim * LOG_2PI - precision.log().sum(1)) / 2
@@ -310,7 +332,8 @@ class Diagonal(Components):
         squares = torch.addmm(bias[:, None], precision, x.square().T, alpha=-0.5)
         return squares.addmm_(self.means * precision, x.T, alpha=alpha)
 
-    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
+    @override
+    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:
         u = at.variance(self.variance)[..., 0]
         along = (p * at.alpha * self.variance + g) / u
         shift = self.means * (p * at.sigma**2 - g * at.alpha) / u

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal, row_generators
@@ -141,15 +142,18 @@ class GaussianMixture(Target):
         return self.components.count
 
     @property
-    def mean(self) -> Tensor:  # noqa: D102
+    @override
+    def mean(self) -> Tensor:
         return self._mean
 
     @property
-    def variance(self) -> Tensor:  # noqa: D102
+    @override
+    def variance(self) -> Tensor:
         return self._variance
 
     @property
-    def covariance(self) -> Tensor:  # noqa: D102
+    @override
+    def covariance(self) -> Tensor:
         centred = self.means - self._mean
         return self.components.mean_covariance(self.weights) + (self.weights[:, None] * centred).T @ centred
 
@@ -198,7 +202,8 @@ class GaussianMixture(Target):
             raise ArgumentError("a target of point masses has no density; ask for field.log_prob(x, t) at a time t > 0")
         return self.noised_log_prob(x, 1.0, 0.0)
 
-    def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:  # noqa: D102
+    @override
+    def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
         parts = []
         for chunk in self._chunks(x, alpha, sigma):
             joint = chunk.form.log_joint(chunk.x, chunk.at)
@@ -210,9 +215,8 @@ class GaussianMixture(Target):
         parts = [chunk.responsibilities.T for chunk in self._chunks(x, alpha, sigma)]
         return _joined(parts, x.new_zeros(0, self.count))
 
-    def noised_view(  # noqa: D102
-        self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar
-    ) -> Tensor:
+    @override
+    def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
         parts = []
         p, g = _per_row(denoised_weight, x), _per_row(-score_weight, x)
         for chunk in self._chunks(x, alpha, sigma):
@@ -223,7 +227,8 @@ class GaussianMixture(Target):
             parts.append(view)
         return _joined(parts, x)
 
-    def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:  # noqa: D102
+    @override
+    def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
         # |g_k - score|^2 must be summed as it stands: expanded, it cancels far out. One variance for all has a form of its own.
         parts = []
         for chunk in self._chunks(x, alpha, sigma, careful=not self._one_variance):

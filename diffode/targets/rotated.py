@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.targets.components import LOG_2PI, Components, Level, same_for_all
 from diffode.targets.target import Scalar
@@ -39,12 +40,14 @@ class Rotated(Components):
         return self.rank == self.dim
 
     @property
-    def smallest_variance(self) -> float:  # noqa: D102
+    @override
+    def smallest_variance(self) -> float:
         along = float(self.eigenvalues.min())
         return along if self.full else min(along, float(self.noise.min()))
 
     @property
-    def shared(self) -> bool:  # noqa: D102
+    @override
+    def shared(self) -> bool:
         # A turn by an angle moves the covariance, in its own metric, by the angle times the root of the condition.
         widest = float(self.eigenvalues.max())
         tolerable = (self.smallest_variance / widest) ** 0.5
@@ -75,7 +78,8 @@ class Rotated(Components):
     def _from_coordinates(self, along: Tensor) -> Tensor:
         return torch.einsum("kdr,rkb->dkb", self.basis, along)
 
-    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         factors = function(self.eigenvalues.T)
         if self.full:
             return self._from_coordinates(factors * self._coordinates(residual))
@@ -85,7 +89,8 @@ class Rotated(Components):
             return across * rest + self._from_coordinates(factors * along)
         return across * residual + self._from_coordinates((factors - across) * self._coordinates(residual))
 
-    def quadratic(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def quadratic(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         factors = function(self.eigenvalues.T)
         if self.full:
             return (factors * self._coordinates(residual).square()).sum(0)
@@ -96,23 +101,27 @@ class Rotated(Components):
         along = self._coordinates(residual)
         return across * residual.square().sum(0) + ((factors - across) * along.square()).sum(0)
 
-    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def spectral_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         along = function(self.eigenvalues.T).sum(0)
         return along if self.full else along + (self.dim - self.rank) * function(self.noise)
 
-    def variances(self) -> Tensor:  # noqa: D102
+    @override
+    def variances(self) -> Tensor:
         if self.full:
             return torch.einsum("kdr,kr->kd", self.basis.square(), self.eigenvalues)
         extra = self.eigenvalues - self.noise[:, None]
         return torch.einsum("kdr,kr->kd", self.basis.square(), extra) + self.noise[:, None]
 
-    def mean_covariance(self, weights: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def mean_covariance(self, weights: Tensor) -> Tensor:
         inside = self.eigenvalues if self.full else self.eigenvalues - self.noise[:, None]
         scaled = self.basis * (weights[:, None] * inside)[:, None]
         result = torch.einsum("kdr,ker->de", scaled, self.basis)
         return result if self.full else result + self._identity(weights) * (weights @ self.noise)
 
-    def disperse(self, which: Tensor, z: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def disperse(self, which: Tensor, z: Tensor) -> Tensor:
         result = torch.empty_like(z)
         for k in sorted(set(which.tolist())):
             rows = which == k
@@ -125,7 +134,8 @@ class Rotated(Components):
         return torch.eye(self.dim, dtype=like.dtype, device=like.device)
 
     @property
-    def row_size(self) -> int:  # noqa: D102
+    @override
+    def row_size(self) -> int:
         return self.count * self.rank
 
     def _along(self, x: Tensor, at: Level) -> Tensor:
@@ -138,7 +148,8 @@ class Rotated(Components):
         """sum_k Q_k y_k for y of shape (K, R, b); the answer is (b, D)."""
         return y.reshape(-1, y.shape[-1]).T @ self.basis.permute(0, 2, 1).reshape(-1, self.dim)
 
-    def log_joint(self, x: Tensor, at: Level) -> Tensor:  # noqa: D102
+    @override
+    def log_joint(self, x: Tensor, at: Level) -> Tensor:
         u = at.variance(self.eigenvalues)
         bias = self.log_weights[:, None] - (self.dim * LOG_2PI + u.log().sum(1)) / 2
         along = self._along(x, at).square_()
@@ -149,7 +160,8 @@ class Rotated(Components):
         inside = along.mul_(1 / across[:, None] - 1 / u).sum(1)
         return bias - (self.distance(x, at) / across - inside) / 2
 
-    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:  # noqa: D102
+    @override
+    def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:
         c = self.eigenvalues[..., None]
         along = (p * at.alpha * c + g) / at.variance(self.eigenvalues)
         if self.full:

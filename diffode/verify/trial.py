@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode import fields, grids, paths
 from diffode.errors import ArgumentError
@@ -39,7 +40,8 @@ class Watched(ExactField):
         self.asked: list[tuple[float, Tensor]] = []
         self._falsified = falsified
 
-    def predict(self, prediction: fields.Prediction, x: Tensor, t: Scalar) -> Tensor:  # noqa: D102
+    @override
+    def predict(self, prediction: fields.Prediction, x: Tensor, t: Scalar) -> Tensor:
         when = float(t.reshape(-1)[0]) if isinstance(t, Tensor) else float(t)
         self.asked.append((when, x.detach().clone()))
         answer = super().predict(prediction, x, t)
