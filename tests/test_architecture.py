@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 from pathlib import Path
 
@@ -45,6 +46,49 @@ def test_imports_point_up_the_list(file):
     own = ROOMS.index(room_of(file))
     for room in imported_rooms(file):
         assert ROOMS.index(room) <= own, f"{file} imports {room}"
+
+
+#: Rooms inside a room, in the same order: one imports from those before it.
+INNER = {"verify": ("report", "field", "theory", "sampler")}
+#: What only keeps former names alive, and may import from anywhere in its room.
+FORMER = {"verify/verdict.py", "verify/diagnosis.py"}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f
+        for room in INNER
+        for f in sorted((PACKAGE / room).rglob("*.py"))
+        if f.parent != PACKAGE / room or f.stem in INNER[room]
+    ],
+    ids=lambda f: str(f.relative_to(PACKAGE)),
+)
+def test_imports_inside_a_room_point_up_its_list(file):
+    room, inner = file.relative_to(PACKAGE).with_suffix("").parts[:2]
+    order = INNER[room]
+    for module in imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
+        parts = module.split(".")
+        if parts[:2] == ["diffode", room]:
+            assert len(parts) > 2, f"{file} imports the whole room {room}"
+            assert order.index(parts[2]) <= order.index(inner), f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("room", sorted(INNER))
+def test_an_inner_room_is_in_the_list(room):
+    found = {str(f.relative_to(PACKAGE)) for f in (PACKAGE / room).glob("*.py") if f.stem not in ("__init__", *INNER[room])}
+    assert found == {name for name in FORMER if name.startswith(f"{room}/")}
+    folders = {f.parent.name for f in (PACKAGE / room).glob("*/__init__.py")}
+    assert folders <= set(INNER[room])
+
+
+@pytest.mark.parametrize("room", ["verify", "verify.field", "verify.theory", "verify.sampler"])
+def test_no_public_name_is_that_of_a_module_beside_it(room):
+    """``from diffode.verify import order`` can mean one thing only."""
+    folder = PACKAGE.joinpath(*room.split("."))
+    modules = {f.stem for f in folder.glob("*.py")} | {f.parent.name for f in folder.glob("*/__init__.py")}
+    public = getattr(importlib.import_module(f"diffode.{room}"), "__all__", ())
+    assert not modules & set(public)
 
 
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}

@@ -19,8 +19,8 @@ from diffode.solvers.runge_kutta import Heun
 from diffode.studies import figures
 from diffode.tableau import BrownianPath, Row, Tableau
 from diffode.tensor_files import read_tensors, write_tensors
-from diffode.verify.sampler import find_sampler
-from diffode.verify.verdict import check_sampler
+from diffode.verify import check_sampler
+from diffode.verify.sampler.subject import find_sampler
 
 EDM = paths.get("edm")
 
@@ -81,18 +81,18 @@ def crashes(field, x, times):
     (lambda field, x, times: x * torch.nan, False, "non-finite values in a last step"),
 ])  # fmt: skip
 def test_what_a_sampler_does_at_no_noise_is_told(happens, passed, text):
-    found = check_sampler(find_sampler(at_zero(happens), order=1)).finding("sigma = 0")
+    found = check_sampler(at_zero(happens), order=1).check("sigma = 0")
     assert found.passed is passed
-    assert text in found.text
+    assert text in found.detail
 
 
 def test_moments_of_a_sampler_that_is_not_affine_are_not_read_off():
     def clipped(field, x, times):
         return planted_samplers.euler(field, x, times).clamp(-1.5, 1.5)
 
-    found = check_sampler(find_sampler(clipped)).finding("moments")
+    found = check_sampler(clipped).check("moments")
     assert found.passed is None
-    assert "not affine" in found.text
+    assert "not affine" in found.detail
 
 
 def test_an_order_that_can_not_be_measured_says_why():
@@ -101,14 +101,14 @@ def test_an_order_that_can_not_be_measured_says_why():
             raise RuntimeError("too many steps")
         return planted_samplers.euler(field, x, times)
 
-    found = check_sampler(find_sampler(stops, order=1)).finding("order")
+    found = check_sampler(stops, order=1).check("order")
     assert found.passed is False
-    assert "raised RuntimeError" in found.text
+    assert "raised RuntimeError" in found.detail
 
     def overflows(field, x, times):
         return planted_samplers.euler(field, x, times) * (torch.inf if len(times) > 100 else 1)
 
-    assert "not finite" in check_sampler(find_sampler(overflows, order=1)).finding("order").text
+    assert "not finite" in check_sampler(overflows, order=1).check("order").detail
 
 
 def test_samplers_are_classes_objects_and_functions_that_take_a_generator_by_place():
@@ -119,7 +119,7 @@ def test_samplers_are_classes_objects_and_functions_that_take_a_generator_by_pla
         assert isinstance(generator, torch.Generator)
         return planted_samplers.euler(field, x, times)
 
-    assert check_sampler(find_sampler(by_place, order=1)).passed
+    assert check_sampler(by_place, order=1).passed
 
 
 # -- files, caches, processes ----------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ import torch
 
 import diffode
 from diffode.errors import FieldError
-from diffode.verify import bounds, likelihood
-from diffode.verify.check import Check
-from diffode.verify.field import verify_field
-from diffode.verify.sampler import find_sampler
-from diffode.verify.verdict import check_sampler
-from diffode.verify.weak import sampled_check
+from diffode.verify import check_sampler
+from diffode.verify.field import likelihood
+from diffode.verify.field.verification import verify_field
+from diffode.verify.field.weak import sampled_check
+from diffode.verify.report import Check
+from diffode.verify.sampler.subject import find_sampler
+from diffode.verify.theory import bounds
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def make(change):
 
 def test_a_leak_that_spares_the_first_row_is_found():
     leaking = make(lambda x: torch.cat([x[:1], x[1:] + 1e-5 * x[:-1]]))
-    findings = {f.topic: f for f in check_sampler(find_sampler(leaking, order=1)).findings}
+    findings = {f.name: f for f in check_sampler(leaking, order=1).checks}
     assert findings["batches"].passed is False
 
 
@@ -97,7 +98,7 @@ def test_a_sampler_that_fails_on_its_second_size_of_batch_gets_a_verdict():
         kept.append(x)
         return make(lambda y: y + 0 * kept[0])(field, x, times)
 
-    verdict = check_sampler(find_sampler(stale, order=1))
+    verdict = check_sampler(stale, order=1)
     assert not verdict.passed
 
 
@@ -110,7 +111,7 @@ def test_a_generator_is_passed_by_its_name():
         return sampler(field, x, times, generator=generator)
 
     for one in (sampler, keyword):
-        findings = {f.topic: f for f in check_sampler(find_sampler(one, order=1)).findings}
+        findings = {f.name: f for f in check_sampler(one, order=1).checks}
         assert findings["runs"].passed is not False
 
 

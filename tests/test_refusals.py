@@ -18,7 +18,7 @@ from diffode.references import reference
 from diffode.studies import load_suite, run_suite
 from diffode.tableau import Row, Tableau
 from diffode.tableau.stages import Stages
-from diffode.verify import equations, evolution, weak
+from diffode.verify.field import equations, evolution, weak
 
 EDM = paths.get("edm")
 

@@ -128,7 +128,7 @@ class AdaptedField(Field):
 
     def _diagnose(self, shape: Sequence[int], data: Tensor | None, seen: str = "") -> None:
         """Warn with what the usual mistakes, tried one by one, say."""
-        from diffode.verify.diagnosis import clearly_less, diagnose, unpredicted
+        from diffode.verify.field.diagnosis import READING, check_field, clearly_less, unpredicted
 
         path, shape = self.require_path("its convention"), tuple(shape)
         try:
@@ -137,16 +137,17 @@ class AdaptedField(Field):
                 found = (
                     None
                     if data is None
-                    else diagnose(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                    else check_field(self._function, self.prediction, path, shape, scale=self.scale, data=data)
                 )
                 asked = unpredicted(self._function, self.prediction, path, shape, scale=self.scale, data=data)
                 named = {
                     sentence: unpredicted(function, view, path, shape, scale=self.scale, data=data)
                     for sentence, (view, function) in self._mistakes.items()
                 }
-            advice = [] if found is None else [c.detail for c in found.checks if not c.passed and c.detail]
+            advice = [] if found is None else [c.detail for c in found.failed if c.detail and c.name != READING]
             best = min(named, key=lambda sentence: named[sentence], default=None)
-            other = math.inf if found is None or found.found is None else found.found[1]
+            best_loss = None if found is None else found.facts["best_loss"]
+            other = math.inf if best_loss is None else best_loss
             sure = data is not None
             if best is not None and clearly_less(named[best], asked, sure) and not clearly_less(other, named[best], sure):
                 advice.append(best)
@@ -212,7 +213,7 @@ def input_mistakes(
     view: Prediction, path: Path, scale: float | None, data: Tensor | None, asked: Callable[[Function], Function]
 ) -> Mistakes:
     """The model given scaled states, where its answer is combined with the state itself; ``asked`` takes what is put in."""
-    from diffode.verify.diagnosis import INPUTS
+    from diffode.verify.field.diagnosis import INPUTS
 
     unit = scale or (1.0 if data is None else float(data.double().var(0).mean().sqrt()))
     named: Mistakes = {}

@@ -25,7 +25,7 @@ from diffode.fields import ExactField, Field
 from diffode.input_files import shown
 from diffode.randomness import Randomness, generator_from, row_generators
 from diffode.references import check_leaves_zero, least_rho, reference
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 _ROUND_TRIP, _ALL_SIGNS = 1e-10, 1e-11
 _RTOL = 1e-10
