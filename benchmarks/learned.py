@@ -34,9 +34,9 @@ import torch
 
 from diffode import fields, paths, solvers, targets
 from diffode.errors import ArgumentError
+from diffode.flows import reference
 from diffode.learned import train_table, tune_universal
 from diffode.learned.conditioned import condition
-from diffode.references import reference
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages, noise_function
 

@@ -13,10 +13,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
-    "errors", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
+    "errors", "numerics", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
     "specs", "randomness", "cache", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
-    "charts", "solvers", "quantiles", "references", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
+    "charts", "flows", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
 )  # fmt: skip
 

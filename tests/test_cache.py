@@ -67,7 +67,7 @@ def test_the_code_behind_a_reference_is_part_of_its_key(folder, monkeypatch):
     field = diffode.exact_field("ring8", "edm")
     x = field.marginal(2, 5.0, generator=1)
     diffode.reference(field, x, 5.0, 1.0, 1e-4)
-    monkeypatch.setattr("diffode.references.version_of", lambda *roots: "other code")
+    monkeypatch.setattr("diffode.flows.integrated.version_of", lambda *roots: "other code")
     diffode.reference(field, x, 5.0, 1.0, 1e-4)
     assert len(list(folder.iterdir())) == 2
 

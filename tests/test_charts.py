@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from diffode import charts, paths
-from diffode.charts import phi
 from diffode.errors import ArgumentError
+from diffode.numerics.exponential import phi
 
 
 @given(st.integers(0, 5), st.floats(-40, 40).filter(lambda z: z == 0 or abs(z) > 1e-12))

@@ -190,7 +190,7 @@ def test_times_outside_the_path_are_refused_one_or_many(spec, t):
     with pytest.raises(ArgumentError, match=r"grid|path"):
         diffode.grids.get([t, field.path.t_min] if t > 0 or t != t else [field.path.t_max, t], field.path)
     with pytest.raises(ArgumentError, match="start must be a finite time"):
-        diffode.references.reference(field, x, t, inside)
+        diffode.reference(field, x, t, inside)
     with pytest.raises(ArgumentError, match=r"grid|path"):
         diffode.solve(field, x, solver="euler", grid=[t, field.path.t_min] if t > 0 or t != t else [field.path.t_max, t])
 

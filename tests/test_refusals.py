@@ -9,12 +9,12 @@ import diffode
 from diffode import Field, GaussianMixture, fields, metrics, paths, solvers, targets, verify
 from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
+from diffode.flows import reference
 from diffode.learned import condition, gits, ld3, search, train_amed, train_gaussian, train_table
 from diffode.learned.conditioned import Conditioned
 from diffode.learned.live import LiveWriter
 from diffode.metrics import Outcome, coupled
 from diffode.metrics.gaussian import gaussian_split
-from diffode.references import reference
 from diffode.studies import load_suite, run_suite
 from diffode.tableau import Row, Tableau
 from diffode.tableau.stages import Stages

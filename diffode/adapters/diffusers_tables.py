@@ -30,7 +30,7 @@ def written(solver: Solver, path: Path, times: list[float]) -> Tableau:
 
 
 def _sound(solver: Solver, path: Path, times: list[float]) -> Tableau:
-    diverges = isinstance(solver, RungeKutta) and solver.chart_name == "noise" and len(solver.weights) > 1
+    diverges = isinstance(solver, RungeKutta) and solver.chart_name == "noise" and solver.order > 1
     if not diverges or len(times) < 3 or not path.rho(times[0]) > 100 * _NO_SIGNAL:
         return solver.tableau(path, times)
     first = solvers.get("euler", chart="noise").tableau(path, times[:2])

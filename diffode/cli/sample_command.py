@@ -48,9 +48,9 @@ def command(
     from diffode.array_files import write_array
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
+    from diffode.flows import reference
     from diffode.output_files import unwritable, whole_file
     from diffode.randomness import keyed_normal
-    from diffode.references import reference
     from diffode.solvers.direct import DirectSolver
     from diffode.solvers.run import table_for
     from diffode.studies import figures

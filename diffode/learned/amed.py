@@ -22,13 +22,13 @@ from diffode import grids, solvers
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
+from diffode.flows import reference
 from diffode.input_files import believed
 from diffode.learned.arguments import LARGEST, bounded, check_seed, path_of, row_shape
 from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.live import LiveWriter
 from diffode.paths import Path
 from diffode.randomness import keyed
-from diffode.references import reference
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau import Number, Writer

@@ -21,6 +21,7 @@ from diffode.errors import ArgumentError, BudgetError
 from diffode.learned.arguments import check_seed
 from diffode.learned.batches import UNITS, Batch
 from diffode.learned.gauss_newton import output_directions
+from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.paths import EDM
 from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
@@ -231,12 +232,9 @@ class _Training:
         for _ in range(_TRIALS):
             trial = self.members.clone()
             for k in waiting:
-                gradient, curvature, size = systems[k]
-                damped = curvature.clone()
-                damped.diagonal().add_(self.damping[k])
-                factor, failed = torch.linalg.cholesky_ex(damped)
-                if not failed:
-                    trial[k] -= (torch.cholesky_solve(gradient[:, None], factor)[:, 0] / size).reshape(trial[k].shape)
+                move = systems[k].step(float(self.damping[k]))
+                if move is not None:
+                    trial[k] -= move.reshape(trial[k].shape)
             errors = log_errors(trial, known, self.problems, self.recipe.floor)
             refused = []
             for k in waiting:
@@ -262,24 +260,19 @@ class _Training:
                 end = run(batch, numbers, self.like.nfe)
             error = (end - batch.end).detach()
             length = error.norm(dim=2)
-            least = _LEAST_WEIGHT * length.median(1, keepdim=True).values + 1e-300
-            weight = 1 / length.maximum(least) / starts / (length.mean(1, keepdim=True) + self.recipe.floor)
+            weight = reweighted(length, _LEAST_WEIGHT) / starts / (length.mean(1, keepdim=True) + self.recipe.floor)
             along, share, slope = (
                 part.reshape(problems, starts, *part.shape[1:])
                 for part in output_directions(error.flatten(0, 1), length.flatten(), self.recipe.directions, self.generator)
             )
             count = along.shape[2]
             factor = _factors(own.unit, self.like.nfe)
-            gradient = torch.zeros(problems, numbers.shape[2], dtype=torch.float64)
-            curvature = torch.zeros(problems, *2 * numbers.shape[2:], dtype=torch.float64)
+            equations = NormalEquations(problems, numbers.shape[2])
             for k in range(count):
                 (found,) = torch.autograd.grad((end * along[:, :, k]).sum(), numbers, retain_graph=k + 1 < count)
-                found = found.nan_to_num() * factor[:, None]
-                gradient += torch.einsum("qbp,qb->qp", found, weight * slope[:, :, k])
-                rooted = found * (weight * share[:, :, k]).sqrt()[..., None]
-                curvature += rooted.mT @ rooted
-            gradients.append(gradient)
-            curvatures.append(curvature)
+                equations.add(found.nan_to_num() * factor[:, None], weight * slope[:, :, k], weight * share[:, :, k])
+            gradients.append(equations.gradient)
+            curvatures.append(equations.curvature)
         features = self.features[torch.arange(self.count), chosen.unit]
         return features, torch.cat(gradients), torch.cat(curvatures)
 
@@ -336,15 +329,14 @@ def _factors(unit: Tensor, nfe: int) -> Tensor:
     return factors
 
 
-def _system(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient and curvature of a member by its coefficients (F P), scaled by the square root of the diagonal, and that."""
+def _system(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor) -> Scaled:
+    """The normal equations of a member by its coefficients (F P)."""
     phi, count = features[own], int(own.sum())
     factors, numbers = phi.shape[1], gradients.shape[1]
     gradient = (phi.T @ gradients[own]).reshape(-1) / count
     pairs = torch.einsum("qf,qg->fgq", phi, phi).reshape(factors**2, count) @ curvatures[own].reshape(count, -1) / count
     curvature = pairs.reshape(factors, factors, numbers, numbers).permute(0, 2, 1, 3).reshape(factors * numbers, -1)
-    size = curvature.diagonal().clamp(min=_LEAST_CURVATURE * float(curvature.diagonal().max()) + 1e-300).sqrt()
-    return gradient / size, curvature / size[:, None] / size, size
+    return Scaled.of(gradient, curvature, _LEAST_CURVATURE)
 
 
 def _cover(errors: Tensor, count: int) -> list[int]:

@@ -26,6 +26,7 @@ from diffode.learned.gauss_newton import Problem, descend, output_directions
 from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.problems import problem_for, starts_for
 from diffode.learned.training import Trained
+from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
@@ -317,8 +318,7 @@ def _with(table: Conditioned, values: Tensor) -> Conditioned:
 
 def _normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gradient and Gauss-Newton matrix of the mean error by all W."""
-    total = sum(w.numel() for w in table.weights)
-    gradient, curvature = torch.zeros(total, dtype=torch.float64), torch.zeros(total, total, dtype=torch.float64)
+    equations = NormalEquations(sum(w.numel() for w in table.weights))
     for begin in range(0, len(problem.start), _CHUNK):
         start, exact = (part[begin : begin + _CHUNK] for part in (problem.start, problem.end))
         shifts = [torch.zeros(len(start), w.shape[1], dtype=start.dtype).requires_grad_(True) for w in table.weights]
@@ -329,13 +329,11 @@ def _normal_equations(table: Conditioned, problem: Problem, count: int, generato
         error = (end - exact).detach()
         length = error.norm(dim=1)
         along, share, slope = output_directions(error, length, count, generator)
-        weight = 1 / length.clamp(min=_LEAST_WEIGHT * float(length.median()) + 1e-300)
+        weight = reweighted(length, _LEAST_WEIGHT)
         for k in range(along.shape[1]):
             found = torch.autograd.grad((end * along[:, k]).sum(), shifts, retain_graph=k + 1 < along.shape[1])
             own = torch.cat(
                 [(phi.detach()[:, :, None] * g[:, None]).flatten(1) for phi, g in zip(known, found, strict=True)], dim=1
             )
-            gradient += own.T @ (weight * slope[:, k])
-            rooted = own * (weight * share[:, k]).sqrt()[:, None]
-            curvature += rooted.T @ rooted
-    return gradient, curvature
+            equations.add(own, weight * slope[:, k], weight * share[:, k])
+    return equations.gradient, equations.curvature

@@ -23,6 +23,7 @@ from diffode.learned.limit import STOPPED_BY, Limit, StoppedBy
 from diffode.learned.parameters import Parameters
 from diffode.learned.sensitivities import Recording
 from diffode.learned.trajectory import Trajectory
+from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.randomness import keyed
 from diffode.tableau.stages import NoiseFunction, Stages
 
@@ -192,15 +193,12 @@ def descend(
     waited = small = 0
     longest, last = 0.0, limit.elapsed
     for step in range(1, steps + 1):
-        gradient, curvature = equations(values)
-        diagonal = curvature.diagonal()
-        size = diagonal.clamp(min=least * float(diagonal.max()) + 1e-300).sqrt()
-        scaled = curvature / size[:, None] / size
-        identity = torch.eye(len(size), dtype=torch.float64)
+        system = Scaled.of(*equations(values), least)
         gain = None
         for _ in range(_TRIALS):
-            trial = confined(values - torch.linalg.solve(scaled + damping * identity, gradient / size) / size)
-            value = training_loss(trial)
+            move = system.step(damping)
+            trial = values if move is None else confined(values - move)
+            value = math.inf if move is None else training_loss(trial)
             if value < current:
                 gain = current - value if logarithmic else (current - value) / current
                 values, current = trial, value
@@ -250,8 +248,7 @@ def _normal_equations(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Gradient (size,) and Gauss-Newton matrix (size, size) of the loss."""
-    size = len(values)
-    gradient, curvature = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    equations = NormalEquations(len(values))
     for problem in problems:
         stages = parameters.stages(values, problem.first, problem.last, problem.dim).scaled(problem.unit)
         recording = Recording(problem.noise, problem.start, stages)
@@ -275,14 +272,11 @@ def _normal_equations(
                 # The exact state and the weight are those at the row's own level, which is free: they move too.
                 level = row - (stages.nfe - 1)
                 raw[..., level] -= torch.einsum("bsd,bd->bs", along, one.rate).double()
-                gradient += chain[level] * (one.weight_rate * float(length.mean()) / len(problems) / overall)
+                equations.gradient += chain[level] * (one.weight_rate * float(length.mean()) / len(problems) / overall)
             own = raw @ chain
-            weight = 1 / length.clamp(min=_LEAST_WEIGHT * float(length.median()) + 1e-300)
-            weight = weight * one.weight / (len(length) * len(problems)) / overall
-            gradient += torch.einsum("b,bs,bsp->p", weight.double(), slope.double(), own)
-            flat = (own * (weight[:, None] * share).sqrt()[..., None]).reshape(-1, size)
-            curvature += flat.T @ flat
-    return gradient, curvature
+            weight = (reweighted(length, _LEAST_WEIGHT) * one.weight / (len(length) * len(problems)) / overall)[:, None]
+            equations.add(own.flatten(0, 1), (weight * slope).flatten().double(), (weight * share).flatten().double())
+    return equations.gradient, equations.curvature
 
 
 def _in_units(chain: Tensor, nfe: int, unit: float) -> Tensor:

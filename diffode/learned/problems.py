@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from diffode.fields import ExactField, Field
+from diffode.flows import flow_states
 from diffode.learned.arguments import finite_levels
 from diffode.learned.gauss_newton import Problem
 from diffode.learned.trajectory import exact_trajectory
 from diffode.paths import Path
 from diffode.randomness import Randomness
-from diffode.references import flow_states
 from diffode.tableau.stages import noise_function
 
 #: The fewest starts and the most that are taken unless their number is given.

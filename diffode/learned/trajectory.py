@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diffode.fields import Field
+from diffode.flows import flow_states
 from diffode.paths import Path
-from diffode.references import flow_states
 from diffode.tableau.stages import NoiseFunction
 
 #: Points at which the flow is known; between them Hermite's cubic in log rho leaves errors near 1e-5 of a state.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.flows import reference
 from diffode.metrics.measurement import Measurement, Outcome
-from diffode.references import reference
 
 Reduction = Literal["mean", "rms", "max", "median"]
 

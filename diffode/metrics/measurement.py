@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.flows import Reference, reference
 from diffode.randomness import keyed
-from diffode.references import Reference, reference
 from diffode.solvers import Solution
 from diffode.specs import Registry
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
+from diffode.flows import reference
 from diffode.metrics.gaussian import ErrorSplit
 from diffode.paths import EDM
-from diffode.references import reference
 from diffode.tableau import Tableau
 
 #: rho, in units of the data's scale, at which the normal prior is exact to a few parts in a million.

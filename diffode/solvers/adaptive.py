@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.numerics.butcher import BOGACKI_SHAMPINE, DORMAND_PRINCE
 from diffode.paths import Path
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import check_choice
@@ -221,28 +222,8 @@ class Flow:
         return self.field.predict("noise", self.state(z, u), self.time(u)).flatten(1)
 
 
-#: Butcher tableaux of embedded pairs: nodes, stages, weights, weights of the error estimate. The last stage is the next first.
-_PAIRS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...], int]] = {
-    # Bogacki and Shampine, Appl. Math. Lett. 2 (1989).
-    "bosh3": (
-        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-        (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-        3,
-    ),
-    # Dormand and Prince, J. Comput. Appl. Math. 6 (1980).
-    "dopri5": (
-        (
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-        5,
-    ),
-}
+#: Pairs whose slope at the new point is the first of the next step.
+_PAIRS = {"bosh3": BOGACKI_SHAMPINE, "dopri5": DORMAND_PRINCE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +248,12 @@ class EmbeddedRungeKutta(Adaptive):
     @property
     @override
     def order(self) -> int:
-        return _PAIRS[self.pair][2]
+        return _PAIRS[self.pair].order
 
     @property
     @override
     def nfe_per_step(self) -> int:
-        return len(_PAIRS[self.pair][0])
+        return len(_PAIRS[self.pair].weights)
 
     @property
     @override
@@ -285,14 +266,14 @@ class EmbeddedRungeKutta(Adaptive):
 
     @override
     def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-        stages, error_weights, _ = _PAIRS[self.pair]
+        method = _PAIRS[self.pair]
         h = rows.step.to(rows.z)[:, None]
         slopes = [self.opening(flow, rows) if rows.slope is None else rows.slope]
         z = rows.z
-        for stage in stages:
+        for stage in (*method.stages, method.weights):
             z = rows.z + h * _combination(stage, slopes)
             slopes.append(flow.slope(z, rows.at + sum(stage) * rows.step))
-        error = h * _combination(error_weights, slopes)
+        error = h * _combination(method.error_weights, slopes)
         scale = self.atol * flow.field.scale + self.rtol * torch.maximum(rows.z.abs(), z.abs())
         return z, _rms(error / scale), slopes[-1]
 

@@ -10,7 +10,8 @@ from typing import Literal, cast
 import numpy as np
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart, phi
+from diffode.charts import Chart, ExponentialChart
+from diffode.numerics.exponential import phi
 from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
 from diffode.tableau import Writer
 

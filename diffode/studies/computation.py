@@ -12,9 +12,9 @@ import torch
 
 from diffode import grids, metrics, solvers
 from diffode.errors import NumericalError
+from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
-from diffode.references import Reference, reference
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run import evaluations
 from diffode.studies.cell import Cell, Result

@@ -16,9 +16,9 @@ from torch import Tensor
 from diffode import fields, solvers, targets
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.flows import reference
 from diffode.output_files import write_whole
 from diffode.randomness import keyed_normal
-from diffode.references import reference
 from diffode.solvers import Solution
 from diffode.studies.ranking import Curve
 

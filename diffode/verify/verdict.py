@@ -14,7 +14,7 @@ import torch
 
 from diffode import fields, paths
 from diffode.errors import ArgumentError, DiffodeError
-from diffode.references import reference
+from diffode.flows import reference
 from diffode.verify import scheduler_trial
 from diffode.verify.limits import law, moments, to_zero
 from diffode.verify.order import OrderEstimate, fit_order

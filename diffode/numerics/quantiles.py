@@ -1,4 +1,4 @@
-"""The flow of one-dimensional mixtures: F_to^-1(F_from(x)), exact far into both tails."""
+"""The map between one-dimensional Gaussian mixtures that keeps probabilities: F_to^-1(F_from(x)), exact far into both tails."""
 
 from __future__ import annotations
 
