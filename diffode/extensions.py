@@ -52,7 +52,9 @@ def import_extension(module: str) -> ModuleType:
     return sys.modules[name]
 
 
+#: A module's name.
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
+#: An attribute's name, or several joined by dots.
 _ATTRIBUTE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
 
 

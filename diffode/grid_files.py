@@ -15,6 +15,7 @@ from diffode.input_files import believed
 from diffode.paths import Path
 from diffode.tensor_files import content_of, finite, float64, read_tensors, text, write_tensors
 
+#: Schema of a file with one grid.
 _SCHEMA = "diffode-grid-1"
 #: Largest number of steps of a trained grid.
 _MOST_STEPS = 10_000

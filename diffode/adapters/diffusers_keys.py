@@ -33,7 +33,7 @@ HARMLESS = {
 #: Keys that are refused if they have a value, each with its effect.
 REFUSED = {"scale_factors": "it changes the size of the image between steps"}
 
-#: All keys whose meaning for a run of ours is known.
+#: All keys whose meaning for our runs is known.
 KNOWN = LEVELS | ANSWER | HARMLESS.keys() | REFUSED.keys()
 
 #: Classes whose steps clip the denoised prediction; other classes carry the keys of clipping without reading them.
@@ -48,7 +48,7 @@ THRESHOLDING = frozenset({
     "SASolverScheduler", "UniPCMultistepScheduler",
 })  # fmt: skip
 
-#: Classes whose levels are times of rectified flow whatever their configuration says.
+#: Classes whose levels are times of rectified flow in every configuration.
 FLOWS = frozenset({
     "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
     "LTXEulerAncestralRFScheduler",
@@ -58,7 +58,7 @@ _TOKENS = "it unmasks or changes tokens, which no differential equation does: ke
 _UPWARDS = "it runs from data to noise; diffode.solve does that with upwards=True"
 _CONSISTENCY = "its network is a consistency function, which answers with the end of the flow: keep it"
 
-#: Classes that no solver of ours can replace, each with the reason and a call that works where there is one.
+#: Classes that no solver of diffode can replace, each with the reason, and with a call that works if there is one.
 CLASSES = {
     **dict.fromkeys(("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
                      "VQDiffusionScheduler"), _TOKENS),

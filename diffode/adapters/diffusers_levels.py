@@ -244,7 +244,7 @@ class Replaced:
         start = float(getattr(scheduler, "init_noise_sigma", 1.0))
         if self.convention.kind != "table":
             return start
-        # The state of a scheduler that scales the network's input is x/alpha, where ours is x.
+        # The state of a scheduler that scales the network's input is x/alpha; diffode's is x.
         scaled = scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), scheduler.timesteps[0])
         return start * float(path.alpha(times[0])) if float(scaled) != 1 else start
 
@@ -295,9 +295,9 @@ def _judge(name: str, config: Mapping[str, Any]) -> None:
     """Raise ArgumentError for keys that our runs do not honour."""
     for key, value in config.items():
         if key in keys.REFUSED and value is not None:
-            raise ArgumentError(f"{name} has {key}={value!r:.60}: {keys.REFUSED[key]}, which ours does not do")
+            raise ArgumentError(f"{name} has {key}={value!r:.60}: {keys.REFUSED[key]}, which diffode's does not do")
         if key not in keys.KNOWN:
-            raise ArgumentError(f"{name} has {key}={value!r:.60}, whose meaning for a run of ours is not known")
+            raise ArgumentError(f"{name} has {key}={value!r:.60}, whose meaning for a run of diffode is not known")
 
 
 def configuration(scheduler: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _COMMANDS = {
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
     "recommend": "Rank stored results for a budget, and say how sure that is.",
     "verify": "Hold a field against the equations that define it.",
-    "check": "Judge a sampler, ours or anyone's: order, limit, evaluations, repeatability.",
+    "check": "Judge a sampler, of diffode or of others: order, limit, evaluations, repeatability.",
     "check-field": "Find the usual mistakes in a field of your own, and their fixes.",
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",

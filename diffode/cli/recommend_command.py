@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--dim", default=None, help="The --dim that bench was given.")
 @click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="The --scale that bench was given.")
 @click.option("--suite", default="quick", show_default=True, help="Suite whose stored results are used.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many to show.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of methods to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Seeds that bench was run with.")
 @output_option

@@ -103,7 +103,7 @@ class ExactField(Field):
         when: Scalar
         if isinstance(t, Tensor) and t.ndim:
             if t.shape != (x.shape[0],):
-                raise ArgumentError(f"t must be a number or one time a row, shape ({x.shape[0]},); got {tuple(t.shape)}")
+                raise ArgumentError(f"t must be a number or a time per row, shape ({x.shape[0]},); got {tuple(t.shape)}")
             when = t.to(x.device, torch.float64)[:, None]
         else:
             try:

@@ -1,4 +1,4 @@
-r"""Fields: what a solver calls. Any one of velocity, noise, denoised or score determines the others on a path.
+r"""Fields, which solvers call. Any one of velocity, noise, denoised or score determines the others on a path.
 
 With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t]`, noise
 :math:`\varepsilon = (x - \alpha D)/\sigma`, velocity :math:`v = \alpha' D + \sigma'\varepsilon` and score

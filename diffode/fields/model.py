@@ -15,7 +15,7 @@ from diffode.errors import ArgumentError, FieldError
 
 @dataclass(frozen=True)
 class Shared:
-    """What :func:`shared` makes."""
+    """The wrapper that :func:`shared` puts around a value."""
 
     value: Any
 
@@ -152,7 +152,7 @@ def row_times(t: float | Tensor, x: Tensor) -> Tensor:
 
 
 def single_time(model: Model, ask: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float | Tensor], Tensor]:
-    """``ask``, which calls ``model`` with one time for all rows, as a function that takes times per row: one call a row."""
+    """A function that takes times per row, from ``ask``, which calls ``model`` with one time: it makes a call for each row."""
 
     def function(x: Tensor, t: float | Tensor) -> Tensor:
         if not isinstance(t, Tensor) or not t.ndim:

@@ -92,7 +92,7 @@ def as_torchsde(field: Field, eta: float = 1.0, *, start: float | None = None, s
 
 
 class ReverseSDE:
-    """What :func:`as_torchsde` makes: ``f``, ``g``, ``noise_type`` and ``sde_type``."""
+    """The object that :func:`as_torchsde` makes, with ``f``, ``g``, ``noise_type`` and ``sde_type``."""
 
     noise_type, sde_type = "diagonal", "ito"
 

@@ -20,6 +20,7 @@ from diffode.paths import get as get_path
 from diffode.targets import get as get_target
 from diffode.tensor_files import finite, read_tensors, text, write_tensors
 
+#: Schema of a file with one denoiser.
 SCHEMA = "diffode-denoiser-1"
 _FOLDER = FilePath(__file__).parent / "weights"
 #: Largest width, in units or channels, that a file may give a network: no file fills the memory.

@@ -26,7 +26,7 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     if table is None:
         raise ArgumentError("push_forward_kl needs a solver with a tableau; an adaptive run is not one map")
     if field.target.dim > max_dim:
-        raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (one backward pass a coordinate), got {field.target.dim}")
+        raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (a backward pass per coordinate), got {field.target.dim}")
     first, last = outcome.times[0], outcome.times[-1]
     outcome.check_points(2, "push_forward_kl")
     x = field.marginal(len(outcome.end), first, generator=outcome.stream(7))

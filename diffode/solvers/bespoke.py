@@ -124,7 +124,7 @@ class Bespoke(TrainedSolver):
         if not self.file:
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
         if not isinstance(self.file, str):
-            raise ArgumentError(f"file must be a path that does not read as a number or list, such as ./{self.file}")
+            raise ArgumentError(f"file must be a name that does not read as a number or list, such as ./{self.file}")
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
         object.__setattr__(self, "checkpoint", load_checkpoint(self.file))

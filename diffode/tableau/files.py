@@ -19,6 +19,7 @@ from diffode.tensor_files import read_tensors, text, write_tensors
 if TYPE_CHECKING:
     from diffode.tableau.table import Tableau
 
+#: Schema of a file with one table.
 _SCHEMA = "diffode-tableau-1"
 #: Largest number of rows of a table in a file; in memory a row takes about ten times its size in the file.
 _MOST_ROWS = 100_000

@@ -42,7 +42,7 @@ _NARROW = 8
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level: alpha and sigma are floats, or (b,) tensors with one value a row."""
+    """A noise level: alpha and sigma are floats, or (b,) tensors with a value for each row."""
 
     alpha: Scalar
     sigma: Scalar

@@ -16,7 +16,7 @@ class Target(ABC):
     """A data distribution p_0 on R^dim whose noised laws p(x_t), x_t = alpha x_0 + sigma eps, are known in closed form.
 
     To add your own, subclass it, implement the abstract members and call ``diffode.targets.register(name, make)``.
-    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with one value a row; ``x`` is (B, dim).
+    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with a value for each row; ``x`` is (B, dim).
     """
 
     #: Number of coordinates of one sample.
