@@ -285,39 +285,39 @@ def _positive(name: str, value: float) -> None:
 
 
 def karras(rho: float = 7.0, to_zero: bool = False) -> Grid:
-    """Times of linear rho^(1/7) (Karras et al., arXiv 2206.00364, equation 5); the option ``rho`` is the exponent 7."""
+    """rho^(1/7) falls linearly (Karras et al., arXiv 2206.00364, equation 5); the option ``rho`` is the exponent 7."""
     _positive("rho", rho)
     return Grid(in_rho(lambda u, high, low: _power(u, high, low, rho)), to_zero)
 
 
 def log_snr(to_zero: bool = False) -> Grid:
-    """Times of linear log-SNR (Lu et al., arXiv 2206.00927)."""
+    """The log-SNR rises linearly (Lu et al., arXiv 2206.00927)."""
     return Grid(in_rho(lambda u, high, low: high ** (1 - u) * low**u), to_zero)
 
 
 def polyexponential(rho: float = 1.0, to_zero: bool = False) -> Grid:
-    """Times of log(sigma/alpha) linear in (1 - u)^rho (k-diffusion); rho = 1 is ``log_snr``."""
+    """log(sigma/alpha) is linear in (1 - u)^rho (k-diffusion); rho = 1 is ``log_snr``."""
     _positive("rho", rho)
     return Grid(in_rho(lambda u, high, low: low * (high / low) ** ((1 - u) ** rho)), to_zero)
 
 
 def kl_optimal(to_zero: bool = False) -> Grid:
-    """Times of linear atan(rho) (Sabour et al., arXiv 2404.14507, theorem 3.1)."""
+    """atan(rho) falls linearly (Sabour et al., arXiv 2404.14507, theorem 3.1)."""
     return Grid(in_rho(lambda u, high, low: math.tan(u * math.atan(low) + (1 - u) * math.atan(high))), to_zero)
 
 
 def time_uniform(to_zero: bool = False) -> Grid:
-    """Linear times."""
+    """t falls linearly."""
     return Grid(in_time(lambda u, a, b: a + u * (b - a)), to_zero)
 
 
 def time_quadratic(to_zero: bool = False) -> Grid:
-    """Times of linear sqrt(t) (Song et al., arXiv 2010.02502)."""
+    """The square root of t falls linearly (Song et al., arXiv 2010.02502)."""
     return Grid(in_time(lambda u, a, b: _power(u, a, b, 2.0)), to_zero)
 
 
 def cosine(to_zero: bool = False) -> Grid:
-    """Times t_min + (t_max - t_min) cos(pi u/2): the first steps, where noise is largest, are small (arXiv 2202.04200)."""
+    """t = t_min + (t_max - t_min) cos(pi u/2): the first steps, where noise is largest, are small (arXiv 2202.04200)."""
     return Grid(in_time(lambda u, a, b: b + (a - b) * math.cos(math.pi / 2 * u)), to_zero)
 
 

@@ -19,7 +19,7 @@ from diffode.paths import Path
 #: timestep. ``exploding``: flow matching with noise levels above 1. ``angle``: the trigonometric path.
 Kind = Literal["table", "flow", "edm", "continuous", "exploding", "angle"]
 
-#: The views of diffusers' prediction types; the view of ``v_prediction`` depends on the kind.
+#: The views of diffusers' prediction types, except for ``v_prediction``, which is none.
 _VIEWS: dict[str, Prediction] = {"epsilon": "noise", "sample": "denoised", "flow_prediction": "velocity"}
 
 

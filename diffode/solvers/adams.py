@@ -82,7 +82,7 @@ class LMS(Adams):
 
 @dataclass(frozen=True, kw_only=True)
 class DEIS(Adams):
-    """DEIS-tAB: polynomials of the noise prediction in VP time with weight d rho/dt; each step uses ``order`` evaluations."""
+    """DEIS-tAB: polynomials in VP time through the last ``order`` noise predictions, with weight d rho/dt."""
 
     order: int = 3
 

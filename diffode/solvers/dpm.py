@@ -146,7 +146,7 @@ class DPMSolverPlusPlusSingle(SingleStep):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMFast(DPMSolver):
-    """DPM-Solver-fast: order 3 on steps uniform in log-SNR, the last ones of lower order, which cost ``evaluations``.
+    """DPM-Solver-fast: order 3 on steps uniform in log-SNR, the last ones of lower order, to spend all ``evaluations``.
 
     On a grid of one step, from start to end, it lays m = evaluations // 3 + 1 steps itself; on a grid of m steps it uses these.
     """
