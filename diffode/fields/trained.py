@@ -71,7 +71,9 @@ def build(facts: dict[str, Any]) -> Denoiser:
 
 
 def trained(name: str, path: Path | str = "edm") -> TrainedField:
-    """The network that ships for a target (else UnknownNameError), trained on EDM's noise levels, 0.002 to 80, along a path.
+    """The field along a path of the network that ships for a target; UnknownNameError if none ships.
+
+    It was trained on EDM's noise levels, 0.002 to 80.
 
     >>> field = trained("ring8")
     >>> field.facts["kind"]
