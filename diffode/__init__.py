@@ -4,7 +4,7 @@ A **target** noised along a **path** gives a **field**; a **solver** follows the
 **tableau**; the **solution** is held against a **reference** by a **metric**; a **study** does that for many
 combinations and a **report** shows error against NFE (number of function evaluations).
 
-Names are imported on first use, so ``import diffode`` costs nothing and does not load PyTorch.
+Names are imported on first use, so that ``import diffode`` is instant and does not load PyTorch.
 """
 
 import importlib

@@ -114,6 +114,7 @@ OWN = {
     "learned.Checkpoint": "stored as text", "learned.TrainedGrid": "stored as text",
     "learned.train_decoupled": "the line of tune_universal", "learned.train_grid": "the line of tune_universal",
     "grids.check_registered": "for texts out of files", "fields.TrainedField": "made by load_trained",
+    "solvers.DirectSolver": "followed by solve, which has a line; writes no table",
     "solvers.Solver.times_on": "what tableau asks for its times",
 }  # fmt: skip
 

@@ -128,7 +128,7 @@ def test_wrong_arguments_say_what_is_wrong(make, message):
         (torch.zeros(3, 2, dtype=torch.int64), 1.0, "float32 or float64"),
         (torch.zeros(3, 2), -1.0, "t must be a finite time >= 0"),
         (torch.zeros(3, 2), float("nan"), "t must be a finite"),
-        (torch.zeros(3, 2), torch.ones(2), "one time a row"),
+        (torch.zeros(3, 2), torch.ones(2), "a time per row"),
         (torch.zeros(3, 2), None, "must be a number or a tensor"),
         (torch.zeros(3, 2), "a", "must be a number or a tensor"),
         (torch.zeros(3), 1.0, r"x must be \(B, 2\)"),

@@ -248,7 +248,7 @@ def test_tables_ask_for_no_more_than_they_hold(tmp_path, name, value, words):
 
 def test_a_table_that_could_not_be_read_again_is_not_written(tmp_path):
     sparse = Tableau("noise", (Row(1.0), Row(0.5, {0: 1.0}, {}, {2**20: 0.1})), (0, 1), EDM)
-    with pytest.raises(ArgumentError, match="1,048,577 draws: leave no numbers out"):
+    with pytest.raises(ArgumentError, match="1,048,577 draws: number them without gaps"):
         sparse.save(tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -346,7 +346,8 @@ def test_every_key_of_a_study_has_its_type(key, value):
 
 @pytest.mark.parametrize(("content", "words"), [
     ({"imports": [None]}, "imports must be a list of texts"), ({"imports": "x"}, "imports must be a list"),
-    ({"imports": [""]}, "a module to import"), ({"summary": 3}, "summary must be a text"), ({"name": 3}, "name must be a text"),
+    ({"imports": [""]}, "module must be a text"), ({"summary": 3}, "summary must be a text"),
+    ({"name": 3}, "name must be a text"),
     ({"defaults": [1]}, "defaults must be a table"), ({"study": {}}, "at least one"), ({"study": "x"}, "at least one"),
     ({"defaults": {"study": []}}, "unknown key"), ({3: 4}, "unknown key 3"),
     ({"study": [STUDY | {"nfe": [1_000_000_000]}]}, "nfe must be integers >= 1 and <= 100000"),

@@ -134,7 +134,7 @@ def test_a_refined_brownian_path_keeps_its_values():
         torch.testing.assert_close(math.sqrt(stop - start) * b[i], sum(parts), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(brownian.draws(coarse), b, rtol=0, atol=0)
     assert abs(float(a.std()) - 1) < 0.4
-    with pytest.raises(ArgumentError, match="no increments of a Brownian path"):
+    with pytest.raises(ArgumentError, match="no increments of a Brownian motion"):
         brownian.draws(solvers.get("ddim").tableau(path, "karras", 4))
 
 

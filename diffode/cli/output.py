@@ -1,4 +1,4 @@
-"""What commands share: where results live, printing as JSON or as tables."""
+"""Options that commands share, the place of results, and printing as JSON or as tables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import click
 
 _NUMBER = re.compile(r"[-+\d.,/e]*")
 
-#: Where reports and the result store go unless told otherwise.
+#: Default folder of reports and the result store.
 OUTPUT = "diffode-report"
 
-#: What a budget is, in the help of every --nfe.
+#: Help of every --nfe.
 NFE_HELP = (
     "Budget of network calls. A step costs one with most solvers, two with heun or dpm:order=2, and twice that on a guided "
     "field: 8 steps of a guided model are --nfe 16."
@@ -30,7 +30,7 @@ store_option = click.option("--store", default=None, help="Result store (SQLite)
 
 
 def field_options(command: Any) -> Any:
-    """What has to be said of a field of one's own: --kind, --dim, --scale, --target."""
+    """Add the options that describe a user's field: --kind, --dim, --scale, --target."""
     for option in reversed(
         (
             click.option(
@@ -50,7 +50,7 @@ def field_options(command: Any) -> Any:
 
 
 def field_text(place: str, kind: str | None, dim: str | None, scale: float | None, truth: str | None) -> str:
-    """A field of one's own as a text, from :func:`field_options`."""
+    """A user's field as a text, from :func:`field_options`; ArgumentError if ``place`` names none."""
     from diffode.errors import ArgumentError
     from diffode.fields.own import FieldText, row_shape
 
@@ -60,10 +60,10 @@ def field_text(place: str, kind: str | None, dim: str | None, scale: float | Non
 
 
 def writable(output: str | FilePath, what: str = "output", *, make_folders: bool = False) -> FilePath:
-    """Try whether an output can be written, before the work whose result it is to hold; nothing is left behind.
+    """Try whether an output can be written, before the work whose result it will hold; nothing is left behind.
 
     Raises:
-        ArgumentError: if it can't be written; the message names it and what to do.
+        ArgumentError: if it can't be written; the message names it and a remedy.
     """
     from diffode import output_files
 
@@ -72,7 +72,7 @@ def writable(output: str | FilePath, what: str = "output", *, make_folders: bool
 
 @contextmanager
 def apart_from_prints() -> Iterator[None]:
-    """While a user's code runs: what it prints goes to stderr, so that stdout holds the answer alone."""
+    """Inside the block prints of a user's code go to stderr, so that stdout holds the answer alone."""
     with redirect_stdout(sys.stderr):
         yield
 
@@ -83,7 +83,7 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: numbers that are not finite become texts, ``"inf"`` and ``"nan"``."""
+    """A value that JSON can hold: numbers that are not finite become texts, ``"inf"`` and ``"nan"``."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -108,7 +108,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_checks(title: str, checks: Sequence[Any]) -> None:
-    """Print checks as a table: what was held against which tolerance, and where."""
+    """Print checks as a table with their residuals, tolerances and places."""
     rows = [
         ["ok" if c.passed else "FAILED", c.name, f"{c.value:.1e}" if c.value else "0", f"{c.tolerance:g}", c.detail]
         for c in checks

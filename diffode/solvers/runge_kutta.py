@@ -18,7 +18,7 @@ from diffode.tableau import Writer
 class RungeKutta(Solver):
     r"""z_i = z_s + dtheta \sum_j a_ij m_j, z_t = z_s + dtheta \sum_j b_j m_j (Butcher tableau a, b) in the chart's clock.
 
-    A step into sigma = 0 is an Euler step. Stage nodes are c_i = sum_j a_ij of the way, in the clock.
+    A step into sigma = 0 is an Euler step. Stage i lies at the share c_i = sum_j a_ij of the step, in the clock.
     """
 
     chart: str = "velocity"
@@ -57,7 +57,7 @@ class RungeKutta(Solver):
 
 
 def add_step(table: Writer, chart: Chart, x: int, t: float, evaluated: Sequence[int], weights: Sequence[float]) -> int:
-    """Append x_t = (S_t/S_s) x + S_t (theta_t - theta_s) sum_j w_j m_j, s being the time of row x."""
+    """Append x_t = (S_t/S_s) x + S_t (theta_t - theta_s) sum_j w_j m_j, where s is the time of row x; returns its row."""
     s = table.time(x)
     advance = chart.advance(s, t)
     return table.add(t, {x: chart.ratio(s, t)}, {j: advance * w for j, w in zip(evaluated, weights, strict=False)})
@@ -88,7 +88,7 @@ class Heun(RungeKutta):
 
 
 class Ralston(RungeKutta):
-    """Ralston's second-order method, of least truncation error among its kind."""
+    """Ralston's method, which has the least truncation error of the second-order two-stage methods."""
 
     name = "ralston"
     method = RALSTON
