@@ -2,11 +2,10 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from commandline import program
 
 import diffode
 from diffode import adapters
@@ -237,7 +236,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = program(code)
     assert "ArgumentError" in done.stdout
     assert "pip install" in done.stdout
     assert library in done.stdout

@@ -113,3 +113,8 @@ def test_a_chart_without_its_path_says_so():
         charts.get("noise", None).scale(0.5)
     with pytest.raises(ArgumentError, match="chart must be one of"):
         charts.get("nose", None)
+
+
+def test_phi_0_is_the_exponential_of_tensors_too():
+    z = torch.tensor([-3.0, 0.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(phi(0, z), z.exp())

@@ -2,11 +2,11 @@
 
 import ast
 import dataclasses
-import subprocess
 import sys
 import types
 
 import pytest
+from commandline import program
 
 from diffode import solvers
 from diffode.closure import REST, SOURCES, WHOLE, parts_of, version_of
@@ -201,10 +201,7 @@ def test_a_users_modules_count_with_what_they_import_themselves(tmp_path):
         (tmp_path / name / "factor.py").write_text(factor)
         (tmp_path / name / "inner.py").write_text(inner)
         (tmp_path / name / "mine.py").write_text(MINE.replace("VALUE", value))
-    command = [sys.executable, "-c", IN_FORKS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in program(IN_FORKS, tmp_path).stdout.splitlines()]
     own, measured, neither = ({line[0]: line[1 + i] for line in lines} for i in range(3))
     assert {name for name in variants if own[name] == own["as-it-is"]} == {"as-it-is", "commented"}
     assert {name for name in variants if measured[name] != measured["as-it-is"]} == {"factor", "method", "value"}

@@ -1,6 +1,7 @@
 """Grids optimised for a field."""
 
 import itertools
+import re
 import time
 
 import numpy as np
@@ -194,3 +195,24 @@ def test_parameters_are_confined_to_levels_between_those_of_start_and_end():
             moved[-1] += far
             asked = parameters.stages(parameters.confined(moved, 5.0, 0.1), 5.0, 0.1).levels
             torch.testing.assert_close(asked, torch.tensor([5.0, 2.0, wall, 0.1], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: levels.search(diffode.exact_field("ring8", "edm"), 4, seconds=0),
+            "seconds must be a positive number",
+            id="no seconds",
+        ),
+        pytest.param(
+            lambda: levels.gits("ring8", 4),
+            "such as diffode.exact_field('ring8', 'edm'), got str",
+            id="a name in place of a field",
+        ),
+        pytest.param(lambda: levels.ld3("ring8", 4), "field must be a diffode field", id="a name to lay levels for"),
+    ],
+)
+def test_levels_are_laid_for_fields_and_in_some_time(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

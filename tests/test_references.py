@@ -1,5 +1,7 @@
 """References: closed forms against integration, group property, and the error estimate."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +228,18 @@ def test_the_flow_of_any_mixture_composes_and_goes_back(field, seed):
     torch.testing.assert_close(both.x / size, direct.x / size, rtol=0, atol=1e-6)
     # Backwards the flow spreads: errors grow by as much as it contracted.
     torch.testing.assert_close(back.x / size, x / size, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: diffode.reference(lambda x, t: x, torch.zeros(1, 2), 1.0, 0.5),
+            "field must be a diffode field",
+            id="a reference of a function",
+        ),
+    ],
+)
+def test_a_reference_is_of_a_field(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()
