@@ -2,7 +2,7 @@
 
 import torch
 
-from diffode.learned import codebook
+from diffode.learned.universal import codebook
 from diffode.solvers.ranged import Ranged
 from diffode.tableau.stages import count_of
 

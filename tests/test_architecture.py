@@ -21,6 +21,22 @@ ROOMS = (
 )  # fmt: skip
 
 
+#: Rooms inside rooms, likewise.
+INNER = {"learned": ("arguments", "limit", "fitting", "universal", "tables", "conditional", "grids")}
+
+
+@pytest.mark.parametrize("room", INNER)
+def test_imports_point_up_the_list_inside_a_room_too(room):
+    for file in (PACKAGE / room).rglob("*.py"):
+        own = file.relative_to(PACKAGE / room).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for module in imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
+            found = module.split(".")
+            if found[:2] == ["diffode", room] and len(found) > 2:
+                assert INNER[room].index(found[2]) <= INNER[room].index(own), f"{file} imports {module}"
+
+
 def room_of(file):
     relative = file.relative_to(PACKAGE)
     return relative.parts[0].removesuffix(".py")

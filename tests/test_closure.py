@@ -95,7 +95,7 @@ def test_what_a_solver_uses_of_other_modules_is_in_its_closure(spec):
 
 
 def test_what_a_learned_solver_runs_on_is_in_its_closure():
-    assert ("diffode.learned.live", WHOLE) in SOURCES.closure(roots_of("amed_learned")).parts
+    assert ("diffode.learned.conditional.live", WHOLE) in SOURCES.closure(roots_of("amed_learned")).parts
 
 
 def with_another_class(module, name):

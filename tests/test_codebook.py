@@ -11,10 +11,10 @@ from published_members import like, random_members
 import diffode
 from diffode import GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, FileFormatError
-from diffode.learned import codebook
-from diffode.learned.batches import UNITS, Setting, batches
-from diffode.learned.codebook import Assignment, Recipe, train_codebook
-from diffode.learned.family import wide_mixture
+from diffode.learned.universal import codebook
+from diffode.learned.universal.batches import UNITS, Setting, batches
+from diffode.learned.universal.codebook import Assignment, Recipe, train_codebook
+from diffode.learned.universal.family import wide_mixture
 from diffode.solvers.checkpoints import load_codebooks, save_codebooks
 from diffode.tableau.stages import noise_function
 from diffode.tensor_files import read_tensors, write_tensors

@@ -16,7 +16,7 @@ from diffode.cli.main import command
 from diffode.cli.plain_text import plain_text
 from diffode.errors import BudgetError
 from diffode.fields import ExactField, Field
-from diffode.learned import levels
+from diffode.learned.grids import levels
 
 SHIPPED = Path(fields.__file__).parent / "weights/ring8.safetensors"
 EDM, RING = paths.get("edm"), targets.get("ring8")

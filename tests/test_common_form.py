@@ -11,7 +11,7 @@ from solver_list import DETERMINISTIC, in_noise_levels
 import diffode
 from diffode import paths, solvers, testing
 from diffode.errors import ArgumentError
-from diffode.learned.training import output_weights
+from diffode.learned.tables.training import output_weights
 from diffode.tableau.stages import Stages, noise_function
 
 HAVE_ONE = [spec for spec in DETERMINISTIC if in_noise_levels(spec)]

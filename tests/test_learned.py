@@ -9,11 +9,12 @@ import torch
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
-from diffode.learned import limit, published, train_gaussian, train_table, training
-from diffode.learned.gauss_newton import Problem, fit
+from diffode.learned import limit, train_gaussian, train_table
+from diffode.learned.fitting.gauss_newton import Problem, fit
+from diffode.learned.fitting.parameters import Levels, Table, to_shares
+from diffode.learned.fitting.problems import problem_for
 from diffode.learned.limit import Limit
-from diffode.learned.parameters import Levels, Table, to_shares
-from diffode.learned.problems import problem_for
+from diffode.learned.tables import published, training
 from diffode.randomness import keyed
 from diffode.tableau.stages import Stages
 

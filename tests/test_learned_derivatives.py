@@ -7,10 +7,10 @@ from test_common_form import stages_of
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
-from diffode.learned.gauss_newton import _normal_equations
-from diffode.learned.parameters import Levels, Table, from_shares, to_shares
-from diffode.learned.problems import problem_for
-from diffode.learned.sensitivities import Recording
+from diffode.learned.fitting.gauss_newton import _normal_equations
+from diffode.learned.fitting.parameters import Levels, Table, from_shares, to_shares
+from diffode.learned.fitting.problems import problem_for
+from diffode.learned.fitting.sensitivities import Recording
 from diffode.solvers.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of, from_vector, noise_function, to_vector
 

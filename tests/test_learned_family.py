@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diffode.learned import family
-from diffode.learned.family import random_mixture
+from diffode.learned.universal import family
+from diffode.learned.universal.family import random_mixture
 
 
 def test_mixtures_of_the_family_lie_on_lattices_too():

@@ -11,8 +11,9 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
-from diffode.learned import levels, train_gaussian, train_table
-from diffode.learned.parameters import Decoupled, Table
+from diffode.learned import train_gaussian, train_table
+from diffode.learned.fitting.parameters import Decoupled, Table
+from diffode.learned.grids import levels
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages
 

@@ -13,7 +13,8 @@ from commandline import diffode
 from diffode import learned, output_files
 from diffode.cli import train_command, training_log
 from diffode.errors import ArgumentError
-from diffode.learned import load_checkpoint, load_grid, published, training
+from diffode.learned import load_checkpoint, load_grid
+from diffode.learned.tables import published, training
 
 RING = ("--target", "ring8", "--nfe", "3", "--points", "16")
 

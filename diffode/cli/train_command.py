@@ -251,8 +251,8 @@ def _amed(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any
 
     from diffode import fields
     from diffode.cli.training_log import curve
-    from diffode.learned.amed import save_amed, train_amed
-    from diffode.learned.problems import problem_for
+    from diffode.learned.conditional.amed import save_amed, train_amed
+    from diffode.learned.fitting.problems import problem_for
     from diffode.randomness import keyed
 
     began = time.perf_counter()
@@ -281,7 +281,7 @@ def _amed(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any
 
 def _grid(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
     from diffode import fields
-    from diffode.learned.grid_training import errors_on, train_grid
+    from diffode.learned.grids.grid_training import errors_on, train_grid
 
     field = fields.exact_field(order.target, order.path)
     given = {} if order.name == "dmn" else order.given
@@ -310,7 +310,7 @@ def _draw(trained: Trained, file: FilePath) -> None:
     from matplotlib.figure import Figure
 
     from diffode.cli.training_log import in_words
-    from diffode.learned.training import output_weights
+    from diffode.learned.tables.training import output_weights
 
     checkpoint = trained.checkpoint
     figure = Figure(figsize=(13, 3.8), layout="constrained")

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
+from diffode.learned.fitting.parameters import Parameters
+from diffode.learned.fitting.sensitivities import Recording
+from diffode.learned.fitting.trajectory import Trajectory
 from diffode.learned.limit import STOPPED_BY, Limit, StoppedBy
-from diffode.learned.parameters import Parameters
-from diffode.learned.sensitivities import Recording
-from diffode.learned.trajectory import Trajectory
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.randomness import keyed
 from diffode.tableau.stages import NoiseFunction, Stages

@@ -22,10 +22,10 @@ from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
 from diffode.input_files import believed
 from diffode.learned.arguments import LARGEST, bounded, check_seed, finite_levels, path_of, row_shape
-from diffode.learned.gauss_newton import Problem, descend, output_directions
+from diffode.learned.fitting.gauss_newton import Problem, descend, output_directions
+from diffode.learned.fitting.problems import problem_for, starts_for
 from diffode.learned.limit import Limit, StoppedBy
-from diffode.learned.problems import problem_for, starts_for
-from diffode.learned.training import Trained
+from diffode.learned.tables.training import Trained
 from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint

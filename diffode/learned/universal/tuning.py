@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import Field
 from diffode.learned.arguments import check_seed, field_on, row_shape
-from diffode.learned.choice import Choice, choices, fits, ranked, table_of
-from diffode.learned.gauss_newton import Problem
-from diffode.learned.problems import problem_for
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.fitting.problems import problem_for
+from diffode.learned.universal.choice import Choice, choices, fits, ranked, table_of
 from diffode.paths import Path
 from diffode.randomness import keyed
 from diffode.solvers.bespoke import Universal, shipped_members, shipped_tables

@@ -18,10 +18,10 @@ from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.arguments import check_seed, path_of, row_shape
-from diffode.learned.gauss_newton import Problem, Progress, fit
+from diffode.learned.fitting.gauss_newton import Problem, Progress, fit
+from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
+from diffode.learned.fitting.problems import problem_for
 from diffode.learned.limit import Limit
-from diffode.learned.parameters import Decoupled, Levels, from_shares
-from diffode.learned.problems import problem_for
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.randomness import keyed

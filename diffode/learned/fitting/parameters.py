@@ -1,7 +1,7 @@
 r"""What is free in a trained sampler: maps from a vector of parameters to :class:`Stages`, with their derivatives.
 
 The numbers of a sampler are counted in the order c, b row by row, log rho of the inner levels, as
-:class:`diffode.learned.sensitivities.Recording` does, in units of the data's scale.
+:class:`diffode.learned.fitting.sensitivities.Recording` does, in units of the data's scale.
 """
 
 from __future__ import annotations

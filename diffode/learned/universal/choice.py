@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from diffode.learned.batches import UNITS
-from diffode.learned.gauss_newton import Problem
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.universal.batches import UNITS
 from diffode.solvers.ranged import Ranged
 from diffode.tableau.stages import Stages
 

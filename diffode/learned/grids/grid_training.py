@@ -12,12 +12,12 @@ from diffode import grids, solvers
 from diffode.errors import ArgumentError, UnknownNameError
 from diffode.fields import Field
 from diffode.grid_files import TrainedGrid
-from diffode.learned import levels
 from diffode.learned.arguments import check_seed, field_on, path_of, row_shape
-from diffode.learned.gauss_newton import Problem
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.fitting.problems import problem_for
+from diffode.learned.grids import levels
 from diffode.learned.limit import Limit
-from diffode.learned.problems import problem_for
-from diffode.learned.training import Trained
+from diffode.learned.tables.training import Trained
 from diffode.paths import Path
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint

@@ -19,8 +19,8 @@ from torch import Tensor
 from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError
 from diffode.learned.arguments import check_seed
-from diffode.learned.batches import UNITS, Batch
-from diffode.learned.gauss_newton import output_directions
+from diffode.learned.fitting.gauss_newton import output_directions
+from diffode.learned.universal.batches import UNITS, Batch
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.paths import EDM
 from diffode.randomness import keyed

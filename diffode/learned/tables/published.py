@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError
-from diffode.learned.choice import choices, ranked, table_of
-from diffode.learned.gauss_newton import Problem
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.universal.choice import choices, ranked, table_of
 from diffode.paths import Path
 from diffode.solvers.bespoke import shipped_members
 from diffode.tableau.stages import Stages

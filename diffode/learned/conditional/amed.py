@@ -25,8 +25,8 @@ from diffode.fields import Field
 from diffode.flows import reference
 from diffode.input_files import believed
 from diffode.learned.arguments import LARGEST, bounded, check_seed, path_of, row_shape
+from diffode.learned.conditional.live import LiveWriter
 from diffode.learned.limit import Limit, StoppedBy
-from diffode.learned.live import LiveWriter
 from diffode.paths import Path
 from diffode.randomness import keyed
 from diffode.solvers.amed import AMED

@@ -7,8 +7,8 @@ import math
 from diffode.fields import ExactField, Field
 from diffode.flows import flow_states
 from diffode.learned.arguments import finite_levels
-from diffode.learned.gauss_newton import Problem
-from diffode.learned.trajectory import exact_trajectory
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.fitting.trajectory import exact_trajectory
 from diffode.paths import Path
 from diffode.randomness import Randomness
 from diffode.tableau.stages import noise_function

@@ -14,11 +14,11 @@ from diffode import paths
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.arguments import check_seed, field_on, finite_levels, row_shape
-from diffode.learned.gauss_newton import Fit, Problem, fit
+from diffode.learned.fitting.gauss_newton import Fit, Problem, fit
+from diffode.learned.fitting.parameters import Table
+from diffode.learned.fitting.problems import FEWEST, problem_for, starts_for
 from diffode.learned.limit import Limit, StoppedBy
-from diffode.learned.parameters import Table
-from diffode.learned.problems import FEWEST, problem_for, starts_for
-from diffode.learned.published import Published, candidates
+from diffode.learned.tables.published import Published, candidates
 from diffode.paths import Path
 from diffode.randomness import keyed
 from diffode.solvers.checkpoints import Checkpoint

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffode.learned.family import Parts
+from diffode.learned.universal.family import Parts
 from diffode.numerics.butcher import KUTTA
 from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
