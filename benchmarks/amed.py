@@ -13,8 +13,8 @@ import argparse
 import torch
 
 from diffode import fields, paths, solvers
+from diffode.flows import reference
 from diffode.learned import train_amed
-from diffode.references import reference
 
 TARGETS = (
     "bimodal1d", "gauss2d", "line16", "ring8", "grid25", "spiral", "moons", "pinwheel", "rare", "digits-gmm10",

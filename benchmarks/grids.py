@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from diffode import fields, grids, paths, solvers
-from diffode.learned import levels
-from diffode.references import reference
+from diffode.flows import reference
+from diffode.learned.grids import levels
 
 EDM = paths.get("edm")
 POLYNOMIALS = [f"karras:rho={rho}" for rho in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 9, 12, 16, 24)]

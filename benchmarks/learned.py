@@ -6,7 +6,7 @@ target and number of evaluations, on EDM from 80 to 0.002:
 * *hand-made*: the best of all solvers and grids below in hindsight, that is, chosen on the very test starts (rho tuned; eight
   finalists on 64 of them, the best on all), and the best of them on the grid they are published with (karras, rho = 7);
 * *bespoke*: a table trained for this target and number on other starts (``diffode.learned.train_table``);
-* *conditioned* (with ``--conditioned``): that table made to depend on the sample (``diffode.learned.conditioned.condition``);
+* *conditioned* (with ``--conditioned``): that table made to depend on the sample (``diffode.learned.condition``);
 * *universal*: the table that ships, which has seen none of these targets; *tuned*: the member of its codebook, which has not
   either, that is best on 256 other starts (``diffode.learned.tune_universal``), as rho is tuned for hand-made solvers.
 
@@ -34,9 +34,9 @@ import torch
 
 from diffode import fields, paths, solvers, targets
 from diffode.errors import ArgumentError
+from diffode.flows import reference
 from diffode.learned import train_table, tune_universal
-from diffode.learned.conditioned import condition
-from diffode.references import reference
+from diffode.learned.conditional.conditioned import condition
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages, noise_function
 

@@ -4,7 +4,7 @@ A **target** noised along a **path** gives a **field**; a **solver** follows the
 **tableau**; the **solution** is held against a **reference** by a **metric**; a **study** does that for many
 combinations and a **report** shows error against NFE (number of function evaluations).
 
-Names are imported on first use, so ``import diffode`` costs nothing and does not load PyTorch.
+Names are imported on first use, so that ``import diffode`` is instant and does not load PyTorch.
 """
 
 import importlib
@@ -17,11 +17,11 @@ _ROOMS = (
     "charts",
     "errors",
     "fields",
+    "flows",
     "grids",
     "learned",
     "metrics",
     "paths",
-    "references",
     "solvers",
     "studies",
     "tableau",
@@ -40,8 +40,10 @@ _NAMES = {
     "Solver": "solvers",
     "Tableau": "tableau",
     "Target": "targets",
+    "ExactFlow": "flows",
     "exact_field": "fields",
-    "reference": "references",
+    "flow": "flows",
+    "reference": "flows",
     "solve": "solvers",
 }
 
@@ -53,11 +55,11 @@ if TYPE_CHECKING:
         charts,
         errors,
         fields,
+        flows,
         grids,
         learned,
         metrics,
         paths,
-        references,
         solvers,
         studies,
         tableau,
@@ -66,15 +68,15 @@ if TYPE_CHECKING:
     )
     from diffode.charts import Chart
     from diffode.fields import ExactField, Field, exact_field
+    from diffode.flows import ExactFlow, flow, reference
     from diffode.paths import Path
-    from diffode.references import reference
     from diffode.solvers import Solution, Solver, solve
     from diffode.tableau import BrownianPath, Tableau
     from diffode.targets import GaussianMixture, LowRank, Target
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _ROOMS or name == "references":
         return importlib.import_module(f"diffode.{name}")
     if name in _NAMES:
         return getattr(importlib.import_module(f"diffode.{_NAMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Arrays in ``.npy`` and ``.npz`` files: headers are checked against the sizes of files before use. Never pickle."""
+"""Arrays in ``.npy`` and ``.npz`` files, whose headers are checked against the sizes of the files. Never pickle."""
 
 from __future__ import annotations
 
@@ -15,13 +15,28 @@ from diffode.input_files import believed, opened, shown
 
 Array = np.ndarray[Any, Any]
 
-#: Bytes of a file, and of all arrays of an archive when they are unpacked: up to _UNPACKED, or so many times the archive.
-_LARGEST_FILE, _UNPACKED, _MOST_TIMES = 2**31, 2**26, 100
-_MOST_ARRAYS, _MOST_AXES, _LONGEST_HEADER = 100, 16, 10_000
-#: What ends an archive: its record of 22 bytes, with the number and the bytes of its list of arrays.
-_END, _END_OF_ARCHIVE, _MOST_LISTED = b"PK\x05\x06", 22, 2**16
-#: What stands before that record if another, larger one holds these numbers instead.
-_LOCATOR, _LOCATOR_BYTES = b"PK\x06\x07", 20
+#: Largest size of a file, in bytes, and of the unpacked arrays of an archive.
+_LARGEST_FILE = 2**31
+#: Size of unpacked arrays, in bytes, that every archive may have.
+_UNPACKED = 2**26
+#: Largest ratio of the size of unpacked arrays to that of the archive, if they are larger than ``_UNPACKED``.
+_MOST_UNPACKING = 100
+#: Largest number of arrays of an archive.
+_MOST_ARRAYS = 100
+#: Largest number of axes of an array.
+_MOST_AXES = 16
+#: Largest size of an array's header, in bytes.
+_LONGEST_HEADER = 10_000
+#: First bytes of the record that ends an archive and holds the size of the list of its arrays.
+_END = b"PK\x05\x06"
+#: Size of that record, in bytes.
+_END_BYTES = 22
+#: Largest size of the list of arrays, in bytes.
+_LONGEST_LIST = 2**16
+#: First bytes of the record that stands before it where another, larger one holds that size instead.
+_LOCATOR = b"PK\x06\x07"
+#: Size of that record, in bytes.
+_LOCATOR_BYTES = 20
 
 
 def read_array(file: str | FilePath, what: str | None = None) -> Array:
@@ -29,11 +44,11 @@ def read_array(file: str | FilePath, what: str | None = None) -> Array:
 
     Args:
         file: the file.
-        what: what messages call it; by default the file's name.
+        what: its name in messages; by default the file's name.
 
     Raises:
         ArgumentError: if there is no such file, or it can't be read.
-        FileFormatError: if it is damaged or of another kind, or holds something else than finite real numbers.
+        FileFormatError: if it is damaged or of another kind, or does not hold finite real numbers.
     """
     name = what or f"file {str(file)!r}"
     with opened(file, name, _LARGEST_FILE) as (handle, size), believed(name, "a readable .npy file"):
@@ -50,11 +65,11 @@ def read_array(file: str | FilePath, what: str | None = None) -> Array:
 
 
 def read_arrays(file: str | FilePath, what: str | None = None) -> dict[str, Array]:
-    """The real arrays of an ``.npz`` file by their names, with the types in which they are stored.
+    """The real arrays of an ``.npz`` file by their names, in the dtypes in which they are stored.
 
     Raises:
         ArgumentError: if there is no such file, or it can't be read.
-        FileFormatError: if it is damaged or of another kind, holds something else, or would be very large when unpacked.
+        FileFormatError: if it is damaged or of another kind, holds anything but real arrays, or unpacks into too many bytes.
     """
     name = what or f"file {str(file)!r}"
     with opened(file, name, _LARGEST_FILE) as (handle, size), believed(name, "a readable .npz file"):
@@ -62,7 +77,7 @@ def read_arrays(file: str | FilePath, what: str | None = None) -> dict[str, Arra
         with zipfile.ZipFile(handle) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)
-            if len(members) > _MOST_ARRAYS or total > max(_UNPACKED, min(_MOST_TIMES * size, _LARGEST_FILE)):
+            if len(members) > _MOST_ARRAYS or total > max(_UNPACKED, min(_MOST_UNPACKING * size, _LARGEST_FILE)):
                 raise FileFormatError(
                     f"{name} says that it unpacks into {len(members)} arrays of {total:,} bytes; that is too much"
                 )
@@ -77,20 +92,20 @@ def read_arrays(file: str | FilePath, what: str | None = None) -> dict[str, Arra
 
 
 def write_array(handle: BinaryIO, values: Array) -> None:
-    """Write an array as ``.npy``. NumPy's own ``save`` does not say why a file can't be written."""
+    """Write an array as ``.npy``. NumPy's own ``save`` hides the reason why a file can't be written."""
     values = np.asarray(values, order="C")
     np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(values))
     handle.write(values.reshape(-1).view(np.uint8).data)
 
 
 def _array(stream: Any, size: int) -> Array:
-    """The array in a stream of so many bytes: its header says how many there must be."""
+    """The array in a stream of ``size`` bytes; ValueError unless its header implies this size."""
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if reader is None:
         raise ValueError(f"version {version} of the format is not known")
     with warnings.catch_warnings():
-        # A header by Python 2 is read, and warned about; a damaged one may look like it.
+        # NumPy warns about headers that Python 2 wrote, and a damaged header may look like one.
         warnings.simplefilter("ignore")
         shape, by_columns, dtype = reader(stream, max_header_size=_LONGEST_HEADER)
     if dtype.kind not in "fiu":
@@ -104,32 +119,32 @@ def _array(stream: Any, size: int) -> Array:
             f"its header says {shown(shape)} numbers of {dtype.itemsize} bytes, the file has {room:,} bytes for them"
         )
     content = stream.read(room)
-    # The end of a packed array carries its checksum, which is looked at when it is reached.
+    # Reading past the end of a packed array checks its checksum.
     if len(content) != room or stream.read(1):
         raise ValueError("it ends too early or too late")
-    # A copy, since what lies in the bytes themselves can't be written to.
+    # A copy can be written to, unlike the bytes themselves.
     values = np.frombuffer(content, dtype=dtype, count=count).copy()
     return values.reshape(shape, order="F" if by_columns else "C")
 
 
 def _check_end(handle: BinaryIO, size: int) -> None:
-    """Look at the record that ends an archive: the list of its arrays is read at once, and is as long as this says."""
-    length = min(size, _END_OF_ARCHIVE + _LOCATOR_BYTES)
+    """Raise ValueError unless an archive's last record gives a short list of arrays, since the list is read at once."""
+    length = min(size, _END_BYTES + _LOCATOR_BYTES)
     handle.seek(size - length)
     end = handle.read(length)
-    record = end[-_END_OF_ARCHIVE:]
-    if len(record) < _END_OF_ARCHIVE or not record.startswith(_END) or end[:-_END_OF_ARCHIVE].startswith(_LOCATOR):
+    record = end[-_END_BYTES:]
+    if len(record) < _END_BYTES or not record.startswith(_END) or end[:-_END_BYTES].startswith(_LOCATOR):
         raise ValueError("it does not end as an archive of arrays does")
-    if int.from_bytes(record[12:16], "little") > _MOST_LISTED:
+    if int.from_bytes(record[12:16], "little") > _LONGEST_LIST:
         raise ValueError("the list of its arrays is too long")
     handle.seek(0)
 
 
 def points_from(file: str | FilePath, what: str, least: int) -> Array:
-    """Data as a ``.npy`` file holds them: finite points (n, *shape), n at least ``least``; float64.
+    """Data in a ``.npy`` file: finite points (n, *shape) with n at least ``least``; float64.
 
     Raises:
-        ArgumentError: if there is no such file, or it holds something else.
+        ArgumentError: if there is no such file, or its array has another shape.
         FileFormatError: if it is damaged or of another kind.
     """
     found = read_array(file, what)

@@ -1,8 +1,8 @@
-"""A folder of small computed arrays keyed by content: references are computed once a machine.
+"""A folder of small computed arrays keyed by content, so that a machine computes each reference once.
 
-It lies in ``$DIFFODE_CACHE``, else in ``$XDG_CACHE_HOME/diffode`` or ``~/.cache/diffode``. Entries are written to a
-temporary file and renamed, so a killed process leaves none half-written; each carries a checksum of its key and its arrays. An
-entry that is unreadable or damaged is computed again, and a folder that can't be written only costs time.
+It lies in ``$DIFFODE_CACHE``, else in ``$XDG_CACHE_HOME/diffode`` or ``~/.cache/diffode``. Entries are written to a temporary
+file and renamed, so that a killed process leaves no half-written one; each carries a checksum of its key and its arrays. An
+unreadable or damaged entry is computed again, and a folder that can't be written only costs time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def folder() -> Path:
-    """Where cached arrays lie."""
+    """The folder of cached arrays."""
     own = os.environ.get("DIFFODE_CACHE")
     if own:
         return Path(own)
@@ -29,7 +29,7 @@ def folder() -> Path:
 
 
 def key_of(*parts: object) -> str:
-    """A hash of texts, numbers and tensors: equal content, equal key."""
+    """A hash of texts, numbers and tensors; equal contents have equal keys."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
@@ -42,7 +42,7 @@ def key_of(*parts: object) -> str:
 
 
 def read(key: str) -> dict[str, Tensor] | None:
-    """The arrays stored under a key, or None if there are none or they are not what was written."""
+    """The arrays stored under a key; None if there are none, or their checksum does not fit."""
     try:
         content = (folder() / f"{key}.safetensors").read_bytes()
         arrays = load(content)

@@ -24,54 +24,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
+from diffode.numerics.exponential import phi
+from diffode.numerics.polynomials import weights_of
 from diffode.paths import VP, Path
 from diffode.paths import get as get_path
 
 #: Gauss-Legendre nodes and weights on [-1, 1].
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
-#: n! as numbers that powers are divided by; phi is what most of a table's time goes to.
-_FACTORIALS = [float(math.factorial(n)) for n in range(40)]
-
-
-def phi(k: int, z: Any) -> Any:
-    r""":math:`\varphi_k(z) = (e^z - \sum_{j<k} z^j/j!)/z^k`, to full precision for every real z (a float or a tensor).
-
-    The recursion :math:`\varphi_{k+1} = (\varphi_k - 1/k!)/z` loses about k digits' worth of 1/|z| near zero, where the
-    Taylor series is used instead.
-
-    >>> phi(1, 0.0), phi(2, 0.0)
-    (1.0, 0.5)
-    """
-    if isinstance(z, Tensor):
-        return _tensor_phi(k, z)
-    if k == 0:
-        return math.exp(z)
-    if abs(z) < 1:
-        return math.fsum([z**j / _FACTORIALS[j + k] for j in range(20)])
-    value = math.expm1(z) / z
-    for j in range(1, k):
-        value = (value - 1 / math.factorial(j)) / z
-    return value
-
-
-def _tensor_phi(k: int, z: Tensor) -> Any:
-    if k == 0:
-        return z.exp()
-    near = sum(z**j * (1 / math.factorial(j + k)) for j in range(20))
-    far = torch.where(z.abs() < 1, torch.ones_like(z), z)
-    value = far.expm1() / far
-    for j in range(1, k):
-        value = (value - 1 / math.factorial(j)) / far
-    return torch.where(z.abs() < 1, near, value)
 
 
 class Chart(ABC):
@@ -145,20 +111,7 @@ class Chart(ABC):
         origin = self.variable(s)
         width = self.variable(t) - origin
         positions = [(self.variable(node) - origin) / width for node in nodes]
-        weights = self.moments(s, t, len(nodes)) if moments is None else moments
-        return [float(np.dot(coefficients, weights)) for coefficients in lagrange(positions)]
-
-
-def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
-    """Coefficients, lowest power first, of the Lagrange polynomials of the nodes."""
-    result = []
-    for j, node in enumerate(nodes):
-        coefficients = np.ones(1)
-        for i, other in enumerate(nodes):
-            if i != j:
-                coefficients = np.convolve(coefficients, [-other, 1.0]) / (node - other)
-        result.append(coefficients)
-    return result
+        return weights_of(positions, self.moments(s, t, len(nodes)) if moments is None else moments)
 
 
 class VelocityChart(Chart):

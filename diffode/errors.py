@@ -1,6 +1,6 @@
-"""The exceptions diffode raises. Each message names the argument, its value, what was expected, and a fix.
+"""The exceptions of diffode. Each message names the argument, its value, the expected value, and a fix.
 
-Every class derives from :class:`DiffodeError`; the exit code is what the command line returns for it.
+Every class derives from :class:`DiffodeError`; ``exit_code`` is that of the command line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class DiffodeError(Exception):
-    """Base of everything diffode raises on purpose."""
+    """Base of all exceptions that diffode raises on purpose."""
 
     exit_code = 2
 
@@ -21,7 +21,7 @@ class ArgumentError(DiffodeError, ValueError):
 
 
 class UnknownNameError(ArgumentError, KeyError):
-    """A name is not registered; the message offers the nearest ones, or ``advice`` where what was meant is known."""
+    """A name is not registered; the message offers the nearest names, or ``advice`` where the meaning is known."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, also: Iterable[str] = (), advice: str = ""):
         names = sorted(known)
@@ -29,7 +29,7 @@ class UnknownNameError(ArgumentError, KeyError):
         super().__init__(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process borders; this one is rebuilt from its message.
+        # Exceptions pass between processes; this one is rebuilt from its message.
         return (_rebuilt, (type(self), str(self)))
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class UnknownNameError(ArgumentError, KeyError):
 
 
 class BudgetError(ArgumentError):
-    """No run of the solver fits the asked number of function evaluations."""
+    """No run of the solver fits the budget of function evaluations."""
 
 
 class TrainedElsewhereWarning(UserWarning):
@@ -50,17 +50,17 @@ class ConventionWarning(UserWarning):
 
 
 class StartWarning(UserWarning):
-    """A start can't be a state at the time the run begins at: it has far less, or far more, noise than the path has there."""
+    """A start can't be a state at the first time: it is far smaller, or far larger, than a state on the path there."""
 
 
 class FieldError(DiffodeError, ValueError):
-    """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on their batch mates."""
+    """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on other rows of the batch."""
 
 
 class NumericalError(DiffodeError, ArithmeticError):
     """A computation produced non-finite values or did not converge.
 
-    ``solution`` holds what was computed, when there is something: its ``status`` says which rows are good.
+    ``solution`` is the computed solution, if there is one; its ``status`` tells which rows are good.
     """
 
     exit_code = 3
@@ -92,7 +92,7 @@ class StoreError(DiffodeError, OSError):
 
 
 class WorkerError(DiffodeError, RuntimeError):
-    """A worker process ended before its work did: it was killed, or memory ran out."""
+    """A worker process ended before its work was done: it was killed, or memory ran out."""
 
 
 def _rebuilt(kind: type[UnknownNameError], message: str) -> UnknownNameError:

@@ -1,4 +1,4 @@
-"""A user's own code: modules and files imported by name, and what they hold."""
+"""A user's own code: modules and files imported by name, and their attributes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from diffode.errors import ArgumentError, suggestion
 
 
 def import_extension(module: str) -> ModuleType:
-    """Import a module by name, or a .py file by path; twice gives the same."""
+    """Import a module by name, or a .py file by its location; a second import gives the same module.
+
+    Raises ArgumentError if there is no such module or file, or it fails when imported.
+    """
     if not isinstance(module, str) or not module or "\0" in module:
-        raise ArgumentError(f"a module to import is named by a text, mine or mine.py; got {module!r}")
+        raise ArgumentError(f"module must be a text, such as mine or mine.py; got {module!r}")
     if not module.endswith(".py"):
         try:
             return importlib.import_module(module)
@@ -49,7 +52,9 @@ def import_extension(module: str) -> ModuleType:
     return sys.modules[name]
 
 
+#: A module's name.
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
+#: An attribute's name, or several joined by dots.
 _ATTRIBUTE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
 
 
@@ -76,13 +81,13 @@ def module_exists(module: str) -> bool:
 
 
 def _look_here() -> None:
-    """Let modules be found in the folder that the command line is called from, as python -m does."""
+    """Let Python find modules in the folder from which the command line is called, as python -m does."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
 
 
 def origin(made: Any) -> tuple[str, str] | None:
-    """The file (or module) and the qualified name that a class or function was defined under; None for other objects."""
+    """The file (or module) and the qualified name of a class or function; None for other objects."""
     name, module = getattr(made, "__qualname__", None), getattr(made, "__module__", None)
     if not isinstance(name, str) or not isinstance(module, str) or "<lambda>" in name:
         return None
@@ -91,7 +96,7 @@ def origin(made: Any) -> tuple[str, str] | None:
 
 
 def library(name: str, install: str = "") -> Any:
-    """A module of another library, or an error with the command that installs it."""
+    """A module of another library; ArgumentError, with the command that installs it, if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -101,7 +106,7 @@ def library(name: str, install: str = "") -> Any:
 
 
 def load_attribute(place: str) -> Any:
-    """What ``module:attribute`` or ``file.py:attribute`` names; attributes of attributes are joined by dots.
+    """The object named ``module:attribute`` or ``file.py:attribute``, or an attribute of one after a dot; else ArgumentError.
 
     >>> load_attribute("math:pi")
     3.141592653589793

@@ -1,4 +1,4 @@
-"""Grids that were trained for a field, as files: safetensors with a JSON description, validated before use. Never pickle."""
+"""Files of grids that were trained for a field: safetensors with a JSON description, validated before use. Never pickle."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ from diffode.input_files import believed
 from diffode.paths import Path
 from diffode.tensor_files import content_of, finite, float64, read_tensors, text, write_tensors
 
+#: Schema of a file with one grid.
 _SCHEMA = "diffode-grid-1"
-_MOST_STEPS, _LARGEST_LEVEL = 10_000, 1e30
-#: The ends of a path may differ by this share from the levels that a grid was trained between.
+#: Largest number of steps of a trained grid.
+_MOST_STEPS = 10_000
+#: Largest noise level rho of a trained grid.
+_LARGEST_LEVEL = 1e30
+#: Largest relative difference between the ends of a path and those of a grid that was trained for it.
 _SAME_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
 class TrainedGrid:
-    """The noise levels of a trained grid and where they come from.
+    """The noise levels of a trained grid and their origin.
 
     Attributes:
         levels: rho at the grid's times, (steps + 1,) float64, decreasing.
-        path: spec of the path it was trained on.
-        method: what trained it: gits, dmn, ld3, search.
-        solver: spec of the solver it was trained for.
-        target: what it was trained on, in words or a name.
-        held_out_error: mean end-point error of that solver on it, in units of the data's scale, on starts not trained on.
-        seconds: time of the training.
+        path: spec of the path that it was trained on.
+        method: the method of the training: gits, dmn, ld3, search.
+        solver: spec of the solver that it was trained for.
+        target: the data that it was trained on, in words or a name.
+        held_out_error: mean end-point error of that solver on it, in units of the data's scale, on starts outside of training.
+        seconds: duration of the training.
         seed: seed of the starts.
-        stopped_by: ``"counts"`` if all was done that was to be done, so that the seed gives the grid again; ``"seconds"`` or
-            ``"request"`` if a limit or a request left something out.
+        stopped_by: ``"counts"`` if all steps were taken, so that the seed gives the grid again; ``"seconds"`` or ``"request"``
+            if a limit or a request left some out.
     """
 
     levels: Tensor
@@ -66,12 +70,12 @@ class TrainedGrid:
 
     @property
     def times(self) -> Tensor:
-        """The times on its own path, (steps + 1,) float64: what ``grid=`` takes."""
+        """The times on its own path, (steps + 1,) float64, as ``grid=`` takes them."""
         path = paths.get(self.path)
         return torch.tensor(self.times_on(path), dtype=torch.float64)
 
     def times_on(self, path: Path) -> list[float]:
-        """The times of these levels on a path that begins and ends at them; ArgumentError for another."""
+        """The times of its levels on a path with the same first and last level; ArgumentError for another path."""
         for name, time, known in (("first", path.t_max, self.levels[0]), ("last", path.t_min, self.levels[-1])):
             level = path.rho(time)
             if not abs(level - float(known)) <= _SAME_LEVEL * float(known):
@@ -82,19 +86,19 @@ class TrainedGrid:
         return [path.t_max, *(path.time_from_rho(float(level)) for level in self.levels[1:-1]), path.t_min]
 
     def content(self) -> str:
-        """A hash of the levels, which are all that a run depends on."""
+        """A hash of the levels, on which alone a run depends."""
         return content_of((self.levels,))
 
     def save(self, file: str | FilePath) -> None:
-        """Write it as safetensors, then ``grid="trained:file=FILE"``; ArgumentError if the file can't be written."""
+        """Write it as safetensors, for ``grid="trained:file=FILE"``; ArgumentError if the file can't be written."""
         facts = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "levels"}
-        # The error is infinite where a run overflowed; JSON has no such number.
+        # The error is infinite if a run overflowed, and JSON has no infinity.
         facts["held_out_error"] = self.held_out_error if math.isfinite(self.held_out_error) else None
         write_tensors(file, {"levels": self.levels.contiguous()}, {"schema": _SCHEMA, **facts})
 
 
 def load_grid(file: str | FilePath) -> TrainedGrid:
-    """Read a trained grid, also known as the grid ``trained:file=FILE``; FileFormatError for anything that is not one."""
+    """Read a trained grid, which is also the grid ``trained:file=FILE``; FileFormatError for any other file."""
     description, tensors = read_tensors(file, _SCHEMA)
     with believed(file, "a valid trained grid", "train it again"):
         if set(tensors) != {"levels"}:

@@ -1,8 +1,8 @@
-r"""Time grids: the decreasing times a solver visits, from noise to data.
+r"""Time grids: the decreasing times of a solver, from noise to data.
 
 A grid is a float64 tensor of ``steps + 1`` times. Named grids are defined in :math:`\rho = \sigma/\alpha` or in t and run
 from ``path.t_max`` to ``path.t_min``; with ``to_zero=true`` the last step goes on to sigma = 0, where it returns the
-denoised point. Published tables (``ays_*``) keep their own first noise level unless ``fit=true`` stretches them, in log
+denoised point. Grids of published levels (``ays_*``) keep their own first level unless ``fit=true`` stretches them, in log
 rho, over the path's range.
 
 Grids that follow no rule are lists of falling numbers. In Python a list holds times of the path. As a text, in suites and
@@ -30,7 +30,7 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.specs import Entry, Registry, parse_spec
 
-#: Steps of a grid, and evaluations of a budget: more would fill the memory before a run begins.
+#: Largest number of steps of a grid and of evaluations of a budget; more would fill the memory before a run begins.
 MOST_STEPS = 100_000
 
 
@@ -50,7 +50,7 @@ class Grid:
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
             raise ArgumentError(f"steps must be an integer >= 1 and <= {MOST_STEPS}, got {steps!r:.40}")
         if self.to_zero:
-            # The last of the steps is the one to zero, as in the EDM reference code.
+            # The step to zero is the last of the steps, as in EDM's own code.
             times = self.place(path, steps - 1) if steps > 1 else [path.t_max]
             times = [*times, path.time_from_rho(0.0)]
         else:
@@ -61,19 +61,19 @@ class Grid:
 #: Times in decreasing order, a text that lists them or names a rule, or a rule.
 Times = Tensor | Sequence[float] | str | Grid
 
-#: The names that k-diffusion and its users give to grids, where they differ from ours.
+#: Names of grids in k-diffusion and programs that use it, with the names here.
 ALIASES = {"exponential": "log_snr", "Karras": "karras", "lambda": "log_snr", "logsnr": "log_snr"}
 
 
 class _Grids(Registry[Grid]):
-    """The registry, which knows lists of numbers too, though no name is registered for them."""
+    """The registry, which also knows lists of numbers, though no name is registered for them."""
 
     def entry(self, name: str) -> Entry[Grid]:
         return Entry(name, functools.partial(_list_of, name), {}, "") if name in ("times", "levels") else super().entry(name)
 
 
 def _list_of(kind: str, at: Sequence[float]) -> Grid:
-    """A list of times or levels as a rule, for its own number of steps alone."""
+    """A list of times or levels as a rule, which has its own number of steps only."""
     text = " ".join([kind, *map(repr, at)])
     return Grid(lambda path, steps: get(text, path, steps).tolist())
 
@@ -82,14 +82,14 @@ registry: Registry[Grid] = _Grids("grid", Grid, spelled=ALIASES.get, aliases=ALI
 
 
 def get(spec: Times, path: Path | str | None = None, steps: int | None = None, **options: Any) -> Tensor:
-    """The times of a grid: of a named one, or those that are listed, checked.
+    """The times of a grid, a named one or a checked list; ArgumentError or UnknownNameError if there is none.
 
     Args:
         spec: a grid spec such as ``"karras:rho=7"``; times in decreasing order, as a sequence, array or tensor or as a text
             ``"80,10,1"`` or ``"times 80 10 1"``; noise levels as a text ``"levels 80 10 1"``; or a :class:`Grid`.
-        path: the path the times belong to, or its spec; needed for a named grid and for levels.
+        path: the path of the times, or its spec; needed for a named grid and for levels.
         steps: number of steps of a named grid; a list has its own.
-        options: options of the grid, overriding those in the spec.
+        options: options of the grid, which override those in the spec.
 
     Returns:
         float64 tensor of shape (steps + 1,).
@@ -121,14 +121,14 @@ def get(spec: Times, path: Path | str | None = None, steps: int | None = None, *
 
 
 def is_named(grid: object) -> bool:
-    """Whether a grid is a rule, a spec or a :class:`Grid`, that takes a number of steps; a list of times has its own."""
+    """Whether a grid is a rule (a spec or a :class:`Grid`), which takes a number of steps; a list of times has its own."""
     if isinstance(grid, str):
         return not _LIST.match(grid) and not (is_place(grid.strip()) and not isinstance(_placed(grid.strip()), str | Grid))
     return isinstance(grid, Grid)
 
 
 def check(grid: Times) -> None:
-    """Raise ArgumentError unless a grid can be made: its name and options are known, or its numbers fall."""
+    """Raise ArgumentError unless the name and options of a grid are known, or its numbers fall."""
     if not is_named(grid):
         spec_of(grid)
     elif isinstance(grid, str):
@@ -136,19 +136,19 @@ def check(grid: Times) -> None:
 
 
 def check_registered(grid: str) -> None:
-    """:func:`check` for a text out of a file that others wrote: it imports nothing, so a place is refused."""
+    """:func:`check` for a text from a foreign file: it imports nothing, and so refuses ``module:attribute``."""
     if _LIST.match(grid):
         spec_of(grid)
     else:
         registry.registered(grid)
 
 
-#: A text that begins with a number or with the word for what its numbers are.
+#: A text that lists numbers, and begins with one or with the word times or levels.
 _LIST = re.compile(r"\s*(times|levels)?[\s,]*[-+.\d]|\s*(times|levels)\b")
 
 
 def _numbers(text: str) -> tuple[str, list[float]]:
-    """What a text lists, times or levels, and the numbers."""
+    """The kind of a text's numbers, ``times`` or ``levels``, and the numbers; ArgumentError if it lists none."""
     words = text.replace(",", " ").split()
     kind = words.pop(0) if words and words[0] in ("times", "levels") else "times"
     try:
@@ -161,7 +161,7 @@ def _numbers(text: str) -> tuple[str, list[float]]:
 
 
 def _listed(text: str, path: Path | None) -> list[float]:
-    """The times that a text lists."""
+    """The times, on a path, of the times or levels that a text lists."""
     kind, numbers = _numbers(text)
     if kind == "times":
         return numbers
@@ -171,7 +171,7 @@ def _listed(text: str, path: Path | None) -> list[float]:
 
 
 def _placed(place: str) -> Any:
-    """What a place holds, if that is a list of times or a rule; else the place itself, for the registry to judge."""
+    """The list of times or rule that ``module:attribute`` names; any other text itself, which the registry then judges."""
     if not registry.is_place(place):
         return place
     found = load_attribute(place)
@@ -179,7 +179,7 @@ def _placed(place: str) -> Any:
 
 
 def explicit(times: Any, path: Path | str | None = None) -> Tensor:
-    """Check an explicit sequence of times: one axis, finite, strictly decreasing, at least two."""
+    """A sequence of times as a float64 tensor; ArgumentError unless they are at least two, finite, decreasing, on the path."""
     path = None if path is None else get_path(path)
     try:
         grid = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
@@ -202,7 +202,7 @@ def explicit(times: Any, path: Path | str | None = None) -> Tensor:
 
 
 def spec_of(grid: Times) -> str:
-    """How a grid is written in a study or a file: its spec, or its numbers, in one form that :func:`get` reads back.
+    """The text of a grid in a study or a file: its spec, or its numbers in one form, which :func:`get` reads back.
 
     >>> spec_of([80, 10, 1]), spec_of("levels 14.6, 2, 0.5")
     ('times 80 10 1', 'levels 14.6 2 0.5')
@@ -214,14 +214,14 @@ def spec_of(grid: Times) -> str:
         parse_spec(ours)
         return ours
     if isinstance(grid, str) and is_place(grid.strip()):
-        # What a file lists may change: the numbers are what was meant.
+        # A list in a file may change, so that its present numbers are written.
         grid = _placed(grid.strip())
     kind, numbers = _numbers(grid) if isinstance(grid, str) else ("times", explicit(grid).tolist())
     return f"{kind} " + " ".join(_shortest(t) for t in explicit(numbers).tolist())
 
 
 def content(grid: str) -> str:
-    """What a grid depends on beside its spec: the levels of the file that it is read from; empty for all others."""
+    """A hash of the levels in the file that a grid is read from; an empty text for all other grids."""
     if not is_named(grid):
         return ""
     name, options = parse_spec(registry.canonical(grid))
@@ -229,7 +229,7 @@ def content(grid: str) -> str:
 
 
 def _shortest(number: float) -> str:
-    """The shortest text that is read back as the same number."""
+    """The shortest text that reads back as the same number."""
     return repr(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
@@ -242,7 +242,7 @@ register = registry.register
 
 
 def _ends(path: Path) -> tuple[float, float]:
-    """rho at t_max and at t_min, both of which a grid in rho needs finite and positive."""
+    """rho at t_max and at t_min; ArgumentError unless both are finite and positive, as a grid in rho needs them."""
     high, low = path.rho(path.t_max), path.rho(path.t_min)
     if not math.isfinite(high) or low <= 0:
         raise ArgumentError(
@@ -253,7 +253,7 @@ def _ends(path: Path) -> tuple[float, float]:
 
 
 def in_rho(curve: Callable[[float, float, float], float]) -> Callable[[Path, int], list[float]]:
-    """Times at rho = curve(u, rho_max, rho_min), u = i/steps; the ends are the path's own, to the last digit."""
+    """Times at rho = curve(u, rho_max, rho_min), u = i/steps; the ends are exactly the path's own."""
 
     def place(path: Path, steps: int) -> list[float]:
         high, low = _ends(path)
@@ -274,7 +274,7 @@ def in_time(curve: Callable[[float, float, float], float]) -> Callable[[Path, in
 
 
 def _power(u: float, a: float, b: float, exponent: float) -> float:
-    """Between a and b, linear in the 1/exponent power."""
+    """The value between a and b whose power 1/exponent is linear in u."""
     root = 1 / exponent
     return float((a**root + u * (b**root - a**root)) ** exponent)
 
@@ -285,50 +285,50 @@ def _positive(name: str, value: float) -> None:
 
 
 def karras(rho: float = 7.0, to_zero: bool = False) -> Grid:
-    """rho^(1/7) linear (Karras et al., arXiv 2206.00364, equation 5); the option ``rho`` is the exponent."""
+    """rho^(1/7) falls linearly (Karras et al., arXiv 2206.00364, equation 5); the option ``rho`` is the exponent 7."""
     _positive("rho", rho)
     return Grid(in_rho(lambda u, high, low: _power(u, high, low, rho)), to_zero)
 
 
 def log_snr(to_zero: bool = False) -> Grid:
-    """Log-SNR linear (Lu et al., arXiv 2206.00927)."""
+    """The log-SNR rises linearly (Lu et al., arXiv 2206.00927)."""
     return Grid(in_rho(lambda u, high, low: high ** (1 - u) * low**u), to_zero)
 
 
 def polyexponential(rho: float = 1.0, to_zero: bool = False) -> Grid:
-    """Log rho linear in (1 - u)^rho (k-diffusion); rho = 1 is ``log_snr``."""
+    """log(sigma/alpha) is linear in (1 - u)^rho (k-diffusion); rho = 1 is ``log_snr``."""
     _positive("rho", rho)
     return Grid(in_rho(lambda u, high, low: low * (high / low) ** ((1 - u) ** rho)), to_zero)
 
 
 def kl_optimal(to_zero: bool = False) -> Grid:
-    """atan(rho) linear (Sabour et al., arXiv 2404.14507, theorem 3.1)."""
+    """atan(rho) falls linearly (Sabour et al., arXiv 2404.14507, theorem 3.1)."""
     return Grid(in_rho(lambda u, high, low: math.tan(u * math.atan(low) + (1 - u) * math.atan(high))), to_zero)
 
 
 def time_uniform(to_zero: bool = False) -> Grid:
-    """t linear."""
+    """t falls linearly."""
     return Grid(in_time(lambda u, a, b: a + u * (b - a)), to_zero)
 
 
 def time_quadratic(to_zero: bool = False) -> Grid:
-    """Square root of t linear (Song et al., arXiv 2010.02502)."""
+    """The square root of t falls linearly (Song et al., arXiv 2010.02502)."""
     return Grid(in_time(lambda u, a, b: _power(u, a, b, 2.0)), to_zero)
 
 
 def cosine(to_zero: bool = False) -> Grid:
-    """t = t_min + (t_max - t_min) cos(pi u/2): small steps first, where there is most noise (arXiv 2202.04200)."""
+    """t = t_min + (t_max - t_min) cos(pi u/2): the first steps, where noise is largest, are small (arXiv 2202.04200)."""
     return Grid(in_time(lambda u, a, b: b + (a - b) * math.cos(math.pi / 2 * u)), to_zero)
 
 
 def shift(s: float = 3.0, to_zero: bool = False) -> Grid:
-    """Flow time shifted towards noise, tau = s u/(1 + (s - 1) u), rho = tau/(1 - tau) (arXiv 2403.03206, equation 23)."""
+    """Flow-matching times shifted to noise, tau = s u/(1 + (s - 1) u), rho = tau/(1 - tau) (arXiv 2403.03206, equation 23)."""
     _positive("s", s)
 
     def place(path: Path, steps: int) -> list[float]:
         high, low = _ends(path)
         first, last = high / (1 + high), low / (1 + low)
-        # Undo the shift at the ends, go uniformly between, and shift again.
+        # The ends are shifted back, u runs uniformly between them, and is shifted again.
         start, stop = (tau / (s - (s - 1) * tau) for tau in (first, last))
         times = []
         for i in range(1, steps):
@@ -340,7 +340,7 @@ def shift(s: float = 3.0, to_zero: bool = False) -> Grid:
     return Grid(place, to_zero)
 
 
-#: Published ten-step noise levels of "Align Your Steps" (arXiv 2404.14507, appendix); each ends with sigma = 0.
+#: Published noise levels of "Align Your Steps" for ten steps (arXiv 2404.14507, appendix), without the last, 0.
 _AYS = {
     "ays_sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152),
     "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113),
@@ -349,7 +349,7 @@ _AYS = {
 
 
 def _table(levels: tuple[float, ...], fit: bool) -> Callable[[Path, int], list[float]]:
-    """Levels for any number of points by log-linear interpolation (the authors' rule)."""
+    """Times of published levels for any number of steps, by log-linear interpolation (the authors' rule)."""
 
     def place(path: Path, steps: int) -> list[float]:
         old = np.linspace(0, 1, len(levels))
@@ -370,7 +370,7 @@ def _ays(name: str) -> Callable[..., Grid]:
         return Grid(_table(_AYS[name], fit), to_zero and not fit)
 
     make.__doc__ = (
-        f"Published table {name[4:].upper()} of Align Your Steps (arXiv 2404.14507); ``fit`` stretches it over the path."
+        f"Published levels {name[4:].upper()} of Align Your Steps (arXiv 2404.14507); ``fit`` stretches them over the path."
     )
     return make
 

@@ -1,4 +1,4 @@
-"""Files that diffode reads, whoever wrote them: looked at before they are opened, and never larger than is bearable."""
+"""Files that diffode reads, whoever wrote them: checked before they are opened, and of limited size."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from typing import Any, BinaryIO
 
 from diffode.errors import ArgumentError, FileFormatError
 
+#: Shortens values in messages: texts to 80 characters, lists to 3 levels.
 _SHORT = reprlib.Repr()
-_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
+_SHORT.maxstring = 80
+_SHORT.maxother = 80
+_SHORT.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut short: a file may hold anything.
+    """A value for a message, shortened, since a file may hold anything.
 
     >>> shown([[[[[]]]]])
     '[[[...]]]'
     """
     try:
         return _SHORT.repr(value)
-    except Exception:  # An object of anyone's may fail to show itself; an integer of many digits has no decimal text.
+    except Exception:  # The repr of anyone's object may fail, as that of an integer of many digits does.
         return f"a value of type {type(value).__name__}"
 
 
@@ -37,11 +40,11 @@ def opened(file: str | FilePath, what: str, most: int) -> Iterator[tuple[BinaryI
 
     Args:
         file: the file.
-        what: what messages call it.
-        most: bytes that it may have.
+        what: its name in messages.
+        most: its largest size, in bytes.
 
     Raises:
-        ArgumentError: if there is no such file, it is none, or it can't be read.
+        ArgumentError: if there is no such file, it is no regular one, or it can't be read.
         FileFormatError: if it is larger.
     """
     try:
@@ -70,7 +73,7 @@ def opened(file: str | FilePath, what: str, most: int) -> Iterator[tuple[BinaryI
 
 
 def read_bytes(file: str | FilePath, what: str, most: int) -> bytes:
-    """The content of a regular file, see :func:`opened`; it may not grow meanwhile."""
+    """The content of a regular file, see :func:`opened`; FileFormatError if its size changes meanwhile."""
     with opened(file, what, most) as (handle, size):
         content = handle.read(size + 1)
     if len(content) != size:
@@ -79,10 +82,10 @@ def read_bytes(file: str | FilePath, what: str, most: int) -> bytes:
 
 
 def read_json(content: str | bytes) -> Any:
-    """What a JSON text (UTF-8) says, without the freedoms that Python's reader takes.
+    """The value of a JSON text (UTF-8), read more strictly than Python does.
 
     Raises:
-        ValueError: if it is no JSON, holds a key twice or a number that is none, or is nested too deep.
+        ValueError: if it is no JSON, holds a key twice, NaN or an infinity, or is nested too deep.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
@@ -112,12 +115,12 @@ def _unreadable(what: str, error: OSError | ValueError) -> ArgumentError:
 
 @contextlib.contextmanager
 def believed(file: str | FilePath, what: str, remedy: str = "") -> Iterator[None]:
-    """While what a file holds is looked at and made into an object: whatever fails is the file's fault.
+    """Inside the block the contents of a file are checked and made into an object; any error becomes the file's.
 
     Args:
         file: the file.
-        what: what it should be, "a valid tableau" for instance.
-        remedy: what to do about it.
+        what: the expected contents, such as "a valid tableau".
+        remedy: advice at the end of the message.
 
     Raises:
         FileFormatError: instead of any other error; it names the file.
@@ -126,10 +129,10 @@ def believed(file: str | FilePath, what: str, remedy: str = "") -> Iterator[None
         yield
     except FileFormatError:
         raise
-    except Exception as error:  # Numbers out of a damaged file may make anything fail.
+    except Exception as error:  # The numbers of a damaged file may make anything fail.
         if isinstance(error, KeyError) and not isinstance(error, ArgumentError):
             reason = f"it lacks {shown(error.args[0] if error.args else '')}"
         else:
-            # An address in memory says nothing of a file, and is another one every time.
+            # An address in memory means nothing to a reader, and differs every time.
             reason = re.sub(r" at 0x[0-9a-f]+", "", str(error)[:300]) or type(error).__name__
         raise FileFormatError(f"{file} is not {what}: {reason}{'; ' if remedy else ''}{remedy}") from error

@@ -1,4 +1,4 @@
-"""Files that diffode writes: tried before work begins, put in their place whole, and told apart when they can't be written."""
+"""Files that diffode writes: tried before work begins, replaced whole, and with a remedy when they can't be written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from diffode.errors import ArgumentError, DiffodeError
 
+#: Remedies by the number of a system's error.
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or choose a place on another disk",
     errno.EDQUOT: "your quota there is used up: free some of it, or choose a place on another disk",
@@ -30,7 +31,7 @@ _REMEDIES = {
 
 
 def remedy(error: OSError) -> str:
-    """What can be done when a file can't be written.
+    """A remedy for an error of the system when a file can't be written.
 
     >>> remedy(OSError(errno.EFBIG, "File too large"))
     'if a limit on the size of files holds here (ulimit -f), raise it or start from a shell without it'
@@ -39,17 +40,17 @@ def remedy(error: OSError) -> str:
 
 
 def unwritable(file: str | FilePath, error: OSError | ValueError, what: str = "file") -> ArgumentError:
-    """The error to raise when ``file``, called ``what`` in the message, can't be written."""
+    """The ArgumentError for a ``file``, called ``what`` in the message, that can't be written."""
     if not isinstance(error, OSError):
         return ArgumentError(f"{what} {str(file)!r} can't be written: {error}; choose another name")
     return ArgumentError(f"{what} {str(file)!r} can't be written: {error.strerror or error}; {remedy(error)}")
 
 
 def write_whole(file: str | FilePath, content: bytes, what: str = "file") -> None:
-    """Write a file so that it holds all of ``content``, or what it held before, whatever happens meanwhile.
+    """Write a file so that at any time it holds all of ``content``, or all of its old content.
 
     Raises:
-        ArgumentError: if it can't be written; the message names it and what to do.
+        ArgumentError: if it can't be written; the message names it and a remedy.
     """
     with whole_file(file, what) as handle:
         handle.write(content)
@@ -57,9 +58,9 @@ def write_whole(file: str | FilePath, content: bytes, what: str = "file") -> Non
 
 @contextlib.contextmanager
 def whole_file(file: str | FilePath, what: str = "file") -> Iterator[BinaryIO]:
-    """A file to write, see :func:`write_whole`; it takes its place at the end, unless an error ends it before."""
+    """A file to write, see :func:`write_whole`, which replaces the old one at the end of the block, unless an error ends it."""
     try:
-        # A link stays a link: what it leads to is replaced.
+        # A link stays a link; the file that it leads to is replaced.
         place = FilePath(os.path.realpath(file))
         _look_at(place)
         with _beside(place) as temporary:
@@ -75,15 +76,15 @@ def whole_file(file: str | FilePath, what: str = "file") -> Iterator[BinaryIO]:
 
 
 def writable(file: str | FilePath, what: str = "output", *, make_folders: bool = False) -> FilePath:
-    """Try whether a file can be written, before the work whose result it is to hold; nothing is left behind.
+    """Try whether a file can be written, before the work whose result it will hold; nothing is left behind.
 
     Args:
         file: the file.
-        what: what the message calls it.
+        what: its name in the message.
         make_folders: whether its folders will be made if they are missing.
 
     Raises:
-        ArgumentError: if it can't be written; the message names it and what to do.
+        ArgumentError: if it can't be written; the message names it and a remedy.
     """
     try:
         if not str(file):
@@ -99,15 +100,15 @@ def writable(file: str | FilePath, what: str = "output", *, make_folders: bool =
 
 
 def _look_at(place: FilePath) -> None:
-    """Raise OSError where something is in the way that must not be replaced: a folder, a device, a protected file."""
+    """Raise OSError if a folder, a device or a protected file, which must not be replaced, is in the way."""
     if place.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if place.exists() and not place.is_file():
         raise FileExistsError(errno.EEXIST, "it is no regular file")
-    # Putting a new file in the place of an old one asks for no right to write the old one; its owner may want it kept.
+    # The system lets a new file replace a write-protected one, which its owner may want to keep.
     if place.exists() and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    # The temporary name may fit where this one does not, and a circle of links leads to no file.
+    # The name may be too long where the temporary name is not, and a circle of links leads to no file.
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISLNK(os.lstat(place).st_mode):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -115,7 +116,7 @@ def _look_at(place: FilePath) -> None:
 
 @contextlib.contextmanager
 def _beside(place: FilePath) -> Iterator[FilePath]:
-    """A name for a temporary file in the same folder, which is removed if it is left there."""
+    """A name for a temporary file in the same folder; the file is removed if it is still there at the end."""
     temporary = place.with_name(f".diffode-{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
@@ -126,7 +127,7 @@ def _beside(place: FilePath) -> Iterator[FilePath]:
 
 @contextlib.contextmanager
 def _made(folder: FilePath) -> Iterator[None]:
-    """Folders made for a trial, and removed after it."""
+    """Make folders for a trial, and remove them after it."""
     missing = []
     while not folder.exists():
         missing.append(folder)

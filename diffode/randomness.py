@@ -1,4 +1,4 @@
-"""Random draws. Always from a generator or a seed that the caller gives, never from global state."""
+"""Random draws, always from a generator or a seed that the caller gives, never from global state."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
 
-#: Where draws come from: a generator, a seed, or a list with one of these for every row of a batch.
+#: A source of draws: a generator, a seed, or a list with one of these for each row of a batch.
 Randomness = torch.Generator | int | Sequence[torch.Generator | int]
 
-#: Draws of small rows are made some at a time, since each making costs as much as hundreds of numbers.
-_BLOCK_NUMBERS, _BLOCK_MOST = 256, 16
-#: Blocks kept: a step uses its latest draws, and a draw may serve two rows of a table.
+#: Count of numbers per row for which several draws are made as a block, as each making costs as much as hundreds of numbers.
+_BLOCK_NUMBERS = 256
+#: Largest number of draws of a block.
+_MOST_BLOCK_DRAWS = 16
+#: Number of blocks kept: a step uses its latest draws, and a draw may serve two rows of a table.
 _BLOCKS_KEPT = 2
-#: Apart from each other by this much, PCG64's streams of two blocks don't meet (NumPy's own jump: 2^128 over the golden ratio).
+#: Distance between the streams of blocks in PCG64's sequence, so that they don't meet: NumPy's jump, 2^128/golden ratio.
 _JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835
 
 
 def generator_from(randomness: Randomness | None) -> torch.Generator:
-    """A torch generator from a generator (returned as it is) or an integer seed."""
+    """A torch generator from a generator (returned as it is) or an integer seed; ArgumentError for anything else."""
     if isinstance(randomness, torch.Generator):
         return randomness
     if isinstance(randomness, list | tuple):
@@ -45,7 +47,7 @@ def generator_from(randomness: Randomness | None) -> torch.Generator:
 
 
 def row_generators(randomness: Randomness, rows: int) -> list[torch.Generator] | None:
-    """The generator of every row, if a list was given; None for one generator or seed.
+    """A generator for each row, if a list was given; None for one generator or seed.
 
     Raises ArgumentError unless the list has as many entries as the batch has rows.
     """
@@ -57,9 +59,9 @@ def row_generators(randomness: Randomness, rows: int) -> list[torch.Generator] |
 
 
 def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal draws on the generator's device; with a list of generators, row i comes from the i-th alone.
+    """Standard normal draws on the generator's device; of a list of generators, the i-th alone gives row i.
 
-    They are drawn in float64 and cast, so one seed gives the same points in every precision.
+    They are drawn in float64 and cast, so that a seed gives the same points in every precision.
     """
     each = row_generators(generator, shape[0] if shape else 0)
     if each is not None:
@@ -70,13 +72,13 @@ def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = 
 
 
 class RowNoise:
-    """Standard normals xi_k for the rows of a batch, made when they are asked for: ``noise(k)`` is (B, *shape), like ``x``.
+    """Standard normals xi_k for the rows of a batch, made on demand: ``noise(k)`` is (B, *shape), like ``x``.
 
-    Draw k of row i depends on the generator, k, i and the number of draws alone: neither on the order in which they are asked
-    for, nor on how large the batch is. With a list of generators each row has the noise that it would have alone with its own.
+    Draw k of row i depends on the generator, k, i and the number of draws alone: neither on the order of the calls nor on the
+    size of the batch. With a list of generators each row has the noise that its own generator would give it alone.
 
-    torch's own generator fills a whole tensor at once, so one number is drawn from it to seed NumPy's PCG64, which fills row
-    after row and can jump to the stream of a draw. Numbers are drawn in float64 and cast.
+    torch's own generator fills a whole tensor at once. So it gives only a seed for NumPy's PCG64, which fills row after row
+    and can jump to the stream of a draw. Numbers are drawn in float64 and cast.
 
     >>> x = torch.zeros(3, 2)
     >>> noise = RowNoise(x, 10, 0)
@@ -93,16 +95,16 @@ class RowNoise:
         self._rows = x.shape[0] if each is None else 1
         self._shape, self._draws = tuple(x.shape[1:]), draws
         self._dtype, self._device = x.dtype, x.device
-        self._together = max(1, min(_BLOCK_MOST, _BLOCK_NUMBERS // max(1, math.prod(self._shape))))
+        self._together = max(1, min(_MOST_BLOCK_DRAWS, _BLOCK_NUMBERS // max(1, math.prod(self._shape))))
         self._blocks: list[tuple[int, tuple[Tensor, ...]]] = []
 
     def __call__(self, k: int) -> Tensor:
-        """Draw k, (B, *shape), of the dtype and on the device of x."""
+        """Draw k, (B, *shape), in the dtype and on the device of x."""
         number, place = divmod(k, self._together)
         for kept, block in self._blocks:
             if kept == number:
                 return block[place]
-        # Room is made first, so that no more than the blocks kept are held at once.
+        # The oldest block goes before the new one is made, so that no more than ``_BLOCKS_KEPT`` are held at once.
         del self._blocks[_BLOCKS_KEPT - 1 :]
         block = self._made(number)
         self._blocks.insert(0, (number, block))
@@ -121,7 +123,7 @@ class RowNoise:
 
 
 def drawn_once(draw: Callable[[int], Tensor], asked: Iterable[int]) -> Callable[[int], Tensor]:
-    """A source that draws the k-th noise of a run once, however often ``asked`` says it will be taken; then it is let go."""
+    """A source that draws the k-th noise of a run once, and keeps it until it was taken as often as k occurs in ``asked``."""
     left = Counter(asked)
     kept: dict[int, Tensor] = {}
 
@@ -136,27 +138,28 @@ def drawn_once(draw: Callable[[int], Tensor], asked: Iterable[int]) -> Callable[
 
 
 def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
-    """Standard normals fixed by ``(seed, key)`` alone: the starts that all solvers of a study share.
+    """Standard normals that ``(seed, key)`` alone fixes, such as the starts that all solvers of a study share.
 
-    Row i depends on nothing but the seed, the key and i, so a batch can be split without changing a point.
+    Row i depends on the seed, the key and i alone, so that a batch can be split without changing a point.
     """
     entropy = np.random.SeedSequence([int(seed), zlib.crc32(key.encode())])
     return torch.from_numpy(np.random.default_rng(entropy).standard_normal(tuple(shape)))
 
 
-#: Where the words of the Mersenne Twister lie in the state of PyTorch's generator on the CPU: 624 numbers of 8 bytes each.
-_STATE = slice(24, 24 + 624 * 8)
+#: Place of the Mersenne Twister's words, 624 numbers of 8 bytes, in the state of PyTorch's generator on the CPU.
+_TWISTER_WORDS = slice(24, 24 + 624 * 8)
 
 
 def keyed(seed: int, *words: str | int) -> torch.Generator:
-    """The generator (on the CPU) that belongs to a seed and some words, such as ``keyed(seed, "training", "starts", 3)``.
+    """The generator (on the CPU) of a seed and some words, such as ``keyed(seed, "training", "starts", 3)``.
 
-    Streams with different words, or of different seeds, have nothing to do with each other. Neither a sum of seeds has this
-    property nor ``torch.Generator.manual_seed``, which uses the last 32 bits of a seed alone: 1 and 1 + 2^32 are one stream.
-    So the seed and the words are hashed, and NumPy's ``SeedSequence`` fills the whole state from the hash.
+    Streams with different words, or of different seeds, are independent. Neither sums of seeds have this property nor
+    ``torch.Generator.manual_seed``, which uses the last 32 bits of a seed alone: 1 and 1 + 2^32 are one stream. So the seed and
+    the words are hashed, and NumPy's ``SeedSequence`` fills the whole state from the hash.
 
     Raises:
-        ArgumentError: for a seed that is no integer, or no words; NumericalError: if this PyTorch lays its state out otherwise.
+        ArgumentError: for a seed that is no integer, or no words.
+        NumericalError: if this PyTorch has another layout of its state.
 
     >>> torch.equal(torch.rand(3, generator=keyed(0, "starts")), torch.rand(3, generator=keyed(0, "starts")))
     True
@@ -171,9 +174,9 @@ def keyed(seed: int, *words: str | int) -> torch.Generator:
     entropy = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
     generator = torch.Generator().manual_seed(entropy[0])
     state = generator.get_state()
-    numbers = state.numpy()[_STATE].view(np.uint64)
+    numbers = state.numpy()[_TWISTER_WORDS].view(np.uint64)
     if len(numbers) != 624 or int(numbers[0]) != entropy[0] or bool((numbers >> np.uint64(32)).any()):
-        raise NumericalError(f"the state of random generators of PyTorch {torch.__version__} is not the one that is known")
+        raise NumericalError(f"the state of random generators of PyTorch {torch.__version__} has an unknown layout")
     numbers[:] = np.random.SeedSequence(entropy).generate_state(624, np.uint32)
     generator.set_state(state)
     return generator

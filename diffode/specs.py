@@ -1,8 +1,8 @@
 """Specs: ``name`` or ``name:key=value,key=value``, the same string in Python, TOML and on the command line.
 
 A :class:`Registry` turns a spec into an object. Users extend any registry with one ``register`` call, or with an
-entry point in the group ``diffode.<kind>s`` (for instance ``diffode.solvers``) that names the class or function. What is
-not registered is named by its place, ``file.py:attribute`` or ``module:attribute``, with options after a comma.
+entry point in the group ``diffode.<kind>s`` (for instance ``diffode.solvers``) that names the class or function. An object
+that is not registered is named by its place, ``file.py:attribute`` or ``module:attribute``, with options after a comma.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from diffode.extensions import is_place, load_attribute, module_exists, origin
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
 
+#: A name, perhaps with a library's method after a colon.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.*-]*(:[A-Za-z][A-Za-z0-9_]*)?\Z")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-#: A list of numbers after a word for what they are.
+#: The beginning of a grid that lists times or levels.
 _NUMBERS = re.compile(r"(times|levels)\s")
+#: A list of integers.
 _LIST = re.compile(r"\d+(\+\d+)+\Z")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     """Split a spec into its name and options.
 
-    Values are read as ``true``/``false``, ``none``, integers, reals, lists of integers written ``3+3+2``, else text. Grids that
-    list numbers, ``times 80 10 1`` and ``levels 14.6 2 0``, have them as their option ``at``.
+    Values are ``true``/``false``, ``none``, integers, reals, lists of integers such as ``3+3+2``, or else texts. Grids that
+    list numbers, ``times 80 10 1`` and ``levels 14.6 2 0``, have these as option ``at``. ArgumentError for a malformed spec.
 
     >>> parse_spec("dpmpp:order=2,lower_order_final=always")
     ('dpmpp', {'order': 2, 'lower_order_final': 'always'})
@@ -44,7 +46,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
         except ValueError as error:
             raise ArgumentError(f"spec {spec!r} must list numbers: {error}") from None
     name, colon, rest = spec.strip().partition(":")
-    # A method of a library, such as torchdiffeq:dopri5, is one name, and so is a place, such as mine.py:Sampler.
+    # A method of a library, such as torchdiffeq:dopri5, is one name, as is a place such as mine.py:Sampler.
     first, comma, others = spec.strip().partition(",")
     method = rest.partition(",")[0]
     if is_place(first) or (method and "=" not in method and _METHOD.match(method)):
@@ -82,7 +84,7 @@ def format_spec(name: str, options: Mapping[str, Any]) -> str:
 
 
 def options_of(instance: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance that differ from their defaults: what its spec has to say."""
+    """The fields of a dataclass instance that differ from their defaults, which are the options in its spec."""
     changed = {}
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
@@ -108,7 +110,7 @@ def _parse_value(text: str) -> Value:
 
 
 def written_value(value: Any) -> str:
-    """A value as a spec writes it.
+    """The text of a value in a spec.
 
     >>> written_value((3, 3, 2)), written_value(None), written_value(0.5)
     ('3+3+2', 'none', '0.5')
@@ -134,13 +136,12 @@ class Registry(Generic[T]):
     """Named makers of one kind of object.
 
     Args:
-        kind: the word used in messages, such as ``"solver"``.
-        of: the class of the objects, if they have one: what a place names must be or make one.
-        spelled: what a name from elsewhere, such as ``"euler_a"``, stands for here: a spec, or None. Names of the registry's
-            own go first.
-        advice: what to say of a name from elsewhere that stands for no single spec, or an empty text.
-        aliases: names from elsewhere with their specs, for lists of them.
-        adopted: the maker of an object out of what a place holds, if that is neither one nor makes one; else None.
+        kind: the word in messages, such as ``"solver"``.
+        of: the class of the objects, if they have one; an object that a place names must be or make one of them.
+        spelled: the spec here of a foreign name such as ``"euler_a"``, or None. Registered names have priority.
+        advice: advice on a foreign name that stands for no single spec, or an empty text.
+        aliases: foreign names with their specs, for lists of them.
+        adopted: a maker from an object that a place names, if that is neither of the class nor makes one of it; else None.
     """
 
     def __init__(
@@ -168,9 +169,9 @@ class Registry(Generic[T]):
     def register(self, name: str, make: Callable[..., T], *, summary: str = "", **preset: Any) -> None:
         """Add ``name``. ``make(**options)`` builds the object; ``preset`` fixes some of its options.
 
-        The same class or function registered again, as a notebook's cell does when it runs twice, replaces the one before.
+        The same class or function registered again, as by a notebook's cell that runs twice, replaces the one before.
 
-        Raises :class:`ArgumentError` if the name is malformed or taken by something else, or the class is abstract still.
+        Raises :class:`ArgumentError` if the name is malformed or taken by another object, or if the class is abstract.
         """
         if not _NAME.match(name):
             raise ArgumentError(f"{self.kind} name {name!r} must be letters, digits, '_', '-', '.' and start with a letter")
@@ -189,7 +190,7 @@ class Registry(Generic[T]):
         return list(self._entries)
 
     def canonical(self, spec: str) -> str:
-        """The spec with a name from elsewhere replaced by ours; any other spec as it is.
+        """The spec with a foreign name replaced by the name here; any other spec as it is.
 
         >>> from diffode import solvers
         >>> solvers.registry.canonical("euler_a:eta=0.5")
@@ -213,31 +214,31 @@ class Registry(Generic[T]):
         return f"{meant}{',' if ':' in meant else ':'}{rest}"
 
     def entry(self, name: str) -> Entry[T]:
-        """The entry of a name or of a place; raises :class:`UnknownNameError` with the nearest name otherwise."""
+        """The entry of a name or of a place; :class:`UnknownNameError`, with the nearest name, if there is none."""
         if self.is_place(name):
             return self._placed(name)
         return self._registered(parse_spec(self.canonical(name))[0])
 
     def make(self, spec: str, **options: Any) -> T:
-        """Build the object a spec describes; keyword options override those of the spec."""
+        """The object that a spec describes; keyword options override those of the spec."""
         return self._build(spec, self.check(spec, given=tuple(options)), options)
 
     def registered(self, spec: str, **options: Any) -> T:
-        """:meth:`make` for specs that come out of files others wrote: it imports nothing, so a place is refused."""
+        """:meth:`make` for specs from foreign files: it imports nothing, and so refuses a place."""
         self.check_registered(spec)
         return self.make(spec, **options)
 
     def check_registered(self, spec: str) -> None:
-        """:meth:`check` for specs that come out of files others wrote; nothing is made, and a place is refused."""
+        """:meth:`check` for specs from foreign files: it makes nothing, and refuses a place."""
         self._registered(parse_spec(self.canonical(spec))[0])
         self.check(spec)
 
     def advised(self, name: str) -> str:
-        """What to write instead of a name from elsewhere that has no spec of its own here, or an empty text."""
+        """Advice on a foreign name that has no spec of its own here; an empty text for other names."""
         return self._advice(name)
 
     def check(self, spec: str, given: Iterable[str] = ()) -> Entry[T]:
-        """The entry of a spec, after checking that its maker knows every option named in the spec or in ``given``."""
+        """The entry of a spec; ArgumentError unless its maker knows every option in the spec and in ``given``."""
         name, parsed = parse_spec(self._read(spec))
         entry = self.entry(name)
         merged = (*entry.preset, *parsed, *given)
@@ -251,7 +252,7 @@ class Registry(Generic[T]):
         return entry
 
     def _read(self, spec: str) -> str:
-        """The spec in our own words; UnknownNameError where others use the name for something that has none here."""
+        """The spec with a name of the registry; UnknownNameError for a foreign name that has no spec here."""
         ours = self.canonical(spec)
         name = ours.partition(":")[0].strip()
         if name and not _NAME.match(name) and not is_place(ours.partition(",")[0]):
@@ -269,7 +270,7 @@ class Registry(Generic[T]):
         try:
             return entry.make(**merged)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            # torch has one word for the truth of many numbers and for memory that ran out; the latter is not of the options.
+            # torch raises RuntimeError for the truth of many numbers, which options may cause, and when memory runs out.
             of_options = not isinstance(error, RuntimeError) or any(getattr(value, "ndim", 0) for value in merged.values())
             if isinstance(error, DiffodeError) or not of_options:
                 raise
@@ -286,7 +287,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def is_place(self, name: str) -> bool:
-        """Whether a name is that of an attribute of a file or of a module that exists, and not one of ours misspelt."""
+        """Whether a name is a place in a file or in a module that exists, and not a misspelt name of the registry."""
         module = name.rpartition(":")[0]
         if name in self._entries or not is_place(name):
             return False
@@ -304,7 +305,7 @@ class Registry(Generic[T]):
         if adopted is not None:
             return Entry(place, adopted, {}, "")
         if not callable(found):
-            raise ArgumentError(f"{place!r} is a {type(found).__name__}, not a {self.kind} (a {kind}, or what makes one)")
+            raise ArgumentError(f"{place!r} is a {type(found).__name__}, not a {self.kind} (a {kind}, or a maker of one)")
         if self.of is None or (inspect.isclass(found) and issubclass(found, self.of)):
             return Entry(place, found, {}, "")
 
@@ -331,13 +332,13 @@ def _itself(instance: T) -> T:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two makers are one class or function: the same object, or made by the same definition run again."""
+    """Whether two makers are one class or function: the same object, or two runs of the same definition."""
     if one is other:
         return True
     if isinstance(one, functools.partial) and isinstance(other, functools.partial):
         return _same(one.func, other.func) and one.args == other.args and one.keywords == other.keywords
     if (code := getattr(one, "__code__", None)) is not None and "<lambda>" in one.__qualname__:
-        # Equal code with other values bound to it is another function.
+        # Equal code with other bound values is another function.
         return bool(code == getattr(other, "__code__", None) and _bound(one) == _bound(other))
     found = origin(one)
     return found is not None and found == origin(other) and "<locals>" not in found[1]

@@ -1,4 +1,4 @@
-"""Files of tensors with a JSON description: safetensors, looked at before they are believed. Never pickle."""
+"""Files of tensors with a JSON description: safetensors, checked before use. Never pickle."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ from diffode.errors import ArgumentError, FileFormatError
 from diffode.input_files import believed, read_bytes, read_json, shown
 from diffode.output_files import write_whole
 
-#: Bytes of a file, of its header, and of the length of the header that it begins with.
-_LARGEST_FILE, _LARGEST_HEADER, _LENGTH = 64 * 2**20, 2**20, 8
-#: The types of numbers that diffode stores, by their names in a header, with their bytes.
+#: Largest size of a file, in bytes.
+_LARGEST_FILE = 64 * 2**20
+#: Largest size of a file's header, in bytes.
+_LARGEST_HEADER = 2**20
+#: Size, in bytes, of the number at the beginning of a file that is the size of its header.
+_SIZE_BYTES = 8
+#: Bytes of the numbers that diffode stores, by the names of their types in a header.
 _TYPES = {"F64": 8, "F32": 4, "I64": 8}
+#: Largest finite number of a description.
 _LARGEST_NUMBER = torch.finfo(torch.float64).max
 
 
 def write_tensors(file: str | FilePath, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors with a JSON description; a file that is there already is replaced at once or stays as it is."""
+    """Write tensors with a JSON description; an existing file is replaced whole. ArgumentError if it can't be written."""
     try:
         content = save(dict(tensors), metadata={"diffode": json.dumps(description, allow_nan=False)})
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
@@ -37,7 +42,7 @@ def write_tensors(file: str | FilePath, tensors: Mapping[str, Tensor], descripti
 
 
 def read_tensors(file: str | FilePath, schema: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors of a file of this schema; its header is checked before a tensor is made.
+    """The description and the tensors of a file of a schema; its header is checked before any tensor is made.
 
     Raises:
         ArgumentError: if there is no such file, or it can't be read.
@@ -55,11 +60,11 @@ def read_tensors(file: str | FilePath, schema: str) -> tuple[dict[str, Any], dic
 
 
 def _header(content: bytes) -> dict[str, Any]:
-    """What the file says that it holds."""
-    length = int.from_bytes(content[:_LENGTH], "little")
-    if len(content) < _LENGTH or not 0 < length <= min(_LARGEST_HEADER, len(content) - _LENGTH):
+    """The header of a file; ValueError if it has none, or no description in it."""
+    length = int.from_bytes(content[:_SIZE_BYTES], "little")
+    if len(content) < _SIZE_BYTES or not 0 < length <= min(_LARGEST_HEADER, len(content) - _SIZE_BYTES):
         raise ValueError(f"a header of {length:,} bytes does not fit a file of {len(content):,}")
-    header = read_json(content[_LENGTH : _LENGTH + length])
+    header = read_json(content[_SIZE_BYTES : _SIZE_BYTES + length])
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("diffode"), str):
         raise ValueError("it has no description")
@@ -67,7 +72,7 @@ def _header(content: bytes) -> dict[str, Any]:
 
 
 def _check_tensors(header: Mapping[str, Any], size: int) -> None:
-    """Raise ValueError unless the tensors lie one after the other, each as long as its shape says."""
+    """Raise ValueError unless the tensors lie one after the other, each with the size of its shape."""
     spans = []
     for name, entry in header.items():
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -87,12 +92,12 @@ def _check_tensors(header: Mapping[str, Any], size: int) -> None:
 
 
 def content_of(tensors: Iterable[Tensor]) -> str:
-    """A hash of some numbers."""
+    """A hash of the numbers in some tensors."""
     return hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in tensors)).hexdigest()
 
 
 def float64(tensors: Mapping[str, Tensor], name: str, ndim: int, stored: torch.dtype = torch.float64) -> Tensor:
-    """A finite float64 tensor of so many axes, from one that is stored in this dtype."""
+    """A tensor that is ``stored`` in a dtype with ``ndim`` axes, as float64; ValueError unless it is such a one, and finite."""
     value = tensors[name]
     if value.dtype != stored or value.ndim != ndim or value.numel() == 0 or not bool(torch.isfinite(value).all()):
         kind = str(stored).removeprefix("torch.")
@@ -101,7 +106,7 @@ def float64(tensors: Mapping[str, Tensor], name: str, ndim: int, stored: torch.d
 
 
 def finite(description: Mapping[str, Any], key: str) -> float:
-    """A finite number of the description."""
+    """A number of the description; ValueError unless it is finite."""
     value = description[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:
         raise ValueError(f"{key} must be a finite number, got {shown(value)}")
@@ -109,7 +114,7 @@ def finite(description: Mapping[str, Any], key: str) -> float:
 
 
 def text(description: Mapping[str, Any], key: str) -> str:
-    """A text of the description."""
+    """A text of the description; ValueError if it is none."""
     value = description[key]
     if not isinstance(value, str) or len(value) > 10_000:
         raise ValueError(f"{key} must be a text")

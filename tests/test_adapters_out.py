@@ -2,11 +2,10 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from commandline import program
 
 import diffode
 from diffode import adapters
@@ -237,7 +236,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = program(code)
     assert "ArgumentError" in done.stdout
     assert "pip install" in done.stdout
     assert library in done.stdout
@@ -310,7 +309,7 @@ def test_adaptive_methods_that_step_past_the_path_end_at_the_exact_flow(path, me
     ends = torch.tensor([field.path.t_max, field.path.t_min], dtype=torch.float64)
     x = start(field)
     found = torchdiffeq.odeint(adapters.as_torchdiffeq(field), x, ends, method=method, rtol=1e-8, atol=1e-8)[-1]
-    true = diffode.references.reference(field, x, *ends.tolist()).x
+    true = diffode.reference(field, x, *ends.tolist()).x
     # An adaptive run's error is some hundred tolerances here, as it is where it may not step past the end.
     torch.testing.assert_close(found, true, rtol=0, atol=2e-5)
     back = torchdiffeq.odeint(adapters.as_torchdiffeq(field), true, ends.flip(0), method=method, rtol=1e-9, atol=1e-9)[-1]

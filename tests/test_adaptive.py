@@ -369,3 +369,10 @@ def test_advice_for_a_start_without_data_runs():
     assert diffode.solve(field, x, solver="rk_adaptive", between=(high, low)).accepted.min() > 0
     with pytest.raises(ArgumentError, match="between must be two times, the noisier first"):
         diffode.solve(field, x, solver="ddim", nfe=4, between=(0.1, 0.3))
+
+
+def test_adaptive_solvers_end_their_progress_at_all_of_it(exact):
+    seen = []
+    x = exact.prior(2, generator=0)
+    diffode.solve(exact, x, solver="rk_adaptive:rtol=1e-3,atol=1e-3", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 1)]

@@ -67,7 +67,7 @@ def test_the_code_behind_a_reference_is_part_of_its_key(folder, monkeypatch):
     field = diffode.exact_field("ring8", "edm")
     x = field.marginal(2, 5.0, generator=1)
     diffode.reference(field, x, 5.0, 1.0, 1e-4)
-    monkeypatch.setattr("diffode.references.version_of", lambda *roots: "other code")
+    monkeypatch.setattr("diffode.flows.integrated.version_of", lambda *roots: "other code")
     diffode.reference(field, x, 5.0, 1.0, 1e-4)
     assert len(list(folder.iterdir())) == 2
 
@@ -123,3 +123,22 @@ def test_equal_parameters_have_equal_contents_and_others_have_others():
     assert len(set(contents.values())) == len(GIVEN)
     as_tensors = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-0.0, 1.0], [2.0, -1.0]]), torch.ones(2))
     assert as_tensors.content() == contents["isotropic"]
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFODE_CACHE", str(tmp_path / "own"))
+    assert cache.folder() == tmp_path / "own"
+    monkeypatch.delenv("DIFFODE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "diffode"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache.folder() == tmp_path / "home" / ".cache" / "diffode"
+
+
+def test_an_entry_that_can_not_be_put_in_its_place_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFODE_CACHE", str(tmp_path))
+    (tmp_path / "key.safetensors").mkdir()
+    cache.write("key", {"x": torch.ones(2)})
+    assert [f.name for f in tmp_path.iterdir()] == ["key.safetensors"]
+    assert cache.read("key") is None

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import diffode
 from diffode import Field, paths
-from diffode.errors import ArgumentError
-from diffode.verify.theory import bounds
+from diffode.errors import ArgumentError, FieldError
+from diffode.verify.theory import affine, bounds
 from diffode.verify.theory.score_error import score_error
 
 
@@ -104,3 +104,131 @@ def test_a_certificate_says_what_it_rests_on():
     assert bounds.certificate(many, many, nodes=9).lipschitz_kind == "bound"
     with pytest.raises(ArgumentError, match="confidence must lie"):
         bounds.certificate(exact, bent, confidence=1.0)
+
+
+@pytest.mark.parametrize("path", ["rectified_flow", "trigonometric", "vp_cosine"])
+def test_the_certificate_of_a_shifted_gaussian_is_an_equality_on_every_path(path):
+    """The flow's bound is met by a score that is off by a constant shift of the mean, whatever the schedule."""
+    right, shifted = (diffode.exact_field(diffode.GaussianMixture([1.0], [[m]], [[0.25]]), path) for m in (0.0, 0.3))
+    on = right.path
+    found = bounds.certificate(
+        right, shifted, lipschitz=lambda t: -1 / (0.25 * on.alpha(t) ** 2 + on.sigma(t) ** 2), coupled=16
+    )
+    # Starts are the same, and the shift moves all ends alike.
+    assert found.flow.integral == pytest.approx(found.coupled, rel=1e-4)
+
+
+LAM, END = 0.7, 5.0
+
+
+TOP = LAM + END**2
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    path = paths.get(f"edm:sigma_min=1e-5,sigma_max={END}")
+    return diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3]], [[LAM]]), path)
+
+
+@pytest.mark.parametrize("delta", [0.1, -0.4])
+def test_w2_bounds_of_a_shifted_score_are_equalities(gaussian, delta):
+    """The table of the closed forms: true W2 = bound for the flow, and for the SDE."""
+    learned = Field.from_score(lambda x, t: gaussian.score(x, t) + delta, gaussian.path)
+    found = bounds.certificate(gaussian, learned, points=8, lipschitz_points=2, coupled=64)
+    flow = abs(delta) * math.sqrt(LAM) * (math.sqrt(TOP) - math.sqrt(LAM))
+    sde = abs(delta) * LAM * math.log(TOP / LAM)
+    assert found.flow.integral == pytest.approx(flow, rel=1e-5)
+    assert found.coupled == pytest.approx(flow, rel=1e-5)
+    assert found.true == pytest.approx((flow, sde), rel=1e-6)
+    assert found.sde.integral == pytest.approx(sde, rel=1e-5)
+    assert found.flow.by_loss > found.flow.integral
+    assert found.sde.by_loss > found.sde.integral
+    assert found.loss == pytest.approx(delta**2 * END**2 / 2, rel=5e-5)
+
+
+def test_w2_bounds_of_a_scaled_score_are_the_tables(gaussian):
+    """eta = 0.2: flow .253127 = .253127; SDE .128642 <= .219855 <= .267580."""
+    learned = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)
+    found = bounds.certificate(gaussian, learned, points=40_000, lipschitz_points=2)
+    assert found.flow.integral == pytest.approx(0.253127, rel=2e-3)
+    assert found.sde.integral == pytest.approx(0.219855, rel=2e-3)
+    assert found.sde.by_loss == pytest.approx(0.267580, rel=2e-3)
+    assert found.true == pytest.approx((0.253127, 0.128642), abs=6e-7)
+    shifted = bounds.certificate(gaussian, learned, points=40_000, lipschitz=lambda t: -1.2 / (LAM + t**2), prior_distance=0.5)
+    growth = (LAM / TOP) ** 0.6
+    assert shifted.flow.prior == pytest.approx(0.5 * growth, rel=1e-5)
+    assert shifted.flow.integral - found.flow.integral == pytest.approx(0.5 * growth, rel=1e-4)
+
+
+@pytest.mark.parametrize("path", ["vp", "edm"])
+def test_the_true_distance_in_many_dimensions_is_that_of_draws(path):
+    """An affine score that rotates and shifts, on a Gaussian of three unequal axes; the flow by a run, the SDE by draws."""
+    exact = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3, -0.2, 1.0]], [[0.2, 1.0, 3.0]]), path)
+    turn = torch.tensor([[0.0, 0.1, 0.0], [-0.1, 0.0, 0.05], [0.02, 0.0, 0.1]], dtype=torch.float64)
+    learned = Field.from_score(lambda x, t: exact.score(x, t) @ (torch.eye(3).double() + turn).T + 0.05, exact.path)
+    found = bounds.certificate(exact, learned, points=64, lipschitz_points=2, nodes=65)
+    assert found.true.flow < found.flow.integral
+    assert found.true.sde < found.sde.integral
+    start = exact.marginal(10_000, exact.path.t_max, generator=0)
+    truth = exact.path.alpha(exact.path.t_min) * exact.target.mean, exact.target.covariance
+    for distance, solver, steps in zip(found.true, ("rk4:chart=data", "ddim:eta=1"), (60, 600), strict=True):
+        draws = {} if solver == "rk4:chart=data" else {"generator": 2}
+        end = diffode.solve(learned, start, solver=solver, grid="log_snr", steps=steps, **draws).x
+        assert diffode.metrics.gaussian_w2(end.mean(0), torch.cov(end.T), *truth) == pytest.approx(distance, abs=0.06)
+
+
+def test_a_true_distance_is_not_made_up(gaussian):
+    two = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 1.0]]), gaussian.path)
+    three = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0] * 3], [[1.0] * 3]), gaussian.path)
+    middle = [gaussian.path.time_from_rho(r) for r in (0.11, 0.1)]
+    bent = {
+        "everywhere": (gaussian, lambda x, t: gaussian.score(x, t) + 1e-3 * torch.sin(x)),
+        "far out": (two, lambda x, t: two.score(x, t) + (two.denoised(x, t).clamp(-2.5, 2.5) - two.denoised(x, t)) / t**2),
+        "off the axes": (two, lambda x, t: two.score(x, t) + 0.1 * (x[:, :1] * x[:, 1:] * (x[:, :1] - x[:, 1:]))),
+        "in products": (three, lambda x, t: three.score(x, t) + 0.3 * (x[:, :1] * x[:, 1:2] - x[:, 1:2] * x[:, 2:])),
+        "for a while": (
+            gaussian, lambda x, t: gaussian.score(x, t) + (0.1 * torch.sin(x) if middle[1] < t < middle[0] else 0 * x),
+        ),
+        "not, but growing without end": (gaussian, lambda x, t: 1e3 * x),
+    }  # fmt: skip
+    for where, (exact, score) in bent.items():
+        assert affine.gaussian_distances(exact, Field.from_score(score, exact.path), exact.path.t_min) is None, where
+    ring = diffode.exact_field("ring8", gaussian.path)
+    assert bounds.certificate(ring, ring, points=8, lipschitz_points=2).true is None
+
+
+def test_true_distances_of_a_score_in_single_precision_are_those_of_double(gaussian):
+    """Rounding must not keep the integration from its end."""
+    learned = [
+        Field.from_score(lambda x, t, kind=kind: (1.2 * gaussian.score(x, t)).to(kind).double(), gaussian.path)
+        for kind in (torch.float32, torch.float64)
+    ]
+    single, double = (affine.gaussian_distances(gaussian, one, gaussian.path.t_min) for one in learned)
+    assert single == pytest.approx(double, rel=1e-5)
+    # Times rounded to a thousandth, as models trained at discrete steps have them.
+    stepped = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, max(round(t * 1000) / 1000, 1e-5)), gaussian.path)
+    exact = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)
+    found, smooth = (affine.gaussian_distances(gaussian, one, 0.01) for one in (stepped, exact))
+    assert found == pytest.approx(smooth, rel=3e-4)
+    assert found != smooth
+
+
+def test_the_mixture_bound_is_valid_and_loose():
+    """Common covariance, exact score up to a shift: the bound holds, by an exponential factor."""
+    exact = diffode.exact_field("bimodal1d", paths.get("edm:sigma_max=20"))
+    learned = Field.from_score(lambda x, t: exact.score(x, t) + 0.02, exact.path)
+    found = bounds.certificate(exact, learned, coupled=256, points=32)
+    assert 0 < found.coupled < found.flow.integral
+    assert float(found.lipschitz.max()) > 0 > float(found.lipschitz[-1])
+
+
+def test_wrong_arguments_of_a_certificate_are_named(gaussian):
+    other = Field.from_score(lambda x, t: -x, paths.get("edm"))
+    with pytest.raises(ArgumentError, match="same path"):
+        bounds.certificate(gaussian, other)
+    same = Field.from_score(lambda x, t: -torch.sin(x).detach(), gaussian.path)
+    with pytest.raises(FieldError, match="give lipschitz="):
+        bounds.certificate(gaussian, same)
+    for wrong in ({"nodes": 3}, {"points": 1}, {"lipschitz_points": 0}, {"prior_distance": -1.0}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be"):
+            bounds.certificate(gaussian, same, **wrong)

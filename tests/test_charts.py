@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from diffode import charts, paths
-from diffode.charts import phi
 from diffode.errors import ArgumentError
+from diffode.numerics.exponential import phi
 
 
 @given(st.integers(0, 5), st.floats(-40, 40).filter(lambda z: z == 0 or abs(z) > 1e-12))
@@ -113,3 +113,8 @@ def test_a_chart_without_its_path_says_so():
         charts.get("noise", None).scale(0.5)
     with pytest.raises(ArgumentError, match="chart must be one of"):
         charts.get("nose", None)
+
+
+def test_phi_0_is_the_exponential_of_tensors_too():
+    z = torch.tensor([-3.0, 0.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(phi(0, z), z.exp())

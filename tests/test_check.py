@@ -11,7 +11,9 @@ import torch
 from commandline import diffode as command
 
 import diffode
+from diffode import solvers
 from diffode.errors import ArgumentError
+from diffode.solvers.runge_kutta import Heun
 from diffode.verify import check_sampler
 from diffode.verify.sampler.subject import find_sampler
 
@@ -237,3 +239,113 @@ def test_what_a_sampler_prints_leaves_the_answer_alone(first_order):
     done = command("check", "own.py:alternate", "--json", cwd=first_order, code=None)
     assert json.loads(done.stdout)["subject"] == "own.py:alternate"
     assert "a sampler that talks" in done.stderr
+
+
+def at_zero(happens):
+    """Euler's method, but for a last step to sigma = 0."""
+
+    def sampler(field, x, times):
+        if times[-1] == 0:
+            return happens(field, x, times)
+        return planted_samplers.euler(field, x, times)
+
+    return sampler
+
+
+def refuses(field, x, times):
+    raise ArgumentError("give times above 0")
+
+
+def crashes(field, x, times):
+    raise ZeroDivisionError("sigma is 0")
+
+
+@pytest.mark.parametrize(("happens", "passed", "text"), [
+    (refuses, None, "refuses a last step to sigma = 0: give times above 0"),
+    (crashes, False, "raises ZeroDivisionError in a last step to sigma = 0"),
+    (lambda field, x, times: x * torch.nan, False, "non-finite values in a last step"),
+])  # fmt: skip
+def test_what_a_sampler_does_at_no_noise_is_told(happens, passed, text):
+    found = check_sampler(at_zero(happens), order=1).check("sigma = 0")
+    assert found.passed is passed
+    assert text in found.detail
+
+
+def test_moments_of_a_sampler_that_is_not_affine_are_not_read_off():
+    def clipped(field, x, times):
+        return planted_samplers.euler(field, x, times).clamp(-1.5, 1.5)
+
+    found = check_sampler(clipped).check("moments")
+    assert found.passed is None
+    assert "not affine" in found.detail
+
+
+def test_an_order_that_can_not_be_measured_says_why():
+    def stops(field, x, times):
+        if len(times) > 100:
+            raise RuntimeError("too many steps")
+        return planted_samplers.euler(field, x, times)
+
+    found = check_sampler(stops, order=1).check("order")
+    assert found.passed is False
+    assert "raised RuntimeError" in found.detail
+
+    def overflows(field, x, times):
+        return planted_samplers.euler(field, x, times) * (torch.inf if len(times) > 100 else 1)
+
+    assert "not finite" in check_sampler(overflows, order=1).check("order").detail
+
+
+def test_samplers_are_classes_objects_and_functions_that_take_a_generator_by_place():
+    assert find_sampler(Heun, options={"chart": "noise"}).claimed == 2
+    assert find_sampler(solvers.get("ddim")).claimed == 1
+
+    def by_place(field, x, times, generator):
+        assert isinstance(generator, torch.Generator)
+        return planted_samplers.euler(field, x, times)
+
+    assert check_sampler(by_place, order=1).passed
+
+
+def make(change):
+    def sampler(field, x, times):
+        for s, t in itertools.pairwise(times):
+            x = x + (t - s) * field.velocity(x, s)
+        return change(x)
+
+    return sampler
+
+
+def test_a_leak_that_spares_the_first_row_is_found():
+    leaking = make(lambda x: torch.cat([x[:1], x[1:] + 1e-5 * x[:-1]]))
+    findings = {f.name: f for f in check_sampler(leaking, order=1).checks}
+    assert findings["batches"].passed is False
+
+
+def test_a_sampler_that_fails_on_its_second_size_of_batch_gets_a_verdict():
+    kept = []
+
+    def stale(field, x, times):
+        kept.append(x)
+        return make(lambda y: y + 0 * kept[0])(field, x, times)
+
+    verdict = check_sampler(stale, order=1)
+    assert not verdict.passed
+
+
+def test_a_generator_is_passed_by_its_name():
+    def sampler(field, x, times, eta=0.0, generator=None):
+        assert isinstance(generator, torch.Generator)
+        return make(lambda y: y + eta)(field, x, times)
+
+    def keyword(field, x, times, *, generator):
+        return sampler(field, x, times, generator=generator)
+
+    for one in (sampler, keyword):
+        findings = {f.name: f for f in check_sampler(one, order=1).checks}
+        assert findings["runs"].passed is not False
+
+
+def test_a_grid_that_does_not_exist_is_not_held_against_the_sampler():
+    with pytest.raises(diffode.errors.UnknownNameError, match="nogrid"):
+        find_sampler("ddim", grid="nogrid")

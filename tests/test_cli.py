@@ -31,7 +31,8 @@ def test_help_is_instant_and_importing_loads_no_torch():
     code = "import sys, diffode, diffode.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     began = time.perf_counter()
-    shown = diffode("--help").stdout
+    command = [sys.executable, "-m", "diffode", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert time.perf_counter() - began < 5
     assert all(word in shown for word in ("bench", "report", "list", "show", "sample", "Example"))
 
@@ -214,3 +215,14 @@ def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
     assert "must end in .safetensors" in diffode(
         "train", "bespoke", "--target", "ring8", "--nfe", "4", "--output", "x.pt", code=2
     ).stderr  # fmt: skip
+
+
+def test_cards_are_json_and_adaptive_solvers_have_no_tableau():
+    card = json.loads(diffode("show", "ring8", "--json").stdout)
+    assert card["name"] == "ring8"
+    assert card["content"] == targets.get("ring8").content()
+    assert "its steps depend on the solution" in diffode("show", "rk_adaptive").stdout
+
+
+def test_a_misspelt_command_is_answered_with_the_right_one():
+    assert "did you mean 'bench'" in diffode("bnech", code=2).stderr

@@ -2,11 +2,11 @@
 
 import ast
 import dataclasses
-import subprocess
 import sys
 import types
 
 import pytest
+from commandline import program
 
 from diffode import solvers
 from diffode.closure import REST, SOURCES, WHOLE, parts_of, version_of
@@ -76,14 +76,14 @@ def test_a_changed_literal_in_any_other_module_of_a_solvers_closure_changes_its_
 
 
 def test_a_changed_literal_in_any_module_behind_references_changes_their_version():
-    unmoved, tried = unmoved_by_changes([("diffode.references", WHOLE)])
+    unmoved, tried = unmoved_by_changes([("diffode.flows.integrated", WHOLE)])
     assert unmoved == []
     assert tried >= 18
 
 
 REACHED = {
     "amed:host=ipndm": {("diffode.solvers.adams", "IPNDM"), ("diffode.solvers.runge_kutta", "")},
-    "ipndm": {("diffode.solvers.runge_kutta", ""), ("diffode.references", WHOLE)},
+    "ipndm": {("diffode.solvers.runge_kutta", ""), ("diffode.flows.integrated", WHOLE)},
     "rk_adaptive": {("diffode.solvers.adaptive", "EmbeddedRungeKutta")},
     "scipy:RK45": {("diffode.solvers.adaptive", "Flow")},
 }
@@ -95,7 +95,7 @@ def test_what_a_solver_uses_of_other_modules_is_in_its_closure(spec):
 
 
 def test_what_a_learned_solver_runs_on_is_in_its_closure():
-    assert ("diffode.learned.live", WHOLE) in SOURCES.closure(roots_of("amed_learned")).parts
+    assert ("diffode.learned.conditional.live", WHOLE) in SOURCES.closure(roots_of("amed_learned")).parts
 
 
 def with_another_class(module, name):
@@ -201,10 +201,7 @@ def test_a_users_modules_count_with_what_they_import_themselves(tmp_path):
         (tmp_path / name / "factor.py").write_text(factor)
         (tmp_path / name / "inner.py").write_text(inner)
         (tmp_path / name / "mine.py").write_text(MINE.replace("VALUE", value))
-    command = [sys.executable, "-c", IN_FORKS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in program(IN_FORKS, tmp_path).stdout.splitlines()]
     own, measured, neither = ({line[0]: line[1 + i] for line in lines} for i in range(3))
     assert {name for name in variants if own[name] == own["as-it-is"]} == {"as-it-is", "commented"}
     assert {name for name in variants if measured[name] != measured["as-it-is"]} == {"factor", "method", "value"}

@@ -3,8 +3,6 @@
 The model is the exact denoiser of N(c, 1/4) where c is the row's own condition, so that rows differ by their condition alone.
 """
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -142,43 +140,50 @@ def test_a_bound_method_of_a_network_is_called_in_the_networks_dtype():
     assert torch.allclose(answer, net(START.float()).double(), atol=1e-6)
 
 
+class Correction(torch.nn.Module):
+    """A noise prediction of x and a tenth of what a network of diffusers answers: untrained, that is no denoiser by itself, and
+    looking for what is wrong with its convention costs more than the runs."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample, timestep, **conditions):
+        answer = 0.1 * self.network(sample, timestep, **conditions).sample
+        return (torch.cat([answer[:, :1] + sample, answer[:, 1:]], 1),)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_diffusers_own_conditional_networks_keep_their_rows():
+@pytest.mark.parametrize("kind", ["cross attention", "classes"])
+def test_diffusers_own_conditional_networks_keep_their_rows(kind):
     """A UNet with cross attention and a transformer with classes, two different conditions in a batch, float32 weights."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        cross_attention_dim=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
-    transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=1, out_channels=2, num_layers=1, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=4,
-    ).eval()  # fmt: skip
+    if kind == "cross attention":
+        network = diffusers.UNet2DConditionModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+            cross_attention_dim=8, attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ).eval()  # fmt: skip
+        extra = {"encoder_hidden_states": torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))}
+    else:
+        network = diffusers.DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, in_channels=1, out_channels=2, num_layers=1, sample_size=8,
+            patch_size=2, num_embeds_ada_norm=10, norm_num_groups=4,
+        ).eval()  # fmt: skip
+        extra = {"class_labels": torch.tensor([1, 2, 7])}
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    extras = (
-        {"encoder_hidden_states": torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))},
-        {"class_labels": torch.tensor([1, 2, 7])},
-    )
-    for network, extra in zip((unet, transformer), extras, strict=True):
-        scheduler = diffusers.DDIMScheduler()
-        for solver in ("dpmpp:order=2", "rk_adaptive:rtol=1e-2,atol=1e-2"):
-            options = {"solver": solver, **({"nfe": 4} if "dpmpp" in solver else {})}
-            with warnings.catch_warnings():
-                # Untrained: it is no denoiser, and is told so.
-                warnings.simplefilter("ignore", ConventionWarning)
-                end = diffode.solve(adapters.from_diffusers(network, scheduler, extra=extra), x, **options).x
-                rolled = {key: value.roll(1, 0) for key, value in extra.items()}
-                other = diffode.solve(adapters.from_diffusers(network, scheduler, extra=rolled), x, **options).x
-                single = [
-                    diffode.solve(
-                        adapters.from_diffusers(network, scheduler, extra={k: v[i : i + 1] for k, v in extra.items()}),
-                        x[i : i + 1], **options,
-                    ).x
-                    for i in range(3)
-                ]  # fmt: skip
-            # In float32 a step may be taken for one row alone and refused in the batch: within what the steps allow.
-            size = float(end.abs().max())
-            assert float((end - torch.cat(single)).abs().max()) < 1e-3 * size
-            assert float((end - other).abs().max()) > 3e-2 * size
+    scheduler = diffusers.DDIMScheduler()
+
+    def field(conditions):
+        return adapters.from_diffusers(Correction(network), scheduler, extra=conditions)
+
+    whole, rolled = field(extra), field({key: value.roll(1, 0) for key, value in extra.items()})
+    single = [field({key: value[i : i + 1] for key, value in extra.items()}) for i in range(3)]
+    for options in ({"solver": "dpmpp:order=2", "nfe": 4}, {"solver": "rk_adaptive:pair=bosh3,rtol=0.05,atol=0.05"}):
+        end, other = (diffode.solve(one, x, **options).x for one in (whole, rolled))
+        alone = torch.cat([diffode.solve(single[i], x[i : i + 1], **options).x for i in range(3)])
+        # In float32 a step may be taken for one row alone and refused in the batch: within what the steps allow.
+        size = float(end.abs().max())
+        assert float((end - alone).abs().max()) < 1e-3 * size
+        assert float((end - other).abs().max()) > 3e-2 * size

@@ -1,6 +1,7 @@
 """Evaluations are counted for each run, whoever else uses the field at the same time."""
 
 import copy
+import math
 import threading
 import time
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import diffode
+from diffode import paths
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 
@@ -136,3 +138,27 @@ def test_a_total_read_within_runs_is_up_to_date_and_can_be_set():
         field.noise(x, 1.0)
         assert field.nfe == 11
     assert (outer.calls, field.nfe) == (3, 11)
+
+
+def test_a_field_counts_over_runs():
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(2, generator=0)
+    for nfe in (4, 6):
+        diffode.solve(field, x, solver="ddim", nfe=nfe)
+    diffode.solve(field, x, solver="rk_adaptive", grid=[80.0, 70.0])
+    assert field.nfe > 10
+    adaptive = field.nfe - 10
+    field.nfe = 5
+    assert diffode.solve(field, x, solver="rk_adaptive", grid=[80.0, 70.0]).nfe == adaptive
+    assert field.nfe == 5 + adaptive
+
+
+def test_looking_for_what_failed_is_not_counted():
+    path = paths.get("edm")
+    field = Field.from_noise(lambda x, t: torch.where((x[:, :1] < 0) & torch.tensor(t < 20), math.nan, x / (1 + t)), path)
+    x = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    field.nfe = 3
+    with pytest.raises(diffode.errors.NumericalError) as caught:
+        diffode.solve(field, x, solver="ddim", nfe=6)
+    assert caught.value.solution.status.tolist() == [0, 1]
+    assert field.nfe == 3 + caught.value.solution.nfe == 9

@@ -5,12 +5,11 @@ import importlib
 import pkgutil
 import re
 import runpy
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from commandline import script
 
 import diffode
 from diffode.studies import parse_suite
@@ -27,8 +26,7 @@ def test_code_blocks_run(block, tmp_path):
     """In a process of its own: what a block registers stays there."""
     file = tmp_path / "block.py"
     file.write_text(block[2], encoding="utf-8")
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
+    script(file, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b[1] == "toml"], ids=lambda b: b[0])

@@ -1,5 +1,8 @@
 """Fields: conversions between views, counting, the one-time probe."""
 
+import math
+import re
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ import diffode
 from diffode import Field, paths
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import PREDICTIONS
+from diffode.fields.own import own_field
 
 MAKERS = {
     "velocity": Field.from_velocity,
@@ -128,7 +132,7 @@ def test_wrong_arguments_say_what_is_wrong(make, message):
         (torch.zeros(3, 2, dtype=torch.int64), 1.0, "float32 or float64"),
         (torch.zeros(3, 2), -1.0, "t must be a finite time >= 0"),
         (torch.zeros(3, 2), float("nan"), "t must be a finite"),
-        (torch.zeros(3, 2), torch.ones(2), "one time a row"),
+        (torch.zeros(3, 2), torch.ones(2), "a time per row"),
         (torch.zeros(3, 2), None, "must be a number or a tensor"),
         (torch.zeros(3, 2), "a", "must be a number or a tensor"),
         (torch.zeros(3), 1.0, r"x must be \(B, 2\)"),
@@ -222,3 +226,75 @@ def test_a_check_of_rows_that_passes_gives_no_advice():
     (check,) = [c for c in contract(exact, exact.prior(3, generator=0), 80.0) if c.name.startswith("rows")]
     assert check.passed
     assert not check.detail
+
+
+def test_a_field_that_is_zero_is_a_field():
+    """Nothing is relative to its largest answer."""
+    still = Field.from_velocity(lambda x, t: torch.zeros_like(x), paths.get("edm"))
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(diffode.solve(still, x, solver="euler", nfe=4).x, x)
+    assert diffode.solve(still, x, solver="rk_adaptive", grid=[80.0, 0.002]).x.allclose(x)
+
+
+def test_rounding_in_a_field_is_seen_as_it_is():
+    """Second differences of a smooth function show none, those of float32 its seven digits, at any size of x."""
+    path = paths.get("edm")
+    for size in (1e-3, 1.0, 80.0):
+        x = size * torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        double = Field.from_noise(lambda x, t: torch.tanh(x / (1 + t)), path)
+        single = Field.from_noise(lambda x, t: torch.tanh(x / (1 + t)).float().double(), path)
+        assert double.rounding(x, size) < 2e-11
+        assert 1e-9 < single.rounding(x, size) < 1e-6
+        assert math.isfinite(Field.from_noise(lambda x, t: 0 * x, path).rounding(x, size))
+
+
+def test_a_network_in_float32_behind_a_cast_is_not_called_coupled():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2)
+    )
+
+    def velocity(x, t):
+        column = torch.as_tensor(t, dtype=torch.float32).expand(len(x))[:, None]
+        return net(torch.cat([x.float(), column], 1)).to(x.dtype)
+
+    field = diffode.Field.from_velocity(velocity, diffode.paths.get("rectified_flow"))
+    x = field.path.prior((7, 2), generator=0)
+    with torch.no_grad():
+        assert diffode.solve(field, x, solver="dpmpp:order=2", nfe=5).success
+        assert diffode.solve(field, x, solver="rk_adaptive:rtol=1e-3,atol=1e-3").success
+
+
+def test_a_kind_that_is_said_twice_is_no_contradiction():
+    exact = diffode.exact_field("ring8", "edm")
+    own = Field.from_noise(exact.noise, exact.path)
+    assert own_field(own, "noise", exact.path).prediction == "noise"
+    assert own_field(own, None, exact.path).prediction == "noise"
+    with pytest.raises(ArgumentError, match="this field gives its noise"):
+        own_field(own, "score", exact.path)
+
+
+@pytest.mark.parametrize("view", ["velocity", "noise", "denoised", "score"])
+def test_every_kind_of_own_function_is_taken_as_it_is_named(view, exact):
+    from diffode.fields.own import own_field
+
+    made = getattr(diffode.Field, f"from_{view}")(getattr(exact, view), exact.path)
+    assert made.scale == 1
+    own = own_field(getattr(exact, view), view, exact.path)
+    assert own.prediction == made.prediction == view
+    x = torch.ones(2, 1, dtype=torch.float64)
+    torch.testing.assert_close(own.denoised(x, 0.5), exact.denoised(x, 0.5), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(lambda: Field(lambda x, t: x, prediction="noize"), "prediction must be one of", id="a view that is none"),
+        pytest.param(
+            lambda: Field.from_noise(3, paths.get("edm")), "function must be callable", id="a field that is no function"
+        ),
+    ],
+)
+def test_fields_made_of_nothing_sensible_are_refused(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

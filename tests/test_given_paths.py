@@ -9,6 +9,7 @@ import torch
 import diffode
 from diffode import paths
 from diffode.errors import ArgumentError
+from diffode.paths import Tabulated
 
 VIEWS = ("alpha", "sigma", "alpha_derivative", "sigma_derivative", "log_snr", "rho", "drift", "diffusion")
 
@@ -164,3 +165,13 @@ def test_levels_beyond_a_path_from_functions_are_at_its_ends(level, time):
     assert paths.FunctionPath(lambda t: 1 - t, lambda t: t, lower=0.0, upper=1.0).time_from_log_snr(level) == time
     path = paths.FunctionPath(lambda t: 1 - t, lambda t: t, t_min=0.1, t_max=0.8)
     assert path.time_from_log_snr(math.copysign(50.0, level)) == (0.8 if time else 0.1)
+
+
+@pytest.mark.parametrize("last", [0.0, 2.0**-24])
+def test_a_last_level_without_signal_is_an_infinite_one(last):
+    """Zero terminal SNR, also where a library writes the smallest number of half precision instead of 0."""
+    table = [0.9, 0.5, 0.1, last]
+    path = Tabulated(table)
+    assert path.t_max < len(table)
+    shortened = Tabulated(table[:-1])
+    assert path.rho(3.0) == pytest.approx(shortened.rho(3.0))

@@ -1,6 +1,7 @@
 """AMED learned: exact on Gaussians, below its host, honest about where it was trained."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatError
-from diffode.learned.amed import load_amed, save_amed, train_amed
-from diffode.learned.live import LiveWriter
+from diffode.learned.conditional.amed import load_amed, save_amed, train_amed
+from diffode.learned.conditional.live import LiveWriter
 
 GRID = [80.0, 20.0, 5.0, 1.0, 0.2]
 
@@ -141,3 +142,24 @@ def test_training_ends_with_its_seconds():
     field = diffode.exact_field("bimodal1d", "edm")
     short = train_amed(field, 2, points=64, batch=16, rounds=100_000, seconds=0.5)
     assert 1 <= len(short.losses) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: LiveWriter(diffode.exact_field("ring8", "edm"), "denoised", torch.zeros(1, 2), 1.0, analytic=True),
+            "written for the noise prediction",
+            id="an analytic step of denoised points",
+        ),
+        pytest.param(
+            lambda: train_amed(diffode.exact_field("ring8", "edm"), 2, seconds=None),
+            "seconds must be a positive number",
+            id="AMED without an end",
+        ),
+        pytest.param(lambda: train_amed("ring8", 4), "field must be a diffode field", id="a name to train AMED on"),
+    ],
+)
+def test_what_amed_can_not_be_trained_on_is_refused(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

@@ -1,5 +1,7 @@
 """Tables conditioned on the sample."""
 
+import re
+
 import pytest
 import torch
 
@@ -7,13 +9,14 @@ import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
-from diffode.learned.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
-from diffode.learned.problems import problem_for
+from diffode.learned.conditional.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
+from diffode.learned.fitting.problems import problem_for
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.studies.runner import compute
 from diffode.studies.suite import Cell
 from diffode.studies.versions import cell_key
-from diffode.tableau.stages import noise_function
+from diffode.tableau import Row, Tableau
+from diffode.tableau.stages import Stages, noise_function
 from diffode.tensor_files import write_tensors
 
 EDM = paths.get("edm")
@@ -180,3 +183,25 @@ def test_on_images_it_is_what_it_is_on_rows(ring):
     x = EDM.prior((4, 1, 2), generator=1)
     expected = diffode.solve(field, x.flatten(1), solver=found.solver).x
     torch.testing.assert_close(diffode.solve(images, x, solver=found.solver).x.flatten(1), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: Conditioned(
+                Stages.of(Tableau("noise", (Row(1.0), Row(0.5, {0: 1.0}, {0: -0.5})), (0, 1), EDM)), 1.0, (), ()
+            ),
+            "a layer and weights for each of its 1 rows",
+            id="a conditioned table without layers",
+        ),
+        pytest.param(
+            lambda: condition(None, diffode.exact_field("ring8", "edm")),
+            "trained must be what train_table gave",
+            id="nothing to condition",
+        ),
+    ],
+)
+def test_a_table_is_conditioned_with_a_layer_a_row(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

@@ -127,7 +127,7 @@ def test_tensors_of_other_shapes_and_kinds_are_refused_by_name(kind, files, tmp_
 
 def test_a_long_row_in_a_file_makes_no_large_network(files, tmp_path, monkeypatch):
     """A predictor of 4 million inputs has 4 GB of weights; the file holds one row of them."""
-    from diffode.learned import amed
+    from diffode.learned.conditional import amed
 
     description, tensors = parts(files / "amed")
     tensors["inner.0.weight"] = torch.zeros(1, 4_000_000, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Grids optimised for a field."""
 
 import itertools
+import re
 import time
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
-from diffode.learned import levels, train_gaussian, train_table
-from diffode.learned.parameters import Decoupled, Table
+from diffode.learned import train_gaussian, train_table
+from diffode.learned.fitting.parameters import Decoupled, Table
+from diffode.learned.grids import levels
 from diffode.solvers.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages
 
@@ -194,3 +196,24 @@ def test_parameters_are_confined_to_levels_between_those_of_start_and_end():
             moved[-1] += far
             asked = parameters.stages(parameters.confined(moved, 5.0, 0.1), 5.0, 0.1).levels
             torch.testing.assert_close(asked, torch.tensor([5.0, 2.0, wall, 0.1], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: levels.search(diffode.exact_field("ring8", "edm"), 4, seconds=0),
+            "seconds must be a positive number",
+            id="no seconds",
+        ),
+        pytest.param(
+            lambda: levels.gits("ring8", 4),
+            "such as diffode.exact_field('ring8', 'edm'), got str",
+            id="a name in place of a field",
+        ),
+        pytest.param(lambda: levels.ld3("ring8", 4), "field must be a diffode field", id="a name to lay levels for"),
+    ],
+)
+def test_levels_are_laid_for_fields_and_in_some_time(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

@@ -6,10 +6,10 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError
-from diffode.learned import gauss_newton, limit, train_table, training
-from diffode.learned.parameters import Table
-from diffode.learned.problems import problem_for, starts_for
-from diffode.learned.trajectory import exact_trajectory
+from diffode.learned.fitting import gauss_newton, limit, train_table, training
+from diffode.learned.fitting.parameters import Table
+from diffode.learned.fitting.problems import problem_for, starts_for
+from diffode.learned.fitting.trajectory import exact_trajectory
 from diffode.randomness import keyed
 from diffode.tableau.stages import Stages, noise_function
 

@@ -1,6 +1,7 @@
 """Likelihoods at sigma = 0, without a path, up to where alpha is 0; and their gradients."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import diffode
 from diffode import Field, paths, verify
 from diffode.errors import ArgumentError, FieldError
 from diffode.verify import log_likelihood
+from diffode.verify.field import likelihood
+from diffode.verify.theory import bounds
 
 
 @pytest.mark.parametrize("path", paths.names())
@@ -130,3 +133,35 @@ def test_hutchinsons_probes_estimate_the_density_of_samples():
     assert float((exact - estimate).abs().max()) < 1e-5
     with pytest.raises(ArgumentError, match="some noise"):
         verify.sample_with_likelihood(field, x, 0.0)
+
+
+def test_a_callable_without_gradients_gives_no_likelihood_and_no_certificate(exact):
+    """A view derived from it has a gradient all the same."""
+    cut = diffode.Field.from_noise(lambda x, t: exact.noise(x, t).detach(), exact.path)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    for probes in (None, 4):
+        with pytest.raises(FieldError, match="no_grad"):
+            likelihood.log_likelihood(cut, x, **({} if probes is None else {"probes": probes, "generator": 0}))
+    with pytest.raises(FieldError, match="lipschitz="):
+        bounds.one_sided_lipschitz(cut, x, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: log_likelihood(
+                diffode.exact_field("ring8", "edm"),
+                torch.zeros(2, 2),
+                divergence="hutchinson",
+                probes=0,
+                generator=torch.Generator(),
+            ),
+            "probes must be an integer >= 1",
+            id="probes that are none",
+        ),
+    ],
+)
+def test_probes_are_at_least_one(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

@@ -92,7 +92,7 @@ def test_a_flow_of_low_rank_gaussians_keeps_its_digits_across():
     factors = torch.tensor([[[1e3], [0.0], [0.0]]], dtype=torch.float64)
     target = GaussianMixture([1.0], [[0.0, 0.0, 0.0]], LowRank(factors, [1e-12]))
     x = torch.tensor([[700.0, 1e-6, -2e-6]], dtype=torch.float64)
-    end = diffode.references.reference(diffode.exact_field(target, "edm"), x, 0.0, 0.01).x
+    end = diffode.reference(diffode.exact_field(target, "edm"), x, 0.0, 0.01).x
     gain = ((1e-12 + 1e-4) / 1e-12) ** 0.5
     along = 700.0 * ((1e6 + 1e-12 + 1e-4) / (1e6 + 1e-12)) ** 0.5
     expected = torch.tensor([[along, 1e-6 * gain, -2e-6 * gain]], dtype=torch.float64)

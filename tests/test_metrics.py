@@ -1,6 +1,7 @@
 """Metrics: closed forms they must reproduce, floors, the split of an error."""
 
 import math
+import re
 import resource
 from dataclasses import replace
 
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given
 
 import diffode
-from diffode import metrics, solvers, testing
+from diffode import Field, fields, metrics, paths, solvers, testing
 from diffode.errors import ArgumentError
 from diffode.metrics import Measurement, Outcome, error_split, gaussian_split, gaussian_w2, measure
+from diffode.metrics.coupled import reduce
+from diffode.tableau import Row, Tableau
 
 
 def outcome(target="ring8", spec="dpmpp:order=2", steps=8, points=256, path="edm", keep="all"):
@@ -280,3 +283,61 @@ def test_the_sampled_prior_error_is_exact_where_the_mean_is_not_0(mean):
     gap = gain * ((mean + math.sqrt(0.5 + 80.0**2) * z) - 80.0 * z)
     expected = float(gap.square().sum(1).mean().sqrt())
     assert error_split(field, table, z).prior == pytest.approx(expected, rel=1e-8)
+
+
+def test_reductions_are_what_they_are_called():
+    distances = torch.tensor([3.0, 4.0, 0.0, 5.0, 1.0], dtype=torch.float64)
+    assert [reduce(distances, name) for name in ("mean", "max", "median")] == [2.6, 5.0, 3.0]
+    assert reduce(distances, "rms") == pytest.approx((51 / 5) ** 0.5)
+
+
+def of_a_run(field, solver="ddim", **options):
+    x = field.prior(4, generator=0) if isinstance(field, fields.ExactField) else field.path.prior((4, 2), generator=0)
+    return Outcome(field, x, diffode.solve(field, x, solver=solver, **({"nfe": 4} | options)))
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: reduce(torch.ones(3), "sum"), "reduction must be mean, rms, max or median", id="a reduction that is none"
+        ),
+        pytest.param(
+            lambda: measure(
+                "push_forward_kl", of_a_run(diffode.exact_field("ring8", "edm"), "rk_adaptive", nfe=None, grid=[80.0, 0.002])
+            ),
+            "needs a solver with a tableau",
+            id="KL of an adaptive run",
+        ),
+        pytest.param(
+            lambda: measure("lost_modes", of_a_run(Field.from_denoised(lambda x, t: 0 * x, paths.get("edm")))),
+            "needs the exact law of the data",
+            id="modes of what has none",
+        ),
+        pytest.param(
+            lambda: measure("gaussian_error", of_a_run(diffode.exact_field("ring8", "edm"))),
+            "a target of one Gaussian",
+            id="a Gaussian's error on a mixture",
+        ),
+        pytest.param(
+            lambda: measure(
+                "gaussian_error", of_a_run(diffode.exact_field("gauss2d", "edm"), "rk_adaptive", nfe=None, grid=[80.0, 0.002])
+            ),
+            "a solver that writes a table",
+            id="a Gaussian's error of an adaptive run",
+        ),
+        pytest.param(
+            lambda: measure("gaussian_error:part=all", of_a_run(diffode.exact_field("gauss2d", "edm"))),
+            "part must be one of prior, truncation",
+            id="a part that is none",
+        ),
+        pytest.param(
+            lambda: gaussian_split(Tableau("noise", (Row(1.0), Row(0.5, {0: 1.0}, {0: -0.5})), (0, 1)), 0.0, torch.ones(2)),
+            "written for a path",
+            id="a split without a path",
+        ),
+    ],
+)
+def test_metrics_that_a_run_does_not_have_are_refused(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

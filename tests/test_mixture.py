@@ -1,5 +1,6 @@
 """Gaussian mixtures: kinds of covariance, independent densities, memory, and what wrong arguments say."""
 
+import re
 import resource
 
 import numpy as np
@@ -287,3 +288,62 @@ def test_tags_name_the_dimension():
     assert "2d" in found["ring8"]
     assert "high-dimensional" not in found["line16"]
     assert "high-dimensional" in found["digits-gmm10"]
+
+
+def test_the_number_of_samples_is_a_whole_one():
+    ring = diffode.targets.get("ring8")
+    assert ring.sample(0, generator=torch.Generator()).shape == (0, 2)
+    for wrong in (2.5, "3", -1):
+        with pytest.raises(ArgumentError, match="n must be"):
+            ring.sample(wrong, generator=torch.Generator())
+
+
+def test_weights_of_points_are_one_row():
+    points = [[0.0], [1.0]]
+    assert GaussianMixture.from_points(points, [0.25, 0.75]).mean == pytest.approx(0.75)
+    with pytest.raises(ArgumentError, match="weights must"):
+        GaussianMixture.from_points(points, [[0.25, 0.75]])
+
+
+@pytest.mark.parametrize("variances", [[0.5, 0.5, 0.2], [0.2, 0.5, 0.5], [0.5, 0.2, 0.5]])
+def test_one_variance_among_equal_ones_counts(variances):
+    """Components of one common variance have a shorter formula, which must not be taken for those that share it in part."""
+    means = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    short = GaussianMixture([0.2, 0.3, 0.5], means, variances)
+    long = GaussianMixture([0.2, 0.3, 0.5], means, [[v, v] for v in variances])
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for target, other in (
+        (short, long),
+        (GaussianMixture([0.2, 0.3, 0.5], means, [0.5] * 3), GaussianMixture([0.2, 0.3, 0.5], means, [[0.5, 0.5]] * 3)),
+    ):
+        one, two = (diffode.exact_field(t, "edm") for t in (target, other))
+        torch.testing.assert_close(one.score(x, 0.7), two.score(x, 0.7), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(one.log_prob(x, 0.7), two.log_prob(x, 0.7), rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_a_mixture_are_a_list():
+    with pytest.raises(diffode.errors.ArgumentError, match="weights"):
+        diffode.GaussianMixture(1.0, [[0.0]], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: targets.get(targets.get("ring8"), radius=2.0), "options radius go with a spec", id="options beside a target"
+        ),
+        pytest.param(
+            lambda: targets.get("ring8").sample(-1, generator=torch.Generator()),
+            "n must be a number of samples",
+            id="a negative number of samples",
+        ),
+        pytest.param(
+            lambda: GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.complex128), [1.0]),
+            "means must be real",
+            id="complex means",
+        ),
+    ],
+)
+def test_arguments_that_make_no_mixture_or_sample_are_refused(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

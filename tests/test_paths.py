@@ -1,6 +1,7 @@
 """Paths: schedules, derivatives, log-SNR and its inverse, the forward SDE."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_times_outside_the_path_are_refused_one_or_many(spec, t):
     with pytest.raises(ArgumentError, match=r"grid|path"):
         diffode.grids.get([t, field.path.t_min] if t > 0 or t != t else [field.path.t_max, t], field.path)
     with pytest.raises(ArgumentError, match="start must be a finite time"):
-        diffode.references.reference(field, x, t, inside)
+        diffode.reference(field, x, t, inside)
     with pytest.raises(ArgumentError, match=r"grid|path"):
         diffode.solve(field, x, solver="euler", grid=[t, field.path.t_min] if t > 0 or t != t else [field.path.t_max, t])
 
@@ -276,3 +277,35 @@ def test_churn_ends_at_the_last_level_of_a_discrete_model():
 def test_options_that_are_tensors_of_many_numbers_are_refused_by_name():
     with pytest.raises(ArgumentError, match="path 'ddpm' can't be made"):
         paths.get("ddpm", beta_end=torch.ones(2))
+
+
+@pytest.mark.parametrize("spec", [
+    "vp_cosine:s=0", "vp_cosine:s=1", "vp_cosine:t_max=1.0001", "trigonometric:t_max=1.0001",
+    "ddpm:beta_end=1", "ddpm:beta_end=1.5", "ddpm:beta_start=0", "ddpm:beta_start=0.03,beta_end=0.02",
+    "ddpm:levels=1",
+])  # fmt: skip
+def test_options_of_paths_end_where_they_say(spec):
+    with pytest.raises(ArgumentError, match=r"0 <|<= 1|need 0|levels must"):
+        paths.get(spec)
+
+
+def test_options_just_inside_are_taken():
+    for spec in ("vp_cosine:s=0.999", "vp_cosine:s=1e-6", "ddpm:beta_end=0.5", "ddpm:levels=2"):
+        assert paths.get(spec).t_max > 0
+
+
+def test_each_wrong_option_of_the_cosine_path_is_refused_alone():
+    for options in ({"s": 1.5}, {"t_max": 1.2}):
+        with pytest.raises(diffode.errors.ArgumentError, match="vp_cosine"):
+            diffode.paths.VPCosine(**options)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(lambda: paths.get("trigonometric:t_max=1.5"), "t_max <= 1", id="a path beyond its end"),
+    ],
+)
+def test_a_path_beyond_its_end_is_refused(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

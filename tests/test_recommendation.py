@@ -1,6 +1,10 @@
 """Recommendations: the best first, sure where it is always the best, and honest where there is nothing to go on."""
 
+import json
+
 import pytest
+from commandline import diffode as command
+from test_cli import SUITE
 
 from diffode.errors import ArgumentError
 from diffode.studies import Result, parse_suite
@@ -58,3 +62,17 @@ def test_what_a_ranking_leaves_out_is_said():
     )
     assert coverage(there, results).sentence == ""
     assert coverage(cells, []).absent == tuple(sorted({(c.target, c.path) for c in cells}))
+
+
+def test_recommendations_are_json_too_and_say_how_much_they_rest_on(tmp_path):
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    missing = command("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path, code=2).stderr
+    assert "no result store" in missing
+    assert "diffode bench tiny.toml" in missing
+    command("bench", "tiny.toml", "--no-report", cwd=tmp_path)
+    told = command("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path).stdout
+    ranked = json.loads(command("recommend", "--suite", "tiny.toml", "--nfe", "5", "--json", cwd=tmp_path).stdout)
+    assert f"take {ranked['ranking'][0]['method']}" in told
+    errors = [row["error"] for row in ranked["ranking"]]
+    assert errors == sorted(errors)
+    assert "one or two problems say little" in told

@@ -1,5 +1,7 @@
 """References: closed forms against integration, group property, and the error estimate."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from hypothesis import given
 import diffode
 from diffode import Field, paths, testing
 from diffode.errors import ArgumentError, NumericalError
-from diffode.quantiles import quantile_map
-from diffode.references import _integrated_flow, flow_states
+from diffode.flows import flow_states
+from diffode.flows.integrated import integrated_flow
+from diffode.numerics.quantiles import quantile_map
 
 METHODS = {
     "gauss1d": "closed-form", "gauss2d": "closed-form", "gauss64-powerlaw": "closed-form", "gauss1024-lowrank": "closed-form",
@@ -25,7 +28,7 @@ def test_closed_forms_agree_with_integration(name, path):
     x = field.marginal(6, start, generator=2)
     end = diffode.reference(field, x, start, stop)
     assert end.method == METHODS[name]
-    integrated, errors = _integrated_flow(field, x, start, stop, 1e-12, False, x.shape[1:])
+    integrated, errors = integrated_flow(field, x, start, stop, 1e-12, False, x.shape[1:])
     assert (end.x - integrated).abs().max() < 1e-9 * max(1.0, field.scale)
     assert end.error_estimate < 1e-10 * max(1.0, field.scale)
     assert errors.max() < 1e-9 * max(1.0, field.scale)
@@ -107,7 +110,7 @@ def test_integrated_references_are_cached_by_content(tmp_path, monkeypatch):
     x = field.prior(4, generator=0)
     first = diffode.reference(field, x, 80.0, 1.0)
     (file,) = tmp_path.glob("*.safetensors")
-    monkeypatch.setattr("diffode.references._dop853", None)
+    monkeypatch.setattr("diffode.flows.integrated._dop853", None)
     assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
     with pytest.raises(TypeError):
         diffode.reference(field, x, 80.0, 0.9)
@@ -129,7 +132,7 @@ def test_states_at_many_times_are_those_of_references(name, path):
     assert torch.equal(states[0], x)
     assert field.nfe == 0
     for t, state in zip(times[1:], states[1:], strict=True):
-        exact, _ = _integrated_flow(field, x, times[0], t, 1e-12, False, x.shape[1:])
+        exact, _ = integrated_flow(field, x, times[0], t, 1e-12, False, x.shape[1:])
         assert (state - exact).abs().max() < 1e-8 * field.scale
     torch.testing.assert_close(flow_states(field, x, times[::3], 1e-9)[1], states[-1], rtol=0, atol=1e-7)
 
@@ -160,12 +163,12 @@ def test_states_at_two_times_are_cached_and_split_by_rows(tmp_path, monkeypatch)
     x = field.prior(7, generator=0)
     whole = flow_states(field, x, (80.0, 1.0), 1e-10)
     with monkeypatch.context() as broken:
-        broken.setattr("diffode.references._dop853", None)
+        broken.setattr("diffode.flows.integrated._dop853", None)
         assert torch.equal(flow_states(field, x, (80.0, 1.0), 1e-10), whole)
         for other in ((80.0, 0.9), (80.0, 5.0, 1.0)):
             with pytest.raises(TypeError):
                 flow_states(field, x, other, 1e-10)
-    monkeypatch.setattr("diffode.references._STATE_SIZE", 6)
+    monkeypatch.setattr("diffode.flows.integrated._STATE_SIZE", 6)
     for times in ((80.0, 1.0), (80.0, 5.0, 1.0)):
         pieces = flow_states(field, x, times, 1.1e-10)
         torch.testing.assert_close(pieces[[0, -1]], whole, rtol=0, atol=1e-7)
@@ -197,7 +200,7 @@ def test_points_hundreds_of_deviations_out_are_followed(name):
     field = diffode.exact_field(name, "edm")
     x = field.prior(3, generator=0) * 100
     end = diffode.reference(field, x, 80.0, 0.002)
-    integrated, _ = _integrated_flow(field, x, 80.0, 0.002, 1e-11, False, x.shape[1:])
+    integrated, _ = integrated_flow(field, x, 80.0, 0.002, 1e-11, False, x.shape[1:])
     assert end.method == "quantile"
     assert (end.x - integrated).abs().max() < 1e-7 * integrated.abs().max()
 
@@ -225,3 +228,18 @@ def test_the_flow_of_any_mixture_composes_and_goes_back(field, seed):
     torch.testing.assert_close(both.x / size, direct.x / size, rtol=0, atol=1e-6)
     # Backwards the flow spreads: errors grow by as much as it contracted.
     torch.testing.assert_close(back.x / size, x / size, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: diffode.reference(lambda x, t: x, torch.zeros(1, 2), 1.0, 0.5),
+            "field must be a diffode field",
+            id="a reference of a function",
+        ),
+    ],
+)
+def test_a_reference_is_of_a_field(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

@@ -2,15 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+from commandline import program
+from small_suite import report_page, small
 
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.metrics import Measurement
-from diffode.studies import Result, Suite, figures, parse_suite, report, report_folder
+from diffode.studies import Result, Store, Suite, figures, keyed_cells, parse_suite, report, report_folder, run_suite
+from diffode.studies.ranking import curves
 from diffode.studies.report import figure_names, write_report
 from diffode.studies.suite import Cell, plain_name
 
@@ -193,8 +195,7 @@ def ended(tmp_path_factory):
     """Folders with a report, in which a new one was ended at each of the calls that change the folder."""
     folder = tmp_path_factory.mktemp("ended")
     code = ENDED.format(tests=str(Path(__file__).parent), folder=str(folder))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program(code)
     return folder
 
 
@@ -316,3 +317,34 @@ def test_plain_names_are_taken(name):
 def test_names_are_made_plain_where_they_come_from_attributes():
     for text in ("quick-\u00e9.field", "../x", "", "x" * 300, "..", "a/"):
         assert Suite(plain_name(text), "", ())
+
+
+def test_the_report_is_complete_and_offline(tmp_path):
+    suite = small()
+    run_suite(suite, tmp_path / "s.sqlite", jobs=1)
+    page = report_page(suite, tmp_path)
+    own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", own)
+    assert "http" not in own.replace("data:image", "")
+    for expected in ("diffode bench small", "Best solver at each NFE", "NFE needed", 'alt="ring8"', "torch"):
+        assert expected in page
+    names = {f.name for f in (tmp_path / "report" / "figures").iterdir()}
+    assert {"curves-ring8.png", "curves-gauss1d.png", "clouds-ring8.png"} == names
+    with (tmp_path / "report" / "results.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(suite))
+    assert len(rows) == sum(len(r.measurements) for r in results) == 8
+    assert float(rows[0]["value"]) == results[0].value("endpoint")
+    assert len(curves(results)) == 4
+
+
+def test_an_unwritable_report_says_so(tmp_path):
+    suite = small()
+    run_suite(suite, tmp_path / "s.sqlite", jobs=1)
+    with Store(tmp_path / "s.sqlite") as store:
+        results = store.get(keyed_cells(suite))
+    with pytest.raises(ArgumentError, match="can't be written"):
+        write_report(suite, results, "/proc/nowhere", command="x")
+    with pytest.raises(ArgumentError, match="nothing is stored"):
+        write_report(suite, [], tmp_path, command="x")

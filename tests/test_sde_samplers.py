@@ -385,3 +385,10 @@ def test_adaptive_steps_fail_in_words():
 def test_noise_has_no_last_draw_for_runs_of_unknown_length():
     noise = RowNoise(torch.zeros(2, 2, dtype=torch.float64), 2**40, 0)
     assert not torch.equal(noise(10**9), noise(10**9 + 1))
+
+
+def test_edms_churn_is_at_most_the_root_of_two():
+    """gamma <= sqrt(2) - 1, table 5 of arXiv 2206.00364: a level is raised to sqrt(2) times itself at most."""
+    path = diffode.paths.get("edm")
+    table = diffode.solvers.get("edm_stochastic:churn=1000,noise_to=500").tableau(path, [10.0, 1.0, 0.1])
+    assert float(table.times[1]) == pytest.approx(10 * math.sqrt(2), rel=1e-12)

@@ -6,22 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from solver_list import DETERMINISTIC, in_noise_levels
 
 import diffode
 from diffode import Field, grids, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, UnknownNameError
 
-SPECS = [
-    "euler", "midpoint", "heun", "ralston", "rk4", "ab:order=1", "ab:order=2", "ab:order=3", "ab:order=4", "ddim",
-    "edm_heun", "midpoint:chart=noise", "rk4:chart=data", "ab:order=3,chart=data", "ab:order=2,chart=noise_log_snr",
-    "dpm:order=1", "dpm:order=2", "dpm:order=2,r=0.3", "dpm:order=3", "dpm:order=3,form=taylor", "dpm_m:order=2",
-    "dpm_m:order=3,form=consistent", "dpmpp:order=1", "dpmpp:order=2", "dpmpp:order=2,form=taylor", "dpmpp:order=3",
-    "dpmpp:order=3,form=consistent", "dpmpp_s:order=2", "dpmpp_s:order=3", "dpmpp_s:order=3,form=taylor",
-    "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "lms:order=4", "deis:order=2", "deis:order=3",
-    "unipc:order=2,variant=bh1", "unipc:order=3", "unipc:order=4", "unipc:order=3,variant=vary_coeff",
-    "unipc:order=3,corrector=false",
-]  # fmt: skip
-CHARTED = [s for s in SPECS if solvers.get(s).chart_name != "velocity"]
+CHARTED = [spec for spec in DETERMINISTIC if in_noise_levels(spec)]
 
 
 class Recorder:
@@ -49,6 +40,14 @@ def expected_nodes(spec, path, times):
         order = int(spec.split("order=")[1][0])
         shares = {1: (), 2: (0.3 if "r=0.3" in spec else 0.5,), 3: (1 / 3, 2 / 3)}[order]
         return [node for s, t in steps for node in (s, *(inner(path, s, t, r) for r in shares))]
+    if name == "dpm_fast":
+        # The orders of 9 evaluations, which is what it spends on four steps of a grid.
+        spent = ((1 / 3, 2 / 3), (1 / 3, 2 / 3), (0.5,), ())
+        return [
+            node for (s, t), shares in zip(steps, spent, strict=True) for node in (s, *(inner(path, s, t, r) for r in shares))
+        ]
+    if name == "amed":
+        return [node for s, t in steps for node in (s, inner(path, s, t, 0.5))]
     chart = solvers.get(spec).chart_name
 
     def between(s, t, c):
@@ -68,7 +67,7 @@ def expected_nodes(spec, path, times):
 
 
 @pytest.mark.parametrize("path_name", ["edm", "vp"])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", DETERMINISTIC)
 def test_a_solver_evaluates_exactly_where_its_definition_says(spec, path_name):
     path = paths.get(path_name)
     times = grids.get("karras", path, 4)
@@ -99,7 +98,7 @@ def test_trajectories_in_rho_do_not_depend_on_the_path(spec):
     assert ((ends[2] - ends[0]).abs() / size).max() < 1e-10
 
 
-def measured_order(spec, target, path_name, levels=(400, 560, 800), **options):
+def measured_order(spec, target, path_name, levels=(400, 800), **options):
     """Slope of log error against log step on the Karras grid, noise 80 to 0.002, against the quantile map.
 
     The whole range matters: a multistep method starts with low-order steps, which are harmless where noise is large.
@@ -109,23 +108,28 @@ def measured_order(spec, target, path_name, levels=(400, 560, 800), **options):
     field = diffode.exact_field(target, path)
     x = field.marginal(16, path.t_max, generator=3)
     exact = diffode.reference(field, x, path.t_max, path.t_min, 1e-12).x
-    errors = []
+    solver, errors = solvers.get(spec, **options), []
     for steps in levels:
-        solver = solvers.get(spec, **options)
         errors.append(float((diffode.solve(field, x, solver=solver, grid="karras", steps=steps).x - exact).norm(dim=1).mean()))
     return -np.polyfit(np.log(levels), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("path_name", ["edm", "rectified_flow"])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("spec", "path_name"),
+    [(spec, "edm") for spec in DETERMINISTIC] + [(spec, "rectified_flow") for spec in DETERMINISTIC if spec not in CHARTED],
+)
 def test_the_documented_order_is_the_measured_one(spec, path_name):
+    """On one path for solvers in noise levels, whose runs are the same on all."""
     solver = solvers.get(spec)
     options = {"lower_order_final": "never"} if hasattr(solver, "lower_order_final") else {}
-    levels = (800, 1100, 1600) if solver.convergence_order >= 5 else (400, 560, 800)
+    levels = (800, 1600) if solver.convergence_order >= 5 else (400, 800)
     measured = measured_order(spec, "bimodal1d", path_name, levels, **options)
     if (spec, path_name) == ("ab:order=4", "rectified_flow"):
         # The Euler start in native time leaves an error of second order; the docstring says so.
         assert 3 < measured < 3.8
+    elif spec == "dpm_fast":
+        # What its last steps of lower order leave is smaller, on these grids, than what those of order 3 leave.
+        assert 3 < measured < 3.3
     else:
         assert abs(measured - solver.convergence_order) < 0.2
 
@@ -170,7 +174,7 @@ def test_lms_in_the_velocity_chart_is_lms_on_edm():
     assert torch.allclose(run("ab:order=4", path="edm"), run("lms:order=4", path="edm"), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in DETERMINISTIC if spec != "amed"])
 @pytest.mark.parametrize("path_name", ["edm", "vp"])
 def test_runs_into_zero_noise_are_finite_and_end_at_a_denoised_point(spec, path_name):
     field = diffode.exact_field("ring8", path_name)
@@ -179,6 +183,11 @@ def test_runs_into_zero_noise_are_finite_and_end_at_a_denoised_point(spec, path_
     assert solution.success
     assert float(solution.times[-1]) == 0
     assert (solution.x.norm(dim=1) < 20).all()
+
+
+def test_amed_refuses_a_step_to_zero_noise():
+    with pytest.raises(ArgumentError, match="a last time with sigma > 0"):
+        solvers.get("amed").tableau(paths.get("edm"), [80.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize("nfe", range(1, 26))
@@ -235,7 +244,7 @@ def test_lower_order_final_rules():
     assert final_order(3, 12, 12, "below_10") == 3
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", DETERMINISTIC)
 def test_a_spec_rebuilds_the_solver(spec):
     solver = solvers.get(spec)
     assert solvers.get(solver.spec) == solver

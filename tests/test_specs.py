@@ -1,11 +1,14 @@
 """Specs round-trip, and registries take users' things."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import diffode
 from diffode.errors import ArgumentError
+from diffode.extensions import load_attribute
 from diffode.specs import Registry, format_spec, parse_spec
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
@@ -122,3 +125,14 @@ def test_a_misspelt_spec_imports_nothing_and_files_of_others_import_nothing(plac
         diffode.targets.get("rign8:dim")
     with pytest.raises(ArgumentError, match="unknown path"):
         diffode.paths.registry.registered(f"{place}:narrow")
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(lambda: load_attribute("math.pi"), "not of the form module:attribute", id="a place without a colon"),
+    ],
+)
+def test_a_place_has_a_colon(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

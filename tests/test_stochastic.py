@@ -4,22 +4,20 @@ import math
 
 import pytest
 import torch
+from solver_list import STOCHASTIC
 
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
 from diffode.solvers.ancestral import step_down
+from diffode.tableau import BrownianPath
 
-SPECS = [
-    "ddpm", "ddim:eta=1", "ddim:eta=0.5", "euler_maruyama", "euler_maruyama:eta=0.5", "euler_ancestral", "dpm2_ancestral",
-    "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:form=heun", "dpmpp_3m_sde", "dpmpp_3m_sde:form=consistent",
-    "edm_stochastic", "edm_stochastic:inflation=1", "sa", "sa:predictor=2,corrector=1,tau=0.5", "seeds_1",
-    "seeds_2", "seeds_3", "er_sde_1",
-    "er_sde_2", "er_sde_3", "er_sde:form=consistent",
-]  # fmt: skip
-#: Of these the noise chart's, in which the prediction x/sigma of pure noise is no constant, Euler-Maruyama, and EDM's with its
-#: inflated noise approximate even pure noise.
-KEEPS_PURE_NOISE = [s for s in SPECS if not s.startswith(("seeds", "dpm2", "euler_maruyama")) and s != "edm_stochastic"]
+EDM = paths.get("edm")
+
+#: Even pure noise is only approximated in the noise chart, where its prediction x/sigma is no constant, by Euler-Maruyama, by
+#: EDM's sampler with its inflated noise, and by Langevin steps. A consistency sampler ends at a denoised point.
+APPROXIMATE = ("seeds", "dpm2", "euler_maruyama", "pc", "lcm")
+KEEPS_PURE_NOISE = [s for s in STOCHASTIC if not s.startswith(APPROXIMATE) and s != "edm_stochastic"]
 #: SDE solvers at zero noise, and the deterministic solvers they then are.
 LIMITS = [
     ("ddim:eta=0", "euler:chart=noise"),
@@ -83,7 +81,7 @@ def test_the_noise_of_a_step_is_that_of_the_reverse_sde(spec):
     assert added == pytest.approx(expected, rel=1e-14)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", STOCHASTIC)
 def test_samples_have_the_moments_that_propagation_says(spec):
     """20,000 runs on N(0.7, 0.4), four steps; a standard error of the mean and of the variance is sqrt(v/n) and v sqrt(2/n)."""
     target = diffode.GaussianMixture([1.0], [[0.7]], [0.4])
@@ -134,7 +132,7 @@ def test_a_refined_brownian_path_keeps_its_values():
         torch.testing.assert_close(math.sqrt(stop - start) * b[i], sum(parts), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(brownian.draws(coarse), b, rtol=0, atol=0)
     assert abs(float(a.std()) - 1) < 0.4
-    with pytest.raises(ArgumentError, match="no increments of a Brownian path"):
+    with pytest.raises(ArgumentError, match="no increments of a Brownian motion"):
         brownian.draws(solvers.get("ddim").tableau(path, "karras", 4))
 
 
@@ -213,11 +211,13 @@ def test_bridged_increments_are_independent_standard_normals():
     assert float((covariance - covariance.diagonal().diag()).abs().max()) < 4.5 / math.sqrt(n)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", STOCHASTIC)
 def test_the_cost_is_the_one_that_is_stated(spec):
     solver = solvers.get(spec)
     table = solver.tableau(paths.get("edm"), "karras", 7)
-    assert table.nfe == 7 * solver.nfe_per_step
+    # A restart comes down again twice, by two steps each.
+    again = 2 * 2 if spec == "restart" else 0
+    assert table.nfe == (7 + again) * solver.nfe_per_step
     assert table.draws <= table.nfe
 
 
@@ -289,3 +289,15 @@ def test_a_run_upwards_from_no_noise_is_refused_without_a_word_of_numpy():
     field = diffode.exact_field("ring8", "trigonometric")
     with pytest.raises(ArgumentError, match="is singular on this grid"):
         diffode.solve(field, torch.ones(2, 2), solver="er_sde_3:scale=ode", grid="ays_sd15", nfe=5, upwards=True)
+
+
+def test_a_brownian_path_goes_on_before_its_beginning():
+    """A run that starts at more noise than the one before finds new increments there, and the old ones where it was."""
+    late, early = (solvers.get("ddim:eta=1").tableau(EDM, times) for times in ([5.0, 1.0, 0.5], [80.0, 20.0, 5.0, 1.0, 0.5]))
+    path = BrownianPath((20_000, 1), seed=0)
+    first = path.draws(late)
+    both = path.draws(early)
+    torch.testing.assert_close(both[-2:], first)
+    assert float(both[0].std()) == pytest.approx(1, abs=0.03)
+    assert abs(float((both[0] * both[1]).mean())) < 0.03
+    assert abs(float((both[1] * first[0]).mean())) < 0.03

@@ -13,7 +13,8 @@ from commandline import diffode
 from diffode import learned, output_files
 from diffode.cli import train_command, training_log
 from diffode.errors import ArgumentError
-from diffode.learned import load_checkpoint, load_grid, published, training
+from diffode.learned import load_checkpoint, load_grid
+from diffode.learned.tables import published, training
 
 RING = ("--target", "ring8", "--nfe", "3", "--points", "16")
 
@@ -60,7 +61,7 @@ def test_the_log_says_in_words_what_was_done_and_json_stays_clean(tmp_path, monk
     assert lines[-1].startswith("held-out error, step by step: ")
     assert "universal:member" not in done.stderr
     again = run("bespoke", "--output", "b.safetensors", "--force").stdout
-    assert "all that was to be done was done: the same seed gives the same numbers again" in again
+    assert "all steps were taken: the same seed gives the same numbers again" in again
     assert "than the error of what it began from" in again
     assert "of the data's scale" in again
     # The second training gave the same table to the last bit.
@@ -145,4 +146,4 @@ def test_decoupled_levels_become_a_table(tmp_path, monkeypatch):
 def test_a_limit_of_seconds_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = run("bespoke", "--seconds", "0.1", "--output", "s.safetensors").stdout
-    assert "the limit of seconds, before all was done: how far it gets depends on the machine" in shown
+    assert "the limit of seconds, before all steps were taken: another machine may get further or less far" in shown

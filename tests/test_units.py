@@ -9,8 +9,8 @@ from test_mixture import KINDS, random_mixture
 
 import diffode
 from diffode import GaussianMixture, LowRank
+from diffode.flows import reference
 from diffode.metrics import Outcome, error_split, measure
-from diffode.references import reference
 
 UNITS = (1e-9, 3e-4, 1e9)
 

@@ -1,6 +1,7 @@
 """The universal tables that ship: for any field, in units of its scale, within the levels they were trained for."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -107,3 +108,23 @@ def test_spoilt_files_of_ranged_tables_are_refused(tmp_path):
     refused({}, {"nfe_6": tensors["nfe_6"].float()})
     refused({}, {"nfe_6": tensors["nfe_6"] * torch.nan})
     refused({}, {"other": torch.zeros(9, 3, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: solvers.get("universal:scale=1,dim=2").tableau(None, [1.0, 0.5], 4),
+            "needs a path",
+            id="a universal table without a path",
+        ),
+        pytest.param(
+            lambda: solvers.get("universal:scale=1,dim=2,analytic_first_step=true").tableau(paths.get("edm"), "karras", 4),
+            "trained with all its evaluations",
+            id="a universal table with an analytic step",
+        ),
+    ],
+)
+def test_a_universal_table_needs_a_path_and_all_its_evaluations(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

@@ -1,6 +1,7 @@
 """Orders as measured, and exact analysis on Gaussians against Monte Carlo and closed forms."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -221,3 +222,20 @@ def test_gaussian_analysis_checks_its_eigenvalues():
         verify.gaussian("ddim", "vp", "log_snr", [-1.0], steps=3)
     with pytest.raises(ArgumentError, match="eigenvalues must be numbers"):
         verify.gaussian("ddim", "vp", "log_snr", "one", steps=3)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: verify.order(
+                "ddim", field=diffode.Field.from_denoised(lambda x, t: 0 * x, diffode.paths.get("edm")), grid="karras"
+            ),
+            "field must be an exact field",
+            id="an order on a field of one's own",
+        ),
+    ],
+)
+def test_orders_are_measured_on_exact_fields(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

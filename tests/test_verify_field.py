@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,14 +11,14 @@ from commandline import diffode as command
 
 import diffode
 from diffode import Field, paths, targets
-from diffode.errors import ArgumentError, FieldError
+from diffode.errors import ArgumentError
+from diffode.verify import verify_field
 from diffode.verify.field import equations, likelihood, weak
 from diffode.verify.field.contract import contract
 from diffode.verify.field.evolution import evolution_checks, evolve, mass_check
 from diffode.verify.field.picture import draw_residuals
-from diffode.verify.field.verification import verify_field
+from diffode.verify.field.weak import sampled_check
 from diffode.verify.report import Check
-from diffode.verify.theory import affine, bounds
 
 NARROW = ["bimodal1d", "ring8", "gauss2d", "rare"]
 
@@ -213,120 +214,6 @@ def test_hutchinson_is_unbiased_and_its_base_is_the_prior():
         likelihood.log_likelihood(field, x, divergence="guess")
 
 
-LAM, END = 0.7, 5.0
-TOP = LAM + END**2
-
-
-@pytest.fixture(scope="module")
-def gaussian():
-    path = paths.get(f"edm:sigma_min=1e-5,sigma_max={END}")
-    return diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3]], [[LAM]]), path)
-
-
-@pytest.mark.parametrize("delta", [0.1, -0.4])
-def test_w2_bounds_of_a_shifted_score_are_equalities(gaussian, delta):
-    """The table of the closed forms: true W2 = bound for the flow, and for the SDE."""
-    learned = Field.from_score(lambda x, t: gaussian.score(x, t) + delta, gaussian.path)
-    found = bounds.certificate(gaussian, learned, points=8, lipschitz_points=2, coupled=64)
-    flow = abs(delta) * math.sqrt(LAM) * (math.sqrt(TOP) - math.sqrt(LAM))
-    sde = abs(delta) * LAM * math.log(TOP / LAM)
-    assert found.flow.integral == pytest.approx(flow, rel=1e-5)
-    assert found.coupled == pytest.approx(flow, rel=1e-5)
-    assert found.true == pytest.approx((flow, sde), rel=1e-6)
-    assert found.sde.integral == pytest.approx(sde, rel=1e-5)
-    assert found.flow.by_loss > found.flow.integral
-    assert found.sde.by_loss > found.sde.integral
-    assert found.loss == pytest.approx(delta**2 * END**2 / 2, rel=5e-5)
-
-
-def test_w2_bounds_of_a_scaled_score_are_the_tables(gaussian):
-    """eta = 0.2: flow .253127 = .253127; SDE .128642 <= .219855 <= .267580."""
-    learned = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)
-    found = bounds.certificate(gaussian, learned, points=40_000, lipschitz_points=2)
-    assert found.flow.integral == pytest.approx(0.253127, rel=2e-3)
-    assert found.sde.integral == pytest.approx(0.219855, rel=2e-3)
-    assert found.sde.by_loss == pytest.approx(0.267580, rel=2e-3)
-    assert found.true == pytest.approx((0.253127, 0.128642), abs=6e-7)
-    shifted = bounds.certificate(gaussian, learned, points=40_000, lipschitz=lambda t: -1.2 / (LAM + t**2), prior_distance=0.5)
-    growth = (LAM / TOP) ** 0.6
-    assert shifted.flow.prior == pytest.approx(0.5 * growth, rel=1e-5)
-    assert shifted.flow.integral - found.flow.integral == pytest.approx(0.5 * growth, rel=1e-4)
-
-
-@pytest.mark.parametrize("path", ["vp", "edm"])
-def test_the_true_distance_in_many_dimensions_is_that_of_draws(path):
-    """An affine score that rotates and shifts, on a Gaussian of three unequal axes; the flow by a run, the SDE by draws."""
-    exact = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3, -0.2, 1.0]], [[0.2, 1.0, 3.0]]), path)
-    turn = torch.tensor([[0.0, 0.1, 0.0], [-0.1, 0.0, 0.05], [0.02, 0.0, 0.1]], dtype=torch.float64)
-    learned = Field.from_score(lambda x, t: exact.score(x, t) @ (torch.eye(3).double() + turn).T + 0.05, exact.path)
-    found = bounds.certificate(exact, learned, points=64, lipschitz_points=2, nodes=65)
-    assert found.true.flow < found.flow.integral
-    assert found.true.sde < found.sde.integral
-    start = exact.marginal(10_000, exact.path.t_max, generator=0)
-    truth = exact.path.alpha(exact.path.t_min) * exact.target.mean, exact.target.covariance
-    for distance, solver, steps in zip(found.true, ("rk4:chart=data", "ddim:eta=1"), (60, 600), strict=True):
-        draws = {} if solver == "rk4:chart=data" else {"generator": 2}
-        end = diffode.solve(learned, start, solver=solver, grid="log_snr", steps=steps, **draws).x
-        assert diffode.metrics.gaussian_w2(end.mean(0), torch.cov(end.T), *truth) == pytest.approx(distance, abs=0.06)
-
-
-def test_a_true_distance_is_not_made_up(gaussian):
-    two = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 1.0]]), gaussian.path)
-    three = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0] * 3], [[1.0] * 3]), gaussian.path)
-    middle = [gaussian.path.time_from_rho(r) for r in (0.11, 0.1)]
-    bent = {
-        "everywhere": (gaussian, lambda x, t: gaussian.score(x, t) + 1e-3 * torch.sin(x)),
-        "far out": (two, lambda x, t: two.score(x, t) + (two.denoised(x, t).clamp(-2.5, 2.5) - two.denoised(x, t)) / t**2),
-        "off the axes": (two, lambda x, t: two.score(x, t) + 0.1 * (x[:, :1] * x[:, 1:] * (x[:, :1] - x[:, 1:]))),
-        "in products": (three, lambda x, t: three.score(x, t) + 0.3 * (x[:, :1] * x[:, 1:2] - x[:, 1:2] * x[:, 2:])),
-        "for a while": (
-            gaussian, lambda x, t: gaussian.score(x, t) + (0.1 * torch.sin(x) if middle[1] < t < middle[0] else 0 * x),
-        ),
-        "not, but growing without end": (gaussian, lambda x, t: 1e3 * x),
-    }  # fmt: skip
-    for where, (exact, score) in bent.items():
-        assert affine.gaussian_distances(exact, Field.from_score(score, exact.path), exact.path.t_min) is None, where
-    ring = diffode.exact_field("ring8", gaussian.path)
-    assert bounds.certificate(ring, ring, points=8, lipschitz_points=2).true is None
-
-
-def test_true_distances_of_a_score_in_single_precision_are_those_of_double(gaussian):
-    """Rounding must not keep the integration from its end."""
-    learned = [
-        Field.from_score(lambda x, t, kind=kind: (1.2 * gaussian.score(x, t)).to(kind).double(), gaussian.path)
-        for kind in (torch.float32, torch.float64)
-    ]
-    single, double = (affine.gaussian_distances(gaussian, one, gaussian.path.t_min) for one in learned)
-    assert single == pytest.approx(double, rel=1e-5)
-    # Times rounded to a thousandth, as models trained at discrete steps have them.
-    stepped = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, max(round(t * 1000) / 1000, 1e-5)), gaussian.path)
-    exact = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)
-    found, smooth = (affine.gaussian_distances(gaussian, one, 0.01) for one in (stepped, exact))
-    assert found == pytest.approx(smooth, rel=3e-4)
-    assert found != smooth
-
-
-def test_the_mixture_bound_is_valid_and_loose():
-    """Common covariance, exact score up to a shift: the bound holds, by an exponential factor."""
-    exact = diffode.exact_field("bimodal1d", paths.get("edm:sigma_max=20"))
-    learned = Field.from_score(lambda x, t: exact.score(x, t) + 0.02, exact.path)
-    found = bounds.certificate(exact, learned, coupled=256, points=32)
-    assert 0 < found.coupled < found.flow.integral
-    assert float(found.lipschitz.max()) > 0 > float(found.lipschitz[-1])
-
-
-def test_wrong_arguments_of_a_certificate_are_named(gaussian):
-    other = Field.from_score(lambda x, t: -x, paths.get("edm"))
-    with pytest.raises(ArgumentError, match="same path"):
-        bounds.certificate(gaussian, other)
-    same = Field.from_score(lambda x, t: -torch.sin(x).detach(), gaussian.path)
-    with pytest.raises(FieldError, match="give lipschitz="):
-        bounds.certificate(gaussian, same)
-    for wrong in ({"nodes": 3}, {"points": 1}, {"lipschitz_points": 0}, {"prior_distance": -1.0}):
-        with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be"):
-            bounds.certificate(gaussian, same, **wrong)
-
-
 def test_points_lie_in_the_bulk_of_a_field_without_draws():
     exact = diffode.exact_field("ring8", "edm")
     found = equations.typical_points(Field.from_noise(exact.noise, exact.path, scale=exact.scale), dim=2)
@@ -393,3 +280,50 @@ def test_the_command_verifies_targets_and_users_fields(tmp_path):
         assert message in command("verify", *arguments, cwd=tmp_path, code=2).stderr
     derived = command("verify", "ring8", "--derivation", cwd=tmp_path).stdout
     assert derived.count("\\[") == 8
+
+
+def test_a_field_of_nan_fails_the_monte_carlo_weak_form(exact):
+    nothing = diffode.Field.from_velocity(lambda x, t: x * math.nan, exact.path)
+    check: Check = sampled_check(nothing, exact.target.sample(256, generator=0), 0.5, generator=0)
+    assert not check.passed
+
+
+@pytest.mark.parametrize("path", ["edm", "rectified_flow", "trigonometric", "sub_vp"])
+def test_a_right_denoiser_is_not_called_wrong(path):
+    exact = diffode.exact_field("ring8", path)
+    field = diffode.Field.from_denoised(exact.denoised, exact.path, scale=exact.scale)
+    report = verify_field(field, truth=exact)
+    assert report.passed, [c for c in report.checks if not c.passed]
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param(
+            lambda: equations.typical_points(diffode.exact_field("ring8", "edm"), levels=[1e5]),
+            "lies within path",
+            id="noise levels outside a path",
+        ),
+        pytest.param(
+            lambda: evolve(diffode.exact_field("gauss64-powerlaw", "edm"), 0.1, 0.2, 8),
+            "one or two dimensions",
+            id="evolution in three dimensions",
+        ),
+        pytest.param(
+            lambda: evolve(diffode.exact_field("ring8", "edm"), 0.2, 0.1, 8), "towards noise", id="evolution towards the data"
+        ),
+        pytest.param(
+            lambda: weak.polynomial_check(diffode.exact_field("line16", "edm"), 1.0),
+            "at most three dimensions",
+            id="quadrature in many dimensions",
+        ),
+        pytest.param(
+            lambda: weak.compact_check(diffode.exact_field("line16", "edm"), 1.0),
+            "in one and two dimensions",
+            id="compact functions in many dimensions",
+        ),
+    ],
+)
+def test_levels_directions_and_dimensions_of_checks_are_refused_by_name(ask, words):
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        ask()

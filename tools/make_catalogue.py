@@ -23,8 +23,8 @@ from matplotlib.axes import Axes
 import diffode
 from diffode import fields, solvers, verify
 from diffode.errors import ArgumentError, BudgetError
+from diffode.flows import reference
 from diffode.metrics import gaussian_split
-from diffode.references import reference
 from diffode.solvers.direct import DirectSolver
 
 OUT = Path(__file__).parent.parent / "docs" / "catalogue"

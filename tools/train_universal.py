@@ -1,8 +1,9 @@
 """Train the universal tables that ship with diffode: ``python tools/train_universal.py [NFE ...] [--output FILE]``.
 
 One table for each number of evaluations, its numbers polynomials in the levels of start and end and in the dimension, trained
-by Gauss-Newton on the mean logarithm of the error over random mixtures (``diffode.learned.family``). No target of the registry
-is used. Seeds are fixed and one thread computes, so that the same machine writes the same file: about four minutes a table.
+by Gauss-Newton on the mean logarithm of the error over random mixtures (``diffode.learned.universal.family``). No target of
+the registry is used. Seeds are fixed and one thread computes, so that the same machine writes the same file: about four
+minutes a table.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from diffode import fields, paths, solvers
 from diffode.errors import BudgetError
-from diffode.learned.family import random_mixture
-from diffode.learned.gauss_newton import Problem, fit
-from diffode.learned.parameters import Parameters
+from diffode.learned.fitting.gauss_newton import Problem, fit
+from diffode.learned.fitting.parameters import Parameters
+from diffode.learned.universal.family import random_mixture
 from diffode.solvers.checkpoints import load_ranged, save_ranged
 from diffode.solvers.ranged import Ranged
 from diffode.tableau.stages import Stages, noise_function

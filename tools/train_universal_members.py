@@ -1,7 +1,7 @@
 """Train the members of the universal codebook: ``python tools/train_universal_members.py [NFE ...] [--output FILE]``.
 
-For each number of evaluations ``diffode.learned.codebook`` trains a few dozen tables on thousands of random mixtures of a wide
-family, none of them a target of the registry, of which a user takes the one that is best for his field
+For each number of evaluations ``diffode.learned.universal.codebook`` trains a few dozen tables on thousands of random mixtures
+of a wide family, none of them a target of the registry, of which a user takes the one that is best for his field
 (``diffode.learned.tune_universal``). Seeds are fixed and one thread computes, so that the same machine writes the same file:
 two minutes for 3 evaluations, a quarter of an hour for 12.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffode.learned.batches import Batch, Setting, batches
-from diffode.learned.codebook import Recipe, published, train_codebook, tuned
-from diffode.learned.family import wide_mixture
+from diffode.learned.universal.batches import Batch, Setting, batches
+from diffode.learned.universal.codebook import Recipe, published, train_codebook, tuned
+from diffode.learned.universal.family import wide_mixture
 from diffode.solvers.bespoke import shipped_tables
 from diffode.solvers.checkpoints import load_codebooks, save_codebooks
 from diffode.solvers.ranged import Ranged

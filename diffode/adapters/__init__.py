@@ -1,6 +1,6 @@
 """Other libraries in and out: their models as fields, our solvers as their samplers, our fields as their models.
 
-Each name is imported on first use: nothing here needs another library until it is asked for.
+Each name is imported on first use, so that no other library is needed before.
 """
 
 import importlib
@@ -50,20 +50,20 @@ def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any =
 
     Args:
         solver: any solver that writes a table, or its spec.
-        like: the scheduler a model came with. The run makes the levels that it would make, calls the network as it would and
-            reads the answer as it would; only the steps between the levels are the solver's.
+        like: the scheduler that a model came with. The run has its levels, calls the network and reads the answer as it does;
+            only the steps between the levels are the solver's.
         options: ``grid``, for other levels than those of ``like``, and other options of
-            :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`; or keys of ``like``'s configuration to be changed.
+            :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`; or new values of keys of ``like``'s configuration.
 
     Raises:
-        ArgumentError: if ``like`` is no scheduler of diffusers, or one whose levels or keys ours can't take over.
+        ArgumentError: if ``like`` is no scheduler of diffusers, or one whose levels or keys diffode can't take over.
 
     ``as_diffusers_scheduler("ipndm:order=3", like=pipeline.scheduler, grid="karras")`` is
     ``diffode.solve(field, x, solver="ipndm:order=3", grid="karras", nfe=n)`` for ``num_inference_steps=n``.
     """
     from diffode import grids, solvers
 
-    # A configuration is saved as JSON, so that it holds specs.
+    # A configuration is saved as JSON, and so holds the solver's spec.
     solver = solvers.registry.canonical(solver) if isinstance(solver, str) else solver.spec
     if options.get("grid") is not None:
         options["grid"] = grids.spec_of(options["grid"])

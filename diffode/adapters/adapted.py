@@ -1,4 +1,4 @@
-"""What an adapter makes: a field that is held against its convention before it is used."""
+"""The field that an adapter makes, which is checked against its library's convention before it is used."""
 
 from __future__ import annotations
 
@@ -18,24 +18,31 @@ from diffode.fields.model import Model
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
 
-#: Where noise is so much larger than data, what the field leaves unpredicted of x must be less than this share of it.
-_NOISY, _UNPREDICTED = 8.0, 0.7
-#: At this noise level, in units of the data's scale, the denoiser's slope must lie between these.
-_MIDDLE, _SLOPES = 3.0, (-0.03, 1.3)
+#: Least noise level at the path's end, in units of the data's scale, at which the prediction of noise is checked there.
+_NOISY_LEVEL = 8.0
+#: Largest relative error of the noise prediction there, where x is nearly all noise.
+_MOST_UNPREDICTED = 0.7
+#: Noise level, in units of the data's scale, at which the denoiser's slope is checked.
+_MIDDLE_LEVEL = 3.0
+#: Least slope of the denoised point against x/alpha there: a covariance gives at least 0, a network's error a little less.
+_LEAST_SLOPE = -0.03
+#: Largest slope there, which is 0.1 for Gaussian data of the given scale.
+_LARGEST_SLOPE = 1.3
+#: Rows of noise on which both are checked.
 _POINTS = 8
 
-#: Sentences that name a fix, with the view and the function that the model would be with it.
+#: Sentences that name a fix, each with the view and the function that the model would be after it.
 Mistakes = dict[str, tuple[Prediction, Function]]
 
 
 class AdaptedField(Field):
     """A field made from another library's model, which warns when it does not behave as its convention says.
 
-    With ``data`` it is diagnosed when it is made, as ``diffode check-field`` does, and what is wrong is named. Without, its
-    first run looks at what any denoiser must do, with five calls on 8 rows: gross mistakes show, not all.
+    With ``data`` it is diagnosed when it is made, as ``diffode check-field`` does, and the warning names the mistake. Without
+    data its first run checks, with five calls on 8 rows, two properties of every denoiser: only gross mistakes show.
 
-    ``mistakes`` are other readings of the same model that its library's users fall for: a sentence that names the fix, and the
-    view and function that it would be with it.
+    ``mistakes`` are readings of the model that users of its library mistake for the right one: a sentence that names the fix,
+    and the view and function that the model would be after it.
     """
 
     def __init__(
@@ -63,7 +70,7 @@ class AdaptedField(Field):
                 self._diagnose(data.shape[1:], data)
 
     def check_once(self, x: Tensor, t: float) -> None:
-        """The probe of every field, and once a look at the noise end."""
+        """The probe of every field, and one check of the denoiser's behaviour."""
         super().check_once(x, t)
         if not self._looked and len(x):
             self._looked = True
@@ -77,15 +84,15 @@ class AdaptedField(Field):
             yield
 
     def _look(self, x: Tensor) -> None:
-        """What every denoiser does, whatever the data: ignores its input where that is all noise, and never falls with it."""
+        """Check two properties of denoisers of any data: they ignore input that is all noise, and never fall as it rises."""
         path = self.require_path("its denoiser")
         noise = normal((_POINTS, *x.shape[1:]), generator=generator_from(0)).to(x)
         seen = ""
         with torch.no_grad(), self.uncounted():
             end = path.rho(path.t_max)
-            if _NOISY * self.scale <= end < math.inf:
+            if _NOISY_LEVEL * self.scale <= end < math.inf:
                 seen = self._at_the_noise_end(noise, end)
-            level = _MIDDLE * self.scale
+            level = _MIDDLE_LEVEL * self.scale
             if not seen and path.rho(path.t_min) < level < end:
                 seen = self._in_the_middle(noise, path.time_from_rho(level))
         if seen:
@@ -96,15 +103,15 @@ class AdaptedField(Field):
         t = path.t_max
         x = path.sigma(t) * noise
         error = float((self.noise(x, t) - noise).norm() / noise.norm())
-        if not error < _UNPREDICTED:
+        if not error < _MOST_UNPREDICTED:
             return f"at its noise end it predicts noise with a relative error of {error:.2g}"
         if self.prediction in ("noise", "score"):
-            # A good network's small error in the noise is a large one of the denoised point there.
+            # There a small error of a good network in the noise is a large one in the denoised point.
             return ""
-        # There the denoised point is the mean plus the covariance times x/rho^2.
+        # At the noise end the denoised point is the mean plus the covariance times x/rho^2.
         spread = float(self.denoised(x, t).var(0).mean().sqrt()) / self.scale
         if not self._sized:
-            # Without a scale or data there is nothing to hold the spread against.
+            # Without a scale or data the spread has nothing to be compared with.
             return ""
         allowed = min(0.5, max(0.15, 4 * math.sqrt(noise[0].numel()) * self.scale / rho))
         return (
@@ -112,7 +119,7 @@ class AdaptedField(Field):
         )
 
     def _in_the_middle(self, noise: Tensor, t: float) -> str:
-        """The denoiser's derivative is the covariance of x_0 given x, over sigma^2/alpha: positive, about scale^2 or less."""
+        """Check the denoiser's derivative, the covariance of x_0 given x over sigma^2/alpha: not negative, nor too large."""
         path = self.require_path("a noise level")
         alpha, sigma = path.alpha(t), path.sigma(t)
         x = math.hypot(sigma, alpha * self.scale) * noise
@@ -120,20 +127,20 @@ class AdaptedField(Field):
         slope = alpha * float(
             ((self.denoised(x + step, t) - self.denoised(x - step, t)) * step).sum() / (2 * step.square().sum())
         )
-        # A prediction of noise enters multiplied by sigma/alpha, and so does a network's error.
-        least = _SLOPES[0] if self.prediction in ("denoised", "velocity") else -0.5
-        if least < slope and (slope < _SLOPES[1] or not self._sized):
+        # A prediction of noise enters the denoised point multiplied by sigma/alpha, with the network's error.
+        least = _LEAST_SLOPE if self.prediction in ("denoised", "velocity") else -0.5
+        if least < slope and (slope < _LARGEST_SLOPE or not self._sized):
             return ""
         return f"at t={t:.3g} the denoised point moves by {slope:.2g} of a move of x/alpha, where 0 to 1 is possible"
 
     def _diagnose(self, shape: Sequence[int], data: Tensor | None, seen: str = "") -> None:
-        """Warn with what the usual mistakes, tried one by one, say."""
+        """Try the known mistakes one by one, and warn with the fix of the one that predicts best."""
         from diffode.verify.field.diagnosis import READING, check_field, clearly_less, unpredicted
 
         path, shape = self.require_path("its convention"), tuple(shape)
         try:
             with torch.no_grad(), self._model.probing():
-                # Without data every reading is a run of its own: only what this library's users fall for is tried.
+                # Without data every reading costs a run, so that only this library's own mistakes are tried.
                 found = (
                     None
                     if data is None
@@ -164,16 +171,16 @@ class AdaptedField(Field):
 
 
 def usual_mistakes(raw: Function, meant: Prediction) -> Mistakes:
-    """A model's answer, as a function of diffode's (x, t), with the other sign, or as another view than the one meant."""
+    """A model's answer, a function of diffode's (x, t), read with the other sign, or as another view than the one ``meant``."""
     named: Mistakes = {"its sign is wrong: return -model": (meant, lambda x, t: -raw(x, t))}
-    # In the order in which equal ones are named: on EDM the velocity is the noise.
+    # Of views that are equal, the first in this order is named: on EDM the velocity is the noise.
     for view in ("noise", "denoised", "velocity", "score"):
         if view != meant:
             named[f"it gives the {view}, not the {meant}"] = (view, raw)
     return named
 
 
-#: What libraries call a network with, as functions of diffode's path and times (B,), by their names in a sentence.
+#: Labels with which libraries call a network, as functions of diffode's path and times (B,), by their names in a sentence.
 LABELS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "times from 0 to 1": lambda path, t: t,
     "times from 0 to 1, data at 1": lambda path, t: 1 - t,
@@ -187,14 +194,14 @@ LABELS: dict[str, Callable[[Path, Tensor], Tensor]] = {
 def label_mistakes(
     view: Prediction, path: Path, taken: str, asked: Callable[[Callable[[Tensor], Tensor]], Function], span: float = 1.0
 ) -> Mistakes:
-    """The model asked with the labels of other libraries than its own.
+    """The readings of a model that is called with the labels of other libraries.
 
     Args:
-        view: what it gives.
+        view: the view that the model gives.
         path: its path, whose times go up to ``span``.
-        taken: the name of the labels it is called with.
-        asked: the model as a function of diffode's (x, t), by a function from times (B,) to labels.
-        span: what the times are divided by where labels count from 0 to 1.
+        taken: the name, in ``LABELS``, of the labels that it is called with.
+        asked: turns a function from times (B,) to labels into the model as a function of diffode's (x, t).
+        span: the time that is 1 in labels that count from 0 to 1.
     """
     named: Mistakes = {}
     for name, labels in LABELS.items():
@@ -212,7 +219,7 @@ def label_mistakes(
 def input_mistakes(
     view: Prediction, path: Path, scale: float | None, data: Tensor | None, asked: Callable[[Function], Function]
 ) -> Mistakes:
-    """The model given scaled states, where its answer is combined with the state itself; ``asked`` takes what is put in."""
+    """The readings of a model that gets scaled states; ``asked`` turns a function from (x, t) to its input into the field's."""
     from diffode.verify.field.diagnosis import INPUTS
 
     unit = scale or (1.0 if data is None else float(data.double().var(0).mean().sqrt()))
@@ -228,7 +235,7 @@ def input_mistakes(
 
 
 def labels_sentence(wanted: str, taken: str) -> str:
-    """What to say of a network that is called with other labels than it wants."""
+    """A sentence for a network that is called with other labels than it was trained with."""
     return f"its network wants {wanted} as labels, and is called with {taken}: convert them in a function around it"
 
 

@@ -26,10 +26,11 @@ def from_k_diffusion(
     data: Tensor | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Field:
-    """A field from a denoiser ``model(x, sigma)``, sigma with a value for every row, as k-diffusion's samplers call it.
+    """A field from a denoiser ``model(x, sigma)``, sigma of shape (B,), as k-diffusion's samplers call it.
 
     The path is EDM's, from the model's ``sigma_min`` and ``sigma_max`` if it has them; on another path the model gets x/alpha
-    and sigma/alpha. ``extra`` holds more keyword arguments of every call, such as k-diffusion's ``extra_args``.
+    and sigma/alpha. ``scale`` is the root mean variance of the data, 1 unless given; some ``data``, (n, *shape), give it too,
+    and check the model at once. ``extra`` holds keyword arguments of every call, such as k-diffusion's ``extra_args``.
     """
     on = _levels_of(model) if path is None else get_path(path)
     called = Model(model, "model", extra)
@@ -53,8 +54,8 @@ def from_edm(
 ) -> Field:
     """A field from a network of EDM's code, ``net(x, sigma, class_labels)``, which gives denoised images.
 
-    Its ``sigma_min`` and ``sigma_max`` are the path's (0.002 and 80 where they are 0 and infinite, as in EDM's sampler); its
-    ``sigma_data`` is the scale unless given.
+    The path has the network's ``sigma_min`` and ``sigma_max`` (0.002 and 80 where these are 0 and infinite, as in EDM's
+    sampler). ``scale`` is the network's ``sigma_data`` unless given; ``data`` are as in :func:`from_k_diffusion`.
     """
     known = getattr(network, "sigma_data", None)
     if scale is None and data is None and known is not None:
@@ -90,10 +91,11 @@ def from_score_sde(
 
     Args:
         model: the network ``model(x, labels)``: on VP and sub-VP the score is -model/sigma, with labels 999 t; on VE it is the
-            model itself, with labels sigma. Or what ``get_score_fn`` returns, ``score_fn(x, t)``.
-        sde: which SDE.
-        score: whether ``model`` is a score function of (x, t), as ``get_score_fn`` returns it. VE's t is in [0, 1].
-        beta_min, beta_max: of VP and sub-VP. sigma_min, sigma_max: of VE, on which diffode's time is sigma.
+            model itself, with labels sigma. Or the function ``score_fn(x, t)`` that ``get_score_fn`` returns.
+        sde: the SDE that it was trained for.
+        score: whether ``model`` is a ``score_fn``; on VE its t is in [0, 1].
+        beta_min, beta_max: constants of VP and sub-VP.
+        sigma_min, sigma_max: constants of VE, on which diffode's time is sigma.
         scale, data, extra: as in :func:`from_k_diffusion`.
     """
     called = Model(model, "model", extra)
@@ -106,7 +108,7 @@ def from_score_sde(
         def labels(t: Tensor) -> Tensor:
             return (t / sigma_min).log() / span if score else t
 
-        # Its time runs from 0 to 1 with the logarithm of sigma.
+        # score_sde's time on VE is linear in the logarithm of sigma and runs from 0 to 1.
         other = {labels_sentence("times from 0 to 1", "noise levels sigma/alpha"): lambda t: (t / sigma_min).log() / span}
         taken = "noise levels sigma/alpha"
     elif sde in ("vp", "sub_vp"):
@@ -145,7 +147,7 @@ def from_azula(
 ) -> Field:
     """A field from a denoiser of azula's: ``denoiser(x, t).mean`` on ``denoiser.schedule``, whose t lies in [0, 1]."""
     called, path = Model(denoiser, "denoiser", extra), azula_path(getattr(denoiser, "schedule", None))
-    # Its own denoisers take a single time.
+    # azula's own denoisers take a single time.
     mean = single_time(called, lambda x, t: called(x, x, torch.as_tensor(t, dtype=torch.float64, device=x.device)))
     return AdaptedField(
         mean, "denoised", path, model=called, name="azula's denoiser", mistakes=usual_mistakes(mean, "denoised"),
@@ -154,7 +156,7 @@ def from_azula(
 
 
 def azula_path(schedule: Any) -> Path:
-    """The path of a schedule of azula's, ``schedule(t) = (alpha, sigma)``, from t = 0 to 1 or as far as it has both."""
+    """The path of azula's ``schedule(t) = (alpha, sigma)`` on [0, 1], 0.001 short of an end at which either is 0."""
     if not callable(schedule):
         raise ArgumentError("azula's denoisers have a schedule, schedule(t) = (alpha, sigma); this object has none")
     ends = [schedule(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)]

@@ -1,4 +1,4 @@
-"""What each key of a diffusers scheduler's configuration means for a run of ours: honoured, harmless or refused."""
+"""The keys of a diffusers scheduler's configuration, sorted by their meaning for our runs: honoured, harmless or refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ LEVELS = frozenset({
     "interpolation_type", "timestep_type", "lambda_min_clipped", "original_inference_steps",
 })  # fmt: skip
 
-#: Keys that say what the network is given and what its answer means.
+#: Keys that fix the input of the network and the meaning of its answer.
 ANSWER = frozenset({
     "prediction_type", "sigma_data", "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio",
     "sample_max_value",
 })  # fmt: skip
 
-#: Harmless keys, each with the reason why nothing is lost.
+#: Keys that a run can ignore, each with the reason.
 HARMLESS = {
     **dict.fromkeys(("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
                     "a pipeline reads it from our configuration to compute mu"),
@@ -30,24 +30,25 @@ HARMLESS = {
     "tensor_format": "of the oldest versions of diffusers, which knew NumPy's arrays too",
 }  # fmt: skip
 
-#: Keys that are refused once they have a value, each with what it would do.
+#: Keys that are refused if they have a value, each with its effect.
 REFUSED = {"scale_factors": "it changes the size of the image between steps"}
 
-#: All keys whose meaning for a run of ours is known.
+#: All keys whose meaning for our runs is known.
 KNOWN = LEVELS | ANSWER | HARMLESS.keys() | REFUSED.keys()
 
-#: Classes whose steps clip the denoised prediction, or threshold it; in the others these keys are written down, not read.
+#: Classes whose steps clip the denoised prediction; other classes carry the keys of clipping without reading them.
 CLIPPING = frozenset({
     "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "HeunDiscreteScheduler",
     "LCMScheduler", "UnCLIPScheduler",
 })  # fmt: skip
+#: Classes whose steps threshold the denoised prediction; other classes carry the keys of thresholding without reading them.
 THRESHOLDING = frozenset({
     "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "LCMScheduler",
     "SASolverScheduler", "UniPCMultistepScheduler",
 })  # fmt: skip
 
-#: Classes whose levels are times of rectified flow whatever their configuration says.
+#: Classes whose levels are times of rectified flow in every configuration.
 FLOWS = frozenset({
     "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
     "LTXEulerAncestralRFScheduler",
@@ -57,7 +58,7 @@ _TOKENS = "it unmasks or changes tokens, which no differential equation does: ke
 _UPWARDS = "it runs from data to noise; diffode.solve does that with upwards=True"
 _CONSISTENCY = "its network is a consistency function, which answers with the end of the flow: keep it"
 
-#: Classes that no solver of ours can replace, each with the reason and a call that works where there is one.
+#: Classes that no solver of diffode can replace, each with the reason, and with a call that works if there is one.
 CLASSES = {
     **dict.fromkeys(("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
                      "VQDiffusionScheduler"), _TOKENS),

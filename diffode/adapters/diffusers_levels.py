@@ -1,4 +1,4 @@
-"""The levels that a replaced scheduler of diffusers makes, as times of a path: its own ``set_timesteps`` lays them."""
+"""The levels of a replaced scheduler of diffusers as times of a path; the scheduler's own ``set_timesteps`` lays them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from diffode.errors import ArgumentError
 from diffode.extensions import library
 from diffode.paths import EDM, Path, RectifiedFlow, Tabulated, Trigonometric
 
-#: sigma/alpha of a level without any signal, which is infinite; 1e6 is what diffusers' UniPC takes as well.
-_NO_SIGNAL = 1e6
-#: A last step of no length is made this much of the level long, so that its evaluation is made as the pipeline expects.
-_SHORT = 1e-6
+#: Noise level rho that stands for the infinite one of a level without signal, as in diffusers' UniPC.
+_LARGEST_LEVEL = 1e6
+#: Length of a last step that would have none, as a share of its level: its evaluation is then made, as the pipeline expects.
+_SHORT_STEP = 1e-6
 
 
 @dataclass(frozen=True)
 class Laid:
-    """Where a run goes.
+    """The levels of a run.
 
     Attributes:
         path: the path of the times.
-        times: decreasing, one more than there are steps.
-        labels: the timestep that the network is called with at each of them but the last.
-        start: the standard deviation of the noise that a pipeline starts from.
+        times: the levels as decreasing times, one more than there are steps.
+        labels: the timestep with which the network is called at each time but the last.
+        start: the standard deviation of the noise from which a pipeline starts.
     """
 
     path: Path
@@ -44,13 +44,13 @@ class Laid:
 
 
 class Replaced:
-    """A scheduler whose place ours takes: it lays the levels, we make the steps.
+    """A scheduler whose place diffode's takes: it lays the levels, and a solver makes the steps.
 
     Args:
         config: its configuration with ``_class_name``, plain JSON (see :func:`configuration`).
 
     Raises:
-        ArgumentError: if its class or one of its keys is none that ours can take over.
+        ArgumentError: if diffode can't take over its class or one of its keys.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -58,10 +58,10 @@ class Replaced:
         self.name = str(config["_class_name"])
         made = _class(self.name)
         known = [key for key in _signature(made) if key in config]
-        # PNDM repeats timesteps for its own start, which it can't do in less than four steps.
+        # PNDM repeats timesteps for its first steps, and needs at least four steps for that.
         plain_start = {"skip_prk_steps": True} if "skip_prk_steps" in _signature(made) else {}
         _judge(self.name, {key: config[key] for key in known})
-        # What another class reads is carried along, as diffusers does; what none reads is a misspelt key.
+        # A key that only another class reads is carried along, as in diffusers; a key that none reads is misspelt.
         for key in config.keys() - keys.KNOWN - {"set_shift"}:
             if not key.startswith("_"):
                 raise ArgumentError(f"{self.name} has {key}={config[key]!r:.60}, a key that no scheduler of diffusers reads")
@@ -92,7 +92,7 @@ class Replaced:
         )
 
     def _read(self, key: str) -> Any:
-        """A key that its class reads; None for one that it only carries."""
+        """The value of a key if the scheduler's class reads it, None if it only carries it."""
         return self.scheduler.config.get(key) if key in _signature(type(self.scheduler)) else None
 
     def _kind(self) -> Kind:
@@ -121,13 +121,13 @@ class Replaced:
         return "table"
 
     def _tabulate(self) -> None:
-        """Its table in float64: from its options where these give it, else as it stands."""
+        """Its alpha^2 at each level in float64: from its options where these give them, else as they stand."""
         theirs = self.scheduler.alphas_cumprod.double().cpu().numpy()
         self.betas = self.scheduler.betas.double().cpu().numpy() if hasattr(self.scheduler, "betas") else None
         self.table = theirs
         try:
             betas, made = levels_of({key: self._read(key) for key in keys.LEVELS if self._read(key) is not None})
-            # Its zero terminal SNR may be written as 2^-24.
+            # Diffusers may write 2^-24 for the 0 of a zero terminal SNR.
             if len(made) == len(theirs) and np.allclose(made, theirs, rtol=1e-3, atol=1e-7):
                 self.betas, self.table = betas, made
         except ArgumentError:
@@ -154,13 +154,13 @@ class Replaced:
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> Laid:
-        """The levels that it makes for these arguments of its ``set_timesteps``."""
+        """The levels that its ``set_timesteps`` makes of these arguments; ArgumentError if it refuses them."""
         given: dict[str, Any] = {"mu": mu}
         if timesteps is not None:
             given["timesteps"] = [int(t) if float(t).is_integer() else float(t) for t in timesteps]
         if sigmas is not None:
             given["sigmas"] = torch.tensor(sigmas, dtype=torch.float64) if self.convention.kind == "edm" else list(sigmas)
-            # EDM's schedulers take these for places between their ends, and count them by the number of steps.
+            # EDM's schedulers take sigmas for places between their ends, and need the number of steps as well.
             steps = len(sigmas) if self.convention.kind == "edm" else steps
         given = {key: value for key, value in given.items() if value is not None}
         for key in given:
@@ -176,13 +176,13 @@ class Replaced:
             raise ArgumentError(f"{self.name} makes no levels of set_timesteps({said}): {error}") from error
         order = getattr(scheduler, "order", 1)
         if hasattr(scheduler, "_timesteps") and self.name == "PNDMScheduler":
-            # It repeats some timesteps for its own start.
+            # ``timesteps`` repeats some of these for its first steps.
             labels = [float(t) for t in scheduler._timesteps[::-1]]
         else:
             labels = scheduler.timesteps.double().tolist()[::order]
         if getattr(scheduler, "sigmas", None) is not None:
             every = scheduler.sigmas.double().tolist()
-            # The levels of a scheduler with two evaluations a step are repeated.
+            # A scheduler with two evaluations per step lists each inner level twice.
             levels = (every if order == 1 else [every[0], *every[1::2]])[: len(labels) + 1]
             path, times = self._times(levels, labels)
         else:
@@ -191,7 +191,7 @@ class Replaced:
         return _checked(self.name, path, times, labels, start)
 
     def through(self, timesteps: Sequence[float]) -> Laid:
-        """Levels at given timesteps, for schedulers that lay none through them; the last step is its own."""
+        """Levels at given timesteps, for schedulers that take none; the last step is that of their own levels."""
         labels = [float(t) for t in timesteps]
         own = self.lay(max(len(labels), 2), mu=1.0 if self.scheduler.config.get("use_dynamic_shifting") else None)
         times = [*(self.convention.time(label) for label in labels), own.times[-1] if own.times[-1] > 0 else 0.0]
@@ -212,14 +212,14 @@ class Replaced:
         if kind != "table":
             return self.path, levels
         path, base = self.path, self.table
-        finite = [min(level, _NO_SIGNAL) for level in levels]
+        finite = [min(level, _LARGEST_LEVEL) for level in levels]
         most = max(finite)
         if most > path.rho(path.t_max) * (1 + 1e-3):
             path = _Longer(base, most)
-        # A first level that is the table's last but for its float32 lies no further than that.
+        # A first level that exceeds the path's last only by float32 rounding is that level.
         times = [0.0 if level == 0 else min(path.time_from_rho(level), path.t_max) for level in finite]
         for k, label in enumerate(labels):
-            # At the timesteps of the table its own float64 levels are more exact than their float32 ones.
+            # At whole timesteps the path's float64 levels are more exact than the scheduler's float32 ones.
             if (
                 label.is_integer()
                 and 0 < label + 1 <= path.t_max
@@ -229,14 +229,14 @@ class Replaced:
         return path, times
 
     def _of_timesteps(self, labels: list[float]) -> tuple[Path, list[float]]:
-        """For schedulers that know timesteps alone; their last step goes to the first level, or to no noise at all."""
+        """Times for schedulers that have timesteps only; their last step goes to the lowest level, or to no noise at all."""
         path = self.path
         if self.convention.kind == "angle":
             return Trigonometric(t_max=1.0), [*labels, 0.0]
         final = float(getattr(self.scheduler, "final_alpha_cumprod", 1.0))
         ends_at_first = self.name == "TCDScheduler" or (final < 1 and self.name != "LCMScheduler")
         if labels and max(labels) + 1 > path.t_max:
-            path = _Longer(self.table, _NO_SIGNAL)
+            path = _Longer(self.table, _LARGEST_LEVEL)
         return path, [*(label + 1 for label in labels), 1.0 if ends_at_first else 0.0]
 
     def _start(self, path: Path, times: list[float]) -> float:
@@ -244,13 +244,13 @@ class Replaced:
         start = float(getattr(scheduler, "init_noise_sigma", 1.0))
         if self.convention.kind != "table":
             return start
-        # A scheduler that scales the network's input keeps x/alpha, where ours keeps x.
+        # The state of a scheduler that scales the network's input is x/alpha; diffode's is x.
         scaled = scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), scheduler.timesteps[0])
         return start * float(path.alpha(times[0])) if float(scaled) != 1 else start
 
 
 class _Longer(Tabulated):
-    """A table with one more level beyond its last, for schedulers that start with more noise than they were trained with."""
+    """A path with one more level beyond its last, for schedulers that start with more noise than the network was trained on."""
 
     def __init__(self, table: Any, rho: float):
         kept = table[:-1] if table[-1] < 2.0**-23 else table
@@ -261,11 +261,11 @@ class _Longer(Tabulated):
 def _checked(name: str, path: Path, times: list[float], labels: list[float], start: float) -> Laid:
     times, labels = list(times), list(labels)
     while len(times) > 2 and times[-2] <= 0:
-        # Levels that were given down to zero: nothing is left to do there.
+        # A step from a level without noise has nothing to do.
         times.pop(-2)
         labels.pop()
     if len(times) > 1 and 0 < times[-2] <= times[-1] * (1 + 1e-9):
-        times[-1] = times[-2] * (1 - _SHORT)
+        times[-1] = times[-2] * (1 - _SHORT_STEP)
     if not all(math.isfinite(t) for t in times) or not all(a > b for a, b in itertools.pairwise(times)) or len(times) < 2:
         raise ArgumentError(
             f"the levels of {name} must fall, from noise to data; with these arguments it makes {labels!r:.200}"
@@ -287,21 +287,21 @@ def _signature(made: Any) -> list[str]:
 
 
 def _of_float32(level: float) -> float:
-    """The relative error of a level that comes out of a table of alpha^2 in float32: of the products, and of 1 - alpha^2."""
+    """Relative error of a level computed from alpha^2 in float32, with the rounding of the products and of 1 - alpha^2."""
     return 1e-4 + 2.0**-22 * (1 + level**2) / level**2 if level else 0.0
 
 
 def _judge(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse the keys that a run of ours does not honour."""
+    """Raise ArgumentError for keys that our runs do not honour."""
     for key, value in config.items():
         if key in keys.REFUSED and value is not None:
-            raise ArgumentError(f"{name} has {key}={value!r:.60}: {keys.REFUSED[key]}, which ours does not do")
+            raise ArgumentError(f"{name} has {key}={value!r:.60}: {keys.REFUSED[key]}, which diffode's does not do")
         if key not in keys.KNOWN:
-            raise ArgumentError(f"{name} has {key}={value!r:.60}, whose meaning for a run of ours is not known")
+            raise ArgumentError(f"{name} has {key}={value!r:.60}, whose meaning for a run of diffode is not known")
 
 
 def configuration(scheduler: Any) -> dict[str, Any]:
-    """The configuration of a scheduler of diffusers as plain JSON, with its class and what was changed on the object."""
+    """The configuration of a scheduler of diffusers as plain JSON, with its class and with changes made on the object."""
     made = type(scheduler)
     diffusers = library("diffusers", "'diffode[diffusers]'")
     if getattr(diffusers, made.__name__, None) is not made:
@@ -312,21 +312,21 @@ def configuration(scheduler: Any) -> dict[str, Any]:
     config = {**scheduler.config, "_class_name": made.__name__}
     shift = getattr(scheduler, "shift", None)
     if isinstance(shift, int | float) and shift != config.get("shift"):
-        # A pipeline has called set_shift, which leaves the ends as the configuration's own shift made them.
+        # set_shift was called on the object; it leaves the ends as the configuration's own shift made them.
         config["set_shift"] = shift
     config = plain(config)
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is not None and "trained_betas" in config and made.__name__ not in keys.CLASSES:
         theirs, own = torch.as_tensor(table).double().cpu(), Replaced(config).scheduler.alphas_cumprod.double()
         if theirs.shape != own.shape or not torch.allclose(theirs, own, rtol=1e-5, atol=1e-9):
-            # Its table was exchanged on the object.
+            # Other alphas_cumprod were put on the object.
             betas = 1 - theirs / torch.cat([torch.ones(1, dtype=torch.float64), theirs[:-1]])
             config |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False, "num_train_timesteps": len(theirs)}
     return config
 
 
 def named(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the name of its class, which is known by its keys where it does not say it."""
+    """A configuration with the name of its class, which its keys reveal where it is missing; ArgumentError if they do not."""
     if isinstance(config.get("_class_name"), str):
         return plain(config)
     diffusers = library("diffusers", "'diffode[diffusers]'")
@@ -335,7 +335,7 @@ def named(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in dir(diffusers):
         made = getattr(diffusers, name) if name.endswith("Scheduler") else None
         expected = _signature(made) if inspect.isclass(made) and hasattr(made, "set_timesteps") else []
-        # The configuration of an object lists the arguments of its class first, in their order.
+        # The configuration of an object begins with the arguments of its class, in their order.
         if expected and own[: len(expected)] == expected:
             found.append((len(expected), name))
     if not found:
@@ -347,14 +347,14 @@ def named(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without anything that JSON can't hold; only keys that we have no use for may be lost."""
+    """A configuration without values that JSON can't hold; ArgumentError if one of them has a meaning for our runs."""
     kept: dict[str, Any] = {}
     for key, value in config.items():
         if key.startswith("_") and key != "_class_name":
             continue
         value = value.tolist() if isinstance(value, np.ndarray | np.generic | torch.Tensor) else value
         if isinstance(value, float) and not math.isfinite(value):
-            # JSON has no infinity; the one that occurs, in lambda_min_clipped, is the default and clips nothing.
+            # JSON has no infinity. It occurs in lambda_min_clipped alone, as the default, and clips nothing.
             continue
         try:
             kept[key] = json.loads(json.dumps(value))

@@ -35,12 +35,12 @@ def from_diffusers(
     the timestep plus 1), flow matching (rectified flow, t is the timestep over 1000), or EDM's preconditioning.
 
     Args:
-        model: the network; its answer is ``.sample``, the first of a tuple, or a tensor. Where it has twice as many channels
-            (a learned variance), the first half is taken.
-        scheduler: any scheduler of diffusers, or one with its ``config`` and ``alphas_cumprod``.
+        model: the network; its answer is ``.sample``, the first of a tuple, or a tensor. If the answer has twice as many
+            channels as x, the second half, a learned variance, is dropped.
+        scheduler: any scheduler of diffusers, or an object with its ``config`` and ``alphas_cumprod``.
         prediction_type: ``epsilon``, ``sample``, ``v_prediction`` or ``flow_prediction``, instead of the scheduler's.
-        scale: root mean variance of the data; 1 unless given (latents have about that).
-        data: some data, (n, *shape), with which the model is checked at once.
+        scale: root mean variance of the data; 1 unless given, about that of latents.
+        data: some data, (n, *shape), which check the model at once.
         extra: keyword arguments of every call: ``encoder_hidden_states``, ``class_labels``, ``added_cond_kwargs`` ...
     """
     config = getattr(scheduler, "config", None)
@@ -62,7 +62,7 @@ def from_diffusers(
     def predict(x: Tensor, t: float | Tensor) -> Tensor:
         when = row_times(t, x)
         if isinstance(path, RectifiedFlow):
-            # An inverted network counts its times, and answers, from noise to data.
+            # An inverted network has times and velocities that run from noise to data.
             return -called(x, x, steps * (1 - when)) if inverted else called(x, x, steps * when)
         return called(x, x, path.rho(when).log() / 4 if continuous else when - 1)
 
@@ -103,7 +103,7 @@ def from_diffusers(
 
 
 def _other_labels(called: Model, path: Path, asked: str, view: Prediction, steps: int) -> Mistakes:
-    """The same network trained with the labels of another library."""
+    """The readings of the network as one that was trained with the labels of another library."""
 
     def with_labels(labels: Callable[[Tensor], Tensor]) -> Function:
         readings = _readings(path, lambda x, t: called(x, x, labels(row_times(t, x))))
@@ -118,7 +118,7 @@ def _negative(function: Function) -> Function:
 
 
 def _readings(path: Path, predict: Function) -> dict[str, tuple[Prediction, Function]]:
-    """What a model may be said to predict on a path, as our views."""
+    """The prediction types of diffusers that make sense on a path, each as a view and the function that gives it."""
     if isinstance(path, RectifiedFlow):
         return {"flow_prediction": ("velocity", predict), "epsilon": ("noise", predict), "sample": ("denoised", predict)}
 
@@ -130,7 +130,7 @@ def _readings(path: Path, predict: Function) -> dict[str, tuple[Prediction, Func
 
 
 def _continuous(called: Model, sign: float = 1.0) -> dict[str, tuple[Prediction, Function]]:
-    """A network of data of scale 1 that takes any noise level as log(sigma)/4, as Stable Video Diffusion's does."""
+    """The same for a network of data of scale 1 that takes noise levels as log(sigma)/4, as Stable Video Diffusion's does."""
 
     def predict(x: Tensor, t: float | Tensor) -> Tensor:
         sigma = row_times(t, x)
@@ -144,7 +144,7 @@ def _continuous(called: Model, sign: float = 1.0) -> dict[str, tuple[Prediction,
 
 
 def _preconditioned(called: Model, scheduler: Any, unit: float, sign: float = 1.0) -> dict[str, tuple[Prediction, Function]]:
-    """EDM's preconditioning around a raw network (Karras et al., arXiv 2206.00364, table 1), as its schedulers do it."""
+    """The same for a raw network inside EDM's preconditioning (Karras et al., arXiv 2206.00364, table 1)."""
 
     def denoised(x: Tensor, t: float | Tensor, sign: float) -> Tensor:
         sigma = row_times(t, x)
@@ -167,10 +167,10 @@ def as_diffusers_model(
         field: on a :class:`diffode.paths.Tabulated` path such as ``ddpm`` (t is the timestep plus 1), or ``rectified_flow``
             (t is the timestep over ``num_train_timesteps``).
         shape: (channels, height, width) of a sample.
-        prediction_type: what it is to answer with.
-        num_train_timesteps: how flow-matching timesteps are counted.
+        prediction_type: the quantity that it answers with, as in :func:`from_diffusers`.
+        num_train_timesteps: the timestep of t = 1 in flow matching.
 
-    The field is evaluated in the sample's dtype, a sample in half precision in float32.
+    The field is evaluated in the sample's dtype, for samples of half precision in float32.
     """
     if not isinstance(shape, Sequence) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
         raise ArgumentError(f"shape must be (channels, height, width), got {shape!r}")
@@ -198,7 +198,7 @@ class _Named(dict[str, Any]):
 
 
 class FieldModel(nn.Module):
-    """What :func:`as_diffusers_model` makes."""
+    """The network that :func:`as_diffusers_model` makes."""
 
     def __init__(self, field: Field, path: Path, shape: Sequence[int], prediction_type: PredictionType, steps: int):
         super().__init__()
@@ -211,12 +211,12 @@ class FieldModel(nn.Module):
         self.device = torch.device("cpu")
 
     def forward(self, sample: Tensor, timestep: Any, *_: Any, return_dict: bool = True, **__: Any) -> Any:
-        """The prediction for samples (B, C, H, W) at one timestep or one a row."""
+        """The prediction for samples (B, C, H, W) at one timestep, or at one for each row, (B,)."""
         steps = torch.as_tensor(timestep).detach().double().reshape(-1)
         times = steps / self._steps if isinstance(self.path, RectifiedFlow) else steps + 1
         t = float(times[0]) if len(times) == 1 or bool((times == times[0]).all()) else times
         wanted = sample.dtype
-        # An exact field has no use for half precision.
+        # Exact fields don't take half precision.
         sample = sample if wanted in (torch.float32, torch.float64) else sample.float()
         if self.prediction_type == "v_prediction":
             denoised = self.field.denoised(sample, t)

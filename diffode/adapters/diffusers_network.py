@@ -1,4 +1,4 @@
-"""How the network of a diffusers scheduler is called: its timesteps, what it is shown, and what its answer means."""
+"""The convention of a diffusers scheduler's network: its timesteps, its input, and the meaning of its answer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from diffode.errors import ArgumentError
 from diffode.fields import Prediction, conversion
 from diffode.paths import Path
 
-#: ``table``: trained at the levels of a table, shown x on the variance-preserving scale. ``flow``: rectified flow. ``edm``:
-#: inside EDM's preconditioning. ``continuous``: shown x over sqrt(sigma^2 + 1) and told log(sigma)/4. ``exploding``: a
-#: flow-matching scheduler whose levels are noise levels above 1. ``angle``: the trigonometric path.
+#: ``table``: trained at the discrete levels of ``alphas_cumprod``, with x on the variance-preserving path as input. ``flow``:
+#: rectified flow. ``edm``: inside EDM's preconditioning. ``continuous``: x over sqrt(sigma^2 + 1) as input, log(sigma)/4 as
+#: timestep. ``exploding``: flow matching with noise levels above 1. ``angle``: the trigonometric path.
 Kind = Literal["table", "flow", "edm", "continuous", "exploding", "angle"]
 
+#: The views of diffusers' prediction types, except for ``v_prediction``, which is none.
 _VIEWS: dict[str, Prediction] = {"epsilon": "noise", "sample": "denoised", "flow_prediction": "velocity"}
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a network is given at a time of a path, and how its answer is read.
+    """The input of a network at a time of a path, and the reading of its answer.
 
     Attributes:
         kind: see :data:`Kind`.
         prediction_type: ``epsilon``, ``sample``, ``v_prediction`` or ``flow_prediction``.
-        steps: training timesteps, by which the table's levels or the times of the flow are counted.
-        inverted: whether the network counts times, and answers, from noise to data (``invert_sigmas``).
+        steps: number of training timesteps: of levels, or the timestep of t = 1 in flow matching.
+        inverted: whether the network's times and velocities run from noise to data (``invert_sigmas``).
         unit: standard deviation of the data in EDM's preconditioning.
         noise_label: EDM's timestep for a noise level.
-        limit: what is done to a denoised prediction: clipped, or thresholded.
+        limit: clips or thresholds a denoised prediction.
     """
 
     kind: Kind
@@ -45,9 +46,9 @@ class Convention:
     limit: Callable[[Tensor], Tensor] | None = None
 
     def label(self, t: float) -> float:
-        """The timestep that the network is called with at a time."""
+        """The timestep with which the network is called at a time."""
         if self.kind == "table":
-            # A level beyond the table, without any signal, is called by its last.
+            # A level beyond the last of training, without signal, has the timestep of the last.
             return min(t - 1, self.steps - 1)
         if self.kind in ("flow", "exploding"):
             return self.steps * (1 - t if self.inverted else t)
@@ -65,24 +66,24 @@ class Convention:
         if self.kind == "angle":
             return label
         if self.noise_label is not None and self.label(1e8) < 2:
-            # An arctangent of the noise level, 1 where that is infinite.
+            # This timestep is an arctangent of the noise level, and 1 where the level is infinite.
             return math.tan(label * math.pi / 2)
         return math.exp(4 * label)
 
     @property
     def width(self) -> float:
-        """Timesteps nearer than this may be the same: a network may want them rounded."""
+        """Distance of timesteps below which they may be the same, since a network may want them rounded."""
         counted = self.kind in ("table", "flow", "exploding")
         return 1e-3 * self.steps if counted else 1e-3
 
     def shown(self, x: Tensor, t: float) -> Tensor:
-        """What the network is shown of x."""
+        """The network's input for a state x."""
         if self.kind == "edm":
             return x / math.sqrt(t**2 + self.unit**2)
         return x / math.sqrt(t**2 + 1) if self.kind == "continuous" else x
 
     def answer(self, path: Path, output: Tensor, x: Tensor, t: float, wanted: Prediction) -> Tensor:
-        """The network's answer (B, *shape) at x and t as the prediction that a table wants."""
+        """The network's answer (B, *shape) at x and t as the ``wanted`` view."""
         known, value = self._read(path, output, x, t)
         if self.limit is not None:
             known, value = "denoised", self.limit(_as(path, known, "denoised", value, x, t))
@@ -111,14 +112,14 @@ def _as(path: Path, known: Prediction, wanted: Prediction, value: Tensor, x: Ten
 
 
 def clipped(bound: float) -> Callable[[Tensor], Tensor]:
-    """Denoised predictions kept within -bound and bound (``clip_sample``)."""
+    """A function that clips denoised predictions to [-bound, bound] (``clip_sample``)."""
     if not bound > 0:
         raise ArgumentError(f"clip_sample_range must be a number above 0, got {bound!r}")
     return lambda denoised: denoised.clamp(-bound, bound)
 
 
 def thresholded(ratio: float, most: float) -> Callable[[Tensor], Tensor]:
-    """Dynamic thresholding (Saharia et al., arXiv 2205.11487): clipped at a quantile of its own size, then divided by that."""
+    """Dynamic thresholding (Saharia et al., arXiv 2205.11487): clips at a quantile of a row's sizes and divides by it."""
     if not 0 < ratio <= 1:
         raise ArgumentError(f"dynamic_thresholding_ratio must be above 0, at most 1, got {ratio!r}")
 

@@ -1,4 +1,4 @@
-"""A table driven by a pipeline of diffusers: an evaluation a call of ``step``, noise and scales as its schedulers give them."""
+"""A table driven by a pipeline of diffusers: one evaluation per call of ``step``, with noise and scales as in diffusers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from diffode.solvers.bespoke import TrainedSolver
 from diffode.solvers.solver import Solver
 from diffode.tableau import Tableau
 
-#: Arguments of other schedulers' ``step`` with the values at which they change nothing.
-_NOTHING = {"eta": 0.0, "s_churn": 0.0, "variance_noise": None, "per_token_timesteps": None, "use_clipped_model_output": False}
+#: Arguments of other schedulers' ``step``, each with the value at which it changes nothing; other values are refused.
+_UNUSED = {"eta": 0.0, "s_churn": 0.0, "variance_noise": None, "per_token_timesteps": None, "use_clipped_model_output": False}
 
 
 class Driven:
@@ -49,7 +49,7 @@ class Driven:
 
     @property
     def step_index(self) -> int | None:
-        """How many evaluations were made; None before the first."""
+        """The number of evaluations made so far; None before the first."""
         return self._step_index
 
     @property
@@ -58,11 +58,11 @@ class Driven:
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at another timestep, as image-to-image pipelines do; it must begin a grid step."""
+        """Begin at another timestep, as image-to-image pipelines do; it must begin a grid step."""
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network sees of x: x itself, or its input inside EDM's preconditioning."""
+        """The network's input for a state: the state itself, or its scaled form inside EDM's preconditioning."""
         if self._network.kind not in ("edm", "continuous"):
             return sample
         index = self._step_index if self._step_index is not None else self._first(timestep)
@@ -80,14 +80,15 @@ class Driven:
         return_dict: bool = True,
         **others: Any,
     ) -> Any:
-        """Take the network's answer at a timestep and give the sample to ask it with next; after the last, the result.
+        """Take the network's answer at a timestep; return the next state to evaluate, or the result after the last.
 
-        ``generator`` is a generator for the whole batch or a list of one for each of its rows.
+        ``generator`` is one generator for the batch, or a list with one for each row. ArgumentError for a timestep out of
+        order or an argument that the solver has no use for, NumericalError for a state that is not finite.
         """
         if self.num_inference_steps is None:
             raise ValueError("number of inference steps is None: run set_timesteps first")
         for key, value in others.items():
-            if key in _NOTHING and value is not None and value != _NOTHING[key]:
+            if key in _UNUSED and value is not None and value != _UNUSED[key]:
                 raise ArgumentError(
                     f"{key} is not {value!r:.40} for solver {self.config['solver']!r}: choose a solver that has it"
                 )
@@ -104,7 +105,7 @@ class Driven:
             )
         row = self._running.evaluated[index - self._offset]
         if not torch.equal(x.to(sample.dtype), sample):
-            # A pipeline may change it between steps, as inpainting does; otherwise nothing is lost to half precision.
+            # The pipeline has changed the sample between steps, as inpainting does; else the state keeps its own precision.
             x = wide
         answer = self._prediction(model_output.to(x.dtype), x, row)
         try:
@@ -139,14 +140,14 @@ class Driven:
         _, self._state = next(self._run)
 
     def _first(self, timestep: Any) -> int:
-        """The evaluation that a run begins with."""
+        """The index of the evaluation with which a run begins."""
         if self._begin_index is not None:
             return self._begin_index
-        # Levels with the same rounded timestep are told apart by their order alone; a run from the start is the rule.
+        # Several levels may have the same rounded timestep; a run that begins at the first is the rule.
         return 0 if _number(timestep) == float(self.timesteps[0]) else self.index_for_timestep(timestep)
 
     def _later(self, index: int) -> Tableau:
-        """The table from a later timestep on."""
+        """The rest of the table from the evaluation ``index`` on."""
         table, count = self.table, len(self.table.evaluated)
         starts = begins(table)
         if index not in starts or isinstance(self._solver, TrainedSolver):
@@ -161,9 +162,9 @@ class Driven:
         return later
 
     def _prediction(self, output: Tensor, x: Tensor, row: int) -> Tensor:
-        """The network's answer as what the table wants at a row."""
+        """The network's answer as the view that the table needs at a row."""
         if output.shape != x.shape and output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
-            # A learned variance comes with it.
+            # The second half of the channels is a learned variance.
             output = output[:, : x.shape[1]]
         if output.shape != x.shape:
             raise ArgumentError(f"model_output has shape {tuple(output.shape)}, sample {tuple(x.shape)}; they must match")
@@ -171,24 +172,24 @@ class Driven:
         return self._network.answer(self._on, output, x, float(self._running.times[row]), wanted)
 
     def index_for_timestep(self, timestep: Any) -> int:
-        """Where a timestep is among ``timesteps``: the nearest, and of equal ones the last, which begins a step."""
+        """The index of the nearest of ``timesteps``, and of equal ones the last, which begins a step."""
         far = (self.timesteps.double() - _number(timestep)).abs()
         if not float(far.min()) <= self._network.width:
             raise ArgumentError(f"timestep {_number(timestep):g} is none of scheduler.timesteps; go through these one by one")
         return int(torch.nonzero(far == far.min())[-1])
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma noise at timesteps, one a row."""
+        """alpha x_0 + sigma noise at the timesteps of the rows, (B,)."""
         alpha, sigma = self._coefficients(original_samples, timesteps)
         noisy: Tensor = alpha * original_samples + sigma * noise
         return noisy
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """The same, as flow-matching pipelines ask for it."""
+        """:meth:`add_noise` under the name and with the arguments that flow-matching pipelines use."""
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """What a network of ``v_prediction`` is trained to give: alpha noise - sigma x_0."""
+        """alpha noise - sigma x_0, which networks of ``v_prediction`` are trained on."""
         alpha, sigma = self._coefficients(sample, timesteps)
         velocity: Tensor = alpha * noise - sigma * sample
         return velocity
@@ -196,7 +197,7 @@ class Driven:
     def _coefficients(self, x: Tensor, timesteps: Any) -> tuple[Any, Any]:
         steps = torch.as_tensor(timesteps).detach().cpu().double().reshape(-1)
         if self._begin_index is not None and self._named:
-            # A pipeline that has set where it begins means that level, whose timestep may be rounded.
+            # Once a pipeline has set its first index, it means the level at that index, whose timestep may be rounded.
             index = self._begin_index if self._step_index is None else min(self._step_index, len(self.timesteps) - 1)
             times = [float(self.table.times[self.table.evaluated[index]])] * len(x)
         else:

@@ -1,4 +1,4 @@
-"""Any solver as a scheduler of diffusers: multi-stage solvers by interleaved timesteps, multistep ones by their own history."""
+"""Any solver as a scheduler of diffusers; the stages of a multi-stage solver have timesteps of their own."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from diffode.solvers.bespoke import TrainedSolver
 from diffode.solvers.direct import DirectSolver
 from diffode.tableau import Tableau
 
-#: Options that are ours alone; all others speak of the network and its levels.
-_OURS = ("solver", "grid", "replaced")
+#: Options that no scheduler of diffusers has; all others describe the network and its levels.
+_OWN_KEYS = ("solver", "grid", "replaced")
 
 
 class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A scheduler that runs a solver of diffode in diffusers' pipelines.
 
     ``as_diffusers_scheduler("unipc:order=3", like=pipeline.scheduler)``, or ``DiffodeScheduler.from_config`` with its
-    configuration, takes the place of the scheduler that a model came with: the same levels, timesteps and meaning of the
-    answer, clipping included, with our steps between them. ``grid`` asks for other levels.
+    configuration, takes the place of the scheduler that a model came with. Levels, timesteps and the meaning of the answer,
+    clipping included, stay as they were; the steps between them are the solver's. ``grid`` sets other levels.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in diffusers' schedulers;
@@ -43,15 +43,15 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         rescale_betas_zero_snr: whether the schedule ends without any signal (arXiv 2305.08891); the solver then starts one
             level before.
         solver: spec of any solver that writes a table. ``universal`` needs scale= and dim= in its spec.
-        grid: spec of the grid. Unless given it is the replaced scheduler's levels, or, where none is replaced,
-            ``time_uniform``, diffusers' spacing ``linspace``. Beside ``replaced`` a grid makes all levels, as in
-            ``diffode.solve``: it ends at the first level of the table, or with ``to_zero=true`` without noise, and sigmas that
-            a pipeline gives only count its steps.
-        final_sigmas_type: ``zero`` makes the last step to no noise at all, ``sigma_min`` ends at the first level.
+        grid: spec of the grid. Unless given, the levels are those of the replaced scheduler, or, where none is replaced,
+            ``time_uniform``, diffusers' spacing ``linspace``. A grid beside ``replaced`` makes all levels, as in
+            ``diffode.solve``: it ends at the lowest level of the network, or with ``to_zero=true`` without noise, and sigmas
+            that a pipeline gives set only the number of steps.
+        final_sigmas_type: with ``zero`` the last step ends without noise, with ``sigma_min`` at the lowest level.
         replaced: configuration of the scheduler whose place it takes, with its ``_class_name``; the options above are then
-            its own.
+            those of this configuration.
 
-    A number of inference steps is one of grid steps; a solver with s evaluations a step has s times as many timesteps.
+    The number of inference steps is that of grid steps; a solver with s evaluations per step has s times as many timesteps.
     """
 
     order = 1
@@ -76,7 +76,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
             raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {prediction_type!r}")
         if final_sigmas_type not in ("zero", "sigma_min"):
             raise ArgumentError(f"final_sigmas_type must be zero or sigma_min, got {final_sigmas_type!r}")
-        # A configuration may come from elsewhere, so that it names what is registered and no file.
+        # A configuration may come from elsewhere, and so may name registered solvers, but no file.
         self._solver = solvers.registry.registered(solver)
         if grid is not None:
             grids.check_registered(grid)
@@ -93,7 +93,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._device: Any = None
-        # A table is written when the number of steps is known; two steps show whether the solver suits a pipeline at all.
+        # The table is written when the number of steps is known; one of two steps shows whether a pipeline can run the solver.
         if not isinstance(self._solver, TrainedSolver):
             trial = self.config["grid"] or "time_uniform"
             self._use(self._solver.tableau(self.path, trial, 2 if grids.is_named(trial) else None), None)
@@ -115,16 +115,16 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         if self.config["trained_betas"] is not None:
             # Saved as JSON: plain numbers.
             self.register_to_config(trained_betas=betas.tolist())  # type: ignore[no-untyped-call]
-        #: What other libraries read from a scheduler.
+        #: Attributes that other libraries read from a scheduler.
         self.betas, self.alphas_cumprod = torch.from_numpy(betas), torch.from_numpy(kept)
         self.path = Tabulated(self.alphas_cumprod)
 
     def _replace(self, config: Mapping[str, Any]) -> None:
-        """Take the place of a scheduler. Its keys are ours too, since pipelines read them."""
+        """Take the place of a scheduler, with all its keys, since pipelines read them."""
         if not isinstance(config, Mapping) or not isinstance(config.get("_class_name"), str):
             raise ArgumentError("replaced must be the configuration of a scheduler with its _class_name")
         known = self._replaced = Replaced(config)
-        theirs = {key: value for key, value in config.items() if not key.startswith("_") and key not in _OURS}
+        theirs = {key: value for key, value in config.items() if not key.startswith("_") and key not in _OWN_KEYS}
         self._network, self.path = known.convention, known.path
         count, kind = known.convention.steps, known.convention.prediction_type
         shown = {**theirs, "num_train_timesteps": count, "prediction_type": kind, "replaced": dict(config)}
@@ -136,11 +136,11 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: Any = False, **kwargs: Any) -> Any:
-        """A scheduler from a configuration, ours or another scheduler's; keyword arguments change its keys."""
+        """A scheduler from a configuration, of this class or another scheduler; keyword arguments change its keys."""
         if not isinstance(config, Mapping):
             raise ArgumentError(f"config must be the configuration of a scheduler, got {type(config).__name__}")
         own = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
-        given = {key: kwargs.pop(key) for key in _OURS if key in kwargs}
+        given = {key: kwargs.pop(key) for key in _OWN_KEYS if key in kwargs}
         replaced = config.get("replaced") if "solver" in config else named(config)
         if replaced is None:
             changed = {key: kwargs.pop(key) for key in own if key in kwargs}
@@ -153,7 +153,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
 
     @classmethod
     def like(cls, scheduler: Any, solver: str, **options: Any) -> Any:
-        """A scheduler that takes the place of another, with options of ours and of its configuration changed."""
+        """A scheduler that takes the place of another; ``options`` are of this class, or replace keys of its configuration."""
         config = scheduler.config if isinstance(scheduler, DiffodeScheduler) else configuration(scheduler)
         made, unknown = cls.from_config(config, True, solver=solver, **options)
         if unknown:
@@ -172,18 +172,20 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Write the table for so many grid steps, or through the given decreasing timesteps or noise levels.
+        """Write the table for a number of grid steps, or through given decreasing timesteps or noise levels.
 
-        ``timesteps`` afterwards holds one timestep an evaluation, float64 (float32 where the device has no float64). Where
-        another scheduler is replaced, its own ``set_timesteps`` treats all arguments: given sigmas are shifted as it shifts
-        them, and it decides what ``mu`` does.
+        ``timesteps`` then holds one timestep per evaluation, float64 (float32 where the device has no float64). Where another
+        scheduler is replaced, its own ``set_timesteps`` gets all arguments: it shifts given sigmas and applies ``mu``.
 
         Args:
-            num_inference_steps: steps of the grid.
-            device: where ``timesteps`` is put.
+            num_inference_steps: number of steps of the grid.
+            device: device of ``timesteps``.
             timesteps: decreasing timesteps instead; the last step to no noise is added.
-            sigmas: decreasing noise levels instead, sigma/alpha, or t for flow matching, as pipelines of that kind give them.
-            mu: shift of these times, t e^mu/(t e^mu + 1 - t), by which flow-matching pipelines go by the size of an image.
+            sigmas: decreasing noise levels instead: sigma/alpha, or t for flow matching, as its pipelines give them.
+            mu: shift t e^mu/(t e^mu + 1 - t) of these times, which flow-matching pipelines choose by the size of an image.
+
+        Raises:
+            ArgumentError: for arguments that contradict each other, or levels that the solver can't step through.
         """
         given = sigmas if timesteps is None else timesteps
         values = None if given is None else [float(value) for value in given]
@@ -210,7 +212,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         self._begin_index = None
 
     def _laid(self, steps: int | None, given: list[float] | None, are_levels: bool, mu: float | None) -> Laid | None:
-        """The replaced scheduler's own levels, unless a grid or a solver of its own levels is asked for."""
+        """The replaced scheduler's levels; None where a grid, or a solver with levels of its own, makes them."""
         if self._replaced is None:
             return None
         self._follow_configuration()
@@ -228,12 +230,12 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         return self._replaced.lay(timesteps=given, mu=mu)
 
     def _follow_configuration(self) -> None:
-        """Pipelines may change a scheduler's configuration after it is made (steps_offset, clip_sample, sigma_max)."""
+        """Take over changes that a pipeline made in the configuration (steps_offset, clip_sample, sigma_max)."""
         known = self._replaced
         if known is None:
             return
         ours = {*inspect.signature(type(self).__init__).parameters} - known.config.keys()
-        now = {key: value for key, value in self.config.items() if key[0] != "_" and key not in ours and key not in _OURS}
+        now = {key: value for key, value in self.config.items() if key[0] != "_" and key not in ours and key not in _OWN_KEYS}
         shown = {**known.config, "prediction_type": known.convention.prediction_type}
         changed = {key: value for key, value in now.items() if key not in shown or shown[key] != value}
         if changed:
@@ -247,7 +249,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
                 if not flow:
                     raise ArgumentError("mu shifts the times of flow matching, prediction_type='flow_prediction'")
                 times = [math.exp(mu) * t / (math.exp(mu) * t + 1 - t) for t in times]
-            # Pipelines of flow matching start at 1, where alpha is 0.
+            # Flow-matching pipelines start at t = 1, where alpha is 0.
             times = [min(t, path.t_max) for t in times] if flow else times
         else:
             times = [self._network.time(t) for t in given]
@@ -263,7 +265,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
             raise ArgumentError(f"{name} must fall, from at most {most:g}, and end with some noise left; got {given}")
         if self.config["final_sigmas_type"] == "zero":
             return self._solver.tableau(path, [*times, 0.0])
-        # The step after the last is to the first level. Where that is the last itself, next to nothing is left of it.
+        # A step to the lowest level is added at the end; where that is the last level already, it is next to nothing long.
         return self._solver.tableau(path, [*times, path.t_min if times[-1] > path.t_min else times[-1] * (1 - 1e-6)])
 
     def _table(self, steps: int) -> Tableau:
@@ -276,7 +278,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
                 raise ArgumentError(f"grid {grid!r} lists its own levels: it makes {len(times) - 1} steps, not {steps}")
             return self._solver.tableau(path, times)
         if isinstance(self._solver, TrainedSolver):
-            # It lays its own levels, between ends with some noise.
+            # The solver lays its own levels, between ends with some noise.
             return self._solver.tableau(path, [path.t_max, path.t_min], steps)
         if self._replaced is not None or self.config["final_sigmas_type"] == "sigma_min":
             return self._solver.tableau(path, grid, steps)
@@ -291,7 +293,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
                 "without churn and analytic_first_step"
             )
         self.table = table
-        #: The timesteps of the levels where the replaced scheduler names them; it may have rounded them.
+        #: Timesteps by time, where the replaced scheduler gives them; it may have rounded them.
         self._named = dict(zip((float(table.times[row]) for row in table.outputs), labels or (), strict=False))
         times = table.times[evaluated]
         single = self._device is not None and torch.device(self._device).type == "mps"
@@ -299,9 +301,9 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         self.timesteps = steps.to(device=self._device, dtype=torch.float32 if single else torch.float64)
         starts = begins(table)
         gaps = {later - first for first, later in itertools.pairwise(starts)} or {len(evaluated)}
-        #: Timesteps of a step, if all but the last have the same number: image-to-image pipelines begin at a multiple of it.
+        #: Number of timesteps per step, if all but the last step have the same; image-to-image pipelines begin at a multiple.
         self.order = gaps.pop() if len(gaps) == 1 else 1
-        #: The levels of the timesteps and of the end: sigma/alpha, or times of the flow where the replaced scheduler has these.
+        #: Levels of the timesteps and of the end: sigma/alpha, or times of the flow where the replaced scheduler has those.
         ends = [self._level(float(t)) for t in (*times, table.times[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float64)
         self._step_index = None

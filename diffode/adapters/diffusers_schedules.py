@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers says of its noise: the path it stands for, and its table of levels."""
+"""The path of a scheduler of diffusers, and its levels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from diffode.adapters import diffusers_keys as keys
 from diffode.errors import ArgumentError
 from diffode.paths import DDPM, EDM, Path, RectifiedFlow, Tabulated
 
+#: Our names of diffusers' schedules.
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-#: Schedules that diffusers has and no path of ours is named for.
-_OTHERS = ("sigmoid", "laplace")
+#: Schedules of diffusers for which diffode has no named path.
+_UNNAMED_SCHEDULES = ("sigmoid", "laplace")
 
 
 def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
-    """The path that a scheduler of diffusers stands for."""
+    """The path of a scheduler of diffusers; ArgumentError if its configuration has none that diffode knows."""
     config, name = scheduler.config, type(scheduler).__name__
     # Only flow matching's configurations have a shift and no betas.
     shifted = "shift" in config and "beta_schedule" not in config
@@ -26,7 +27,7 @@ def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
     if flow or "flow_prediction" in (config.get("prediction_type"), prediction_type):
         return RectifiedFlow()
     if config.get("timestep_type") == "continuous" and config.get("sigma_max") is not None:
-        # Its network takes log(sigma)/4 of any level; the table of levels it was given is not used.
+        # The network takes log(sigma)/4 of any level, so that the scheduler's own levels have no part in the path.
         return EDM(float(config["sigma_min"]), float(config["sigma_max"]))
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is not None:
@@ -38,13 +39,13 @@ def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
 
 
 def no_levels(name: str) -> ArgumentError:
-    """The error for a scheduler whose levels are none that a solver of ours could follow, with a call that works instead."""
+    """The error for a scheduler whose levels no solver can follow, with a call that works instead."""
     advice = keys.CLASSES.get(name, "wrap the model by hand: Field.from_noise(lambda x, t: ..., path)")
     return ArgumentError(f"no solver of ours can take the place of {name}, nor take its levels over: {advice}")
 
 
 def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The variances added level by level that diffusers' options stand for, and alpha^2 after each, (levels,) float64."""
+    """The variance that each level adds and alpha^2 after it, each (levels,) float64, by diffusers' options."""
     trained = options.get("trained_betas")
     if trained is not None:
         betas = np.asarray(trained, dtype=np.float64)
@@ -53,11 +54,12 @@ def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
     else:
         count, schedule = options.get("num_train_timesteps", 1000), options.get("beta_schedule", "linear")
         start, end = float(options.get("beta_start", 0.0001)), float(options.get("beta_end", 0.02))
-        if schedule not in _SCHEDULES and schedule not in _OTHERS:
-            raise ArgumentError(f"beta_schedule must be one of {', '.join((*_SCHEDULES, *_OTHERS))}, got {schedule!r}")
+        if schedule not in _SCHEDULES and schedule not in _UNNAMED_SCHEDULES:
+            named = ", ".join((*_SCHEDULES, *_UNNAMED_SCHEDULES))
+            raise ArgumentError(f"beta_schedule must be one of {named}, got {schedule!r}")
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ArgumentError(f"beta_start and beta_end must be finite, got {start!r} and {end!r}")
-        # The path checks the options also where the schedule is another.
+        # The path checks the options, also those of a schedule that it does not have.
         path = DDPM(schedule=_SCHEDULES.get(schedule, "linear"), beta_start=start, beta_end=end, levels=count)
         if schedule == "sigmoid":
             betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count)))
@@ -74,7 +76,7 @@ def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _laplace(count: int) -> Any:
-    """The betas of ``laplace`` as diffusers computes them: its alpha_bar is sqrt(snr/(1 + snr))."""
+    """The betas of ``laplace`` as diffusers computes them, with alpha_bar = sqrt(snr/(1 + snr))."""
     t = np.arange(count + 1) / count
     with np.errstate(divide="ignore"):
         log_snr = -0.5 * np.copysign(1, 0.5 - t) * np.log(1 - 2 * np.abs(0.5 - t) + 1e-6)

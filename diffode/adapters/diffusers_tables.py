@@ -1,4 +1,4 @@
-"""Tables for loops that own the network: where a step begins, and what becomes of a start without any signal."""
+"""Tables for loops that own the network: the beginnings of their steps, and starts without signal."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from diffode.solvers.runge_kutta import RungeKutta
 from diffode.solvers.solver import Solver
 from diffode.tableau import Row, Tableau
 
-#: sigma/alpha from which a level counts as one without signal: no float32 sum of x/alpha keeps the data there.
+#: Noise level rho above which a state counts as one without signal: x/alpha in float32 has few digits of the data there.
 _NO_SIGNAL = 1e3
-#: What sigma/alpha is taken for where alpha is 0, as in diffusers' UniPC.
-_FARTHEST = 1e6
+#: Noise level rho that stands for the infinite one where alpha is 0, as in diffusers' UniPC.
+_LARGEST_LEVEL = 1e6
 
 
 def written(solver: Solver, path: Path, times: list[float]) -> Tableau:
-    """The table of a solver on these times, whose first may have no signal (alpha = 0), as pipelines of flow matching start.
+    """The table of a solver on given times, whose first may have alpha = 0, as in pipelines of flow matching.
 
-    A solver in native time takes such a time as it is, one in sigma/alpha or its logarithm the farthest level that float64
-    can carry. A Runge-Kutta method in sigma/alpha can't step from there: its first step is then Euler's, which in that chart
-    is exact where there is no signal.
+    A solver in native time starts at such a time itself, a solver in sigma/alpha or its logarithm at rho = 1e6. A Runge-Kutta
+    method in sigma/alpha can't step from there: its first step is Euler's, which in that chart is exact without signal.
     """
     if path.alpha(times[0]) > 0 or solver.chart_name == "velocity":
         return _sound(solver, path, times)
-    return _sound(solver, path, [path.time_from_rho(_FARTHEST), *times[1:]])
+    return _sound(solver, path, [path.time_from_rho(_LARGEST_LEVEL), *times[1:]])
 
 
 def _sound(solver: Solver, path: Path, times: list[float]) -> Tableau:
-    diverges = isinstance(solver, RungeKutta) and solver.chart_name == "noise" and len(solver.weights) > 1
+    diverges = isinstance(solver, RungeKutta) and solver.chart_name == "noise" and solver.order > 1
     if not diverges or len(times) < 3 or not path.rho(times[0]) > 100 * _NO_SIGNAL:
         return solver.tableau(path, times)
     first = solvers.get("euler", chart="noise").tableau(path, times[:2])
@@ -54,11 +53,10 @@ def _joined(first: Tableau, later: Tableau) -> Tableau:
 
 
 def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
-    """A table that asks for the denoised point where it would ask for the noise of a state with next to no signal.
+    """A table that evaluates the denoised point D, not the noise, of states with next to no signal; and the rows of these.
 
-    There x/alpha and sigma/alpha times the noise are huge and almost cancel, which half and single precision do not survive.
-    With E = (x - alpha D)/sigma the cancellation happens in the coefficients, in float64. Returns the table and the rows at
-    which it wants D.
+    There x/alpha and sigma/alpha times the noise are huge and almost cancel, which leaves no digits in half and single
+    precision. With E = (x - alpha D)/sigma the cancellation happens in the coefficients, in float64.
     """
     path = table.path
     if path is None or table.prediction != "noise":
@@ -75,7 +73,7 @@ def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
             states[j] = states.get(j, 0.0) + evaluations[j] * of_x
             evaluations[j] = evaluations[j] * of_denoised
         for j in sorted(rows & states.keys() - {0, *table.outputs}, reverse=True):
-            # A stage that is all but the start again would cancel against it: its own row stands in for it.
+            # A stage that nearly equals the start would cancel against it, and is replaced by the sum that makes it.
             if changed[j].draws:
                 continue
             weight = states.pop(j)
@@ -87,11 +85,11 @@ def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
 
 
 def begins(table: Tableau) -> list[int]:
-    """Which evaluation each step of a table begins with."""
+    """The index of the evaluation with which each step of a table begins."""
     evaluated, times = table.evaluated, table.times
     found = []
     for row in table.outputs[:-1]:
-        # A corrected state is not evaluated itself: the prediction at its time was.
+        # A corrected state is not evaluated; the state that was predicted at its time is.
         there = [k for k, other in enumerate(evaluated) if other == row or float(times[other]) == float(times[row])]
         found.append(evaluated.index(row) if row in evaluated else there[-1])
     return found

@@ -69,11 +69,11 @@ def from_flow_matching(
 
     Args:
         model: the network or function.
-        path: the path in diffode's time: ``rectified_flow`` is what CondOT and conditional flow matching train.
-        order: which comes first in a call.
+        path: the path in diffode's time; CondOT and conditional flow matching train on ``rectified_flow``.
+        order: the order of the arguments in a call.
         scheduler: a scheduler of flow_matching's, ``scheduler(t).alpha_t`` and ``.sigma_t``, instead of ``path``.
         scale: root mean variance of the data.
-        data: some data, (n, *shape), with which the model is checked at once.
+        data: some data, (n, *shape), which check the model at once.
         extra: keyword arguments of every call.
     """
     if order not in ("x, t", "t, x"):
@@ -90,7 +90,7 @@ def from_flow_matching(
             f"flow-matching times lie in [0, 1]; path {on.spec!r} goes to t={on.t_max:g}: choose rectified_flow"
         )
     called = Model(model, "model", extra)
-    # flow_matching trains with a time for every row; torchcfm's wrappers want torchdiffeq's single one.
+    # flow_matching trains with a time for every row; torchcfm's wrappers need a single time, as torchdiffeq passes it.
     theirs: Function
     if order == "x, t":
         theirs = lambda x, t: called(x, x, row_times(t, x))  # noqa: E731
@@ -130,11 +130,11 @@ def odeint(
         function: ``f(t, y)``, y of the shape of y0.
         y0: start at ``t[0]``, of any shape.
         t: times, rising or falling.
-        method: spec of any solver in the velocity chart: ``euler``, ``midpoint``, ``heun``, ``rk4``, ``ab:order=3`` ...; one
-            step from time to time, or as ``options`` say. Or any name of torchdiffeq's; its adaptive ``dopri5``, ``bosh3``,
-            ``dopri8``, ``adaptive_heun`` and ``fehlberg2`` have one step for all of y.
-        rtol, atol: of an adaptive method.
-        options: ``step_size``: no step is larger, as in torchdiffeq.
+        method: spec of any solver in the velocity chart (``euler``, ``midpoint``, ``heun``, ``rk4``, ``ab:order=3`` ...), which
+            takes one step between times unless ``options`` divide it; or any name of torchdiffeq's, whose adaptive ``dopri5``,
+            ``bosh3``, ``dopri8``, ``adaptive_heun`` and ``fehlberg2`` have one step for all of y.
+        rtol, atol: tolerances of an adaptive method.
+        options: ``step_size``, the largest step, as in torchdiffeq.
 
     >>> end = odeint(lambda t, y: -y, torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], options={"step_size": 0.1})[-1]
     >>> abs(float(end) - 0.36787944) < 1e-6
@@ -157,7 +157,7 @@ def odeint(
     offset = float(times[-1]) if rising else min(float(times[-1]), 0.0)
 
     def velocity(y: Tensor, s: float | Tensor) -> Tensor:
-        # All of y is one row, so that y may have any shape and an adaptive step is one for all.
+        # All of y is one row, so that y may have any shape and one adaptive step serves all of it.
         place = float(s)
         when = torch.as_tensor(offset - place if rising else place + offset, dtype=y.dtype, device=y.device)
         slope: Tensor = function(when, y.reshape(y0.shape))
@@ -180,7 +180,7 @@ def _method(method: str, rtol: float | None, atol: float | None) -> str:
     # torchdiffeq keeps an old name of implicit_adams.
     method = "implicit_adams" if method == "fixed_adams" else method
     name = parse_spec(method)[0]
-    # torchdiffeq's plain names; those that are ours too (euler, midpoint, rk4) are the same methods.
+    # A name of torchdiffeq's. Names that diffode has too (euler, midpoint, rk4) are the same methods.
     if name == method and name not in solvers.names() and name in TorchDiffEq.methods and name not in ("dopri5", "bosh3"):
         method = name = f"torchdiffeq:{name}"
     if name in solvers.names() and isinstance(solvers.get(name), Adaptive | ODEBaseline):
@@ -205,7 +205,7 @@ def _method(method: str, rtol: float | None, atol: float | None) -> str:
 
 
 def _refined(times: list[float], step: float | None) -> tuple[list[float], list[int]]:
-    """Times with steps of at most ``step`` between the given ones, and where these are."""
+    """Times with steps of at most ``step`` between the given ones, and the indices of the given ones."""
     if step is not None and not 0 < step < math.inf:
         raise ArgumentError(f"step_size must be a positive number, got {step!r}")
     grid, kept = [times[0]], [0]

@@ -17,8 +17,8 @@ from diffode.fields import Field
 def guided(conditional: Field, unconditional: Field, weight: float) -> Field:
     """The field D_u + weight (D_c - D_u) (Ho and Salimans, arXiv 2207.12598, with weight = 1 + their w).
 
-    Both networks are called for a prediction, and both calls count: an NFE of 20 is 10 evaluations of the guided field. The
-    fields must share a path; their views may differ.
+    An evaluation calls both networks, and both calls count: an NFE of 20 is 10 evaluations of the guided field. The fields
+    must share a path, else ArgumentError; their views may differ.
 
     >>> import diffode
     >>> one, two = (diffode.exact_field(name, "vp") for name in ("ring8", "moons"))
@@ -29,7 +29,7 @@ def guided(conditional: Field, unconditional: Field, weight: float) -> Field:
     for name, field in (("conditional", conditional), ("unconditional", unconditional)):
         if not isinstance(field, Field):
             raise ArgumentError(f"{name} must be a diffode field, got {type(field).__name__}")
-    # NumPy's numbers are numbers too.
+    # SupportsFloat takes NumPy's numbers too.
     if isinstance(weight, bool) or not isinstance(weight, SupportsFloat) or not math.isfinite(weight):
         raise ArgumentError(f"weight must be a number (1 is the conditional field alone), got {weight!r}")
     if (conditional.path and conditional.path.spec) != (unconditional.path and unconditional.path.spec):
@@ -48,7 +48,7 @@ def guided(conditional: Field, unconditional: Field, weight: float) -> Field:
 
 
 class GuidedField(Field):
-    """What :func:`guided` makes: both its ``members`` are held against their conventions before the first run."""
+    """The field that :func:`guided` makes; both ``members`` are checked against their conventions before the first run."""
 
     members: tuple[Field, ...] = ()
 
@@ -60,7 +60,7 @@ class GuidedField(Field):
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Calls inside the block count neither here nor with the members."""
+        """Calls inside the block count neither for this field nor for its members."""
         with ExitStack() as stack:
             stack.enter_context(super().uncounted())
             for member in self.members:

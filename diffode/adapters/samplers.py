@@ -23,28 +23,27 @@ from diffode.solvers.ancestral import EDMStochastic
 from diffode.solvers.direct import DirectSolver
 from diffode.tableau import Row, Tableau
 
-#: What noise is drawn from: a generator or a seed for the batch, or one for every row of it; None is torch's own state.
+#: Source of noise: a generator or a seed for the batch, or one for each row; None is torch's own state.
 Source = Randomness | Sequence[Randomness] | None
-#: k-diffusion's ``noise_sampler(sigma, sigma_next)``: standard normal noise of x's shape for a step between these levels.
+#: k-diffusion's ``noise_sampler(sigma, sigma_next)``, which gives standard normal noise of x's shape for a step between levels.
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
     """A solver as ``sample(model, x, sigmas, extra_args=None, callback=None, disable=None, generator=None, ...)``.
 
-    ``sigmas`` fall, to 0 at the end if wanted, as k-diffusion's schedules have them; x is at ``sigmas[0]``, in any floating
-    type: half precision is what the model gets, while the states are summed in float32. ``callback`` gets a dictionary with
-    ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` after every evaluation.
+    ``sigmas`` fall, to 0 at the end if wanted, as k-diffusion's schedules do; x, (B, *shape), is at ``sigmas[0]`` and of any
+    floating dtype. In half precision the model gets half precision, while the states are summed in float32. ``callback`` gets
+    a dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` after every evaluation.
 
-    ``generator`` is a generator or seed, or a list with one for every row, whose noise then does not depend on its batch
-    mates. Without it noise comes from torch's own state, as in k-diffusion. Keyword arguments as k-diffusion's functions have
-    them:
+    ``generator`` is a generator or seed, or a list with one for each row, whose noise then does not depend on the other rows.
+    Without it noise comes from torch's own state, as in k-diffusion. Other keyword arguments are k-diffusion's:
 
-    * ``noise_sampler(sigma, sigma_next)`` gives the noise of a step instead. A step with two draws asks for the two parts;
+    * ``noise_sampler(sigma, sigma_next)`` gives the noise of a step instead; a step with two draws calls it for each part;
     * ``eta`` replaces the solver's own, if it has one;
     * ``s_noise`` multiplies the noise;
-    * ``s_churn``, between ``s_tmin`` and ``s_tmax``: before each step the level is raised by min(s_churn/steps, sqrt 2 - 1) of
-      it (Karras et al., arXiv 2206.00364, algorithm 2), for solvers that keep nothing from step to step.
+    * ``s_churn`` multiplies each level between ``s_tmin`` and ``s_tmax`` by 1 + min(s_churn/steps, sqrt 2 - 1) before its step
+      (Karras et al., arXiv 2206.00364, algorithm 2), for solvers that keep nothing from step to step.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")
@@ -120,7 +119,7 @@ def _run(
             sigma = float(table.rows[row].time)
             denoised = field.denoised(state, sigma)
             if callback is not None:
-                # A level that churn has raised is sigma_hat; sigma is the one of the grid before it.
+                # sigma_hat is the level that churn has raised, sigma the level of the grid before it.
                 start = row if row in before else row - 1
                 grid = float(table.rows[start].time) if table.rows[row].draws and start in before else sigma
                 shown = {"x": state.to(dtype), "denoised": denoised.to(dtype)}
@@ -136,7 +135,7 @@ def _run(
 
 
 def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: float, s_tmin: float, s_tmax: float) -> Solver:
-    """The solver with k-diffusion's arguments, where it has options for them; ArgumentError where they mean nothing to it."""
+    """The solver with k-diffusion's arguments as its options; ArgumentError for arguments that it has no options for."""
     for name, value in (("s_noise", s_noise), ("s_churn", s_churn), ("s_tmin", s_tmin), ("s_tmax", s_tmax)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
@@ -153,7 +152,7 @@ def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: flo
 
 
 def churned(solver: Solver, path: Path, levels: Sequence[float], churn: float, least: float, most: float) -> Tableau:
-    """A solver's table with the level raised, and noise added, before each step that begins between ``least`` and ``most``."""
+    """A solver's table that first raises the level, by added noise, in each step that begins between ``least`` and ``most``."""
     if solver.stochastic:
         raise ArgumentError(f"s_churn goes with a solver that draws no noise of its own, not with {solver.spec!r}")
     gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
@@ -179,8 +178,8 @@ def churned(solver: Solver, path: Path, levels: Sequence[float], churn: float, l
 
 
 def draw_levels(table: Tableau) -> list[tuple[float, float]]:
-    """The noise levels between which each draw's noise comes in: from the step's start, or from the draw before it in the
-    step, to the row that it first reaches.
+    """The noise levels between which each draw adds noise: from the start of its step, or from the draw before it in the
+    step, to the row in which it first appears.
     """
     found: list[tuple[float, float]] = []
     begin = float(table.rows[0].time)
@@ -196,7 +195,7 @@ def draw_levels(table: Tableau) -> list[tuple[float, float]]:
 
 
 def draws_from(source: Source, x: Tensor) -> Tensor:
-    """Standard normal noise of x's shape, type and device; from a list, each row from its own generator."""
+    """Standard normal noise of x's shape, dtype and device; of a list, each generator gives the noise of one row."""
     if isinstance(source, Sequence):
         rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=_device(g, x)) for g in map(generator_from, source)]
         return torch.stack(rows).to(x.device)
@@ -209,7 +208,7 @@ def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
 
 
 def _sources(source: Source, count: int) -> Source:
-    """Generators for what may be seeds; as many as there are rows, if there is a list."""
+    """Generators in place of seeds; ArgumentError for a list that has not one for each of ``count`` rows."""
     if source is None:
         return None
     if not isinstance(source, list | tuple):
@@ -220,7 +219,7 @@ def _sources(source: Source, count: int) -> Source:
 
 
 def _narrowed(model: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    """A function as it is called in half precision; a network is called in its own type anyway."""
+    """A function that gets x in half precision, the states' dtype outside; a network is called in its own dtype anyway."""
     whole = dtype in (torch.float32, torch.float64)
     if whole or not callable(model) or isinstance(getattr(model, "__self__", model), torch.nn.Module):
         return model
@@ -230,8 +229,8 @@ def _narrowed(model: Callable[..., Any], dtype: torch.dtype) -> Callable[..., An
 def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> type[Any]:
     """A solver as a class of azula's samplers: ``as_azula_sampler("unipc:order=3")(denoiser, steps=20)(x)``.
 
-    Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given. ``generator`` is one for
-    the batch, or a list with one for every row; half precision is summed in float32.
+    Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given. ``generator`` is one
+    generator for the batch, or a list with one for each row. States of half precision are summed in float32.
     """
     base = library("azula.sample", "--no-deps azula einops").Sampler
     recipe = _written(solver)

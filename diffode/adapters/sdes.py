@@ -26,16 +26,16 @@ def from_torchsde(
     scale: float | None = None,
     data: Tensor | None = None,
 ) -> Field:
-    r"""The field behind a reverse SDE given as a torchsde object: ``f(s, y)``, ``g(s, y)``, noise and SDE type.
+    r"""The field behind a reverse SDE, a torchsde object with ``f(s, y)``, ``g(s, y)``, ``noise_type`` and ``sde_type``.
 
-    torchsde's time runs forward: s = ``path.t_max`` - t. With reverse drift
-    :math:`-f_\mathrm{path}\,y + \tfrac{1 + \eta^2}{2} g_\mathrm{path}^2\,\mathrm{score}` and noise
-    :math:`\eta\,g_\mathrm{path}` the score is what the drift adds to the path's own.
+    torchsde's time runs forward: s = ``path.t_max`` - t. The score follows from the reverse drift
+    :math:`-f_\mathrm{path}\,y + \tfrac{1 + \eta^2}{2} g_\mathrm{path}^2\,\mathrm{score}` and the noise
+    :math:`\eta\,g_\mathrm{path}`.
 
     Args:
         sde: the object; y is (B, dim). Its noise must not depend on y, so that Ito and Stratonovich are the same SDE.
         path: the path whose reverse SDE it is.
-        dim: numbers of a row.
+        dim: number of coordinates of a row.
         scale, data: as in :func:`diffode.adapters.from_k_diffusion`.
 
     Raises:
@@ -67,7 +67,7 @@ def from_torchsde(
 
 
 def _eta(sde: Any, path: Path, dim: int) -> float:
-    """How much of the path's noise it adds; it must be the same at all times and in all directions."""
+    """eta, the ratio of the SDE's noise to the path's; ArgumentError if it differs between times or directions."""
     shares = []
     y = normal((2, dim), generator=generator_from(0))
     for share in (0.1, 0.5, 0.9):

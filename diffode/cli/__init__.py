@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports PyTorch: a command does, when it computes, so that ``--help`` is instant."""
+"""The command line. Only a command that computes imports PyTorch, so that ``--help`` is instant."""
 
 from diffode.cli.main import main
 

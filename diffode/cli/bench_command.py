@@ -53,8 +53,8 @@ def command(
     """Run SUITE (quick, full, or a TOML file), print a ranked table and write a report folder.
 
     Stored results are not computed again; a killed run goes on where it stopped. Failed runs are rows with a reason. With
-    --field the suite's solvers, grids and budgets are run on a field of your own: without a closed form the reference is an
-    integrator of high order with its error estimate.
+    --field the suite's solvers, grids and budgets run on a field of your own, whose reference is an integrator of high order
+    with its error estimate unless a closed form is known.
 
     \b
     Example:  diffode bench quick
@@ -95,12 +95,12 @@ def command(
     if not no_report:
         page = write_report(chosen, results, place, command=rerun_command(suite, imports, seeds, own), jobs=jobs)
     print_ranking(chosen, results, page, as_json)
-    # A page without one number in it is no result.
+    # A report without a single number counts as a failure.
     return 3 if all(r.status != "ok" for r in results) else 0
 
 
 def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) -> Suite:
-    """The suite of a command line: the user's modules imported first, seeds replaced if given."""
+    """The suite of a command line, after the import of the user's modules, with other seeds if these are given."""
     from dataclasses import replace
 
     from diffode.extensions import import_extension
@@ -116,7 +116,7 @@ def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) ->
 
 
 def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: bool) -> Suite:
-    """The suite's solvers, grids and budgets on one field of the user's own."""
+    """The suite's solvers, grids and budgets on one field of the user."""
     from dataclasses import replace
 
     from diffode.fields.own import FieldText
@@ -126,7 +126,7 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     known = known_truth or field.startswith("trained:")
     measured = ("endpoint", "model", "total") if known else ("endpoint",)
     on = path_of(field, path).spec
-    # One problem instead of many: it is measured with the points and the tolerance of the first.
+    # One problem replaces many, with the points and the tolerance of the first.
     first = replace(suite.cells[0], target=field, path=on, metrics=measured)
     cells = (replace(first, seed=c.seed, grid=c.grid, solver=c.solver, nfe=c.nfe) for c in suite.cells)
     name = plain_name(f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}")
@@ -135,12 +135,12 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
 
 
 def report_folder(output: str, suite: Suite) -> FilePath:
-    """Where the report of a suite is."""
+    """The folder of a suite's report."""
     return FilePath(output) / suite.name
 
 
 def store_file(output: str, store: str | None) -> FilePath:
-    """Where the results are."""
+    """The file of the result store."""
     return FilePath(store) if store else FilePath(output) / "results.sqlite"
 
 
@@ -153,7 +153,7 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 
 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
-    """The answer: best solver at each NFE, NFE needed for an error, failures, and where the report is."""
+    """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
     from diffode.studies.ranking import LEVELS, budgets, curves, prices, splits, standings
 
     all_curves = curves(results)

@@ -1,4 +1,4 @@
-"""``diffode check``: the verdict on a sampler, ours or anyone's."""
+"""``diffode check``: the verdict on a sampler, of diffode or of others."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def command(
 
     SAMPLER is a solver's spec, torchdiffeq:METHOD, diffusers:CLASS, or MODULE:ATTR (FILE.py:ATTR) of: a diffode solver, a
     function (field, x, times) or (field, x, times, generator), a k-diffusion function (model, x, sigmas, ...), a class of
-    azula's samplers. Found out are its order and limit, the moments it leaves on a Gaussian, evaluations promised, made and
-    wasted, repeatability, independence of batch mates, and what it does at sigma = 0. A scheduler of diffusers is called
-    as its own pipelines call it. Exit code 1 if something is wrong, 4 if it can't be judged, which is no verdict.
+    azula's samplers. The verdict is about its order and limit, its moments on a Gaussian, the evaluations that it promises,
+    makes and wastes, repeatability, independence of the other rows of a batch, and its behaviour at sigma = 0. A scheduler of
+    diffusers is called as its own pipelines call it. Exit code 1 if something is wrong, 4 if it can't be judged.
 
     \b
     Example:  diffode check dpmpp:order=2
@@ -40,7 +40,7 @@ def command(
 
 
 def keyword_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE texts as keyword options, values read as in a spec."""
+    """KEY=VALUE texts as keyword options, with values read as in a spec; ArgumentError for other texts."""
     from diffode.errors import ArgumentError
     from diffode.specs import parse_spec
 

@@ -38,9 +38,9 @@ def command(
 ) -> int:
     """Look for the usual mistakes in FIELD, MODULE:ATTR or FILE.py:ATTR of a function fn(x, t).
 
-    Tried are other views (noise for velocity ...), signs, times (0 to 999, reversed, noise levels) and input scalings, judged
-    by how well each predicts noise; and the contract with solvers: shape, dtype, batch mates, determinism. Exit code 1 if
-    something is wrong. With --data or --target it is surest.
+    It tries other views (noise for velocity ...), signs, times (0 to 999, reversed, noise levels) and input scalings, and
+    compares how well they predict noise; it also checks the contract with solvers: shape, dtype, independence of rows,
+    determinism. Exit code 1 if something is wrong. With --data or --target it is surest.
 
     \b
     Example:  diffode check-field my_field.py:noise --kind noise --path vp --dim 2 --data points.npy

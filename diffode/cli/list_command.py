@@ -1,4 +1,4 @@
-"""``diffode list``: the names one can use."""
+"""``diffode list``: the registered names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _KINDS = ("targets", "paths", "grids", "solvers", "metrics", "suites")
 def command(kind: str | None, as_json: bool) -> None:
     """List what is registered: targets, paths, grids, solvers, metrics, suites, or all of them.
 
-    Options are shown with their defaults, and with the values that they may have where these are few; diffode show NAME
-    says the rest. Solvers may be called by the names that others use for them as well.
+    Options are shown with their defaults, and with their possible values where these are few; diffode show NAME tells more.
+    Solvers also have the names that other programs use for them.
 
     \b
     Example:  diffode list solvers
@@ -74,7 +74,7 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
 
 
 def options_of_maker(make: Callable[..., Any]) -> dict[str, str]:
-    """The options of a maker with their defaults as a spec writes them, and with their values where they are listed.
+    """The options of a maker with their defaults as a spec writes them, and with their possible values if these are listed.
 
     >>> from diffode import solvers
     >>> options_of_maker(solvers.registry.entry("dpmpp_2m_sde").make)["form"]
@@ -93,7 +93,7 @@ def options_of_maker(make: Callable[..., Any]) -> dict[str, str]:
 
 
 def _choices(make: Callable[..., Any], parameter: inspect.Parameter) -> list[str]:
-    """The values of an option whose type is a Literal, or a name for one."""
+    """The possible values of an option whose type is a Literal, or a name for one."""
     annotation = parameter.annotation
     owners = [make, *(base for base in getattr(make, "__mro__", ()) if parameter.name in vars(base).get("__annotations__", {}))]
     for owner in owners if isinstance(annotation, str) else ():

@@ -1,4 +1,4 @@
-"""The ``diffode`` command: finds its sub-commands by name and turns diffode's errors into messages and exit codes."""
+"""The ``diffode`` command, which finds sub-commands by name and turns diffode's errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMANDS = {
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
     "recommend": "Rank stored results for a budget, and say how sure that is.",
     "verify": "Hold a field against the equations that define it.",
-    "check": "Judge a sampler, ours or anyone's: order, limit, evaluations, repeatability.",
+    "check": "Judge a sampler, of diffode or of others: order, limit, evaluations, repeatability.",
     "check-field": "Find the usual mistakes in a field of your own, and their fixes.",
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",
@@ -32,7 +32,7 @@ _COMMANDS = {
 
 
 def import_option() -> click.Option:
-    """The option ``--import``, which imports before the command looks anything up."""
+    """The option ``--import``, which imports modules before the command looks up names."""
     return click.Option(
         ["--import"], multiple=True, expose_value=False, is_eager=True, callback=_import,
         help="Module or .py file that registers your own solvers, targets, paths, grids or metrics.",
@@ -48,7 +48,7 @@ def _import(context: click.Context, option: click.Parameter, modules: tuple[str,
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's file when it is called, not for the list of commands."""
+    """A group that imports the file of a command when the command is called, not for the list of commands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -58,7 +58,7 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"diffode.cli.{cmd_name.replace('-', '_')}_command").command
         if not any("--import" in option.opts for option in command.params):
-            # Commands that hand imports on to their workers have an option of their own.
+            # Commands that pass imports on to their workers have their own option.
             command.params.append(import_option())
         return command
 
@@ -88,13 +88,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Exit codes: 0 done, 1 a check failed, 2 wrong usage or a file that can't be read or written, 3 a numerical failure,
-    130 interrupted, 143 terminated.
+    4 a sampler that can't be judged, 130 interrupted, 143 terminated.
     """
     _end_in_order()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         code = command.main(args=words, prog_name="diffode", standalone_mode=False)
-        # What can't be printed is an error of this command, not one that Python meets at its end.
+        # A flush here makes output that can't be printed an error of this command, not one of Python at its end.
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except DiffodeError as error:
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as error:
-        # click calls the end of a file an interruption.
+        # click treats the end of a file as an interruption.
         if isinstance(error.__cause__, EOFError):
             _end(f"a file ends too early: {error.__cause__}", 2)
         stays = "; stored results stay, and the same command goes on from there" if "bench" in words[:1] else ""
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         from diffode.output_files import remedy
 
         if error.filename is None:
-            # Most often it is what the command prints: nobody reads it any more, or there is no place for it.
+            # An error without a file is most often about the output: its reader has gone, or the disk is full.
             _forget_output()
             if error.errno == errno.EPIPE:
                 sys.exit(1)
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     except MemoryError as error:
         _end(_too_large(str(error)), 2)
     except RuntimeError as error:
-        # PyTorch has no error of its own for this.
+        # PyTorch has no error class for memory that ran out.
         if "can't allocate memory" not in str(error):
             raise
         _end(_too_large(str(error).partition("allocate memory:")[2].partition(".")[0].strip()), 2)
@@ -140,20 +140,20 @@ def _too_large(detail: str) -> str:
 
 
 def _forget_output() -> None:
-    """Let what could not be printed go nowhere, so that Python does not try once more at its end."""
+    """Send output that could not be printed nowhere, so that Python does not try again at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end_in_order() -> None:
-    """Let a request to terminate unwind as an interruption does, so that temporary files are removed."""
+    """Make a request to terminate unwind as an interruption does, so that temporary files are removed."""
 
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # A signal that is ignored (nohup) stays ignored, and only the main thread may set how one is handled.
+        # A signal that is ignored (nohup) stays ignored, and only the main thread may set a handler.
         if (
             number is not None
             and threading.current_thread() is threading.main_thread()

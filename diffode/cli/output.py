@@ -1,4 +1,4 @@
-"""What commands share: where results live, printing as JSON or as tables."""
+"""Options that commands share, the place of results, and printing as JSON or as tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+\d.,/e]*")
 
-#: Where reports and the result store go unless told otherwise.
+#: Default folder of reports and the result store.
 OUTPUT = "diffode-report"
 
-#: What a budget is, in the help of every --nfe.
+#: Help of every --nfe.
 NFE_HELP = (
     "Budget of network calls. A step costs one with most solvers, two with heun or dpm:order=2, and twice that on a guided "
     "field: 8 steps of a guided model are --nfe 16."
@@ -33,7 +33,7 @@ store_option = click.option("--store", default=None, help="Result store (SQLite)
 
 
 def field_options(command: Any) -> Any:
-    """What has to be said of a field of one's own: --kind, --dim, --scale, --target."""
+    """Add the options that describe a user's field: --kind, --dim, --scale, --target."""
     for option in reversed(
         (
             click.option(
@@ -53,7 +53,7 @@ def field_options(command: Any) -> Any:
 
 
 def field_text(place: str, kind: str | None, dim: str | None, scale: float | None, truth: str | None) -> str:
-    """A field of one's own as a text, from :func:`field_options`."""
+    """A user's field as a text, from :func:`field_options`; ArgumentError if ``place`` names none."""
     from diffode.errors import ArgumentError
     from diffode.fields.own import FieldText, row_shape
 
@@ -63,10 +63,10 @@ def field_text(place: str, kind: str | None, dim: str | None, scale: float | Non
 
 
 def writable(output: str | FilePath, what: str = "output", *, make_folders: bool = False) -> FilePath:
-    """Try whether an output can be written, before the work whose result it is to hold; nothing is left behind.
+    """Try whether an output can be written, before the work whose result it will hold; nothing is left behind.
 
     Raises:
-        ArgumentError: if it can't be written; the message names it and what to do.
+        ArgumentError: if it can't be written; the message names it and a remedy.
     """
     from diffode import output_files
 
@@ -75,7 +75,7 @@ def writable(output: str | FilePath, what: str = "output", *, make_folders: bool
 
 @contextmanager
 def apart_from_prints() -> Iterator[None]:
-    """While a user's code runs: what it prints goes to stderr, so that stdout holds the answer alone."""
+    """Inside the block prints of a user's code go to stderr, so that stdout holds the answer alone."""
     with redirect_stdout(sys.stderr):
         yield
 
@@ -86,7 +86,7 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: numbers that are not finite become texts, ``"inf"`` and ``"nan"``."""
+    """A value that JSON can hold: numbers that are not finite become texts, ``"inf"`` and ``"nan"``."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,10 +1,11 @@
-"""Docstrings as a terminal shows them: the mark-up of Sphinx and of LaTeX turned into plain text."""
+"""Docstrings for a terminal: the mark-up of Sphinx and of LaTeX turned into plain text."""
 
 from __future__ import annotations
 
 import re
 
-_GREEK = {
+#: LaTeX commands and the plain text for them.
+_PLAIN = {
     "alpha": "alpha", "beta": "beta", "sigma": "sigma", "rho": "rho", "eta": "eta", "theta": "theta", "tau": "tau",
     "lambda": "lambda", "gamma": "gamma", "varepsilon": "eps", "epsilon": "eps", "phi": "phi", "Phi": "Phi", "mu": "mu",
     "pi": "pi", "det": "det", "log": "log", "exp": "exp", "sum": "sum", "int": "int", "sqrt": "sqrt", "cdot": "*",
@@ -26,5 +27,5 @@ def plain_text(text: str) -> str:
 def _formula(text: str) -> str:
     text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", text)
     text = re.sub(r"\\[,;!: ]", " ", text)
-    text = re.sub(r"\\([A-Za-z]+)", lambda found: _GREEK.get(found[1], found[1]), text)
+    text = re.sub(r"\\([A-Za-z]+)", lambda found: _PLAIN.get(found[1], found[1]), text)
     return re.sub(r"[{}]", "", text)

@@ -1,4 +1,4 @@
-"""``diffode recommend``: which solver and grid to take for a budget, from stored results."""
+"""``diffode recommend``: a solver and a grid for a budget, from stored results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--dim", default=None, help="The --dim that bench was given.")
 @click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="The --scale that bench was given.")
 @click.option("--suite", default="quick", show_default=True, help="Suite whose stored results are used.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many to show.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of methods to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Seeds that bench was run with.")
 @output_option
@@ -46,7 +46,7 @@ def command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Rank the stored results of a suite for a budget, say how sure the ranking is and of what, and print the lines to paste.
+    """Rank the stored results of a suite for a budget, with the certainty and scope of the ranking, and print lines to paste.
 
     \b
     Example:  diffode recommend --nfe 8 --path vp
@@ -59,7 +59,7 @@ def command(
 
     chosen = chosen_suite(suite, imports, seeds)
     if field is not None:
-        # The one problem of such a suite is the field on its path.
+        # The only problem of such a suite is the field on its path.
         text = field_text(field, kind, dim, scale, target)
         chosen, path, target = on_own_field(chosen, text, path, known_truth=target is not None), None, None
     elif kind is not None or dim is not None or scale is not None:
@@ -123,7 +123,7 @@ def _ratio(value: float) -> str:
 
 
 def solver_and_grid(method: str) -> tuple[str, str]:
-    """The two specs in a method of a ranking, which leaves the usual grid unsaid.
+    """The specs of solver and grid in a method of a ranking, which leaves out the grid ``karras``.
 
     >>> solver_and_grid("unipc:order=3 @ log_snr"), solver_and_grid("ddim")
     (('unipc:order=3', 'log_snr'), ('ddim', 'karras'))
@@ -133,7 +133,7 @@ def solver_and_grid(method: str) -> tuple[str, str]:
 
 
 def lines_to_paste(method: str, nfe: int) -> list[str]:
-    """The calls that run a method as it was measured: solver, grid and budget."""
+    """The calls that run a method with the solver, grid and budget of its measurement."""
     from diffode import grids, solvers
     from diffode.solvers.bespoke import TrainedSolver
     from diffode.solvers.direct import DirectSolver
@@ -142,7 +142,7 @@ def lines_to_paste(method: str, nfe: int) -> list[str]:
     recipe = solvers.get(spec)
     noise = ", generator=0" if recipe.stochastic else ""
     lines = [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']
-    # Times belong to one path, and a pipeline has a path of its own.
+    # Listed times belong to one path, and a pipeline has another.
     if not isinstance(recipe, DirectSolver | TrainedSolver) and grids.is_named(grid):
         steps = max(1, nfe // recipe.nfe_per_step)
         lines.append(f'scheduler = diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
@@ -151,7 +151,7 @@ def lines_to_paste(method: str, nfe: int) -> list[str]:
 
 
 def scope(used: Sequence[Curve], *, known: bool) -> str:
-    """What the resampling covers, and what it says nothing of."""
+    """A sentence about the scope of the resampling."""
     targets, paths = (sorted({getattr(c, key) for c in used}) for key in ("target", "path"))
     what = "exact fields of" if known else "the field"
     named = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets ({', '.join(targets[:6])}, ...)"

@@ -1,4 +1,4 @@
-"""``diffode report``: the report of a suite from what is stored, without computing."""
+"""``diffode report``: the report of a suite from stored results, without computing."""
 
 from __future__ import annotations
 

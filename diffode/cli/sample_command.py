@@ -48,9 +48,9 @@ def command(
     from diffode.array_files import write_array
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
+    from diffode.flows import reference
     from diffode.output_files import unwritable, whole_file
     from diffode.randomness import keyed_normal
-    from diffode.references import reference
     from diffode.solvers.direct import DirectSolver
     from diffode.solvers.run import table_for
     from diffode.studies import figures
@@ -69,7 +69,7 @@ def command(
     field, on = field_of(target, path), path_of(target, path)
     shape = shape_of(field)
     recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
-    # Grids such as the published tables begin at a level of their own.
+    # Some grids, such as the published levels of ays_*, begin at their own level.
     direct = isinstance(recipe, DirectSolver)
     begins = on.t_max if direct else table_for(field, recipe, grid, None, nfe).rows[0].time
     start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
@@ -82,7 +82,7 @@ def command(
         error = float((solution.x[:some] - exact.x).flatten(1).norm(dim=1).mean())
     title = f"{target}, {solver} on {on.spec}, NFE {solution.nfe}"
     picture_shape = shape if FieldText.names(target) else targets.card(target).shape
-    # The points are written before their picture, which can't be drawn of all points.
+    # The points are written before their picture, since some points can't be drawn.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
@@ -94,7 +94,7 @@ def command(
         figures.save(figures.draw_samples(solution.x, field, picture_shape, title), picture)
     except DiffodeError:
         raise
-    except Exception as failure:  # Points of anyone's field may be anything.
+    except Exception as failure:  # The points of a user's field may have any values.
         reason = f"{type(failure).__name__}: {failure}"
     facts = {
         "points": str(file),

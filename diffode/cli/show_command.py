@@ -21,10 +21,10 @@ _KINDS = ("target", "path", "grid", "solver", "metric")
 @click.option("--grid", default="karras", show_default=True, help="Grid the tableau is written for.")
 @json_option
 def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
-    """Show what a name or spec means, whatever it names.
+    """Show the meaning of a name or spec of any kind.
 
     A target: its card, dimension, tags. A path: alpha, sigma and rho at some times. A grid: its times. A solver: source, order,
-    options, tableau. A metric: what it measures. A name of several things is shown as each; path:NAME, solver:NAME and the like
+    options, tableau. A metric: its description. A name of several kinds is shown as each; path:NAME, solver:NAME and the like
     choose one.
 
     \b
@@ -40,7 +40,7 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
     asked = rest if kinds else spec
     found = [kind for kind in kinds or _KINDS if _knows(registries[kind], asked)]
     if not found:
-        # Of a kind that was named the registry says best what is wrong.
+        # If the kind was named, its registry raises the best error.
         if kinds:
             registries[kinds[0]].check(asked)
         names = [name for registry in registries.values() for name in registry.names()]
@@ -77,7 +77,7 @@ def _registries() -> dict[str, Any]:
 
 
 def _knows(registry: Any, spec: str) -> bool:
-    """Whether a spec's name, or place, is this registry's; the options may yet be wrong."""
+    """Whether a registry knows a spec's name or place; the options may still be wrong."""
     from diffode.errors import ArgumentError
     from diffode.specs import parse_spec
 
@@ -180,7 +180,7 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     from diffode.solvers.solver import Solver
     from diffode.specs import option_names, parse_spec
 
-    # For solvers that work in units of the data: plane data of scale 1, unless the spec says otherwise.
+    # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec sets these.
     solver: Solver = solvers.get(spec).for_field(1.0, 2)
     table = None if isinstance(solver, DirectSolver) else solver.tableau(paths.get(path), grid, steps)
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from diffode.cli.training_log import Interrupt, TrainingLog
     from diffode.learned import Trained
 
-_WHAT = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "ld3_decoupled", "search")
-#: What is always written to a file, and what is if --output names one.
-_FILES, _ON_REQUEST = ("bespoke", "amed", "ld3_decoupled"), ("gits", "dmn", "ld3", "search")
+#: Names of the trainings.
+_TRAINABLE = ("bespoke", "universal", "amed", "gits", "dmn", "ld3", "ld3_decoupled", "search")
+#: Trainings whose result is always written to a file.
+_WRITTEN = ("bespoke", "amed", "ld3_decoupled")
+#: Trainings whose result is written to a file if --output names one.
+_WRITTEN_ON_REQUEST = ("gits", "dmn", "ld3", "search")
+#: Options of bespoke.
 _OPTIONS = ("consistent", "begin_from", "start", "trajectory")
+#: The end of a training in words, by ``stopped_by``.
 _ENDED = {
-    "counts": "all that was to be done was done: the same seed gives the same numbers again",
-    "seconds": "the limit of seconds, before all was done: how far it gets depends on the machine",
-    "request": "Ctrl-C, before all was done: this is the best so far",
+    "counts": "all steps were taken: the same seed gives the same numbers again",
+    "seconds": "the limit of seconds, before all steps were taken: another machine may get further or less far",
+    "request": "Ctrl-C, before all steps were taken: this is the best result so far",
 }
 
 
 class Order(NamedTuple):
-    """What is to be trained, for what, and where it goes."""
+    """A requested training: its name and options, the problem, limits, and the file of its result."""
 
     name: str
     options: dict[str, Any]
@@ -44,7 +49,7 @@ class Order(NamedTuple):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The number of starts, if it was given."""
+        """The number of starts as a keyword argument, if it was given."""
         return {} if self.points is None else {"points": self.points}
 
 
@@ -83,10 +88,10 @@ def command(
     """Train SPEC on a target.
 
     SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT), universal (prints
-    which member of the universal codebook suits the target), amed (options host, order, time_range, per_step, rounds), a grid
-    that is printed for a solver of one evaluation a step: gits, dmn, ld3, search (option solver=NAME), or ld3_decoupled (a
-    grid with levels of its own for the evaluations, as a table). Errors are on starts that were not trained on, in units of
-    the data's scale. A bespoke file runs anywhere as the solver bespoke:file=FILE, a grid's file as the grid
+    the member of the universal codebook that suits the target), amed (options host, order, time_range, per_step, rounds),
+    gits, dmn, ld3 or search (a grid for a solver of one evaluation per step, which is printed; option solver=NAME), or
+    ld3_decoupled (a grid whose evaluations have their own levels, as a table). Errors are on starts outside of training, in
+    units of the data's scale. A bespoke file runs anywhere as the solver bespoke:file=FILE, a grid's file as the grid
     trained:file=FILE. The same command gives the same numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
 
     \b
@@ -99,10 +104,10 @@ def command(
     from diffode.specs import parse_spec
 
     name, options = parse_spec(spec)
-    if name not in _WHAT:
-        raise UnknownNameError("trainable", name, _WHAT)
+    if name not in _TRAINABLE:
+        raise UnknownNameError("trainable", name, _TRAINABLE)
     file = FilePath(output or f"{name}-{target}-{nfe}.safetensors")
-    writes = name in _FILES or (name in _ON_REQUEST and output is not None)
+    writes = name in _WRITTEN or (name in _WRITTEN_ON_REQUEST and output is not None)
     _check_output(name, file, writes, output is not None or force, force)
     order = Order(name, options, target, nfe, path, seconds or math.inf, points, seed, file, writes)
     makers: dict[str, Callable[[Order, TrainingLog, Interrupt], dict[str, Any]]] = {
@@ -127,7 +132,7 @@ def command(
 
 
 def _check_output(name: str, file: FilePath, writes: bool, asked: bool, force: bool) -> None:
-    """Raise ArgumentError for a file that can't be written, or was not to be, before anything is trained."""
+    """Raise ArgumentError, before the training, for a file that can't be written or must not be overwritten."""
     from diffode.cli.output import writable
     from diffode.errors import ArgumentError
 
@@ -152,7 +157,7 @@ def _check_output(name: str, file: FilePath, writes: bool, asked: bool, force: b
 
 
 def _print(facts: dict[str, Any]) -> None:
-    """The facts a line each, in words."""
+    """Print each fact as a line, in words."""
     from diffode.cli.training_log import in_words
 
     width = max(map(len, facts))
@@ -197,7 +202,7 @@ def _decoupled(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str
 
 
 def _table_facts(trained: Trained, order: Order, log: TrainingLog) -> dict[str, Any]:
-    """Write a trained table with its picture, and what to say of it."""
+    """Write a trained table with its picture; returns the facts to print."""
     from diffode.cli.training_log import curve
 
     checkpoint, picture = trained.checkpoint, order.file.with_suffix(".png")
@@ -246,8 +251,8 @@ def _amed(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any
 
     from diffode import fields
     from diffode.cli.training_log import curve
-    from diffode.learned.amed import save_amed, train_amed
-    from diffode.learned.problems import problem_for
+    from diffode.learned.conditional.amed import save_amed, train_amed
+    from diffode.learned.fitting.problems import problem_for
     from diffode.randomness import keyed
 
     began = time.perf_counter()
@@ -276,7 +281,7 @@ def _amed(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any
 
 def _grid(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any]:
     from diffode import fields
-    from diffode.learned.grid_training import errors_on, train_grid
+    from diffode.learned.grids.grid_training import errors_on, train_grid
 
     field = fields.exact_field(order.target, order.path)
     given = {} if order.name == "dmn" else order.given
@@ -301,11 +306,11 @@ def _grid(order: Order, log: TrainingLog, interrupt: Interrupt) -> dict[str, Any
 
 
 def _draw(trained: Trained, file: FilePath) -> None:
-    """Loss curve, levels and weights, learned against those it started from."""
+    """Draw the loss curve, and the trained levels and weights beside those from which training began."""
     from matplotlib.figure import Figure
 
     from diffode.cli.training_log import in_words
-    from diffode.learned.training import output_weights
+    from diffode.learned.tables.training import output_weights
 
     checkpoint = trained.checkpoint
     figure = Figure(figsize=(13, 3.8), layout="constrained")

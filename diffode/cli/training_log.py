@@ -1,4 +1,4 @@
-"""What ``diffode train`` shows while it works, on stderr: one line that moves on a terminal, finished stages, and a curve."""
+"""The output of ``diffode train`` on stderr while it works: a line for the present step, finished stages, and a curve."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+#: Bars of a curve, the lowest first.
 _BARS = "▁▂▃▄▅▆▇█"
+#: Largest number of bars of a curve.
 _WIDTH = 40
 
 
 class TrainingLog:
-    """The stages of a training as they pass; on a terminal the step in hand stands in one line below them."""
+    """The stages of a training as they end; on a terminal one line below them shows the present step."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -24,7 +26,7 @@ class TrainingLog:
         self._status = self._console.status("beginning: exact ends and published samplers")
         self._began = time.perf_counter()
         self._stage, self._step, self._error, self._best = "", 0, math.inf, math.inf
-        #: Whether there is something to keep when the training is asked to end.
+        #: Whether the training has a result to keep if it is asked to end.
         self.has_begun = False
 
     def __enter__(self) -> TrainingLog:
@@ -37,7 +39,7 @@ class TrainingLog:
         self._status.stop()
 
     def step(self, stage: str, step: int, error: float) -> None:
-        """A step of a stage was done; the error is in units of the scale."""
+        """Show that a step of a stage was taken; the error is in units of the scale."""
         if stage != self._stage:
             self.finish()
             self._stage, self._error = stage, math.inf
@@ -49,11 +51,11 @@ class TrainingLog:
         )
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         self._console.print(text)
 
     def finish(self) -> None:
-        """Write the line of the stage in hand, which is over."""
+        """Write the line of the present stage, which has ended."""
         if self._stage:
             plural = "" if self._step == 1 else "s"
             self.say(f"{in_words(self._stage)}: {self._step} step{plural}, error {self._error:.2e} of the scale")
@@ -74,7 +76,7 @@ def in_words(name: str) -> str:
 
 
 def curve(values: Sequence[float]) -> str:
-    """A sequence of errors as bars, logarithmically between its least and its largest.
+    """A sequence of errors as bars, on a logarithmic scale between the smallest and the largest.
 
     >>> curve([1.0, 0.1, 0.01])
     '█▅▁'
@@ -89,17 +91,17 @@ def curve(values: Sequence[float]) -> str:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed since a training had something to keep; call it to ask."""
+    """Whether Ctrl-C was pressed since the training had a result to keep; a call gives the answer."""
 
     def __init__(self, log: TrainingLog):
         self._log, self._asked = log, False
 
     def __call__(self) -> bool:
-        """Whether to end now."""
+        """Whether the training should end now."""
         return self._asked
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """The first time, with something to keep: end after the step in hand. Else, and the second time: at once."""
+        """Let the first Ctrl-C end the training after the present step, if it has a result; a second one ends it at once."""
         if self._asked or not self._log.has_begun:
             raise KeyboardInterrupt
         self._asked = True
@@ -108,12 +110,12 @@ class Interrupt:
 
 @contextmanager
 def interrupts(log: TrainingLog) -> Iterator[Interrupt]:
-    """While a training runs Ctrl-C asks it to end, as ``stop=`` of training functions; afterwards it is what it was."""
+    """Inside the block Ctrl-C asks a training to end, through its argument ``stop=``; then the old handler is restored."""
     asked = Interrupt(log)
     try:
         before = signal.signal(signal.SIGINT, asked.handle)
     except ValueError:
-        # Signals are the main thread's; elsewhere nobody presses Ctrl-C.
+        # Only the main thread may handle signals; in other threads Ctrl-C has no effect.
         yield asked
         return
     try:

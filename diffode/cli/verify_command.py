@@ -42,8 +42,8 @@ def command(
 ) -> int:
     """Verify FIELD: a target by name, or MODULE:ATTR (FILE.py:ATTR), a diffode Field or a function fn(x, t) of some --kind.
 
-    Checked is what applies: the contract with solvers, continuity and Fokker-Planck equation pointwise and weakly, the reverse
-    SDEs, mass, a finite-volume evolution, likelihood, symmetry of the score's Jacobian. Exit code 1 if a check fails.
+    The checks that apply to it are made: the contract with solvers, continuity and Fokker-Planck equation pointwise and weakly,
+    the reverse SDEs, mass, a finite-volume evolution, likelihood, symmetry of the score's Jacobian. Exit code 1 if one fails.
 
     \b
     Example:  diffode verify ring8

@@ -1,4 +1,4 @@
-"""The graph of parts of modules, and hashes of what some of them reach."""
+"""The graph of the parts of modules, and hashes of the parts that some of them reach."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from typing import Any
 from diffode.closure.places import compiled, is_own, is_package, label, native_code, source_of
 from diffode.closure.syntax import REST, WHOLE, Binding, Module
 
-_FAMILIES, _REGISTRY = "diffode.solvers.", "diffode.solvers.registry"
-#: Functions that look a solver up by a spec.
+#: Beginning of the names of modules whose classes are parts of their own.
+_FAMILIES = "diffode.solvers."
+#: The module at which the closure stops.
+_REGISTRY = "diffode.solvers.registry"
+#: Functions that look up a solver by its spec: their names, and the module and function that they must be.
 _LOOKUPS = {"get": (_REGISTRY, "get"), "solve": ("diffode.solvers.run", "solve")}
-#: A package whose ``__init__`` imports what runs computations and keeps their results, besides what computes.
+#: A package left out as the parent of its modules: its ``__init__`` imports code that runs and stores computations.
 _RUNS = "diffode.studies"
-#: Functions whose argument names a module.
+#: Names of functions whose argument names a module.
 _IMPORTERS = ("import_module", "import_extension")
 
-#: A module and a class of it; ``WHOLE`` for all of it, ``REST`` for what is no class.
+#: A module and one of its classes, or ``WHOLE`` for all of it, or ``REST`` for all but its classes.
 Part = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Closure:
-    """The parts that were reached, and the specs of solvers that their code looks up."""
+    """The parts that some roots reach, and the specs of solvers that their code looks up."""
 
     parts: frozenset[Part]
     specs: frozenset[str]
 
 
 def version_of(*roots: Any, specs_of: Callable[[str], Iterable[Any]] | None = None) -> str:
-    """A hash of the code that some modules (by name), classes, functions or instances depend on.
+    """A hash of the code that modules (by name), classes, functions or instances depend on.
 
-    ``specs_of`` gives the roots that a solver's spec stands for.
+    ``specs_of`` gives the roots behind a solver's spec.
     """
     return _version(frozenset(part for root in roots for part in parts_of(root)), specs_of)
 
@@ -54,7 +57,7 @@ def _version(roots: frozenset[Part], specs_of: Callable[[str], Iterable[Any]] | 
 
 
 def parts_of(root: Any) -> list[Part]:
-    """The parts where a module (by name), class, function or instance was written."""
+    """The parts in which a module (by name), class, function or instance is defined."""
     if isinstance(root, str):
         return [(root, WHOLE)]
     if isinstance(root, functools.partial):
@@ -74,7 +77,7 @@ def parts_of(root: Any) -> list[Part]:
 
 @dataclass(frozen=True)
 class _Found:
-    """One part: its hash, the parts it reaches itself, and the specs it looks up."""
+    """The hash of one part, the parts that it names itself, and the specs that it looks up."""
 
     digest: str
     parts: frozenset[Part]
@@ -90,7 +93,7 @@ class Sources:
         self._found: dict[Part, _Found] = {}
 
     def closure(self, roots: Iterable[Part]) -> Closure:
-        """What the roots reach."""
+        """All parts that the roots reach, and their specs."""
         waiting, parts, specs = list(roots), set[Part](), set[str]()
         while waiting:
             part = self._canonical(*waiting.pop())
@@ -103,12 +106,12 @@ class Sources:
         return Closure(frozenset(parts), frozenset(specs))
 
     def digest(self, parts: Iterable[Part]) -> str:
-        """One hash of some parts, and of the native code that lies in diffode."""
+        """One hash of some parts and of diffode's native code."""
         lines = sorted(f"{label(module)}|{name}|{self._part((module, name)).digest}" for module, name in parts)
         return hashlib.sha256("\n".join([*lines, native_code()]).encode()).hexdigest()
 
     def changed(self, module: str, text: str) -> Sources:
-        """The same modules but for one, which has another text."""
+        """The same modules, but with another text for one of them."""
         other = Sources(self._read)
         other._modules = {**self._modules, module: Module(module, text, is_package=is_package(module))}
         return other
@@ -120,12 +123,12 @@ class Sources:
             try:
                 self._modules[name] = None if text is None else Module(name, text, is_package=is_package(name))
             except (SyntaxError, RecursionError, ValueError):
-                # A file that can't be parsed can't have been run.
+                # A file that can't be parsed can't run.
                 self._modules[name] = None
         return self._modules[name]
 
     def _canonical(self, module: str, name: str) -> Part | None:
-        """The part that is meant: whole modules outside the families, one class or the rest within."""
+        """The part that holds a name: the whole module outside the families, one class or the rest inside."""
         known = self.module(module)
         if known is None:
             return (module, WHOLE) if is_own(module) else None
@@ -143,7 +146,7 @@ class Sources:
         return self._found[part]
 
     def _read_part(self, module: Module, name: str) -> _Found:
-        # What the registry lists at its top is what specs choose from at run time.
+        # Specs choose at run time from the registry's statements, so that only its functions count.
         statements, bindings = module.kept(name, functions_only=module.name == _REGISTRY)
         bindings = [*bindings, *(binding for statement in statements for binding in statement.bindings)]
         names = {binding.name: binding for binding in (*module.bindings, *bindings)}
@@ -172,7 +175,7 @@ class Sources:
         )
 
     def _target(self, binding: Binding, chain: tuple[str, ...]) -> tuple[str, str] | None:
-        """The module and name where what a chain of attributes names is defined."""
+        """The module and name in which the end of a chain of attributes is defined."""
         place: tuple[str, str | None] = (binding.module, binding.attribute)
         for attribute in (None, *chain):
             if attribute is not None:
@@ -196,7 +199,7 @@ class Sources:
         return {(module, REST), (place, WHOLE if name is None else name)} if attribute else {(place, WHOLE)}
 
     def _defined(self, module: str, attribute: str | None) -> tuple[str, str | None]:
-        """Where ``module.attribute`` is written, through modules that hand it on; the name is None for a module."""
+        """The module and name in which ``module.attribute`` is defined, past re-exports; the name is None for a module."""
         seen: set[tuple[str, str]] = set()
         while attribute is not None and (module, attribute) not in seen:
             seen.add((module, attribute))
@@ -212,5 +215,5 @@ class Sources:
         return module, attribute
 
 
-#: The modules as they lie on disk.
+#: The modules on disk.
 SOURCES = Sources()

@@ -1,4 +1,4 @@
-"""Where the code of modules lies: texts of diffode's and of users' modules, and what there is where there is no text."""
+"""Files and texts of diffode's and of users' modules, and hashes of modules without a text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 _ROOT = Path(__file__).parent.parent
+#: Ends of the names of compiled files and of their sources.
 _NATIVE = tuple(
     {*importlib.machinery.EXTENSION_SUFFIXES, ".so", ".pyd", ".dll", ".dylib", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h"}
 )
@@ -21,7 +22,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def source_of(module: str) -> str | None:
-    """The text of a module of diffode's or of a user's; None for libraries and where there is no text."""
+    """The text of a module of diffode or of a user; None for libraries and for modules without a text."""
     file = file_of(module)
     if file is None or file.suffix != ".py":
         return None
@@ -33,7 +34,7 @@ def source_of(module: str) -> str | None:
 
 @functools.cache
 def file_of(module: str) -> Path | None:
-    """The file of a module that is diffode's or a user's, whether it is imported or not."""
+    """The file of a module of diffode or of a user, imported or not; None for others."""
     top, *rest = module.split(".")
     if top == "diffode":
         place = _ROOT.joinpath(*rest)
@@ -57,14 +58,14 @@ def file_of(module: str) -> Path | None:
 
 @functools.cache
 def _plugs_in(package: str) -> bool:
-    """Whether an installed package adds something to diffode, by an entry point of one of its groups."""
+    """Whether an installed package extends diffode through an entry point of one of its groups."""
     points = importlib.metadata.entry_points()
     return any(point.module.split(".")[0] == package for group in points.groups if group.startswith("diffode.")
                for point in points.select(group=group))  # fmt: skip
 
 
 def is_own(module: str) -> bool:
-    """Whether a module without a text is someone's code all the same: typed in, or compiled."""
+    """Whether a module without a text is a user's code, typed in or compiled."""
     top = module.split(".")[0]
     if top in sys.stdlib_module_names or top == "diffode":
         return module == "__main__"
@@ -74,20 +75,20 @@ def is_own(module: str) -> bool:
 
 
 def is_package(module: str) -> bool:
-    """Whether a module is a folder of modules."""
+    """Whether a module of diffode or of a user is a package."""
     file = file_of(module)
     return file is not None and file.name == "__init__.py"
 
 
 def label(module: str) -> str:
-    """A module's name; that of a file imported by its place is what the file is called, wherever it lies."""
+    """A module's name; for a file that was imported by its location, the file's name without its folder."""
     file = file_of(module)
     return file.stem if file is not None and module.startswith("diffode_extension_") else module
 
 
 @functools.cache
 def native_code() -> str:
-    """A hash of the compiled and the C, C++ and CUDA files inside diffode."""
+    """A hash of the compiled files and the C, C++ and CUDA sources inside diffode."""
     digest = hashlib.sha256()
     for file in sorted(file for file in _ROOT.rglob("*") if file.name.endswith(_NATIVE)):
         digest.update(f"{file.relative_to(_ROOT).as_posix()}|".encode() + hashlib.sha256(file.read_bytes()).digest())
@@ -95,7 +96,7 @@ def native_code() -> str:
 
 
 def compiled(module: ModuleType | None) -> str:
-    """A hash of a module that has no text: the file of a compiled one, else the code of its functions and its plain values."""
+    """A hash of a module without a text: of its file if it is compiled, else of its functions' code and its plain values."""
     digest = hashlib.sha256()
     file = getattr(module, "__file__", None)
     if isinstance(file, str) and Path(file).is_file():
@@ -108,7 +109,7 @@ def compiled(module: ModuleType | None) -> str:
 
 
 def _told(value: object, module: ModuleType | None) -> Iterator[str]:
-    """What a value says of a computation: its code if it was written in this module, itself if it is plain."""
+    """The texts that stand for a value in a hash: its code if it is defined in this module, itself if it is plain."""
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         yield repr(value)
     elif isinstance(value, FunctionType):

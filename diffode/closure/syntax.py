@@ -1,4 +1,4 @@
-"""Modules taken apart: what each statement says, blind to comments, docstrings and layout, and what it names and imports."""
+"""The statements of modules: their texts without comments, docstrings and layout, and the names and imports in them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: All of a module, and what in it is no class.
-WHOLE, REST = "*", ""
+#: Stands for all of a module, in place of a class.
+WHOLE = "*"
+#: Stands for the statements of a module that are no classes, in place of a class.
+REST = ""
 
 
 @dataclass(frozen=True)
 class Binding:
-    """A name bound by an import: to a module, or to an attribute of one."""
+    """A name that an import binds to a module, or to an attribute of one."""
 
     name: str
     module: str
@@ -21,10 +23,10 @@ class Binding:
 
 
 class _Statement:
-    """What one statement at a module's top says: its text without comments, docstrings and layout, and what it names.
+    """One statement at the top of a module: its text without comments, docstrings and layout, and the names in it.
 
-    ``chains`` are names with the attributes that are asked of them, ``bindings`` the imports at whatever depth (but for those
-    that type checkers alone see), ``calls`` the functions that are called with texts, and the texts.
+    ``chains`` are names with the attributes that follow them (``a.b.c``), ``bindings`` the imports at any depth except those
+    for type checkers alone, ``calls`` the functions that are called with texts, and these texts.
     """
 
     def __init__(self, node: ast.stmt, package: str):
@@ -75,7 +77,7 @@ class _Statement:
 
 
 class Module:
-    """A module's syntax tree, taken apart."""
+    """The statements, imports and definitions of a module."""
 
     def __init__(self, name: str, text: str, *, is_package: bool):
         body = ast.parse(text).body
@@ -83,7 +85,7 @@ class Module:
         package = name if is_package else name.rpartition(".")[0]
         imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
         self.bindings = [binding for node in imports for binding in _bindings(node, package)]
-        #: Every name that an import binds at the top, for type checkers too: they say what a lazy module offers.
+        # Imports for type checkers count among ``names``, since they list the names that a lazy module offers.
         guarded = [n for node in body if isinstance(node, ast.If | ast.Try) for n in ast.walk(node)]
         lazily = [b for n in guarded if isinstance(n, ast.Import | ast.ImportFrom) for b in _bindings(n, package)]
         self.names = {binding.name: binding for binding in (*lazily, *self.bindings)}
@@ -94,7 +96,10 @@ class Module:
         self._statements = [_Statement(node, package) for node in shown]
 
     def kept(self, name: str, *, functions_only: bool = False) -> tuple[list[_Statement], list[Binding]]:
-        """The statements of a part and the imports it uses: all, or a class with what is no class and what they name."""
+        """The statements of a part and the imports that it uses.
+
+        A class comes with the statements that are no classes, and with the classes that these and it name.
+        """
         if name == WHOLE:
             return self._statements, self.bindings
         classes = {s.node.name: s for s in self._statements if isinstance(s.node, ast.ClassDef)}
@@ -135,12 +140,12 @@ def _for_type_checkers(node: ast.AST) -> bool:
 
 
 def _says_release(node: ast.AST) -> bool:
-    """Whether a statement gives the release a name, which changes no number."""
+    """Whether a statement sets the version of the release, which changes no number."""
     return isinstance(node, ast.Assign) and [_dotted(target) for target in node.targets] == [("__version__",)]
 
 
 def _dotted(node: ast.AST) -> tuple[str, ...] | None:
-    """``a.b.c`` as its names."""
+    """The names in ``a.b.c``; None for another expression."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
@@ -153,6 +158,6 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _docstrings(node: ast.AST, name: str, statements: list[Any]) -> int:
-    """How many docstrings come first in a list of statements: one or none."""
+    """The number of docstrings, 1 or 0, at the beginning of a list of statements."""
     documented = name == "body" and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     return int(documented and bool(statements) and _is_text(statements[0]))

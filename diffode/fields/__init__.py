@@ -1,4 +1,4 @@
-"""What a solver calls: exact fields of targets, and wrapped user callables."""
+"""Fields, which solvers call: exact fields of targets, trained networks, and wrapped user callables."""
 
 from diffode.fields.exact import ExactField, exact_field
 from diffode.fields.field import PREDICTIONS, Field, Prediction, columns, conversion

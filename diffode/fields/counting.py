@@ -10,12 +10,12 @@ from contextvars import ContextVar, Token
 class Tally:
     """Network calls of one field within one ``with`` block of one thread.
 
-    A call is noted in the innermost block alone, and handed on when that block ends: a run then waits for no lock in its steps.
+    Only the innermost block notes a call, and hands its count on when it ends, so that no step of a run waits for a lock.
 
     Attributes:
-        calls: calls so far, those of blocks inside it that have ended included.
+        calls: calls so far, with those of inner blocks that have ended.
         field: the field whose calls they are.
-        hidden: whether they are kept from all tallies further out, and from the field's total.
+        hidden: whether the calls stay out of all outer tallies and of the field's total.
     """
 
     __slots__ = ("_token", "calls", "field", "hidden")
@@ -34,20 +34,20 @@ class Tally:
             self.field.spend(self.calls)
 
 
-#: The tallies that are open in this thread, the innermost first. A new thread begins with none.
+#: Open tallies of this thread, the innermost first. A new thread begins with none.
 _OPEN: ContextVar[tuple[Tally, ...]] = ContextVar("open tallies", default=())
-#: Adding to a total is a read and a write, between which another thread may add to it as well.
-_TOTALS = threading.Lock()
+#: Held while a total grows: adding is a read and a write, and another thread may add in between.
+_TOTALS_LOCK = threading.Lock()
 
 
 class Counted:
-    """What counts its calls."""
+    """Base of the fields: the count of their network calls."""
 
     _total: int = 0
 
     @property
     def nfe(self) -> int:
-        """Network calls so far: of every thread, but for runs that other threads are in, and less what was uncounted."""
+        """Network calls of all threads so far, without uncounted calls and those of runs that other threads have not ended."""
         open_calls = 0
         for tally in _OPEN.get():
             if tally.field is self:
@@ -56,16 +56,16 @@ class Counted:
 
     @nfe.setter
     def nfe(self, calls: int) -> None:
-        with _TOTALS:
+        with _TOTALS_LOCK:
             self._total += calls - self.nfe
 
     def spend(self, calls: int) -> None:
-        """Note that so many network calls were made."""
+        """Add network calls to this thread's innermost tally of the field, or to the field's total where none is open."""
         for tally in _OPEN.get():
             if tally.field is self:
                 tally.calls += calls
                 return
-        with _TOTALS:
+        with _TOTALS_LOCK:
             self._total += calls
 
     def counted(self) -> Tally:
@@ -81,6 +81,5 @@ class Counted:
         return Tally(self)
 
     def uncounted(self) -> AbstractContextManager[object]:
-        """Calls made by this thread inside a ``with`` block, to its end or to an error, enter neither ``nfe`` nor a run's
-        count."""
+        """Keep this thread's calls inside a ``with`` block out of ``nfe`` and of a run's count, also if an error ends it."""
         return Tally(self, hidden=True)

@@ -21,9 +21,9 @@ from diffode.targets.target import Scalar
 class ExactField(Field):
     """Every view of a target's noised law p(x_t) in closed form.
 
-    ``x`` is (B, *shape) with as many numbers a row as the target has coordinates, float32 or float64; ``t`` is a float or
-    a (B,) tensor, in the path's domain. Answers depend on no setting of torch: autocast, the default dtype, the precision
-    of matrix products. Attributes ``target`` and ``dim`` beside those of :class:`Field`.
+    ``x`` is (B, *shape) with the target's ``dim`` coordinates in each row, float32 or float64; ``t`` is a float or a (B,)
+    tensor, in the path's domain; ArgumentError for others. No setting of torch (autocast, the default dtype, the precision of
+    matrix products) changes an answer. It has the attribute ``target`` beside those of :class:`Field`.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class ExactField(Field):
         return f"{type(self).__name__}({self.target!r} on {self.path.spec})"
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
-        """One of the four views by name; counts one evaluation."""
+        """One of the four views by its name, in the shape and dtype of x; counts one evaluation."""
         self.spend(1)
         return self._view(prediction, x, t)
 
@@ -49,7 +49,7 @@ class ExactField(Field):
         return self.target.noised_log_prob(flat, alpha, sigma)
 
     def divergence(self, x: Tensor, t: Scalar) -> Tensor:
-        """div of the velocity, shape (B,), in closed form."""
+        """The divergence of the velocity, shape (B,), in closed form; FieldError where alpha is 0."""
         flat, alpha, sigma, when = self._at(x, t)
         gone = when[alpha == 0] if isinstance(alpha, Tensor) and isinstance(when, Tensor) else [when] * (alpha == 0)
         if len(gone):
@@ -58,7 +58,7 @@ class ExactField(Field):
         # v = (alpha'/alpha) x - (sigma sigma' - sigma^2 alpha'/alpha) score; the second factor is g^2/2.
         drift = self.path.drift(when)
         half_square = self.path.half_variance_rate(when) - sigma**2 * drift
-        # In float64 also of float32 points: the two factors may lie outside of what float32 holds, their product hardly ever.
+        # Points of float32 go in as float64: each factor may leave the range of float32, their product hardly ever does.
         laplacian = self.target.noised_score_divergence(flat.to(torch.float64), alpha, sigma)
         result = _vector(drift, laplacian) * flat.shape[1] - _vector(half_square, laplacian) * laplacian
         return result.to(x.dtype)
@@ -68,7 +68,7 @@ class ExactField(Field):
         return self.marginal(n, self.path.t_max, generator=generator, dtype=dtype)
 
     def marginal(self, n: int, t: float, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw n points of the exact law at time t, shape (n, dim); with a list of n generators, each point from its own."""
+        """Draw n points of the exact law at time t, shape (n, dim); of a list of n generators each gives one point."""
         each = row_generators(generator, n)
         if each:
             return torch.cat([self.marginal(1, t, generator=one, dtype=dtype) for one in each])
@@ -94,7 +94,7 @@ class ExactField(Field):
         return self.target.noised_view(flat, alpha, sigma, *weights).reshape(x.shape)
 
     def _at(self, x: Tensor, t: Scalar) -> tuple[Tensor, Scalar, Scalar, Scalar]:
-        """x as (B, dim), alpha and sigma, and the time itself: floats, or (B, 1) float64 tensors."""
+        """x as (B, dim); alpha, sigma and the time as floats, or as (B, 1) float64 tensors for a time per row."""
         if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ArgumentError(f"x must be a float32 or float64 tensor, got {kind}")
@@ -103,7 +103,7 @@ class ExactField(Field):
         when: Scalar
         if isinstance(t, Tensor) and t.ndim:
             if t.shape != (x.shape[0],):
-                raise ArgumentError(f"t must be a number or one time a row, shape ({x.shape[0]},); got {tuple(t.shape)}")
+                raise ArgumentError(f"t must be a number or a time per row, shape ({x.shape[0]},); got {tuple(t.shape)}")
             when = t.to(x.device, torch.float64)[:, None]
         else:
             try:
@@ -115,7 +115,7 @@ class ExactField(Field):
 
 
 def exact_field(target: Target | str, path: Path | str) -> ExactField:
-    """The exact field of a target (or its name) along a path (or its spec).
+    """The exact field of a target (or its spec) along a path (or its spec); UnknownNameError for an unknown name.
 
     >>> field = exact_field("ring8", "edm")
     >>> field.denoised(torch.zeros(1, 2, dtype=torch.float64), 80.0).abs().max().item() < 1e-12
@@ -125,5 +125,5 @@ def exact_field(target: Target | str, path: Path | str) -> ExactField:
 
 
 def _vector(value: Scalar, x: Tensor) -> Scalar:
-    """A per-row coefficient (B, 1) as (B,) in x's dtype; a number stays one."""
+    """A per-row coefficient (B, 1) as (B,) in x's dtype; a number stays a number."""
     return value.reshape(-1).to(x) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-r"""Fields: what a solver calls. Any one of velocity, noise, denoised or score determines the others on a path.
+r"""Fields, which solvers call. Any one of velocity, noise, denoised or score determines the others on a path.
 
 With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t]`, noise
 :math:`\varepsilon = (x - \alpha D)/\sigma`, velocity :math:`v = \alpha' D + \sigma'\varepsilon` and score
@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 
 Prediction = Literal["velocity", "noise", "denoised", "score"]
 Function = Callable[[Tensor, Scalar], Tensor]
-#: Answers for a time given once and for every row that agree so far, relative to the largest, are the same: timesteps of
-#: float32, which a network turns into waves, have this few digits.
+#: Largest difference, relative to the largest answer, between answers to one time and to the same time for every row that
+#: count as equal. A network turns timesteps of float32 into waves, which keep only about four digits.
 SAME_TIMES = 1e-4
-#: Rows alone and in a batch may differ by so many times the rounding in the answers, at least and at most by these shares.
-_ROUNDINGS, _LEAST, _MOST = 100, 1e-9, 0.05
+#: A row's answers alone and in a batch may differ by the measured rounding of the answers times this factor.
+_ROUNDING_FACTOR = 100
+#: Relative difference that is always allowed between them; up to it the rounding is not even measured.
+_LEAST_DIFFERENCE = 1e-9
+#: Largest relative difference ever allowed between them, however coarse the arithmetic of the network.
+_LARGEST_DIFFERENCE = 0.05
+#: The four views that a field may be given by.
 PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "denoised", "score")
 
 
@@ -42,13 +47,13 @@ class Field(Counted):
     (B, *shape); ``t`` is a float, or a (B,) tensor with a time for each row; each answer has the shape and dtype of x.
 
     Attributes:
-        dim, shape: numbers of a row and their shape, if they are known.
-        truth: the exact field that it approximates, if that is known.
+        dim, shape: number of coordinates of a row and their shape, if known.
+        truth: the exact field that this one approximates, if known.
         path: the noising path (given as a path or its spec), or None for a plain ODE, which has a velocity only.
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
-        calls: calls of a network that a prediction costs; 1 unless given (guidance makes two).
-        nfe: calls spent on predictions since the field was made, by all threads. A run counts its own, see :meth:`counted`.
+        calls: network calls that one evaluation costs; 1 unless given (guidance makes two).
+        nfe: network calls since the field was made, of all threads. A run counts its own, see :meth:`counted`.
     """
 
     def __init__(
@@ -94,8 +99,8 @@ class Field(Counted):
     ) -> Field:
         """A field from its velocity dx/dt = fn(x, t); without a path, a plain ODE.
 
-        ``scale`` is the root mean variance of the data. ``probe=False`` skips the three small trial calls made once,
-        before the first run, which check shape, dtype, finiteness and that rows do not depend on each other.
+        ``scale`` is the root mean variance of the data. Three small trial calls before the first run check shape, dtype,
+        finiteness and that rows do not depend on each other; ``probe=False`` skips them.
 
         >>> field = Field.from_velocity(lambda x, t: -x)
         >>> field.velocity(torch.ones(1, 2), 0.5)
@@ -135,7 +140,7 @@ class Field(Counted):
         return self.predict("score", x, t)
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
-        """One of the four views by name; counts one evaluation, or as many as it has ``calls``."""
+        """One of the four views by its name, shaped as x (else FieldError); counts ``calls`` network calls."""
         self.spend(self.calls)
         answer = self._function(x, t)
         # The probe saw two rows once; a shape that changes later and still broadcasts would go unnoticed.
@@ -151,7 +156,7 @@ class Field(Counted):
         return columns(of_x, x) * x + columns(of_native, x) * answer
 
     def divergence(self, x: Tensor, t: Scalar) -> Tensor:
-        """div of the velocity, shape (B,), by one reverse-mode pass a coordinate: for small dimensions."""
+        """The divergence of the velocity, shape (B,), by one reverse-mode pass per coordinate: for small dimensions."""
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
             velocity = self.predict("velocity", point, t).flatten(1)
@@ -164,7 +169,7 @@ class Field(Counted):
         return total.detach()
 
     def check_gradient(self, x: Tensor, t: float) -> None:
-        """Raise FieldError unless the callable itself can be differentiated in x: a view derived from it always seems so."""
+        """Raise FieldError unless the callable is differentiable in x. Other views always seem so, since x enters them."""
         with torch.enable_grad():
             answer = self._tried(x.detach().requires_grad_(True), t)
         if not (isinstance(answer, Tensor) and answer.requires_grad):
@@ -195,17 +200,17 @@ class Field(Counted):
         self._check_answer(pair, t, answer)
         if len(pair) == 2 and not torch.equal(pair[0], pair[1]):
             self._check_rows(pair, ends, t, answer)
-            # Only now has everything been looked at; one row alone says nothing of batch mates.
+            # Every check has now been made; a batch of one row can't show whether rows depend on each other.
             self._unprobed = False
 
     def check_times(self, x: Tensor, t: float, end: float) -> None:
-        """Probe the callable before its first run with a time for every row, as adaptive solvers ask it. Not counted."""
+        """Probe the callable before its first run with a time for every row, as adaptive solvers call it. Not counted."""
         if self._untimed and x.shape[0]:
             with self.uncounted():
                 self._probe_times(x, t, end)
 
     def _probe_times(self, x: Tensor, t: float, end: float) -> None:
-        # A number of rows that no axis of x has, so that times of shape (B,) can't be mistaken for coordinates.
+        # No axis of x is as long as this number of rows, so that times of shape (B,) can't broadcast against coordinates.
         count = next(n for n in range(2, x.ndim + 3) if n not in x.shape[1:])
         rows = x[:1].expand(count, *x.shape[1:]).clone()
         times = torch.lerp(torch.full((), t, dtype=torch.float64), torch.full((), end, dtype=torch.float64),
@@ -229,9 +234,9 @@ class Field(Counted):
         self._untimed = False
 
     def rounding(self, x: Tensor, t: float) -> float:
-        """How much rounding there is in its callable's answers, relative to the largest: 1e-7 for a network in float32.
+        """Rounding error of the callable's answers, relative to the largest answer: about 1e-7 for a network in float32.
 
-        From the second difference over a step so small that a smooth function shows none. Not counted.
+        It is a second difference over a step too short for a smooth function to bend. Not counted.
         """
         step = 1e-6 * x.norm() / x.numel() ** 0.5
         direction = normal(x.shape, generator=generator_from(0)).to(x)
@@ -240,12 +245,12 @@ class Field(Counted):
         return float((high - 2 * middle + low).abs().max() / middle.abs().max().clamp(min=1e-300))
 
     def same_rows(self, x: Tensor, t: float) -> float:
-        """How far a row's answers alone and in a batch may differ, relative to the largest, and be the same."""
-        return min(max(_ROUNDINGS * self.rounding(x, t), _LEAST), _MOST)
+        """Largest difference between a row's answers alone and in a batch, relative to the largest, that rounding explains."""
+        return min(max(_ROUNDING_FACTOR * self.rounding(x, t), _LEAST_DIFFERENCE), _LARGEST_DIFFERENCE)
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
-        """While its calls are for these rows of a batch only, (n,): a model's arguments of every row are taken along."""
+        """Inside the block, calls are for the rows ``index``, (n,), of a batch: a model takes only these rows' arguments."""
         yield
 
     def _tried(self, x: Tensor, t: float) -> Tensor:
@@ -284,7 +289,7 @@ class Field(Counted):
         size = max(float(answer.detach().abs().max()), 1e-300)
         error = float((alone - answer).detach().abs().max()) / size
         with self.rows(ends):
-            allowed = _LEAST if error <= _LEAST else self.same_rows(pair, t)
+            allowed = _LEAST_DIFFERENCE if error <= _LEAST_DIFFERENCE else self.same_rows(pair, t)
         if error > allowed:
             raise FieldError(
                 f"one row's answer depends on the other rows of the batch (relative change {error:.1e} at t={t:g}); "
@@ -295,8 +300,8 @@ class Field(Counted):
 def conversion(path: Path | str, known: Prediction, wanted: Prediction, t: Scalar) -> tuple[Scalar, Scalar]:
     """Coefficients (a, b) such that ``wanted = a x + b known`` at time t.
 
-    x and all views are combinations of (D, eps); the two coefficients solve a 2 x 2 system, which never divides by an
-    alpha or sigma that may be zero unless the answer itself is singular there.
+    x and all views are combinations of (D, eps); a and b solve a 2 x 2 system, whose solution divides by an alpha or sigma
+    of zero only where the answer itself is singular, which raises FieldError.
     """
     on = get_path(path)
     alpha, sigma = on.alpha(t), on.sigma(t)

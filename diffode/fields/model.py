@@ -1,4 +1,4 @@
-"""A model called as its library calls it: in its own dtype, on its own device, its answer taken out of what it returns."""
+"""A model called as its library calls it: in its dtype, on its device, with its prediction taken out of what it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffode.errors import ArgumentError, FieldError
 
 @dataclass(frozen=True)
 class Shared:
-    """What :func:`shared` makes."""
+    """The wrapper that :func:`shared` puts around a value."""
 
     value: Any
 
@@ -35,13 +35,14 @@ class Model:
 
     Args:
         model: the network, or any callable.
-        name: what to call it in errors.
-        extra: keyword arguments that every call gets (class labels, a prompt's embedding); a tensor has a row for
-            every row of the batch or one for all, also inside of dictionaries and lists; else it is :func:`shared`.
-        channels: whether the answer may have twice as many channels, the first half being the prediction (a learned variance).
-        narrow_times: whether times are cast to half precision with a model of that precision; else they stay float32.
+        name: its name in errors.
+        extra: keyword arguments that every call gets (class labels, a prompt's embedding). A tensor, also one inside
+            dictionaries and lists, has a row for each row of the batch or one row for all, or is wrapped in :func:`shared`.
+        channels: whether the answer may have twice as many channels, whose second half, a learned variance, is dropped.
+        narrow_times: whether a model of half precision gets times of half precision; else they stay float32.
 
-    Gradients flow only where x wants one: sampling with a network builds no graph.
+    A gradient flows only where x requires one: sampling with a network builds no graph. A network in training mode, or without
+    loaded weights, is an ArgumentError, an answer that has not as many numbers as x a FieldError.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Model:
                 raise ArgumentError(f"{name} has no weights: its parameters are on the meta device; load them first")
 
     def __call__(self, x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        """The answer for the rows of x, in x's dtype and on its device; the other arguments are as the model wants them."""
+        """The prediction for the rows of x, in x's dtype and on its device; the other arguments are the model's own."""
         put = self._put(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             answer = self.model(*map(put, arguments), **{k: put(v) for k, v in keywords.items()}, **self._extra(len(x), put))
@@ -89,7 +90,7 @@ class Model:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """While it is looked at with rows that are not its batch's, all get the first row's extra arguments."""
+        """Inside the block calls are trials, whose rows belong to no batch: all get the extra arguments of the first row."""
         before, self._probing = self._probing, True
         try:
             yield
@@ -98,7 +99,7 @@ class Model:
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
-        """While its calls are for these rows of a batch, (n,), which take their own extra arguments along."""
+        """Inside the block calls are for the rows ``index``, (n,), of a batch and get these rows' extra arguments."""
         before = self._rows
         self._rows = index if before is None else before[index.to(before.device)]
         try:
@@ -120,7 +121,7 @@ class Model:
         return put
 
     def _extra(self, count: int, put: Callable[[Any], Any]) -> dict[str, Any]:
-        """The extra arguments for so many rows."""
+        """The extra arguments for a call with ``count`` rows."""
 
         def fitted(key: str, value: Any) -> Any:
             if isinstance(value, Shared):
@@ -145,13 +146,13 @@ class Model:
 
 
 def row_times(t: float | Tensor, x: Tensor) -> Tensor:
-    """A time for every row, (B,), in the dtype that keeps its digits."""
+    """A time for every row of x, (B,), in float64."""
     when = torch.as_tensor(t, dtype=torch.float64, device=x.device)
     return when.expand(len(x)) if when.ndim == 0 else when
 
 
 def single_time(model: Model, ask: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float | Tensor], Tensor]:
-    """A function of rows and one time for all of them, which calls ``model``, asked row by row where the times differ."""
+    """A function that takes times per row, from ``ask``, which calls ``model`` with one time: it makes a call for each row."""
 
     def function(x: Tensor, t: float | Tensor) -> Tensor:
         if not isinstance(t, Tensor) or not t.ndim:

@@ -1,7 +1,7 @@
 r"""Small denoisers: a multilayer perceptron for points and a convolutional UNet for small images, with EDM's preconditioning.
 
 :math:`D(x, \sigma) = c_\mathrm{skip} x + c_\mathrm{out} F(c_\mathrm{in} x, \log\sigma)` with the coefficients of Karras et al.
-(arXiv 2206.00364, table 1), at the scale of the data, so that F sees and gives numbers of size 1 at every noise level.
+(arXiv 2206.00364, table 1), at the scale of the data, so that F takes and returns numbers of size 1 at every noise level.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 
+#: Number of frequencies in the embedding of log sigma, from one period over the range of log sigma to sixteen.
 _FREQUENCIES = 8
 
 
@@ -26,7 +27,6 @@ class Embedding(nn.Module):
 
     @override
     def forward(self, log_sigma: Tensor) -> Tensor:
-        # From one period over the range of log sigma to sixteen.
         waves = 2 ** torch.linspace(0, 4, _FREQUENCIES, dtype=log_sigma.dtype, device=log_sigma.device)
         phase = log_sigma[:, None] * waves * (2 * math.pi / 12)
         found: Tensor = self.map(torch.cat([log_sigma[:, None] / 4, phase.sin(), phase.cos()], 1))
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """F for images (B, channels, size, size), size a multiple of 2: one level down and up again, with a bridge."""
+    """F for images (B, channels, size, size), size a multiple of 2: halves the images once, with a bridge across."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -89,7 +89,9 @@ class UNet(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma) around a network F; ``scale`` is the root mean variance of the data, ``shape`` that of a row for F.
+    """D(x, sigma) around a network F of a ``kind``: ``perceptron`` or ``unet``; ArgumentError for others.
+
+    ``shape`` is that of a row for F, ``scale`` the root mean variance of the data.
 
     >>> net = Denoiser("perceptron", (2,), 1.0, width=16, depth=2)
     >>> tuple(net(torch.zeros(3, 2), torch.ones(3)).shape)
@@ -107,7 +109,7 @@ class Denoiser(nn.Module):
         self.kind, self.shape, self.scale = kind, shape, scale
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Denoised points for x (B, *shape), sigma (B,)."""
+        """Denoised points, shaped as x (B, *shape), at the noise levels sigma (B,)."""
         level = sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
         size = (level**2 + self.scale**2).sqrt()
         inner = (x / size).reshape(-1, *self.shape) if self.kind == "unet" else (x / size).flatten(1)

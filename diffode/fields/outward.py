@@ -1,7 +1,7 @@
 """A field in the forms in which other libraries call theirs: functions of (t, y), SDE objects, denoisers of sigma.
 
-Each counts on the field like everyone's calls. torchdiffeq and flow matching pass (t, y); torchsde runs time forward, so that
-its s is t_max - t; k-diffusion and EDM give denoised points of x/alpha at sigma/alpha.
+The field counts their calls as it counts others. torchdiffeq passes (t, y), flow matching (y, t); torchsde runs time forward,
+so that its s is t_max - t; k-diffusion and EDM take x/alpha at sigma/alpha and want denoised points.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffode.targets.target import Scalar
 def as_torchdiffeq(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
     """The velocity as ``f(t, y)``, for ``torchdiffeq.odeint`` with decreasing times.
 
-    Adaptive methods step past the last time and interpolate: beyond the path's times the velocity of its end is kept.
+    Adaptive methods step past the last time and interpolate: beyond the path's times they get the velocity of its end.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "rectified_flow")
@@ -35,8 +35,8 @@ def as_torchdiffeq(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
 def as_flow_matching(field: Field) -> Callable[..., Tensor]:
     """The velocity as ``model(x, t)`` with data at t = 1, as flow_matching's and torchcfm's solvers call it.
 
-    Their time is 1 - t, for paths whose times lie in [0, 1]; t is a number, or a time for each row. Beyond these times, where
-    adaptive methods step before they interpolate, the velocity of the end is kept.
+    Their time is 1 - t, for paths whose times lie in [0, 1] (ArgumentError for others); t is a number, or a time for each row.
+    Adaptive methods step past the last time and interpolate: beyond the path's times they get the velocity of its end.
     """
     path = _checked(field).require_path("its direction of time")
     if path.t_max > 1:
@@ -49,7 +49,7 @@ def as_flow_matching(field: Field) -> Callable[..., Tensor]:
 
 
 def _continued(field: Field, x: Tensor, t: Scalar) -> Tensor:
-    """The velocity, also where an integrator looks beyond the path: there that of the nearest time that it has."""
+    """The velocity at time t; where an integrator asks beyond the path, that of the path's nearest time."""
     path = field.path
     if path is None:
         return field.velocity(x, t)
@@ -64,7 +64,7 @@ def _continued(field: Field, x: Tensor, t: Scalar) -> Tensor:
 
 
 def as_k_diffusion(field: Field) -> Callable[..., Tensor]:
-    """The denoiser as ``model(x, sigma)``: x is x/alpha on any path, sigma is sigma/alpha, with a value for every row."""
+    """The denoiser as ``model(x, sigma)``: x stands for x/alpha, (B, *shape), and sigma for sigma/alpha, a number or (B,)."""
     path = _checked(field).require_path("noise levels")
 
     def model(x: Tensor, sigma: Tensor | float, **_: Any) -> Tensor:
@@ -82,8 +82,8 @@ def as_k_diffusion(field: Field) -> Callable[..., Tensor]:
 def as_torchsde(field: Field, eta: float = 1.0, *, start: float | None = None, stop: float | None = None) -> ReverseSDE:
     """The reverse SDE dx = [v - (eta^2 g^2/2) score] dt + eta g dw as an object for ``torchsde.sdeint``.
 
-    Its time s runs forward from 0, where t is ``start`` (``path.t_max`` unless given), to ``start - stop``; its states are
-    (B, numbers of a row).
+    Its time s runs forward from 0, where t is ``start`` (``path.t_max`` unless given), to ``start - stop``, where t is ``stop``
+    (``path.t_min`` unless given); its states are (B, coordinates). ArgumentError for a negative eta.
     """
     path = _checked(field).require_path("a reverse SDE")
     if not 0 <= eta < float("inf"):
@@ -92,20 +92,21 @@ def as_torchsde(field: Field, eta: float = 1.0, *, start: float | None = None, s
 
 
 class ReverseSDE:
-    """What :func:`as_torchsde` makes: ``f``, ``g``, ``noise_type`` and ``sde_type``."""
+    """The object that :func:`as_torchsde` makes, with ``f``, ``g``, ``noise_type`` and ``sde_type``."""
 
     noise_type, sde_type = "diagonal", "ito"
 
     def __init__(self, field: Field, eta: float, start: float, stop: float):
         self.field, self.eta, self.start, self.stop = field, eta, start, stop
-        #: Shape of a row and dtype in which the field is asked; as the states are, unless set.
+        #: Shape in which the field gets a row; that of the states unless set.
         self.shape: tuple[int, ...] | None = None
+        #: Dtype in which the field gets the states; their own unless set.
         self.dtype: torch.dtype | None = None
         self._last: tuple[float, Tensor, Tensor] | None = None
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """The drift at time s of torchsde."""
-        # torchsde tries out its functions at the start of each interval; the step then asks the same again.
+        # torchsde calls f on trial at the start of each interval and asks the same in its step: the last answer serves twice.
         if self._last is None or self._last[0] != float(s) or not torch.equal(self._last[1], y):
             self._last = (float(s), y, self._drift(float(s), y))
         return self._last[2]
@@ -118,7 +119,7 @@ class ReverseSDE:
         return -drift.reshape(y.shape)
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
-        """The size of the noise at time s of torchsde, the same in every direction."""
+        """The factor of the noise at time s of torchsde, shaped as y and the same in every direction."""
         path = self.field.require_path("a reverse SDE")
         return torch.full_like(y, self.eta * path.diffusion(max(self.start - float(s), self.stop)))
 

@@ -1,4 +1,4 @@
-"""A user's field from whatever the name of an attribute leads to, and fields named by a text: a user's, or a trained one."""
+"""A user's field from the object that a name leads to, and fields named by a text: a user's, or a trained one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.
 
     Args:
         found: the object.
-        kind: what a plain callable gives: velocity, noise, denoised or score.
-        path: the path of a plain callable, or of a target (EDM's unless given); a :class:`Field` has one of its own, which must
-            be the same if this is given.
-        scale: root mean variance of its data.
+        kind: the view that a plain callable gives: velocity, noise, denoised or score.
+        path: the path of a plain callable, or of a target (EDM's unless given). A :class:`Field` has a path of its own, and
+            a given one must equal it.
+        scale: root mean variance of the data of a plain callable.
 
     Raises:
-        ArgumentError: if it is none of these, or ``kind`` or ``path`` is missing.
+        ArgumentError: if ``found`` is none of these, or ``kind`` or ``path`` is missing.
     """
     if not isinstance(found, Field) and callable(found) and kind is None and not _wants_arguments(found):
         try:
@@ -80,7 +80,7 @@ class FieldText:
 
     Attributes:
         place: ``module:attribute`` or ``trained:NAME``.
-        kind: what a plain function gives.
+        kind: the view that a plain function gives.
         dim: shape of a row.
         scale: root mean variance of the data.
         target: the target whose field it approximates.
@@ -119,7 +119,10 @@ class FieldText:
         return ",".join([self.place, *(f"{key}={value}" for key, value in options.items() if value is not None)])
 
     def field(self, path: Path | str | None) -> Field:
-        """The field; its ``shape`` is known afterwards, its ``truth`` where a target is named."""
+        """The field along a path, with its ``shape`` set, and its ``truth`` where a target is named.
+
+        Raises ArgumentError where the object is no field, or its shape is unknown or contradicts ``dim``.
+        """
         library, _, name = self.place.partition(":")
         if library == "trained":
             return trained(name, "edm" if path is None else get_path(path))
@@ -150,7 +153,7 @@ class FieldText:
 
 
 def row_shape(text: str) -> tuple[int, ...]:
-    """``2`` or ``3x32x32`` as a shape.
+    """``2`` or ``3x32x32`` as a shape; ArgumentError for anything else.
 
     >>> row_shape("3x32x32")
     (3, 32, 32)

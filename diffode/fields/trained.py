@@ -20,9 +20,13 @@ from diffode.paths import get as get_path
 from diffode.targets import get as get_target
 from diffode.tensor_files import finite, read_tensors, text, write_tensors
 
+#: Schema of a file with one denoiser.
 SCHEMA = "diffode-denoiser-1"
 _FOLDER = FilePath(__file__).parent / "weights"
-_MOST_WIDTH, _MOST_DEPTH = 4096, 64
+#: Largest width, in units or channels, that a file may give a network: no file fills the memory.
+_MOST_WIDTH = 4096
+#: Largest number of residual layers that a file may give a network.
+_MOST_DEPTH = 64
 
 
 class TrainedField(Field):
@@ -30,8 +34,8 @@ class TrainedField(Field):
 
     Attributes:
         truth: the exact field of what it was trained on.
-        facts: how it was trained, and its errors: ``errors`` lists pairs (sigma/scale, root mean square distance of denoised
-            points to the exact ones, in units of the scale and a coordinate).
+        facts: how it was trained. ``facts["errors"]`` lists pairs (sigma/scale, root mean square distance per coordinate of
+            denoised points from the exact ones, in units of the scale).
     """
 
     path: Path
@@ -60,14 +64,16 @@ class TrainedField(Field):
 
 
 def build(facts: dict[str, Any]) -> Denoiser:
-    """A denoiser of the size that the facts tell, with weights yet to be filled in."""
+    """A denoiser of the kind and size that the facts give, with weights yet to be loaded."""
     return Denoiser(
         str(facts["kind"]), tuple(facts["shape"]), float(facts["scale"]), width=int(facts["width"]), depth=int(facts["depth"])
     )
 
 
 def trained(name: str, path: Path | str = "edm") -> TrainedField:
-    """A shipped network by the name of its target, along a path; it was trained on EDM's noise levels, 0.002 to 80.
+    """The field along a path of the network that ships for a target; UnknownNameError if none ships.
+
+    It was trained on EDM's noise levels, 0.002 to 80.
 
     >>> field = trained("ring8")
     >>> field.facts["kind"]
@@ -84,7 +90,7 @@ def _shipped(name: str, path: Path) -> TrainedField:
 
 
 def trained_names() -> list[str]:
-    """The targets for which a network ships."""
+    """The names of the targets for which a network ships."""
     return sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
 
 
@@ -95,7 +101,7 @@ def save_trained(denoiser: Denoiser, facts: dict[str, Any], file: str | FilePath
 
 
 def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField:
-    """Read a denoiser that :func:`save_trained` wrote; raises FileFormatError for anything that is not one."""
+    """Read a denoiser that :func:`save_trained` wrote; FileFormatError for any other file."""
     facts, tensors = read_tensors(file, SCHEMA)
     with believed(file, "a valid denoiser", "make it with tools/train_networks.py"):
         for key, most in (("width", _MOST_WIDTH), ("depth", _MOST_DEPTH)):

@@ -1,13 +1,13 @@
 """Solvers that learn: trained tables and grids, AMED, tables conditioned on the sample, and the files that hold them."""
 
 from diffode.grid_files import TrainedGrid, load_grid
-from diffode.learned.amed import LearnedAMED, TrainedAMED, load_amed, save_amed, train_amed
-from diffode.learned.conditioned import TrainedConditioned, condition, load_conditioned
-from diffode.learned.grid_training import train_decoupled, train_grid
-from diffode.learned.levels import dmn, gits, ld3, ld3_decoupled, search
+from diffode.learned.conditional.amed import LearnedAMED, TrainedAMED, load_amed, save_amed, train_amed
+from diffode.learned.conditional.conditioned import TrainedConditioned, condition, load_conditioned
+from diffode.learned.grids.grid_training import train_decoupled, train_grid
+from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search
 from diffode.learned.limit import Limit
-from diffode.learned.training import Trained, train_gaussian, train_table
-from diffode.learned.tuning import TunedUniversal, tune_universal
+from diffode.learned.tables.training import Trained, train_gaussian, train_table
+from diffode.learned.universal.tuning import TunedUniversal, tune_universal
 from diffode.solvers.checkpoints import Checkpoint, load_checkpoint
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Errors against a reference or a distribution, each with its noise floor, in the order in which to trust them.
+"""Errors against a reference or a distribution, each with its noise floor, the most trustworthy first.
 
-Coupled errors (same start, exact flow) first; then what is exact through moments and densities; sampled distances last.
+Coupled errors (same start, exact flow) come first, then errors of moments and densities, and sampled distances last.
 """
 
 from diffode.metrics.coupled import endpoint, model, total, trajectory

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.flows import reference
 from diffode.metrics.measurement import Measurement, Outcome
-from diffode.references import reference
 
 Reduction = Literal["mean", "rms", "max", "median"]
 
 
 def reduce(distances: Tensor, reduction: Reduction) -> float:
-    """Mean, root mean square, maximum or median of distances."""
+    """Mean, root mean square, maximum or median of distances (B,); ArgumentError for another reduction."""
     if reduction == "mean":
         return float(distances.mean())
     if reduction == "rms":
@@ -28,7 +28,7 @@ def reduce(distances: Tensor, reduction: Reduction) -> float:
 
 
 def check_deterministic(outcome: Outcome, metric: str) -> None:
-    """Raise ArgumentError for a run that drew noise: it does not follow the flow that these metrics compare with."""
+    """Raise ArgumentError for a run that drew noise, since it does not follow the flow that these metrics compare with."""
     table = outcome.solution.tableau
     if table is not None and table.draws:
         raise ArgumentError(
@@ -38,7 +38,7 @@ def check_deterministic(outcome: Outcome, metric: str) -> None:
 
 
 def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
-    """Euclidean distance of each end point to that of the field's own flow: the solver's error."""
+    """Euclidean distance of each end point to that of the field's own flow: the error of the solver."""
     check_deterministic(outcome, "endpoint")
     exact = outcome.reference
     distances = (outcome.end - exact.x.reshape(outcome.end.shape)).norm(dim=1)
@@ -46,14 +46,14 @@ def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
 
 
 def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
-    """Distance between the ends of a field's own flow and of the exact one it approximates: what no solver can mend."""
+    """Distance between the ends of a field's own flow and of the exact flow: the error that no solver removes."""
     own, true = outcome.reference, outcome.true_reference
     distances = (own.x.reshape(outcome.end.shape) - true.x.reshape(outcome.end.shape)).norm(dim=1)
     return Measurement("model", reduce(distances, reduction), reduce(own.errors, reduction) + reduce(true.errors, reduction))
 
 
 def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
-    """Distance of each end point to that of the exact flow that the field approximates: solver and model together."""
+    """Distance of each end point to that of the exact flow: the error of the solver and the field together."""
     check_deterministic(outcome, "total")
     true = outcome.true_reference
     distances = (outcome.end - true.x.reshape(outcome.end.shape)).norm(dim=1)

@@ -11,25 +11,26 @@ from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
 from diffode.targets import GaussianMixture
 
-#: A mode counts as lost when it has less than this share of its weight.
-_LOST = 0.1
+#: Share of its weight below which a mode counts as lost.
+_LOST_SHARE = 0.1
 
 
 def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
-    r"""KL(q | p) of the solver's own push-forward q of the exact law at the first time, p the exact law at the last.
+    r"""KL(q | p), where the run takes the exact law at the first time to q, and p is the exact law at the last time.
 
-    :math:`\log q(\Phi(x)) = \log p_{t_0}(x) - \log|\det\Phi'(x)|`, with the Jacobian of the whole run by automatic
-    differentiation, on exact draws of the first law; unlike sampled distances it has no floor beyond its interval.
+    :math:`\log q(\Phi(x)) = \log p_{t_0}(x) - \log|\det\Phi'(x)|` on exact draws x of the first law, with the Jacobian of the
+    whole run :math:`\Phi` by automatic differentiation. Sampling makes an interval, but no floor as in sampled distances.
+    ArgumentError for solvers without a tableau and above ``max_dim`` dimensions.
     """
     field, table = outcome.exact, outcome.solution.tableau
     if table is None:
         raise ArgumentError("push_forward_kl needs a solver with a tableau; an adaptive run is not one map")
     if field.target.dim > max_dim:
-        raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (one backward pass a coordinate), got {field.target.dim}")
+        raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (a backward pass per coordinate), got {field.target.dim}")
     first, last = outcome.times[0], outcome.times[-1]
     outcome.check_points(2, "push_forward_kl")
     x = field.marginal(len(outcome.end), first, generator=outcome.stream(7))
-    # The derivative of the run is taken whatever the caller has switched off.
+    # The run is differentiated even if the caller has switched gradients off.
     with torch.inference_mode(False), torch.enable_grad(), field.uncounted():
         y, log_determinant = _with_jacobian(lambda point: table.run(field, point), x.clone())
     ratio = field.log_prob(x, first) - log_determinant - field.log_prob(y, last)
@@ -39,7 +40,7 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
 
 
 def _with_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) and log|det f'(x)|, row by row, by one backward pass a coordinate."""
+    """f(x) and log|det f'(x)| of each row, by one backward pass per coordinate."""
     point = x.requires_grad_(True)
     y = function(point)
     rows = [torch.autograd.grad(y[:, i].sum(), point, retain_graph=True)[0] for i in range(y.shape[1])]
@@ -48,7 +49,7 @@ def _with_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Ten
 
 
 def mode_weights(outcome: Outcome) -> Measurement:
-    """Total variation between the mixture's weights and the output's, by mean responsibilities at the last time."""
+    """Total variation distance of the end points' weights, which are mean responsibilities, from the mixture's weights."""
     target, weights = _mixture(outcome), _weights(outcome, outcome.end)
     floor = _weights(outcome, outcome.exact_draws(len(outcome.end), 2))
     value, least = (float((w - target.weights).abs().sum()) / 2 for w in (weights, floor))
@@ -56,11 +57,11 @@ def mode_weights(outcome: Outcome) -> Measurement:
 
 
 def lost_modes(outcome: Outcome) -> Measurement:
-    """Number of modes that received less than a tenth of their weight; the floor is that of as many exact draws."""
+    """Number of modes that got less than a tenth of their weight; the floor is the number for as many exact draws."""
     target = _mixture(outcome)
 
     def lost(x: Tensor) -> float:
-        return float((_weights(outcome, x) < _LOST * target.weights).sum())
+        return float((_weights(outcome, x) < _LOST_SHARE * target.weights).sum())
 
     return Measurement("lost_modes", lost(outcome.end), lost(outcome.exact_draws(len(outcome.end), 2)))
 
@@ -73,6 +74,6 @@ def _mixture(outcome: Outcome) -> GaussianMixture:
 
 def _weights(outcome: Outcome, x: Tensor) -> Tensor:
     path, last = outcome.law.path, outcome.times[-1]
-    # At sigma = 0 point masses have no responsibilities; a noise level far below any distance between them decides.
+    # Point masses have no responsibilities at sigma = 0, so sigma stays at least far below the distances between them.
     sigma = max(path.sigma(last), 1e-6 * outcome.field.scale)
     return _mixture(outcome).responsibilities(x, path.alpha(last), sigma).mean(0).cpu()

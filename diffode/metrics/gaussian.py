@@ -26,9 +26,9 @@ class ErrorSplit(NamedTuple):
 def gaussian_w2(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> float:
     r"""W2 between two Gaussians: :math:`|m_1-m_2|^2 + \min_U |F_1 - F_2 U|^2`, rooted, with :math:`F_i F_i^T = C_i`.
 
-    U is orthogonal, the polar factor of :math:`F_2^T F_1` (Procrustes). That is
-    :math:`\mathrm{tr}(C_1 + C_2 - 2(C_1^{1/2}C_2C_1^{1/2})^{1/2})` as a sum of squares: the difference of traces has no digits
-    left where the Gaussians are nearly the same. Covariances may be singular.
+    The orthogonal U is the polar factor of :math:`F_2^T F_1` (Procrustes). The minimum equals
+    :math:`\mathrm{tr}(C_1 + C_2 - 2(C_1^{1/2}C_2C_1^{1/2})^{1/2})`, whose difference of traces has no digits left where the
+    Gaussians are nearly the same; a sum of squares keeps them. Means are (D,), covariances (D, D), singular ones too.
     """
     factors = [_factor(covariance) for covariance in (covariance_1, covariance_2)]
     columns = max(1, *(factor.shape[1] for factor in factors))
@@ -38,7 +38,7 @@ def gaussian_w2(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """F with F F^T = C, (D, R). Eigenvalues that rounding alone may have made count as zero."""
+    """F with F F^T = C, (D, R); eigenvalues no larger than rounding errors count as zero."""
     values, vectors = torch.linalg.eigh(covariance)
     rounding = float(values.abs().max()) * len(values) ** 0.5 * 2.0**-52
     kept = values > rounding
@@ -54,12 +54,13 @@ def diagonal_w2(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: 
 def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, output: Propagated | None = None) -> ErrorSplit:
     """The exact W2 error of a tableau on N(mean, diag eigenvalues), and its parts, without sampling.
 
-    *Prior*: starting from N(0, sigma^2 I) instead of the exact law, both followed exactly to the last time. *Truncation*:
-    stopping there instead of at the data. *Discretisation*: the tableau instead of the exact flow, from the same start.
+    *Prior*: the start has the law N(0, sigma^2 I) instead of the exact one; both are followed exactly to the last time.
+    *Truncation*: the flow stops there instead of at the data. *Discretisation*: the tableau replaces the exact flow, from the
+    same start. ``mean`` and ``eigenvalues`` are along the eigenvectors, (D,).
 
-    A tableau that draws noise forgets its start instead of following the flow: its prior part is the distance of its own
-    outputs from the two starts, its discretisation that of its output from the exact start to the exact law.
-    ``output`` is the law that ``tableau.propagate(mean, eigenvalues, start="prior")`` gives, if it is known already.
+    A tableau that draws noise follows no flow: its prior part is the distance between its outputs from the two starts, its
+    discretisation part the distance of its output from the exact start to the exact law. ``output`` is the law that
+    ``tableau.propagate(mean, eigenvalues, start="prior")`` gives, if it is known already.
     """
     if tableau.path is None:
         raise ArgumentError("gaussian_split needs a tableau written for a path")
@@ -88,9 +89,9 @@ def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, 
 
 
 def moments(outcome: Outcome) -> Measurement:
-    """W2 between the Gaussians of the output's and the data's mean and covariance; a lower bound of the true W2.
+    """W2 between the Gaussians with the mean and covariance of the end points and of the data; a lower bound of the true W2.
 
-    The floor is the same for as many exact draws.
+    The floor is the same distance for as many exact draws.
     """
     mean, covariance = outcome.law.target.mean, outcome.law.target.covariance
 
@@ -105,7 +106,7 @@ def moments(outcome: Outcome) -> Measurement:
 def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measurement:
     """The exact W2 error of the solver on a Gaussian target, or a part of it (see :func:`gaussian_split`); nothing is sampled.
 
-    For targets with one component and solvers that write tables, those that draw noise included.
+    It takes targets with one component and solvers that write tables, also those that draw noise; ArgumentError for others.
     """
     target, table = outcome.exact.target, outcome.solution.tableau
     if getattr(target, "count", None) != 1:

@@ -1,4 +1,4 @@
-"""What a metric sees and what it says."""
+"""The input of a metric, an outcome, and its answer, a measurement."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.flows import Reference, reference
 from diffode.randomness import keyed
-from diffode.references import Reference, reference
 from diffode.solvers import Solution
 from diffode.specs import Registry
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measured error with the floor below which it means nothing.
+    """A measured error and its floor, below which it means nothing.
 
     Attributes:
         name: the metric.
         value: the error.
-        floor: what an exact sampler would score with as many points, or the error of the reference.
-        low, high: a 95 % interval of the value, where sampling makes one; else the value itself.
+        floor: the value for an exact sampler with as many points, or the error of the reference.
+        low, high: a 95 % interval of the value, where sampling makes one, else None.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Measurement:
 
     @property
     def above_floor(self) -> bool:
-        """Whether the value can be told from an exact sampler's."""
+        """Whether the value is more than twice its floor, and so differs from that of an exact sampler."""
         return self.value > 2 * self.floor
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run to be measured: the field, the starts, the solution, and a seed for what is drawn while measuring.
+    """One run to be measured: the field, the starts, the solution, and a seed for the draws of a metric.
 
-    ``tolerance`` is that of the reference, which is computed once, on demand, unless ``known_reference`` is given.
+    ``tolerance`` is that of the reference, which is computed once, on demand, unless given as ``known_reference``.
     """
 
     field: Field
@@ -56,7 +56,7 @@ class Outcome:
 
     @property
     def times(self) -> list[float]:
-        """The grid."""
+        """The times of the grid."""
         return self.solution.times.tolist()
 
     @functools.cached_property
@@ -71,14 +71,14 @@ class Outcome:
 
     @functools.cached_property
     def reference(self) -> Reference:
-        """Where the field's own flow takes the starts."""
+        """The ends to which the field's own flow takes the starts."""
         if self.known_reference is not None:
             return self.known_reference
         return self._flow(self.field)
 
     @functools.cached_property
     def true_reference(self) -> Reference:
-        """Where the exact flow takes the starts, if the field only approximates an exact one."""
+        """The ends to which the exact flow takes the starts, also if the field only approximates the exact one."""
         return self._flow(self.law)
 
     def _flow(self, field: Field) -> Reference:
@@ -90,7 +90,7 @@ class Outcome:
 
     @property
     def law(self) -> ExactField:
-        """The exact field: the field itself, or the one it approximates."""
+        """The exact field: the field itself, or the one that it approximates; ArgumentError if that is unknown."""
         truth = self.field if isinstance(self.field, ExactField) else self.field.truth
         if truth is None:
             raise ArgumentError("this metric needs the exact law of the data, which is not known for a field without a target")
@@ -98,22 +98,22 @@ class Outcome:
 
     @property
     def exact(self) -> ExactField:
-        """The field, where a metric makes sense for an exact one only."""
+        """The field, for metrics that need an exact one; ArgumentError if it is not."""
         if not isinstance(self.field, ExactField):
-            raise ArgumentError("this metric follows the exact field itself; it says nothing of one that only approximates it")
+            raise ArgumentError("this metric needs an exact field (diffode.exact_field), not one that approximates it")
         return self.field
 
     def check_points(self, least: int, metric: str) -> None:
-        """Raise ArgumentError if there are fewer end points than a metric needs."""
+        """Raise ArgumentError if there are fewer end points than the ``least`` that a metric needs."""
         if len(self.end) < least:
             raise ArgumentError(f"{metric} needs at least {least} points to measure, got {len(self.end)}; run more starts")
 
     def stream(self, number: int) -> torch.Generator:
-        """A generator of its own for each number and seed."""
+        """A generator for the draws of this number, fixed by the outcome's seed and the number."""
         return keyed(self.seed, "metrics", number)
 
     def exact_draws(self, n: int, stream: int) -> Tensor:
-        """n draws of the exact law at the grid's last time, one independent set a stream, (n, dim), on the end's device."""
+        """n draws of the exact law at the last time, (n, dim), on the device of the ends; each stream gives another set."""
         return self.law.marginal(n, self.times[-1], generator=self.stream(stream)).to(self.end.device)
 
 
@@ -122,13 +122,14 @@ register = registry.register
 
 
 def names() -> list[str]:
-    """All registered metric names, in the order in which to trust them."""
+    """All registered metric names, the most trustworthy first."""
     return registry.names()
 
 
 def measure(spec: str, outcome: Outcome, **options: Any) -> Measurement:
-    """Measure an outcome with the metric of this spec, such as ``"endpoint"`` or ``"sliced_w2:projections=64"``.
+    """Measure an outcome with the metric of a spec, such as ``"endpoint"`` or ``"sliced_w2:projections=64"``.
 
+    Raises ArgumentError if rows of the solution failed or the metric does not apply, UnknownNameError for an unknown metric.
     To add a metric, write a function of an :class:`Outcome` (and options) that returns a :class:`Measurement` and call
     ``diffode.metrics.register(name, function)``.
     """

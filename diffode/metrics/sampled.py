@@ -1,6 +1,6 @@
-"""Distances between samples. Two draws of the same law differ too, so each comes with that floor and an interval.
+"""Distances between samples. Two samples of the same law differ too; their distance is the floor that comes with each.
 
-Trust them last: at n = 2000 the floor of W2 is 0.48 on ring8 and 4.3 on gmm40, above what separates good samplers.
+Trust them last: at n = 2000 the floor of W2 is 0.48 on ring8 and 4.3 on gmm40, more than the distance of a good sampler.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
 from diffode.randomness import generator_from
 
-#: Distances held at once.
-_BLOCK = 2**20
+#: Number of distances held at once, 8 MB in float64.
+_BLOCK_DISTANCES = 2**20
 
 
 def _drawn(outcome: Outcome, resamples: int, metric: str, least: int) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """The end points and two sets of exact draws; and for each resample which points, which of the first set."""
+    """The end points and two sets of exact draws, each (n, dim); for each resample, indices (n,) into the first two sets."""
     outcome.check_points(least, metric)
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 0 or resamples == 1:
         raise ArgumentError(f"resamples must be 0 (no interval) or an integer >= 2, got {resamples!r}")
@@ -31,16 +31,16 @@ def _drawn(outcome: Outcome, resamples: int, metric: str, least: int) -> tuple[l
 
 
 def _measured(name: str, value: float, floor: float, resampled: Tensor) -> Measurement:
-    """A distance with its floor and a bootstrap interval (95 %)."""
+    """A distance with its floor and a 95 % interval from its resampled values."""
     if not len(resampled):
         return Measurement(name, value, floor)
-    # A bootstrap of a distance is biased upwards by resampling; its spread is what is wanted, centred on the value.
+    # Resampling biases a distance upwards, so that only the spread of its values is used, around the distance itself.
     half = 1.96 * float(resampled.std())
     return Measurement(name, value, floor, max(0.0, value - half), value + half)
 
 
 def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
-    """Root mean square, over random directions, of the W2 distance of one-dimensional projections."""
+    """Root mean square, over random directions, of the W2 distances between one-dimensional projections."""
     if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
         raise ArgumentError(f"projections must be an integer >= 1, got {projections!r}")
     (x, exact, other), chosen = _drawn(outcome, resamples, "sliced_w2", 1)
@@ -57,14 +57,14 @@ def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> 
 
 
 def energy_distance(outcome: Outcome, resamples: int = 20) -> Measurement:
-    """Square root of 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased inside each sample, clipped at 0."""
+    """Square root of 2 E|x - y| - E|x - x'| - E|y - y'|, whose means run over distinct pairs (unbiased), clipped at 0."""
     return _by_pairs("energy_distance", outcome, resamples, lambda distances: -distances)
 
 
 def mmd(outcome: Outcome, resamples: int = 20) -> Measurement:
-    """Maximum mean discrepancy with Gaussian kernels of widths scale * (1/4, 1/2, 1, 2), unbiased, clipped at 0, rooted.
+    """Maximum mean discrepancy with Gaussian kernels of four widths: the root of its unbiased square, clipped at 0.
 
-    The scale is that of the data times the root of the dimension.
+    The widths are 1/4, 1/2, 1 and 2 times the scale of the data times the root of the dimension.
     """
     scale = outcome.field.scale * outcome.end.shape[1] ** 0.5
 
@@ -83,8 +83,8 @@ def mmd(outcome: Outcome, resamples: int = 20) -> Measurement:
 def _by_pairs(name: str, outcome: Outcome, resamples: int, kernel: Callable[[Tensor], Tensor]) -> Measurement:
     """The root of E k(x, x') + E k(y, y') - 2 E k(x, y), k a function of the distance, for the sets and for all resamples.
 
-    A resample weights the points that are there by how often it has them, so that each pair's distance is taken once:
-    time goes with the square of the number of points, memory with the number.
+    A resample is a weight for each point, the number of its copies, so that each distance is computed once for all: time
+    grows with the square of the number of points, memory with the number.
     """
     (x, exact, other), chosen = _drawn(outcome, resamples, name, 2)
     count, ones = len(x), torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
@@ -94,7 +94,7 @@ def _by_pairs(name: str, outcome: Outcome, resamples: int, kernel: Callable[[Ten
             counts = [torch.bincount(each[side], minlength=count) for each in chosen]
             often[side] = torch.cat([ones, torch.stack(counts, dim=1).to(ones)], dim=1)
     left, right = often
-    # A pair of a point with itself is none; a resample pairs a point with its copies, at distance 0.
+    # A point forms no pair with itself, but in a resample it does with its other copies, at distance 0.
     self_pair = float(kernel(torch.zeros(1, dtype=torch.float64)))
     within_x = _pair_sums(x, x, left, left, kernel) - count * self_pair
     within_exact = _pair_sums(exact, exact, right, right, kernel) - count * self_pair
@@ -110,9 +110,9 @@ def _by_pairs(name: str, outcome: Outcome, resamples: int, kernel: Callable[[Ten
 def _pair_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """sum_ij a_i k(|x_i - y_j|) b_j for each column of the weights a and b (n, R), shape (R,)."""
     total = torch.zeros(a.shape[1], dtype=torch.float64, device=x.device)
-    rows = max(1, _BLOCK // len(y))
+    rows = max(1, _BLOCK_DISTANCES // len(y))
     for start in range(0, len(x), rows):
-        # By matrix products distances of points that are near each other, or far from 0, would lose their digits.
+        # Matrix products would cost digits of distances between points that are near each other or far from 0.
         distances = torch.cdist(x[start : start + rows], y, compute_mode="donot_use_mm_for_euclid_dist")
         total += (a[start : start + rows] * (kernel(distances) @ b)).sum(0)
     return total

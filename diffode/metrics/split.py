@@ -9,21 +9,22 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
+from diffode.flows import reference
 from diffode.metrics.gaussian import ErrorSplit
 from diffode.paths import EDM
-from diffode.references import reference
 from diffode.tableau import Tableau
 
-#: rho, in units of the data's scale, at which the normal prior is exact to a few parts in a million.
-_FAR = 1e6
+#: Noise level rho, in units of the data's scale, at which the normal prior is exact to a few parts in a million.
+_FAR_LEVEL = 1e6
 
 
 def error_split(field: ExactField, tableau: Tableau, z: Tensor, tolerance: float = 1e-9) -> ErrorSplit:
-    r"""Root-mean-square distances between where standard normals z (B, dim) end up.
+    r"""Root mean square distances between the ends to which samplers take standard normals z (B, dim).
 
     The exact sampler takes z from infinite noise down the probability-flow ODE to the data. A real one starts at t_max from
-    sigma z (*prior* error: both starts followed exactly to the last time), stops before the data (*truncation*: the exact
-    flow from the last time on to sigma = 0), and takes finite steps (*discretisation*). The three add up, as vectors.
+    sigma z (*prior* error: both starts are followed exactly to the last time), stops before the data (*truncation*: the exact
+    flow goes on from the last time to sigma = 0), and takes finite steps (*discretisation*). As vectors the three add up.
+    Raises ArgumentError for z of another shape, or a first time at which alpha is 0.
     """
     path, target = field.path, field.target
     if z.ndim != 2 or z.shape[0] == 0:
@@ -34,7 +35,7 @@ def error_split(field: ExactField, tableau: Tableau, z: Tensor, tolerance: float
     z = z.to(torch.float64)
     start = path.sigma(first) * z
     level = path.rho(first)
-    far = max(_FAR * target.scale, level)
+    far = max(_FAR_LEVEL * target.scale, level)
     edm = EDM(sigma_min=0.0, sigma_max=2 * far)
     distant = target.mean.to(z) + far * z
     exact_start = path.alpha(first) * reference(ExactField(target, edm), distant, far, level, tolerance).x

@@ -21,7 +21,7 @@ for _path in (EDM, VP, VPCosine, SubVP, RectifiedFlow, Trigonometric, DDPM):
 
 
 def get(spec: str | Path, **options: Any) -> Path:
-    """The path a spec describes, such as ``"edm"`` or ``"vp:beta_max=12"``.
+    """The path that a spec describes, such as ``"vp:beta_max=12"``; UnknownNameError or ArgumentError if it describes none.
 
     >>> get("vp:beta_max=12").beta_max
     12

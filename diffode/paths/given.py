@@ -16,12 +16,12 @@ from typing_extensions import override
 from diffode.errors import ArgumentError
 from diffode.paths.path import Path, Time, ops, softplus
 
-#: A last alpha^2 that says that no signal is left.
+#: Values of the last alpha^2 that mean no signal is left (arXiv 2305.08891): 0, and 2^-24, which diffusers may write for it.
 NO_SIGNAL = (0.0, 2.0**-24)
-#: The largest number of levels that a schedule may be asked for: a thousand times that of the published ones.
+#: Largest number of levels of a schedule, a thousand times that of the published ones.
 MOST_LEVELS = 1_000_000
-#: A time is found when this share of it is all that is open, two units in its last place.
-_ROUNDING = 2.0**-52
+#: Relative width of the bracket at which a time counts as found, about two units in its last place.
+_TIME_TOLERANCE = 2.0**-52
 
 
 class Tabulated(Path):
@@ -29,9 +29,8 @@ class Tabulated(Path):
 
     ``alphas_cumprod[n - 1]`` is alpha^2 at t = n; t = 0 is the data. Between levels the log-SNR is linear in t, as k-diffusion
     and diffusers interpolate it; below level 1 sigma/alpha is, down to 0. Libraries that count timesteps from 0 call the level
-    t their timestep t - 1. ``t_min`` is 1 and ``t_max`` is N unless given; a last entry of 0 (a zero terminal SNR,
-    arXiv 2305.08891; 2^-24 is how diffusers may write it) is no level that a solver in sigma/alpha can start
-    from, and is left out.
+    t their timestep t - 1. ``t_min`` is 1 and ``t_max`` is N unless given. A last entry of 0 or 2^-24 (``NO_SIGNAL``) is left
+    out, since no solver in sigma/alpha can start there. ArgumentError unless the entries decrease between 1 and 0.
 
     >>> path = Tabulated([0.99, 0.9, 0.5, 0.1])
     >>> path.t_max, round(path.alpha(3.0) ** 2, 12)
@@ -53,7 +52,7 @@ class Tabulated(Path):
         self._set(table, t_min, float(len(table)) if t_max is None else t_max)
 
     def _set(self, table: Any, t_min: float, t_max: float) -> None:
-        # The class is frozen, as all paths are.
+        # The class is frozen, as all paths are, so that plain assignment is refused.
         levels = (np.log(table) - np.log1p(-table)) / 2
         for key, value in (("t_min", _number("t_min", t_min)), ("t_max", _number("t_max", t_max)), ("_levels", levels)):
             object.__setattr__(self, key, value)
@@ -68,7 +67,7 @@ class Tabulated(Path):
         return len(self._levels) * (1 + 2.0**-40)
 
     def _place(self, t: Any) -> tuple[Any, Any]:
-        """The log-SNR at the level below t and its slope to the next; for t >= 1."""
+        """Offset and slope of the line that the log-SNR follows between the levels around t, for t >= 1."""
         levels, last = self._levels, len(self._levels) - 1
         if isinstance(t, Tensor):
             index = (t.detach().clamp(1, last).floor() - 1).long()
@@ -135,7 +134,7 @@ class Tabulated(Path):
         upper: Any
         if isinstance(log_snr, Tensor):
             table = torch.as_tensor(levels, device=log_snr.device)
-            # searchsorted wants rising numbers; the interval's upper end, at least the second level.
+            # The upper end of the interval, at least the second level; searchsorted needs rising numbers, hence the signs.
             upper = torch.searchsorted(-table, -log_snr.detach().to(table).contiguous()).clamp(1, count - 1)
             low, high = table[upper - 1], table[upper]
             return torch.where(log_snr > first, (first - log_snr).exp(), upper + (log_snr - low) / (high - low))
@@ -158,7 +157,7 @@ class Tabulated(Path):
 
     @property
     def spec(self) -> str:
-        """A name for this very table; nothing rebuilds it, so that files of solvers can't hold it."""
+        """A name made of a hash of the levels and times; no path can be rebuilt from it, so that no solver's file holds it."""
         return f"tabulated-{_digest(self._levels, self.t_min, self.t_max)}"
 
 
@@ -166,9 +165,9 @@ class Tabulated(Path):
 class DDPM(Tabulated):
     """The published schedules of discrete-time models; t counts their levels from 1, see :class:`Tabulated`.
 
-    ``schedule``: ``linear`` (beta linear, Ho et al., arXiv 2006.11239), ``scaled_linear`` (sqrt(beta) linear, Rombach et al.,
-    arXiv 2112.10752: Stable Diffusion is ``ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012``), or ``cosine``
-    (Nichol and Dhariwal, arXiv 2102.09672, with beta at most 0.999; it needs no beta).
+    ``schedule`` is ``linear`` (beta linear, Ho et al., arXiv 2006.11239), ``scaled_linear`` (sqrt(beta) linear, Rombach et
+    al., arXiv 2112.10752: Stable Diffusion is ``ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012``), or
+    ``cosine`` (Nichol and Dhariwal, arXiv 2102.09672, with beta at most 0.999; it ignores ``beta_start`` and ``beta_end``).
     """
 
     name: ClassVar[str] = "ddpm"
@@ -217,10 +216,10 @@ class DDPM(Tabulated):
 
 @dataclass(frozen=True, init=False)
 class FunctionPath(Path):
-    """A path from its two functions, alpha(t) and sigma(t), of a float64 tensor t; derivatives by autograd.
+    """A path from two functions of a float64 tensor t, alpha(t) and sigma(t); autograd differentiates them.
 
-    The signal-to-noise ratio must fall from ``t_min`` to ``t_max``; its inverse is found by bracketing, between ``lower`` and
-    ``upper`` (``t_min`` and ``t_max`` unless given). The path ends at ``upper``.
+    The signal-to-noise ratio must fall from ``t_min`` to ``t_max``, else ArgumentError; its inverse is bracketed between
+    ``lower`` and ``upper`` (``t_min`` and ``t_max`` unless given). The path ends at ``upper``.
 
     >>> path = FunctionPath(lambda t: 1 - t**2, lambda t: t**2, t_min=0.03, t_max=0.99)
     >>> round(path.time_from_log_snr(path.log_snr(0.5)), 12)
@@ -271,17 +270,17 @@ class FunctionPath(Path):
             )
         ends = torch.tensor([self.lower, self.upper], dtype=torch.float64, device="cpu")
         of_ends = self.log_snr(ends).detach()
-        # Between two of these times a wanted level is looked for.
+        # Two neighbouring times among these bracket the time of a wanted log-SNR.
         known = torch.cat([ends[:1], times, ends[1:]]), torch.cat([of_ends[:1], levels, of_ends[1:]])
         object.__setattr__(self, "_known", known)
 
     @property
     def t_end(self) -> float:
-        """``upper``: what the functions say beyond it is not known."""
+        """``upper``: beyond it the functions may be undefined."""
         return self.t_max if self.upper is None else self.upper
 
     def _value(self, function: Callable[[Tensor], Tensor], t: Any, derivative: bool) -> Any:
-        """A function or its derivative, in the kind of number that t is; second derivatives can be taken through it."""
+        """A function's value or derivative at t, in the kind of number that t is; autograd can differentiate it once more."""
         given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device="cpu")
         if derivative:
             with torch.inference_mode(False), torch.enable_grad():
@@ -329,10 +328,10 @@ class FunctionPath(Path):
         return answer.numpy() if isinstance(log_snr, np.ndarray) else float(answer)
 
     def _inverted(self, wanted: Tensor) -> Tensor:
-        """Where the log-SNR is as wanted, by Ridders' method, each number by itself; the nearer end if it is so nowhere.
+        """The times of the wanted log-SNRs, each found by Ridders' method; where none has it, the nearer end.
 
-        A bracket [low, high] is halved at least. What is finite at both ends and in the middle is made linear by a factor
-        exp(c t), whose root lies in the bracket too (Ridders, IEEE Trans. Circuits Syst. 26, 979, 1979).
+        Each step at least halves a bracket [low, high]. A factor exp(c t) makes the three values at its ends and middle lie on
+        a line, whose root lies in the bracket too (Ridders, IEEE Trans. Circuits Syst. 26, 979, 1979).
         """
         times, levels = (known.to(wanted.device) for known in self._known)
         place = torch.searchsorted(-levels, -wanted).clamp(1, len(levels) - 1)
@@ -340,7 +339,7 @@ class FunctionPath(Path):
         above, below = levels[place - 1] - wanted, levels[place] - wanted
         answer = torch.where(wanted >= levels[0], times[0], torch.where(wanted <= levels[-1], times[-1], math.nan))
         settled = ~answer.isnan()
-        # Beside 0 the floating-point numbers are denser, which a hundred halvings reach.
+        # Some fifty halvings find a time; beside 0, where floating-point numbers lie denser, it takes up to a hundred.
         for _ in range(100):
             middle = (low + high) / 2
             at_middle = self.log_snr(middle) - wanted
@@ -351,7 +350,7 @@ class FunctionPath(Path):
                 narrows_high, narrows_low = noisier & (point < high), ~noisier & (point > low)
                 high, below = torch.where(narrows_high, point, high), torch.where(narrows_high, value, below)
                 low, above = torch.where(narrows_low, point, low), torch.where(narrows_low, value, above)
-            near = _ROUNDING * found
+            near = _TIME_TOLERANCE * found
             arrived = ((found - answer).abs() <= near) | (high - low <= near)
             answer = torch.where(settled, answer, found)
             settled = settled | arrived
@@ -361,7 +360,7 @@ class FunctionPath(Path):
 
     @property
     def spec(self) -> str:
-        """A name for these very functions, by what they give at 33 times; nothing rebuilds it."""
+        """A name made of a hash of the functions' values at 33 times; no path can be rebuilt from it."""
         times = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64, device="cpu")
         return f"function-{_digest(self.alpha(times).detach(), self.sigma(times).detach(), self.t_min, self.t_max)}"
 
@@ -378,7 +377,7 @@ def _called(function: Callable[[Tensor], Any], t: Tensor) -> Tensor:
 
 
 def _number(name: str, value: object) -> float:
-    """A time as a float: numbers and tensors of one number are times, texts are none."""
+    """A time as a float: a number or a tensor of one number, but no text."""
     try:
         if isinstance(value, bool | str | bytes):
             raise TypeError(type(value).__name__)

@@ -1,11 +1,11 @@
 r"""Paths: how data become noise, :math:`x_t = \alpha(t)\, x_0 + \sigma(t)\, \varepsilon`.
 
-Time runs from noise (``t_max``) to data (``t_min``); larger t means more noise, on every path. Two derived quantities order
-all paths on one scale: :math:`\rho = \sigma/\alpha` and the log-SNR :math:`\lambda = \log(\alpha/\sigma)` (half the
+Time runs from noise (``t_max``) to data (``t_min``); larger t means more noise, on every path. Two derived quantities make
+paths comparable: the noise level :math:`\rho = \sigma/\alpha` and the log-SNR :math:`\lambda = \log(\alpha/\sigma)` (half the
 logarithm of the signal-to-noise *power* ratio, the convention of Lu et al., arXiv 2206.00927).
 
-Every function takes a float, a tensor or a NumPy array of times and answers in kind; formulas use ``expm1``-like forms so that
-the log-SNR and its inverse agree to 1e-12 over the whole range.
+Every function takes a float, a tensor or a NumPy array of times and answers in kind. Formulas use ``expm1``-like forms, so
+that the log-SNR and its inverse agree to 1e-12 over the whole range.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffode.specs import format_spec, options_of
 
 Time = TypeVar("Time", float, Tensor, float | Tensor)
 
-#: The largest time and noise level of paths without an end: its square, times any dimension, is a number of float64.
+#: Largest time and noise level of paths without an end: its square, times any dimension, fits float64.
 LARGEST = 1e150
 
 
@@ -42,14 +42,14 @@ def softplus(z: Any) -> Any:
     """log(1 + e^z), finite for every z including minus infinity."""
     m = ops(z)
     if m is torch:
-        # Its derivative is right at 0 too, where those of the two terms below are not defined.
+        # Its derivative is right at 0 too, where the two terms below have none.
         return torch.logaddexp(z, torch.zeros_like(z))
     positive = max(z, 0.0) if m is math else z.clip(min=0)
     return positive + m.log1p(m.exp(-abs(z)))
 
 
 def log_ratio(a: Any, b: Any) -> Any:
-    """log(a/b), with its limits where one of two numbers is 0."""
+    """log(a/b), with its limits -inf and inf where one of two floats is 0."""
     m = ops(a)
     if m is not math:
         return m.log(a) - m.log(b)
@@ -59,7 +59,7 @@ def log_ratio(a: Any, b: Any) -> Any:
 
 
 def held(draws: Tensor, dtype: torch.dtype) -> Tensor:
-    """Finite draws in another dtype, or an error if they are too large for it."""
+    """Finite draws in another dtype; ArgumentError if they are too large for it."""
     answer = draws.to(dtype)
     if dtype != draws.dtype and not bool(torch.isfinite(answer).all()):
         raise ArgumentError(
@@ -91,16 +91,16 @@ class Path(ABC):
 
     @property
     def t_end(self) -> float:
-        """The last time of the path's domain [0, t_end]: alpha and sigma are defined up to there and alpha is not negative.
+        """The last time of the path's domain [0, t_end], on which alpha and sigma are defined and alpha is not negative.
 
-        Finite always; where the formulas go on, the time up to which their squares are numbers of float64.
+        It is always finite: formulas without an end stop where the squares of their values would leave float64.
         """
         return LARGEST
 
     def check_times(self, t: float | Tensor, name: str = "t") -> None:
-        """Raise ArgumentError unless a time, or each of a tensor of them, lies in the domain [0, t_end]."""
+        """Raise ArgumentError, which calls the time ``name``, unless all times lie in the domain [0, t_end]."""
         end = self.t_end
-        # Not a number is neither above nor below.
+        # NaN fails both comparisons, and so is no time.
         if bool(((t >= 0) & (t <= end)).all()) if isinstance(t, Tensor) else 0 <= t <= end:
             return
         wrong = float(t[~((t >= 0) & (t <= end))].reshape(-1)[0]) if isinstance(t, Tensor) else t
@@ -125,7 +125,7 @@ class Path(ABC):
 
     @abstractmethod
     def time_from_log_snr(self, log_snr: Time) -> Time:
-        """The time at which the log-SNR has this value; infinity gives the time at which sigma is 0."""
+        """The time at which the log-SNR has a value; infinity gives the time at which sigma is 0."""
 
     def log_snr(self, t: Time) -> Time:
         """lambda = log(alpha/sigma), decreasing in t; infinite where sigma is 0."""
@@ -133,19 +133,19 @@ class Path(ABC):
         return result
 
     def rho(self, t: Time) -> Time:
-        """sigma/alpha, the noise level in units of the data; infinite where alpha is 0."""
+        """The noise level sigma/alpha, in units of the data; infinite where alpha is 0."""
         alpha, sigma = self.alpha(t), self.sigma(t)
         if isinstance(alpha, float) and alpha == 0:
             return math.inf
         return sigma / alpha
 
     def time_from_rho(self, rho: Time) -> Time:
-        """The time at which sigma/alpha has this value; 0 gives the time at which sigma is 0."""
+        """The time at which the noise level sigma/alpha has a value; 0 gives the time at which sigma is 0."""
         log_snr: Time = log_ratio(rho * 0 + 1.0, rho)
         return self.time_from_log_snr(log_snr)
 
     def half_variance_rate(self, t: Time) -> Time:
-        """sigma sigma' = (sigma^2)'/2, finite where sigma is 0 even on paths on which sigma' is not."""
+        """sigma sigma' = (sigma^2)'/2; finite where sigma is 0, even on paths whose sigma' is infinite there."""
         return self.sigma(t) * self.sigma_derivative(t)
 
     def drift(self, t: Time) -> Time:
@@ -159,7 +159,7 @@ class Path(ABC):
         return result
 
     def between(self, first: float, last: float) -> Self:
-        """The part of the path between two times, the noisier first: named grids are laid on it.
+        """The part of the path from time ``first`` down to ``last``, on which a named grid can be laid.
 
         >>> import diffode
         >>> diffode.grids.get("time_uniform", diffode.paths.get("edm").between(0.7, 0.1), 3).tolist()
@@ -172,9 +172,9 @@ class Path(ABC):
         return part
 
     def prior(self, shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw N(0, sigma(t_max)^2 I) of the given shape: what samplers start from in practice.
+        """Draw N(0, sigma(t_max)^2 I) of the given shape, the law that samplers start from in practice.
 
-        It differs from the exact law at ``t_max`` by the *prior error*; ``field.prior`` draws the exact law.
+        Its distance to the exact law at ``t_max`` is the *prior error*; ``field.prior`` draws from the exact law.
         """
         return held(self.sigma(self.t_max) * normal(shape, generator=generator), dtype)
 

@@ -112,7 +112,7 @@ class VP(Path):
         return result
 
     def _time_of(self, twice: Any) -> Any:
-        # -2 log alpha is a quadratic in t; this root of it has no cancellation.
+        # ``twice`` = -2 log alpha is a quadratic in t; this form of its root has no cancellation.
         root = ops(twice).sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * twice)
         return 2 * twice / (root + self.beta_min)
 
@@ -150,8 +150,8 @@ class SubVP(VP):
 class VPCosine(Path):
     """Variance-preserving path with the cosine schedule (Nichol and Dhariwal, arXiv 2102.09672, equation 17).
 
-    alpha = cos(theta(t))/cos(theta(0)), theta(t) = (pi/2)(t + s)/(1 + s). ``t_max`` stops short of 1, where alpha is 0,
-    at the value DPM-Solver uses.
+    alpha = cos(theta(t))/cos(theta(0)), theta(t) = (pi/2)(t + s)/(1 + s). ``t_max`` has DPM-Solver's value, short of 1, where
+    alpha is 0.
     """
 
     name: ClassVar[str] = "vp_cosine"
@@ -221,8 +221,8 @@ class VPCosine(Path):
 class RectifiedFlow(Path):
     """Straight path x_t = (1 - t) x_0 + t eps (Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747).
 
-    The defaults stay a thousandth away from both ends, where rho = t/(1 - t) is 0 or infinite; ``t_max=1`` is allowed
-    for solvers and grids that work in native time.
+    The defaults end 0.001 before t = 0 and t = 1, where rho = t/(1 - t) is 0 or infinite; ``t_max=1`` is allowed for solvers
+    and grids that work in native time.
     """
 
     name: ClassVar[str] = "rectified_flow"

@@ -1,4 +1,4 @@
-"""Multistep methods on one evaluation a step: Adams-Bashforth in any chart, LMS, DEIS, iPNDM."""
+"""Multistep methods with one evaluation per step: Adams-Bashforth in any chart, LMS, DEIS, iPNDM."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from diffode.tableau import Writer
 class Adams(Solver):
     """Variable-step Adams methods: the polynomial through the last ``order`` evaluations, integrated exactly.
 
-    The first steps have the order their history allows. Where noise is large and the chart makes the flow nearly linear that
-    costs nothing; in native time on VP or rectified flow the Euler start leaves an error of second order (order 4 measures
-    3.3 to 3.7 at a few hundred steps, and tends to 2).
+    The first steps have the order that their history allows. This costs nothing where noise is large and the chart makes the
+    flow nearly linear; in native time on VP or rectified flow the first step, Euler's, leaves an error of second order (order
+    4 measures 3.3 to 3.7 at a few hundred steps, and tends to 2).
     """
 
     order: int = 2
@@ -50,7 +50,7 @@ class Adams(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth(Adams):
-    """Variable-step Adams-Bashforth of order 1 to 6 in any chart; in the log-SNR charts it is the exponential one."""
+    """Variable-step Adams-Bashforth of order 1 to 6 in any chart; in log-SNR charts the exponential Adams-Bashforth method."""
 
     chart: str = "velocity"
 
@@ -82,7 +82,7 @@ class LMS(Adams):
 
 @dataclass(frozen=True, kw_only=True)
 class DEIS(Adams):
-    """DEIS-tAB: polynomials of the noise prediction in VP time, weight d rho/dt. ``order`` counts evaluations used."""
+    """DEIS-tAB: polynomials in VP time through the last ``order`` noise predictions, with weight d rho/dt."""
 
     order: int = 3
 
@@ -93,9 +93,9 @@ class DEIS(Adams):
 
 @dataclass(frozen=True, kw_only=True)
 class IPNDM(Solver):
-    """Improved PNDM: the constant Adams-Bashforth weights of a uniform grid, in rho, whatever the grid.
+    """Improved PNDM: the constant Adams-Bashforth weights of a uniform grid, in rho, on any grid.
 
-    Second order at most on a non-uniform grid, whatever ``order`` says; yet often the best at 5 to 10 evaluations.
+    On a non-uniform grid every ``order`` above 1 is second order; yet it is often the best at 5 to 10 evaluations.
     """
 
     order: int = 4
@@ -131,9 +131,9 @@ class IPNDM(Solver):
 class IPNDMVariable(Solver):
     """iPNDM_v: Adams-Bashforth weights for variable steps in rho.
 
-    ``form=published`` keeps three slips of the authors' code: the products of ratios lack a parenthesis (right on uniform
-    grids only), one sign is wrong, and the oldest weight takes a ratio one step too late. ``form=consistent`` is exact, and
-    equals LMS.
+    ``form=published`` keeps three slips of the authors' code: the products of ratios lack a parenthesis (which is right on
+    uniform grids only), one sign is wrong, and the oldest weight has the ratio of a later step. ``form=consistent`` is exact
+    and equals LMS.
     """
 
     order: int = 4
@@ -153,7 +153,7 @@ class IPNDMVariable(Solver):
         return 2 if self.form == "published" and self.order == 4 else self.order
 
     def order_on(self, grid: grids.Times) -> int:
-        """On log-SNR grids, whose step ratio is constant, the published order 4 is third order."""
+        """The order on a family of grids: on log-SNR grids, whose step ratio is constant, the published order 4 has third."""
         even = isinstance(grid, str) and grids.spec_of(grid).partition(":")[0] == "log_snr"
         third = self.form == "published" and self.order == 4 and even
         return 3 if third else self.convergence_order
@@ -173,10 +173,10 @@ class IPNDMVariable(Solver):
 
 
 def _published_variable_weights(clocks: Sequence[float]) -> list[float]:
-    """Weights as shares of the step, latest first; ``clocks`` are the new value of rho and the past ones, latest first.
+    """Weights of the noise predictions, as shares of the step; ``clocks`` are the new rho and the past ones. Latest first.
 
-    In backward divided differences (d1, d2, d3) of the noise prediction the step adds d1/2, then ``bend`` d2 and ``twist`` d3,
-    in units of the steps h[0] (now), h[1], ... .
+    ``bend`` and ``twist`` are the weights of the second and third backward divided difference, ``h`` the present step and the
+    past ones.
     """
     h = [new - old for new, old in itertools.pairwise(clocks)]
     if len(h) == 1:
@@ -185,7 +185,7 @@ def _published_variable_weights(clocks: Sequence[float]) -> list[float]:
     weights = [1 + r / 2, -r / 2]
     if len(h) == 2:
         return weights
-    # (1 - u)/2 with u = h0/(3 (h0 + h1)) * ratio, where (1 - h0/(3 (h0 + h1)))/2 * ratio is right.
+    # Published is (1 - u)/2 with u = h0/(3 (h0 + h1)) * ratio; right is (1 - h0/(3 (h0 + h1)))/2 * ratio.
     two = h[0] + h[1]
     bend = (1 - h[0] / (3 * two) * (h[0] * two) / (h[1] * (h[1] + h[2]))) / 2
     q = h[1] / h[2]
@@ -193,11 +193,11 @@ def _published_variable_weights(clocks: Sequence[float]) -> list[float]:
     if len(h) == 3:
         return weights
     three = two + h[2]
-    # A plus before the second term where the expansion has a minus.
+    # The second term is published with a plus; the expansion has a minus.
     twist = (1 - h[0] / (3 * two)) / 2 + (1 - h[0] / (2 * two)) * h[0] / (6 * three)
     twist *= h[0] * two * three / (h[1] * (h[1] + h[2]) * (h[1] + h[2] + h[3]))
     p = h[1] * (h[1] + h[2]) / (h[2] * (h[2] + h[3]))
-    # The oldest weight has q where h[2]/h[3] belongs.
+    # The oldest weight is published with q in place of h[2]/h[3].
     return [
         weights[0] + twist,
         weights[1] - (1 + q + p) * twist,

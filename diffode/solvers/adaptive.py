@@ -1,8 +1,8 @@
-r"""Adaptive solvers with a step of its own for every row, in log-SNR.
+r"""Adaptive solvers in log-SNR, whose rows have steps of their own.
 
 On a path the state is z = x/alpha and the variable lambda: :math:`dz/d\lambda = -\rho\,\epsilon`. A row's steps depend on that
-row alone: a stiff one changes neither its neighbours' steps nor their answers, and rows that have arrived cost nothing more.
-One evaluation is one call of the field, whatever number of rows is still on its way.
+row alone: a stiff row changes neither the steps nor the answers of others, and rows that have arrived cost no more. One
+evaluation is one call of the field for all rows that have not arrived.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.numerics.butcher import BOGACKI_SHAMPINE, DORMAND_PRINCE
 from diffode.paths import Path
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import check_choice
 
-#: A step is never made longer or shorter than by these factors, nor below this share of the whole way.
-_GROW, _SHRINK, _SHORTEST = 10.0, 0.2, 1e-13
+#: Largest factor from a step to the next.
+_MOST_GROWTH = 10.0
+#: Smallest factor from a step to the next.
+_LEAST_GROWTH = 0.2
+#: Share of the whole way below which a step counts as vanished: its row is unfinished.
+_SHORTEST_STEP = 1e-13
 
 
 @dataclass
 class Rows:
-    """The rows still on their way: state z (n, D), position and next step in the variable (n,), slope at z if kept."""
+    """The rows that have not arrived: state z (n, D), position and next step in the variable (n,), slope at z if kept."""
 
     z: Tensor
     at: Tensor
     step: Tensor
     slope: Tensor | None
-    #: Rows into which a derivative may flow back; all unless given.
+    #: Mask (n,) of the rows into which a derivative may flow back; all unless given.
     allowed: Tensor | None = None
 
     def guarded(self) -> Rows:
-        """The same rows for an attempt at a step, closed to the derivatives of attempts that are rejected.
+        """The same rows for an attempt at a step, into which no derivative flows back from a rejected attempt.
 
-        A rejected attempt has the derivative 0, but where it met values that are not finite, 0 times these would be NaN.
+        The derivative of a rejected attempt is 0, but 0 times a value that is not finite would be NaN.
         """
         if not (torch.is_grad_enabled() and self.z.requires_grad):
             return Rows(self.z, self.at, self.step, self.slope)
@@ -56,7 +61,7 @@ class Rows:
         return entry
 
     def take(self, which: Tensor) -> Rows:
-        """Some of them."""
+        """The rows ``which``."""
         return Rows(self.z[which], self.at[which], self.step[which], None if self.slope is None else self.slope[which])
 
 
@@ -74,7 +79,7 @@ class Adaptive(DirectSolver):
 
     asks_row_times = True
     takes_steps = False
-    #: Exponents of E now and at the last accepted step, in the factor safety E^-a E_last^b of the next step.
+    #: The factor ``safety`` in safety E^-a E_last^b, the ratio of the next step to this one (see ``exponents``).
     safety: ClassVar[float] = 0.9
 
     def __post_init__(self) -> None:
@@ -88,15 +93,15 @@ class Adaptive(DirectSolver):
     @property
     @abstractmethod
     def exponents(self) -> tuple[float, float]:
-        """(a, b) of the controller."""
+        """The exponents (a, b) of the error ratios of this attempt and the last accepted one, in the ratio of steps."""
 
     def opening(self, flow: Flow, rows: Rows) -> Tensor | None:
-        """What a first attempt and its repetitions have in common, kept as the rows' slope; None if nothing is."""
+        """The evaluation that all attempts at a step from here share, kept as the rows' slope; None if they share none."""
         return None
 
     @abstractmethod
     def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Try every row's step: the new z, the error ratio's numerator and denominator combined (n,), the slope there."""
+        """Try every row's step: the new z (n, D), the error ratio E (n,), and the slope at the new z, or None."""
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
@@ -109,7 +114,7 @@ class Adaptive(DirectSolver):
         last = torch.ones(count, dtype=torch.float64, device=x.device)
         for stop in times[1:]:
             rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, last)
-            # A row that the step limit left behind has no state at this time. The mask is a copy, since later legs write to it.
+            # A row that met the step limit has no state at this time. The mask is a copy, since later legs write to it.
             here = finished.clone().reshape((-1,) + (1,) * (x.ndim - 1))
             there = torch.where(here, flow.state(rows.z, rows.at), math.nan)
             states.append(there)
@@ -119,7 +124,7 @@ class Adaptive(DirectSolver):
     def _leg(
         self, flow: Flow, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, last: Tensor
     ) -> Rows:
-        """Bring every row to ``stop``; the counts are written to, rows that meet the step limit are left where they are."""
+        """Bring every row to ``stop``, except those that meet the step limit, and add to the counts of steps."""
         whole = Rows(rows.z.clone(), rows.at.clone(), rows.step.clone(), None if rows.slope is None else rows.slope.clone())
         active = torch.nonzero(finished).reshape(-1)
         rows = whole.take(active)
@@ -134,28 +139,29 @@ class Adaptive(DirectSolver):
             entry = rows.guarded()
             with flow.field.rows(active):
                 z, ratio, slope = self.attempt(flow, entry)
-            # A derivative of the run is taken at the steps that it chose: their choice itself is not differentiated.
+            # A derivative of the run holds its steps fixed: their choice is not differentiated.
             ratio, finite = ratio.detach(), torch.isfinite(z.detach()).all(1)
             ratio = torch.where(finite & torch.isfinite(ratio), ratio, math.inf)
             finite = torch.isfinite(ratio)
             good = ratio <= 1
             entry.allowed = good
             factor = self.safety * ratio.clamp(min=1e-10) ** -up * last[active] ** down
-            factor = factor.clamp(_SHRINK, _GROW)
+            factor = factor.clamp(_LEAST_GROWTH, _MOST_GROWTH)
             arrived = good & (rows.step >= left)
             rows.z = torch.where(good[:, None], z, rows.z)
             rows.at = torch.where(arrived, stop, torch.where(good, rows.at + rows.step, rows.at))
             if slope is not None and rows.slope is not None:
                 rows.slope = torch.where(good[:, None], slope, rows.slope)
-            # A step cut short by the end of the leg says nothing against the longer one that was wished for.
+            # A step that was cut at the end of the leg does not shorten the next: the longer one is wished for again.
             new = rows.step * torch.where(good, factor, factor.clamp(max=0.9))
             rows.step = torch.where(arrived & (rows.step < wish), wish, new)
             accepted[active] += good
             rejected[active] += ~good
             last[active] = torch.where(good, ratio.clamp(1e-4, 1.0), last[active])
-            lost = ~arrived & ((accepted[active] + rejected[active] >= self.max_steps) | (rows.step < _SHORTEST * flow.length))
+            spent = accepted[active] + rejected[active] >= self.max_steps
+            lost = ~arrived & (spent | (rows.step < _SHORTEST_STEP * flow.length))
             finished[active[lost]] = False
-            # What stopped it was not the accuracy asked for, but a field that is not finite.
+            # These rows were stopped by values of the field that are not finite, not by the tolerance.
             rows.z[lost & ~finite] = math.nan
             done = arrived | lost
             if bool(done.any()):
@@ -168,7 +174,7 @@ class Adaptive(DirectSolver):
 
 
 class Flow:
-    """The probability-flow ODE as dz/du for a batch of rows, each at a place of its own; u runs from 0 to ``length``."""
+    """The probability-flow ODE as dz/du for rows at different u, which runs from 0 to ``length``."""
 
     def __init__(self, field: Field, x: Tensor, start: float, stop: float):
         self.field, self.shape = field, x.shape[1:]
@@ -187,23 +193,23 @@ class Flow:
         return t if self.path is None else self.path.log_snr(t)
 
     def variable(self, t: float) -> float:
-        """u at time t: log-SNR (time, for a plain ODE) counted from the start, growing."""
+        """u at time t: the distance from the start in log-SNR, or in time for a plain ODE."""
         return self._sign * (self._raw(t) - self._origin)
 
     def time(self, u: Tensor) -> Tensor:
-        """t at u."""
+        """The times (n,) at u (n,)."""
         raw = self._origin + self._sign * u
         return raw if self.path is None else self.path.time_from_log_snr(raw)
 
     def start(self, x: Tensor, first_step: float) -> Rows:
-        """All rows at the start."""
+        """All rows at the start, with their first step."""
         zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         flat = x.reshape(len(x), math.prod(x.shape[1:]))
         z = flat / self.path.alpha(float(self.time(zero)[0])) if self.path is not None and len(x) else flat
         return Rows(z, zero, torch.full_like(zero, first_step), None)
 
     def state(self, z: Tensor, u: Tensor) -> Tensor:
-        """x of rows z at u."""
+        """The states x (n, *shape) of rows z (n, D) at u (n,)."""
         scaled = z if self.path is None else z * self.path.alpha(self.time(u)).to(z)[:, None]
         return scaled.reshape(len(z), *self.shape)
 
@@ -217,40 +223,20 @@ class Flow:
         return -self._sign * rho * self.field.predict("noise", x, t).flatten(1)
 
     def noise(self, z: Tensor, u: Tensor) -> Tensor:
-        """The noise prediction at rows z."""
+        """The noise prediction at rows z, (n, D)."""
         return self.field.predict("noise", self.state(z, u), self.time(u)).flatten(1)
 
 
-#: Butcher tableaux of embedded pairs: nodes, stages, weights, weights of the error estimate. The last stage is the next first.
-_PAIRS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...], int]] = {
-    # Bogacki and Shampine, Appl. Math. Lett. 2 (1989).
-    "bosh3": (
-        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-        (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-        3,
-    ),
-    # Dormand and Prince, J. Comput. Appl. Math. 6 (1980).
-    "dopri5": (
-        (
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-        5,
-    ),
-}
+#: Pairs whose slope at the new point is the first of the next step.
+_PAIRS = {"bosh3": BOGACKI_SHAMPINE, "dopri5": DORMAND_PRINCE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedRungeKutta(Adaptive):
     """An embedded Runge-Kutta pair with PI step control, ``pair=dopri5`` (5(4)) or ``bosh3`` (3(2)), in log-SNR.
 
-    The error ratio is the root mean square over a row of error/(atol + rtol max(|z|, |z_new|)), atol in units of
-    the data's scale.
+    The error ratio is the root mean square over a row of error/(atol + rtol max(|z|, |z_new|)), with ``atol`` in units of the
+    data's scale.
     """
 
     pair: Literal["dopri5", "bosh3"] = "dopri5"
@@ -267,12 +253,12 @@ class EmbeddedRungeKutta(Adaptive):
     @property
     @override
     def order(self) -> int:
-        return _PAIRS[self.pair][2]
+        return _PAIRS[self.pair].order
 
     @property
     @override
     def nfe_per_step(self) -> int:
-        return len(_PAIRS[self.pair][0])
+        return len(_PAIRS[self.pair].weights)
 
     @property
     @override
@@ -285,14 +271,14 @@ class EmbeddedRungeKutta(Adaptive):
 
     @override
     def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-        stages, error_weights, _ = _PAIRS[self.pair]
+        method = _PAIRS[self.pair]
         h = rows.step.to(rows.z)[:, None]
         slopes = [self.opening(flow, rows) if rows.slope is None else rows.slope]
         z = rows.z
-        for stage in stages:
+        for stage in (*method.stages, method.weights):
             z = rows.z + h * _combination(stage, slopes)
             slopes.append(flow.slope(z, rows.at + sum(stage) * rows.step))
-        error = h * _combination(error_weights, slopes)
+        error = h * _combination(method.error_weights, slopes)
         scale = self.atol * flow.field.scale + self.rtol * torch.maximum(rows.z.abs(), z.abs())
         return z, _rms(error / scale), slopes[-1]
 
@@ -301,8 +287,8 @@ class EmbeddedRungeKutta(Adaptive):
 class DPMAdaptive(Adaptive):
     """DPM-Solver adaptive: ``order=2`` compares DPM-Solver-1 and 2, ``order=3`` DPM-Solver-2 and 3 (the pairs 12 and 23).
 
-    A step is accepted if the root mean square over a row of the difference over max(atol, rtol max(|x_low|, |x_previous|)) is
-    at most 1, atol in units of the data's scale; the next is 0.9 h E^(-1/order).
+    A step h is accepted if the error ratio E, the root mean square over a row of the difference over max(atol, rtol
+    max(|x_low|, |x_previous|)), is at most 1, with ``atol`` in units of the data's scale; the next is 0.9 h E^(-1/order).
     """
 
     order: int = 3
@@ -330,7 +316,7 @@ class DPMAdaptive(Adaptive):
     def opening(self, flow: Flow, rows: Rows) -> Tensor:
         if flow.path is None:
             raise ArgumentError("dpm_adaptive needs a field with a path: Field.from_velocity(fn, path=...)")
-        # What is carried from step to step is the noise prediction, which a rejected step can use again.
+        # The noise prediction is carried from step to step, and serves again after a rejected step.
         return flow.noise(rows.z, rows.at)
 
     @override

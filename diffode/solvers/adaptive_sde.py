@@ -1,8 +1,8 @@
 r"""Adaptive steps for the reverse SDE, with a step for every row and noise that rejected steps don't bias.
 
-A step that is rejected has looked at its noise. Drawing other noise for the shorter step would favour the noise that is easy to
-integrate; here what was drawn stays, and is divided by a Brownian bridge (rejection sampling with memory: Rackauckas and Nie,
-Discrete and Continuous Dynamical Systems B 22 (2017), algorithm 1).
+The rejection of a step depends on its noise. Other noise for the shorter step would favour noise that is easy to integrate;
+here the noise stays, and a Brownian bridge divides it (rejection sampling with memory: Rackauckas and Nie, Discrete and
+Continuous Dynamical Systems B 22 (2017), algorithm 1).
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from diffode.randomness import Randomness, RowNoise
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import WithNoise
 
-#: A step is never made longer or shorter than by these factors, nor below this share of the whole way.
-_GROW, _SHRINK, _SHORTEST = 5.0, 0.2, 1e-10
-#: More draws than any run makes.
-_DRAWS = 2**40
+#: Largest factor from a step to the next.
+_MOST_GROWTH = 5.0
+#: Smallest factor from a step to the next.
+_LEAST_GROWTH = 0.2
+#: Share of the whole way below which a step counts as vanished: its row is unfinished.
+_SHORTEST_STEP = 1e-10
+#: Number of draws set aside for a run, more than any run makes.
+_MOST_DRAWS = 2**40
 
 
 class Increments:
-    """Brownian increments of rows (n, D) over steps that may be taken back and divided.
+    """Brownian increments of rows (n, D) over steps that may be rejected and divided.
 
-    Each row keeps a stack of increments that were drawn, but not yet used, the nearest on top.
+    Each row keeps a stack of the increments that were drawn but are not yet used, the earliest on top.
     """
 
     def __init__(self, rows: Tensor):
@@ -40,7 +44,7 @@ class Increments:
         self._count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
 
     def take(self, rows: Tensor, wish: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The next increments of these rows (n,): over ``wish`` (n,), or over less where less is on the stack.
+        """The next increments of ``rows`` (n,) over steps of length ``wish`` (n,), or shorter ones where the stack's top is.
 
         Returns the lengths (n,) and the increments (n, D); ``z`` (n, D) are new standard normals.
         """
@@ -50,7 +54,7 @@ class Increments:
         length, value = self._lengths[rows, top], self._values[rows, top]
         whole = known & (length <= wish * (1 + 1e-12))
         share = torch.where(known, (wish / length.clamp(min=1e-300)).clamp(max=1.0), 1.0)
-        # A bridge: its mean is the share of what is known, its variance q (1 - q) times the length.
+        # A bridge over the share q of a known increment has q times the increment as mean and q (1 - q) length as variance.
         spread = torch.where(known, share * (1 - share) * length, wish).clamp(min=0).sqrt()
         divided = torch.where(known, share, 0.0)[:, None].to(value) * value + spread[:, None].to(value) * z
         increment = torch.where(whole[:, None], value, divided)
@@ -77,13 +81,13 @@ class Increments:
 class AdaptiveSDE(WithNoise, DirectSolver):
     r"""Euler-Maruyama and the improved Euler method as a pair, for :math:`dx = [v - (\eta^2 g^2/2) s]\,dt + \eta g\,dw`.
 
-    Both use the same noise; their difference is the error estimate, the improved Euler result is what goes on. A step of a row
-    is accepted if the root mean square of error/max(atol, rtol max(\|x'\|, \|x'_last\|)) is at most 1, x' being the row's Euler
-    results now and at its last accepted step; the next step is 0.9 h E^-0.9, rounded down to a power of sqrt 2
-    of the whole way. Times are the path's own.
+    Both use the same noise; their difference is the error estimate, and the improved Euler result goes on. A step h of a row is
+    accepted if E, the root mean square of error/max(atol, rtol max(\|x'\|, \|x'_last\|)), is at most 1, where x' and x'_last
+    are the row's Euler results now and at its last accepted step; the next step is 0.9 h E^-0.9, rounded down to the whole
+    way divided by a power of sqrt 2. Times are the path's own.
 
-    ``atol`` is in units of the data's scale. It costs two evaluations an attempt. Without noise (``eta=0``) it is an adaptive
-    Heun method.
+    ``atol`` is in units of the data's scale. An attempt costs two evaluations. Without noise (``eta=0``) it is an adaptive Heun
+    method.
     """
 
     rtol: float = 0.01
@@ -118,7 +122,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
             )
         if generator is None and self.eta:
             raise ArgumentError(f"solver {self.spec!r} draws noise; pass generator=")
-        noise = RowNoise(x, _DRAWS, 0 if generator is None else generator)
+        noise = RowNoise(x, _MOST_DRAWS, 0 if generator is None else generator)
         run = _Run(self, field, path, x, times)
         states = [x]
         for leg, stop in enumerate(times[1:]):
@@ -130,7 +134,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
 
 
 class _Run:
-    """One run: where every row is, and what its controller knows."""
+    """One run: the state of every row, and of its step control."""
 
     def __init__(self, solver: AdaptiveSDE, field: Field, path: Path, x: Tensor, times: Sequence[float]):
         self.solver, self.field, self.path, self.shape = solver, field, path, x.shape
@@ -144,13 +148,13 @@ class _Run:
         self.increments = Increments(self.x)
 
     def state(self) -> Tensor:
-        """x (B, *shape)."""
+        """The states x, (B, *shape)."""
         return self.x.reshape(self.shape)
 
     def follow_to(self, stop: float, noise: RowNoise, leg: int) -> None:
-        """Bring every row that can go on to a time."""
+        """Bring every row, except those that have failed, to the time ``stop``."""
         active = torch.nonzero(self.finished).reshape(-1)
-        # A row's attempts are numbered from the leg's beginning, so that its noise is the same in any batch.
+        # Attempts are numbered from the beginning of the leg, so that a row has the same noise in any batch.
         attempt = leg * 2 * self.solver.max_steps
         while len(active):
             z = noise(attempt).flatten(1)[active]
@@ -158,7 +162,7 @@ class _Run:
             active = active[~self._attempt(active, stop, z)]
 
     def _attempt(self, active: Tensor, stop: float, z: Tensor) -> Tensor:
-        """Try a step of each of these rows; says which need no more."""
+        """Try a step of each of the rows ``active``, (n,); returns the mask (n,) of those that need no more."""
         solver = self.solver
         x, at = self.x[active], self.at[active]
         left = at - stop
@@ -179,16 +183,16 @@ class _Run:
         self.accepted[active] += good
         self.rejected[active] += ~good
         self.increments.give_back(active[~good], h[~good], increment[~good].detach())
-        factor = (solver.safety * ratio.detach().clamp(min=1e-10) ** -0.9).clamp(_SHRINK, _GROW)
+        factor = (solver.safety * ratio.detach().clamp(min=1e-10) ** -0.9).clamp(_LEAST_GROWTH, _MOST_GROWTH)
         wish = self.step[active]
-        # A step cut short by the end of the leg or by noise that is kept says nothing against the longer one wished for.
+        # A step that was cut at the end of the leg or of a kept increment does not shorten the next: the wish stays.
         new = h * torch.where(good, factor, factor.clamp(max=0.9))
         self.step[active] = self._rounded(torch.where(good & (h < wish * (1 - 1e-12)), torch.maximum(new, wish), new))
         arrived = good & (there == stop)
         spent = self.accepted[active] + self.rejected[active] >= solver.max_steps
-        lost = ~arrived & (spent | (self.step[active] < _SHORTEST * self.length))
+        lost = ~arrived & (spent | (self.step[active] < _SHORTEST_STEP * self.length))
         self.finished[active[lost]] = False
-        # What stopped it was not the accuracy asked for, but a field that is not finite.
+        # These rows were stopped by values of the field that are not finite, not by the tolerance.
         failed = active[lost & ~finite]
         if len(failed):
             self.x = self.x.index_fill(0, failed, math.nan)
@@ -196,16 +200,16 @@ class _Run:
         return ended
 
     def _rounded(self, step: Tensor) -> Tensor:
-        """The next step of a ladder of factors sqrt 2 below.
+        """The step rounded down to the whole way divided by a power of sqrt 2.
 
-        A controller under noise is chaotic: it would blow a rounding error up until the run is another one. On a ladder it is
-        forgotten, so that a row has the same run in any batch and on any machine.
+        Step control under noise is chaotic: a rounding error would grow until the run is another one. Rounded steps forget
+        it, so that a row has the same run in any batch and on any machine.
         """
         rounded: Tensor = self.length * torch.exp2(torch.floor(2 * torch.log2(step / self.length)) / 2)
         return rounded
 
     def _change(self, x: Tensor, at: Tensor, h: Tensor, increment: Tensor) -> Tensor:
-        """-h times the drift at these times, plus eta g times the noise, (n, D)."""
+        """The change of x (n, D) over a step h (n,): -h times the drift at the times ``at``, plus eta g times the noise."""
         path, eta = self.path, self.solver.eta
         of_x, of_noise = conversion(path, "noise", "velocity", at)
         g = eta * path.diffusion(at) if eta else torch.zeros_like(at)

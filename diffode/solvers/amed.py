@@ -1,8 +1,8 @@
 r"""AMED: solvers whose intermediate times and scales are predicted for every sample and step.
 
 With t for rho = sigma/alpha, a step t -> t' has an inner time :math:`s = t'^r t^{1-r}`; the direction there is
-:math:`d_s = (x_s - D(x_s, a s))/s` (divided by s, not a s), and the step is scaled by c. Here the predictions (r, c, a) are
-given; for r = 1/2, c = a = 1 every host is itself on the grid with its geometric means.
+:math:`d_s = (x_s - D(x_s, a s))/s` (divided by s, not a s), and the factor c scales the step. Here the predictions (r, c, a)
+are given; with r = 1/2 and c = a = 1 the host runs unchanged on the grid with the geometric means of its levels added.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diffode.solvers.solver import Solver, check_choice, final_order, steps_of
 from diffode.specs import format_spec, options_of
 from diffode.tableau import Number, Writer
 
-#: What is predicted for each step and sample.
+#: The options that are predictions for each step and sample.
 _PREDICTIONS = ("r", "direction_scale", "time_scale")
 
 Given = float | tuple[tuple[float, ...], ...]
@@ -34,9 +34,8 @@ Given = float | tuple[tuple[float, ...], ...]
 class AMED(Solver):
     """AMED-Solver, or AMED-Plugin on a host: ``host`` is none, euler, dpm, ipndm or dpmpp (of the given ``order``).
 
-    ``r`` in (0, 1) places the inner time, ``direction_scale`` (c) and ``time_scale`` (a) are factors near 1: each a number,
-    or an array (steps, samples). A learned solver is only as good as its predictions: no order of convergence is claimed
-    unless r = 1/2 and c = a = 1.
+    ``r`` in (0, 1) places the inner time, ``direction_scale`` (c) and ``time_scale`` (a) are factors near 1; each is a number
+    or an array (steps, samples). Its order of convergence is known for r = 1/2 and c = a = 1 only: the predictions decide it.
     """
 
     host: Literal["euler", "dpm", "ipndm", "dpmpp"] | None = None
@@ -60,7 +59,7 @@ class AMED(Solver):
 
     @property
     def convergence_order(self) -> int:
-        """With r = 1/2 and c = a = 1; other r are first order, other scales do not converge."""
+        """The order of the host if r = 1/2 and c = a = 1; other r are first order, other scales do not converge."""
         return 1 if self.host == "euler" else 2
 
     @property
@@ -70,7 +69,7 @@ class AMED(Solver):
 
     @property
     def spec(self) -> str:
-        """The spec, without predictions that were given as arrays."""
+        """The spec, which leaves out predictions that were given as arrays."""
         given = {
             key: value for key, value in options_of(self).items() if not (key in _PREDICTIONS and isinstance(value, tuple))
         }
@@ -101,14 +100,14 @@ class AMED(Solver):
     def predictions(
         self, table: Writer, x: int, number: int, steps: int, times: tuple[float, float]
     ) -> tuple[Number, Number, Number]:
-        """(r, c, a) of a step from row x: those given. A learned solver looks at the state there."""
+        """(r, c, a) of step ``number`` from row x, as given; a trained solver overrides this and looks at the state."""
         r, c, a = (_step_of(name, getattr(self, name), number, steps) for name in _PREDICTIONS)
         return r, c, a
 
     def _whole(
         self, table: Writer, chart: Chart, x: int, history: list[_Slope], s: float, t: float, r: Number, c: Number
     ) -> int:
-        """x' = x + c (t' - t) d_s, or DPM-2's combination of d_s and d."""
+        """Append the whole step x' = x + c (t' - t) d_s, or with DPM-2's combination of d_s and d; returns its row."""
         advance = c * chart.path.alpha(t) * (chart.path.rho(t) - chart.path.rho(s))
         inner, first = history[0], history[1]
         share = 1.0 if self.host is None else 1 / (2 * r)
@@ -129,7 +128,7 @@ class AMED(Solver):
         number: int,
         total: int,
     ) -> int:
-        """A step of the host on the grid of 2N points; c scales its direction (of dpmpp: its non-linear part)."""
+        """Append a step of the host on the grid of 2N points; c scales its direction (of dpmpp its non-linear part)."""
         if self.host == "dpmpp":
             order = final_order(self.order, number, total, "always")
             past = history[:order]
@@ -145,14 +144,14 @@ class AMED(Solver):
 
 
 class _Slope:
-    """A row whose evaluation is used: the time it stands for, and the factor a on its noise prediction."""
+    """An evaluated row, the time that its evaluation counts for, and the factor on its noise prediction."""
 
     def __init__(self, row: int, time: Number, scale: Number):
         self.row, self.time, self.scale = row, time, scale
 
 
 def _moved(table: Writer, chart: Chart, row: int, time: Any, other: Any) -> int:
-    """The same x/alpha at another time; the same row on paths on which alpha does not change."""
+    """The row with the same x/alpha at another time, which is the same row where alpha is equal."""
     if isinstance(time, Tensor) or isinstance(other, Tensor):
         same = bool((torch.as_tensor(time) == torch.as_tensor(other)).all())
     else:
@@ -169,7 +168,7 @@ def _multistep_weights(order: int, chart: ExponentialChart, past: list[Number], 
 
 
 def _given(name: str, value: Any) -> Given:
-    """A number or an array (steps, samples), as floats."""
+    """A prediction as a float or as rows of floats (steps, samples); ArgumentError for other shapes or values."""
     try:
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
     except (TypeError, ValueError):

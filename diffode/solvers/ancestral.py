@@ -24,7 +24,7 @@ from diffode.tableau import Writer
 
 
 def step_down(path: Path, s: float, t: float, eta: float) -> tuple[float, float]:
-    """The time to step to, and the noise to add there, in units of alpha; no more noise than the level at t has."""
+    """The time to step to from s, and the noise to add there to reach t, in units of alpha and at most the level at t."""
     if eta == 0:
         return t, 0.0
     rho_s, rho_t = path.rho(s), path.rho(t)
@@ -36,13 +36,13 @@ def step_down(path: Path, s: float, t: float, eta: float) -> tuple[float, float]
 
 
 def _span(path: Path, s: float, t: float) -> tuple[float, float]:
-    """Of the clock rho^-2: at eta = 1 the noise added is rho_t^2 times the Brownian increment over it."""
+    """The interval of the noise clock rho^-2: at eta = 1 the noise added is rho_t^2 times the Brownian increment over it."""
     return path.rho(s) ** -2, path.rho(t) ** -2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral(WithNoise):
-    """A deterministic step to a lower noise level, then noise. ``order`` and cost are those of the deterministic step."""
+    """A deterministic step to a lower noise level, then noise; order and evaluations are those of the deterministic step."""
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
@@ -59,12 +59,12 @@ class Ancestral(WithNoise):
             x = table.output(table.noised(row, t, scale, alpha * up, _span(chart.path, s, t)) if up else row)
 
     def prepared(self, table: Writer, chart: Chart, x: int, s: float) -> int:
-        """What is done at s before the step from there; returns the row to step from."""
+        """Append rows at s before the step from there, if any; returns the row to step from."""
         return x
 
     @abstractmethod
     def step(self, table: Writer, chart: Chart, x: int, s: float, down: float) -> int:
-        """Append the deterministic step from s to ``down``."""
+        """Append the deterministic step from s to ``down``; returns its row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,10 @@ class DPMPlusPlus2SAncestral(AncestralMidpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class DDPM(Solver):
-    """Ancestral sampling of DDPM: the posterior mean of the forward process, with one of its two variances.
+    """Ancestral sampling of DDPM: the posterior mean of the forward process, with one of two variances.
 
-    ``variance=small`` is the posterior's (DDIM with eta = 1), ``variance=large`` the forward step's, which DDPM also tries.
+    ``variance=small`` is that of the posterior (DDIM with eta = 1), ``variance=large`` that of the forward step, which DDPM
+    tries as well.
     """
 
     variance: Literal["small", "large"] = "small"
@@ -151,7 +152,7 @@ class DDPM(Solver):
             down, up = step_down(path, s, t, 1.0)
             row = add_step(table, chart, x, down, (x,), (1.0,))
             if up:
-                # The forward step's variance is the posterior's times (sigma_s/sigma_t)^2.
+                # The variance of the forward step is that of the posterior times (sigma_s/sigma_t)^2.
                 up *= path.sigma(s) / path.sigma(t) if self.variance == "large" else 1.0
                 row = table.noised(row, t, path.alpha(t) / path.alpha(down), path.alpha(t) * up, _span(path, s, t))
             x = table.output(row)
@@ -159,7 +160,7 @@ class DDPM(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class EDMStochastic(Solver):
-    """EDM's stochastic sampler: raise the noise level by a factor 1 + gamma, then a Heun step in rho.
+    """EDM's stochastic sampler: each step raises the noise level by a factor 1 + gamma, then takes a Heun step in rho.
 
     gamma = min(churn/steps, sqrt 2 - 1) where rho lies in [noise_from, noise_to], else 0; ``inflation`` multiplies the noise.
     """
@@ -198,7 +199,7 @@ class EDMStochastic(Solver):
             if gamma > 0 and self.noise_from <= rho <= self.noise_to:
                 raised, more = path.time_from_rho(rho * (1 + gamma)), gamma
                 if raised > path.t_end:
-                    # A model of discrete levels knows no noise above its last one.
+                    # A model of discrete levels was not trained above its last level.
                     raised, more = path.t_end, max(path.rho(path.t_end) / rho - 1, 0.0)
                 alpha = path.alpha(raised)
                 spread = alpha * self.inflation * rho * math.sqrt(more * (2 + more))

@@ -1,7 +1,7 @@
 """Integrators of other libraries through the same interface: ``torchdiffeq:*``, ``torchsde:*``, ``scipy:*``.
 
-They are given the field as users of these libraries would write it, in time or in log-SNR; their evaluations are counted on
-the field like everyone's.
+They call the field in the form that users of these libraries write, in time or in log-SNR; the field counts their evaluations
+as it counts all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Slope = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(DirectSolver):
-    """A method of another library; ``methods`` gives their orders."""
+    """A ``method`` of another library; ``methods`` lists all with their orders."""
 
     method: str = ""
 
@@ -55,9 +55,9 @@ class Baseline(DirectSolver):
 class ODEBaseline(Baseline):
     """An ODE integrator of another library; the whole batch is one system.
 
-    ``variable`` is what it steps in: ``time``, ``log_snr``, or ``auto``: adaptive methods on a path in log-SNR, where the flow
-    is smooth, all others in time. ``atol`` is in units of the data's scale, that of the field. After ``max_evaluations``
-    without an end the rows are lost, as where tolerances lie below the rounding of the state's dtype.
+    It steps in the ``variable`` ``time`` or ``log_snr``; with ``auto`` adaptive methods on a path step in log-SNR, where the
+    flow is smooth, and all others in time. ``atol`` is in units of the data's scale, that of the field. A run that needs more
+    than ``max_evaluations`` fails, for instance with tolerances below the rounding of the state's dtype.
     """
 
     rtol: float = 1e-6
@@ -103,10 +103,10 @@ class ODEBaseline(Baseline):
         return replace(found, states=torch.stack([flow.state(z, u) for z, u in zip(found.states, times_of, strict=True)]))
 
     def _journey(self, slope: Slope, x: Tensor, places: Sequence[float], unit: float) -> Journey:
-        """Where the library gives up, on a field that is not finite for one, the rows are lost and its words are kept."""
+        """The run; if the library gives up, for instance on non-finite values, the rows are NaN and its message is kept."""
         if not len(x):
             return Journey(x[None].expand(len(places), *x.shape))
-        # Times that differ may be the same in the log-SNR, by rounding: there the state is the same.
+        # Different times may be equal in log-SNR by rounding, and then have the same state.
         distinct = list(dict.fromkeys(places))
         if len(distinct) == 1:
             return Journey(x[None].expand(len(places), *x.shape))
@@ -127,7 +127,7 @@ class ODEBaseline(Baseline):
             return Journey(lost, message=f"{self.name}'s {self.method} stopped: {error}")
 
     def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:
-        """States at these values of the variable, (places, *x.shape), with an absolute tolerance in the units of x."""
+        """States (len(places), *x.shape) at these values of the variable, with ``atol`` in the units of x."""
         raise NotImplementedError
 
 
@@ -145,7 +145,7 @@ class TorchDiffEq(ODEBaseline):
     def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:
         odeint = library("torchdiffeq").odeint
         grid = torch.tensor(list(places), dtype=torch.float64, device=x.device)
-        # Without step_t its adaptive methods step past the last time, where the path may end.
+        # Without step_t adaptive methods step past the last time, where the path may end.
         options = None if self.method in self.fixed else {"step_t": grid[1:]}
         result: Tensor = odeint(
             lambda t, y: slope(y, float(t)), x, grid, rtol=self.rtol, atol=atol, method=self.method, options=options
@@ -175,7 +175,7 @@ class SciPyIVP(ODEBaseline):
             return slope(point, float(t)).detach().cpu().double().numpy().reshape(-1)
 
         start = x.detach().cpu().double().numpy().reshape(-1)
-        # What overflows on the way ends in the status of its rows, not in NumPy's warnings.
+        # The status of the rows reports an overflow; NumPy's warnings would repeat it.
         with np.errstate(all="ignore"):
             found = solve_ivp(
                 function, (places[0], places[-1]), start, self.method, t_eval=list(places), rtol=self.rtol, atol=atol
@@ -187,9 +187,9 @@ class SciPyIVP(ODEBaseline):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSDE(WithNoise, Baseline):
-    """A method of torchsde for the reverse SDE family dx = [v - (eta^2 g^2/2) s] dt + eta g dw, one step a grid interval.
+    """A method of torchsde for the reverse SDE family dx = [v - (eta^2 g^2/2) s] dt + eta g dw, with a step per grid interval.
 
-    It computes in float64, with noise of its own, which depends on the size of the batch.
+    It computes in float64. Its noise is torchsde's own, and depends on the size of the batch.
     """
 
     method: str = "euler"
@@ -234,5 +234,5 @@ class TorchSDE(WithNoise, Baseline):
 
 
 def _entropy(seed: int, leg: int) -> int:
-    """The seed of a leg's Brownian path, with which no leg of another seed shares its noise."""
+    """The seed of a leg's Brownian motion, which no leg of another seed has."""
     return int(np.random.SeedSequence([seed, leg]).generate_state(1)[0] >> 1)

@@ -1,4 +1,4 @@
-"""Trained samplers as solvers: ``bespoke`` reads one from a file, ``universal`` is one that ships with diffode."""
+"""Trained samplers as solvers: ``bespoke`` reads one from a file, ``universal`` ships with diffode."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from diffode.tableau import Tableau, Writer
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of
 
-#: Levels may differ by this share from those that a sampler was trained for before it says so.
+#: Relative difference of a level, or of the data's scale, from that of the training above which a solver warns.
 _SAME_LEVEL = 0.01
+#: Largest number of coordinates of a row that ``dim`` may give.
 _MOST_COORDINATES = 10**12
-#: The universal tables, and the codebooks of which one member is chosen for a field.
+#: File of the universal tables.
 FILE = FilePath(__file__).parent / "universal.safetensors"
+#: File of the codebooks, of which one member is chosen for a field.
 MEMBERS_FILE = FilePath(__file__).parent / "universal_members.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedSolver(Solver):
-    """A sampler with a table for certain numbers of evaluations, which lays its own levels between two ends.
+    """A sampler with one table for each of a few numbers of evaluations, which lays its own levels between two ends.
 
-    It has no order of convergence: it is good at the number of evaluations it was trained for, and made for no other.
+    It has no order of convergence, since it runs with the numbers of evaluations that it was trained for only.
     """
 
     chart_name = "noise"
@@ -47,22 +49,22 @@ class TrainedSolver(Solver):
     @property
     @abstractmethod
     def budgets(self) -> tuple[int, ...]:
-        """Numbers of evaluations it has tables for, increasing."""
+        """The numbers of evaluations for which it has tables, increasing."""
 
     @abstractmethod
     def stages(self, nfe: int, first: float, last: float) -> Stages:
-        """Its table between two levels."""
+        """Its table with ``nfe`` evaluations between the levels ``first`` and ``last``, in common form."""
 
     @property
     def _known(self) -> str:
         return ", ".join(map(str, self.budgets))
 
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        """Not used: the whole table is known."""
+        """Not used, since the whole table is known."""
         raise NotImplementedError
 
     def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
-        """The table between the ends of a grid, with ``steps`` evaluations (or the only number there is)."""
+        """The table between the ends of a grid, with ``steps`` evaluations (or its only number); BudgetError for others."""
         if self.analytic_first_step is not False:
             raise ArgumentError(f"solver {self.name!r} was trained with all its evaluations: leave analytic_first_step out")
         if path is None:
@@ -89,7 +91,7 @@ class TrainedSolver(Solver):
         return self.stages(nfe, first, last).tableau(path, self.spec, (times[0], times[-1]))
 
     def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
-        """The largest table within a budget; a smaller one than asked says so with TrainedElsewhereWarning."""
+        """The largest table within a budget, with TrainedElsewhereWarning if it is smaller; BudgetError if none fits."""
         check_budget(nfe)
         fitting = [n for n in self.budgets if n <= nfe]
         if not fitting:
@@ -107,8 +109,8 @@ class TrainedSolver(Solver):
 class Bespoke(TrainedSolver):
     """A table trained for one target and number of evaluations, from the ``file`` that ``diffode train`` writes.
 
-    Its levels and weights are stored in units of the data's scale; ``scale`` replaces the scale it was trained at. Run between
-    other levels than it was trained for it says so with TrainedElsewhereWarning.
+    Its levels and weights are stored in units of the data's scale; ``scale`` replaces the scale of the training data. It warns
+    with TrainedElsewhereWarning if it runs between other levels than it was trained for.
     """
 
     file: str = ""
@@ -122,7 +124,7 @@ class Bespoke(TrainedSolver):
         if not self.file:
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
         if not isinstance(self.file, str):
-            raise ArgumentError(f"file must be a path that does not read as a number or list, such as ./{self.file}")
+            raise ArgumentError(f"file must be a name that does not read as a number or list, such as ./{self.file}")
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
         object.__setattr__(self, "checkpoint", load_checkpoint(self.file))
@@ -133,7 +135,7 @@ class Bespoke(TrainedSolver):
         return (self.checkpoint.stages.nfe,)
 
     def for_field(self, scale: float, dim: int) -> Bespoke:
-        """Itself, with a warning if the field's data have another scale than it was trained on."""
+        """The solver itself, with TrainedElsewhereWarning if the field's data have another scale than the training data."""
         trained = self.checkpoint.scale
         if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
             text = f"{self.file} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
@@ -164,11 +166,12 @@ class Bespoke(TrainedSolver):
 class Universal(TrainedSolver):
     """Tables for 3 to 12 evaluations, trained on a large family of random mixtures: for any diffusion field.
 
-    They live in units of the data's scale (root mean variance) and depend on the first and last noise level in that unit and on
-    the dimension. ``scale`` and ``dim`` are the field's unless given. Outside the levels they were trained for they refuse.
-    ``member`` takes, instead of the one table for all data, a member of a codebook; which one, in which unit of length (as
-    ``scale``) and for which dimension, ``diffode.learned.tune_universal`` finds out for a field. Members of different budgets
-    have nothing to do with each other, so the choice is for one: ``nfe``.
+    A table depends on the first and last noise level in units of the data's scale (root mean variance), and on the dimension;
+    levels outside those of the training are an ArgumentError. ``scale`` and ``dim`` are the field's unless given.
+
+    With ``member`` a member of a codebook replaces the table for all data; ``diffode.learned.tune_universal`` chooses the
+    member, and the ``scale`` and ``dim`` to run it with, for a field. Members of different budgets are unrelated, so a member
+    is chosen for one ``nfe``.
     """
 
     scale: float | None = None
@@ -196,7 +199,7 @@ class Universal(TrainedSolver):
 
     @property
     def tables(self) -> dict[int, Ranged]:
-        """Its tables by number of evaluations."""
+        """The tables by number of evaluations."""
         if self.member is None:
             known = shipped_tables()
         else:
@@ -225,7 +228,7 @@ class Universal(TrainedSolver):
             raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
         ranged = self.tables[nfe]
         ranged.check(first / self.scale, last / self.scale, self.scale)
-        # A member is chosen by its measured error: what it was trained for says less.
+        # A member was chosen by its measured error on the field, which counts more than the range of its training.
         if self.dim > ranged.most and self.member is None:
             text = (
                 f"the universal tables were trained in up to {ranged.most} dimensions, this field has {self.dim}: measure, "
@@ -236,17 +239,17 @@ class Universal(TrainedSolver):
 
 
 def _positive(value: object) -> bool:
-    """Whether it is a positive number that a float can hold."""
+    """Whether a value is a positive number that a float can hold."""
     return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e300
 
 
 @functools.cache
 def shipped_tables() -> dict[int, Ranged]:
-    """The universal tables by number of evaluations."""
+    """The universal tables that ship with diffode, by number of evaluations."""
     return load_ranged(FILE)
 
 
 @functools.cache
 def shipped_members() -> dict[int, tuple[Ranged, ...]]:
-    """The codebooks by number of evaluations."""
+    """The codebooks that ship with diffode, by number of evaluations."""
     return load_codebooks(MEMBERS_FILE)

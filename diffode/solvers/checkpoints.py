@@ -18,26 +18,33 @@ from diffode.solvers.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
 
-_SCHEMA, _RANGED_SCHEMA, _CODEBOOK_SCHEMA = "diffode-sampler-1", "diffode-ranged-samplers-1", "diffode-codebooks-1"
+#: Schema of a file with one sampler.
+_SCHEMA = "diffode-sampler-1"
+#: Schema of a file with one ranged sampler for each number of evaluations.
+_RANGED_SCHEMA = "diffode-ranged-samplers-1"
+#: Schema of a file with several ranged samplers for each number of evaluations.
+_CODEBOOK_SCHEMA = "diffode-codebooks-1"
+#: Largest number of evaluations of a sampler in a file.
 _MOST_EVALUATIONS = 1000
+#: Largest level and largest scale in a file; the smallest scale is its inverse.
 _LARGEST_LEVEL = 1e30
-#: What may have ended a training: its counts, a limit of seconds, a request.
+#: The possible ends of a training: all steps taken, a limit of seconds, a request.
 _STOPPED_BY = ("counts", "seconds", "request")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained sampler and where it comes from.
+    """A trained sampler and its origin.
 
     Attributes:
         stages: the table, in units of the data's scale.
-        scale: that scale (root mean variance of the data it was trained on).
+        scale: root mean variance of the data that it was trained on.
         path: spec of the path.
-        target: what it was trained on, in words or a name.
-        begun_from: solver and grid that training began from, in words.
-        held_out_error: mean end-point error on starts it was not trained on, in units of the scale.
-        start_error: the same of what it began from.
-        seconds: time of the training.
+        target: the data that it was trained on, in words or a name.
+        begun_from: solver and grid from which training began, in words.
+        held_out_error: mean end-point error on starts outside of training, in units of the scale.
+        start_error: the same error of the solver and grid from which training began.
+        seconds: duration of the training.
         seed: seed of the starts.
         stopped_by: ``"counts"`` if all steps were taken, so that the seed gives the table again; ``"seconds"`` or ``"request"``
             if a limit or a request left some out. Files of versions that trained by the clock read as ``"seconds"``.
@@ -63,7 +70,7 @@ class Checkpoint:
 
 
 def load_checkpoint(file: str | FilePath) -> Checkpoint:
-    """Read a trained sampler; raises FileFormatError for anything that is not one, ArgumentError if there is no such file."""
+    """Read a trained sampler; FileFormatError for a file that holds none, ArgumentError if there is no file."""
     description, tensors = read_tensors(file, _SCHEMA)
     with believed(file, "a valid trained sampler", "train it again with diffode train"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
@@ -78,13 +85,13 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
             raise ValueError("the last level must be below the first")
         if not 1 / _LARGEST_LEVEL <= scale <= _LARGEST_LEVEL:
             raise ValueError(f"scale must lie in [{1 / _LARGEST_LEVEL:g}, {_LARGEST_LEVEL:g}], got {scale}")
-        # Older files call it "start", and do not say what ended the training: the clock always did.
+        # Older files call it "start" and have no "stopped_by", since the clock always ended the training.
         origin = text(description, "begun_from" if "begun_from" in description else "start")
         stopped_by = text(description, "stopped_by") if "stopped_by" in description else "seconds"
         if stopped_by not in _STOPPED_BY:
             raise ValueError(f"stopped_by must be one of {', '.join(_STOPPED_BY)}, got {stopped_by[:40]!r}")
         path, target = (text(description, key) for key in ("path", "target"))
-        # The path is not built, since what a file asks for may be larger than the memory; nor is a place imported.
+        # The path is neither built nor imported: a file may ask for more than the memory holds, or for foreign code.
         paths.registry.check_registered(path)
         if type(description["seed"]) is not int:
             raise ValueError("seed must be an integer")
@@ -97,7 +104,7 @@ def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: st
 
 
 def load_ranged(file: str | FilePath) -> dict[int, Ranged]:
-    """Read ranged samplers; raises FileFormatError for anything else."""
+    """Read ranged samplers by number of evaluations; FileFormatError for any other file."""
     return {nfe: tables[0] for nfe, tables in _read_ranged(_RANGED_SCHEMA, file).items()}
 
 
@@ -107,7 +114,7 @@ def save_codebooks(books: Mapping[int, Sequence[Ranged]], facts: Mapping[str, An
 
 
 def load_codebooks(file: str | FilePath) -> dict[int, tuple[Ranged, ...]]:
-    """Read what :func:`save_codebooks` wrote; raises FileFormatError for anything else."""
+    """Read codebooks that :func:`save_codebooks` wrote; FileFormatError for any other file."""
     return _read_ranged(_CODEBOOK_SCHEMA, file)
 
 
@@ -123,7 +130,7 @@ def _write_ranged(schema: str, books: Mapping[int, Sequence[Ranged]], facts: Map
     if schema == _RANGED_SCHEMA:
         tensors = {name: tensor[0].contiguous() for name, tensor in tensors.items()}
     else:
-        # There are many; rounding is far below their errors.
+        # Codebooks are many tables, and rounding to float32 is far below their errors.
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
     write_tensors(file, tensors, description)
 

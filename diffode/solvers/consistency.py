@@ -1,4 +1,4 @@
-"""Sampling with functions that answer with the end of a trajectory: jump to the end, add noise, jump again."""
+"""Sampling with consistency functions, which give the end of a trajectory: jump to the end, add noise, jump again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from diffode.tableau import Writer
 class Consistency(Solver):
     r"""Multistep consistency sampling: :math:`x_t = \alpha_t D(x_s) + \sqrt{\sigma_t^2 - \alpha_t^2\,\mathrm{end}^2}\,\xi`.
 
-    ``D`` is what the field answers as its denoised point: the end of the trajectory for a consistency model, for which the
-    sampler is made. On the exact denoiser, a posterior mean, it does not converge to the law of the data.
+    ``D`` is the field's denoised point. The sampler is made for consistency models, whose D is the end of the trajectory; with
+    the exact denoiser, a posterior mean, it does not converge to the law of the data.
 
     ``end`` is the noise level sigma/alpha at which the trajectories of the model end (epsilon in the paper, 0.002 there); at 0
-    the sampler is that of latent consistency models. Noise levels of the grid below ``end`` get no noise.
+    the sampler is that of latent consistency models. Levels of the grid below ``end`` get no noise.
     """
 
     end: float = 0.0
@@ -33,7 +33,7 @@ class Consistency(Solver):
         "Song, Dhariwal, Chen, Sutskever, arXiv 2303.01469, algorithm 1; Luo et al., arXiv 2310.04378; "
         "K. Crowson, k-diffusion, and ComfyUI, sample_lcm"
     )
-    #: It has none on the flow of a field.
+    #: It has no order of convergence, since it does not follow the flow of a field.
     order = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +51,6 @@ class Consistency(Solver):
         last = times[-1]
         for _, _s, t in steps_of(times):
             rho = path.rho(t)
-            # The answer at the last level is the sample itself, as in algorithm 1.
+            # The denoised point at the last level is the sample, as in algorithm 1.
             spread = path.alpha(t) * math.sqrt((rho - self.end) * (rho + self.end)) if t != last and rho > self.end else 0.0
             x = table.output(table.add(t, {}, {x: path.alpha(t)}, {table.draw(): spread} if spread else None))

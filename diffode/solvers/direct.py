@@ -1,4 +1,4 @@
-"""Solvers whose coefficients depend on the solution, so that they write no tableau but follow the field themselves."""
+"""Solvers that write no tableau, since their coefficients depend on the solution, but follow the field themselves."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from diffode.tableau import Tableau, Writer
 
 @dataclass(frozen=True)
 class Journey:
-    """What a direct solver hands back.
+    """The answer of a direct solver.
 
     Attributes:
         states: the solution at the grid's times, (steps + 1, B, *shape).
-        accepted, rejected: steps of each row, (B,), for adaptive solvers.
-        reached: the time each row got to, (B,) float64; the last time of the grid unless the step limit struck.
-        finished: which rows got there, (B,) bool.
-        end: where the rows are in the end, (B, *shape), if some are elsewhere than at the last time.
-        message: what the integrator itself says of a failure.
+        accepted, rejected: numbers of steps of each row, (B,), for adaptive solvers.
+        reached: the time that each row reached, (B,) float64: the last time of the grid, unless a row met the step limit.
+        finished: whether each row reached the last time, (B,) bool.
+        end: the last states of the rows, (B, *shape), if some are not at the last time.
+        message: the integrator's own message about a failure.
     """
 
     states: Tensor
@@ -45,7 +45,7 @@ class Journey:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectSolver(Solver):
-    """A solver that runs itself: subclass it and write :meth:`follow`."""
+    """A solver that follows the field itself: subclass it and write :meth:`follow`."""
 
     chart_name = "velocity"
     #: Whether it asks the field with a time for every row.
@@ -57,24 +57,24 @@ class DirectSolver(Solver):
 
     @property
     def takes_steps(self) -> bool:
-        """Whether it makes one step from time to time, so that a budget is a number of steps of a named grid.
+        """Whether it makes one step between two times, so that a budget is a number of steps of a named grid.
 
-        Solvers that choose their own steps say no, and so do those that were trained for a budget (they have a ``check_nfe``).
+        It is False for solvers that choose their own steps or were trained for a budget (they have a ``check_nfe``).
         """
         return type(self).check_nfe is DirectSolver.check_nfe
 
     @property
     def takes_budget(self) -> bool:
-        """Whether a number of evaluations can be asked of it: as steps of a grid, or because it was trained for one."""
+        """Whether it takes a number of evaluations as budget: for a number of steps, or because it was trained for one."""
         return self.takes_steps or type(self).check_nfe is not DirectSolver.check_nfe
 
     def steps_within(
         self, field: Field, x: Tensor, path: Path, grid: grids.Times, nfe: int, generator: Randomness | None
     ) -> int | None:
-        """The most steps on a named grid that cost at most ``nfe`` network calls on this start, found by trial runs.
+        """The largest number of steps on a named grid that cost at most ``nfe`` network calls from this start, by trial runs.
 
-        What a step costs may depend on the solution, as an iteration's length does. The trials are not counted. A list of times
-        has its own number of steps, which is looked at and not chosen: None.
+        The cost of a step may depend on the solution, as the length of an iteration does. The trials are not counted. For a
+        list of times, which has its own number of steps, the cost is checked and the answer is None.
 
         Raises:
             BudgetError: if not even one step fits, or the listed times cost more.
@@ -98,10 +98,10 @@ class DirectSolver(Solver):
             return None
         if cost(1) > nfe:
             raise BudgetError(f"no run of {self.spec!r} on grid {grid!r} fits nfe={nfe}: one step costs {costs[1]}")
-        # A step costs one network call at least. The most that fits is between a number that does and one that does not.
+        # ``low`` steps fit and ``high`` do not, since a step costs at least one network call.
         low, high = 1, nfe + 1
         while high - low > 1:
-            # The straight line through what is known is exact where every step costs the same.
+            # The guess is exact where all steps cost the same.
             guess = low + max(1, (nfe - costs[low]) * low // max(costs[low], 1))
             middle = guess if low < guess < high else (low + high) // 2
             if cost(middle) <= nfe:
@@ -114,7 +114,7 @@ class DirectSolver(Solver):
 
     @abstractmethod
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
-        """Follow the field from x (B, *shape) at ``times[0]`` through the other times."""
+        """Follow the field from x (B, *shape) at ``times[0]`` to the other times."""
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
@@ -130,7 +130,7 @@ class DirectSolver(Solver):
         self._no_tableau()
 
     def check_nfe(self, nfe: int) -> None:
-        """Raise ArgumentError unless a run from one end of the path to the other costs just so many evaluations."""
+        """Raise ArgumentError unless a run over the whole path costs exactly ``nfe`` evaluations."""
         raise ArgumentError(
             f"solver {self.spec!r} chooses its own steps and can't be given a budget, nfe={nfe}: choose its tolerance "
             "(rtol, atol) and read what it cost from solution.nfe"
@@ -138,11 +138,11 @@ class DirectSolver(Solver):
 
     def _no_tableau(self) -> NoReturn:
         raise ArgumentError(
-            f"solver {self.spec!r} has no tableau: what it does depends on the solution; run it with diffode.solve"
+            f"solver {self.spec!r} has no tableau, since its coefficients depend on the solution; run it with diffode.solve"
         )
 
 
 def check_trained_for(solver: Solver, own: int, nfe: int) -> None:
-    """Raise BudgetError unless a trained solver, which costs ``own`` evaluations, is asked for just these."""
+    """Raise BudgetError unless ``nfe`` is the number ``own`` of evaluations that a trained solver costs."""
     if nfe != own:
         raise BudgetError(f"solver {solver.spec!r} was trained for nfe={own} alone, not {nfe}")

@@ -17,7 +17,7 @@ from diffode.paths import get as get_path
 from diffode.solvers.solver import Solver, check_budget, check_choice, noise_along, steps_of
 from diffode.tableau import Tableau, Writer
 
-#: Where the inner points of a step lie: equally spaced in this variable.
+#: The time of an inner point at the share r of a step from s to t, by the variable in which inner points divide a step.
 _INNER_POINTS = {
     "log_snr": lambda path, s, t, r: path.time_from_log_snr((1 - r) * path.log_snr(s) + r * path.log_snr(t)),
     "time_uniform": lambda path, s, t, r: (1 - r) * s + r * t,
@@ -27,11 +27,11 @@ _INNER_POINTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SingleStep(Solver):
-    """One step costs ``order`` evaluations, at inner points r_1 (1/2, or 1/3 and 2/3) of the way in ``nodes``.
+    """Single-step methods: a step costs ``order`` evaluations, at inner points 1/2, or 1/3 and 2/3, of the way in ``nodes``.
 
-    ``form=published`` is the finite-difference form of the papers, ``form=taylor`` the one with exact phi weights.
-    ``r`` moves the inner point of order 2 (in log-SNR). ``step_orders`` gives every step an order of its own, which is how
-    a budget that is no multiple of the order is spent.
+    ``form=published`` is the finite-difference form of the papers, ``form=taylor`` the one with exact phi weights. ``r`` moves
+    the inner point of order 2 (in log-SNR). ``step_orders`` gives every step its own order, which spends a budget that is no
+    multiple of the order.
     """
 
     order: int = 2
@@ -47,7 +47,7 @@ class SingleStep(Solver):
         if self.r is not None and not (0 < self.r < 1 and self.order == 2 and self.nodes == "log_snr"):
             raise ArgumentError(f"r must lie in (0, 1), with order=2 and nodes=log_snr; got r={self.r!r}")
         if self.step_orders is not None:
-            # A spec with one entry reads as a number.
+            # A list with one entry in a spec is read as a number.
             single = isinstance(self.step_orders, int)
             object.__setattr__(self, "step_orders", (self.step_orders,) if single else tuple(self.step_orders))
             for order in self.step_orders or ():
@@ -74,7 +74,7 @@ class SingleStep(Solver):
             x = table.output(self._step(table, exponential, x, s, t, order))
 
     def _step(self, table: Writer, chart: ExponentialChart, x: int, s: float, t: float, order: int) -> int:
-        """Append one step of the given order; r are the inner points as shares of its log-SNR."""
+        """Append one step of the given order; ``r`` are the shares of its log-SNR at the inner points."""
         if order == 1:
             return table.add(t, {x: chart.ratio(s, t)}, {x: chart.advance(s, t)}, *noise_along(table, chart, (s, t)))
         origin = chart.variable(s)
@@ -89,7 +89,7 @@ class SingleStep(Solver):
         first = add(inner[0], {x: chart.exponential(1, s, inner[0])}, 0)
         w1, w2, w3 = (chart.exponential(k, s, t) for k in (1, 2, 3))
         if order == 2:
-            # D + (D_1 - D)/(2 r) * h phi_1 as published; the Taylor form has phi_2 instead of phi_1/2.
+            # The published term is (D_1 - D)/(2 r) * h phi_1; the Taylor form has phi_2 in place of phi_1/2.
             slope = (w1 / 2 if self.form == "published" else w2) / r[0]
             return add(t, {x: w1 - slope, first: slope}, 1)
         slope = chart.exponential(2, s, inner[1]) * r[1] / r[0]
@@ -97,7 +97,7 @@ class SingleStep(Solver):
         if self.form == "published":
             slope = w2 / r[1]
             return add(t, {x: w1 - slope, second: slope}, 2)
-        # First and second derivatives of the parabola through D, D_1, D_2, in units of h.
+        # The weights are those of the derivatives of the parabola through D, D_1, D_2, in units of h.
         gap = r[1] - r[0]
         by_first = (w2 * r[1] - 2 * w3) / (gap * r[0])
         by_second = (2 * w3 - w2 * r[0]) / (gap * r[1])
@@ -107,18 +107,18 @@ class SingleStep(Solver):
         return float(_INNER_POINTS[self.nodes](path, s, t, share if self.r is None else self.r))
 
     def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
-        """Budgets are spent to the last evaluation by lowering the order of the last steps (arXiv 2206.00927, appendix)."""
+        """Plans that spend a budget to the last evaluation by lower orders of the last steps (arXiv 2206.00927, appendix)."""
         if self.step_orders is not None:
             yield self, len(self.step_orders)
             return
-        # A last step into sigma = 0 costs one evaluation whatever its order, so a plan for more may fit.
+        # A last step into sigma = 0 costs one evaluation for every order, so that a plan for more may fit.
         for budget in range(max(1, nfe), nfe + self.order + 1):
             orders = budgeted_orders(self.order, budget)
             yield replace(self, step_orders=orders), len(orders)
 
 
 def budgeted_orders(order: int, nfe: int) -> tuple[int, ...]:
-    """Orders of the steps that spend exactly ``nfe`` evaluations."""
+    """Orders of steps, at most ``order``, that cost ``nfe`` evaluations together."""
     if order == 3 and nfe >= 3:
         whole, left = divmod(nfe, 3)
         return (3,) * (whole - 1) + ((2, 1) if left == 0 else (3, left))
@@ -146,10 +146,9 @@ class DPMSolverPlusPlusSingle(SingleStep):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMFast(DPMSolver):
-    """DPM-Solver-fast: order 3 on steps uniform in log-SNR, the last ones of lower order, to spend ``evaluations``.
+    """DPM-Solver-fast: order 3 on steps uniform in log-SNR, the last ones of lower order, to spend all ``evaluations``.
 
-    On a grid of one step, from start to end, it lays m = evaluations // 3 + 1 steps itself; a longer grid of m steps is
-    used as it stands.
+    On a grid of one step, from start to end, it lays m = evaluations // 3 + 1 steps itself; on a grid of m steps it uses these.
     """
 
     order: int = 3
@@ -167,7 +166,7 @@ class DPMFast(DPMSolver):
 
     @property
     def convergence_order(self) -> int:
-        """The last steps are of lower order: what they leave rules in the end, though it is small."""
+        """The order of the last steps, whose error dominates in the limit, though it is small."""
         return 2
 
     @override
@@ -187,13 +186,13 @@ class DPMFast(DPMSolver):
         replace(self, step_orders=self.step_orders or orders)._steps(table, chart, times)
 
     def within(self, path: Path | str | None, grid: Times, nfe: int) -> Tableau:
-        """The run of exactly ``nfe`` evaluations between the ends of a grid, which is best of one step."""
+        """The run of exactly ``nfe`` evaluations between the ends of a grid, which should have one step; else BudgetError."""
         check_budget(nfe)
         if self.evaluations is not None or self.step_orders is not None:
             raise ArgumentError("a budget decides evaluations and step_orders of dpm_fast: leave them out, or nfe")
         path = None if path is None else get_path(path)
         best = None
-        # A last step to sigma = 0 and an analytic first step cost less than they would elsewhere.
+        # A last step to sigma = 0 and an analytic first step cost less than other steps, so more may fit.
         for evaluations in range(nfe, nfe + 4):
             times = grids.get(grid, path, len(budgeted_orders(3, evaluations)) if grids.is_named(grid) else None)
             table = replace(self, evaluations=evaluations).tableau(path, times)

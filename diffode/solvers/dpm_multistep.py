@@ -19,7 +19,7 @@ class Multistep(Solver):
 
     Order 3 as published uses the second divided difference for m'', which lacks a factor 2 and makes it second order;
     ``form=consistent`` has the factor. Order 2 as published has phi_1/2 where ``form=taylor`` has phi_2; both are second
-    order. The default keeps the numbers other libraries give.
+    order. The default gives the numbers of other libraries.
     """
 
     order: int = 2
@@ -40,7 +40,7 @@ class Multistep(Solver):
 
     @property
     def exact_second(self) -> bool:
-        """Whether the slope of a second-order step has its exact weight phi_2 instead of phi_1/2."""
+        """Whether the slope of a second-order step has the exact weight phi_2 instead of phi_1/2."""
         return self.form == "taylor"
 
     @override
@@ -73,7 +73,7 @@ class Multistep(Solver):
             slope = (w2 if self.exact_second else w1 / 2) / r0
             return [w1 + slope, -slope]
         r1 = (lambdas[1] - lambdas[2]) / h
-        # m' and m'' as combinations of the divided differences d0 = (m_0 - m_1)/r0 and d1 = (m_1 - m_2)/r1.
+        # The weights are those of m' and m'', combinations of the differences d0 = (m_0 - m_1)/r0 and d1 = (m_1 - m_2)/r1.
         bend = 1 / (r0 + r1)
         second = w3 * bend * (2 if self.form == "consistent" else 1)
         by_d0 = w2 * (1 + r0 * bend) + second

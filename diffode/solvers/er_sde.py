@@ -1,4 +1,4 @@
-r"""ER-SDE-Solver: the reverse SDE with a noise scale of its own, solved in rho with Taylor terms from past steps."""
+r"""ER-SDE-Solver: the reverse SDE with another noise scale, solved in rho with Taylor terms from past steps."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sde": lambda rho: rho**2,
     "er_5": lambda rho: rho * (np.exp(rho**0.3) + 10),
 }
+#: Points and weights of Gauss-Legendre integration on [-1, 1].
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
@@ -27,9 +28,9 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 class ERSDE(Solver):
     r"""y_t = r y_s + (1 - r) D + [..] D' + [..] D'' + sqrt(rho_t^2 - r^2 rho_s^2) z, y = x/alpha, r = phi(rho_t)/phi(rho_s).
 
-    D' and D'' are divided differences of past denoised points in rho. ``form=published`` sums the integrals of 1/phi over 100
-    points and takes D' half a step back, which leaves the ODE limit of order 3 near first order; ``form=consistent``
-    integrates by Gauss-Legendre and brings D' to the start of the step.
+    D' and D'' are divided differences of past denoised points in rho. ``form=published`` approximates the integrals of 1/phi by
+    sums over 100 points and takes D' half a step back, so that order 3 is near first order in the ODE limit;
+    ``form=consistent`` integrates by Gauss-Legendre and takes D' at the start of the step.
     """
 
     order: int = 3
@@ -57,8 +58,8 @@ class ERSDE(Solver):
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        # Beyond rho = 3e9 phi overflows, and a run upwards may begin at phi = 0: the table refuses what that makes of its
-        # numbers, and names the grid.
+        # phi overflows beyond rho = 3e9 and is 0 where a run upwards may begin; the table then refuses its coefficients, with
+        # an error that names the grid.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             self._write(table, chart, times)
 
@@ -77,7 +78,7 @@ class ERSDE(Solver):
             history.insert(0, table.output(x))
 
     def _step(self, past: Sequence[float], end: float) -> tuple[float, list[float], float]:
-        """Factor of y_s, weights of the past denoised points (latest first), and noise, for a step to rho = ``end``."""
+        """Factor of y_s, weights of the past denoised points (latest first) and factor of the noise, for a step to ``end``."""
         start = past[0]
         if end == 0:
             return 0.0, [1.0], 0.0
@@ -92,7 +93,7 @@ class ERSDE(Solver):
         return ratio, weights, spread
 
     def _span(self, start: float, end: float) -> tuple[float, float]:
-        """Of the clock (rho/phi)^2, in which the noise of y/phi is a Brownian motion."""
+        """The interval of the clock (rho/phi)^2, in which the noise of y/phi is a Brownian motion."""
         return float((start / self._phi(start)) ** 2), float((end / self._phi(end)) ** 2)
 
     def _differences(self, past: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -116,7 +117,7 @@ class ERSDE(Solver):
             rho = end + np.arange(100) * (start - end) / 100
             total = np.sum((rho - start) ** power / self._phi(rho)) * (start - end) / 100
         else:
-            # In log rho the integrand is smooth over decades.
+            # The variable is log rho, in which the integrand is smooth over decades.
             low, high = math.log(end), math.log(start)
             rho = np.exp((low + high) / 2 + (high - low) / 2 * _POINTS)
             total = np.dot(_WEIGHTS, (rho - start) ** power * rho / self._phi(rho)) * (high - low) / 2

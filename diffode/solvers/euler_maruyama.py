@@ -1,4 +1,4 @@
-"""Euler-Maruyama for the reverse SDE family, in native time, with the path's diffusion coefficient or one's own."""
+"""Euler-Maruyama for the reverse SDE family, in native time, with the path's diffusion coefficient or another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffode.paths import Path
 from diffode.solvers.solver import WithNoise, steps_of
 from diffode.tableau import Writer
 
-#: G(t)^2/2 by name, as functions of path and time; the last three are meant for paths whose time goes from 0 to 1.
+#: G(t)^2/2 by name, as functions of path and time.
 FORMS: dict[str, Callable[[Path, float], float]] = {
     "path": lambda path, t: path.diffusion(t) ** 2 / 2,
     "sigma": lambda path, t: path.sigma(t),
@@ -27,6 +27,7 @@ FORMS: dict[str, Callable[[Path, float], float]] = {
     "decreasing": lambda path, t: (1 - math.cos(math.pi * t)) ** 2 / 4,
     "increasing_decreasing": lambda path, t: math.sin(math.pi * t) ** 2,
 }
+#: Names of those that need a path whose times lie in [0, 1].
 _IN_UNIT_TIME = ("linear", "decreasing", "increasing_decreasing")
 
 
@@ -35,13 +36,13 @@ class EulerMaruyama(WithNoise):
     r"""Euler-Maruyama for :math:`dx = [v - (\eta^2 G^2/2) s]\,dt + \eta G\,dw`, which has the right marginals for every G.
 
     Args:
-        eta: multiplies the noise itself, as in the formula, and not its variance.
-        diffusion: G. ``path`` is the g of the forward SDE. Others by name, G^2/2 being ``sigma``, ``constant`` (1), ``linear``
-            (t), ``decreasing`` from noise to data ((1 - cos pi t)^2/4), ``increasing_decreasing`` (sin^2 pi t); the last three
-            on paths whose time goes from 0 to 1. One's own is a function of t, G(t) >= 0, given itself or as
-            ``module:function`` or ``file.py:function``.
+        eta: factor of the noise, as in the formula (and not of its variance).
+        diffusion: G. ``path`` is the g of the forward SDE. Other names give G^2/2: ``sigma``, ``constant`` (1), ``linear`` (t),
+            ``decreasing`` from noise to data ((1 - cos pi t)^2/4), ``increasing_decreasing`` (sin^2 pi t); the last three need
+            a path whose times lie in [0, 1]. A function of t, G(t) >= 0, is given itself, or as ``module:function`` or
+            ``file.py:function``.
 
-    The score grows as 1/sigma: a G that does not vanish at the data's end needs small steps there.
+    The score grows as 1/sigma, so that a G that does not vanish at the data needs small steps there.
 
     >>> import diffode
     >>> own = EulerMaruyama(diffusion=lambda t: 0.5 * t)
@@ -69,7 +70,7 @@ class EulerMaruyama(WithNoise):
             raise ArgumentError(f"diffusion must be a name or a function of t, got {self.diffusion!r}")
 
     def content(self) -> str:
-        """The text of a diffusion coefficient of one's own: a function may change under its name."""
+        """A hash of the text of a user's diffusion coefficient, which may change under its name."""
         if isinstance(self.diffusion, str) and self.diffusion in FORMS:
             return ""
         function = self._own()
@@ -77,7 +78,7 @@ class EulerMaruyama(WithNoise):
             text = inspect.getsource(function)
         except (OSError, TypeError):
             text = repr(function)
-        # What a function was made with is not in its text.
+        # The values that a function was made with are not in its text.
         cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         made_with = [repr(value) for value in (*cells, getattr(function, "__defaults__", None))]
         return hashlib.sha256("|".join([text, *made_with]).encode()).hexdigest()[:16]
@@ -96,7 +97,7 @@ class EulerMaruyama(WithNoise):
             x = table.output(table.add(t, {x: 1 + (t - s) * of_x}, {x: (t - s) * drift}, draws))
 
     def _coefficient(self, path: Path) -> Callable[[float], float]:
-        """G(t) on a path."""
+        """G(t) on a path, which raises ArgumentError where G is not finite or negative."""
         if self.diffusion == "path":
             return path.diffusion
         if isinstance(self.diffusion, str) and self.diffusion in FORMS:

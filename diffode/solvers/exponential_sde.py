@@ -2,7 +2,7 @@ r"""Exponential integrators of the reverse SDE: DPM-Solver++ SDE, 2M SDE, 3M SDE
 
 Each is a deterministic recipe in a chart of the reverse SDE (:class:`~diffode.charts.StochasticDataChart` and
 :class:`~diffode.charts.StochasticNoiseChart`), whose linear part and noise are integrated exactly; ``eta`` multiplies the
-variance of the noise, and eta = 0 gives the deterministic solver back.
+variance of the noise, and with eta = 0 the deterministic solver is left.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class DPMPlusPlus2MSDE(MultistepSDE):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMPlusPlus3MSDE(MultistepSDE):
-    """DPM-Solver++ 3M SDE. As published its second difference lacks a factor 2; ``form=consistent`` has it."""
+    """DPM-Solver++ 3M SDE; its second difference as published lacks a factor 2, which ``form=consistent`` has."""
 
     order: int = 3
     form: Literal["published", "consistent"] = "published"
@@ -75,7 +75,7 @@ class DPMPlusPlus3MSDE(MultistepSDE):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMPlusPlusSDE(WithNoise, SingleStep):
-    """DPM-Solver++ SDE: the two-stage method in the data chart, r = 1/2; both noises belong to one Brownian path."""
+    """DPM-Solver++ SDE: the two-stage method in the data chart, r = 1/2; both noises belong to one Brownian motion."""
 
     name = "dpmpp_sde"
     chart_name = "data"
@@ -102,19 +102,19 @@ class SEEDS(WithNoise, SingleStep):
 
 
 def _with_half(chart: StochasticDataChart, s: float, t: float) -> list[float]:
-    """The first two moments of a step with 1/2 for phi_2: alpha_t q/2, q = (1 + eta) h."""
+    """The first two moments of a step with 1/2 in place of phi_2 in the second: alpha_t q/2, q = (1 + eta) h."""
     q = (1 + chart.eta) * (chart.variable(t) - chart.variable(s))
     return [chart.advance(s, t), chart.weight(t) * q / 2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SASolver(Solver):
-    r"""SA-Solver: stochastic Adams predictor and corrector in the data chart, one evaluation a step.
+    r"""SA-Solver: stochastic Adams predictor and corrector in the data chart, with one evaluation per step.
 
-    The noise level is tau (tau^2 is the eta of the other solvers) where rho lies in [tau_from, tau_to], 0 elsewhere; the
-    corrector (order 0: none) redoes the step with the new denoised point and the same noise. The last step has none.
+    The noise has the factor tau (tau^2 is the eta of the other solvers) where rho lies in [tau_from, tau_to], 0 elsewhere. The
+    corrector, if its order is not 0, redoes every step but the last with the new denoised point and the same noise.
 
-    The authors' code replaces, wherever two points are used, the exact weight phi_2 of their slope by 1/2, "for few steps";
+    Wherever two points are used, the authors' code replaces the exact weight phi_2 of their slope by 1/2, "for few steps";
     ``form="consistent"`` has the integrals of the paper throughout. The order is the same.
     """
 
@@ -159,7 +159,7 @@ class SASolver(Solver):
 
     @property
     def convergence_order(self) -> int:
-        """Of the ODE limit: q past nodes and the new one give q + 1, where the predicted point allows p + 1."""
+        """The order of the ODE limit: q past nodes and the new one give q + 1, at most p + 1 for a predictor of order p."""
         return min(self.corrector, self.predictor) + 1 if self.corrector else self.predictor
 
     @override
@@ -186,7 +186,7 @@ class SASolver(Solver):
     def _stages(
         self, table: Writer, history: list[int], number: int, steps: int, t: float, chart: Chart
     ) -> Iterator[tuple[tuple[int, ...], int, list[float]]]:
-        """The predictor, then the corrector: the new rows used, the order, and the times of the nodes."""
+        """For the predictor, then for the corrector: the new rows that it uses, its order, and the times of its nodes."""
         singular = chart.ends_singular(t)
         order = 1 if singular else final_order(self.predictor, number, steps, self.lower_order_final)
         yield (), order, [table.time(row) for row in history[:order]]

@@ -1,4 +1,4 @@
-"""A plain function as a solver: ``fn(field, x, times)`` or ``fn(field, x, times, generator)`` -> the end points."""
+"""A plain function as a solver: ``fn(field, x, times)`` or ``fn(field, x, times, generator)``, which returns end points."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class FunctionSolver(DirectSolver):
     """A function that follows a field from x (B, *shape) at ``times[0]`` to ``times[-1]`` and returns the end points.
 
     Args:
-        function: ``(field, x, times)``; one that draws noise takes a ``generator`` besides, by that name or fourth.
-        claimed: the order of convergence its author claims.
-        spec_text: what names it in stores and messages; the function's own name unless given.
+        function: ``(field, x, times)``; a function that draws noise also takes a ``generator``, by that name or as fourth
+            argument.
+        claimed: the order of convergence that its author claims.
+        spec_text: its name in stores and messages; the function's own name unless given.
 
     >>> import itertools, diffode
     >>> def euler(field, x, times):
@@ -65,7 +66,7 @@ class FunctionSolver(DirectSolver):
         return bool(required(self.function))
 
     def content(self) -> str:
-        """A hash of the module that the function stands in, or of its name where there is no source."""
+        """A hash of the module that defines the function, or of its name where there is no source."""
         try:
             text = inspect.getsource(inspect.getmodule(self.function) or self.function)
         except (OSError, TypeError):
@@ -85,13 +86,13 @@ class FunctionSolver(DirectSolver):
             raise ArgumentError(f"solver {self.spec!r} returned {type(end).__name__}, not the end points (a tensor)")
         if end.shape != x.shape:
             raise ArgumentError(f"solver {self.spec!r} returned shape {tuple(end.shape)} from x of shape {tuple(x.shape)}")
-        # Only its end is known: the states between are not.
+        # A function gives its end only; the states between are unknown.
         between = torch.full((len(times) - 2, *x.shape), torch.nan, dtype=end.dtype, device=end.device)
         return Journey(torch.cat([x[None].to(end), between, end[None]]))
 
 
 def required(function: Callable[..., Any]) -> str:
-    """How a function takes its generator: ``name``, ``fourth`` or not at all; ArgumentError if it can't be called so."""
+    """How a function takes its generator: ``name``, ``fourth`` or an empty text; ArgumentError if it can't be called so."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -116,7 +117,7 @@ def required(function: Callable[..., Any]) -> str:
 
 
 def samples(found: object) -> bool:
-    """Whether this is a function that samples: no class, and with three arguments at least that must be given.
+    """Whether an object is a function that samples: it is no class, and has at least three arguments that must be given.
 
     >>> samples(lambda field, x, times: x), samples(lambda order=2: None)
     (True, False)

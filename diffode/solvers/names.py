@@ -1,14 +1,14 @@
-"""The names that other people use for solvers: k-diffusion's functions, ComfyUI's and A1111's menus, diffusers' classes.
+"""Names of solvers in other programs: k-diffusion's functions, ComfyUI's and A1111's menus, diffusers' classes.
 
-Where such a name means one solver of ours, it is an alias and results hold our own spec. Where it says a grid as well
-(``dpmpp_2m_karras``), or something that has no single spec here, the error says what to write.
+A name that means one solver here is an alias, and results hold diffode's own spec. For a name that includes a grid
+(``dpmpp_2m_karras``), or that has no single spec here, the error says what to write.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Other people's names, spelt as :func:`spelling` spells them, and what runs the same rows here.
+#: Foreign names, spelt as :func:`spelling` spells them, and the spec here that writes the same rows.
 ALIASES = {
     # k-diffusion, ComfyUI, A1111, diff-sampler, DPM-Solver's own code
     "euler_a": "euler_ancestral",
@@ -32,7 +32,7 @@ ALIASES = {
     "uni_pc": "unipc:order=3,variant=bh1",
     "uni_pc_bh2": "unipc:order=3,variant=bh2",
     "res_multistep": "dpmpp:order=2,form=taylor,lower_order_final=never",
-    # diffusers' classes, with the options that they have unless told otherwise
+    # diffusers' classes, with their default options
     "euler_discrete": "ddim",
     "edm_euler": "ddim",
     "flow_match_euler_discrete": "euler",
@@ -48,7 +48,7 @@ ALIASES = {
     "deis_multistep": "ab:order=2,lower_order_final=always,chart=noise_log_snr",
 }
 
-#: Other people's names for grids, where they are a part of a sampler's name.
+#: Foreign names for grids, where they are a part of a sampler's name.
 _GRIDS = {
     "karras": "karras",
     "k": "karras",
@@ -60,7 +60,7 @@ _GRIDS = {
     "lu": "log_snr",
 }
 
-#: Names that stand for no single spec of ours.
+#: Foreign names that no single spec here stands for, each with advice.
 _ABSENT = {
     "heunpp_2": "Heun++ is not among the solvers, and the nearest is 'heun:chart=noise'",
     "tcd": "it belongs to a distilled model, and the nearest is 'euler_ancestral' with its eta between 0 and 1",
@@ -78,7 +78,7 @@ _ABSENT = {
 
 
 def spelling(name: str) -> str:
-    """A name in lower case with ``pp`` for ``++`` and ``_`` between its words, without what says nothing of the solver.
+    """A name in lower case with ``pp`` for ``++`` and ``_`` between its words, without words such as sample or scheduler.
 
     >>> spelling("DPM++ 2M"), spelling("sample_dpm_2"), spelling("UniPCMultistepScheduler")
     ('dpmpp_2m', 'dpm_2', 'unipc_multistep')
@@ -86,17 +86,17 @@ def spelling(name: str) -> str:
     name = re.sub(r"Scheduler\Z", "", name.strip())
     name = name.replace("++", "pp").replace("UniPC", "Unipc").replace("PlusPlus", "pp")
     if not re.search(r"[\s_-]", name):
-        # The words of a class begin with capitals: EulerAncestralDiscrete.
+        # The words in the name of a class begin with capitals: EulerAncestralDiscrete.
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     words = re.sub(r"[\s-]+", "_", name).lower()
-    # DPM++2M as well as DPM++ 2M.
+    # DPM++2M is spelt as DPM++ 2M.
     words = re.sub(r"pp(?=\d)", "pp_", words)
     words = re.sub(r"\A(sample|k)_", "", words)
     return re.sub(r"dpm_?solver(pp)?", r"dpm\1", words)
 
 
 def ours(name: str) -> str | None:
-    """The spec that other people's name for a solver means, or None.
+    """The spec here that a foreign name for a solver means, or None.
 
     >>> ours("DPM++ 2M"), ours("euler_a"), ours("dpmpp_2m_karras")
     ('dpmpp:order=2,lower_order_final=never', 'euler_ancestral', None)
@@ -105,7 +105,7 @@ def ours(name: str) -> str | None:
 
 
 def advice(name: str) -> str:
-    """What to write instead of a name that says a grid too, or that has no spec of its own; else an empty text.
+    """Advice on a name that includes a grid, or that has no single spec here; an empty text for other names.
 
     >>> advice("DPM++ 2M Karras")
     "it names a solver and a grid: take solver 'dpmpp:order=2,lower_order_final=never' and grid 'karras'"
@@ -118,7 +118,7 @@ def advice(name: str) -> str:
     return _ABSENT.get(words, "")
 
 
-#: Names of ours as others spell them (Euler, DDIM, LMS, DPM++ 2M SDE ...): the solver with its usual options.
+#: Names that are the same here but for their spelling (Euler, DDIM, LMS, DPM++ 2M SDE ...), with default options.
 _SHIPPED = {
     name: name
     for name in (

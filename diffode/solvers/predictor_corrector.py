@@ -11,7 +11,7 @@ from diffode.errors import ArgumentError
 from diffode.solvers.ancestral import EulerAncestral
 from diffode.tableau import Writer
 
-#: Langevin steps at a level: each is a row of the table.
+#: Largest number of Langevin steps at a level, each of which is a row of the table.
 _MOST_CORRECTIONS = 1000
 
 
@@ -20,13 +20,13 @@ class PredictorCorrector(EulerAncestral):
     r"""``corrections`` steps of annealed Langevin dynamics at each level, :math:`x + \epsilon s + \sqrt{2\epsilon}\,\xi`, then
     an ancestral step down, which is the predictor.
 
-    The Langevin step is :math:`\epsilon = 2 (\mathrm{snr}\,\sigma)^2`: the rule ``ald`` of the authors' code, whose rule
-    ``langevin`` has in place of sigma the ratio of the norms of noise and score, averaged over the batch, so that rows depend
-    on each other. Their factor 1 - beta on VP paths, next to 1, is left out. Levels are corrected before the step from them,
+    The Langevin step is :math:`\epsilon = 2 (\mathrm{snr}\,\sigma)^2`, the rule ``ald`` of the authors' code. Their rule
+    ``langevin``, which replaces sigma by a ratio of norms averaged over the batch, makes rows depend on each other and is not
+    offered. Their factor 1 - beta on VP paths, which is nearly 1, is left out. A level is corrected before the step from it,
     as in that code.
 
-    However fine the grid, Langevin steps of this size would by themselves keep the variance of the noise too large by the
-    factor 1/(1 - snr^2): a run converges to the law of the data but for that, and not to the flow.
+    On any grid, Langevin steps of this size alone would make the variance of the noise too large by the factor
+    1/(1 - snr^2). A run therefore converges not to the flow, but to the law of the data up to this error.
     """
 
     snr: float = 0.16
@@ -65,9 +65,9 @@ class PredictorCorrector(EulerAncestral):
         return self.snr > 0 and self.corrections > 0
 
     def prepared(self, table: Writer, chart: Chart, x: int, s: float) -> int:
-        """Append the Langevin steps at s, and return the last row."""
+        """Append the Langevin steps at s; returns the last row."""
         sigma = chart.path.sigma(s)
         for _ in range(self.corrections if self._corrects else 0):
-            # The score is -noise/sigma.
+            # The coefficients are those of the noise prediction, as the score is -noise/sigma.
             x = table.add(s, {x: 1.0}, {x: -2 * self.snr**2 * sigma}, {table.draw(): 2 * self.snr * sigma})
         return x

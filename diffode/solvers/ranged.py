@@ -1,9 +1,9 @@
-r"""Samplers whose numbers are smooth functions of the levels of start and end, in units of the data's scale, and the dimension.
+r"""Samplers whose numbers are smooth functions of the first and last level, in units of the data's scale, and the dimension.
 
 The numbers are polynomials of second degree in u and v, the logarithms of the first and last level mapped to [-1, 1], and in d,
-the logarithm of the dimension, mapped likewise (larger dimensions count as the largest trained for). The first evaluation
-enters through the denoised point: with :math:`D_0 = z_0 - \rho_0 e_0` a state is
-:math:`z_i = c_i D_0 + b'_{i0} e_0 + \sum_{j>0} b_{ij} e_j`, whose numbers have a limit as :math:`\rho_0` grows, where
+the logarithm of the dimension mapped likewise (dimensions above those of the training count as the largest of them). The first
+evaluation enters through the denoised point: with :math:`D_0 = z_0 - \rho_0 e_0` a state is
+:math:`z_i = c_i D_0 + b'_{i0} e_0 + \sum_{j>0} b_{ij} e_j`. Its numbers have a limit as :math:`\rho_0` grows, but
 :math:`b_{i0} = b'_{i0} - c_i\rho_0` has none.
 """
 
@@ -24,9 +24,9 @@ class Ranged:
     """Polynomials for the numbers of a sampler with ``nfe`` evaluations.
 
     Attributes:
-        nfe: evaluations.
-        first, last: ranges (low, high) of the first and last level in units of the scale.
-        most: the largest dimension it was trained for.
+        nfe: number of evaluations.
+        first, last: ranges (low, high) of the first and last level, in units of the scale.
+        most: the largest dimension of the training.
         coefficients: (9, P) float64 in the order 1, u, v, u^2, u v, v^2, d, d^2, u d.
     """
 
@@ -38,7 +38,7 @@ class Ranged:
 
     @classmethod
     def constant(cls, stages: Stages, first: tuple[float, float], last: tuple[float, float], most: int) -> Ranged:
-        """A sampler that is the same in b' whatever the levels and the dimension: where training starts."""
+        """A sampler with the same c, b' and inner levels for all levels and dimensions, from which training begins."""
         vector = to_vector(stages)
         vector[_oldest(stages.nfe)] += float(stages.levels[0]) * stages.scales
         coefficients = torch.zeros(9, len(vector), dtype=torch.float64)
@@ -46,13 +46,13 @@ class Ranged:
         return cls(stages.nfe, first, last, most, coefficients)
 
     def features(self, first: float, last: float, dim: int) -> Tensor:
-        """The nine monomials at these levels and this dimension."""
+        """The nine monomials, (9,), at two levels and a dimension."""
         u, v = (_mapped(value, span) for value, span in ((first, self.first), (last, self.last)))
         d = _mapped(min(dim, self.most), (1.0, float(self.most)))
         return torch.tensor([1.0, u, v, u * u, u * v, v * v, d, d * d, u * d], dtype=torch.float64)
 
     def stages(self, first: float, last: float, dim: int) -> Stages:
-        """The sampler between two levels in so many dimensions, in units of the scale."""
+        """The sampler between two levels in ``dim`` dimensions, in units of the scale."""
         vector = self.features(first, last, dim) @ self.coefficients
         vector[_oldest(self.nfe)] -= first * vector[: self.nfe]
         return from_vector(vector, self.nfe, first, last)
@@ -65,11 +65,11 @@ class Ranged:
         return torch.einsum("f,pq->pfq", self.features(first, last, dim), own).reshape(count, -1)
 
     def covers(self, first: float, last: float) -> bool:
-        """Whether it was trained for these levels."""
+        """Whether two levels lie in the ranges of the training."""
         return _within(first, self.first) and _within(last, self.last)
 
     def check(self, first: float, last: float, scale: float) -> None:
-        """Raise ArgumentError, which says what the ranges are, if they are left."""
+        """Raise ArgumentError, which names the range, for a level outside the ranges of the training."""
         for name, value, (low, high) in (("first", first, self.first), ("last", last, self.last)):
             if not _within(value, (low, high)):
                 raise ArgumentError(
@@ -83,7 +83,7 @@ def _within(value: float, span: tuple[float, float]) -> bool:
 
 
 def _oldest(nfe: int) -> Tensor:
-    """Places of the weights of the first evaluation in the vector of a sampler's numbers."""
+    """Indices of the weights of the first evaluation in the vector of a sampler."""
     _, columns = torch.tril_indices(nfe, nfe)
     places: Tensor = torch.nonzero(columns == 0).reshape(-1) + nfe
     return places

@@ -32,12 +32,12 @@ from diffode.specs import Registry
 
 
 def _adopted(found: Any, place: str) -> Callable[..., Solver] | None:
-    """The maker of a solver out of a function that samples; None for what makes solvers itself."""
+    """A maker of solvers from a function that samples; None for an object that makes solvers itself."""
     return functools.partial(FunctionSolver, function=found, spec_text=place) if samples(found) else None
 
 
 def _spelled(name: str) -> str | None:
-    """What a name from elsewhere means: one of ours in another spelling, or an alias."""
+    """The spec of a foreign name: a name here in another spelling, or an alias."""
     plain = names_elsewhere.spelling(name)
     return plain if plain in registry.names() else names_elsewhere.ours(name)
 
@@ -103,7 +103,7 @@ for _library in (TorchDiffEq, TorchSDE, SciPyIVP):
 
 
 def register(name: str, make: Callable[..., Any], *, summary: str = "", **preset: Any) -> None:
-    """Add a solver under a name: a class or a maker of solvers, with options that are fixed, or a function that samples.
+    """Add a solver under a name: a class or a maker of solvers, with ``preset`` options, or a function that samples.
 
     A function of ``(field, x, times)``, and ``generator`` if it draws noise, becomes a :class:`FunctionSolver`.
     """
@@ -115,9 +115,10 @@ def register(name: str, make: Callable[..., Any], *, summary: str = "", **preset
 
 
 def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
-    """The solver a spec describes, or the one that a function (field, x, times) is; options override those in the spec.
+    """The solver that a spec describes, or that a function (field, x, times) is; ``options`` override those in the spec.
 
-    ``module:function`` and ``file.py:function`` name a function or a solver of yours.
+    ``module:function`` and ``file.py:function`` name a function or a solver of yours. UnknownNameError for an unknown name,
+    ArgumentError for a wrong option.
 
     >>> get("dpm:order=3", step_orders=[3, 3, 2]).step_orders
     (3, 3, 2)

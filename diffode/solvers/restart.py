@@ -19,14 +19,14 @@ from diffode.tableau import Writer
 
 @dataclass(frozen=True, kw_only=True)
 class Restart(Solver):
-    r"""Heun's method in rho; arrived at the level nearest to ``low``, it adds noise up to the level ``high`` and comes down
-    again, ``repeats`` times, each over ``inner`` steps.
+    r"""Heun's method in rho that restarts ``repeats`` times at the level nearest to ``low``: it adds noise up to the level
+    ``high`` and comes down again in ``inner`` steps.
 
-    Going up is exact, :math:`x/\alpha` gains noise of variance :math:`\rho_{high}^2 - \rho_{low}^2`; coming down the levels are
-    linear in the 7th root of rho, as in EDM. Levels are sigma/alpha. The defaults are those published for CIFAR-10, where
-    ``inflation``, a factor of the noise, is 1.003. A grid without a level below ``high`` is run without a restart.
+    Going up is exact: :math:`x/\alpha` gains noise of variance :math:`\rho_{high}^2 - \rho_{low}^2`. The levels down are linear
+    in the 7th root of rho, as in EDM. Levels are sigma/alpha. The defaults are those published for CIFAR-10, except for
+    ``inflation``, a factor of the noise, which is 1.003 there. A grid without a level below ``high`` has no restart.
 
-    More steps of the grid make the main run better, not the runs in between: these have ``inner`` steps always.
+    A finer grid improves the main run, but not the restarts, which always have ``inner`` steps.
     """
 
     low: float = 0.06
@@ -70,7 +70,7 @@ class Restart(Solver):
 
     @override
     def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
-        # The runs in between cost their evaluations whatever the number of steps.
+        # The restarts cost the same for every number of steps.
         for steps in range(1, nfe + 3):
             yield self, steps
 
@@ -86,7 +86,7 @@ class Restart(Solver):
             table.output(x)
 
     def _nearest(self, path: Path, times: Sequence[float]) -> int | None:
-        """The index of the grid's time at which the run restarts: neither the first nor at sigma = 0."""
+        """The index of the grid's time at which the run restarts, neither the first nor at sigma = 0; None if there is none."""
         levels = [(abs(path.rho(t) - self.low), i) for i, t in enumerate(times) if i and 0 < path.rho(t) < self.high]
         return min(levels)[1] if levels else None
 

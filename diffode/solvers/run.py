@@ -1,4 +1,4 @@
-"""``solve``: follow a field from a start over a grid, and say honestly how it went."""
+"""``solve``: follow a field from a start over a grid, and report failures row by row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def solve(
     between: tuple[float, float] | None = None,
     upwards: bool = False,
 ) -> Solution:
-    """Run a solver.
+    """Run a solver from a start.
 
     Args:
         field: the field to follow.
@@ -56,24 +56,31 @@ def solve(
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
-        nfe: budget of network calls; the largest run of the solver on the named grid that costs no more is made. A guided
-            model makes two calls for each evaluation, so that its 8 steps are ``nfe=16``.
+        nfe: budget of network calls, for the largest run of the solver on the named grid that costs no more. A guided model
+            makes two calls for each evaluation, so that its 8 steps are ``nfe=16``.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
-        generator: generator or seed of those draws, if ``noise`` is not given; or a list of them, one for each row, whose noise
-            is then what it would be alone. They are made when they are needed.
+        generator: generator or seed of those draws, if ``noise`` is not given; or a list with one for each row, which then has
+            the noise that it would have alone. Noise is drawn when it is needed.
         keep: ``"all"`` keeps the solution at every grid time.
         progress: called as ``progress(done, total)`` after each step; by solvers without a table once, at the end.
-        on_failure: what to do when a row becomes non-finite: raise :class:`NumericalError` (which carries the solution), or
-            return the solution with that row NaN-filled and marked in ``status``. Other rows are untouched.
-        between: the noisiest and the cleanest time of a named grid, if not the path's ``t_max`` and ``t_min``: a start at
+        on_failure: ``"raise"`` or ``"return"``. When a row becomes non-finite, the first raises :class:`NumericalError`, which
+            carries the solution; the second returns the solution with that row NaN-filled and marked in ``status``. Other rows
+            are untouched.
+        between: the noisiest and the cleanest time of a named grid, in place of the path's ``t_max`` and ``t_min``; a start at
             another noise level than that of ``t_max`` needs it.
-        upwards: from data to noise: ``x`` is at the cleanest time, and the grid is walked from its last time to its first.
+        upwards: whether to go from data to noise: ``x`` is at the cleanest time, and the grid's times are taken in reverse.
+
+    Returns:
+        A :class:`~diffode.solvers.Solution`.
 
     Raises:
-        ArgumentError: for a wrong argument. BudgetError: if no run fits ``nfe``. FieldError: if the field breaks its contract.
+        ArgumentError: for a wrong argument.
+        BudgetError: if no run fits ``nfe``.
+        FieldError: if the field breaks its contract.
+        NumericalError: if a row becomes non-finite and ``on_failure`` is ``"raise"``.
 
     Warns:
-        StartWarning: if ``x`` can't be a state at the time the run begins at.
+        StartWarning: if ``x`` can't be a state at the first time of the run.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")
@@ -116,7 +123,7 @@ def run_tableau(
     progress: Progress | None = None,
     on_failure: Literal["raise", "return"] = "raise",
 ) -> Solution:
-    """Run a tableau that is written already, with the checks and the arguments of :func:`solve`."""
+    """Run a given tableau, with the checks and the arguments of :func:`solve`."""
     _check_field(field)
     check_start(x)
     _check_options(keep, progress, on_failure)
@@ -160,7 +167,7 @@ def _run_direct(
     progress: Progress | None,
     on_failure: Literal["raise", "return"],
 ) -> Solution:
-    """Let a solver without a tableau follow the field; without a grid, from one end of the path to the other."""
+    """Let a solver without a tableau follow the field over a grid, or without one over the whole path."""
     check_start(x)
     _check_options(keep, progress, on_failure)
     if solver.takes_steps and grid is None and (nfe is not None or steps is not None):
@@ -173,7 +180,7 @@ def _run_direct(
         steps = solver.steps_within(field, x, on, "karras" if grid is None else grid, nfe, generator)
     elif nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
-        # Such a solver lays its own times between the path's ends.
+        # The solver lays its own times between the path's ends.
         grid = None if grids.is_named(grid) else grid
     if noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
@@ -194,7 +201,7 @@ def _run_direct(
     field.check_once(x, float(times[0]))
     if solver.asks_row_times:
         field.check_times(x, float(times[0]), float(times[-1]))
-    # Only solvers that draw row by row are given a list.
+    # Only solvers that draw noise row by row take a list of generators.
     keeps = generator is None or solver.draws_for_rows
     source = cast("torch.Generator | None", generator if keeps else generator_from(cast(Randomness, generator)))
     with field.counted() as spent:
@@ -241,7 +248,7 @@ def _run_direct(
 def table_for(
     field: Field, solver: Solver, grid: grids.Times | None, steps: int | None, nfe: int | None, path: Path | None = None
 ) -> Tableau:
-    """The tableau that a call of ``solve`` with these arguments runs; ``path`` is the field's own, or a part of it."""
+    """The tableau that ``solve`` runs with these arguments; ``path`` is the field's own, or a part of it."""
     path = field.path if path is None else path
     if nfe is not None:
         if steps is not None:
@@ -263,7 +270,7 @@ def table_for(
 
 
 def evaluations(field: Field, nfe: int) -> int:
-    """How many predictions a budget of network calls buys; BudgetError if it buys none."""
+    """The number of evaluations of a field in a budget of network calls; BudgetError if it is 0."""
     check_budget(nfe)
     if nfe < field.calls:
         raise BudgetError(f"nfe={nfe} is less than the {field.calls} network calls that one evaluation of this field makes")
@@ -292,7 +299,7 @@ def _check_options(keep: object, progress: object, on_failure: object) -> None:
 
 
 def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomness | None) -> Draw | None:
-    """Where the k-th noise of a run comes from; repeatable, so that a failed run can be retraced."""
+    """A function that gives the k-th noise of a run, and the same when asked again, so that a failed run can be retraced."""
     if noise is not None and generator is not None:
         raise ArgumentError("give noise= or generator=, not both: one of them would be ignored")
     if not table.draws:
@@ -314,7 +321,7 @@ def _drawing(table: Tableau, x: Tensor, noise: Tensor | None, generator: Randomn
 
 
 def _follow(table: Tableau, field: Field, x: Tensor, draw: Draw | None, keep: str, progress: Progress | None) -> list[Tensor]:
-    """The states at the grid's times, or the last one alone."""
+    """The states at the grid's times, or the last state alone if ``keep`` is ``"last"``."""
     if keep == "last" and progress is None:
         last = x
         for _, state in table.walk(field, x, draw):
@@ -333,7 +340,7 @@ def _follow(table: Tableau, field: Field, x: Tensor, draw: Draw | None, keep: st
 def _diagnose(table: Tableau, field: Field, x: Tensor, draw: Draw | None, bad: Tensor) -> str:
     """Retrace the run to name the first row and time at which it became non-finite, and the last good state.
 
-    The run itself checks only its end, which costs next to nothing; a failure pays for the second look.
+    A run checks only its end, which costs next to nothing; only a failed run is made twice.
     """
     before, last_time, failed = x, table.rows[0].time, bad
     for row, state in table.walk(field, x, draw):

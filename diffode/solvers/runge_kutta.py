@@ -9,6 +9,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from diffode.charts import Chart, charts
+from diffode.numerics.butcher import EULER, HEUN, KUTTA, MIDPOINT, RALSTON, Butcher
 from diffode.solvers.solver import Solver, check_choice, steps_of
 from diffode.tableau import Writer
 
@@ -17,22 +18,25 @@ from diffode.tableau import Writer
 class RungeKutta(Solver):
     r"""z_i = z_s + dtheta \sum_j a_ij m_j, z_t = z_s + dtheta \sum_j b_j m_j (Butcher tableau a, b) in the chart's clock.
 
-    A step into sigma = 0 is an Euler step. Stage nodes are c_i = sum_j a_ij of the way, in the clock.
+    A step into sigma = 0 is an Euler step. Stage i lies at the share c_i = sum_j a_ij of the step, in the clock.
     """
 
     chart: str = "velocity"
 
-    stages: ClassVar[tuple[tuple[float, ...], ...]] = ()
-    weights: ClassVar[tuple[float, ...]] = (1.0,)
-    order: ClassVar[int] = 1
+    method: ClassVar[Butcher]
 
     def __post_init__(self) -> None:
         check_choice("chart", self.chart, tuple(charts))
 
     @property
     @override
+    def order(self) -> int:
+        return self.method.order
+
+    @property
+    @override
     def nfe_per_step(self) -> int:
-        return len(self.weights)
+        return len(self.method.weights)
 
     @property
     @override
@@ -43,17 +47,17 @@ class RungeKutta(Solver):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         x = table.start
         for _, s, t in steps_of(times):
-            euler = len(self.weights) == 1 or chart.ends_singular(t)
+            euler = self.order == 1 or chart.ends_singular(t)
             evaluated = [x]
-            for stage in () if euler else self.stages:
+            for stage in () if euler else self.method.stages:
                 node = sum(stage)
                 middle = t if node == 1 else chart.time(chart.clock(s) + node * (chart.clock(t) - chart.clock(s)))
                 evaluated.append(add_step(table, chart, x, middle, evaluated, [a / node for a in stage]))
-            x = table.output(add_step(table, chart, x, t, evaluated, (1.0,) if euler else self.weights))
+            x = table.output(add_step(table, chart, x, t, evaluated, (1.0,) if euler else self.method.weights))
 
 
 def add_step(table: Writer, chart: Chart, x: int, t: float, evaluated: Sequence[int], weights: Sequence[float]) -> int:
-    """Append x_t = (S_t/S_s) x + S_t (theta_t - theta_s) sum_j w_j m_j, s being the time of row x."""
+    """Append x_t = (S_t/S_s) x + S_t (theta_t - theta_s) sum_j w_j m_j, where s is the time of row x; returns its row."""
     s = table.time(x)
     advance = chart.advance(s, t)
     return table.add(t, {x: chart.ratio(s, t)}, {j: advance * w for j, w in zip(evaluated, weights, strict=False)})
@@ -63,6 +67,7 @@ class Euler(RungeKutta):
     """Euler: x_t = x_s + (t - s) v_s in the velocity chart; DDIM in the noise chart, DPM-Solver++ 1 in the data chart."""
 
     name = "euler"
+    method = EULER
     reference = "L. Euler 1768; DDIM: Song, Meng, Ermon, arXiv 2010.02502, equation 13"
 
 
@@ -70,40 +75,32 @@ class Midpoint(RungeKutta):
     """The explicit midpoint rule."""
 
     name = "midpoint"
-    stages = ((0.5,),)
-    weights = (0.0, 1.0)
-    order = 2
-    reference = "Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1"
+    method = MIDPOINT
+    reference = MIDPOINT.source
 
 
 class Heun(RungeKutta):
     """Heun's second-order method (the trapezoidal predictor-corrector)."""
 
     name = "heun"
-    stages = ((1.0,),)
-    weights = (0.5, 0.5)
-    order = 2
+    method = HEUN
     reference = "Karras et al., arXiv 2206.00364, algorithm 1"
 
 
 class Ralston(RungeKutta):
-    """Ralston's second-order method, of least truncation error among its kind."""
+    """Ralston's method, which has the least truncation error of the second-order two-stage methods."""
 
     name = "ralston"
-    stages = ((2 / 3,),)
-    weights = (0.25, 0.75)
-    order = 2
-    reference = "A. Ralston, Math. Comp. 16 (1962), 431-437"
+    method = RALSTON
+    reference = RALSTON.source
 
 
 class RK4(RungeKutta):
     """The classical fourth-order method."""
 
     name = "rk4"
-    stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
-    weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-    order = 4
-    reference = "W. Kutta 1901; Hairer, Norsett, Wanner, II.1"
+    method = KUTTA
+    reference = KUTTA.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a run gives, row by row."""
+"""The result of a run, row by row."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from torch import Tensor
 
 from diffode.tableau import Tableau
 
-#: Values of ``Solution.status``.
-OK, NON_FINITE, UNFINISHED = 0, 1, 2
+#: Status of a good row.
+OK = 0
+#: Status of a row that became non-finite.
+NON_FINITE = 1
+#: Status of a row that met the step limit of an adaptive solver.
+UNFINISHED = 2
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
-        x: the end points, (B, *shape); rows that became non-finite are NaN, those that met the step limit stay where they
-            got to.
+        x: the end points, (B, *shape). Rows that became non-finite are NaN; rows that met the step limit have the last state
+            that they reached.
         states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
-        times: the grid, (steps + 1,), float64.
-        nfe: network calls that this run made, whatever other threads ask of the field.
+        times: the times of the grid, (steps + 1,), float64.
+        nfe: network calls of this run, without those of other threads.
         status: (B,) int8, 0 for a good row, 1 for one that became non-finite, 2 for one that met the step limit.
-        message: empty, or what went wrong, where and when.
-        tableau: the table that was run; None for solvers that have none.
-        accepted, rejected: steps of each row, (B,), for adaptive solvers.
-        reached: the time each row got to, (B,) float64, for adaptive solvers.
+        message: the kind, row and time of a failure; else empty.
+        tableau: the table that was run; None for solvers without one.
+        accepted, rejected: numbers of steps of each row, (B,), for adaptive solvers.
+        reached: the time that each row reached, (B,) float64, for adaptive solvers.
     """
 
     x: Tensor
@@ -53,10 +57,10 @@ class Solution:
 
 
 def non_finite_rows(x: Tensor) -> Tensor:
-    """Which rows hold a NaN or an infinity, (B,)."""
+    """Mask (B,) of the rows that hold a NaN or an infinity."""
     return ~torch.isfinite(x.detach()).flatten(1).all(dim=1)
 
 
 def with_nan(x: Tensor, bad: Tensor) -> Tensor:
-    """x with these rows NaN-filled."""
+    """x with the rows of the mask ``bad`` NaN-filled."""
     return torch.where(bad.reshape((-1,) + (1,) * (x.ndim - 1)), torch.nan, x)

@@ -1,4 +1,4 @@
-"""What a solver is: a recipe that writes a tableau for a path and a grid."""
+"""The base class of solvers, recipes that write a tableau for a path and a grid."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ LowerOrderFinal = Literal["always", "below_10", "never"]
 class Solver(ABC):
     """A published sampler with its options.
 
-    To add one, subclass it as a frozen dataclass whose fields are the options, say which ``chart`` it works in, give its
-    ``order``, ``nfe_per_step`` and ``reference``, write the rows in :meth:`write`, and call
-    ``diffode.solvers.register(name, cls)``. Options are checked in ``__post_init__``.
+    To add one, subclass it as a frozen dataclass whose fields are the options, give its ``chart_name``, ``order``,
+    ``nfe_per_step`` and ``reference``, write the rows in :meth:`write`, and call ``diffode.solvers.register(name, cls)``.
+    Check the options in ``__post_init__``.
     """
 
-    #: Replace the first evaluation by that of standard normal data: one evaluation less, first order.
+    #: Whether the noise of standard normal data replaces the first evaluation: saves one evaluation, makes it first order.
     analytic_first_step: bool = False
 
     #: The registered name.
     name: ClassVar[str]
-    #: Where it was published: authors, identifier, equation or algorithm.
+    #: Its source: authors, identifier, equation or algorithm.
     reference: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not hasattr(cls, "name"):
-            # A class that is named by its place was never registered under a name.
+            # A class that is used without being registered has the name of the class.
             cls.name = cls.__name__
 
     def __post_init__(self) -> None:
-        """Check the options; subclasses that have some override it."""
+        """Check the options; subclasses with options override it."""
         return
 
     @property
@@ -57,12 +57,12 @@ class Solver(ABC):
     @property
     @abstractmethod
     def order(self) -> int:
-        """The order its authors claim; an option where a family has several."""
+        """The order of convergence that its authors claim; an option where a family has several."""
 
     @property
     def convergence_order(self) -> int:
-        """The order of convergence it has (its noise-free limit, if it draws noise), without lower final orders or an
-        analytic first step.
+        """The order of convergence that it has, in the noise-free limit if it draws noise, without lower final orders and
+        without an analytic first step.
         """
         return self.order
 
@@ -72,13 +72,13 @@ class Solver(ABC):
 
     @property
     def nfe_per_step(self) -> int:
-        """Evaluations a full step costs."""
+        """Number of evaluations of a full step."""
         return 1
 
     @property
     @abstractmethod
     def chart_name(self) -> str:
-        """The chart it works in."""
+        """The name of its chart."""
 
     @property
     def stochastic(self) -> bool:
@@ -90,19 +90,19 @@ class Solver(ABC):
         return charts.get(self.chart_name, path)
 
     def content(self) -> str:
-        """A hash of what its spec does not say, such as the numbers of a file it reads."""
+        """A hash of all that its spec leaves out, such as the numbers in a file; else an empty text."""
         return ""
 
     def for_field(self, scale: float, dim: int) -> Solver:
-        """The solver for data of this scale (root mean variance) and dimension: itself, unless it works in these."""
+        """The solver for data of a scale (root mean variance) and dimension: itself, unless it depends on these."""
         return self
 
     @abstractmethod
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        """Append the rows for these grid times (``table.start`` is at ``times[0]``), marking each with ``table.output``."""
+        """Append the rows for the grid's times (``table.start`` is at ``times[0]``), and mark each with ``table.output``."""
 
     def times_on(self, path: Path | None, grid: grids.Times, steps: int | None) -> list[float]:
-        """The times of a grid, in the order in which a run goes through them."""
+        """The times of a grid, in the order of a run."""
         times: list[float] = grids.get(grid, path, steps).tolist()
         return times
 
@@ -131,7 +131,7 @@ class Solver(ABC):
     def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
         """The largest run on a named grid, or the run on the times of a list, that costs at most ``nfe`` evaluations.
 
-        Raises BudgetError, which says what budgets are possible, if not even the smallest run fits.
+        Raises BudgetError, which lists possible budgets, if not even the smallest run fits.
         """
         check_budget(nfe)
         path = None if path is None else get_path(path)
@@ -161,7 +161,7 @@ class Solver(ABC):
     def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
         """Runs to try for a budget, smallest first: a solver (perhaps with options set) and a number of steps.
 
-        The cost grows with every plan, so the search ends at the first that spends the budget.
+        Every plan costs more than the one before, so that the search ends at the first that exceeds the budget.
         """
         for steps in range(max(1, nfe // self.nfe_per_step), nfe + 3):
             yield self, steps
@@ -169,7 +169,7 @@ class Solver(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class WithNoise(Solver):
-    """A solver whose option ``eta`` >= 0 scales the noise it draws; at 0 it is deterministic."""
+    """A solver whose option ``eta`` >= 0 scales the noise that it draws; at 0 it is deterministic."""
 
     eta: float = 1.0
 
@@ -185,15 +185,15 @@ class WithNoise(Solver):
 
 
 def steps_of(times: Sequence[float]) -> Iterator[tuple[int, float, float]]:
-    """Number, start and end of each step, counted from 1."""
+    """Number, counted from 1, first time and last time of each step."""
     for number, (s, t) in enumerate(itertools.pairwise(times), start=1):
         yield number, s, t
 
 
 def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dict[int, float]]:
-    """The noise a chart adds from the first of these times to each later one, as coefficients of new draws.
+    """The noise that a chart adds from the first time to each later one, as coefficients of new draws.
 
-    The pieces belong to one Brownian path: what reaches a time is carried on to the next by the chart's own decay.
+    All draws belong to one Brownian motion; the chart's own decay carries the noise at a time on to the next.
     """
     carried: dict[int, float] = {}
     result = []
@@ -202,14 +202,14 @@ def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dic
         carried = {k: ratio * c for k, c in carried.items()}
         if spread:
             before, after = chart.noise_clock(s), chart.noise_clock(t)
-            # A clock that over- or underflows leaves the draws, but no common Brownian path.
+            # Where the clock over- or underflows, the draws have no common Brownian motion.
             carried[table.draw((before, after) if before < after < math.inf else None)] = spread
         result.append(carried)
     return result
 
 
 def final_order(order: int, number: int, steps: int, rule: LowerOrderFinal) -> int:
-    """The order of step ``number`` of ``steps``: what history allows, lowered near the end as the rule says."""
+    """The order of step ``number`` of ``steps``: at most that number, and near the end lowered by the rule."""
     allowed = min(order, number)
     if rule == "always" or (rule == "below_10" and steps < 10):
         return min(allowed, steps + 1 - number)
@@ -217,13 +217,13 @@ def final_order(order: int, number: int, steps: int, rule: LowerOrderFinal) -> i
 
 
 def check_budget(nfe: object) -> None:
-    """Raise ArgumentError unless a budget is a whole number of evaluations, at least 1, whose table fits into memory."""
+    """Raise ArgumentError unless a budget is an integer from 1 to the most steps of a grid, whose table fits in memory."""
     if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= grids.MOST_STEPS:
         raise ArgumentError(f"nfe must be an integer >= 1 and <= {grids.MOST_STEPS}, got {nfe!r:.40}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise ArgumentError unless an option has one of the values it may have."""
-    # 2.0 and True equal choices they are not.
+    """Raise ArgumentError unless an option has one of its possible values."""
+    # 2.0 equals 2 and True equals 1, but neither is such a choice.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ArgumentError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

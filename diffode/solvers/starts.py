@@ -1,4 +1,4 @@
-"""The start of a run: checked, and looked at for whether it can be a state at the time the run begins at."""
+"""Checks of the start of a run, and a warning for a start that can't be a state at the first time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffode.errors import ArgumentError, StartWarning
 from diffode.fields import ExactField, Field
 from diffode.solvers.solution import non_finite_rows
 
-#: A start of a root mean square beyond this many times that of a state is none, even where rows and dimensions are few.
+#: Ratio of a start's root mean square to that of a state above which it is no state, even if rows and dimensions are few.
 _TOO_LARGE = 10.0
 
 
@@ -30,14 +30,14 @@ def check_start(x: object) -> None:
 
 
 def check_reach(x: Tensor, first: float | Tensor) -> None:
-    """Raise ArgumentError if the numbers of x can't be as large as the first time: the coefficients of a step are."""
+    """Raise ArgumentError if the first time does not fit the dtype of x, since coefficients of a step may be as large."""
     largest = float(first.abs().max()) if isinstance(first, Tensor) else abs(first)
     if largest > torch.finfo(x.dtype).max:
         raise ArgumentError(f"x of {x.dtype} can't hold coefficients as large as the first time, {largest:g}; make it float64")
 
 
 def two_times(between: object) -> tuple[float, float]:
-    """The argument ``between`` as two floats."""
+    """The argument ``between`` as two floats; ArgumentError if it is not two times."""
     if (
         not isinstance(between, tuple | list)
         or len(between) != 2
@@ -51,7 +51,7 @@ def two_times(between: object) -> tuple[float, float]:
 def look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
     """Warn if x has so little noise, or is so large, that it can't be a state at time t.
 
-    A state's squares sum up to sigma^2 times a chi-squared variable at least, whatever the data. How large it may be depends on
+    The sum of a state's squares is, for all data, at least sigma^2 times a chi-squared variable. Its largest size depends on
     the data, which only an exact field knows.
     """
     if field.path is None or isinstance(t, Tensor) or not x.numel():
@@ -75,10 +75,10 @@ def look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
 
 
 def _offset(field: ExactField) -> float:
-    """Root mean square of the data's mean."""
+    """Root mean square of the coordinates of the data's mean."""
     return float(field.target.mean.norm()) / math.sqrt(field.target.dim)
 
 
 def _least_square(count: int) -> float:
-    """What the mean of so many squares of normals falls short of once in 1e12 times."""
+    """The value below which the mean of ``count`` squares of normals lies with probability 1e-12."""
     return 2 * float(gammaincinv(count / 2, 1e-12)) / count

@@ -10,7 +10,8 @@ from typing import Literal, cast
 import numpy as np
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart, phi
+from diffode.charts import Chart, ExponentialChart
+from diffode.numerics.exponential import phi
 from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
 from diffode.tableau import Writer
 
@@ -20,10 +21,10 @@ class UniPC(Solver):
     r"""Predictor UniP-p through the last p denoised points; once the next one is known, the corrector redoes the step.
 
     Where its linear system is solved, UniP-p is the exponential Adams-Bashforth method in the data chart and the corrector
-    Adams-Moulton, whatever B(h) is. B(h) = h (``bh1``) or e^h - 1 (``bh2``) matters in two conventional places: the
-    predictor of order 2 and the corrector of order 1, which use the weight 1/2. ``vary_coeff`` solves those as well, but
-    its published corrector weighs the newest point by one derivative only, which makes it first order.
-    ``corrector=false`` gives UniP alone. The last step has no corrector.
+    Adams-Moulton, for every B(h). B(h) = h (``bh1``) or e^h - 1 (``bh2``) matters in two places, the predictor of order 2 and
+    the corrector of order 1, which have the weight 1/2 by convention. ``vary_coeff`` solves those as well, but its published
+    corrector weighs the newest point by one derivative only, which makes it first order. ``corrector=false`` gives UniP alone.
+    The last step has no corrector.
     """
 
     order: int = 3
@@ -53,7 +54,7 @@ class UniPC(Solver):
         exponential = cast(ExponentialChart, chart)
         steps = len(times) - 1
         x = table.start
-        # Evaluations are made at the predicted states; ``history`` holds those rows, latest first.
+        # ``history`` holds the rows of the predicted states, which are evaluated, latest first.
         history = [table.start]
         for number, s, t in steps_of(times):
             order = final_order(self.order, number, steps, self.lower_order_final)
@@ -93,10 +94,10 @@ class UniPC(Solver):
 
 
 def _published_vary_coeff(chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:
-    """The authors' vary_coeff corrector, slip included: weights of D at ``nodes``, the last of which is t.
+    """The authors' vary_coeff corrector with its slip: weights of D at ``nodes``, the last of which is t.
 
     The differences (D_j - D_0)/r_j determine the derivatives through the matrix r_j^k/(k + 1)!. Of the newest point's column
-    of the inverse only one entry is used, with the highest phi; all of them, each with its own, would give Adams-Moulton.
+    of the inverse the code uses one entry only, with the highest phi; all entries, each with its phi, give Adams-Moulton.
     """
     h = chart.variable(t) - chart.variable(s)
     r = np.array([(chart.variable(node) - chart.variable(s)) / h for node in nodes[1:]])

@@ -19,9 +19,9 @@ from diffode.tableau import Writer
 class Upwards(Solver):
     """A solver that takes the steps of a grid from its last time to its first, from data to noise.
 
-    With ``ddim`` that is DDIM inversion (Song, Meng, Ermon, arXiv 2010.02502, section 4.3; Mokady et al., arXiv 2211.09794,
-    equation 3). The table is the solver's own for rising times, so orders are what they are downwards, and a run up and down
-    again returns to its start up to the error of both. ``diffode.solve(..., upwards=True)`` makes one.
+    With ``ddim`` it is DDIM inversion (Song, Meng, Ermon, arXiv 2010.02502, section 4.3; Mokady et al., arXiv 2211.09794,
+    equation 3). The table is the solver's own for rising times, so that it has the same order in both directions, and a run up
+    and down again returns to its start up to the error of both. ``diffode.solve(..., upwards=True)`` makes one.
 
     >>> import diffode
     >>> table = Upwards(solver=diffode.solvers.get("ddim")).tableau(diffode.paths.get("edm"), "karras", 2)
@@ -85,7 +85,7 @@ class Upwards(Solver):
         return Upwards(solver=self.solver.for_field(scale, dim))
 
     def times_on(self, path: Path | None, grid: grids.Times, steps: int | None) -> list[float]:
-        """The times of a grid, given from noise to data as everywhere, walked the other way."""
+        """The times of a grid, which goes from noise to data, in reverse."""
         return super().times_on(path, grid, steps)[::-1]
 
     @override

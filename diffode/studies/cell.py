@@ -1,4 +1,4 @@
-"""One run of a study, and what became of it."""
+"""One run of a study, and its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from diffode.metrics import Measurement
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One run to make and measure. All that decides its result is in these fields, the code and the target's parameters."""
+    """One run to make and measure. These fields, the code and the target's parameters decide its result alone.
+
+    ``target`` and ``metrics`` are names or specs, ``path``, ``grid`` and ``solver`` specs; ``nfe`` is a budget of network
+    calls, ``points`` the number of starts, ``tolerance`` that of the reference.
+    """
 
     target: str
     path: str
@@ -25,10 +29,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one cell.
+    """The result of one cell.
 
-    ``status`` is ``"ok"`` or ``"failed"`` with a ``reason``; ``nfe_counted`` is what the field counted, ``seconds`` the wall
-    time of the solve, ``scale`` the root mean variance of the target.
+    ``status`` is ``"ok"`` or ``"failed"`` with a ``reason``; ``nfe_counted`` is the field's count of network calls,
+    ``seconds`` the wall time of the run, ``scale`` the root mean variance of the target.
     """
 
     key: str

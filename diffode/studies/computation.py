@@ -1,4 +1,4 @@
-"""One cell computed: its field, table, start, run, reference and measurements."""
+"""The computation of one cell: its field, table, start, run, reference and measurements."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from diffode import grids, metrics, solvers
 from diffode.errors import NumericalError
+from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
-from diffode.references import Reference, reference
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run import evaluations
 from diffode.studies.cell import Cell, Result
@@ -23,7 +23,7 @@ from diffode.tableau import Tableau
 
 
 def computed(key: str, cell: Cell) -> Result:
-    """Run and measure one cell; raises what goes wrong."""
+    """The result of running and measuring one cell; errors of any part are raised."""
     field = field_of(cell.target, cell.path)
     path, recipe = path_of(cell.target, cell.path), solvers.get(cell.solver)
     table = None
@@ -63,7 +63,7 @@ def computed(key: str, cell: Cell) -> Result:
 
 
 def _measured(metric: str, outcome: Outcome) -> Measurement:
-    """A metric's measurement under its spec, so that two with different options stay apart; non-finite is a failure."""
+    """A metric's measurement, named by its spec so that specs with other options differ; NumericalError if not finite."""
     found = replace(metrics.measure(metric, outcome), name=metric)
     if not (math.isfinite(found.value) and math.isfinite(found.floor)):
         raise NumericalError(f"metric {metric!r} gave {found.value!r} with floor {found.floor!r}")
@@ -72,14 +72,14 @@ def _measured(metric: str, outcome: Outcome) -> Measurement:
 
 @functools.lru_cache(maxsize=4096)
 def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
-    """Kept by the content of what the solver and the grid read too: a file may change under the same name."""
+    """A table, kept by the ``content`` of the files that solver and grid read too, which may change under the same name."""
     field = field_of(target, path)
     return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
 
 
 @functools.lru_cache(maxsize=64)
 def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
-    """sigma z at the first time, z fixed by (seed, target): every solver starts from the same points."""
+    """sigma z at the first time, with z fixed by seed and target, so that every solver starts from the same points."""
     shape = shape_of(field_of(target, path))
     return path_of(target, path).sigma(first) * keyed_normal((points, *shape), seed=seed, key=target)
 

@@ -16,35 +16,40 @@ from torch import Tensor
 from diffode import fields, solvers, targets
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.flows import reference
 from diffode.output_files import write_whole
 from diffode.randomness import keyed_normal
-from diffode.references import reference
 from diffode.solvers import Solution
 from diffode.studies.ranking import Curve
 
-#: Points of a cloud, trajectories drawn, images in a row.
-_CLOUD, _TRAJECTORIES, _IMAGES = 500, 24, 12
+#: Number of points of a cloud.
+_CLOUD = 500
+#: Number of trajectories over a density.
+_TRAJECTORIES = 24
+#: Number of images in a row.
+_IMAGES = 12
+#: Pixels of a density along each side.
 _RESOLUTION = 200
-#: Seed of the noise that a solver draws on its way.
+#: Seed of the noise of a run.
 _SEED = 0
 
 
 def colours(methods: Sequence[str]) -> dict[str, str]:
-    """One colour a method, the same in every figure of a report."""
+    """A colour for each method, the same in every figure of a report."""
     palette = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]  # type: ignore[attr-defined]
     codes = ["#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in palette]
     return {method: codes[i % len(codes)] for i, method in enumerate(methods)}
 
 
 def save(figure: Figure, file: FilePath, dpi: int = 110, *, tight: bool = True) -> None:
-    """Write a figure as PNG, whole or not at all; raises ArgumentError if the file can't be written."""
+    """Write a figure as PNG, whole or not at all; ArgumentError if the file can't be written."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight" if tight else None)
     write_whole(file, drawn.getvalue(), "picture")
 
 
 def draw_curves(target: str, own: Sequence[Curve], palette: Mapping[str, str]) -> Figure:
-    """Error against NFE of every method, one panel a path."""
+    """Error against NFE of every method, with a panel for each path."""
     paths = list(dict.fromkeys(c.path for c in own))
     figure = Figure(figsize=(4.4 * len(paths) + 2.4, 4.2), layout="constrained")
     panels = figure.subplots(1, len(paths), sharey=True, squeeze=False)[0]
@@ -91,7 +96,7 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
 
 
 def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Figure:
-    """What an image target's samples look like: a row for the exact flow and one for each solver, from the same starts."""
+    """Samples of an image target: a row for the exact flow and one for each solver, from the same starts."""
     shape = targets.card(target).shape
     field = fields.exact_field(target, path)
     first, last = field.path.t_max, field.path.t_min
@@ -113,9 +118,9 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
 
 
 def draw_samples(points: Tensor, field: Field, shape: Sequence[int] | None, title: str) -> Figure:
-    """A picture of samples: images of a ``shape``, a cloud over the density, a histogram, or the two leading coordinates.
+    """A picture of samples: images of a ``shape``, a cloud over the density, a histogram, or the first two coordinates.
 
-    The density is shown where it is known, which it is for exact fields and those that approximate one.
+    The density is shown where it is known: for exact fields, and for fields that approximate one.
     """
     law = field if isinstance(field, ExactField) else field.truth
     images, points = None if shape is None else _as_images(points, shape), points.flatten(1)
@@ -146,7 +151,7 @@ def draw_samples(points: Tensor, field: Field, shape: Sequence[int] | None, titl
 
 
 def _as_images(points: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """Rows as pictures (n, height, width) or (n, height, width, 3), or None if they are none."""
+    """Rows as images (n, height, width) or (n, height, width, 3); None if their shape is not that of images."""
     if len(shape) == 2:
         return points.reshape(-1, *shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
@@ -165,7 +170,7 @@ def _window(field: ExactField) -> tuple[float, float, float, float]:
 
 
 def _density(panel: Axes, field: ExactField, window: tuple[float, float, float, float]) -> None:
-    """The data's density as a picture; a noise of half a pixel makes the narrowest modes visible."""
+    """Draw the data's density; noise of half a pixel makes the narrowest modes visible."""
     x = torch.linspace(window[0], window[1], _RESOLUTION, dtype=torch.float64)
     y = torch.linspace(window[2], window[3], _RESOLUTION, dtype=torch.float64)
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
@@ -176,13 +181,13 @@ def _density(panel: Axes, field: ExactField, window: tuple[float, float, float, 
 
 
 def _in_window(field: ExactField, x: Tensor, t: float) -> Tensor:
-    """x/alpha shrunk by what noise adds to its spread, so that a whole trajectory fits the window of the data."""
+    """x/alpha divided by its spread relative to the data's, so that a whole trajectory fits the window of the data."""
     rho = field.path.rho(t)
     return x / field.path.alpha(t) / math.sqrt(1 + (rho / field.scale) ** 2)
 
 
 def _exact_lines(field: ExactField, start: Tensor) -> Tensor:
-    """The exact flow as smooth lines, (times, points, 2): a hundred steps of order 3, closer than a line is wide."""
+    """The exact flow as smooth lines, (times, points, 2): a hundred steps of order 3 err by less than the width of a line."""
     return _lines(field, solvers.solve(field, start, solver="unipc:order=3", grid="karras", steps=100, keep="all"))
 
 

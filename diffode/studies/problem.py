@@ -1,4 +1,4 @@
-"""What a cell samples: the exact field of a target, a trained network that ships, or a field of the user's own."""
+"""The field of a cell: a target's exact field, a trained network that ships, or a user's field."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from diffode.fields.own import FieldText
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
 
-#: A reference can't be better than this many times what rounding there is in the field.
-_ROUNDINGS = 100
+#: Ratio of the smallest tolerance of a reference to the relative rounding in the field's answers.
+_ROUNDING_FACTOR = 100
 
 
 @functools.lru_cache(maxsize=64)
 def field_of(target: str, path: str | None) -> Field:
-    """The field of a cell, by the cell's target and path; without a path, a field's own, EDM's for a target."""
+    """The field of a cell's target on its path; without a path, on the field's own, or EDM's for a target."""
     if FieldText.names(target):
         field = FieldText.read(target).field(path)
         field.require_path("a study")
@@ -29,7 +29,7 @@ def field_of(target: str, path: str | None) -> Field:
 
 
 def shape_of(field: Field) -> tuple[int, ...]:
-    """The shape of a row."""
+    """The shape of a row; ArgumentError if the field does not know it."""
     if field.shape is None:
         raise ArgumentError("the shape of a row of this field is unknown: give dim=")
     return field.shape
@@ -37,8 +37,8 @@ def shape_of(field: Field) -> tuple[int, ...]:
 
 @functools.cache
 def content_of(target: str, path: str) -> str:
-    """A hash of what is sampled: a target's parameters, a shipped network's weights, or what a user's field answers at some
-    points (what it computes with may change under the same name), on one thread.
+    """A hash of a field: of a target's parameters, of a shipped network's weights, or of a user's field's answers at some
+    points, computed on one thread (its weights, for instance, may change under the same name).
     """
     if not FieldText.names(target):
         return targets.get(target).content()
@@ -48,13 +48,13 @@ def content_of(target: str, path: str) -> str:
         weights = [part for name, value in sorted(field.denoiser.state_dict().items()) for part in (name, value)]
         return cache.key_of(target, on.spec, sorted(field.facts.items()), *weights)
     answers, threads = [], torch.get_num_threads()
-    # The last bits of a sum depend on how many threads share it.
+    # The last bits of a sum depend on the number of threads.
     torch.set_num_threads(1)
     try:
         with torch.no_grad(), field.uncounted():
             for t in (on.t_max, on.time_from_rho(math.sqrt(on.rho(on.t_min) * on.rho(on.t_max))), on.t_min):
                 x = on.sigma(t) * normal((3, *shape_of(field)), generator=generator_from(0))
-                # Rounded: the last digits may differ from run to run.
+                # The last digits of an answer, which may differ between runs, are rounded off.
                 answers.append((field.denoised(x, t) / field.scale * 1e5).round())
     except DiffodeError:
         raise
@@ -70,23 +70,23 @@ def content_of(target: str, path: str) -> str:
 
 @functools.cache
 def tolerance_of(target: str, path: str, tolerance: float) -> float:
-    """The tolerance that a reference of this field can meet: a network in float32 has no more than its digits."""
+    """The given tolerance, or the smallest one that the field's rounding allows: a network in float32 has few digits."""
     field = field_of(target, path)
     if isinstance(field, ExactField):
         return tolerance
     on = field.require_path("a study")
     t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
     x = math.hypot(on.sigma(t), on.alpha(t) * field.scale) * normal((4, *shape_of(field)), generator=generator_from(1))
-    return min(1e-3, max(tolerance, _ROUNDINGS * field.rounding(x, t)))
+    return min(1e-3, max(tolerance, _ROUNDING_FACTOR * field.rounding(x, t)))
 
 
 def path_of(target: str, path: str | None) -> Path:
-    """The path of a cell."""
+    """The path of a cell's field."""
     return field_of(target, path).require_path("a study")
 
 
 def size_of(target: str) -> int:
-    """Roughly what an evaluation on one point costs, in arbitrary units."""
+    """The cost of an evaluation on one point, roughly and in arbitrary units."""
     if FieldText.names(target):
         text = FieldText.read(target)
         return 10_000 if text.dim is None else 1000 * math.prod(text.dim)

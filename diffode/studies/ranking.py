@@ -1,7 +1,7 @@
 """From results to answers: error curves, the best solver at each NFE, the NFE needed to reach an error.
 
-The first metric of a suite ranks. Errors are in units of the target's scale (its root mean variance), averaged over seeds; over
-targets and paths they are combined by the geometric mean, since they span decades.
+The first metric of a suite ranks. Errors are in units of the target's scale (its root mean variance). They are averaged over
+seeds, and over targets and paths by the geometric mean, since they span decades.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from diffode.studies.cell import Cell, Result
 
-#: Errors whose price in evaluations is reported.
+#: Errors, in units of the scale, whose price in evaluations is reported.
 LEVELS = (1e-2, 1e-3)
 
 Problem = tuple[str, str]
@@ -20,7 +20,7 @@ Problem = tuple[str, str]
 
 @dataclass(frozen=True)
 class Curve:
-    """Error against NFE of one solver on one grid for one target and path; ``floor`` is the error of the reference."""
+    """Error against NFE of a solver on a grid, a target and a path; ``floor`` is the error of the reference."""
 
     target: str
     path: str
@@ -38,11 +38,11 @@ class Curve:
 
     @property
     def method(self) -> str:
-        """Solver, and the grid where it is not the usual one."""
+        """The solver, with its grid unless that is ``karras``."""
         return self.solver if self.grid == "karras" else f"{self.solver} @ {self.grid}"
 
     def nfe_to_reach(self, error: float) -> float:
-        """NFE at which the curve falls below an error for good, log-log interpolated; infinite if it does not."""
+        """The NFE from which the curve stays below an error, by log-log interpolation; infinite if it never does."""
         reached = math.inf
         for i in range(len(self.nfe) - 1, -1, -1):
             if self.error[i] > error:
@@ -56,8 +56,8 @@ class Curve:
 
 
 def curves(results: Iterable[Result]) -> list[Curve]:
-    """The curves of all good results, in the order of the suite. Seeds are averaged; a budget spent to the same NFE as a
-    smaller one adds no point.
+    """The curves of all good results, in the order of the suite. Seeds are averaged; a budget whose run has the same NFE as
+    that of a smaller budget adds no point.
     """
     gathered: dict[tuple[str, str, str, str], dict[int, list[tuple[int, float, float]]]] = {}
     for result in results:
@@ -84,15 +84,15 @@ def curves(results: Iterable[Result]) -> list[Curve]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a suite stands behind a ranking.
+    """The share of a suite that a ranking rests on.
 
     Attributes:
-        cells: runs of the suite that make sense.
-        missing: those that are not stored, or whose row is damaged.
-        failed: those that are stored as failures.
-        problems: targets and paths of the suite.
-        absent: problems of which no run succeeded: nothing of the ranking speaks of them.
-        damaged: rows whose checksum does not fit.
+        cells: number of runs of the suite that make sense.
+        missing: number of them that are not stored, or whose row is damaged.
+        failed: number of them that are stored as failures.
+        problems: number of pairs of target and path of the suite.
+        absent: problems without a run that succeeded, which have no part in the ranking.
+        damaged: number of rows whose checksum does not fit.
     """
 
     cells: int
@@ -104,7 +104,7 @@ class Coverage:
 
     @property
     def sentence(self) -> str:
-        """What is missing, in a sentence; empty if nothing is."""
+        """A sentence about the runs that are missing; empty if none is."""
         parts = []
         if self.missing:
             parts.append(f"{self.missing:,} of {self.cells:,} runs of the suite are not stored")
@@ -118,7 +118,7 @@ class Coverage:
 
 
 def coverage(cells: Iterable[Cell], results: Iterable[Result], damaged: int = 0) -> Coverage:
-    """How much of some cells of a suite there are results of; leave out cells that make no sense."""
+    """The coverage of a suite's sensible cells by results."""
     asked = set(cells)
     found = {r.cell: r.status for r in results if r.cell in asked}
     problems = {(c.target, c.path) for c in asked}
@@ -129,7 +129,7 @@ def coverage(cells: Iterable[Cell], results: Iterable[Result], damaged: int = 0)
 
 @dataclass(frozen=True)
 class Standing:
-    """One method over all problems at one NFE: geometric mean error and on how many problems it was the best."""
+    """A method's geometric mean error over all problems at one NFE, and the number of problems on which it is the best."""
 
     method: str
     error: float
@@ -138,7 +138,7 @@ class Standing:
 
 
 def error_within(curve: Curve, nfe: int) -> float | None:
-    """The error of the largest run within a budget."""
+    """The error of the largest run within a budget; None if no run is within it."""
     fitting = [e for n, e in zip(curve.nfe, curve.error, strict=True) if n <= nfe]
     return fitting[-1] if fitting else None
 
@@ -164,7 +164,7 @@ def standings(all_curves: Sequence[Curve], nfe: int) -> list[Standing]:
 
 @dataclass(frozen=True)
 class Price:
-    """NFE a method needs for an error: median over problems (infinite if it fails on half), and on how many it got there."""
+    """The NFE that a method needs for an error, the median over problems, and the number of problems that reach the error."""
 
     method: str
     nfe: float
@@ -173,7 +173,7 @@ class Price:
 
 
 def prices(all_curves: Sequence[Curve], error: float) -> list[Price]:
-    """What an error costs with each method, cheapest first."""
+    """The price of an error with each method, the cheapest first."""
     by_method: dict[str, list[float]] = {}
     for curve in all_curves:
         by_method.setdefault(curve.method, []).append(curve.nfe_to_reach(error))
@@ -186,13 +186,14 @@ def prices(all_curves: Sequence[Curve], error: float) -> list[Price]:
 
 
 def budgets(all_curves: Sequence[Curve]) -> list[int]:
-    """The budgets that occur."""
+    """The budgets of all curves, increasing."""
     return sorted({b for c in all_curves for b in c.budgets})
 
 
 @dataclass(frozen=True)
 class Split:
-    """The best solver for a network at one budget: its error, the network's, and both together, in units of the scale."""
+    """The best solver for a network at one budget: the errors of the solver, of the network and of both, in units of the
+    scale."""
 
     target: str
     path: str
@@ -204,7 +205,7 @@ class Split:
 
 
 def splits(results: Iterable[Result]) -> list[Split]:
-    """Solver's and model's error apart, of the results that measured both; seeds are averaged."""
+    """The errors of solver and model in the results that measured both; seeds are averaged."""
     gathered: dict[tuple[str, str, int], dict[str, list[tuple[float, float, float]]]] = {}
     for r in results:
         parts = [r.value(name) for name in ("endpoint", "model", "total")]

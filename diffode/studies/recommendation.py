@@ -1,4 +1,4 @@
-"""Which solver to take, from stored results, and how sure that is."""
+"""Recommendation of a solver from stored results, with its certainty."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 from diffode.errors import ArgumentError
 from diffode.studies.ranking import Curve, error_within
 
+#: Number of bootstrap resamples of the problems.
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One method: geometric mean error (in units of the target's scale), its ratio to the best, and how sure that is.
+    """A method's geometric mean error (in units of the target's scale), its ratio to the best, and the certainty of both.
 
     ``ratio_low`` and ``ratio_high`` bound the ratio to the best method in 95 % of bootstrap resamples of the problems (target
-    and path); ``first`` is the share of resamples in which the method comes first, ``wins`` on how many problems it does.
+    and path); ``first`` is the share of resamples, ``wins`` the number of problems, in which the method comes first.
     """
 
     method: str

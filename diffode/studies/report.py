@@ -30,19 +30,22 @@ from diffode.studies.store import Result
 from diffode.studies.suite import Suite
 
 _TEMPLATE = FilePath(__file__).parent / "page.html"
-#: NFE at which samples are shown, and how many of the best methods.
-_SHOWN_NFE, _SHOWN_METHODS = 8, 2
-#: Pictures of samples by the kind of a target.
+#: NFE of the samples that are shown.
+_SHOWN_NFE = 8
+#: Number of the best methods whose samples are shown.
+_SHOWN_METHODS = 2
+#: Kinds of pictures of samples.
 _KINDS = ("clouds", "images")
-#: Characters of a target in a file's name; systems allow 255 in all.
+#: Largest number of characters of a target in a file's name; systems allow 255 in all.
 _LONGEST_NAME = 120
-#: What the metric that ranks is called in words and on an axis.
+#: The metric that ranks, in words and as the label of an axis.
 _MEASURES = {
     "endpoint": (
         "Mean Euclidean distance between where the solver and where the exact flow take the same start",
         "mean end-point error",
     )
 }
+#: Columns of the CSV file.
 _COLUMNS = (
     *("target", "path", "grid", "solver", "nfe_budget", "nfe", "seed", "points", "dtype"),
     *("status", "reason", "steps", "seconds", "scale", "threads", "metric", "value", "floor", "low", "high"),
@@ -58,9 +61,9 @@ def write_report(
     the folder stay. A figure that can't be drawn is a line on the page.
 
     Args:
-        suite: the suite the results belong to.
+        suite: the suite of the results.
         results: stored results, failed ones included.
-        folder: where to write; made if missing. What an earlier report has listed as its own is replaced.
+        folder: the report's folder, made if missing. Files that an earlier report has listed as its own are replaced.
         command: the command that makes this report again, shown on the page.
         jobs: processes that draw; the number of cores by default.
 
@@ -96,7 +99,7 @@ def check_report(suite: Suite, folder: str | FilePath) -> None:
 
 
 def write_csv(results: Iterable[Result], file: FilePath) -> None:
-    """One row a measurement, or one with the reason for a failed result."""
+    """Write a row for each measurement, and one with the reason for each failed result."""
     with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
         writer = csv.writer(handle)
         writer.writerow(_COLUMNS)
@@ -111,7 +114,7 @@ def write_csv(results: Iterable[Result], file: FilePath) -> None:
 
 
 def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:
-    """Draw all figures; returns why, by their file's names, of those that could not be drawn."""
+    """Draw all figures; returns the reasons for those that failed, by the names of their files."""
     palette = figures.colours(list(dict.fromkeys(c.method for c in all_curves)))
     work = {}
     for target, name in figure_names(c.target for c in all_curves).items():
@@ -122,25 +125,25 @@ def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str],
             work[f"{kind}-{name}.png"] = delayed(_save_samples)(kind, target, own, folder / f"{kind}-{name}.png", imports)
     try:
         reasons = Parallel(n_jobs=min(jobs, max(1, len(work))))(work.values())
-    except Exception as error:  # A process that draws was killed, for want of memory for instance.
+    except Exception as error:  # A drawing process was killed, for instance when memory ran out.
         reasons = [f"{type(error).__name__}: {error}"] * len(work)
-    # Of a killed process's figures some may have been finished.
+    # A process may have finished some figures before it was killed.
     return {name: reason for name, reason in zip(work, reasons, strict=True) if reason and not (folder / name).is_file()}
 
 
 def _kind(target: str) -> str | None:
-    """What a target's samples look like: clouds, images, or nothing that is drawn."""
-    # Pictures show the exact law beside a solver's samples.
+    """The kind of a target's pictures: clouds, images, or None."""
+    # Pictures show the exact law beside a solver's samples, and a field may have none.
     if FieldText.names(target):
         return None
     try:
         return "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
-    except DiffodeError:  # The target of stored results may exist no more.
+    except DiffodeError:  # The target of stored results may no longer exist.
         return None
 
 
 def figure_names(names: Iterable[str]) -> dict[str, str]:
-    """Each target as a part of its figures' names: plain, short, and no two the same, even where case is no difference."""
+    """Each target as a part of file names: plain, short, and different even where systems ignore case."""
     found: dict[str, str] = {}
     taken: set[str] = set()
     for target in dict.fromkeys(names):
@@ -168,7 +171,7 @@ def _save_samples(kind: str, target: str, own: Sequence[Curve], file: FilePath, 
 
 
 def _drawn(draw: Callable[[], Figure], file: FilePath) -> str | None:
-    """Draw and write a figure; returns why if that fails. The numbers of a report do not wait for a picture."""
+    """Draw and write a figure; returns the reason if that fails, since a report needs its numbers more than a picture."""
     try:
         figures.save(draw(), file)
     except Exception as error:  # A solver, a target or a field of anyone's may raise anything.
@@ -177,7 +180,7 @@ def _drawn(draw: Callable[[], Figure], file: FilePath) -> str | None:
 
 
 def _shown_solvers(own: Sequence[Curve], path: str) -> list[str]:
-    """DDIM, or Euler, as what everybody knows, then the best at the shown NFE, all on the Karras grid."""
+    """DDIM, or else Euler, which everybody knows, then the best methods at the shown NFE, all on the Karras grid."""
     here = [c for c in own if c.path == path and c.grid == "karras"]
     known = [s for s in ("ddim", "euler") if any(c.solver == s for c in here)][:1]
     best = [s.method for s in standings(here, _SHOWN_NFE) if s.method not in known]
@@ -226,7 +229,7 @@ def _page(
         measure=html.escape(measure),
         label=html.escape(label),
         plotly=get_plotlyjs(),
-        # "</" would end the script element wherever it stood, and "<!--" would change how it is read.
+        # "</" would end the script element, and "<!--" would change how it is read, anywhere inside it.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
         prices=_prices_table(all_curves),
@@ -246,7 +249,7 @@ def _standings_table(all_curves: Sequence[Curve], nfe: int) -> str:
 
 
 def _split_table(results: Sequence[Result]) -> str:
-    """Solver's error and model's error apart, where the fields are trained networks whose truth is known."""
+    """The errors of solver and model, for trained networks whose exact field is known."""
     rows = [
         [s.target, s.path, str(s.nfe), s.method, f"{s.solver:.2e}", f"{s.model:.2e}", f"{s.total:.2e}"] for s in splits(results)
     ]
@@ -274,7 +277,7 @@ def _prices_table(all_curves: Sequence[Curve]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], best_first: bool = False) -> str:
-    """An HTML table of texts."""
+    """An HTML table of texts; ``best_first`` marks the first row."""
     head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
     body = ""
     for i, row in enumerate(rows):
@@ -284,7 +287,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], best_first: bool
 
 
 def _pictures(folder: FilePath, missing: Mapping[str, str], prefixes: tuple[str, ...]) -> str:
-    """The PNG files with these prefixes, inside the page, and a line for each that could not be drawn."""
+    """The PNG files with given prefixes, inside the page, and a line for each that could not be drawn."""
     parts = []
     for file in sorted(f for f in folder.glob("*.png") if f.name.startswith(prefixes)):
         name = html.escape(file.stem.partition("-")[2])
@@ -309,7 +312,7 @@ def _failures(failed: Sequence[Result]) -> str:
 
 
 def _environment(results: Sequence[Result]) -> str:
-    """Every combination of versions and hardware that occurs."""
+    """All combinations of versions and hardware in the results."""
     seen: dict[str, int] = {}
     for r in results:
         described = ", ".join(f"{k} {v}" for k, v in (r.environment or {}).items()) + f", {r.threads} thread(s) a process"

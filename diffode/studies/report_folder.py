@@ -1,11 +1,10 @@
 """The folder of a report: a new report is made beside the old one and put in its place whole; other files there stay.
 
-What a report is made of stands in its ``report.json``. Only files that are listed there are ever replaced or deleted. A folder
-can't be exchanged for another in one step on every system, and a folder that is exchanged takes the user's own files away for a
-moment. The finished files are therefore moved one by one, each in one step, and ``index.html``, which holds all pictures and
-tables itself, comes last: whoever opens it finds the whole old report or the whole new one, whenever the process is killed.
-Until the last file is in its place ``report.json`` lists the files of both, so that the next report finds and replaces all of
-them. An error on the way puts the files of the old report back.
+``report.json`` lists the files of a report; only files listed there are ever replaced or deleted. Not every system exchanges
+one folder for another in one step, and the exchange would take the user's own files away for a moment. The finished files
+are therefore moved one by one, each in one step. ``index.html``, which holds all pictures and tables, comes last, so that it
+shows the whole old report or the whole new one, whenever the process is killed. Until the last file is moved ``report.json``
+lists the files of both reports, so that the next report replaces them all. An error puts the files of the old report back.
 """
 
 from __future__ import annotations
@@ -30,15 +29,26 @@ try:
 except ImportError:  # pragma: no cover - Windows has no such locks.
     _locks = None
 
-PAGE, TABLE, FIGURES, MANIFEST = "index.html", "results.csv", "figures", "report.json"
+#: File of the page.
+PAGE = "index.html"
+#: File of all numbers.
+TABLE = "results.csv"
+#: Folder of the pictures.
+FIGURES = "figures"
+#: File that lists the files of a report.
+MANIFEST = "report.json"
+#: Schema of the list.
 _SCHEMA = "diffode-report-1"
+#: Largest size of the list, in bytes.
 _LARGEST_MANIFEST = 2**20
+#: Names that the list may hold.
 _LISTED = re.compile(rf"({PAGE}|{TABLE}|{FIGURES}/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*\.png)\Z")
+#: Names of folders of unfinished reports.
 _STAGING = re.compile(r"\.diffode-new-[0-9a-f]{12}\Z")
 
 
 def check_folder(place: FilePath, names: Iterable[str]) -> None:
-    """Try whether a report of these files could be put in a folder, before the work of making it.
+    """Try whether a report with given files could be put in a folder, before the work of making it.
 
     Raises:
         ArgumentError: if the folder can't be written, or a file is in the way that no report has listed.
@@ -51,7 +61,7 @@ def check_folder(place: FilePath, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def new_report(place: FilePath) -> Iterator[FilePath]:
-    """A folder to make a report in. What lies in it at the end becomes the report of ``place``, unless an error ends it before.
+    """A folder in which to make a report; at the end of the block its files become the report of ``place``, if no error did.
 
     Raises:
         ArgumentError: if the folder can't be written, or a file is in the way that no report has listed.
@@ -64,12 +74,12 @@ def new_report(place: FilePath) -> Iterator[FilePath]:
 
 @contextlib.contextmanager
 def _staging(place: FilePath) -> Iterator[FilePath]:
-    """A folder inside ``place`` that is removed at the end, and ``place`` with it if it was made for that and stayed empty."""
+    """A folder inside ``place``, removed at the end; ``place`` goes too if it was made for this and stayed empty."""
     held = contextlib.ExitStack()
     with _explained(place):
         made = not place.exists()
         place.mkdir(parents=True, exist_ok=True)
-        # A report that is begun meanwhile by another process must not take this folder for an abandoned one.
+        # The lock keeps another process that begins a report from taking this folder for an abandoned one.
         with _held(place):
             _remove_abandoned(place)
             staging = place / f".diffode-new-{secrets.token_hex(6)}"
@@ -104,14 +114,14 @@ def _put_in_place(staging: FilePath, place: FilePath) -> None:
             done.append(name)
             os.replace(staging / name, place / name)
     except BaseException:
-        # An interruption by the keyboard is one of these errors.
+        # An interruption by the keyboard is a BaseException too.
         for name in done:
             _restore(kept / name, place / name)
         raise
     for name in sorted(old.difference(new)):
         (place / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        # It goes if nothing else lies in it.
+        # The folder of figures goes unless other files lie in it.
         if old and not any(name.startswith(FIGURES) for name in new):
             (place / FIGURES).rmdir()
     _write_manifest(staging, place, new)
@@ -134,7 +144,7 @@ def _check_names(place: FilePath, names: Iterable[str], listed: set[str]) -> Non
 
 
 def _listed(place: FilePath) -> set[str]:
-    """The files that the report in this folder has listed; none if there is no report."""
+    """The files that the report in a folder has listed; none if there is no report."""
     file = place / MANIFEST
     if not os.path.lexists(file):
         return set()
@@ -144,7 +154,7 @@ def _listed(place: FilePath) -> set[str]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         names = content["files"] if content["schema"] == _SCHEMA else None
-        # A list that names other files than a report can have is no list that a report made.
+        # A list with a name that no report's file has was not made by a report.
         if not isinstance(names, list) or not all(isinstance(name, str) and _LISTED.match(name) for name in names):
             raise ValueError("files must be the names of a report's files")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -160,7 +170,7 @@ def _write_manifest(staging: FilePath, place: FilePath, names: Iterable[str]) ->
 
 
 def _keep(file: FilePath, copy: FilePath) -> None:
-    """A second name for a file, or a copy where the disk has no second names."""
+    """Make a hard link to a file, or a copy where the disk has no hard links."""
     try:
         os.link(file, copy, follow_symlinks=False)
     except (OSError, NotImplementedError):
@@ -182,7 +192,7 @@ def _flush(file: FilePath) -> None:
 
 @contextlib.contextmanager
 def _held(folder: FilePath) -> Iterator[None]:
-    """While a lock on a folder is held, which ends with the process; nothing where there are no such locks."""
+    """Hold a lock on a folder inside the block; it ends with the process. Systems without such locks get none."""
     if _locks is None:
         yield
         return
@@ -196,7 +206,7 @@ def _held(folder: FilePath) -> Iterator[None]:
 
 
 def _remove_abandoned(place: FilePath) -> None:
-    """Remove unfinished reports whose process was killed: nobody holds their lock any more."""
+    """Remove unfinished reports whose process was killed, so that no process holds their lock."""
     if _locks is None:
         return
     for folder in place.iterdir():

@@ -1,4 +1,4 @@
-"""Running a suite: cells in parallel processes, each result stored by the process that made it."""
+"""Runs of suites: cells in parallel processes, each result stored by the process that made it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]
 
-#: Metrics that compare each run with the exact flow from the same start.
+#: Metrics that compare each row with the exact flow from the same start.
 _ALONG_THE_FLOW = (coupled.endpoint, coupled.total, coupled.trajectory)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of a suite did: cells in the suite, found stored, computed now, and failed among the computed.
+    """The numbers of a suite's cells: in total, found stored, computed now, and failed among the computed.
 
-    ``damaged`` are stored rows whose checksum did not fit, so that they were computed again. ``senseless`` says which cells
-    can't succeed whatever is computed, and why: they are neither run nor stored.
+    ``damaged`` counts stored rows whose checksum did not fit and that were computed again. ``senseless`` lists cells that can't
+    succeed, with the reasons; they are neither run nor stored.
     """
 
     total: int
@@ -56,7 +56,7 @@ def run_suite(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Compute what the store does not hold yet.
+    """Compute the cells of a suite that the store does not hold yet.
 
     Args:
         suite: the cells.
@@ -65,8 +65,9 @@ def run_suite(
         force: compute stored cells again.
         progress: called as ``progress(done, to_do)`` whenever a group of cells is finished, and once at the start.
 
-    A killed run loses at most the cell that each worker has in hand; the next run goes on from there. Failed cells are
-    stored with their reason and tried again.
+    A killed run loses at most one unfinished cell per worker; the next run goes on from there. Failed cells are stored with
+    their reason and tried again. Raises ArgumentError for wrong arguments, StoreError for a store that can't be used, and
+    WorkerError if a worker process is killed.
     """
     began = time.perf_counter()
     workers = jobs if jobs is not None else (os.cpu_count() or 1)
@@ -104,12 +105,12 @@ def keyed_cells(suite: Suite) -> list[Keyed]:
 
 
 def sensible_cells(suite: Suite) -> list[Cell]:
-    """The suite's cells but for those that can't succeed whatever is computed."""
+    """The suite's cells without those that can't succeed, see :func:`reason_against`."""
     return [cell for cell in suite.cells if reason_against(cell) is None]
 
 
 def _groups(cells: Iterable[Keyed]) -> list[list[Keyed]]:
-    """Cells that share starts and references stay together; the costliest groups go first, so that none is left at the end."""
+    """Groups of cells that share starts and references; the costliest come first, so that none is left for the end."""
     groups: dict[object, list[Keyed]] = {}
     for key, cell in cells:
         shared = (cell.target, cell.path, cell.seed, cell.grid, cell.points, cell.dtype, cell.tolerance)
@@ -144,8 +145,8 @@ def _run_in_processes(
 
 
 def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FilePath) -> tuple[int, int]:
-    """Compute and store some cells; returns how many, and how many of them failed."""
-    # One thread a process: two threads in each of two processes on two cores get in each other's way.
+    """Compute and store some cells; returns their number, and the number of those that failed."""
+    # Each process has one thread, since two processes with two threads each slow each other down on two cores.
     torch.set_num_threads(1)
     for module in imports:
         import_extension(module)
@@ -159,7 +160,7 @@ def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FileP
 
 
 def reason_against(cell: Cell) -> str | None:
-    """Why a cell can't succeed whatever is computed, or None: its solver and its metrics make no sense together."""
+    """The reason why a cell can't succeed, as its solver and metrics make no sense in a study; None if they do."""
     return _reason(cell.solver, cell.metrics)
 
 
@@ -183,7 +184,7 @@ def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
 
 
 def compute(key: str, cell: Cell) -> Result:
-    """Run and measure one cell. Whatever goes wrong becomes a failed result with a reason."""
+    """Run and measure one cell; any error but StoreError becomes a failed result with a reason."""
     try:
         return replace(computed(key, cell), environment=environment())
     except StoreError:

@@ -1,4 +1,4 @@
-"""The result store: one SQLite file, one transaction a result, keyed by content; every row carries a checksum."""
+"""The result store: one SQLite file, one transaction per result, keyed by content; every row carries a checksum."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from diffode.studies.cell import Cell, Result
 
 __all__ = ["Result", "Store"]
 
+#: Version of the tables below.
 _SCHEMA_VERSION = 2
 _TABLES = {
     "results": """CREATE TABLE results (
@@ -37,13 +38,13 @@ _TABLES = {
     PRIMARY KEY (key, metric)
 ) WITHOUT ROWID""",
 }
-#: Seconds to wait for another process that is writing.
+#: Seconds to wait while another process writes.
 _PATIENCE = 30.0
-#: What every SQLite file begins with.
+#: The first bytes of every SQLite file.
 _MAGIC = b"SQLite format 3\0"
-#: Bytes of the largest row that is read: a file of someone else's can't fill the memory.
+#: Largest row that is read, in bytes, so that a foreign file can't fill the memory.
 _LARGEST_ROW = 1_000_000
-#: Signs in SQLite's messages that the place can't be written, as opposed to a file that is no store.
+#: Parts of SQLite's messages about a place that can't be written, rather than a file that is no store.
 _UNWRITABLE = ("unable to open", "readonly", "read-only")
 
 
@@ -51,10 +52,10 @@ class Store:
     """An open result store; use it as a context manager.
 
     A store in a place that can't be written is opened for reading: ``writable`` is then False. ``damaged`` holds the keys of
-    rows whose checksum did not fit when they were read last; such rows count as not stored.
+    rows whose checksum did not fit when they were last read; such rows count as not stored.
 
-    Raises :class:`StoreError` with a way out when the file is not a store, is locked, or can't be written; what was
-    committed before stays.
+    Raises :class:`StoreError`, with a remedy, when the file is not a store, is locked, or can't be written; committed rows
+    stay.
     """
 
     def __init__(self, file: str | FilePath, *, patience: float = _PATIENCE):
@@ -69,7 +70,7 @@ class Store:
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True)
         elif self.file.is_file():
-            # SQLite takes a file of a few bytes for a new database, and would write over it.
+            # SQLite takes a file of a few bytes for a new database, and would overwrite it.
             with self.file.open("rb") as handle:
                 beginning = handle.read(len(_MAGIC))
             if beginning and beginning != _MAGIC:
@@ -90,7 +91,7 @@ class Store:
             except sqlite3.OperationalError as error:
                 if self.file.is_file() and any(sign in str(error) for sign in _UNWRITABLE):
                     return self._opened_for_reading(patience)
-                # SQLite does not wait by itself where two processes make the file, or open it for the first time.
+                # SQLite itself does not wait while another process makes the file or opens it for the first time.
                 if not any(sign in str(error) for sign in ("locked", "busy", "protocol")) or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
@@ -100,7 +101,7 @@ class Store:
         place = self.file
         log = place.with_name(f"{place.name}-wal")
         if log.is_file() and log.stat().st_size:
-            # What was written last lies in the log, which SQLite reads only where it may write beside it.
+            # The latest rows lie in the log, which SQLite reads only where it may write beside it: hence a copy.
             self._copied = tempfile.TemporaryDirectory(prefix="diffode-store-")
             for file in (place, log):
                 shutil.copyfile(file, FilePath(self._copied.name) / file.name)
@@ -117,7 +118,7 @@ class Store:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         run = connection.execute
         if run("PRAGMA user_version").fetchone()[0] == 0:
-            # Only one process makes the tables: the others wait here and then find them.
+            # Only one process makes the tables; others wait here and then find them.
             run("BEGIN IMMEDIATE")
             try:
                 if run("PRAGMA user_version").fetchone()[0] == 0:
@@ -132,7 +133,7 @@ class Store:
                     run("ROLLBACK")
                 raise
         self._check(connection)
-        # Readers and one writer at a time work side by side, and a commit costs no full flush.
+        # With WAL, readers work beside one writer, and a commit needs no full flush.
         if run("PRAGMA journal_mode").fetchone()[0] != "wal":
             run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = NORMAL")
@@ -166,7 +167,7 @@ class Store:
             self._copied.cleanup()
 
     def put(self, result: Result) -> None:
-        """Write one result and its measurements in one transaction, replacing what was there."""
+        """Write one result and its measurements in one transaction, in place of an older result."""
         cell, run = result.cell, self._connection.execute
         if not self.writable:
             raise StoreError(f"store {self.file} can't be written; choose a writable place with --store or --output")
@@ -184,19 +185,19 @@ class Store:
                 run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
 
     def done(self, cells: Iterable[tuple[str, Cell]] | None = None) -> set[str]:
-        """Keys of the results that are ok, of some (key, cell) pairs or of all. Failed ones are not among them: they are
-        tried again, and so are damaged ones.
+        """Keys of the results that are ok, among some (key, cell) pairs or among all. Failed and damaged results, which are
+        tried again, are left out.
         """
         return {key for key, result in self._read(None if cells is None else dict(cells)) if result.status == "ok"}
 
     def get(self, cells: Iterable[tuple[str, Cell]]) -> list[Result]:
-        """The stored results of these (key, cell) pairs, in their order, leaving out what is not there or is damaged."""
+        """The stored results of (key, cell) pairs, in their order, without those that are missing or damaged."""
         asked = list(cells)
         found = dict(self._read(dict(asked)))
         return [found[key] for key, _ in asked if key in found]
 
     def _read(self, wanted: Mapping[str, Cell] | None) -> list[tuple[str, Result]]:
-        """The rows whose checksum fits; the others' keys are in ``damaged`` afterwards. The whole file is looked through."""
+        """The rows whose checksum fits, in a pass over the whole file that puts the keys of others in ``damaged``."""
         found: list[tuple[str, Result]] = []
         damaged: set[str] = set()
         with self._explained("read"):
@@ -214,7 +215,7 @@ class Store:
                 cell = None if wanted is None else wanted.get(key)
                 if wanted is not None and cell is None:
                     continue
-                # No row has more measurements than its cell has metrics; a file that says otherwise isn't read on.
+                # A row has at most as many measurements as its cell has metrics; a file with more is not read further.
                 most = 1000 if cell is None else len(cell.metrics) + 1
                 own = [line[1:] for line in itertools.islice(group[1], most)] if group and group[0] == key else []
                 result = _result(row, own, cell)
@@ -231,7 +232,7 @@ class Store:
         try:
             yield
         except BaseException:
-            # SQLite takes a transaction back by itself where the disk fails.
+            # SQLite rolls a transaction back itself when the disk fails.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
@@ -239,7 +240,7 @@ class Store:
 
     @contextlib.contextmanager
     def _explained(self, action: str) -> Iterator[None]:
-        """Turn SQLite's errors into ones that say what to do."""
+        """Turn SQLite's errors into a StoreError with a remedy."""
         try:
             yield
         except StoreError:
@@ -251,7 +252,7 @@ class Store:
 def _connected(place: str, patience: float, *, uri: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(place, timeout=patience, isolation_level=None, uri=uri)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_ROW)
-    # A text that is no UTF-8 is a damaged row, not a reason to read none.
+    # A text that is no UTF-8 makes its row damaged, and must not keep others from being read.
     connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
     for pragma in ("foreign_keys = ON", "trusted_schema = OFF", "cell_size_check = ON"):
         connection.execute(f"PRAGMA {pragma}")
@@ -274,7 +275,7 @@ def _remedy(message: str) -> str:
 
 
 def _real(value: float | None) -> float | None:
-    """A number as SQLite gives it back: without NaN and without the sign of zero."""
+    """A number as SQLite returns it: None for NaN, and no sign of zero."""
     return None if value is None or math.isnan(value) else float(value) + 0.0
 
 
@@ -284,7 +285,7 @@ def _checksum(row: Sequence[object], measurements: Iterable[Sequence[object]]) -
 
 
 def _result(row: Sequence[object], measurements: Sequence[Sequence[object]], cell: Cell | None) -> Result | None:
-    """A row as a result, or None if it is not what was written, or not what a result can be."""
+    """A row as a result; None if its checksum does not fit, or a value is none that a result can have."""
     *content, checksum = row
     try:
         if _checksum(content, measurements) != checksum:

@@ -1,8 +1,8 @@
-"""Suites: which combinations of target, path, grid, solver, NFE and seed a study runs, written in TOML.
+"""Suites: the combinations of target, path, grid, solver, NFE and seed that a study runs, written in TOML.
 
-A suite has a ``name``, a ``summary``, optional ``imports`` (modules or .py files that register the user's own things),
-``[defaults]``, and one or more ``[[study]]`` tables; each study is the product of its lists. A lone ``"*"`` stands for every
-registered name.
+A suite has a ``name``, a ``summary``, optional ``imports`` (modules or .py files in which a user registers targets, solvers
+and so on), ``[defaults]``, and one or more ``[[study]]`` sections; each study is the product of its lists. A lone ``"*"``
+stands for every registered name.
 """
 
 from __future__ import annotations
@@ -25,22 +25,35 @@ from diffode.specs import parse_spec
 from diffode.studies.cell import Cell
 from diffode.studies.problem import field_of
 
+#: Folder of the suites that ship with diffode.
 SUITES = FilePath(__file__).parent / "suites"
 __all__ = ["Cell", "Suite", "load_suite", "parse_suite", "suite_names"]
 
+#: Keys of a study whose values are lists.
 _LISTS = ("targets", "paths", "grids", "solvers", "nfe", "seeds")
+#: Other keys of a study, with their defaults.
 _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "tolerance": 1e-9}
-#: Names of systems that some of them keep for devices, and the name of the result store, which lies beside the reports.
+#: Names that a suite may not have: those that some systems keep for devices, and that of the store beside the reports.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|results\.sqlite", re.IGNORECASE)
+#: Names that a suite may have.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?<!\.)\Z")
-_LONGEST_NAME, _LONGEST_REASON = 100, 1000
-#: Bounds on a suite: bytes of its file, cells (each takes about 500 bytes of memory), evaluations and points of a cell.
-_LARGEST_FILE, _MOST_CELLS, _MOST_EVALUATIONS, _MOST_POINTS = 2**22, 1_000_000, 100_000, 10**8
+#: Largest number of characters of a suite's name.
+_LONGEST_NAME = 100
+#: Largest number of characters of another error's message in an error.
+_LONGEST_REASON = 1000
+#: Largest size of a suite's file, in bytes.
+_LARGEST_FILE = 2**22
+#: Largest number of cells of a suite, each of which takes about 500 bytes of memory.
+_MOST_CELLS = 1_000_000
+#: Largest budget of a cell, in network calls.
+_MOST_EVALUATIONS = 100_000
+#: Largest number of points of a cell.
+_MOST_POINTS = 10**8
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of cells. The name is a folder's too: letters, digits, '.', '_' and '-', not with a dot in front."""
+    """A named list of cells. The name is also that of a folder: letters, digits, '.', '_' and '-', but no dot in front."""
 
     name: str
     summary: str
@@ -60,7 +73,7 @@ class Suite:
 
 
 def plain_name(text: str) -> str:
-    """A text as a suite's name, with what such a name may not hold left out.
+    """A text as a suite's name, without characters that such a name may not hold.
 
     >>> plain_name("quick-мой.field")
     'quick-_.field'
@@ -74,7 +87,7 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A shipped suite by name, or one from a TOML file."""
+    """A shipped suite by name, or one from a TOML file; UnknownNameError or ArgumentError if there is none."""
     if not isinstance(name, str):
         raise ArgumentError(f"a suite is a name or a TOML file, got {shown(name)}")
     if not name.endswith(".toml") and name not in suite_names():
@@ -84,13 +97,13 @@ def load_suite(name: str) -> Suite:
     try:
         parsed = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        # An integer of thousands of digits is a ValueError of its own, a list in a list in a list ... a RecursionError.
+        # An integer of thousands of digits raises a ValueError, deeply nested lists a RecursionError.
         raise ArgumentError(f"suite file {name!r} is not valid TOML: {str(error)[:200]}") from error
     return parse_suite(parsed, str(file))
 
 
 def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
-    """A suite from the content of its TOML file; every name in it is checked before anything runs."""
+    """A suite from the content of its TOML file, with every name checked; ArgumentError if the content is none."""
     if not isinstance(content, Mapping):
         raise ArgumentError(f"{where}: a suite is a table of keys, got {shown(content)}")
     _check_keys(content, ("name", "summary", "imports", "defaults", "study"), where)
@@ -105,7 +118,7 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
     if not isinstance(defaults, dict):
         raise ArgumentError(f"{where}: defaults must be a table, [defaults]")
     try:
-        # A name that is none is refused before the user's modules run.
+        # A wrong name is refused before the user's modules run.
         Suite(name, summary, ())
         for module in imports:
             import_extension(module)
@@ -129,7 +142,7 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
 
 
 def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
-    """The lists of a study by their keys, of the right types, with the lone "*" written out."""
+    """The lists of a study by their keys, with checked types and the lone "*" written out."""
     for key in _LISTS:
         if key not in study:
             raise ArgumentError(f"{where}: {key} is missing; give a list, in the study or in [defaults]")
@@ -137,7 +150,7 @@ def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
     for key, room in (("targets", targets), ("paths", paths), ("grids", grids), ("solvers", solvers)):
         given = study[key]
         if key == "grids":
-            # A list of times is the one thing in these lists that is no text.
+            # Only a list of times may be an item that is no text.
             given = [_written(grid, where) if isinstance(grid, list) else grid for grid in _listed(given, key, where)]
         lists[key] = _expanded(_texts(given, key, where), room.names())
     for key, least, most in (("nfe", 1, _MOST_EVALUATIONS), ("seeds", 0, 2**63 - 1)):
@@ -174,7 +187,7 @@ def _product(lists: Mapping[str, Sequence[Any]], study: Mapping[str, Any], where
 
 
 def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
-    """Write lists of times as texts and other people's names for solvers as ours, so that one run has one key."""
+    """Write lists of times as texts, and foreign names for solvers as diffode's specs, so that one run has one key."""
     try:
         lists["grids"] = [grids.spec_of(grid) for grid in lists["grids"]]
         lists["solvers"] = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
@@ -183,7 +196,7 @@ def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
 
 
 def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], where: str) -> None:
-    """Build every object once, so that a typing error shows before an hour of work."""
+    """Build every object once, so that a misspelt name shows before an hour of work."""
     try:
         for name in lists["targets"]:
             if FieldText.names(name):
@@ -204,7 +217,7 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         raise ArgumentError(f"{where}: {str(error)[:_LONGEST_REASON]}") from error
     except DiffodeError:
         raise
-    except Exception as error:  # What anyone has registered may raise anything when it is made.
+    except Exception as error:  # An object that anyone has registered may raise anything when it is made.
         raise ArgumentError(f"{where}: {type(error).__name__}: {str(error)[:_LONGEST_REASON]}") from error
 
 

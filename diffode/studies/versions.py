@@ -1,4 +1,4 @@
-"""What a stored result depends on besides its cell: code and parameters, by content; and where it was computed."""
+"""Keys of stored results, made of the cell and the contents of the code and parameters behind it; the environment of a run."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from diffode.specs import Registry, parse_spec
 from diffode.studies.cell import Cell
 from diffode.studies.problem import content_of
 
-#: The module that computes a cell: what it imports counts for every result.
+#: The module that computes a cell, whose imports every result depends on.
 _ENGINE = "diffode.studies.computation"
 
 
 def cell_key(cell: Cell) -> str:
-    """The key of a cell's result: equal keys mean that computing it again would give the same numbers."""
+    """The key of a cell's result; equal keys mean that another computation would give the same numbers."""
     return next(cell_keys([cell]))
 
 
 def cell_keys(cells: Iterable[Cell]) -> Iterator[str]:
-    """The keys of cells. Files that solvers read are looked at once a call, so that thousands of cells cost little."""
+    """The keys of cells. Files that solvers read are read once per call, so that thousands of cells cost little."""
     told_of: dict[object, tuple[str, ...]] = {}
     for cell in cells:
         solver = ("solver", cell.solver)
@@ -57,21 +57,21 @@ def solver_version(cls: type[solvers.Solver]) -> str:
 
 
 def _of_solver(spec: str) -> tuple[str, ...]:
-    """What a solver's part in a result depends on: its code, its options with those that its name presets, what it reads."""
+    """A solver's part of a key: hashes of its code, of its options with those that its name presets, and of its files."""
     recipe = solvers.get(spec)
     maker = solvers.registry.entry(parse_spec(spec)[0]).make
     options = [getattr(recipe, field.name) for field in dataclasses.fields(recipe)]
     parts = [value for value in options if callable(value) or dataclasses.is_dataclass(value)]
-    # An option may name a user's function by its place.
+    # An option may name a user's function, as file.py:attribute or module:attribute.
     parts += [load_attribute(value) for value in options if isinstance(value, str) and is_place(value)]
     if not type(recipe).__module__.startswith("diffode."):
-        # A solver of the user's own may look up what its options name.
+        # A user's solver may look up other solvers that its options name.
         parts += [maker for value in options if isinstance(value, str) for maker in _named_by(value)]
     return version_of(_ENGINE, recipe, maker, *parts, specs_of=_named_by), _told(recipe), recipe.content()
 
 
 def _of_problem(target: str, path: str) -> tuple[str, ...]:
-    """What is sampled: the parameters and the code of a target, of its path, or of a user's field."""
+    """The field's part of a key: hashes of the code and the parameters of a target and its path, or of a user's field."""
     code = _code_of_target(target)
     on: tuple[str, ...] = ()
     if not (FieldText.names(target) and path not in paths.names()):
@@ -92,14 +92,14 @@ def _code_of_target(target: str) -> str:
 
 
 def _of_entries(*chosen: tuple[Registry[Any], Iterable[str]]) -> tuple[str, ...]:
-    """The makers that specs name, by their code and by the options that the registry presets."""
+    """Hashes of the code of the makers that specs name, and the options that the registry presets."""
     entries = [registry.entry(parse_spec(spec)[0]) for registry, specs in chosen for spec in specs]
     told = [f"{_told(entry.make)}{_told(dict(entry.preset))}" for entry in entries]
     return version_of(*(value for entry in entries for value in (entry.make, *entry.preset.values()))), *told
 
 
 def _named_by(spec: str) -> list[Any]:
-    """The class that a spec in some code leads to; nothing for a text that names no solver."""
+    """The class of the solver that a spec in some code names; none for a text that names no solver."""
     try:
         name = parse_spec(spec)[0]
         return [solvers.registry.entry(name).make] if name in solvers.names() else []
@@ -108,7 +108,7 @@ def _named_by(spec: str) -> list[Any]:
 
 
 def _told(value: object) -> str:
-    """A value as a text that is the same in every process: plain values, arrays, and objects by their class and fields."""
+    """A value as a text that is equal in every process; objects are told by their class and fields."""
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         return repr(value)
     if isinstance(value, Mapping):
@@ -131,7 +131,7 @@ def _told(value: object) -> str:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Versions and hardware, as stored with every result."""
+    """Versions and hardware, which are stored with every result."""
     return {
         "diffode": diffode.__version__,
         "python": platform.python_version(),
@@ -145,7 +145,7 @@ def environment() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The processor's name, as the system tells it."""
+    """The name that the system gives its processor."""
     try:
         for line in FilePath("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

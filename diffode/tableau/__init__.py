@@ -1,4 +1,4 @@
-"""The table that every sampler is: rows, the loop that runs them, exact propagation, files, noise, and the common form."""
+"""Tables, the form of every sampler: rows, the loop that runs them, exact propagation, files, noise, and the common form."""
 
 from diffode.tableau.brownian import BrownianPath
 from diffode.tableau.propagation import Propagated

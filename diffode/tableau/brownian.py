@@ -1,4 +1,4 @@
-"""A Brownian motion that can be looked at ever more finely, so that runs with different steps share one path."""
+"""Brownian motions of arbitrary resolution, so that runs with different steps share their noise."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from diffode.tableau.table import Tableau
 
 
 class BrownianPath:
-    """One Brownian motion per row of a batch, over a solver's noise clock; new points are bridged between known ones.
+    """One Brownian motion per row of a batch over a solver's noise clock; a Brownian bridge adds values between known ones.
 
-    Values once drawn stay, whatever is asked for later. The path depends on the order of the questions, so ask for the
-    finest grid first where it must not; row i depends on ``seed`` and i alone, not on the size of the batch. Solvers whose
-    noise has another clock (its variable and eta decide) see another part of the path: compare runs of one kind.
+    A value stays once it is drawn. Values depend on the order in which grids ask for them, so begin with the finest grid where
+    they must not. Row i depends on ``seed`` and i alone, not on the size of the batch. Compare runs of one kind only: solvers
+    with another noise clock (another variable or eta) use another part of the motion.
 
     >>> import diffode
     >>> path = diffode.paths.get("edm")
@@ -44,12 +44,15 @@ class BrownianPath:
         return f"BrownianPath(shape={self.shape}, {len(self._clocks)} points known)"
 
     def draws(self, tableau: Tableau) -> Tensor:
-        """The noise (draws, B, *shape) of a run, for ``solve(..., noise=)``: unit-variance increments over its spans."""
+        """The noise (draws, B, *shape) of a run, for ``solve(..., noise=)``: increments over its spans, of unit variance.
+
+        Raises ArgumentError for a tableau whose draws are no increments of a Brownian motion.
+        """
         if not isinstance(tableau, Tableau):
             raise ArgumentError(f"tableau must be one that a solver wrote (solver.tableau(path, grid)), got {tableau!r}")
         if not tableau.spans:
             raise ArgumentError(
-                f"the draws of {tableau.solver!r} are no increments of a Brownian path; use a solver of the reverse SDE"
+                f"the draws of {tableau.solver!r} are no increments of a Brownian motion; use a solver of the reverse SDE"
             )
         self._know(sorted({clock for span in tableau.spans for clock in span}))
         return torch.stack([(self._at(b) - self._at(a)) / math.sqrt(b - a) for a, b in tableau.spans])
@@ -67,7 +70,7 @@ class BrownianPath:
             self._values.insert(place, value)
 
     def _bridged(self, clock: float, place: int) -> Tensor:
-        """A value between its neighbours (Brownian bridge), or beyond the last known one on either side."""
+        """A new value between its neighbours (Brownian bridge), or beyond the first or last known one."""
         if not self._clocks:
             return torch.zeros(self.shape, dtype=torch.float64)
         z = torch.from_numpy(np.stack([g.standard_normal(self.shape[1:]) for g in self._generators]))

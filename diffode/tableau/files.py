@@ -19,10 +19,14 @@ from diffode.tensor_files import read_tensors, text, write_tensors
 if TYPE_CHECKING:
     from diffode.tableau.table import Tableau
 
+#: Schema of a file with one table.
 _SCHEMA = "diffode-tableau-1"
-#: Rows of a table, and coefficients of one kind: each takes about ten times as much memory as its place in the file.
-_MOST_ROWS, _MOST_ENTRIES = 100_000, 1_000_000
+#: Largest number of rows of a table in a file; in memory a row takes about ten times its size in the file.
+_MOST_ROWS = 100_000
+#: Largest number of coefficients of one kind in a file; in memory a coefficient takes about ten times its size in the file.
+_MOST_ENTRIES = 1_000_000
 
+#: The kinds of coefficients.
 _KINDS = ("states", "evaluations", "draws")
 
 
@@ -30,7 +34,7 @@ Table = TypeVar("Table")
 
 
 def write(table: Tableau, file: str | FilePath) -> None:
-    """Write a table: sparse coefficients as index and value tensors, the rest as metadata."""
+    """Write a table, sparse coefficients as index and value tensors, the rest as metadata; ArgumentError if it is too large."""
     if table.path is not None and parse_spec(table.path.spec)[0] not in paths.names():
         raise ArgumentError(
             f"a table on path {table.path.spec!r} can't be saved, since no name rebuilds that path; register one that does"
@@ -43,7 +47,7 @@ def write(table: Tableau, file: str | FilePath) -> None:
         )
     if table.draws > _most_draws(len(table.rows), len(found["draws"]), len(table.spans)):
         raise ArgumentError(
-            f"a table of {len(table.rows):,} rows can't be saved with {table.draws:,} draws: leave no numbers out"
+            f"a table of {len(table.rows):,} rows can't be saved with {table.draws:,} draws: number them without gaps"
         )
     tensors = {"times": table.times, "outputs": torch.tensor(table.outputs, dtype=torch.int64)}
     for name, entries in found.items():
@@ -62,7 +66,7 @@ def write(table: Tableau, file: str | FilePath) -> None:
 
 
 def read(file: str | FilePath, make: Callable[..., Table]) -> Table:
-    """Read what makes a table; raises FileFormatError for anything that is not one."""
+    """The table that ``make`` makes of a file's contents; FileFormatError for a file that holds none."""
     description, tensors = read_tensors(file, _SCHEMA)
     with believed(file, "a valid tableau"):
         times, outputs = tensors["times"], tensors["outputs"]
@@ -99,7 +103,7 @@ def read(file: str | FilePath, make: Callable[..., Table]) -> Table:
             raise ValueError("its first row is the start and has no coefficients")
         path = None if description["path"] is None else paths.registry.registered(text(description, "path"))
         prediction, solver = text(description, "prediction"), text(description, "solver")
-        # A table refuses what is no view.
+        # ``make`` refuses a prediction that is no view.
         return make(
             prediction,
             rows,
@@ -111,12 +115,12 @@ def read(file: str | FilePath, make: Callable[..., Table]) -> Table:
 
 
 def _most_draws(rows: int, coefficients: int, spans: int) -> int:
-    """A run makes all draws up to the last, whose number must not be out of proportion to what the table holds."""
+    """Largest number of draws, since a run makes all up to the last: a small file must not ask for a huge run."""
     return max(2 * rows + coefficients, spans)
 
 
 def _entries(tensors: Mapping[str, Tensor], name: str, count: int, most: int) -> list[dict[int, float]]:
-    """The coefficients of one kind, row by row; their second indices are below ``most``."""
+    """The coefficients of one kind in each of ``count`` rows; their second indices are below ``most``."""
     index, value = tensors[f"{name}_index"], tensors[f"{name}_value"]
     if (
         value.ndim != 1

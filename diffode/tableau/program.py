@@ -1,4 +1,4 @@
-"""A table's rows as instructions, compiled once: what the loop of every sampler does."""
+"""A table's rows as instructions, compiled once, for the loop that runs every sampler."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from diffode.tableau.rows import Row
 
 
 class Step(NamedTuple):
-    """One row, compiled: what to evaluate first (state, slot of the answer, time), the terms of its sum (slot, factor), its
-    draws, and the slots that nothing needs after it.
+    """The instructions for one row.
 
-    ``plain`` is the commonest sum, x_i + b m_j, which one call of PyTorch makes.
+    ``evaluate`` lists the evaluations before it (slot of the state, slot of the answer, time), ``terms`` its sum (slot,
+    factor), ``draws`` its noise (draw, factor), ``unused`` the slots that no later row needs. ``plain`` is the commonest sum,
+    x_i + b m_j, which one call of PyTorch computes.
     """
 
     row: int
@@ -28,7 +29,7 @@ class Step(NamedTuple):
     unused: tuple[int, ...]
 
     def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
-        """The row's state, put into its slot; slots that nothing needs any more are emptied."""
+        """The row's state, which is put into its slot; slots that no later row needs are emptied."""
         row, _, plain, terms, draws, unused = self
         if plain is not None:
             i, j, b = plain
@@ -47,7 +48,7 @@ def _sum(
     draws: tuple[tuple[int, Any], ...],
     draw: Callable[[int], Tensor] | None,
 ) -> Tensor:
-    """A weighted sum as a new tensor: the first term makes it, so nothing that others own is written to."""
+    """A weighted sum as a new tensor, made by the first term, so that no tensor of others is written to."""
     slot, factor = terms[0]
     total: Tensor = slots[slot] * (columns(factor, slots[slot]) if isinstance(factor, Tensor) else factor)
     for slot, factor in terms[1:]:

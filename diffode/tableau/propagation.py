@@ -31,10 +31,11 @@ class Propagated(NamedTuple):
 def propagate(
     rows: Sequence[Row], prediction: Prediction, path: Path, mean: Tensor, variance: Tensor, *, exact: bool
 ) -> Propagated:
-    """The last row as a linear function of the start and of each draw, direction by direction.
+    """The law of the last row, which is a linear function of the start and of each draw in each direction.
 
-    The rows are read backwards, carrying what each row still contributes to the last. So the variance is a sum of squares,
-    which loses no digits and is never negative, and costs no more with noise than without.
+    ``mean`` and ``variance`` (E,) are those of the data; ``exact`` says whether the start has the exact law at the first time
+    or N(0, sigma^2). A backward pass over the rows carries the factor with which each row enters the last. The variance is
+    then a sum of squares, which loses no digits and is never negative, and noise adds no cost.
     """
     alpha, sigma = path.alpha(rows[0].time), path.sigma(rows[0].time)
     nothing = torch.zeros_like(mean)
@@ -57,7 +58,7 @@ def propagate(
             for earlier, coefficients in ((by_state, row.states), (by_evaluation, row.evaluations), (by_draw, row.draws)):
                 for j, factor in coefficients.items():
                     earlier[j] = earlier.get(j, nothing) + factor * weight
-        # Every draw is first used in one row, beyond which nothing is added to what it contributes.
+        # One row is the first to use a draw, and no earlier row adds to the draw's factor.
         for k in row.draws:
             if first_use[k] == i and k in by_draw:
                 spread = spread + by_draw.pop(k).square()

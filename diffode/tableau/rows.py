@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-#: A number, or one number a row of the batch, (B,).
+#: A number, or a number for each row of the batch, (B,).
 Number = float | Tensor
 Coefficients = Mapping[int, Any]
 

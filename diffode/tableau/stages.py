@@ -5,9 +5,9 @@ With z = x/alpha and :math:`\rho = \sigma/\alpha`, eliminating intermediate stat
 .. math::
     z_i = c_i z_0 + \sum_{j<i} b_{ij}\, e_j, \qquad e_j = \mathrm{noise}(z_j, \rho_j), \qquad i = 1, \dots, N,
 
-with :math:`z_N` the output: N numbers c, N(N + 1)/2 numbers b and the N - 1 inner levels. Every published deterministic solver
-is a point of this space. Measured in units of the data's scale s the numbers do not change: z/s, rho/s and b/s. As a vector
-they are counted in the order c, b row by row, log rho of the inner levels.
+with :math:`z_N` the output. A sampler has N numbers c, N(N + 1)/2 numbers b and N - 1 inner levels; every published
+deterministic solver is a point of this space. In units of the data's scale s (z/s, rho/s and b/s) a sampler has the same
+numbers for every s. Its vector holds c, then b row by row, then log rho of the inner levels.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Stages:
         return len(self.scales)
 
     def scaled(self, unit: float) -> Stages:
-        """The same sampler for data ``unit`` times as large."""
+        """The same sampler for data that are larger by the factor ``unit``."""
         return Stages(self.scales, self.weights * unit, self.levels * unit)
 
     def run(self, noise: NoiseFunction, start: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Stages:
     def tableau(self, path: Path | str, solver: str = "", times: tuple[float, float] | None = None) -> Tableau:
         """The table on a path or its spec.
 
-        ``times`` are those of the start and the end, where they are known better than to rounding.
+        ``times`` are those of the start and the end, if known exactly; else they are computed from the levels, with rounding.
         """
         path = get_path(path)
         at = [path.time_from_rho(float(level)) for level in self.levels]
@@ -148,18 +148,18 @@ class Stages:
 
 
 def count_of(nfe: int) -> int:
-    """How many numbers a sampler with ``nfe`` evaluations has."""
+    """Length of the vector of a sampler with ``nfe`` evaluations."""
     return nfe + nfe * (nfe + 1) // 2 + nfe - 1
 
 
 def to_vector(stages: Stages) -> Tensor:
-    """The numbers of a sampler, (P,)."""
+    """The vector of a sampler, (P,) with P = ``count_of(nfe)``."""
     rows, columns = torch.tril_indices(stages.nfe, stages.nfe)
     return torch.cat([stages.scales, stages.weights[rows, columns], stages.levels[1:-1].log()])
 
 
 def from_vector(vector: Tensor, nfe: int, first: float, last: float) -> Stages:
-    """The sampler with these numbers between two levels."""
+    """The sampler of a vector (P,) between the levels ``first`` and ``last``."""
     inside = nfe * (nfe + 1) // 2
     rows, columns = torch.tril_indices(nfe, nfe)
     weights = torch.zeros(nfe, nfe, dtype=torch.float64)

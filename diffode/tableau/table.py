@@ -1,4 +1,4 @@
-r"""The table every sampler is, once path and grid are fixed.
+r"""The table of a sampler on a path and a grid.
 
 Row i says
 
@@ -43,13 +43,16 @@ class Tableau:
     """A sampler on a fixed grid.
 
     Attributes:
-        prediction: what the field is asked for at each evaluated state.
-        rows: the states, ``rows[0]`` being the start (which has no coefficients).
-        outputs: rows that are the solution at the grid's times, start and end included.
-        path: the path it was written for; None for a plain ODE.
+        prediction: the view of the field at each evaluated state.
+        rows: the states; ``rows[0]`` is the start, which has no coefficients.
+        outputs: indices of the rows that are the solution at the grid's times, start and end included.
+        path: the path that it was written for; None for a plain ODE.
         solver: the spec of the solver that wrote it.
-        spans: for each noise draw, the interval of the solver's noise clock over which it is the Brownian path's increment
-            (scaled to unit variance); empty if the draws belong to no such path.
+        spans: for each noise draw, the interval of the solver's noise clock over which it is the increment of a Brownian
+            motion, scaled to unit variance; empty if the draws are no such increments.
+
+    Raises:
+        ArgumentError: for an unknown view, a row that uses later ones or none, or a non-finite coefficient.
     """
 
     prediction: Prediction
@@ -80,7 +83,7 @@ class Tableau:
 
     @functools.cached_property
     def batch(self) -> int | None:
-        """The number of rows it was written for, if its coefficients differ from row to row; else None."""
+        """The size of the batch for whose rows it was written, if its coefficients differ between these; else None."""
         for row in self.rows:
             for value in (row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()):
                 if isinstance(value, Tensor) and value.ndim:
@@ -88,13 +91,13 @@ class Tableau:
         return None
 
     def one_for_all(self, purpose: str) -> None:
-        """Raise ArgumentError if the coefficients differ from row to row."""
+        """Raise ArgumentError if the coefficients differ between the rows of a batch."""
         if self.batch is not None:
             raise ArgumentError(f"{purpose} needs one table for all rows; this one was written for a batch of {self.batch}")
 
     @property
     def evaluated(self) -> list[int]:
-        """Rows at which the field is called, in order."""
+        """Indices of the rows at which the field is called, in order."""
         used = {j for row in self.rows for j in row.evaluations}
         return sorted(used)
 
@@ -105,7 +108,7 @@ class Tableau:
 
     @property
     def draws(self) -> int:
-        """Number of noise draws one run uses."""
+        """Number of noise draws of one run."""
         return 1 + max((k for row in self.rows for k in row.draws), default=-1)
 
     @property
@@ -127,7 +130,7 @@ class Tableau:
         return a, b, c
 
     def run(self, field: Field, x: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Run the table from x (B, *shape) and return the last state; ``noise`` is (draws, B, *shape) if it has draws."""
+        """The last state, (B, *shape), of a run from x (B, *shape); ``noise`` is (draws, B, *shape) if the table has draws."""
         if self.draws and noise is None:
             raise ArgumentError(f"this tableau uses {self.draws} noise draws; pass noise= of shape (draws, B, *shape)")
         if noise is not None and self.draws and noise.shape != (self.draws, *x.shape):
@@ -155,8 +158,8 @@ class Tableau:
             yield step.row, step.make(slots, draw)
 
     def driven(self, x: Tensor, draw: Callable[[int], Tensor] | None = None) -> Driven:
-        """The same run driven from outside, for loops that own the network: yields the row and the state to be evaluated next,
-        is sent the prediction there, or prediction and state if the loop has changed that, and returns the last state.
+        """The same run for loops that own the network: a generator that yields the row and the state to be evaluated next,
+        takes the prediction there (with the state, if the loop has changed it), and returns the last state.
 
         >>> import diffode
         >>> field = diffode.exact_field("ring8", "edm")
@@ -180,7 +183,7 @@ class Tableau:
 
     @property
     def program(self) -> list[Step]:
-        """The rows as instructions, compiled once."""
+        """The instructions of the rows, compiled once."""
         cached = self.__dict__.get("_compiled")
         if cached is None:
             cached = compiled(self.rows)
@@ -189,7 +192,7 @@ class Tableau:
         return steps
 
     def propagate(self, mean: Tensor | float, eigenvalues: Tensor | Sequence[float], *, start: str = "exact") -> Propagated:
-        """The exact law of the output when the data are one Gaussian; no sampling noise.
+        """The exact law of the output when the data are one Gaussian, without sampling.
 
         Args:
             mean: mean of the data along each eigen-direction, (E,) or a number.
@@ -197,7 +200,7 @@ class Tableau:
             start: ``"exact"`` starts from p at the first time; ``"prior"`` from N(0, sigma^2 I), as samplers do.
 
         Returns:
-            :class:`Propagated`. The field of a Gaussian is affine, so a row acts on a direction as a scalar recurrence.
+            The mean, variance and gain of the output along each eigen-direction, (E,).
         """
         if self.path is None:
             raise ArgumentError("propagate needs a tableau written for a path; this one is for a plain ODE")
@@ -228,14 +231,14 @@ class Tableau:
 
     @classmethod
     def load(cls, file: str | FilePath) -> Tableau:
-        """Read a table written by :meth:`save`; raises FileFormatError for anything that is not one."""
+        """Read a table that :meth:`save` wrote; FileFormatError for any other file."""
         return files.read(file, cls)
 
     def analytic_first_step(self) -> Tableau:
-        """The same table with the first evaluation replaced by that of standard normal data, which is linear in x.
+        """The same table with the first evaluation replaced by the noise of standard normal data, which is linear in x.
 
-        The published direction is (x/alpha)/sqrt(1 + rho^2) in the noise chart (Dockhorn et al., arXiv 2210.05475; the
-        normalisation is that of the AMED code). It saves one evaluation and makes any solver first order.
+        That noise is (x/alpha)/sqrt(1 + rho^2) (Dockhorn et al., arXiv 2210.05475, with the normalisation of the AMED code).
+        It saves one evaluation and makes any solver first order. ArgumentError for a table without a path.
         """
         if self.path is None:
             raise ArgumentError("analytic_first_step needs a path: without one there is no noise prediction to replace")

@@ -1,4 +1,4 @@
-"""What a solver writes its table with."""
+"""The writer of tables, which solvers use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffode.tableau.table import Tableau
 
 
 class Writer:
-    """Collects the rows of a tableau while a solver writes them; ``start`` is row 0, at the grid's first time."""
+    """Collects the rows that a solver writes; ``start`` is row 0, at the grid's first time."""
 
     def __init__(self, prediction: Prediction, start_time: float):
         self.prediction: Prediction = prediction
@@ -34,12 +34,12 @@ class Writer:
         return len(self.rows) - 1
 
     def draw(self, span: tuple[float, float] | None = None) -> int:
-        """The index of a new noise draw; ``span`` is its interval of the noise clock, which runs forward."""
+        """The index of a new noise draw; ``span`` is its interval of the noise clock, the smaller end first."""
         self.spans.append(span)
         return len(self.spans) - 1
 
     def noised(self, row: int, time: float, scale: float, spread: float, span: tuple[float, float] | None = None) -> int:
-        """Turn the last row into scale times itself plus spread times a new draw, at another time."""
+        """Turn the last row into ``scale`` times itself plus ``spread`` times a new draw, at another time."""
         last = self.rows.pop()
         self.add(
             time,

@@ -1,4 +1,4 @@
-"""Distributions with everything known in closed form, and the registry of named ones."""
+"""Distributions whose noised laws are known in closed form, and the registry of named ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The registry of targets: each entry is shipped parameters plus a card.
+"""The registry of targets: each entry has shipped parameters and a card.
 
-The same name always means the same density: parameters are read from ``data/<name>.npz`` and checked against the hash on
-the card, never regenerated from a seed. Tags are computed from the parameters by the rules of :func:`tags`.
+A name always means the same density: its parameters are read from ``data/<name>.npz`` and checked against the hash on the
+card, never made again from a seed. The rules of :func:`tags` compute tags from the parameters.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _CARDS = Path(__file__).parent / "cards.toml"
 
 @dataclass(frozen=True)
 class Card:
-    """What a registry entry is and where it comes from.
+    """Description and origin of a registry entry.
 
-    ``shape`` is how one sample is shown (``(8, 8)`` for an image), or None; ``sha256`` fixes the shipped parameters.
+    ``shape`` is that in which a sample is shown, (8, 8) for an image, or None; ``sha256`` fixes the shipped parameters.
     """
 
     name: str
@@ -51,7 +51,7 @@ _cards: dict[str, Card] = {}
 
 
 def get(spec: str | Target, **options: Any) -> Target:
-    """The target of this name. Entries of the registry are made once and shared: treat them as read-only.
+    """The target that a spec describes, made once and shared (treat it as read-only); UnknownNameError for an unknown name.
 
     >>> get("ring8").dim
     2
@@ -69,19 +69,19 @@ def names() -> list[str]:
 
 
 def card(name: str) -> Card:
-    """The card of a registered target; raises with the nearest name if there is none."""
+    """The card of a registered target; UnknownNameError, with the nearest name, if there is none."""
     return _cards.get(name) or Card(name, registry.entry(name).summary, "A target registered by the user.", "", "")
 
 
 def register(name: str, make: Callable[..., Target], *, card: Card | None = None, **preset: Any) -> None:
-    """Add a target under ``name``; ``make(**options)`` builds it."""
+    """Add a target under ``name``, with its card; ``make(**preset)``, with a spec's options, builds it."""
     registry.register(name, make, summary=card.summary if card else "", **preset)
     if card:
         _cards[name] = card
 
 
 def tags(target: Target | str) -> list[str]:
-    """Tags of a target (or its name) by rule: dimension, kind of covariance, number of modes, and what is known exactly.
+    """Tags of a target (or its name) by rule: dimension, kind of covariance, number of modes, stiffness, exact flow.
 
     ``1d``/``2d``/``high-dimensional`` (D >= 50); ``gaussian`` (one component); ``isotropic``/``diagonal``/``full``/
     ``low-rank``/``points``; ``many-modes`` (K >= 100); ``stiff`` (largest distance of a mean from the centre over the
@@ -125,7 +125,7 @@ def parameter_hash(parameters: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 @functools.cache
 def _shipped(name: str) -> Target:
-    """Read one entry's parameters, check them against its card, and build the mixture."""
+    """The mixture of an entry's parameters; FileFormatError unless they agree with its card."""
     path = DATA / f"{name}.npz"
     try:
         parameters = read_arrays(path)
@@ -148,7 +148,10 @@ def _register_shipped() -> None:
 
 
 def from_arrays(**arrays: Any) -> Target:
-    """A mixture from named arrays, as the shipped files hold them: weights, means, and covariances or factors and noise."""
+    """A mixture from the arrays of a shipped file, shaped as :class:`GaussianMixture` says; ArgumentError if one is missing.
+
+    Their names are weights, means, and covariances or both factors and noise.
+    """
     if "points" in arrays:
         return GaussianMixture.from_points(arrays["points"], arrays.get("weights"))
     missing = {"weights", "means"} - arrays.keys()

@@ -8,16 +8,15 @@ eigenvectors never change**, so one eigen-decomposition serves every t. With res
 * Laplacian of log p :math:`= \sum_k r_k |g_k - s|^2 - \sum_k r_k \mathrm{tr} S_k^{-1}`,
   :math:`g_k = -S_k^{-1}(x - \alpha\mu_k)`.
 
-A *view* :math:`pD + gG` is asked for with both weights, since every useful one is then a sum without cancellation:
-the eigen-direction with variance c carries the factor :math:`(p\alpha c + g)/(\alpha^2 c + \sigma^2)` on
-:math:`x - \alpha\mu_k`.
+A *view* :math:`pD + gG` is computed from both weights at once, so that no useful view cancels: along an eigenvector of
+variance c, :math:`x - \alpha\mu_k` gets the factor :math:`(p\alpha c + g)/(\alpha^2 c + \sigma^2)`.
 
-Two ways of evaluating it. *Matrix products* (this file) expand the squares, so isotropic and diagonal mixtures hold
-nothing larger than (K, b) for a chunk of b rows; they lose digits when components are narrow beside their distances.
-*Differences* (:mod:`diffode.targets.differences`) subtract before squaring and lose none. The mixture decides.
+A view is evaluated in one of two ways. *Matrix products* (this file) expand the squares, so that isotropic and diagonal
+mixtures hold nothing larger than (K, b) for a chunk of b rows; they lose digits when components are narrow beside their
+distances. *Differences* (:mod:`diffode.targets.differences`) subtract before squaring and lose none. The mixture decides.
 
-Layout: points are rows (b, D); whatever has a component axis has it first and the rows last, (K, b), which is what
-vector units like when K or D is small and costs matrix products nothing.
+Layout: points are rows (b, D); an array with a component axis has it first and the rows last, (K, b), which suits vector
+units when K or D is small and costs matrix products nothing.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from diffode.targets.target import Scalar
 
 LOG_2PI = math.log(2 * math.pi)
 
-#: Below so many dimensions the weighted mean of the means is taken with the rows last.
+#: Number of dimensions below which a weighted mean of the means is computed with the rows last: it is then faster.
 _NARROW = 8
 
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level: alpha and sigma are floats, or (b,) tensors with one value a row."""
+    """A noise level: alpha and sigma are floats, or (b,) tensors with a value for each row."""
 
     alpha: Scalar
     sigma: Scalar
 
     def rows(self, start: int, stop: int) -> Level:
-        """The levels of some rows."""
+        """The level of the rows ``start:stop``."""
         return Level(rows_of(self.alpha, start, stop), rows_of(self.sigma, start, stop))
 
     @property
@@ -98,16 +97,16 @@ class Components(ABC):
         return replace(self, **moved)
 
     def first(self) -> Self:
-        """The first component alone: where all share a covariance, it stands for them all."""
+        """The first component alone, which stands for all where they share a covariance."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: v[:1] for name, v in values.items() if isinstance(v, Tensor)})
 
-    # What the kind of covariance decides.
+    # Members that depend on the kind of covariance.
 
     @property
     @abstractmethod
     def smallest_variance(self) -> float:
-        """The smallest eigenvalue of any component's covariance."""
+        """The smallest eigenvalue of all components' covariances."""
 
     @property
     @abstractmethod
@@ -146,14 +145,14 @@ class Components(ABC):
     @property
     @abstractmethod
     def row_size(self) -> int:
-        """Numbers held per row of x while evaluating: decides how many rows a chunk has."""
+        """Count of numbers that evaluation holds per row of x, by which the rows of a chunk are chosen."""
 
     @abstractmethod
     def log_joint(self, x: Tensor, at: Level) -> Tensor:
         """log(w_k N(x; alpha mu_k, S_k)), shape (K, b)."""
 
     def logits(self, x: Tensor, at: Level) -> Tensor:
-        """``log_joint`` up to a constant a row, which responsibilities do not see; cheaper where the kind allows."""
+        """``log_joint`` up to a constant per row, which cancels in responsibilities; cheaper for some kinds."""
         return self.log_joint(x, at)
 
     @functools.cached_property
@@ -167,7 +166,7 @@ class Components(ABC):
         """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)], shape (b, D)."""
 
     def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:
-        """``log_joint`` with what rounding took from the likeliest component restored, where the products lose it."""
+        """``log_joint`` with the likeliest component's entry computed without the rounding of the products."""
         return joint
 
     def distance(self, x: Tensor, at: Level) -> Tensor:
@@ -178,7 +177,7 @@ class Components(ABC):
 
 @dataclass(frozen=True)
 class Isotropic(Components):
-    """C_k = c_k I; ``variance`` is (K,). With a common variance the view is one weighted mean of the means."""
+    """C_k = c_k I; ``variance`` is (K,). With a ``common`` variance a view needs one weighted mean of the means only."""
 
     variance: Tensor
     common: bool = False
@@ -229,7 +228,7 @@ class Isotropic(Components):
     def logits(self, x: Tensor, at: Level) -> Tensor:
         if not self.common or at.per_row:
             return self.log_joint(x, at)
-        # One level and one variance: |x|^2 is the same for all k, and what is left is one product and a column.
+        # With one level and one variance |x|^2 is the same for all k and drops out: one product and a column are left.
         alpha = float(at.alpha)
         total = alpha**2 * self.common_variance + float(at.sigma) ** 2
         bias = self.log_weights - self.norms * (alpha**2 / (2 * total))
@@ -237,7 +236,7 @@ class Isotropic(Components):
 
     @functools.cached_property
     def common_variance(self) -> float:
-        """The variance of every component, when it is common."""
+        """The variance that all components have, if it is common."""
         return float(self.variance[0])
 
     @override
@@ -259,7 +258,7 @@ class Isotropic(Components):
             if isinstance(along, Tensor) or isinstance(weight, Tensor):
                 return (r.T @ self.means) * column(weight) + x * column(along)
             if self.dim < _NARROW:
-                # With the rows last the product runs along them; into two or three columns it would crawl.
+                # With the rows last the product runs along them; a product with two or three columns is slow.
                 return torch.add(x * along, (self.means.T @ r).T, alpha=weight)
             return torch.addmm(x, r.T, self.means, beta=along, alpha=weight)
         weight = r / at.variance(self.variance)
@@ -269,8 +268,8 @@ class Isotropic(Components):
     def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:
         """sum_k r_k |g_k - score|^2 - sum_k r_k tr S_k^-1, shape (b,), for a common variance.
 
-        g_k - score = alpha (mu_k - m)/u, m = sum_j r_j mu_j: the spread of the means, whatever x is. Distances are taken from
-        the likeliest mean, which makes its own exactly zero: no cancellation when it has all the weight.
+        g_k - score = alpha (mu_k - m)/u with m = sum_j r_j mu_j, which holds no x. Distances are taken from the likeliest
+        mean, whose own distance is then exactly zero, so that nothing cancels when it has all the weight.
         """
         u = at.variance(self.variance)
         likeliest = r.argmax(0)
@@ -341,10 +340,10 @@ class Diagonal(Components):
 
 
 def same_for_all(values: Tensor, unit: float = 0.0) -> bool:
-    """Whether all components carry the same values, to rounding: of each value, and of ``unit`` where values have one.
+    """Whether all components carry the same values, up to rounding relative to each value and to ``unit``.
 
-    Variances have the unit of the data squared, so that no absolute difference is small for all of them; the entries of
-    unit vectors are compared with 1.
+    Variances may have any size, so that no absolute difference is small for all (``unit`` 0); the entries of unit vectors
+    have ``unit`` 1.
     """
     first = values[:1]
     return bool(((values - first).abs() <= 1e-12 * first.abs() + 1e-14 * unit).all())

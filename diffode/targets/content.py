@@ -1,4 +1,4 @@
-"""The hash of what a target was given: the same on any number of threads, machine and release."""
+"""The hash of a target's parameters as given: the same for any number of threads, on every machine and in every release."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffode.targets.parameters import LowRank, real
 
 
 class Content:
-    """The hash of named arrays, computed once it is asked for; of covariances at once, since only what they become is kept."""
+    """The hash of named arrays, computed on demand; covariances are hashed at once, as a mixture keeps another form of them."""
 
     def __init__(self, arrays: dict[str, Tensor]):
         kept = ("weights", "means", "points")
@@ -28,13 +28,13 @@ class Content:
 
 
 def _hash(array: Tensor) -> str:
-    """A hash of a float64 array; zeros of either sign are equal."""
+    """A hash of a float64 array, in which 0 and -0 are equal."""
     numbers = np.ascontiguousarray(array.numpy(), dtype="<f8") + 0.0
     return hashlib.sha256(f"{tuple(array.shape)}".encode() + numbers.tobytes()).hexdigest()
 
 
 def given_covariances(covariances: Any) -> dict[str, Tensor]:
-    """The arrays that covariances are given by, each under a name of its own."""
+    """The arrays that make up given covariances, by name."""
     if isinstance(covariances, LowRank):
         return {"factors": real(covariances.factors, "covariances.factors", 3),
                 "noise": real(covariances.noise, "covariances.noise", 1)}  # fmt: skip

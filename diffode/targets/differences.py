@@ -1,8 +1,8 @@
-"""Mixture evaluation that subtracts before it squares: every digit kept, at D K numbers a row.
+"""Mixture evaluation that subtracts before it squares: it keeps every digit and holds D K numbers per row.
 
 The matrix products of :mod:`diffode.targets.components` expand |x - alpha mu|^2, which costs digits when a component is
-narrow beside the distances between components. These forms work on the residuals themselves. They also serve per-row
-noise levels for every kind of covariance.
+narrow beside the distances between components. Differences work on the residuals themselves, and take a noise level per
+row for every kind of covariance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Differences:
 
     @property
     def row_size(self) -> int:
-        """Numbers held per row of x while evaluating."""
+        """Count of numbers that evaluation holds per row of x."""
         return self.components.count * self.components.dim
 
     def _residuals(self, x: Tensor, at: Level) -> Tensor:
@@ -38,11 +38,11 @@ class Differences:
         return self.components.log_weights[:, None] - (constant + distance) / 2
 
     def logits(self, x: Tensor, at: Level) -> Tensor:
-        """``log_joint`` itself: a constant a row more or less costs nothing here."""
+        """``log_joint`` itself: leaving out a constant per row would save nothing here."""
         return self.log_joint(x, at)
 
     def sharpened(self, joint: Tensor, x: Tensor, at: Level) -> Tensor:
-        """``log_joint`` itself: nothing was lost."""
+        """``log_joint`` itself, which has lost no digits."""
         return joint
 
     def view(self, x: Tensor, r: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:

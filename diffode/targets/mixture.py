@@ -1,4 +1,4 @@
-"""Gaussian mixtures: the targets whose every noised view is known in closed form."""
+"""Gaussian mixtures: targets all of whose noised views are known in closed form."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ from diffode.targets.parameters import LowRank, checked_weights, components_of, 
 from diffode.targets.rotated import Rotated
 from diffode.targets.target import Scalar, Target
 
-#: Numbers a chunk may hold: about 4 MB in float64, so that it stays near the processor.
-_CHUNK = 2**19
-#: Rows a chunk has at least (matrix products want them) unless that exceeds ``_CHUNK_LIMIT`` numbers, and at most.
-_CHUNK_ROWS, _CHUNK_ROWS_MOST = 256, 2**14
+#: Count of numbers that a chunk may hold, about 4 MB in float64, so that it stays near the processor.
+_CHUNK_NUMBERS = 2**19
+#: Rows that a chunk has even if it then holds more, since matrix products need them.
+_LEAST_CHUNK_ROWS = 256
+#: Count of numbers, 32 MB in float64, that a chunk with its least rows may hold; wider rows make it shorter.
 _CHUNK_LIMIT = 2**22
+#: Largest number of rows of a chunk.
+_MOST_CHUNK_ROWS = 2**14
 
+#: Unit round-off of a dtype.
 _ROUND_OFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-#: Up to this dimension care costs next to nothing, so less rounding is tolerated.
+#: Largest dimension in which differences cost next to nothing, so that products may lose less.
 _FEW_DIMENSIONS = 3
-#: Error of the responsibilities above which float32 gives way to float64. Promised of every answer: 2e-4.
+#: Estimated error of the responsibilities above which float32 gives way to float64; every float32 answer promises it.
 _FLOAT32_LOSS = 2e-4
-#: Squares between these bounds, and their quotients, are numbers of float32.
+#: Bounds between which squares, and their quotients, fit float32.
 _FLOAT32_SQUARES = (1e-30, 1e30)
-#: Error above which matrix products give way to differences in float64: in few dimensions, in many, and in many with one
-#: variance for all, where rounding has no part in the views but through the responsibilities.
-_FLOAT64_LOSS = (1e-13, 1e-10)
+#: Estimated error of the responsibilities above which products in float64 give way to differences, in few dimensions.
+_FLOAT64_LOSS_FEW = 1e-13
+#: The same error in many dimensions.
+_FLOAT64_LOSS_MANY = 1e-10
+#: The same error in many dimensions with one variance for all, where rounding enters the views by responsibilities alone.
 _FLOAT64_LOSS_COMMON = 1e-8
 
 
@@ -59,7 +65,7 @@ class GaussianMixture(Target):
     (1, 1.01)
     """
 
-    # Tensors made in inference mode could not be differentiated through outside of it.
+    # No gradient can flow outside of inference mode through tensors that were made in it.
     @torch.inference_mode(False)
     def __init__(self, weights: Any, means: Any, covariances: Any):
         weights, means = real(weights, "weights", 1), means_of(means, "means")
@@ -72,8 +78,8 @@ class GaussianMixture(Target):
     def from_points(cls, points: Any, weights: Any = None) -> GaussianMixture:
         """Point masses at ``points`` (K, D), equally likely unless ``weights`` (K,) are given.
 
-        The data set as a distribution: its denoiser is the optimal one for those points. It has no density of its own,
-        so :meth:`log_prob` raises; every noised view (sigma > 0) is defined.
+        It is the data set as a distribution: its denoiser is the optimal one for those points. It has no density, so
+        that :meth:`log_prob` raises; every noised view (sigma > 0) is defined.
         """
         means = means_of(points, "points")
         count = means.shape[0]
@@ -123,8 +129,8 @@ class GaussianMixture(Target):
     def covariances(self) -> Tensor | LowRank:
         """The covariances in the form they were given in: (K,) isotropic, (K, D) diagonal, (K, D, D) full, or :class:`LowRank`.
 
-        Full and low-rank ones are put together again from their eigenvectors, to rounding; the factors are orthogonal. Those of
-        point masses are 0.
+        Full and low-rank ones are put together again from their eigenvectors, up to rounding; the factors are orthogonal.
+        Covariances of point masses are 0.
         """
         parts = self.components
         if not isinstance(parts, Rotated):
@@ -159,10 +165,10 @@ class GaussianMixture(Target):
 
     @functools.cached_property
     def line(self) -> Tensor | None:
-        """Unit vector (dim,) along which the mixture is one-dimensional, with a Gaussian across it, or None.
+        """Unit vector (dim,) along which the mixture is one-dimensional, with one Gaussian across it, or None.
 
-        That holds for every 1-D mixture, and when all means lie on one line and all components share a covariance that
-        has the line as an eigenvector; the exact flow is then a quantile map along the line.
+        Every 1-D mixture has such a line, and so has one whose means lie on a line that is an eigenvector of the covariance
+        shared by all components; the exact flow is then a quantile map along the line.
         """
         if self.dim == 1:
             return torch.ones_like(self._mean)
@@ -180,11 +186,11 @@ class GaussianMixture(Target):
         return direction
 
     def content(self) -> str:
-        """A hash of the parameters as they were given, in float64: the same on every machine and in every release."""
+        """A hash of the parameters as given, in float64: the same on every machine and in every release."""
         return self._content.digest
 
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw n samples, shape (n, dim), on the generator's device; with a list of n generators, each from its own."""
+        """Draw n samples, shape (n, dim), on the generator's device; of a list of n generators each gives one sample."""
         if not isinstance(n, int) or n < 0:
             raise ArgumentError(f"n must be a number of samples >= 0, got {n!r}")
         each = row_generators(generator, n)
@@ -229,7 +235,7 @@ class GaussianMixture(Target):
 
     @override
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
-        # |g_k - score|^2 must be summed as it stands: expanded, it cancels far out. One variance for all has a form of its own.
+        # |g_k - score|^2 is summed unexpanded: expanded, it cancels far from the data. One variance for all has its own form.
         parts = []
         for chunk in self._chunks(x, alpha, sigma, careful=not self._one_variance):
             form = chunk.form
@@ -243,7 +249,7 @@ class GaussianMixture(Target):
         return isinstance(self.components, Isotropic) and self.components.common
 
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False) -> Iterator[_Chunk]:
-        """Rows of x, centred, in pieces small enough for the cache, each with the form that keeps its digits."""
+        """Chunks of rows of x, centred, small enough for the processor's cache, each with the form that keeps its digits."""
         level = Level(_per_row(alpha, x), _per_row(sigma, x))
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
@@ -253,9 +259,9 @@ class GaussianMixture(Target):
             raise ArgumentError("point masses have no field at sigma = 0; ask at a time with some noise")
         form, dtype = self._form(level, x, careful)
         parameters = self._parameters(dtype, x.device)
-        rows = max(1, _CHUNK // form.row_size, min(_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
-        for start in range(0, x.shape[0], min(rows, _CHUNK_ROWS_MOST)):
-            stop = min(start + min(rows, _CHUNK_ROWS_MOST), x.shape[0])
+        rows = max(1, _CHUNK_NUMBERS // form.row_size, min(_LEAST_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
+        for start in range(0, x.shape[0], min(rows, _MOST_CHUNK_ROWS)):
+            stop = min(start + min(rows, _MOST_CHUNK_ROWS), x.shape[0])
             at = level.rows(start, stop)
             piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre, self._far)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
@@ -263,11 +269,11 @@ class GaussianMixture(Target):
             yield _Chunk((start, stop), piece, parameters.centre, at, form)
 
     def _form(self, level: Level, x: Tensor, careful: bool) -> tuple[Components | Differences, torch.dtype]:
-        """How to evaluate at this level: by matrix products if their rounding is harmless, else by differences.
+        """Form and dtype of an evaluation at a level: matrix products if their rounding is harmless, else differences.
 
-        The products' responsibilities err by about u |alpha x_0|^2/(alpha^2 c + sigma^2), u the unit round-off. (A point
-        further away than the data is no worse: rounding the point itself then costs as much.) float32 input stays
-        float32 only where that pays and is harmless: one isotropic covariance for all, many dimensions.
+        The products' responsibilities err by about u |alpha x_0|^2/(alpha^2 c + sigma^2), u the unit round-off. (At a point
+        further out than the data they err no more than rounding the point itself costs.) float32 input stays float32 only
+        where that saves time and is harmless: one isotropic covariance for all, many dimensions.
         """
         share = level.alpha**2 / (level.alpha**2 * self._narrowest + level.sigma**2)
         amplification = (float(share.detach().max()) if isinstance(share, Tensor) else share) * self._reach**2
@@ -282,14 +288,14 @@ class GaussianMixture(Target):
         ):
             dtype = torch.float64
         components = self._parameters(dtype, x.device).components
-        tolerated = _FLOAT64_LOSS_COMMON if one_variance else _FLOAT64_LOSS[many]
+        tolerated = _FLOAT64_LOSS_COMMON if one_variance else _FLOAT64_LOSS_MANY if many else _FLOAT64_LOSS_FEW
         rounded = dtype == torch.float64 and amplification * _ROUND_OFF[dtype] > tolerated
         if careful or rounded or (level.per_row and not components.takes_row_levels):
             return Differences(components), dtype
         return components, dtype
 
     def _fits_float32(self, level: Level) -> bool:
-        """Whether the squares in the formulas, of distances and of the noise, are numbers of float32."""
+        """Whether the formulas' squares, of distances and of the noise, fit float32."""
         low, high = _FLOAT32_SQUARES
         noise = level.sigma**2
         ends = (float(noise.min()), float(noise.max())) if isinstance(noise, Tensor) else (noise, noise)
@@ -297,7 +303,7 @@ class GaussianMixture(Target):
         return max(data, ends[1]) < high and (data == 0 or data > low) and (ends[0] > low or self._narrowest > low)
 
     def _parameters(self, dtype: torch.dtype, device: torch.device) -> _Parameters:
-        """The parameters in the dtype and on the device of a computation, kept for the next one."""
+        """The parameters in the dtype and on the device of a computation, kept for later ones."""
         key = (dtype, device)
         if key not in self._cast:
             with torch.inference_mode(False):
@@ -308,7 +314,7 @@ class GaussianMixture(Target):
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Centred components, and what was subtracted from them: in the dtype of a computation, and in float64."""
+    """Centred components, and the centre that was subtracted: in the dtype of a computation, and in float64."""
 
     components: Components
     centre: Tensor
@@ -317,7 +323,7 @@ class _Parameters:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some rows of a batch, ready to be evaluated: centred points, what was subtracted, their level, and the form."""
+    """Some rows of a batch, ready to be evaluated: their span, centred points, the centre, their level, and the form."""
 
     span: tuple[int, int]
     x: Tensor
@@ -332,22 +338,22 @@ class _Chunk:
 
 
 def _less(x: Tensor, centre: Tensor, far: bool) -> Tensor:
-    """x minus a float64 centre, (D,) or (b, D), in the dtype of x and rounded as the result is, also where that is far off."""
+    """x minus a float64 centre, (D,) or (b, D), in the dtype of x, rounded only once even if the centre is ``far`` from 0."""
     high = centre.to(x.dtype)
     rest = x - high
-    # What float32 leaves of the centre is taken off second, as the first difference of neighbours is exact.
+    # The first difference, of numbers that are near each other, is exact; the rounding error of the centre goes off second.
     return rest.sub_((centre - high).to(x.dtype)) if far and x.dtype != centre.dtype else rest
 
 
 def _multiplies_exactly(device: torch.device) -> bool:
-    """Whether matrix products of float32 are float32 here: neither autocast nor a lower precision of products is on.
+    """Whether float32 matrix products keep float32's digits: neither autocast nor a lower precision of products is on.
 
-    Both leave float64 alone.
+    Neither affects float64.
     """
     try:
         return torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(device.type)
     except RuntimeError:
-        # torch can't say: its older and newer settings of the precision were mixed, or the device has no autocast.
+        # torch can't answer: its older and newer settings of the precision were mixed, or the device has no autocast.
         return False
 
 
@@ -359,5 +365,5 @@ def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
 
 
 def _per_row(value: Scalar, x: Tensor) -> Scalar:
-    """A (B, 1) tensor as (B,), float64 and on the device of x; numbers stay numbers."""
+    """A (B, 1) tensor as (B,), float64 and on the device of x; a number stays a number."""
     return value.reshape(-1).to(x.device, torch.float64) if isinstance(value, Tensor) else value

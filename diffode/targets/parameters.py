@@ -1,4 +1,4 @@
-"""The parameters of a Gaussian mixture as they are given: checked, and turned into components."""
+"""The given parameters of a Gaussian mixture, checked and turned into components."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from diffode.errors import ArgumentError
 from diffode.targets.components import Components, Diagonal, Isotropic
 from diffode.targets.rotated import Rotated
 
-#: An eigenvalue below this fraction of its matrix's largest counts as zero.
+#: Ratio to its matrix's largest eigenvalue below which an eigenvalue counts as zero.
 _SINGULAR = 1e-14
-#: Means and variances of which the squares and the inverses are numbers of float64.
-_LARGEST_MEAN, _SMALLEST_VARIANCE, _LARGEST_VARIANCE = 1e150, 1e-300, 1e300
+#: Largest entry of a mean, in the unit of the data, so that its square fits float64.
+_LARGEST_MEAN = 1e150
+#: Smallest variance, in the squared unit of the data, whose inverse fits float64.
+_SMALLEST_VARIANCE = 1e-300
+#: Largest variance, in the squared unit of the data, whose sums fit float64.
+_LARGEST_VARIANCE = 1e300
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class LowRank:
 
 
 def real(value: Any, name: str, ndim: int | None) -> Tensor:
-    """A finite float64 copy of an array argument with ``ndim`` axes."""
+    """A finite float64 copy of an array argument with ``ndim`` axes (any number if None); ArgumentError for others."""
     try:
         if not isinstance(value, Tensor) and np.iscomplexobj(value):
             raise ArgumentError(f"{name} must be real, got complex numbers")
@@ -50,7 +54,7 @@ def real(value: Any, name: str, ndim: int | None) -> Tensor:
 
 
 def means_of(value: Any, name: str) -> Tensor:
-    """Means (K, D), small enough to be squared."""
+    """Means (K, D), checked to be small enough for their squares to fit float64."""
     means = real(value, name, 2)
     if float(means.abs().max()) > _LARGEST_MEAN:
         raise ArgumentError(f"{name} must stay below {_LARGEST_MEAN:g}, got {float(means.abs().max()):.3g}; rescale the data")
@@ -58,7 +62,7 @@ def means_of(value: Any, name: str) -> Tensor:
 
 
 def checked_weights(weights: Tensor, count: int) -> Tensor:
-    """Weights that are positive and sum to 1 as float32 can tell, made to sum to 1 exactly."""
+    """Positive weights (count,), scaled to sum to 1; ArgumentError unless they do already to the digits of float32."""
     if weights.shape[0] != count:
         raise ArgumentError(f"weights must have one entry per component ({count}), got {weights.shape[0]}")
     if bool((weights <= 0).any()):
@@ -71,7 +75,7 @@ def checked_weights(weights: Tensor, count: int) -> Tensor:
 
 
 def components_of(weights: Tensor, means: Tensor, covariances: Any) -> Components:
-    """The kind of components that the shape of ``covariances`` says, checked."""
+    """Components of the kind that the shape of ``covariances`` implies; ArgumentError for wrong covariances."""
     count, dim = means.shape
     log_weights = weights.log()
     if isinstance(covariances, LowRank):
@@ -111,7 +115,7 @@ def _low_rank(log_weights: Tensor, means: Tensor, covariances: LowRank) -> Compo
 
 
 def _check_positive(eigenvalues: Tensor, *, each: bool = False) -> None:
-    """Every component's eigenvalues must exceed the rounding error of its largest; variances given one by one have none."""
+    """Raise ArgumentError unless all exceed the rounding error of their component's largest; ``each`` given alone has none."""
     if float(eigenvalues.max()) > _LARGEST_VARIANCE:
         raise ArgumentError(f"covariances must stay below {_LARGEST_VARIANCE:g}, got {float(eigenvalues.max()):.3g}; rescale")
     floor = (eigenvalues.abs().amax(1) * (0.0 if each else _SINGULAR)).clamp(min=_SMALLEST_VARIANCE)

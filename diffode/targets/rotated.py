@@ -13,7 +13,7 @@ from typing_extensions import override
 from diffode.targets.components import LOG_2PI, Components, Level, same_for_all
 from diffode.targets.target import Scalar
 
-#: Variance along a basis over that across it from which the two parts of a residual are kept apart.
+#: Ratio of the variance along a basis to that across it above which the two parts of a residual are kept apart.
 _STEEP = 1e4
 
 
@@ -22,7 +22,7 @@ class Rotated(Components):
     """C_k = Q_k diag(c_k) Q_k^T + n_k (I - Q_k Q_k^T): full (R = D) and low-rank-plus-noise (R < D) covariances.
 
     ``basis`` is (K, D, R) with orthonormal columns, ``eigenvalues`` (K, R), ``noise`` (K,) the variance across the
-    basis; with R = D there is no "across" and ``noise`` is unused. A row costs K R numbers, its residuals along the bases.
+    basis; with R = D nothing lies across and ``noise`` is unused. A row needs K R numbers, its residuals along the bases.
     """
 
     basis: Tensor
@@ -36,7 +36,7 @@ class Rotated(Components):
 
     @property
     def full(self) -> bool:
-        """Whether the basis spans everything."""
+        """Whether the basis spans all dimensions."""
         return self.rank == self.dim
 
     @property
@@ -48,24 +48,24 @@ class Rotated(Components):
     @property
     @override
     def shared(self) -> bool:
-        # A turn by an angle moves the covariance, in its own metric, by the angle times the root of the condition.
+        # Turning a covariance by an angle changes it, in its own metric, by the angle times the root of its condition number.
         widest = float(self.eigenvalues.max())
         tolerable = (self.smallest_variance / widest) ** 0.5
         return same_for_all(self.basis, tolerable) and same_for_all(self.eigenvalues) and same_for_all(self.noise)
 
     @functools.cached_property
     def steep(self) -> bool:
-        """Whether some component is so much narrower across its basis than along it that differences of factors lose digits.
+        """Whether a component is so much narrower across its basis than along it that differences of factors lose digits.
 
-        f_across y + Q (f_along - f_across) Q^T y leaves rounding errors of f_across Q^T y where f_along Q^T y is wanted, a
-        share u c_along/c_across of it, u the unit round-off, at every noise level at most.
+        f_across y + Q (f_along - f_across) Q^T y has the rounding error of f_across Q^T y, but should give f_along Q^T y: its
+        relative error is at most u c_along/c_across at every noise level, u the unit round-off.
         """
         return not self.full and bool((self.eigenvalues > _STEEP * self.noise[:, None]).any())
 
     def _split(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates along the bases, (R, K, b), and what is left across them, (D, K, b).
+        """Coordinates along the bases, (R, K, b), and the rest of the residuals across them, (D, K, b).
 
-        The second pass takes out what rounding left along the basis.
+        The second pass removes the part along the bases that rounding left in the rest.
         """
         along = self._coordinates(residual)
         rest = residual - self._from_coordinates(along)

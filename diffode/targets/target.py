@@ -1,4 +1,4 @@
-"""What diffode asks of a target: a distribution whose noised versions are known exactly."""
+"""The interface of a target, a distribution whose noised laws are known exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Target(ABC):
     """A data distribution p_0 on R^dim whose noised laws p(x_t), x_t = alpha x_0 + sigma eps, are known in closed form.
 
     To add your own, subclass it, implement the abstract members and call ``diffode.targets.register(name, make)``.
-    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with one value a row; ``x`` is (B, dim).
+    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with a value for each row; ``x`` is (B, dim).
     """
 
     #: Number of coordinates of one sample.
@@ -42,15 +42,12 @@ class Target(ABC):
 
     @property
     def scale(self) -> float:
-        """Root mean variance of a coordinate: the unit in which errors and noise levels are compared.
-
-        1 where the data have no spread, a single point mass: they have no unit of their own.
-        """
+        """Root mean variance of the coordinates, the unit of errors and noise levels; 1 for a single point mass."""
         return float(self.variance.mean().sqrt()) or 1.0
 
     @abstractmethod
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw n samples, shape (n, dim)."""
+        """Draw n samples, shape (n, dim), from a generator, a seed, or a list of n generators."""
 
     @abstractmethod
     def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
@@ -60,8 +57,8 @@ class Target(ABC):
     def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
         """``denoised_weight * E[x_0 | x] + score_weight * grad log p(x)``, shape (B, dim).
 
-        Denoised, noise, velocity and score are all of this form; taking the two weights at once lets a target compute
-        each of them without the cancellation that converting one into another would cost.
+        Denoised, noise, velocity and score are all of this form. With both weights a target computes each view without
+        the cancellation that converting another view into it would cost.
         """
 
     @abstractmethod
@@ -69,9 +66,9 @@ class Target(ABC):
         """Laplacian of the log-density at x, shape (B,)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of the data themselves, shape (B,); x is (B, dim)."""
+        """Log-density of the data, without noise, shape (B,); x is (B, dim)."""
         return self.noised_log_prob(x, 1.0, 0.0)
 
     def content(self) -> str:
-        """A hash of everything that defines the distribution; the key under which results are stored."""
+        """A hash of everything that defines the distribution, which enters the keys of stored results."""
         raise NotImplementedError(f"{type(self).__name__} must implement content() to be used in studies")

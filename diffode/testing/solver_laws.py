@@ -13,8 +13,8 @@ from torch import Tensor
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import ExactField, Field, exact_field
+from diffode.flows import reference
 from diffode.paths import get as get_path
-from diffode.references import reference
 from diffode.solvers import DirectSolver, Solver, solve
 from diffode.specs import parse_spec
 from diffode.testing.laws import Largest, Law, kept, tried

@@ -42,7 +42,7 @@ STOCHASTIC = (
     "ddpm", "ddim:eta=1.0", "euler_maruyama", "euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
     "dpmpp_2m_sde", "dpmpp_3m_sde", "edm_stochastic", "sa", "seeds_2", "er_sde_2",
 )  # fmt: skip
-#: Families of grids that run over a whole path.
+#: Specs of grids that run over a whole path.
 FAMILIES = ("karras:rho=7", "karras:rho=2", "log_snr", "kl_optimal", "polyexponential:rho=0.7", "time_quadratic", "shift:s=3")
 
 
@@ -52,7 +52,7 @@ def seeds() -> SearchStrategy[int]:
 
 
 def mixture(seed: int, dim: int, modes: int, kind: Kind, separation: int) -> GaussianMixture:
-    """The mixture of an example: means spread by 3^separation, widths within a factor of three of 1/2.
+    """The mixture of an example, with means spread by 3^separation and widths within a factor of three of 1/2.
 
     >>> mixture(0, 2, 3, "full", 1).count
     3
@@ -82,7 +82,7 @@ def mixtures(
 
 
 def paths() -> SearchStrategy[Path]:
-    """Every registered path with its usual ends, and a linear VP with other rates."""
+    """Every registered path with its default ends, and a linear VP path with other rates."""
     return st.sampled_from([*named_paths.names(), "vp:beta_max=12", "edm:sigma_max=20"]).map(named_paths.get)
 
 
@@ -95,18 +95,18 @@ def fields(
 
 
 def solvers(*, stochastic: bool | None = False) -> SearchStrategy[Solver]:
-    """Solvers of the zoo: deterministic ones, those that draw noise (True), or both (None)."""
+    """Registered solvers: deterministic ones (False), those that draw noise (True), or both (None)."""
     specs = DETERMINISTIC if stochastic is False else STOCHASTIC if stochastic else DETERMINISTIC + STOCHASTIC
     return st.sampled_from(specs).map(named_solvers.get)
 
 
 def grid_specs() -> SearchStrategy[str]:
-    """Specs of families of grids."""
+    """Specs of grids."""
     return st.sampled_from(FAMILIES)
 
 
 def random_times(seed: int, path: Path, steps: int) -> list[float]:
-    """Times of an uneven grid over a path: steps in the log-SNR within a factor of three of each other."""
+    """Times of an uneven grid over a path, whose steps in log-SNR are within a factor of three of each other."""
     shares = np.exp(np.random.default_rng([98, seed]).uniform(-0.55, 0.55, steps))
     places = np.cumsum(shares / shares.sum())[:-1]
     first, last = path.log_snr(path.t_max), path.log_snr(path.t_min)
@@ -116,7 +116,7 @@ def random_times(seed: int, path: Path, steps: int) -> list[float]:
 
 
 def levels(field: ExactField, seed: int, count: int = 5) -> tuple[float, Tensor]:
-    """A time, log-uniform in the noise level within the data's range, and exact draws there, (count, dim)."""
+    """A time whose noise level is log-uniform within the data's range, and exact draws there, (count, dim)."""
     path, draw = field.path, np.random.default_rng([99, seed])
     low, high = path.rho(path.t_min), min(path.rho(path.t_max), 80 * max(1.0, field.scale))
     t = path.time_from_rho(float(np.exp(draw.uniform(np.log(low), np.log(high)))))

@@ -16,8 +16,8 @@ import torch
 from diffode import cache, paths, solvers
 from diffode.fields.networks import Denoiser
 from diffode.fields.trained import save_trained
-from diffode.learned.amed import LearnedAMED, Predictor, feature_width, save_amed
-from diffode.learned.conditioned import Conditioned, _inputs
+from diffode.learned.conditional.amed import LearnedAMED, Predictor, feature_width, save_amed
+from diffode.learned.conditional.conditioned import Conditioned, _inputs
 from diffode.metrics import Measurement
 from diffode.solvers.checkpoints import Checkpoint, save_codebooks, save_ranged
 from diffode.solvers.ranged import Ranged

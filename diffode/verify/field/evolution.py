@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
+from diffode.numerics.butcher import KUTTA
 from diffode.verify.report import Check
 
 Equation = Literal["fokker_planck", "continuity"]
@@ -70,11 +71,7 @@ def evolve(field: ExactField, start: float, stop: float, cells: int, equation: E
 
     steps = _steps(field, start, stop, size, low, high, equation)
     for k in range(steps):
-        t, h = start + (stop - start) * k / steps, (stop - start) / steps
-        a = rate(density, t)
-        b = rate(density + h / 2 * a, t + h / 2)
-        c = rate(density + h / 2 * b, t + h / 2)
-        density = density + h / 6 * (a + 2 * b + 2 * c + rate(density + h * c, t + h))
+        density = KUTTA.step(rate, density, start + (stop - start) * k / steps, (stop - start) / steps)
     exact, volume = _on_cells(field, axes, stop), float(size.prod())
     mass = abs(float(density.sum()) - before) / before
     return Evolution(cells, float((density - exact).abs().sum()) * volume, mass, density, exact, axes)

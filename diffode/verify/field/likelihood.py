@@ -22,9 +22,10 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import ExactField, Field
+from diffode.flows import reference
+from diffode.flows.integrated import check_leaves_zero, least_rho
 from diffode.input_files import shown
 from diffode.randomness import Randomness, generator_from, row_generators
-from diffode.references import check_leaves_zero, least_rho, reference
 from diffode.verify.report import Check
 
 _ROUND_TRIP, _ALL_SIGNS = 1e-10, 1e-11

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffode import fields
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
-from diffode.references import reference
+from diffode.flows import reference
 from diffode.targets import GaussianMixture
 from diffode.targets.target import Target
 from diffode.verify.report import Check

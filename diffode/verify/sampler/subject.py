@@ -154,7 +154,7 @@ def _own(solver: Solver) -> Sampler:
         if not solver.takes_steps:
             raise ArgumentError(
                 f"{solver.spec!r} chooses its own steps: an order over steps is not measured; hold its error against its "
-                "tolerance with diffode.solve and diffode.references.reference"
+                "tolerance with diffode.solve and diffode.reference"
             )
         direct: DirectSolver = solver
 

@@ -14,7 +14,7 @@ import torch
 
 from diffode import fields, paths
 from diffode.errors import ArgumentError, DiffodeError
-from diffode.references import reference
+from diffode.flows import reference
 from diffode.solvers import Solver
 from diffode.verify.report import Check, Report
 from diffode.verify.sampler import scheduler_trial

@@ -18,6 +18,7 @@ import torch
 
 from diffode.fields import ExactField, Field
 from diffode.metrics import gaussian_w2
+from diffode.numerics.butcher import KUTTA
 from diffode.randomness import generator_from, normal
 
 #: Most coordinates: the score is read off at one point a coordinate.
@@ -83,23 +84,20 @@ def _followed(
     """Mean and covariance at the last node; ``pulls`` are (drift, 2 sigma^2, A, b) at the nodes and midway of the steps."""
     identity = np.eye(len(mean))
 
-    def rate(m: np.ndarray, v: np.ndarray, pull: Any) -> tuple[np.ndarray, np.ndarray]:
-        drift, variance, slope, offset = pull
+    def rate(moments: np.ndarray, place: float) -> np.ndarray:
+        """Of the mean, the first column, and the covariance, at a node; a step goes to the next node but one."""
+        drift, variance, slope, offset = pulls[int(place)]
         matrix = drift * identity + factor * variance * slope
-        spread = matrix @ v
-        return matrix @ m + factor * variance * offset, spread + spread.T + noise * variance * identity
+        change: np.ndarray = matrix @ moments
+        change[:, 1:] += change[:, 1:].T + noise * variance * identity
+        change[:, 0] += factor * variance * offset
+        return step / 2 * change
 
+    moments = np.column_stack([mean, covariance])
     with np.errstate(over="ignore", invalid="ignore"):
-        for begin, middle, end in zip(pulls[::2], pulls[1::2], pulls[2::2], strict=False):
-            one = rate(mean, covariance, begin)
-            two = rate(mean + step / 2 * one[0], covariance + step / 2 * one[1], middle)
-            three = rate(mean + step / 2 * two[0], covariance + step / 2 * two[1], middle)
-            four = rate(mean + step * three[0], covariance + step * three[1], end)
-            mean, covariance = (
-                now + step / 6 * (a + 2 * b + 2 * c + d)
-                for now, a, b, c, d in zip((mean, covariance), one, two, three, four, strict=True)
-            )
-    return mean, covariance
+        for node in range(0, len(pulls) - 2, 2):
+            moments = KUTTA.step(rate, moments, node, 2)
+    return moments[:, 0], moments[:, 1:]
 
 
 def _affine(learned: Field, dim: int, t: float) -> tuple[np.ndarray, np.ndarray] | None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from diffode import solvers
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import ExactField, Field
-from diffode.references import reference
+from diffode.flows import reference
 from diffode.targets import GaussianMixture
 from diffode.verify.theory.affine import Distances, gaussian_distances
 from diffode.verify.theory.score_error import affine_slope, draws_at, score_error

@@ -20,9 +20,9 @@ from torch import Tensor
 from diffode import fields, grids, paths, solvers
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.flows import reference
 from diffode.metrics.gaussian import diagonal_w2
 from diffode.paths import Path
-from diffode.references import reference
 from diffode.solvers import Solver
 from diffode.tableau import BrownianPath, Tableau
 from diffode.targets import Target

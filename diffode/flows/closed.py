@@ -1,0 +1,154 @@
+"""Exact flows that need no integration: of one Gaussian, and along a line of means with a common covariance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField, Field, columns
+from diffode.numerics.quantiles import Law, quantile_map
+from diffode.paths import Path
+from diffode.targets import GaussianMixture
+from diffode.targets.target import Scalar
+
+#: Weights (K,), means and standard deviations, (K,) or (B, K), of a mixture along a line.
+OfLine = tuple[Tensor, Tensor, Tensor]
+
+
+def known_flow(field: Field) -> GaussianMixture | None:
+    """The target of a field, if its flow needs no integration: one Gaussian, or means on a line with a common covariance."""
+    target = field.target if isinstance(field, ExactField) else None
+    if not isinstance(target, GaussianMixture):
+        return None
+    return target if target.count == 1 or (target.line is not None and not target.is_discrete) else None
+
+
+def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
+    """Ends (B, D) and errors (B,) of points of one Gaussian, differentiable in points and times; times are numbers or (B,)."""
+    mean = target.mean.to(x.device)
+    offset = x - columns(path.alpha(start), x) * mean
+    ends = columns(path.alpha(stop), x) * mean + _across(target, path, offset, start, stop)
+    return ends, _rounding(x, ends)
+
+
+def _across(target: GaussianMixture, path: Path, offset: Tensor, start: Scalar, stop: Scalar) -> Tensor:
+    """sqrt(S_stop S_start^-1) applied to rows, for the covariance that all components share."""
+    before, after = (path.alpha(t) ** 2 for t in (start, stop))
+    noise_before, noise_after = (path.sigma(t) ** 2 for t in (start, stop))
+
+    def factor(c: Tensor) -> Tensor:
+        of_row = c[..., None]
+        return ((after * of_row + noise_after) / (before * of_row + noise_before)).sqrt()
+
+    shared = target.components.first().to(torch.float64, offset.device)
+    return shared.filter(offset.T[:, None], factor)[:, 0].T
+
+
+def line_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
+    """Ends (B, D) and errors (B,): quantile map along the line, Gaussian across; differentiable once. Times as above."""
+    direction, mean = target_line(target).to(x.device), target.mean.to(x.device)
+    offset = x - columns(path.alpha(start), x) * mean
+    along = offset @ direction
+    positions = (target.means - target.mean) @ target_line(target)
+    widths = (target.components.variances() if target.dim == 1 else _variance_along(target)).reshape(-1)
+    before, after = (_law(target.weights, positions, widths, path, t) for t in (start, stop))
+    moved, errors = _moved(before, after, along)
+    across = _across(target, path, offset - along[:, None] * direction, start, stop) if target.dim > 1 else 0.0
+    ends = columns(path.alpha(stop), x) * mean + across + moved[:, None] * direction
+    return ends, errors + _rounding(x, ends)
+
+
+def _law(weights: Tensor, positions: Tensor, widths: Tensor, path: Path, t: Scalar) -> OfLine:
+    """The noised mixture along the line at a time, or at a time for every row."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    if isinstance(alpha, Tensor) and isinstance(sigma, Tensor) and alpha.ndim:
+        alpha, sigma = alpha.cpu()[:, None], sigma.cpu()[:, None]
+    return weights, alpha * positions, (alpha**2 * widths + sigma**2) ** 0.5
+
+
+def _moved(before: OfLine, after: OfLine, along: Tensor) -> tuple[Tensor, Tensor]:
+    """The quantile map of positions (B,) with its derivative, and its errors."""
+    x = along.cpu()
+    found, errors = quantile_map(_numbers(before), _numbers(after), x.detach().numpy())
+    moved = torch.from_numpy(found)
+    if torch.is_grad_enabled() and any(part.requires_grad for part in (x, *before, *after)):
+        # Both points have the same probability below them, or above: F_stop(y) = F_start(x) defines y and its derivatives.
+        with torch.no_grad():
+            lower = _log_tail(before, x, torch.ones_like(x)) < _log_tail(before, x, -torch.ones_like(x))
+            sign = torch.where(lower, 1.0, -1.0).to(x)
+        point = moved.clone().requires_grad_(True)
+        reached = _log_tail(after, point, sign)
+        (slope,) = torch.autograd.grad(reached.sum(), point, retain_graph=True)
+        gap = (_log_tail(before, x, sign) - _log_tail(after, moved, sign)) / slope
+        moved = _Once.apply(moved + gap - gap.detach())  # type: ignore[no-untyped-call]
+    return moved.to(along.device), torch.from_numpy(errors)
+
+
+def _numbers(law: OfLine) -> Law:
+    weights, means, widths = (part.detach().numpy() for part in law)
+    return weights, means, widths
+
+
+def _log_tail(law: OfLine, x: Tensor, sign: Tensor) -> Tensor:
+    """log P(X <= x) where the sign is +1, log P(X > x) where it is -1."""
+    weights, means, widths = law
+    z = sign[:, None] * (x[:, None] - means) / widths
+    total: Tensor = (weights.log() + torch.special.log_ndtr(z)).logsumexp(1)
+    return total
+
+
+class _Once(torch.autograd.Function):
+    """The identity, whose derivative can't be differentiated: what it is put behind is right to first order."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        """``value`` itself."""
+        ctx.save_for_backward(value)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """``gradient`` itself, if only the first derivative is asked for."""
+        return Final.apply(gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+
+
+class Final(torch.autograd.Function):
+    """A derivative that depends on other tensors by what autograd does not see: to differentiate it again is an error.
+
+    (PyTorch's ``once_differentiable`` leaves the missing part out in silence where another part of the graph is found.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, derivative: Tensor, *others: Tensor) -> Tensor:
+        """``derivative`` itself."""
+        return derivative.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        """Refused."""
+        raise ArgumentError(
+            "an exact flow can be differentiated once; twice only that of one Gaussian: use create_graph=False, or its "
+            "first derivatives as constants (detach)"
+        )
+
+
+def target_line(target: GaussianMixture) -> Tensor:
+    """The direction of a target that has one."""
+    if target.line is None:
+        raise ArgumentError("this target's means do not lie on a line with a common covariance")
+    return target.line
+
+
+def _variance_along(target: GaussianMixture) -> Tensor:
+    direction = target_line(target)
+    shared = target.components.first()
+    image = shared.filter(direction[:, None, None], lambda c: c[..., None])[:, 0, 0]
+    return torch.dot(image, direction).expand(target.count)
+
+
+def _rounding(x: Tensor, ends: Tensor) -> Tensor:
+    sizes: Tensor = x.norm(dim=1) * 1e-2 + ends.norm(dim=1)
+    return 2.0**-50 * sizes.detach().cpu()

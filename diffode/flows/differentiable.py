@@ -1,0 +1,268 @@
+r"""The exact flow :math:`\Phi(x, s \to t)` as a map that can be differentiated, with a time for every row.
+
+Closed forms are differentiated as they stand. Of an integrated flow the derivatives are those of any flow of
+:math:`\dot x = v(x, t)`:
+
+.. math::
+    \partial_t \Phi = v(\Phi, t), \qquad \partial_s \Phi = -(D_x\Phi)\, v(x, s), \qquad g^T D_x\Phi = a(s)^T,
+
+where the adjoint a follows :math:`\dot a = -(Dv)^T a` back from :math:`a(t) = g` along the trajectory, which is the
+dense output of an integration forwards: integrated backwards it would drift away where the flow contracts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.integrate import OdeSolution, solve_ivp
+from torch import Tensor
+
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import Field
+from diffode.flows.closed import Final, gaussian_flow, known_flow, line_flow
+from diffode.flows.exact import Reference, reference
+from diffode.flows.integrated import least_rho
+from diffode.numerics.quantiles import Array
+from diffode.targets.target import Scalar
+
+
+def flow(field: Field, tolerance: float = 1e-10) -> ExactFlow:
+    """The exact flow of a field: ``flow(field)(x, s, t)``.
+
+    Args:
+        field: an exact field, or any other that is differentiable in x and, if rows have their own times, takes these.
+        tolerance: relative tolerance where the flow is integrated, from 1e-13 to 1e-3.
+
+    >>> import diffode
+    >>> field = diffode.exact_field("ring8", "edm")
+    >>> x = field.prior(2, generator=0).requires_grad_(True)
+    >>> y = diffode.flow(field)(x, 80.0, torch.tensor([1.0, 0.1]))
+    >>> torch.autograd.grad(y.sum(), x)[0].shape
+    torch.Size([2, 2])
+    """
+    if not isinstance(field, Field):
+        raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 1e-13 <= tolerance <= 1e-3:
+        raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
+    return ExactFlow(field, float(tolerance))
+
+
+class ExactFlow:
+    """What :func:`flow` gives: the flow map of ``field``, whose evaluations are not counted."""
+
+    def __init__(self, field: Field, tolerance: float):
+        self.field, self.tolerance = field, tolerance
+
+    def __repr__(self) -> str:
+        return f"ExactFlow({self.field!r}, tolerance={self.tolerance:g})"
+
+    def __call__(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
+        """Where the flow takes points x (B, *shape) from times s to times t, numbers or tensors (B,); of x's shape and dtype.
+
+        Differentiable in x, s and t; twice only for one Gaussian.
+
+        Raises:
+            ArgumentError: for points that are not finite, or times that are none on the path or not one for each row.
+            NumericalError: if the flow is not finite.
+        """
+        begin, end = self._times(x, "s", s), self._times(x, "t", t)
+        if not len(x):
+            return x
+        flat = x.flatten(1).to(torch.float64)
+        target, path = known_flow(self.field), self.field.path
+        with self.field.uncounted():
+            if target is None or path is None:
+                if isinstance(begin, Tensor) or isinstance(end, Tensor):
+                    first, last = (float(time.detach()[0]) if isinstance(time, Tensor) else time for time in (begin, end))
+                    self.field.check_times(x.detach(), first, last)
+                ends: Tensor = _Integrated.apply(flat, begin, end, self, x.shape[1:])  # type: ignore[no-untyped-call]
+            elif target.count == 1:
+                ends = gaussian_flow(target, path, flat, begin, end)[0]
+            else:
+                ends = line_flow(target, path, flat, begin, end)[0]
+        if not bool(torch.isfinite(ends).all()):
+            raise NumericalError("the flow is not finite; is the field singular at one of the times?")
+        return ends.reshape(x.shape).to(x.dtype)
+
+    def reference(self, x: Tensor, s: Scalar, t: Scalar) -> Reference:
+        """The same ends with estimates of their errors and without derivatives, as :func:`diffode.reference` gives them."""
+        begin, end = (self._times(x, name, time) for name, time in (("s", s), ("t", t)))
+        if not isinstance(begin, Tensor) and not isinstance(end, Tensor):
+            return reference(self.field, x, begin, end, self.tolerance)
+        columns = [torch.as_tensor(time, dtype=torch.float64).detach().cpu().expand(len(x)) for time in (begin, end)]
+        pairs = torch.stack(columns, 1)
+        ends, errors, method = torch.empty_like(x), torch.zeros(len(x), dtype=torch.float64), "closed-form"
+        for pair in torch.unique(pairs, dim=0):
+            rows = (pairs == pair).all(1)
+            found = reference(self.field, x[rows.to(x.device)], float(pair[0]), float(pair[1]), self.tolerance)
+            ends[rows.to(x.device)], errors[rows], method = found.x, found.errors, found.method
+        return Reference(ends, float(errors.max()) if len(errors) else 0.0, errors, method)
+
+    def _times(self, x: Tensor, name: str, time: Scalar) -> Scalar:
+        """A number, or a time for every row (B,) in float64, after checks."""
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x).all()):
+            raise ArgumentError("x must be a finite float32 or float64 tensor (B, *shape)")
+        if self.field.dim is not None and x.shape[0] and x[0].numel() != self.field.dim:
+            raise ArgumentError(f"x must have {self.field.dim} numbers a row, got {tuple(x.shape)}")
+        if isinstance(time, Tensor):
+            if time.shape not in ((), (len(x),)) or not time.is_floating_point():
+                raise ArgumentError(
+                    f"{name} must be a number or a tensor ({len(x)},), one for each row, got {tuple(time.shape)}"
+                )
+            if time.ndim == 0 and not time.requires_grad:
+                time = float(time)
+        elif isinstance(time, bool) or not isinstance(time, int | float):
+            raise ArgumentError(f"{name} must be a number or a tensor ({len(x)},), got {time!r:.80}")
+        if isinstance(time, Tensor):
+            time = time.to(x.device, torch.float64).expand(len(x))
+        if not bool(torch.isfinite(torch.as_tensor(time)).all()):
+            raise ArgumentError(f"{name} must be finite, got {time!r:.80}")
+        if self.field.path is not None:
+            self.field.path.check_times(time, name)
+        return time if isinstance(time, Tensor) else float(time)
+
+
+class _Integrated(torch.autograd.Function):
+    """The integrated flow of points (B, D), and its derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: Scalar, t: Scalar, of: ExactFlow, shape: torch.Size) -> Tensor:
+        """The ends (B, D)."""
+        field = of.field
+        if isinstance(s, Tensor) or isinstance(t, Tensor):
+            rows = _Rows(field, x, s, t, shape)
+            ends = rows.end(rows.integrated(x, of.tolerance)[1])
+        else:
+            ends = reference(field, x.reshape(-1, *shape), s, t, of.tolerance).x.flatten(1)
+        ctx.of, ctx.shape = of, shape
+        ctx.times = [time if isinstance(time, float) else None for time in (s, t)]
+        ctx.save_for_backward(x, ends, *(time for time in (s, t) if isinstance(time, Tensor)))
+        return ends
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The derivatives by x, s and t."""
+        x, ends, *given = ctx.saved_tensors
+        of, shape, rest = ctx.of, ctx.shape, iter(given)
+        s, t = (next(rest) if time is None else time for time in ctx.times)
+
+        def velocity(points: Tensor, time: Scalar) -> Tensor:
+            answer: Tensor = of.field.velocity(points.reshape(-1, *shape), time)
+            return answer.flatten(1)
+
+        by_x: Tensor | None = None
+        by_s: Tensor | None = None
+        by_t: Tensor | None = None
+        with torch.no_grad(), of.field.uncounted():
+            if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+                by_x = _Rows(of.field, x, s, t, shape).adjoint(x, gradient, of.tolerance)
+                if ctx.needs_input_grad[1]:
+                    by_s = -(by_x * velocity(x, s)).sum(1)
+            if ctx.needs_input_grad[2]:
+                by_t = (gradient * velocity(ends, t)).sum(1)
+        final = (None if part is None else Final.apply(part, gradient, x, *given) for part in (by_x, by_s, by_t))  # type: ignore[no-untyped-call]
+        return *final, None, None
+
+
+class _Rows:
+    """The ODE of all rows over one variable u from 0 to 1, in which each goes its own way in log-SNR.
+
+    Where a row starts or ends at alpha = 0, or there is no path, the way is that in time. A row from or to sigma = 0 starts
+    or ends next to it, as references do.
+    """
+
+    def __init__(self, field: Field, x: Tensor, s: Scalar, t: Scalar, shape: torch.Size):
+        self.field, self.shape, path = field, shape, field.path
+        begin, end = (torch.as_tensor(time, dtype=torch.float64, device=x.device).detach().expand(len(x)) for time in (s, t))
+        self.last, self.to_zero = end, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.path = None if path is None or bool(((path.alpha(begin) == 0) | (path.alpha(end) == 0)).any()) else path
+        if self.path is not None:
+            nearest = self.path.time_from_rho(least_rho(field))
+            self.to_zero = (self.path.sigma(end) == 0) & (begin != end)
+            begin, end = (torch.where(self.path.sigma(time) == 0, nearest, time) for time in (begin, end))
+            self.last = end
+            self.factors = self.path.alpha(begin)[:, None], self.path.alpha(end)[:, None]
+            begin, end = self.path.log_snr(begin), self.path.log_snr(end)
+        else:
+            self.factors = torch.ones_like(begin)[:, None], torch.ones_like(end)[:, None]
+        self.begin, self.span = begin, end - begin
+        #: A field of one's own need not take a time for every row where all have the same.
+        self.alike = not isinstance(s, Tensor) and not isinstance(t, Tensor)
+
+    def rate(self, z: Tensor, u: float) -> Tensor:
+        """dz/du, (B, D), z being x/alpha, or x in time."""
+        at = self.begin + u * self.span
+        t = at if self.path is None else self.path.time_from_log_snr(at)
+        asked: Scalar = float(t[0]) if self.alike else t
+        if self.path is None:
+            return self.span[:, None] * self.field.velocity(z.reshape(-1, *self.shape), asked).flatten(1)
+        x = (self.path.alpha(t)[:, None] * z).reshape(-1, *self.shape)
+        return -(self.span * (-at).exp())[:, None] * self.field.noise(x, asked).flatten(1)
+
+    def end(self, z: Tensor) -> Tensor:
+        """x at the last times, (B, D)."""
+        x = self.factors[1] * z
+        if not bool(self.to_zero.any()):
+            return x
+        points, last = x[self.to_zero].reshape(-1, *self.shape), self.last[self.to_zero]
+        return x.index_put((self.to_zero,), self.field.denoised(points, float(last[0]) if self.alike else last).flatten(1))
+
+    def integrated(self, x: Tensor, tolerance: float, dense: bool = False) -> tuple[OdeSolution | None, Tensor]:
+        """The dense output, if asked for, and z at u = 1 of points x (B, D)."""
+        z = x.detach() / self.factors[0]
+
+        def right_hand_side(u: float, state: Array) -> Array:
+            with torch.no_grad():
+                return self.numbers(self.rate(self.points(state, x), u))
+
+        solved = self.solved(right_hand_side, (0.0, 1.0), self.numbers(z), tolerance, dense)
+        return solved.sol, self.points(solved.y[:, -1], x)
+
+    def adjoint(self, x: Tensor, gradient: Tensor, tolerance: float) -> Tensor:
+        """g^T D Phi (B, D), of gradients g at the ends."""
+        along, z = self.integrated(x, tolerance, dense=True)
+        if along is None:
+            raise NumericalError("the trajectory of the flow is missing")
+
+        def pulled(function: Any, at: Tensor, by: Tensor) -> Tensor:
+            with torch.enable_grad():
+                point = at.detach().requires_grad_(True)
+                value = function(point)
+                if not value.requires_grad:
+                    raise ArgumentError("the field can't be differentiated: its answer has no gradient in x")
+                (found,) = torch.autograd.grad((value * by).sum(), point)
+            return found.detach()
+
+        def right_hand_side(u: float, state: Array) -> Array:
+            place = self.points(along(u), x)
+            return -self.numbers(pulled(lambda z: self.rate(z, u), place, self.points(state, x)))
+
+        last = self.numbers(pulled(self.end, z, gradient))
+        solved = self.solved(right_hand_side, (1.0, 0.0), last, tolerance, False, float(np.abs(last).max(initial=1e-300)))
+        return self.points(solved.y[:, -1], x) / self.factors[0]
+
+    def solved(
+        self, function: Any, ends: tuple[float, float], first: Array, tolerance: float, dense: bool, scale: float = 0.0
+    ) -> Any:
+        """SciPy's answer; ``scale`` is what small numbers are small beside, that of the data unless given."""
+        with np.errstate(all="ignore"):
+            solved = solve_ivp(
+                function, ends, first, method="DOP853", rtol=max(tolerance / 10, 3e-14),
+                atol=tolerance / 1000 * (scale or self.field.scale), dense_output=dense,
+            )  # fmt: skip
+        if not solved.success:
+            raise NumericalError(f"the flow could not be integrated: {solved.message}")
+        return solved
+
+    @staticmethod
+    def numbers(tensor: Tensor) -> Array:
+        """A tensor as SciPy's vector."""
+        vector: Array = tensor.detach().reshape(-1).cpu().numpy()
+        return vector
+
+    @staticmethod
+    def points(vector: Array, like: Tensor) -> Tensor:
+        """SciPy's vector as a tensor of the shape of points."""
+        return torch.from_numpy(np.ascontiguousarray(vector)).to(like.device).reshape(like.shape)

@@ -1,0 +1,233 @@
+"""The exact flow by DOP853 in the log-SNR, where the equation is smooth, with an error estimate made to lie above the error."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from diffode import cache
+from diffode.closure import version_of
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import ExactField, Field
+from diffode.numerics.quantiles import Array
+from diffode.paths import Path
+from diffode.targets import GaussianMixture
+
+#: Numbers in the state vector of one adaptive integration.
+_STATE_SIZE = 2**16
+#: Tolerances SciPy can be asked for.
+_FINEST = 3e-14
+#: rho, in units of the data's scale, from which a flow to sigma = 0 jumps to the denoised point: an error of order rho^2; and
+#: the same in standard deviations of the narrowest component, if that is less.
+_LAST_RHO, _LAST_IN_WIDTHS = 1e-8, 1e-4
+#: Weights of the error estimate: of the distance of two runs, of the tolerance, and of the tolerance times the stretch of a
+#: row's flow, where it is known. It is known in so few dimensions; its logarithm has a limit.
+_MULTIPLE, _UNSTRETCHED, _STRETCHED = 4.0, 4.0, 0.2
+_FEW_DIMENSIONS, _MOST_STRETCH = 3, 50.0
+#: The tolerance below which a run errs by rounding.
+_ROUNDED = 5e-13
+
+
+def integrated_flow(
+    field: Field, x: Tensor, start: float, stop: float, tolerance: float, use_cache: bool, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Ends (B, D) of points of rows of a shape, and estimates of their errors (B,)."""
+
+    def made() -> dict[str, Tensor]:
+        pieces = [_integrate(field, piece, start, stop, tolerance, shape) for piece in torch.split(x, _rows(x))]
+        return {"x": torch.cat([p[0] for p in pieces]).cpu(), "errors": torch.cat([p[1] for p in pieces])}
+
+    found = _kept(field, ("reference", start, stop, tolerance), x, {"x", "errors"}, x.shape, made) if use_cache else made()
+    ends = found["x"].to(x.device)
+    return ends, _bounded(field, x, ends, found["errors"], start, stop, tolerance)
+
+
+def integrated_states(
+    field: Field, path: Path, x: Tensor, times: Sequence[float], tolerance: float, shape: torch.Size
+) -> Tensor:
+    """The flow of x (B, D) at the times after the first, (M - 1, B, D), by dense output; states at two times are kept."""
+    slope = _right_hand_side(_noise_slope(field, path), x, shape)
+
+    def integrated(part: Tensor) -> Tensor:
+        states = _dop853(slope, part / path.alpha(times[0]), [path.log_snr(t) for t in times], tolerance, field.scale)
+        return torch.stack([path.alpha(t) * z for t, z in zip(times[1:], states[1 - len(times) :], strict=True)])
+
+    def made() -> dict[str, Tensor]:
+        return {"x": torch.cat([integrated(part) for part in torch.split(x, _rows(x))], dim=1).cpu()}
+
+    if len(times) > 2:
+        return made()["x"]
+    return _kept(field, ("ends", *times, tolerance), x, {"x"}, torch.Size((1, *x.shape)), made)["x"]
+
+
+def _bounded(field: Field, x: Tensor, ends: Tensor, differences: Tensor, start: float, stop: float, tolerance: float) -> Tensor:
+    """Above the error of every row, (B,), from the distances of its two runs.
+
+    Two runs may err alike in a row, whose distance then says nothing: where the flow looks linear, both take the same long
+    step into what comes next. Of seven thousand rows of eleven targets on three paths at three tolerances, half of them
+    integrated alone, one in twenty had a larger error than distance. What a row can't be better than is the tolerance of its
+    size, times what its flow stretches. In few dimensions an exact field tells the stretch: the flow changes the density by the
+    determinant of its derivative, and no direction shrinks faster than in the narrowest component alone. The weights are
+    fitted to those rows, with the largest error at eight tenths of its estimate.
+    """
+    unit = ends.norm(dim=1) / math.sqrt(ends.shape[1]) + 1e-2 * field.scale
+    size: Tensor = max(_pair(tolerance)[1], _ROUNDED) * unit.cpu()
+    stretch = _stretch(field, x, ends, start, stop)
+    share = _UNSTRETCHED if stretch is None else _UNSTRETCHED + _STRETCHED * stretch
+    return _MULTIPLE * differences + share * size
+
+
+def _stretch(field: Field, x: Tensor, ends: Tensor, start: float, stop: float) -> Tensor | None:
+    """How much the flow stretches the neighbourhood of each row beside a flow to one component, (B,) >= 1; None if unknown."""
+    target = field.target if isinstance(field, ExactField) else None
+    if not isinstance(field, ExactField) or not isinstance(target, GaussianMixture) or target.dim > _FEW_DIMENSIONS:
+        return None
+    first, last = (max(t, field.path.time_from_rho(least_rho(field))) for t in (start, stop))
+    widths = [field.path.alpha(t) ** 2 * target.components.smallest_variance + field.path.sigma(t) ** 2 for t in (first, last)]
+    change = field.log_prob(x, first) - field.log_prob(ends, last)
+    shrunk = target.dim / 2 * math.log(widths[1] / widths[0])
+    return (change - shrunk).clamp(min=0.0, max=_MOST_STRETCH).exp().cpu()
+
+
+def _rows(x: Tensor) -> int:
+    """Rows of x that one integration takes."""
+    return max(1, _STATE_SIZE // x.shape[1])
+
+
+def _kept(
+    field: Field,
+    asked: tuple[object, ...],
+    x: Tensor,
+    names: set[str],
+    shape: torch.Size,
+    make: Callable[[], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """What is on disk for an exact field, or is made and kept there."""
+    key = None
+    if isinstance(field, ExactField):
+        # A target that can't name its content is integrated each time.
+        with contextlib.suppress(NotImplementedError):
+            purpose, *rest = asked
+            # What the integration imports counts, and the code of a user's field, target and path.
+            code = version_of(__name__, type(field), field.target, field.path)
+            key = cache.key_of(purpose, code, field.target.content(), field.path.spec, *rest, x)
+    stored = cache.read(key) if key else None
+    if stored is not None and stored.keys() >= names and stored["x"].shape == shape:
+        return stored
+    made = make()
+    if key is not None:
+        cache.write(key, made)
+    return made
+
+
+def _integrate(
+    field: Field, x: Tensor, start: float, stop: float, tolerance: float, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """DOP853 twice, at the tolerance and at a tenth of it; the finer run and the distance between the two."""
+    path = field.path
+    if path is None or path.alpha(start) == 0 or path.alpha(stop) == 0:
+        runs = [
+            _dop853(_right_hand_side(field.velocity, x, shape), x, (start, stop), rtol, field.scale)[-1]
+            for rtol in _pair(tolerance)
+        ]
+    else:
+        runs = [_in_log_snr(field, path, x, start, stop, rtol, shape) for rtol in _pair(tolerance)]
+    return runs[1], (runs[1] - runs[0]).norm(dim=1).cpu()
+
+
+def _pair(tolerance: float) -> tuple[float, float]:
+    return max(tolerance, 10 * _FINEST), max(tolerance / 10, _FINEST)
+
+
+def _in_log_snr(field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size) -> Tensor:
+    """d(x/alpha)/d lambda = -rho eps, from the log-SNR of one time to that of the other."""
+    to_zero = path.sigma(stop) == 0
+    last = path.time_from_rho(least_rho(field)) if to_zero else stop
+    z, first = leave_zero(field, x / path.alpha(start), start, shape)
+    slope = _right_hand_side(_noise_slope(field, path), x, shape)
+    if first != last:
+        z = _dop853(slope, z, (path.log_snr(first), path.log_snr(last)), rtol, field.scale)[-1]
+    ends = path.alpha(last) * z
+    return field.denoised(ends.reshape(-1, *shape), last).reshape(ends.shape) if to_zero else ends
+
+
+def leave_zero(field: Field, z: Tensor, start: float, shape: Sequence[int]) -> tuple[Tensor, float]:
+    """z = x/alpha (B, D), and the time, where a flow that starts without noise can be integrated.
+
+    Near rho = 0 the flow dz/drho = eps is that of eps proportional to rho, so that it moves by rho eps/2, up to rho^4. A start
+    with noise is returned as it is. Point masses have no flow from there: all noised points end in them.
+    """
+    path = field.require_path("a flow from sigma = 0")
+    if path.sigma(start) > 0:
+        return z, start
+    check_leaves_zero(field, path, start)
+    rho = least_rho(field)
+    first = path.time_from_rho(rho)
+    with torch.no_grad():
+        noise = field.noise((path.alpha(first) * z).reshape(-1, *shape), first).reshape(z.shape)
+    return z + rho / 2 * noise, first
+
+
+def check_leaves_zero(field: Field, path: Path, start: float) -> None:
+    """Raise ArgumentError for a start without noise of point masses."""
+    if isinstance(field, ExactField) and isinstance(field.target, GaussianMixture) and field.target.is_discrete:
+        raise ArgumentError(
+            f"start={start:g} has sigma = 0, where point masses have no flow to noise: start later, for instance at "
+            f"path.t_min={path.t_min:g}" + ("" if path.sigma(path.t_min) > 0 else " of a path with t_min > 0")
+        )
+
+
+def least_rho(field: Field) -> float:
+    """rho at which a flow to or from sigma = 0 ends or begins: next to nothing beside all widths of the data."""
+    target = field.target if isinstance(field, ExactField) else None
+    least = _LAST_RHO * field.scale
+    if isinstance(target, GaussianMixture) and not target.is_discrete:
+        least = min(least, _LAST_IN_WIDTHS * math.sqrt(target.components.smallest_variance))
+    return least
+
+
+def _noise_slope(field: Field, path: Path) -> Callable[[Tensor, float], Tensor]:
+    """d(x/alpha)/d lambda at a log-SNR."""
+
+    def slope(z: Tensor, log_snr: float) -> Tensor:
+        t = path.time_from_log_snr(log_snr)
+        return -math.exp(-log_snr) * field.noise(path.alpha(t) * z, t)
+
+    return slope
+
+
+def _right_hand_side(
+    function: Callable[[Tensor, float], Tensor], x: Tensor, shape: torch.Size
+) -> Callable[[float, Array], Array]:
+    """A function of tensors (B, *shape) as SciPy wants it: of time and one flat vector."""
+
+    def right_hand_side(time: float, state: Array) -> Array:
+        points = torch.from_numpy(state).to(x.device).reshape(-1, *shape)
+        with torch.no_grad():
+            answer = function(points, float(time))
+        if answer.shape != points.shape or not bool(torch.isfinite(answer).all()):
+            raise NumericalError(f"the field gave non-finite values or a wrong shape {tuple(answer.shape)} at {float(time):g}")
+        slope: Array = answer.reshape(-1).cpu().numpy()
+        return slope
+
+    return right_hand_side
+
+
+def _dop853(function: Callable[[float, Array], Array], x: Tensor, times: Sequence[float], rtol: float, scale: float) -> Tensor:
+    """The solution at the last of two times, or at all of more, (1 or M, B, D)."""
+    begin, end = times[0], times[-1]
+    with np.errstate(all="ignore"):
+        result = solve_ivp(
+            function, (begin, end), x.reshape(-1).cpu().numpy(), method="DOP853", rtol=rtol, atol=rtol * scale * 1e-2,
+            t_eval=None if len(times) == 2 else np.asarray(times),
+        )  # fmt: skip
+    if not result.success:
+        raise NumericalError(f"the reference could not be integrated from {begin:g} to {end:g}: {result.message}")
+    found = result.y[:, -1:] if len(times) == 2 else result.y
+    return torch.from_numpy(found.T.copy()).to(x.device).reshape(-1, *x.shape)

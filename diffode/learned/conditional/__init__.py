@@ -1,0 +1,1 @@
+"""Solvers that look at the sample: AMED, and tables conditioned on features of the state."""

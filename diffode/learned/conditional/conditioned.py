@@ -1,0 +1,339 @@
+r"""Tables whose numbers depend on the sample: AMED's idea for every entry, trained by Gauss-Newton.
+
+After each evaluation a few features of the state are known: its normalised size, the noise prediction's, the angle between
+them, how the prediction changed, and in few dimensions the vectors themselves. A layer of fixed random tanh units turns them
+into :math:`\varphi`, and the numbers of the next row are those of a trained table plus :math:`W_i^T\varphi`. What is
+trained, W, enters linearly, so that Gauss-Newton applies: the derivative by W is that by the sample's own numbers, exact
+through all that follows, times :math:`\varphi`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffode.errors import ArgumentError, FieldError
+from diffode.fields import Field
+from diffode.input_files import believed
+from diffode.learned.arguments import LARGEST, bounded, check_seed, finite_levels, path_of, row_shape
+from diffode.learned.fitting.gauss_newton import Problem, descend, output_directions
+from diffode.learned.fitting.problems import problem_for, starts_for
+from diffode.learned.limit import Limit, StoppedBy
+from diffode.learned.tables.training import Trained
+from diffode.numerics.least_squares import NormalEquations, reweighted
+from diffode.randomness import keyed
+from diffode.solvers.checkpoints import Checkpoint
+from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
+from diffode.tableau.stages import NoiseFunction, Stages, noise_function
+from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
+
+#: Whole vectors are features up to so many coordinates.
+_VECTORS = 8
+#: Sizes of what phi may add: to a weight as a share of its row's step, to the scale of the state.
+_WEIGHT, _SCALE = 0.1, 0.01
+#: Conditioning takes few steps and has many numbers to learn: each may be longer than a table's, for more starts.
+_LONGER_STEPS = 3
+_CHUNK = 1024
+_SCHEMA = "diffode-conditioned-1"
+_DAMPING, _LEAST_WEIGHT, _LEAST_CURVATURE = 1e-2, 0.05, 1e-12
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A table in the data's units; for each row a random layer (matrix, offset) and trained weights (units + 1, row + 2)."""
+
+    stages: Stages
+    unit: float
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    weights: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        count = self.stages.nfe
+        if len(self.layers) != count or len(self.weights) != count:
+            raise ArgumentError(f"a conditioned table needs a layer and weights for each of its {count} rows")
+        inputs, units = self.layers[0][0].shape
+        for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
+            shapes = (tuple(matrix.shape), tuple(offset.shape), tuple(weights.shape))
+            if shapes != ((inputs, units), (units,), (units + 1, i + 2)):
+                raise ArgumentError(f"row {i} of a conditioned table has a layer and weights of shapes {shapes}")
+        if not self.unit > 0:
+            raise ArgumentError(f"the unit of a conditioned table must be positive, got {self.unit!r}")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The levels of start and end."""
+        return float(self.stages.levels[0]), float(self.stages.levels[-1])
+
+    def save(self, file: str | FilePath) -> None:
+        """Write it as safetensors; raises ArgumentError if the file can't be written."""
+        stages = self.stages
+        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
+        for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
+            tensors |= {f"matrix_{i}": matrix, f"offset_{i}": offset, f"added_{i}": weights}
+        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, {"schema": _SCHEMA, "unit": self.unit})
+
+    def run(self, noise: NoiseFunction, start: Tensor, shifts: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) join what W gives."""
+        stages, evaluations, known = self.stages, [], []
+        z = start
+        for i in range(stages.nfe):
+            level, step = float(stages.levels[i]), float(stages.levels[i] - stages.levels[i + 1])
+            evaluations.append(noise(z, level))
+            # Conditions are trained on the CPU and go where the start is.
+            matrix, offset, weights = (part.to(z.device) for part in (*self.layers[i], self.weights[i]))
+            units = torch.tanh(features(z, evaluations, level, self.unit) @ matrix + offset)
+            phi = torch.cat([torch.ones_like(units[:, :1]), units], dim=1)
+            known.append(phi)
+            added = phi @ weights
+            if shifts is not None:
+                added = added + shifts[i]
+            following = start * float(stages.scales[i]) + _SCALE * step / level * added[:, :1] * z
+            for j, e in enumerate(evaluations):
+                following = following + e * (float(stages.weights[i, j]) + _WEIGHT * step * added[:, j + 1 : j + 2])
+            z = following
+        return z, known
+
+    def error(self, problem: Problem) -> float:
+        """Mean end-point error in units of the scale; infinite if the run overflows."""
+        with torch.no_grad():
+            end = self.run(problem.noise, problem.start)[0]
+        value = float((end - problem.end).norm(dim=1).mean()) / self.unit
+        return value if math.isfinite(value) else math.inf
+
+
+def features(z: Tensor, evaluations: Sequence[Tensor], level: float, unit: float) -> Tensor:
+    """(B, F): sizes of the state and of the prediction, their angle, the prediction's change, and in few dimensions both."""
+    state = z / math.sqrt(level**2 + unit**2)
+    latest, before = evaluations[-1], evaluations[-2] if len(evaluations) > 1 else evaluations[-1]
+    size = math.sqrt(z.shape[1])
+    norms = [v.norm(dim=1, keepdim=True) / size for v in (state, latest)]
+    angle = (state * latest).sum(1, keepdim=True) / (size**2 * norms[0] * norms[1] + 1e-12)
+    # A square root has no derivative at 0, where the first row's change lies.
+    change = ((latest - before).square().sum(1, keepdim=True) / size**2 + 1e-12).sqrt()
+    along = (latest * before).sum(1, keepdim=True) / size**2
+    vectors = [state, latest] if z.shape[1] <= _VECTORS else []
+    return torch.cat([*norms, angle, change, along, *vectors], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionedSolver(DirectSolver):
+    """A trained conditioned table as a solver: ``solve(field, x, solver=trained.solver, grid=[start, end])``."""
+
+    table: Conditioned = field(repr=False)
+    file: str = ""
+
+    name = "conditioned"
+    reference = "after Zhou et al., arXiv 2312.00094, with every number of a table predicted"
+
+    @property
+    def spec(self) -> str:
+        """The spec that reads it again, if it came from a file."""
+        return f"{self.name}:file={self.file}" if self.file else self.name
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of a run."""
+        return self.table.stages.nfe
+
+    @override
+    def check_nfe(self, nfe: int) -> None:
+        check_trained_for(self, self.nfe, nfe)
+
+    @override
+    def content(self) -> str:
+        return content_of(self.table.weights)
+
+    @property
+    def order(self) -> int:
+        """None is claimed: it is trained for one number of evaluations."""
+        return 0
+
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
+        path = field.require_path("a conditioned table")
+        known = self.table.ends
+        levels = path.rho(times[0]), path.rho(times[-1])
+        if len(times) != 2 or any(abs(a - b) > 0.01 * b for a, b in zip(levels, known, strict=True)):
+            raise ArgumentError(
+                f"this table was trained from noise level {known[0]:.4g} to {known[1]:.4g}: give grid=[start, end] at these"
+            )
+        inputs = self.table.layers[0][0].shape[0]
+        width = math.prod(x.shape[1:])
+        if inputs != _inputs(width):
+            raise ArgumentError(
+                f"this table was trained on rows of another number of coordinates than x, {tuple(x.shape)}, has"
+            )
+        if x.dtype != torch.float64:
+            raise ArgumentError(f"a conditioned table runs in float64, x is {x.dtype}: use x.double()")
+        with torch.no_grad():
+            noise = _flattened(noise_function(field), x.shape[1:])
+            end = self.table.run(noise, x.flatten(1) / path.alpha(times[0]))[0] * path.alpha(times[-1])
+        return Journey(torch.stack([x, end.reshape(x.shape)]))
+
+
+def load_conditioned(file: str | FilePath) -> ConditionedSolver:
+    """Read a conditioned table, also known as the solver ``conditioned:file=FILE``; FileFormatError for anything else."""
+    description, tensors = read_tensors(file, _SCHEMA)
+    with believed(file, "a conditioned table"):
+        stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
+        if len(tensors) != 3 + 3 * stages.nfe:
+            raise ValueError("it must hold a table, and for each of its rows a layer and weights")
+        layers = tuple((float64(tensors, f"matrix_{i}", 2), float64(tensors, f"offset_{i}", 1)) for i in range(stages.nfe))
+        unit = bounded(finite(description, "unit"), "unit")
+        if bool((stages.levels[:-1] > LARGEST).any()) or not stages.levels[-1] < stages.levels[0]:
+            raise ValueError(f"levels must not exceed {LARGEST:g}, and the last must be below the first")
+        added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
+        table = Conditioned(stages, unit, layers, added)
+        return ConditionedSolver(table=table, file=str(file))
+
+
+@dataclass(frozen=True)
+class TrainedConditioned:
+    """The solver, its mean error on held-out starts and that of the table it started from, in units of the scale."""
+
+    solver: ConditionedSolver
+    held_out_error: float
+    start_error: float
+    training: tuple[float, ...]
+    held_out: tuple[float, ...]
+    seconds: float
+    stopped_by: StoppedBy = "counts"
+
+
+def condition(
+    trained: Trained | Checkpoint,
+    field: Field,
+    *,
+    dim: int | Sequence[int] | None = None,
+    units: int = 20,
+    points: int | None = None,
+    steps: int = 40,
+    seconds: float = math.inf,
+    directions: int = 4,
+    patience: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, float, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainedConditioned:
+    """Condition a trained table on the sample.
+
+    Args:
+        trained: what :func:`diffode.learned.train_table` gave, or its checkpoint, read from a file for instance.
+        field: the field it was trained on.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        units: random units a row.
+        points: starts to train on, by default three times as many as a table's, up to 4,096; a quarter as many, but 64, decide
+            when to stop.
+        steps, patience: most steps, most steps without a better held-out error.
+        seconds: the most seconds; where they end the training before its steps are done, ``stopped_by`` says so.
+        directions: derivatives a sample, in more dimensions than that.
+        seed: of the starts and of the random layers.
+        progress: called as ``progress(step, training error, held-out error)``.
+        stop: asked after every step; once it is True, what was best so far is returned.
+    """
+    checkpoint = trained.checkpoint if isinstance(trained, Trained) else trained
+    if not isinstance(checkpoint, Checkpoint):
+        raise ArgumentError(f"trained must be what train_table gave or its checkpoint, got {type(trained).__name__}")
+    limit = Limit(seconds, stop)
+    path, shape = path_of(field, "training"), row_shape(field, dim)
+    unit, width = field.scale, math.prod(shape)
+    own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(path)
+    if any(abs(a - b) > 0.01 * b for a, b in zip(own, wanted, strict=True)):
+        raise ArgumentError(
+            f"trained goes from noise level {own[0]:.4g} to {own[1]:.4g} at the scale of this field, its path from "
+            f"{wanted[0]:.4g} to {wanted[1]:.4g}: condition a table that was trained on this field and path"
+        )
+    check_seed(seed)
+    if points is None:
+        points = starts_for(field, width, checkpoint.stages.nfe, _LONGER_STEPS)
+    for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
+        if type(value) is not int or value < least:
+            raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
+    problem, held_out = (
+        _flat(problem_for(field, path, shape, n, keyed(seed, "condition", stream)))
+        for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))
+    )
+    layers, directions_of = keyed(seed, "condition", "layers"), keyed(seed, "condition", "directions")
+    inputs = _inputs(width)
+    count = checkpoint.stages.nfe
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=layers, dtype=torch.float64)
+
+    table = Conditioned(
+        checkpoint.stages.scaled(unit),
+        unit,
+        tuple((normal(inputs, units), normal(units)) for _ in range(count)),
+        tuple(torch.zeros(units + 1, i + 2, dtype=torch.float64) for i in range(count)),
+    )
+    found = descend(
+        torch.cat([w.reshape(-1) for w in table.weights]),
+        lambda values: _with(table, values).error(problem),
+        lambda values: _with(table, values).error(held_out),
+        lambda values: _normal_equations(_with(table, values), problem, directions, directions_of),
+        damping=_DAMPING,
+        least=_LEAST_CURVATURE,
+        steps=steps,
+        limit=limit,
+        patience=patience,
+        progress=progress,
+    )
+    return TrainedConditioned(
+        ConditionedSolver(table=_with(table, found.values)),
+        min(found.held_out),
+        found.held_out[0],
+        found.training,
+        found.held_out,
+        limit.elapsed,
+        found.stopped_by,
+    )
+
+
+def _flattened(noise: NoiseFunction, shape: Sequence[int]) -> NoiseFunction:
+    """The noise prediction on rows of coordinates (B, D), of a field on rows of another shape."""
+    return lambda z, level: noise(z.reshape(-1, *shape), level).flatten(1)
+
+
+def _flat(problem: Problem) -> Problem:
+    noise = _flattened(problem.noise, problem.start.shape[1:])
+    return replace(problem, noise=noise, start=problem.start.flatten(1))
+
+
+def _inputs(width: int) -> int:
+    """Number of features in so many coordinates."""
+    return 5 + (2 * width if width <= _VECTORS else 0)
+
+
+def _with(table: Conditioned, values: Tensor) -> Conditioned:
+    """The table with these numbers as its weights W."""
+    parts = torch.split(values, [w.numel() for w in table.weights])
+    return replace(table, weights=tuple(part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
+
+
+def _normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gradient and Gauss-Newton matrix of the mean error by all W."""
+    equations = NormalEquations(sum(w.numel() for w in table.weights))
+    for begin in range(0, len(problem.start), _CHUNK):
+        start, exact = (part[begin : begin + _CHUNK] for part in (problem.start, problem.end))
+        shifts = [torch.zeros(len(start), w.shape[1], dtype=start.dtype).requires_grad_(True) for w in table.weights]
+        with torch.enable_grad():
+            end, known = table.run(problem.noise, start, shifts)
+        if not end.requires_grad:
+            raise FieldError("the field can't be differentiated: its answer has no gradient in x")
+        error = (end - exact).detach()
+        length = error.norm(dim=1)
+        along, share, slope = output_directions(error, length, count, generator)
+        weight = reweighted(length, _LEAST_WEIGHT)
+        for k in range(along.shape[1]):
+            found = torch.autograd.grad((end * along[:, k]).sum(), shifts, retain_graph=k + 1 < along.shape[1])
+            own = torch.cat(
+                [(phi.detach()[:, :, None] * g[:, None]).flatten(1) for phi, g in zip(known, found, strict=True)], dim=1
+            )
+            equations.add(own, weight * slope[:, k], weight * share[:, k])
+    return equations.gradient, equations.curvature

@@ -1,0 +1,1 @@
+"""Grids trained for a solver and a field."""

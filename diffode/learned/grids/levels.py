@@ -1,0 +1,332 @@
+r"""Grids optimised for a field: GITS (dynamic programme), DMN (without a field), LD3 (trained), and direct search.
+
+Each returns the times of a grid that any solver takes; LD3 with decoupled evaluation levels returns a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from diffode import grids, solvers
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import Field
+from diffode.learned.arguments import check_seed, path_of, row_shape
+from diffode.learned.fitting.gauss_newton import Problem, Progress, fit
+from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
+from diffode.learned.fitting.problems import problem_for
+from diffode.learned.limit import Limit
+from diffode.paths import Path
+from diffode.paths import get as get_path
+from diffode.randomness import keyed
+from diffode.tableau.stages import Stages
+
+#: Grids that direct search starts from.
+_FROM = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
+#: A step of DMN's grid is at least this share of an even step, in log-SNR.
+_LEAST_SHARE = 0.05
+_SEARCH = {"xatol": 1e-5, "fatol": 1e-9}
+#: An error that stands for an overflow in a search.
+_LARGEST = 1e300
+
+
+def gits(
+    field: Field,
+    steps: int,
+    *,
+    dim: int | Sequence[int] | None = None,
+    teacher: int = 60,
+    discount: float = 1.15,
+    points: int = 256,
+    seed: int = 0,
+) -> Tensor:
+    """Geometry-inspired time scheduling: the grid of ``steps`` steps whose Euler jumps leave the trajectories least.
+
+    Args:
+        field: a field with a path.
+        steps: number of steps.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        teacher: steps of the fine grid (polynomial, exponent 7) among whose points the grid's are chosen; they are followed by
+            Euler's method, as in the original.
+        discount: factor on the cost of later jumps.
+        points: trajectories that are averaged.
+        seed: of their starts.
+
+    Returns:
+        float64 tensor of ``steps + 1`` times.
+
+    Source: Chen et al., arXiv 2405.11326: the cost of a jump i -> j is the distance of its end to the chord from the first to
+    the last point of the trajectory, less that of the trajectory's own point j.
+    """
+    path = path_of(field, "GITS")
+    shape = row_shape(field, dim)
+    _check_counts(teacher=(teacher, 10**4))
+    fine = grids.get("karras:rho=7", path, teacher)
+    _check_counts(steps=(steps, teacher), points=(points, 10**9))
+    check_seed(seed)
+    rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
+    start = path.prior((points, *shape), generator=keyed(seed, "gits", "starts"))
+    states = [start.flatten(1) / path.alpha(float(fine[0]))]
+    slopes = []
+    with torch.no_grad():
+        for k in range(teacher):
+            t = float(fine[k])
+            slopes.append(field.predict("noise", states[-1].reshape(start.shape) * path.alpha(t), t).flatten(1))
+            states.append(states[-1] + (rho[k + 1] - rho[k]) * slopes[-1])
+    chord = states[-1] - states[0]
+    unit = chord / chord.norm(dim=1, keepdim=True)
+
+    def deviation(z: Tensor) -> Tensor:
+        offset = z - states[0]
+        distance: Tensor = (offset - (offset * unit).sum(1, keepdim=True) * unit).norm(dim=1)
+        return distance
+
+    cost = torch.full((teacher + 1, teacher + 1), math.inf, dtype=torch.float64)
+    for i in range(teacher):
+        for j in range(i + 1, teacher + 1):
+            jumped = states[i] + (rho[j] - rho[i]) * slopes[i]
+            cost[i, j] = (deviation(jumped) - deviation(states[j])).mean()
+    chosen: Tensor = fine[cheapest(cost, steps, discount)]
+    return chosen
+
+
+def cheapest(cost: Tensor, steps: int, discount: float) -> list[int]:
+    """The path 0 -> ... -> last of so many jumps with the least sum of cost times discount^(number of the jump)."""
+    count = len(cost)
+    value = cost[:, -1].clone()
+    choices: list[Tensor] = []
+    for _ in range(steps - 1):
+        total = cost + discount * value[None]
+        total[:, -1] = math.inf
+        value, choice = total.min(1)
+        choices.insert(0, choice)
+    places = [0]
+    for choice in choices:
+        places.append(int(choice[places[-1]]))
+    if not math.isfinite(float(value[0])):
+        raise ArgumentError(f"steps must be at most {count - 1}, the steps of the teacher")
+    return [*places, count - 1]
+
+
+def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", power: float = 1.0) -> Tensor:
+    r"""The grid that keeps a multistep solver's output least sensitive to errors of the denoiser; no field is needed.
+
+    Minimised is :math:`\sum_j |W_j|\,\sigma_j^p`, with W_j the weight of the j-th denoised point in the output, and the
+    denoiser's error taken to grow like :math:`\sigma^p`, sigma = rho/sqrt(1 + rho^2).
+
+    Source: Xue et al., arXiv 2402.17376, equation 13 and section 3.3 ("DM-NonUniform").
+    """
+    path = get_path(path)
+    _check_counts(steps=(steps, 1000))
+    recipe = solvers.get(solver)
+    base = grids.get("log_snr", path, steps).tolist()
+    ends = [path.log_snr(base[0]), path.log_snr(base[-1])]
+
+    def times(logits: np.ndarray) -> list[float]:
+        shares = np.exp(logits - logits.max())
+        # The bound alone may let a step vanish.
+        shares = _LEAST_SHARE / steps + (1 - _LEAST_SHARE) * shares / shares.sum()
+        inner = ends[0] + (ends[1] - ends[0]) * np.cumsum(shares)[:-1]
+        return [base[0], *(path.time_from_log_snr(float(v)) for v in inner), base[-1]]
+
+    def bound(logits: np.ndarray) -> float:
+        stages = Stages.of(recipe.tableau(path, times(logits)))
+        rho = stages.levels[:-1]
+        # A state's weights of noise predictions, turned into weights of denoised points: b_j = -rho_j W_j in sum.
+        return float((denoised_weights(stages).abs() * (rho / (1 + rho.square()).sqrt()) ** power).sum())
+
+    if steps == 1:
+        return grids.explicit(base, path)
+    best = _simplex(bound, np.zeros(steps))
+    return grids.explicit(times(best), path)
+
+
+def denoised_weights(stages: Stages) -> Tensor:
+    """Weights (N,) of the denoised points in the output, the start's own weight apart.
+
+    With e_j = (z_j - D_j)/rho_j every state is a combination of z_0 and D_0, ..., D_{i-1}.
+    """
+    count = stages.nfe
+    by_start, by_point = torch.zeros(count + 1, dtype=torch.float64), torch.zeros(count + 1, count, dtype=torch.float64)
+    by_start[0] = 1.0
+    for i in range(count):
+        share = stages.weights[i, : i + 1] / stages.levels[: i + 1]
+        by_start[i + 1] = stages.scales[i] + share @ by_start[: i + 1]
+        by_point[i + 1] = share @ by_point[: i + 1]
+        by_point[i + 1, : i + 1] -= share
+    return by_point[count]
+
+
+def ld3(
+    field: Field,
+    steps: int,
+    *,
+    solver: str = "dpmpp:order=2",
+    grid: str = "log_snr",
+    dim: int | Sequence[int] | None = None,
+    points: int = 512,
+    seconds: float | Limit = math.inf,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The grid on which a one-evaluation-a-step solver ends nearest the exact flow, trained on starts.
+
+    Its steps are counted; where ``seconds`` (a number, or the :class:`Limit` that will know of it) end it before, the grid is
+    the best so far. ``progress`` is called as ``progress(step, training error, held-out error)``.
+
+    Source: Tong et al., arXiv 2405.15506 (LD3); minimised here by Gauss-Newton with exact derivatives, from the named grid.
+    """
+    limit = _limit(seconds)
+    values, problem = _trained(Levels, field, steps, solver, grid, dim, points, limit, seed, progress)
+    path = path_of(field, "LD3")
+    return _times(path, values, problem)
+
+
+def ld3_decoupled(
+    field: Field,
+    steps: int,
+    *,
+    solver: str = "dpmpp:order=2",
+    grid: str = "log_snr",
+    dim: int | Sequence[int] | None = None,
+    points: int = 512,
+    seconds: float | Limit = math.inf,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Stages:
+    """As :func:`ld3`, and then with the levels at which the field is asked free as well: a table, in the units of the data."""
+    path, limit = path_of(field, "LD3"), _limit(seconds)
+    together, _ = _trained(Levels, field, steps, solver, grid, dim, points, limit.part(0.5), seed, progress)
+    begin = torch.cat([together, torch.zeros_like(together)])
+    values, problem = _trained(Decoupled, field, steps, solver, grid, dim, points, limit, seed, progress, begin)
+    levels, write = _writer(path, solver, grid, steps, problem.unit)
+    return Decoupled(levels, write).stages(values, problem.first, problem.last).scaled(problem.unit)
+
+
+def search(
+    field: Field,
+    steps: int,
+    *,
+    solver: str = "dpmpp:order=2",
+    dim: int | Sequence[int] | None = None,
+    points: int = 256,
+    seconds: float | Limit = math.inf,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> Tensor:
+    """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids, the best that was seen.
+
+    No gradient is asked of the field. The error has many minima in the levels, which training (:func:`ld3`) does not leave.
+    After ``seconds`` (the exact ends included; a number, or the :class:`Limit` that will know of it) the search ends with what
+    it has seen. ``progress`` is called as ``progress(runs, least error)``.
+    """
+    path, limit = path_of(field, "a grid search"), _limit(seconds)
+    _check_counts(steps=(steps, 100), points=(points, 10**9))
+    check_seed(seed)
+    problem = problem_for(field, path, row_shape(field, dim), points, keyed(seed, "search", "starts"), differentiated=False)
+    if steps == 1:
+        return grids.get("log_snr", path, 1)
+    begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FROM]
+    best, least, runs = begins[0].start.numpy(), math.inf, 0
+
+    def error(values: np.ndarray) -> float:
+        nonlocal best, least, runs
+        try:
+            found = problem.error(begins[0].stages(torch.from_numpy(values), problem.first, problem.last))
+        except ArgumentError:
+            # A simplex may reach so far that a step vanishes.
+            return _LARGEST
+        runs += 1
+        if found < least:
+            best, least = values.copy(), found
+        if progress is not None:
+            progress(runs, least)
+        if limit.reached():
+            raise _Ended
+        return min(found, _LARGEST)
+
+    with contextlib.suppress(_Ended):
+        for parameters in begins:
+            _simplex(error, parameters.start.numpy())
+    return _times(path, torch.from_numpy(best), problem)
+
+
+def _limit(seconds: float | Limit) -> Limit:
+    return seconds if isinstance(seconds, Limit) else Limit(seconds)
+
+
+class _Ended(Exception):
+    """The search has used its seconds, or was asked to end."""
+
+
+def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
+    """The times of a trained grid; its ends are the path's own, to the last digit."""
+    levels = from_shares(shares, problem.first, problem.last)[1:-1] * problem.unit
+    return grids.explicit([path.t_max, *(path.time_from_rho(float(level)) for level in levels), path.t_min], path)
+
+
+def _simplex(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
+    """Nelder-Mead from a simplex whose sides are half a unit (a factor 1.6 on a step), and once more from where it ends."""
+    for _ in range(2):
+        simplex = np.vstack([start, start + 0.5 * np.eye(len(start))])
+        limits = {"initial_simplex": simplex, "maxiter": 300 * len(start), "maxfev": 400 * len(start)}
+        start = minimize(function, start, method="Nelder-Mead", options={**_SEARCH, **limits}).x
+    return start
+
+
+def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tuple[Tensor, Callable[[Tensor], Stages]]:
+    """Levels of a named grid and the solver's table on given ones, in units of the scale."""
+    recipe = solvers.get(solver)
+    times = grids.get(grid, path, steps).tolist()
+    levels = torch.tensor([path.rho(t) for t in times], dtype=torch.float64) / unit
+
+    def write(at: Tensor) -> Stages:
+        inner = [path.time_from_rho(float(level) * unit) for level in at[1:-1]]
+        return Stages.of(recipe.tableau(path, [times[0], *inner, times[-1]])).scaled(1 / unit)
+
+    if write(levels).nfe != steps:
+        raise ArgumentError(
+            f"training a grid needs a solver of one evaluation a step; {recipe.spec!r} makes {write(levels).nfe}"
+        )
+    return levels, write
+
+
+def _trained(
+    kind: type[Levels] | type[Decoupled],
+    field: Field,
+    steps: int,
+    solver: str,
+    grid: str,
+    dim: int | Sequence[int] | None,
+    points: int,
+    limit: Limit,
+    seed: int,
+    progress: Progress | None,
+    begin: Tensor | None = None,
+) -> tuple[Tensor, Problem]:
+    path = path_of(field, "LD3")
+    _check_counts(steps=(steps, 1000), points=(points, 10**9))
+    check_seed(seed)
+    problem, held_out = (
+        problem_for(field, path, row_shape(field, dim), points, keyed(seed, "ld3", stream))
+        for stream in ("training", "held out")
+    )
+    if steps == 1:
+        raise ArgumentError("a grid of one step has nothing to train")
+    parameters = kind(*_writer(path, solver, grid, steps, problem.unit))
+    found = fit(parameters, [problem], [held_out], start=begin, limit=limit, seed=seed, progress=progress)
+    if not math.isfinite(min(found.held_out)):
+        raise NumericalError("the trained grid gives non-finite states on held-out starts")
+    return found.values, problem
+
+
+def _check_counts(**values: tuple[int, int]) -> None:
+    for name, (value, most) in values.items():
+        if type(value) is not int or not 1 <= value <= most:
+            raise ArgumentError(f"{name} must be an integer from 1 to {most}, got {value!r}")

@@ -1,0 +1,1 @@
+"""A table for one field: published samplers to begin from, and training."""

@@ -1,0 +1,300 @@
+"""Training a sampler for one field and number of evaluations: from published ones, by Gauss-Newton, to a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffode import paths
+from diffode.errors import ArgumentError, NumericalError
+from diffode.fields import Field
+from diffode.learned.arguments import check_seed, field_on, finite_levels, row_shape
+from diffode.learned.fitting.gauss_newton import Fit, Problem, fit
+from diffode.learned.fitting.parameters import Table
+from diffode.learned.fitting.problems import FEWEST, problem_for, starts_for
+from diffode.learned.limit import Limit, StoppedBy
+from diffode.learned.tables.published import Published, candidates
+from diffode.paths import Path
+from diffode.randomness import keyed
+from diffode.solvers.checkpoints import Checkpoint
+from diffode.solvers.solver import check_budget
+from diffode.tableau.stages import Stages
+from diffode.targets import Target
+
+#: Held-out starts and test starts: a share of those to train on, not fewer than the fewest that are ever taken, and at most.
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.5, 1024
+#: Steps that are taken from each candidate to see where it leads.
+_LOOK_STEPS = 6
+#: These steps are taken on a share of the starts (or the fewest) and count the states in between as much as the end: a start
+#: that ends at the wrong mode has a state that went astray, which has a gradient, and an end that has none.
+_LOOK_PART, _LOOK_TRAJECTORY = 0.25, 1.0
+#: The share of a limit of seconds after which no further candidate is looked at.
+_LOOK_SHARE = 0.4
+#: The most steps of a training from one candidate.
+_MOST_STEPS = 200
+#: Two candidates whose errors after training differ by no more than this share have led to the same place: it is the end.
+_SAME = 0.02
+
+#: Called as (stage in words, step, training error, held-out error).
+Report = Callable[[str, int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained sampler with the history of its training.
+
+    Attributes:
+        checkpoint: the sampler and its facts; ``checkpoint.save(file)``, then the solver is ``bespoke:file=...``.
+        origin: the table of the published sampler that the best attempt began from, in common form and units of the scale.
+        training, held_out: mean end-point errors after every step, in units of the scale; first of what a few steps of looking
+            ahead, which count the states in between too, led to.
+        stopped_by: ``"counts"``: all steps were taken that were to be taken, and the same seed gives the same numbers again;
+            ``"seconds"`` or ``"request"``: the limit or ``stop`` left some out.
+    """
+
+    checkpoint: Checkpoint
+    origin: Stages
+    training: tuple[float, ...]
+    held_out: tuple[float, ...]
+    stopped_by: StoppedBy = "counts"
+
+
+def train_table(
+    field: Field | Target | str,
+    nfe: int,
+    *,
+    path: Path | str = "edm",
+    dim: int | Sequence[int] | None = None,
+    begin_from: str | None = None,
+    start: str | None = None,
+    consistent: bool = False,
+    groups: tuple[int, ...] | None = None,
+    trajectory: float = 0.0,
+    points: int | None = None,
+    seconds: float = math.inf,
+    seed: int = 0,
+    progress: Report | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """Train a table with ``nfe`` evaluations: its weights, scales and levels, from a published sampler.
+
+    The same arguments give the same table, bit for bit, on one machine, unless ``seconds`` or ``stop`` end the training before
+    its steps are done, which ``stopped_by`` says. From each candidate some steps are taken to see where it leads; then they are
+    trained to the end, the most promising first, until two have led to the same error.
+
+    Args:
+        field: a target or its name, or a field with a path (then ``dim``, the number of coordinates, is needed unless it is
+            exact).
+        nfe: number of evaluations.
+        path: path of the target; a field has its own.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        begin_from: ``"solver @ grid"`` to begin from, or ``"universal"``; by default the best six of a list of published ones,
+            the universal table and its codebook on these starts.
+        start: the older name of ``begin_from``.
+        consistent: keep the table exact for a constant noise prediction.
+        groups: sizes of the sets of evaluations that may run in parallel.
+        trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels, beside
+            the error of the end; 0 looks at the end alone, but for the first steps from each start, which always count both.
+        points: number of starts; by default from 192 to 4,096, fewer where there are more evaluations, components of the
+            mixture and dimensions.
+        seconds: the most seconds, references and the choice of a candidate included as far as they are known beforehand.
+        seed: of the starts: those of training, of what is held out and of the test are streams of their own.
+        progress: called as ``progress(stage, step, training error, held-out error)``, the stage in words; while a few steps are
+            taken to look ahead, the training error counts states in between.
+        stop: asked after every step; once it is True, what was best so far is returned.
+
+    Raises:
+        ArgumentError, BudgetError: for a wrong argument; FieldError: if the field can't be differentiated;
+        NumericalError: if no published sampler gives finite states.
+
+    >>> trained = train_table("bimodal1d", 4, points=192, begin_from="deis:order=3")
+    >>> trained.checkpoint.held_out_error < 0.02  # the best of hundreds of published samplers: 0.065
+    True
+    """
+    check_budget(nfe)
+    limit = Limit(seconds, stop)
+    chosen, on, name = field_on(field, path)
+    shape = row_shape(chosen, dim)
+    if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
+        raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
+    count = points if points is not None else starts_for(chosen, math.prod(shape), nfe)
+    if type(count) is not int or count < 8:
+        raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
+    check_seed(seed)
+    begin_from = _begin_from(begin_from, start)
+    few = min(max(round(_HELD_OUT_SHARE * count), FEWEST), count, _MOST_HELD_OUT)
+    part = min(max(round(_LOOK_PART * count), FEWEST), count)
+
+    def starts(number: int, stream: str, weight: float = trajectory) -> Problem:
+        return problem_for(chosen, on, shape, number, keyed(seed, "train_table", stream), weight)
+
+    look = starts(part, "training", max(trajectory, _LOOK_TRAJECTORY))
+    problem, held_out = starts(count, "training"), starts(few, "held out")
+    test = starts(few, "test", 0.0)
+    task = _Task(look, problem, held_out, test, on, name, limit, seed, progress)
+    return _best_of(task, candidates(problem, on, nfe, begin_from), consistent, groups)
+
+
+def train_gaussian(
+    eigenvalues: Tensor | Sequence[float],
+    nfe: int,
+    *,
+    path: Path | str = "vp",
+    begin_from: str | None = None,
+    start: str | None = None,
+    seconds: float = math.inf,
+    seed: int = 0,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """Train a table on a Gaussian's exact error, with no samples at all.
+
+    Minimised is the mean over eigen-directions of the error of the output's standard deviation, from the exact start: what
+    ``tableau.propagate`` would find. The arguments are those of :func:`train_table`; ``eigenvalues`` (E,) are the data's
+    variances. The checkpoint's held-out error is the training error: there is nothing to hold out.
+
+    >>> train_gaussian([1.0, 0.3, 0.01], 4, seconds=3).checkpoint.held_out_error < 1e-6
+    True
+    """
+    check_budget(nfe)
+    limit = Limit(seconds, stop)
+    check_seed(seed)
+    begin_from = _begin_from(begin_from, start)
+    try:
+        variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"eigenvalues must be numbers, got {eigenvalues!r}") from None
+    if variances.ndim != 1 or not len(variances) or not bool((torch.isfinite(variances) & (variances > 0)).all()):
+        raise ArgumentError("eigenvalues must be a vector (E,) of positive numbers")
+    on = paths.get(path)
+    column = variances[:, None]
+
+    def noise(z: Tensor, rho: float) -> Tensor:
+        return z * (rho / (column[: len(z)] + rho**2))
+
+    unit = float(variances.mean().sqrt())
+    first, last = finite_levels(on)
+    deviations = [(column + level**2).sqrt() for level in (first, last)]
+    problem = Problem(noise, deviations[0], deviations[1], unit, first / unit, last / unit)
+    task = _Task(problem, problem, problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", limit, seed, None)
+    return _best_of(task, candidates(problem, on, nfe, begin_from), False, None)
+
+
+class _Task(NamedTuple):
+    """What to take first steps and then train on, what may end it, and what to call it."""
+
+    look: Problem
+    problem: Problem
+    held_out: Problem
+    test: Problem
+    path: Path
+    name: str
+    limit: Limit
+    seed: int
+    progress: Report | None
+
+    def trained(self, on: Problem, table: Table, stage: str, begin: Tensor, steps: int, limit: Limit) -> Fit | None:
+        """A training from given values; None from a candidate whose first run overflows on these starts: others may not."""
+        try:
+            return fit(
+                table, [on], [self.held_out], start=begin, steps=steps, limit=limit, seed=self.seed,
+                progress=_named(self.progress, stage),
+            )  # fmt: skip
+        except NumericalError:
+            return None
+
+
+class _Candidate(NamedTuple):
+    """Where a few steps from a published sampler have led."""
+
+    error: float
+    values: Tensor
+    published: Published
+    table: Table
+
+
+def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> Trained:
+    """Look a few steps ahead from each candidate, then train them to the end, the most promising first."""
+    seen = _looked_at(task, found, consistent, groups)
+    first = seen[0]
+    best = Fit(first.values, (_error(task.problem, first.table, first.values),), (first.error,), 0.0), first
+    errors: list[float] = []
+    for one in seen:
+        if task.limit.reached():
+            break
+        further = task.trained(task.problem, one.table, f"train from {one.published.name}", one.values, _MOST_STEPS, task.limit)
+        if further is None:
+            continue
+        error = min(further.held_out)
+        # The first one's history is kept whether its steps gained anything or not.
+        if error < min(best[0].held_out) or one is first:
+            best = further, one
+        if any(abs(error - other) <= _SAME * other for other in errors) and error <= (1 + _SAME) * min(errors):
+            break
+        errors.append(error)
+    fitted, chosen = best
+    stages = chosen.table.stages(fitted.values, task.problem.first, task.problem.last)
+    checkpoint = Checkpoint(
+        stages,
+        task.problem.unit,
+        task.path.spec,
+        task.name,
+        chosen.published.name,
+        task.test.error(stages),
+        task.test.error(chosen.published.stages),
+        task.limit.elapsed,
+        task.seed,
+        task.limit.stopped_by,
+    )
+    return Trained(checkpoint, chosen.published.stages, fitted.training, fitted.held_out, task.limit.stopped_by)
+
+
+def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> list[_Candidate]:
+    """The candidates after a few steps each, the most promising first."""
+    limit = task.limit.part(_LOOK_SHARE)
+    seen: list[_Candidate] = []
+    for published in found:
+        if seen and limit.reached():
+            break
+        table = Table(published.stages, consistent=consistent, groups=groups)
+        looked = task.trained(task.look, table, f"look ahead from {published.name}", table.start, _LOOK_STEPS, limit)
+        if looked is not None:
+            seen.append(_Candidate(min(looked.held_out), looked.values, published, table))
+    if not seen:
+        raise NumericalError(
+            f"every published sampler overflows on {task.name}; look at the field first, or begin from another"
+        )
+    return sorted(seen, key=lambda candidate: candidate.error)
+
+
+def _begin_from(given: str | None, older: str | None) -> str | None:
+    """What to begin from, by its name or its older one."""
+    if given is not None and older is not None:
+        raise ArgumentError("begin_from and its older name start are both given: leave start out")
+    chosen = older if given is None else given
+    if chosen is not None and not isinstance(chosen, str):
+        raise ArgumentError(f"begin_from must be 'solver @ grid' or 'universal', got {chosen!r:.60}")
+    return chosen
+
+
+def _error(problem: Problem, table: Table, values: Tensor) -> float:
+    return problem.error(table.stages(values, problem.first, problem.last))
+
+
+def _named(progress: Report | None, stage: str) -> Callable[[int, float, float], None] | None:
+    return None if progress is None else lambda step, training, held: progress(stage, step, training, held)
+
+
+def output_weights(stages: Stages) -> Tensor:
+    """The weights (N,) of the noise predictions in the output, each over the level where it was made, for pictures.
+
+    The start is written as D_0 + rho_0 e_0 first: while rho_0 is large, z_0 and e_0 are nearly parallel, and a table may hold
+    any share of one against the other.
+    """
+    weights = stages.weights[-1].clone()
+    weights[0] += stages.scales[-1] * stages.levels[0]
+    return weights / stages.levels[:-1]

@@ -1,0 +1,47 @@
+"""Choosing among the tables of a codebook for a problem: which member, in which unit of length, for which dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.universal.batches import UNITS
+from diffode.solvers.ranged import Ranged
+from diffode.tableau.stages import Stages
+
+
+class Choice(NamedTuple):
+    """A member of a codebook, the unit of length in the scale, and the dimension that the table is made for."""
+
+    member: int
+    unit: float
+    dim: int
+
+
+def choices(book: Sequence[Ranged], problem: Problem, dims: Iterable[int]) -> list[Choice]:
+    """All members in all units that they were trained for."""
+    every = [Choice(k, unit, dim) for k in range(len(book)) for unit in UNITS for dim in sorted(set(dims))]
+    return [one for one in every if fits(book, problem, one)]
+
+
+def fits(book: Sequence[Ranged], problem: Problem, choice: Choice) -> bool:
+    """Whether the member was trained for the problem's levels in this unit."""
+    return book[choice.member].covers(problem.first / choice.unit, problem.last / choice.unit)
+
+
+def table_of(book: Sequence[Ranged], problem: Problem, choice: Choice) -> Stages:
+    """The chosen table, in units of the scale."""
+    first, last = problem.first / choice.unit, problem.last / choice.unit
+    return book[choice.member].stages(first, last, choice.dim).scaled(choice.unit)
+
+
+def ranked(
+    book: Sequence[Ranged], problem: Problem, chosen: Iterable[Choice], seen: Callable[[], None] = lambda: None
+) -> list[tuple[float, Choice]]:
+    """Mean end-point errors in the scale with their choices, the smallest first; ``seen`` is called after each."""
+    found = []
+    for choice in chosen:
+        found.append((problem.error(table_of(book, problem, choice)), choice))
+        seen()
+    return sorted(found)

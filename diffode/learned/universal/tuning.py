@@ -1,0 +1,147 @@
+"""Which member of the universal codebook suits a field: as rho is tuned, by comparing runs; nothing is trained."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.fields import Field
+from diffode.learned.arguments import check_seed, field_on, row_shape
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.fitting.problems import problem_for
+from diffode.learned.universal.choice import Choice, choices, fits, ranked, table_of
+from diffode.paths import Path
+from diffode.randomness import keyed
+from diffode.solvers.bespoke import Universal, shipped_members, shipped_tables
+from diffode.solvers.ranged import Ranged
+from diffode.solvers.solver import check_budget
+from diffode.targets import Target
+
+#: All members in all units are tried on so many starts, the best also with other dimensions, the best of these on all starts.
+_FEW, _FIRST_BEST, _BEST = 48, 48, 24
+#: Dimensions to choose from beside the field's own: data of few directions in a large space are better served by a lower one.
+_DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BETWEEN = 2**0.25
+_MOST_POINTS = 10**6
+
+
+@dataclass(frozen=True)
+class TunedUniversal:
+    """A member for a field: its solver, mean errors on held-out starts in units of the scale, and how it was found.
+
+    Attributes:
+        solver: ``universal`` with its member, scale and dimension given.
+        nfe: the number of evaluations it was chosen for.
+        held_out_error: on starts that the choice has not seen.
+        untuned_error: that of the table for all data there, infinite if it refuses these levels.
+        tried: tables that were run.
+        seconds: what it took, the exact ends included.
+    """
+
+    solver: Universal
+    nfe: int
+    held_out_error: float
+    untuned_error: float
+    tried: int
+    seconds: float
+
+
+def tune_universal(
+    field: Field | Target | str,
+    nfe: int,
+    *,
+    path: Path | str = "edm",
+    dim: int | Sequence[int] | None = None,
+    points: int = 256,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> TunedUniversal:
+    """The member of the universal codebook, the unit of length and the dimension with the smallest mean error on a field.
+
+    About a thousand tables are run on some 48 starts, and 72 on all; besides the exact ends are computed. None of these
+    evaluations is counted in ``field.nfe``. The field need not be differentiable.
+
+    Args:
+        field: any field with a path, or a target or its name.
+        nfe: number of evaluations.
+        path: path of the target; a field has its own.
+        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        points: starts to choose on; as many others give the held-out error.
+        seed: of the starts.
+        progress: called as ``progress(done, total)``.
+
+    Raises:
+        BudgetError: if there is no codebook for this number of evaluations; ArgumentError: for a wrong argument or levels that
+        no member was trained for; NumericalError: if no member gives finite states.
+
+    >>> found = tune_universal("moons", 6, points=64)
+    >>> found.held_out_error < found.untuned_error
+    True
+    """
+    check_budget(nfe)
+    check_seed(seed)
+    if type(points) is not int or not 8 <= points <= _MOST_POINTS:
+        raise ArgumentError(f"points must be an integer from 8 to {_MOST_POINTS}, got {points!r}")
+    if progress is not None and not callable(progress):
+        raise ArgumentError(f"progress must be a function of (done, total), got {progress!r}")
+    books = shipped_members()
+    if nfe not in books:
+        raise BudgetError(f"there are universal codebooks for nfe {', '.join(map(str, sorted(books)))}, not for {nfe}")
+    began = time.perf_counter()
+    chosen, on, _ = field_on(field, path)
+    shape = row_shape(chosen, dim)
+    problem, held_out = (
+        problem_for(chosen, on, shape, points, keyed(seed, "tune_universal", stream), differentiated=False)
+        for stream in ("choice", "held out")
+    )
+    search = _Search(books[nfe], problem, progress)
+    with chosen.uncounted():
+        error, best = search.best()
+        held_out_error, untuned_error = held_out.error(table_of(books[nfe], held_out, best)), _untuned(held_out, nfe)
+    if not math.isfinite(error):
+        raise NumericalError(f"no universal member gives finite states with nfe={nfe} on this field; look at the field first")
+    return TunedUniversal(
+        Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim, nfe=nfe),
+        nfe,
+        held_out_error,
+        untuned_error,
+        search.tried,
+        time.perf_counter() - began,
+    )
+
+
+class _Search:
+    """From many choices on a few starts to a few choices on all of them."""
+
+    def __init__(self, book: Sequence[Ranged], problem: Problem, progress: Callable[[int, int], None] | None):
+        self.book, self.problem, self._progress = book, problem, progress
+        self.few = replace(problem, start=problem.start[:_FEW], end=problem.end[:_FEW])
+        self.tried = self._total = 0
+
+    def best(self) -> tuple[float, Choice]:
+        """The choice with the smallest error on all starts, and that error."""
+        first = choices(self.book, self.problem, (1, self.problem.dim))
+        if not first:
+            # The error names the level that is out of range.
+            self.book[0].check(self.problem.first, self.problem.last, self.problem.unit)
+        self._total = len(first) + _FIRST_BEST * len(_DIMENSIONS) + 3 * _BEST
+        found = ranked(self.book, self.few, first, self._seen)[:_FIRST_BEST]
+        others = {choice._replace(dim=dim) for _, choice in found for dim in _DIMENSIONS} - {choice for _, choice in found}
+        found = sorted(found + ranked(self.book, self.few, sorted(others), self._seen))[:_BEST]
+        finer = {choice._replace(unit=choice.unit * by) for _, choice in found for by in (1 / _BETWEEN, 1.0, _BETWEEN)}
+        finer = {choice for choice in finer if fits(self.book, self.problem, choice)}
+        self._total = self.tried + len(finer)
+        return ranked(self.book, self.problem, sorted(finer), self._seen)[0]
+
+    def _seen(self) -> None:
+        self.tried += 1
+        if self._progress is not None:
+            self._progress(self.tried, self._total)
+
+
+def _untuned(problem: Problem, nfe: int) -> float:
+    book, plain = [table for n, table in shipped_tables().items() if n == nfe], Choice(0, 1.0, problem.dim)
+    return problem.error(table_of(book, problem, plain)) if book and fits(book, problem, plain) else math.inf

@@ -1,0 +1,1 @@
+"""Mathematics without a word of diffusion: phi functions, polynomials, Butcher tableaux, least squares, quantiles."""

@@ -1,0 +1,60 @@
+r"""Nonlinear least squares where errors, not their squares, are summed: reweighted normal equations, and damped steps.
+
+The sum of |r| is minimised as that of :math:`w |r|^2` with weights w = 1/|r| from the step before (iteratively reweighted least
+squares); the normal equations :math:`J^T W J\, d = J^T W r` are added up block by block, scaled by their diagonal and damped
+(Levenberg and Marquardt; Nocedal and Wright, Numerical Optimization, 10.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Added to what is divided by, so that an error of exactly 0 has a weight.
+_TINY = 1e-300
+
+
+def reweighted(length: Tensor, least: float) -> Tensor:
+    """Weights 1/|r| of errors of these lengths (..., N); none counts as shorter than the share ``least`` of the median."""
+    return 1 / length.maximum(least * length.median(-1, keepdim=True).values + _TINY)
+
+
+class NormalEquations:
+    """J^T W r (..., P) and J^T W J (..., P, P), of one problem or of many side by side, added up block by block."""
+
+    def __init__(self, *shape: int):
+        self.gradient = torch.zeros(shape, dtype=torch.float64)
+        self.curvature = torch.zeros(*shape, shape[-1], dtype=torch.float64)
+
+    def add(self, rows: Tensor, pull: Tensor, weight: Tensor) -> None:
+        """Add N rows of J (..., N, P), with W r (..., N) and W (..., N)."""
+        self.gradient += torch.einsum("...np,...n->...p", rows, pull)
+        rooted = rows * weight.sqrt()[..., None]
+        self.curvature += rooted.mT @ rooted
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Normal equations (P,), (P, P) in units in which the diagonal of the curvature is 1; ``size`` are these units."""
+
+    gradient: Tensor
+    curvature: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, gradient: Tensor, curvature: Tensor, least: float = 0.0) -> Scaled:
+        """Scaled by the root of the diagonal, which counts as at least ``least`` times its largest entry."""
+        diagonal = curvature.diagonal()
+        size = diagonal.clamp(min=least * float(diagonal.max()) + _TINY).sqrt()
+        return cls(gradient / size, curvature / size[:, None] / size, size)
+
+    def step(self, damping: float) -> Tensor | None:
+        """The step d (P,) to be subtracted, for a damping in units of the diagonal; None where the matrix is not definite."""
+        damped = self.curvature.clone()
+        damped.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            return None
+        return torch.cholesky_solve(self.gradient[:, None], factor)[:, 0] / self.size
