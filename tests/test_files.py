@@ -346,7 +346,8 @@ def test_every_key_of_a_study_has_its_type(key, value):
 
 @pytest.mark.parametrize(("content", "words"), [
     ({"imports": [None]}, "imports must be a list of texts"), ({"imports": "x"}, "imports must be a list"),
-    ({"imports": [""]}, "module must be a text"), ({"summary": 3}, "summary must be a text"), ({"name": 3}, "name must be a text"),
+    ({"imports": [""]}, "module must be a text"), ({"summary": 3}, "summary must be a text"),
+    ({"name": 3}, "name must be a text"),
     ({"defaults": [1]}, "defaults must be a table"), ({"study": {}}, "at least one"), ({"study": "x"}, "at least one"),
     ({"defaults": {"study": []}}, "unknown key"), ({3: 4}, "unknown key 3"),
     ({"study": [STUDY | {"nfe": [1_000_000_000]}]}, "nfe must be integers >= 1 and <= 100000"),
