@@ -243,8 +243,3 @@ def test_the_flow_of_any_mixture_composes_and_goes_back(field, seed):
 def test_a_reference_is_of_a_field(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
-
-
-def test_a_reference_is_of_a_field():
-    with pytest.raises(ArgumentError, match="field must be a diffode field"):
-        diffode.reference(lambda x, t: x, torch.zeros(1, 2), 1.0, 0.5)

@@ -16,17 +16,16 @@ from diffode.learned import (
     gits,
     ld3,
     ld3_decoupled,
-    levels,
     limit,
-    published,
     search,
     train_amed,
     train_gaussian,
     train_grid,
     train_table,
-    training,
     tune_universal,
 )  # fmt: skip
+from diffode.learned.grids import levels
+from diffode.learned.tables import published, training
 from diffode.randomness import keyed
 
 EDM = paths.get("edm")

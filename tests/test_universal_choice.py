@@ -12,9 +12,10 @@ from published_members import like, random_members
 import diffode
 from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError, TrainedElsewhereWarning
+from diffode.learned import tune_universal
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.tables.published import candidates
-from diffode.learned.universal import choice, tune_universal, tuning
+from diffode.learned.universal import choice, tuning
 from diffode.learned.universal.batches import UNITS
 from diffode.solvers.bespoke import shipped_members
 
