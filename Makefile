@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test lint setup clean speed orders learned universal mutation coverage fuzz
+.PHONY: bench test test-slow lint setup clean speed orders learned universal mutation coverage fuzz
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -17,7 +17,11 @@ bench: $(READY)
 
 test: $(READY)
 	@echo "==> running the tests"
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(READY)
+	@echo "==> running the tests that take long"
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(READY)
 	@echo "==> format, lint and types"

@@ -151,7 +151,7 @@ def test_recommend_uses_results_of_ones_own_solvers_and_seeds(tmp_path):
     )
     (tmp_path / "tiny.toml").write_text(SUITE.replace('"ddim", "dpmpp:order=2"', '"mine"'))
     own = ("--import", "mine.py", "--seed", "7")
-    diffode("bench", "tiny.toml", "--no-report", *own, cwd=tmp_path)
+    diffode("bench", "tiny.toml", "--jobs", "1", "--no-report", *own, cwd=tmp_path)
     assert "take mine" in diffode("recommend", "--suite", "tiny.toml", "--nfe", "5", *own, cwd=tmp_path).stdout
     assert "mine" in diffode("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path, code=2).stderr
     assert "--suite FILE.toml" in diffode("recommend", "--nfe", "5", cwd=tmp_path, code=2).stderr
@@ -162,7 +162,7 @@ def test_the_exact_errors_of_a_gaussian_suite_rank(tmp_path):
         SUITE.replace('"ring8"', '"gauss2d"').replace('"ddim"', '"ddpm", "ddim"').replace(
             "points = 16", 'points = 2\nmetrics = ["gaussian_error:part=discretisation"]')
     )  # fmt: skip
-    ranked = json.loads(diffode("bench", "g.toml", "--no-report", "--json", cwd=tmp_path).stdout)
+    ranked = json.loads(diffode("bench", "g.toml", "--jobs", "1", "--no-report", "--json", cwd=tmp_path).stdout)
     assert [row["solver"] for row in ranked["standings"]["8"]] == ["dpmpp:order=2", "ddim", "ddpm"]
     assert not ranked["failures"]
 
@@ -182,7 +182,7 @@ def test_train_writes_a_sampler_that_bench_and_sample_take(tmp_path):
         SUITE.replace('"ring8"', '"bimodal1d"').replace("nfe = [4, 8]", "nfe = [4]").replace('"ddim"', f'"{facts["solver"]}"')
     )
     (tmp_path / "own.toml").write_text(suite)
-    ranked = json.loads(diffode("bench", "own.toml", "--no-report", "--json", cwd=tmp_path).stdout)
+    ranked = json.loads(diffode("bench", "own.toml", "--jobs", "1", "--no-report", "--json", cwd=tmp_path).stdout)
     assert ranked["standings"]["4"][0]["solver"] == facts["solver"]
 
 

@@ -6,10 +6,12 @@ import torch
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError
-from diffode.learned.fitting import gauss_newton, limit, train_table, training
+from diffode.learned import limit, train_table
+from diffode.learned.fitting import gauss_newton
 from diffode.learned.fitting.parameters import Table
 from diffode.learned.fitting.problems import problem_for, starts_for
 from diffode.learned.fitting.trajectory import exact_trajectory
+from diffode.learned.tables import training
 from diffode.randomness import keyed
 from diffode.tableau.stages import Stages, noise_function
 

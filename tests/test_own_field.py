@@ -64,27 +64,26 @@ def place(tmp_path):
     return tmp_path
 
 
-def bench(place, *options, code=0):
-    done = diffode("bench", "small.toml", "--json", *options, cwd=place, code=code)
+def bench(place, *options, jobs=1, code=0):
+    done = diffode("bench", "small.toml", "--jobs", jobs, "--json", *options, cwd=place, code=code)
     return json.loads(done.stdout) if code == 0 else done.stderr
 
 
 def test_a_function_is_ranked_like_its_target(place):
-    own = bench(place, "--field", "mine.py:noise", "--kind", "noise", "--path", "vp", "--dim", "2", "--scale", "0.711377")
+    words = ("--field", "mine.py:noise", "--kind", "noise", "--path", "vp", "--dim", "2", "--scale", "0.711377")
+    own = bench(place, *words, jobs=2)
     assert own["failures"] == []
     assert own["splits"] == []
     standing = {s["solver"]: s["error"] for s in own["standings"]["10"]}
     assert standing["unipc:order=2 @ log_snr"] < standing["ddim @ log_snr"] < 1
     assert (place / "diffode-report" / "small-noise" / "index.html").is_file()
     # New weights are new results, the same ones are found again.
-    again = diffode("bench", "small.toml", "--field", "mine.py:noise", "--kind", "noise", "--path", "vp", "--dim", "2",
-                    "--scale", "0.711377", "--no-report", cwd=place)  # fmt: skip
+    again = diffode("bench", "small.toml", "--jobs", "1", *words, "--no-report", cwd=place)
     assert "0 computed" in again.stderr
     (place / "mine.py").write_text(
         textwrap.dedent(SOURCE).replace("return exact.noise(x, t)", "return 0.9 * exact.noise(x, t)")
     )
-    changed = diffode("bench", "small.toml", "--field", "mine.py:noise", "--kind", "noise", "--path", "vp", "--dim", "2",
-                      "--scale", "0.711377", "--no-report", cwd=place)  # fmt: skip
+    changed = diffode("bench", "small.toml", "--jobs", "1", *words, "--no-report", cwd=place)
     assert "4 computed" in changed.stderr
 
 
@@ -152,7 +151,7 @@ def test_a_field_that_raises_is_named_without_a_traceback(place):
 
 def test_a_benchmark_without_one_number_fails(place):
     options = ("--kind", "noise", "--path", "vp", "--dim", "2")
-    done = diffode("bench", "small.toml", "--field", "mine.py:nothing", *options, cwd=place, code=3)
+    done = diffode("bench", "small.toml", "--jobs", "1", "--field", "mine.py:nothing", *options, cwd=place, code=3)
     assert "failures" in done.stdout
 
 

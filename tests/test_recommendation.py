@@ -69,7 +69,7 @@ def test_recommendations_are_json_too_and_say_how_much_they_rest_on(tmp_path):
     missing = command("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path, code=2).stderr
     assert "no result store" in missing
     assert "diffode bench tiny.toml" in missing
-    command("bench", "tiny.toml", "--no-report", cwd=tmp_path)
+    command("bench", "tiny.toml", "--jobs", "1", "--no-report", cwd=tmp_path)
     told = command("recommend", "--suite", "tiny.toml", "--nfe", "5", cwd=tmp_path).stdout
     ranked = json.loads(command("recommend", "--suite", "tiny.toml", "--nfe", "5", "--json", cwd=tmp_path).stdout)
     assert f"take {ranked['ranking'][0]['method']}" in told

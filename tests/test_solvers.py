@@ -341,3 +341,19 @@ def test_dpm_fast_spends_its_budget_and_never_runs_into_infinity():
         diffode.solve(field, x, solver="dpm_fast", grid=[80.0, 0.0], nfe=10)
     with pytest.raises(ArgumentError, match="leave them out, or nfe"):
         diffode.solve(field, x, solver="dpm_fast:evaluations=7", grid=[80.0, 0.1], nfe=10)
+
+
+def test_every_class_of_the_registry_is_public_and_makes_what_its_spec_makes():
+    classes = {entry.make for entry in map(solvers.registry.entry, solvers.names()) if isinstance(entry.make, type)}
+    own = {each for each in classes if each.__module__.startswith("diffode.solvers.")}
+    assert len(own) > 40
+    assert {each for each in own if getattr(solvers, each.__name__, None) is not each} == set()
+    assert {each.__name__ for each in own} <= set(solvers.__all__)
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(2, generator=0)
+    by_class, by_spec = (
+        diffode.solve(field, x, solver=solver, grid="karras", steps=5)
+        for solver in (solvers.DPMSolverPlusPlus(order=2), "dpmpp:order=2")
+    )
+    assert torch.equal(by_class.x, by_spec.x)
+    assert list(by_class.status) == [solvers.Status.OK] * 2

@@ -270,14 +270,20 @@ def test_a_locked_store_says_so_and_keeps_what_it_has(tmp_path):
     holder.execute("ROLLBACK")
 
 
-def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path):
+def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path, monkeypatch):
     """SQLite's own page limit stands in for a disk that fills up."""
-    suite = small()
+    keyed, connect = keyed_cells(small()), sqlite3.connect
     with Store(tmp_path / "s.sqlite") as store:
-        keyed = keyed_cells(suite)
         store.put(compute(*keyed[0]))
-        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    def full(*arguments, **options):
+        connection = connect(*arguments, **options)
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with Store(tmp_path / "s.sqlite") as store:
         long = replace(compute(*keyed[1]), reason="x" * 100000)
         with pytest.raises(StoreError, match="free some space"):
             store.put(long)

@@ -16,17 +16,16 @@ from diffode.learned import (
     gits,
     ld3,
     ld3_decoupled,
-    levels,
     limit,
-    published,
     search,
     train_amed,
     train_gaussian,
     train_grid,
     train_table,
-    training,
     tune_universal,
 )  # fmt: skip
+from diffode.learned.grids import levels
+from diffode.learned.tables import published, training
 from diffode.randomness import keyed
 
 EDM = paths.get("edm")
@@ -198,7 +197,7 @@ def test_what_keys_no_stream_is_named(monkeypatch):
             keyed(seed, "a")
     with pytest.raises(ArgumentError, match="needs words"):
         keyed(0)
-    monkeypatch.setattr(randomness, "_STATE", slice(16, 16 + 624 * 8))
+    monkeypatch.setattr(randomness, "_TWISTER_WORDS", slice(16, 16 + 624 * 8))
     with pytest.raises(NumericalError, match="state of random generators"):
         keyed(0, "a")
 

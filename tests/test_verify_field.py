@@ -27,8 +27,19 @@ def failed(checks):
     return {check.name for check in checks if not check.passed}
 
 
-@pytest.mark.parametrize("path", paths.names())
-@pytest.mark.parametrize("name", [*NARROW, "line16", "digits-gmm10"])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        *((name, path) for name in ("bimodal1d", "ring8", "line16") for path in paths.names()),
+        *((name, path) for name in ("gauss2d", "rare", "digits-gmm10") for path in ("edm", "rectified_flow")),
+        *(
+            pytest.param(name, path, marks=pytest.mark.slow)
+            for name in ("gauss2d", "rare", "digits-gmm10")
+            for path in paths.names()
+            if path not in ("edm", "rectified_flow")
+        ),
+    ],
+)
 def test_exact_fields_pass_every_check(name, path):
     report = verify_field(diffode.exact_field(name, path))
     assert report.passed, [c for c in report.checks if not c.passed]

@@ -1,18 +1,134 @@
-"""Solvers: recipes that write tableaux, one file a family; their registry; and ``solve``."""
+"""Solvers: recipes that write tableaux, one file a family; their registry; and ``solve``.
+
+The classes are imported on first use, so that what uses one does not depend on the code of all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.function import FunctionSolver
 from diffode.solvers.registry import get, names, register, registry
 from diffode.solvers.run import run_tableau, solve
-from diffode.solvers.solution import Solution
+from diffode.solvers.solution import Solution, Status
 from diffode.solvers.solver import Solver
 
+if TYPE_CHECKING:
+    from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
+    from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
+    from diffode.solvers.adaptive_sde import AdaptiveSDE
+    from diffode.solvers.amed import AMED
+    from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
+    from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
+    from diffode.solvers.bespoke import Bespoke, Universal
+    from diffode.solvers.consistency import Consistency
+    from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
+    from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
+    from diffode.solvers.er_sde import ERSDE
+    from diffode.solvers.euler_maruyama import EulerMaruyama
+    from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
+    from diffode.solvers.predictor_corrector import PredictorCorrector
+    from diffode.solvers.restart import Restart
+    from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
+    from diffode.solvers.unipc import UniPC
+
+#: Solver classes, with the modules that they are in.
+_CLASSES = {
+    "AMED": "amed",
+    "AdamsBashforth": "adams",
+    "AdaptiveSDE": "adaptive_sde",
+    "Bespoke": "bespoke",
+    "Consistency": "consistency",
+    "DDIM": "ancestral",
+    "DDPM": "ancestral",
+    "DEIS": "adams",
+    "DPM2Ancestral": "ancestral",
+    "DPMAdaptive": "adaptive",
+    "DPMFast": "dpm",
+    "DPMPlusPlus2MSDE": "exponential_sde",
+    "DPMPlusPlus2SAncestral": "ancestral",
+    "DPMPlusPlus3MSDE": "exponential_sde",
+    "DPMPlusPlusSDE": "exponential_sde",
+    "DPMSolver": "dpm",
+    "DPMSolverMultistep": "dpm_multistep",
+    "DPMSolverPlusPlus": "dpm_multistep",
+    "DPMSolverPlusPlusSingle": "dpm",
+    "EDMHeun": "runge_kutta",
+    "EDMStochastic": "ancestral",
+    "ERSDE": "er_sde",
+    "EmbeddedRungeKutta": "adaptive",
+    "Euler": "runge_kutta",
+    "EulerAncestral": "ancestral",
+    "EulerMaruyama": "euler_maruyama",
+    "Heun": "runge_kutta",
+    "IPNDM": "adams",
+    "IPNDMVariable": "adams",
+    "LMS": "adams",
+    "Midpoint": "runge_kutta",
+    "PredictorCorrector": "predictor_corrector",
+    "RK4": "runge_kutta",
+    "Ralston": "runge_kutta",
+    "Restart": "restart",
+    "SASolver": "exponential_sde",
+    "SEEDS": "exponential_sde",
+    "SciPyIVP": "baselines",
+    "TorchDiffEq": "baselines",
+    "TorchSDE": "baselines",
+    "UniPC": "unipc",
+    "Universal": "bespoke",
+}
+
 __all__ = [
+    "AMED",
+    "DDIM",
+    "DDPM",
+    "DEIS",
+    "ERSDE",
+    "IPNDM",
+    "LMS",
+    "RK4",
+    "SEEDS",
+    "AdamsBashforth",
+    "AdaptiveSDE",
+    "Bespoke",
+    "Consistency",
+    "DPM2Ancestral",
+    "DPMAdaptive",
+    "DPMFast",
+    "DPMPlusPlus2MSDE",
+    "DPMPlusPlus2SAncestral",
+    "DPMPlusPlus3MSDE",
+    "DPMPlusPlusSDE",
+    "DPMSolver",
+    "DPMSolverMultistep",
+    "DPMSolverPlusPlus",
+    "DPMSolverPlusPlusSingle",
     "DirectSolver",
+    "EDMHeun",
+    "EDMStochastic",
+    "EmbeddedRungeKutta",
+    "Euler",
+    "EulerAncestral",
+    "EulerMaruyama",
     "FunctionSolver",
+    "Heun",
+    "IPNDMVariable",
     "Journey",
+    "Midpoint",
+    "PredictorCorrector",
+    "Ralston",
+    "Restart",
+    "SASolver",
+    "SciPyIVP",
     "Solution",
     "Solver",
+    "Status",
+    "TorchDiffEq",
+    "TorchSDE",
+    "UniPC",
+    "Universal",
     "get",
     "names",
     "register",
@@ -20,3 +136,13 @@ __all__ = [
     "run_tableau",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f"diffode.solvers.{_CLASSES[name]}"), name)
+    raise AttributeError(f"module 'diffode.solvers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -16,7 +16,7 @@ from diffode.paths import Path
 from diffode.randomness import Randomness, RowNoise, generator_from
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.registry import get
-from diffode.solvers.solution import NON_FINITE, UNFINISHED, Solution, non_finite_rows, with_nan
+from diffode.solvers.solution import Solution, Status, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, check_budget
 from diffode.solvers.starts import check_reach, check_start, look_at_start, two_times
 from diffode.solvers.upwards import Upwards
@@ -147,7 +147,7 @@ def run_tableau(
         message = _diagnose(table, field, x, draw, bad)
     end = with_nan(states[-1], bad)
     kept = torch.stack([with_nan(s, non_finite_rows(s)) for s in states[:-1]] + [end]) if keep == "all" else None
-    solution = Solution(end, kept, times, spent.calls, bad.to(torch.int8) * NON_FINITE, message, table)
+    solution = Solution(end, kept, times, spent.calls, bad.to(torch.int8) * Status.NON_FINITE, message, table)
     if on_failure == "raise":
         raise NumericalError(message, solution)
     return solution
@@ -213,7 +213,7 @@ def _run_direct(
         raise FieldError(f"the run made {end.dtype} of shape {tuple(end.shape)} from {x.dtype} of shape {tuple(x.shape)}")
     bad = non_finite_rows(end)
     late = torch.zeros_like(bad) if journey.finished is None else ~journey.finished & ~bad
-    status = bad.to(torch.int8) * NON_FINITE + late.to(torch.int8) * UNFINISHED
+    status = bad.to(torch.int8) * Status.NON_FINITE + late.to(torch.int8) * Status.UNFINISHED
     message = ""
     if bool(bad.any()):
         row = int(torch.nonzero(bad)[0])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from diffode.tableau import Tableau
 
-#: Status of a good row.
-OK = 0
-#: Status of a row that became non-finite.
-NON_FINITE = 1
-#: Status of a row that met the step limit of an adaptive solver.
-UNFINISHED = 2
+
+class Status(IntEnum):
+    """How a row ended."""
+
+    #: The row is good.
+    OK = 0
+    #: The row became non-finite, and is NaN.
+    NON_FINITE = 1
+    #: The row met the step limit of an adaptive solver, and is where it was then.
+    UNFINISHED = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Solution:
         states: the solution at every grid time, (steps + 1, B, *shape), if ``keep="all"``, else None.
         times: the times of the grid, (steps + 1,), float64.
         nfe: network calls of this run, without those of other threads.
-        status: (B,) int8, 0 for a good row, 1 for one that became non-finite, 2 for one that met the step limit.
+        status: a :class:`Status` for each row, (B,) int8: 0 for a good one.
         message: the kind, row and time of a failure; else empty.
         tableau: the table that was run; None for solvers without one.
         accepted, rejected: numbers of steps of each row, (B,), for adaptive solvers.
