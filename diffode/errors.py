@@ -70,6 +70,19 @@ class NumericalError(DiffodeError, ArithmeticError):
         self.solution = solution
 
 
+class LawError(ArgumentError):
+    """A plug-in breaks a law that all of its kind keep: the message names the law, the numbers and the place.
+
+    ``report`` holds all checks that were made, the broken laws among them.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, report: Any = None):
+        super().__init__(message)
+        self.report = report
+
+
 class FileFormatError(DiffodeError, ValueError):
     """A file is truncated, of another schema, or holds impossible values."""
 

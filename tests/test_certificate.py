@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import diffode
 from diffode import Field, paths
 from diffode.errors import ArgumentError, FieldError
-from diffode.verify import affine, bounds
-from diffode.verify.score_error import score_error
+from diffode.verify.theory import affine, bounds
+from diffode.verify.theory.score_error import score_error
 
 
 @settings(max_examples=4)

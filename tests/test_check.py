@@ -14,15 +14,15 @@ import diffode
 from diffode import solvers
 from diffode.errors import ArgumentError
 from diffode.solvers.runge_kutta import Heun
-from diffode.verify.sampler import find_sampler
-from diffode.verify.verdict import check_sampler
+from diffode.verify import check_sampler
+from diffode.verify.sampler.subject import find_sampler
 
 HERE = Path(__file__).parent
 azula = pytest.mark.skipif(importlib.util.find_spec("azula") is None, reason="azula is not installed")
 
 
 def wrong(verdict):
-    return {finding.topic for finding in verdict.findings if finding.passed is False}
+    return {finding.name for finding in verdict.checks if finding.passed is False}
 
 
 KEPT = (
@@ -33,44 +33,44 @@ KEPT = (
 
 @pytest.mark.parametrize("spec", KEPT)
 def test_nothing_is_wrong_with_solvers_that_keep_their_claims(spec):
-    verdict = check_sampler(find_sampler(spec))
-    assert verdict.passed, verdict.findings
+    verdict = check_sampler(spec)
+    assert verdict.passed, verdict.checks
 
 
 @pytest.mark.parametrize(("spec", "claimed"), [("dpmpp:order=3", 3), ("ipndm:order=4", 4), ("ipndm:order=3", 3)])
 def test_published_multistep_methods_are_of_second_order(spec, claimed):
-    verdict = check_sampler(find_sampler(spec))
+    verdict = check_sampler(spec)
     assert wrong(verdict) == {"order"}
-    assert f"order {claimed} is claimed, it is of second order" in verdict.finding("order").text
-    assert verdict.order.slope == pytest.approx(2, abs=0.15)
+    assert f"order {claimed} is claimed, it is of second order" in verdict.check("order").detail
+    assert verdict.facts["order"].slope == pytest.approx(2, abs=0.15)
 
 
 @pytest.mark.parametrize("spec", ["deis:order=4", "sa:tau=0", "ab:order=5,chart=data"])
 def test_a_high_order_that_the_levels_do_not_settle_is_left_open(spec):
-    verdict = check_sampler(find_sampler(spec))
+    verdict = check_sampler(spec)
     assert verdict.passed
-    assert verdict.finding("order").passed is None
-    assert "do not settle" in verdict.finding("order").text
+    assert verdict.check("order").passed is None
+    assert "do not settle" in verdict.check("order").detail
 
 
 def test_torchdiffeq_makes_an_extra_evaluation_at_49_steps():
-    verdict = check_sampler(find_sampler("torchdiffeq:euler"))
+    verdict = check_sampler("torchdiffeq:euler")
     assert wrong(verdict) == {"evaluations"}
-    assert "50 evaluations instead of 49 at 49 steps" in verdict.finding("evaluations").text
+    assert "50 evaluations instead of 49 at 49 steps" in verdict.check("evaluations").detail
 
 
 @azula
 @pytest.mark.parametrize("order", [2, 3])
 def test_azulas_reab_is_of_first_order_whatever_is_asked(order):
-    verdict = check_sampler(find_sampler("azula.sample:REABSampler", options={"order": order}))
+    verdict = check_sampler("azula.sample:REABSampler", options={"order": order})
     assert wrong(verdict) >= {"order"}
-    assert f"order {order} is claimed, it is of first order" in verdict.finding("order").text
+    assert f"order {order} is claimed, it is of first order" in verdict.check("order").detail
 
 
 @azula
 @pytest.mark.parametrize(("name", "order"), [("zEABSampler", 3), ("xEABSampler", 2)])
 def test_azulas_other_multistep_samplers_keep_their_order(name, order):
-    assert check_sampler(find_sampler(f"azula.sample:{name}", options={"order": order})).passed
+    assert check_sampler(f"azula.sample:{name}", options={"order": order}).passed
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -79,22 +79,22 @@ def test_azulas_other_multistep_samplers_keep_their_order(name, order):
     ("HeunDiscreteScheduler", {}, 2),
 ])  # fmt: skip
 def test_schedulers_of_diffusers_are_judged(name, options, order):
-    verdict = check_sampler(find_sampler(f"diffusers:{name}", options=options, order=order))
-    assert verdict.passed, verdict.findings
-    assert verdict.finding("order").passed
+    verdict = check_sampler(f"diffusers:{name}", options=options, order=order)
+    assert verdict.passed, verdict.checks
+    assert verdict.check("order").passed
 
 
 @pytest.mark.parametrize("name", planted_samplers.RIGHT)
 def test_right_copies_pass(name):
     function, order = planted_samplers.RIGHT[name]
-    verdict = check_sampler(find_sampler(function, order=order))
-    assert verdict.passed, verdict.findings
+    verdict = check_sampler(function, order=order)
+    assert verdict.passed, verdict.checks
 
 
 @pytest.mark.parametrize("name", planted_samplers.DEFECTS)
 def test_planted_defects_are_found_and_named(name):
     function, order, topics = planted_samplers.DEFECTS[name]
-    assert set(topics) <= wrong(check_sampler(find_sampler(function, order=order)))
+    assert set(topics) <= wrong(check_sampler(function, order=order))
 
 
 def k_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -105,8 +105,8 @@ def k_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def test_functions_in_the_manner_of_k_diffusion_are_judged():
-    verdict = check_sampler(find_sampler(k_euler, order=1))
-    assert verdict.passed, verdict.findings
+    verdict = check_sampler(k_euler, order=1)
+    assert verdict.passed, verdict.checks
     x = diffode.exact_field("bimodal1d", "edm").prior(3, generator=0)
     times = diffode.grids.get("karras", diffode.paths.get("edm"), 8).tolist()
     field = diffode.exact_field("bimodal1d", "edm")
@@ -121,9 +121,9 @@ def test_functions_in_the_manner_of_k_diffusion_are_judged():
     (lambda field, x, times: [][0], "raised IndexError"),
 ])  # fmt: skip
 def test_samplers_that_give_nothing_useful_are_told_so(function, text):
-    verdict = check_sampler(find_sampler(function))
+    verdict = check_sampler(function)
     assert wrong(verdict) == {"runs"}
-    assert text in verdict.finding("runs").text
+    assert text in verdict.check("runs").detail
 
 
 def test_a_sampler_that_fails_later_keeps_its_other_findings():
@@ -132,9 +132,9 @@ def test_a_sampler_that_fails_later_keeps_its_other_findings():
             raise ValueError("49 steps are not for me")
         return planted_samplers.euler(field, x, times)
 
-    verdict = check_sampler(find_sampler(sampler, order=1))
+    verdict = check_sampler(sampler, order=1)
     assert wrong(verdict) == {"evaluations"}
-    assert "49 steps are not for me" in verdict.finding("evaluations").text
+    assert "49 steps are not for me" in verdict.check("evaluations").detail
 
 
 def test_what_is_no_sampler_is_named():
@@ -156,7 +156,7 @@ def test_the_command_says_it_in_plain_words(tmp_path):
     assert "nothing wrong was found" in shown
     assert "order 2 as claimed" in shown
     facts = json.loads(command("check", "dpmpp:order=3", "--json", cwd=tmp_path, code=1).stdout)
-    assert [f["topic"] for f in facts["findings"] if f["passed"] is False] == ["order"]
+    assert [f["name"] for f in facts["checks"] if f["passed"] is False] == ["order"]
     (tmp_path / "mine.py").write_text((HERE / "planted_samplers.py").read_text())
     assert "1 finding against it" in command("check", "mine.py:batch_leak", "--order", "2", cwd=tmp_path, code=1).stdout
     options = ("--order", "2", "--option", "swap=false", "--grid", "log_snr")
@@ -203,41 +203,41 @@ def first_order(tmp_path):
 
 @pytest.mark.parametrize("where", [{"path": "rectified_flow"}, {"grid": "karras:rho=3"}])
 def test_a_first_order_method_on_a_grid_that_does_not_suit_it_is_not_called_wrong(where):
-    verdict = check_sampler(find_sampler("euler", **where))
-    assert verdict.finding("moments").passed
-    assert "goes to 0" in verdict.finding("moments").text
-    assert verdict.passed, [f for f in verdict.findings if f.passed is False]
+    verdict = check_sampler("euler", **where)
+    assert verdict.check("moments").passed
+    assert "goes to 0" in verdict.check("moments").detail
+    assert verdict.passed, [f for f in verdict.checks if f.passed is False]
 
 
 def test_a_bias_that_more_steps_leave_is_found(first_order):
-    found = check_sampler(find_sampler(f"{first_order / 'own.py'}:biased", grid="karras:rho=3")).finding("moments")
+    found = check_sampler(f"{first_order / 'own.py'}:biased", grid="karras:rho=3").check("moments")
     assert found.passed is False
-    assert "with any number of steps" in found.text
+    assert "with any number of steps" in found.detail
 
 
 def test_a_garbage_step_to_no_noise_is_found(first_order):
-    found = check_sampler(find_sampler(f"{first_order / 'own.py'}:garbage")).finding("sigma = 0")
+    found = check_sampler(f"{first_order / 'own.py'}:garbage").check("sigma = 0")
     assert found.passed is False
-    assert "no sample" in found.text
+    assert "no sample" in found.detail
     for good in ("ddim", "heun", "dpmpp_2m_sde", "euler_ancestral"):
-        assert check_sampler(find_sampler(good)).finding("sigma = 0").passed is not False
+        assert check_sampler(good).check("sigma = 0").passed is not False
 
 
 def test_half_an_evaluation_a_step_is_a_rule(first_order):
-    verdict = check_sampler(find_sampler(f"{first_order / 'own.py'}:alternate"))
-    assert verdict.finding("evaluations").passed
-    assert "1.5 a step" in verdict.finding("evaluations").text
+    verdict = check_sampler(f"{first_order / 'own.py'}:alternate")
+    assert verdict.check("evaluations").passed
+    assert "1.5 a step" in verdict.check("evaluations").detail
 
 
 def test_an_order_claimed_of_a_sampler_that_draws_noise_is_not_ignored(first_order):
-    found = check_sampler(find_sampler(f"{first_order / 'own.py'}:noisy", order=3)).finding("order")
+    found = check_sampler(f"{first_order / 'own.py'}:noisy", order=3).check("order")
     assert found.passed is None
-    assert "order 3 is claimed: not measured" in found.text
+    assert "order 3 is claimed: not measured" in found.detail
 
 
 def test_what_a_sampler_prints_leaves_the_answer_alone(first_order):
     done = command("check", "own.py:alternate", "--json", cwd=first_order, code=None)
-    assert json.loads(done.stdout)["sampler"] == "own.py:alternate"
+    assert json.loads(done.stdout)["subject"] == "own.py:alternate"
     assert "a sampler that talks" in done.stderr
 
 
@@ -266,18 +266,18 @@ def crashes(field, x, times):
     (lambda field, x, times: x * torch.nan, False, "non-finite values in a last step"),
 ])  # fmt: skip
 def test_what_a_sampler_does_at_no_noise_is_told(happens, passed, text):
-    found = check_sampler(find_sampler(at_zero(happens), order=1)).finding("sigma = 0")
+    found = check_sampler(at_zero(happens), order=1).check("sigma = 0")
     assert found.passed is passed
-    assert text in found.text
+    assert text in found.detail
 
 
 def test_moments_of_a_sampler_that_is_not_affine_are_not_read_off():
     def clipped(field, x, times):
         return planted_samplers.euler(field, x, times).clamp(-1.5, 1.5)
 
-    found = check_sampler(find_sampler(clipped)).finding("moments")
+    found = check_sampler(clipped).check("moments")
     assert found.passed is None
-    assert "not affine" in found.text
+    assert "not affine" in found.detail
 
 
 def test_an_order_that_can_not_be_measured_says_why():
@@ -286,14 +286,14 @@ def test_an_order_that_can_not_be_measured_says_why():
             raise RuntimeError("too many steps")
         return planted_samplers.euler(field, x, times)
 
-    found = check_sampler(find_sampler(stops, order=1)).finding("order")
+    found = check_sampler(stops, order=1).check("order")
     assert found.passed is False
-    assert "raised RuntimeError" in found.text
+    assert "raised RuntimeError" in found.detail
 
     def overflows(field, x, times):
         return planted_samplers.euler(field, x, times) * (torch.inf if len(times) > 100 else 1)
 
-    assert "not finite" in check_sampler(find_sampler(overflows, order=1)).finding("order").text
+    assert "not finite" in check_sampler(overflows, order=1).check("order").detail
 
 
 def test_samplers_are_classes_objects_and_functions_that_take_a_generator_by_place():
@@ -304,7 +304,7 @@ def test_samplers_are_classes_objects_and_functions_that_take_a_generator_by_pla
         assert isinstance(generator, torch.Generator)
         return planted_samplers.euler(field, x, times)
 
-    assert check_sampler(find_sampler(by_place, order=1)).passed
+    assert check_sampler(by_place, order=1).passed
 
 
 def make(change):
@@ -318,7 +318,7 @@ def make(change):
 
 def test_a_leak_that_spares_the_first_row_is_found():
     leaking = make(lambda x: torch.cat([x[:1], x[1:] + 1e-5 * x[:-1]]))
-    findings = {f.topic: f for f in check_sampler(find_sampler(leaking, order=1)).findings}
+    findings = {f.name: f for f in check_sampler(leaking, order=1).checks}
     assert findings["batches"].passed is False
 
 
@@ -329,7 +329,7 @@ def test_a_sampler_that_fails_on_its_second_size_of_batch_gets_a_verdict():
         kept.append(x)
         return make(lambda y: y + 0 * kept[0])(field, x, times)
 
-    verdict = check_sampler(find_sampler(stale, order=1))
+    verdict = check_sampler(stale, order=1)
     assert not verdict.passed
 
 
@@ -342,7 +342,7 @@ def test_a_generator_is_passed_by_its_name():
         return sampler(field, x, times, generator=generator)
 
     for one in (sampler, keyword):
-        findings = {f.topic: f for f in check_sampler(find_sampler(one, order=1)).findings}
+        findings = {f.name: f for f in check_sampler(one, order=1).checks}
         assert findings["runs"].passed is not False
 
 

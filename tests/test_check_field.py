@@ -11,8 +11,8 @@ from commandline import diffode as command
 import diffode
 from diffode.errors import ArgumentError
 from diffode.fields.own import own_field
-from diffode.verify.diagnosis import diagnose
-from diffode.verify.field import verify_field
+from diffode.verify import check_field
+from diffode.verify.field.verification import verify_field
 
 
 def inside(t):
@@ -44,7 +44,7 @@ CASES = [("ring8", "vp", "noise"), ("gmm40", "rectified_flow", "velocity"), ("di
 def test_right_fields_are_left_alone(name, path, kind):
     exact = diffode.exact_field(name, path)
     for data in (None, exact.target.sample(256, generator=1)):
-        found = diagnose(getattr(exact, kind), kind, exact.path, exact.dim, scale=exact.scale, data=data)
+        found = check_field(getattr(exact, kind), kind, exact.path, exact.dim, scale=exact.scale, data=data)
         assert found.passed, found.advice
 
 
@@ -53,7 +53,7 @@ def test_right_fields_are_left_alone(name, path, kind):
 def test_mistakes_are_named_with_data(name, path, mistake):
     exact = diffode.exact_field(name, path)
     function, advice = mistakes(exact, "noise")[mistake]
-    found = diagnose(function, "noise", exact.path, exact.dim, scale=exact.scale, data=exact.target.sample(256, generator=1))
+    found = check_field(function, "noise", exact.path, exact.dim, scale=exact.scale, data=exact.target.sample(256, generator=1))
     assert any(advice in sentence for sentence in found.advice), found.advice
     assert not found.passed
 
@@ -62,14 +62,14 @@ def test_mistakes_are_named_with_data(name, path, mistake):
 def test_most_are_named_without_data_too(mistake):
     exact = diffode.exact_field("ring8", "vp")
     function, advice = mistakes(exact, "noise")[mistake]
-    found = diagnose(function, "noise", exact.path, 2, scale=exact.scale)
+    found = check_field(function, "noise", exact.path, 2, scale=exact.scale)
     assert any(advice in sentence for sentence in found.advice), found.advice
 
 
 def test_flow_matching_models_on_rectified_flow():
     exact = diffode.exact_field("ring8", "rectified_flow")
     function, advice = mistakes(exact, "velocity")["data at t=1"]
-    found = diagnose(function, "velocity", exact.path, 2, scale=exact.scale, data=exact.target.sample(256, generator=1))
+    found = check_field(function, "velocity", exact.path, 2, scale=exact.scale, data=exact.target.sample(256, generator=1))
     assert found.advice == ("its time runs from noise to data, with data at t = 1: use lambda x, t: -f(x, 1 - t)",)
     assert advice in found.advice[0]
 
@@ -79,20 +79,20 @@ def test_breaches_of_the_contract_are_reported_beside():
     options = {"scale": exact.scale, "data": exact.target.sample(256, generator=1)}
     network = torch.nn.Linear(2, 2)
 
-    found = diagnose(lambda x, t: 0 * network(x).detach() + exact.noise(x, t), "noise", exact.path, 2, **options)
+    found = check_field(lambda x, t: 0 * network(x).detach() + exact.noise(x, t), "noise", exact.path, 2, **options)
     assert "it works in float32 only" in found.advice[0]
-    leak = diagnose(lambda x, t: exact.noise(x, t) + 0.01 * x.mean(0), "noise", exact.path, 2, **options)
+    leak = check_field(lambda x, t: exact.noise(x, t) + 0.01 * x.mean(0), "noise", exact.path, 2, **options)
     assert "rows independent of their batch" in [c.name for c in leak.checks if not c.passed]
     assert leak.advice == ()
-    broken = diagnose(lambda x, t: x[:, :1], "noise", exact.path, 2, **options)
+    broken = check_field(lambda x, t: x[:, :1], "noise", exact.path, 2, **options)
     assert "shape" in broken.advice[0]
-    assert broken.found is None
+    assert broken.facts["best_reading"] is None
 
 
 def test_an_untrained_network_is_told_so():
     torch.manual_seed(0)
     network = torch.nn.Linear(2, 2).double()
-    found = diagnose(
+    found = check_field(
         lambda x, t: 0.1 * network(x).detach(), "noise", diffode.paths.get("edm"), 2, data=torch.randn(64, 2).double()
     )
     assert "no reading of it predicts noise" in found.advice[0]
@@ -101,11 +101,11 @@ def test_an_untrained_network_is_told_so():
 def test_wrong_arguments_are_named():
     path = diffode.paths.get("vp")
     with pytest.raises(ArgumentError, match="kind must be"):
-        diagnose(lambda x, t: x, "eps", path, 2)
+        check_field(lambda x, t: x, "eps", path, 2)
     with pytest.raises(ArgumentError, match="data must be"):
-        diagnose(lambda x, t: x, "noise", path, 2, data=torch.zeros(40, 3))
+        check_field(lambda x, t: x, "noise", path, 2, data=torch.zeros(40, 3))
     with pytest.raises(ArgumentError, match="give scale="):
-        diagnose(lambda x, t: x, "noise", path, 2, scale=1e9)
+        check_field(lambda x, t: x, "noise", path, 2, scale=1e9)
 
 
 def test_the_command_names_the_fix(tmp_path):
@@ -138,13 +138,13 @@ def test_the_command_names_the_fix(tmp_path):
 @pytest.mark.parametrize("kind", ["noise", "score", "velocity", "denoised"])
 def test_without_a_scale_a_right_field_is_told_its_own(name, kind):
     exact = diffode.exact_field(name, "vp")
-    found = diagnose(lambda x, t: exact.predict(kind, x, t), kind, exact.path, exact.target.dim)
+    found = check_field(lambda x, t: exact.predict(kind, x, t), kind, exact.path, exact.target.dim)
     if exact.scale > 2:
         (sentence,) = found.advice
         assert f"as {kind} it is right for data of scale" in sentence
         told = float(sentence.split("data of scale ")[1].split()[0])
         assert told == pytest.approx(exact.scale, rel=0.05)
-    again = diagnose(lambda x, t: exact.predict(kind, x, t), kind, exact.path, exact.target.dim, scale=exact.scale)
+    again = check_field(lambda x, t: exact.predict(kind, x, t), kind, exact.path, exact.target.dim, scale=exact.scale)
     assert again.passed, again.advice
 
 
@@ -152,7 +152,7 @@ def test_without_a_scale_a_wrong_field_is_not_passed():
     """Another view of ring8's field may agree with itself on other data: then these data's scale is what is said."""
     exact = diffode.exact_field("ring8", "vp")
     for kind, other in (("noise", "velocity"), ("score", "noise"), ("denoised", "score"), ("velocity", "denoised")):
-        found = diagnose(lambda x, t, kind=kind: exact.predict(kind, x, t), other, exact.path, 2)
+        found = check_field(lambda x, t, kind=kind: exact.predict(kind, x, t), other, exact.path, 2)
         assert not found.passed
         told = [s for s in found.advice if "it is right for data of scale" in s]
         assert all(abs(float(s.split("data of scale ")[1].split()[0]) / exact.scale - 1) > 0.3 for s in told)
@@ -176,9 +176,9 @@ def test_a_network_in_single_precision_is_read_in_its_own_dtype():
     """As sample and bench take it: nothing is wrong with it, and what is wrong is named as for any function."""
     exact = diffode.exact_field("ring8", "vp")
     data = exact.target.sample(256, generator=1)
-    found = diagnose(InSingle().eval(), "noise", exact.path, 2, scale=exact.scale, data=data)
+    found = check_field(InSingle().eval(), "noise", exact.path, 2, scale=exact.scale, data=data)
     assert found.passed, (found.advice, found.checks)
-    turned = diagnose(InSingle(-1.0).eval(), "noise", exact.path, 2, scale=exact.scale, data=data)
+    turned = check_field(InSingle(-1.0).eval(), "noise", exact.path, 2, scale=exact.scale, data=data)
     assert turned.advice == ("its sign is wrong: return -f(x, t)",)
 
 

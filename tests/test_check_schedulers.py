@@ -9,9 +9,9 @@ import torch
 from commandline import diffode as command
 
 from diffode.errors import ArgumentError
-from diffode.verify import scheduler_levels, scheduler_loops
-from diffode.verify.sampler import find_sampler
-from diffode.verify.verdict import check_sampler
+from diffode.verify import check_sampler
+from diffode.verify.sampler import scheduler_levels, scheduler_loops
+from diffode.verify.sampler.subject import find_sampler
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -22,8 +22,8 @@ MEAN, VARIANCE = 0.7, 0.25
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """Fewer steps than a user's check takes: BrownianTree, LMS's quadratures and a thousand levels a run cost seconds."""
-    monkeypatch.setattr("diffode.verify.scheduler_trial.STEPS", (10, 20, 50, 100))
-    monkeypatch.setattr("diffode.verify.scheduler_trial._LAW_STEPS", (25, 50))
+    monkeypatch.setattr("diffode.verify.sampler.scheduler_trial.STEPS", (10, 20, 50, 100))
+    monkeypatch.setattr("diffode.verify.sampler.scheduler_trial._LAW_STEPS", (25, 50))
 
 
 NAMES = tuple(scheduler_loops.classes())
@@ -135,26 +135,26 @@ def test_no_class_is_condemned_which_its_documented_loop_acquits(name):
     # Of first order a fifth is left, of a law moments within 5 standard errors and the steps' own error.
     acquitted = fine < 0.15 if drawn else fine < 0.4 * coarse or fine < 2e-3
     assert acquitted, (coarse, fine)
-    verdict = check_sampler(find_sampler(f"diffusers:{name}"))
+    verdict = check_sampler(f"diffusers:{name}")
     assert verdict.judged
-    assert verdict.passed, verdict.wrong
-    assert ("draws noise" in verdict.finding("noise").text) == drawn
+    assert verdict.passed, verdict.failed
+    assert ("draws noise" in verdict.check("noise").detail) == drawn
 
 
 @pytest.mark.parametrize("name", sorted(OWN_LOOP))
 def test_classes_with_a_loop_of_their_own_are_acquitted(name):
-    verdict = check_sampler(find_sampler(f"diffusers:{name}"))
+    verdict = check_sampler(f"diffusers:{name}")
     assert verdict.judged
-    assert verdict.passed, verdict.wrong
+    assert verdict.passed, verdict.failed
 
 
 @pytest.mark.parametrize("name", sorted(NO_FLOW))
 def test_what_is_no_flow_of_a_field_is_not_judged_and_says_why(name):
-    verdict = check_sampler(find_sampler(f"diffusers:{name}"))
+    verdict = check_sampler(f"diffusers:{name}")
     assert not verdict.judged
     assert not verdict.passed
-    assert not verdict.wrong
-    assert len(verdict.finding("judged").text) > 40
+    assert not verdict.failed
+    assert len(verdict.check("judged").detail) > 40
 
 
 class WrongSignDDIM(diffusers.DDIMScheduler):
@@ -188,15 +188,15 @@ class Crashes(diffusers.DDIMScheduler):
 @pytest.mark.parametrize(("made", "topics"), [(WrongSignDDIM, {"limit"}), (StuckEuler, {"limit"}), (WeakNoise, {"moments"})])
 def test_a_scheduler_that_is_wrong_is_found(made, topics, monkeypatch):
     monkeypatch.setattr(diffusers, "MineScheduler", made, raising=False)
-    verdict = check_sampler(find_sampler("diffusers:MineScheduler"))
-    assert topics <= {finding.topic for finding in verdict.wrong}
+    verdict = check_sampler("diffusers:MineScheduler")
+    assert topics <= {finding.name for finding in verdict.failed}
 
 
 def test_a_crash_is_no_verdict(monkeypatch):
     monkeypatch.setattr(diffusers, "MineScheduler", Crashes, raising=False)
-    verdict = check_sampler(find_sampler("diffusers:MineScheduler"))
+    verdict = check_sampler("diffusers:MineScheduler")
     assert not verdict.judged
-    assert "IndexError" in verdict.finding("judged").text
+    assert "IndexError" in verdict.check("judged").detail
 
 
 @pytest.mark.parametrize(("name", "options"), [
@@ -209,8 +209,8 @@ def test_a_crash_is_no_verdict(monkeypatch):
     ("EDMEulerScheduler", {"prediction_type": "v_prediction", "sigma_data": 1.0}),
 ])  # fmt: skip
 def test_options_are_honoured(name, options):
-    verdict = check_sampler(find_sampler(f"diffusers:{name}", options=options))
-    assert verdict.passed, verdict.findings
+    verdict = check_sampler(f"diffusers:{name}", options=options)
+    assert verdict.passed, verdict.checks
 
 
 @pytest.mark.parametrize(("name", "options", "reason"), [
@@ -220,7 +220,7 @@ def test_options_are_honoured(name, options):
     ("VQDiffusionScheduler", {"num_vec_classes": 4}, "tokens"),
 ])  # fmt: skip
 def test_options_that_leave_no_flow_are_named(name, options, reason):
-    assert reason in check_sampler(find_sampler(f"diffusers:{name}", options=options)).finding("judged").text
+    assert reason in check_sampler(f"diffusers:{name}", options=options).check("judged").detail
 
 
 def test_wrong_names_and_options_are_named():
@@ -236,4 +236,4 @@ def test_the_command_says_apart_what_is_wrong_and_what_has_no_verdict(tmp_path):
     facts = json.loads(command("check", "diffusers:LCMScheduler", "--json", cwd=tmp_path, code=4).stdout)
     assert facts["judged"] is False
     assert facts["passed"] is None
-    assert "can't be judged" in facts["findings"][0]["text"]
+    assert "can't be judged" in facts["checks"][0]["detail"]

@@ -11,8 +11,7 @@ from diffode.errors import ArgumentError, BudgetError
 from diffode.solvers import DirectSolver, Journey
 from diffode.studies import keyed_cells, parse_suite
 from diffode.studies.runner import compute
-from diffode.verify.sampler import find_sampler
-from diffode.verify.verdict import check_sampler
+from diffode.verify import check_sampler
 
 
 class ImplicitMidpoint(DirectSolver):
@@ -118,10 +117,10 @@ def test_fixed_methods_of_other_libraries_take_a_budget_and_adaptive_ones_say_wh
 
 
 def test_the_verdict_takes_solvers_that_write_no_table():
-    verdict = check_sampler(find_sampler(ImplicitMidpoint()))
-    assert verdict.finding("order").passed
-    assert verdict.order.slope == pytest.approx(2, abs=0.2)
-    assert check_sampler(find_sampler(solvers.FunctionSolver(function=heun, claimed=2))).finding("order").passed
+    verdict = check_sampler(ImplicitMidpoint())
+    assert verdict.check("order").passed
+    assert verdict.facts["order"].slope == pytest.approx(2, abs=0.2)
+    assert check_sampler(solvers.FunctionSolver(function=heun, claimed=2)).check("order").passed
 
 
 def test_a_suite_runs_functions_and_other_libraries_fixed_methods(tmp_path):

@@ -14,7 +14,7 @@ from scipy.integrate import solve_ivp
 
 import diffode
 from diffode import paths, targets
-from diffode.verify import weak
+from diffode.verify.field import weak
 
 ALL = targets.names()
 PATHS = paths.names()

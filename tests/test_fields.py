@@ -220,7 +220,7 @@ def test_a_small_leak_between_rows_is_found_unless_it_is_rounding(leak):
 
 
 def test_a_check_of_rows_that_passes_gives_no_advice():
-    from diffode.verify.contract import contract
+    from diffode.verify.field.contract import contract
 
     exact = diffode.exact_field("ring8", "edm")
     (check,) = [c for c in contract(exact, exact.prior(3, generator=0), 80.0) if c.name.startswith("rows")]

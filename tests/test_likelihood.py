@@ -9,7 +9,9 @@ import torch
 import diffode
 from diffode import Field, paths, verify
 from diffode.errors import ArgumentError, FieldError
-from diffode.verify import bounds, likelihood, log_likelihood
+from diffode.verify import log_likelihood
+from diffode.verify.field import likelihood
+from diffode.verify.theory import bounds
 
 
 @pytest.mark.parametrize("path", paths.names())

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import diffode
 from diffode import Field, paths, solvers, targets, testing
 from diffode.targets import GaussianMixture
-from diffode.verify import equations, weak
-from diffode.verify.likelihood import hutchinson
+from diffode.verify.field import equations, weak
+from diffode.verify.field.likelihood import hutchinson
 
 
 def close(a, b, relative, size=None):

@@ -3,7 +3,7 @@
 import pytest
 import sympy as sp
 
-from diffode.verify import symbolic
+from diffode.verify.field import symbolic
 
 
 @pytest.mark.parametrize("diffusion", [True, False])

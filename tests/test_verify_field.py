@@ -12,13 +12,13 @@ from commandline import diffode as command
 import diffode
 from diffode import Field, paths, targets
 from diffode.errors import ArgumentError
-from diffode.verify import equations, likelihood, weak
-from diffode.verify.check import Check
-from diffode.verify.contract import contract
-from diffode.verify.evolution import evolution_checks, evolve, mass_check
-from diffode.verify.field import verify_field
-from diffode.verify.picture import draw_residuals
-from diffode.verify.weak import sampled_check
+from diffode.verify import verify_field
+from diffode.verify.field import equations, likelihood, weak
+from diffode.verify.field.contract import contract
+from diffode.verify.field.evolution import evolution_checks, evolve, mass_check
+from diffode.verify.field.picture import draw_residuals
+from diffode.verify.field.weak import sampled_check
+from diffode.verify.report import Check
 
 NARROW = ["bimodal1d", "ring8", "gauss2d", "rare"]
 

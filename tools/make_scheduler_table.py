@@ -6,9 +6,8 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-from diffode.verify.sampler import find_sampler
-from diffode.verify.scheduler_loops import classes
-from diffode.verify.verdict import Verdict, check_sampler
+from diffode.verify import Report, check_sampler
+from diffode.verify.sampler.scheduler_loops import classes
 
 _HEAD = """# The schedulers of diffusers, judged
 
@@ -21,22 +20,23 @@ against the exact flow between the class's own levels. What is not judged has no
 """
 
 
-def row(name: str, verdict: Verdict) -> str:
+def row(name: str, verdict: Report) -> str:
     """One line of the table."""
     if not verdict.judged:
-        reason = verdict.findings[0].text.removeprefix("can't be judged: ")
+        reason = verdict.checks[0].detail.removeprefix("can't be judged: ")
         return f"| `{name}` | not judged | | {reason} |"
-    said = "nothing wrong" if verdict.passed else "**wrong**: " + ", ".join(f.topic for f in verdict.wrong)
-    if verdict.order is None:
-        return f"| `{name}` | {said} | draws noise | {verdict.finding('limit').text} |"
-    errors = dict(zip(verdict.order.steps, verdict.order.errors, strict=True))
-    return f"| `{name}` | {said} | {verdict.order.slope:.2f} | {', '.join(f'{errors[n]:.1e}' for n in (10, 50, 200))} |"
+    said = "nothing wrong" if verdict.passed else "**wrong**: " + ", ".join(f.name for f in verdict.failed)
+    order = verdict.facts["order"]
+    if order is None:
+        return f"| `{name}` | {said} | draws noise | {verdict.check('limit').detail} |"
+    errors = dict(zip(order.steps, order.errors, strict=True))
+    return f"| `{name}` | {said} | {order.slope:.2f} | {', '.join(f'{errors[n]:.1e}' for n in (10, 50, 200))} |"
 
 
 def main() -> None:
     """Judge them all; takes some minutes."""
     warnings.simplefilter("ignore")
-    rows = [row(name, check_sampler(find_sampler(f"diffusers:{name}"))) for name in classes()]
+    rows = [row(name, check_sampler(f"diffusers:{name}")) for name in classes()]
     page = _HEAD.format(version=version("diffusers")) + "\n".join(rows) + "\n"
     (Path(__file__).parent.parent / "docs" / "diffusers_schedulers.md").write_text(page, encoding="utf-8")
 

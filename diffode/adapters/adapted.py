@@ -135,7 +135,7 @@ class AdaptedField(Field):
 
     def _diagnose(self, shape: Sequence[int], data: Tensor | None, seen: str = "") -> None:
         """Try the known mistakes one by one, and warn with the fix of the one that predicts best."""
-        from diffode.verify.diagnosis import clearly_less, diagnose, unpredicted
+        from diffode.verify.field.diagnosis import READING, check_field, clearly_less, unpredicted
 
         path, shape = self.require_path("its convention"), tuple(shape)
         try:
@@ -144,16 +144,17 @@ class AdaptedField(Field):
                 found = (
                     None
                     if data is None
-                    else diagnose(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                    else check_field(self._function, self.prediction, path, shape, scale=self.scale, data=data)
                 )
                 asked = unpredicted(self._function, self.prediction, path, shape, scale=self.scale, data=data)
                 named = {
                     sentence: unpredicted(function, view, path, shape, scale=self.scale, data=data)
                     for sentence, (view, function) in self._mistakes.items()
                 }
-            advice = [] if found is None else [c.detail for c in found.checks if not c.passed and c.detail]
+            advice = [] if found is None else [c.detail for c in found.failed if c.detail and c.name != READING]
             best = min(named, key=lambda sentence: named[sentence], default=None)
-            other = math.inf if found is None or found.found is None else found.found[1]
+            best_loss = None if found is None else found.facts["best_loss"]
+            other = math.inf if best_loss is None else best_loss
             sure = data is not None
             if best is not None and clearly_less(named[best], asked, sure) and not clearly_less(other, named[best], sure):
                 advice.append(best)
@@ -219,7 +220,7 @@ def input_mistakes(
     view: Prediction, path: Path, scale: float | None, data: Tensor | None, asked: Callable[[Function], Function]
 ) -> Mistakes:
     """The readings of a model that gets scaled states; ``asked`` turns a function from (x, t) to its input into the field's."""
-    from diffode.verify.diagnosis import INPUTS
+    from diffode.verify.field.diagnosis import INPUTS
 
     unit = scale or (1.0 if data is None else float(data.double().var(0).mean().sqrt()))
     named: Mistakes = {}

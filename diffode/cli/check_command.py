@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from diffode.cli.output import apart_from_prints, json_option, print_json
-
-if TYPE_CHECKING:
-    from diffode.verify.verdict import Verdict
-
-#: Signs of a check that passed, failed, or was not made.
-_SIGNS = {True: "ok", False: "WRONG", None: "--"}
-#: Width of a line, in characters.
-_WIDTH = 118
+from diffode.cli.output import apart_from_prints, json_option, print_report
 
 
 @click.command("check")
@@ -41,30 +32,11 @@ def command(
               diffode check my_sampler.py:sample --order 2
               diffode check azula.sample:zEABSampler --option order=3
     """
-    from diffode.verify.sampler import find_sampler
-    from diffode.verify.verdict import check_sampler
+    from diffode.verify import check_sampler
 
     with apart_from_prints():
-        verdict = check_sampler(find_sampler(sampler, order=order, path=path, grid=grid, options=keyword_options(options)))
-    if as_json:
-        findings = [{"topic": f.topic, "passed": f.passed, "text": f.text} for f in verdict.findings]
-        measured = None if verdict.order is None else vars(verdict.order)
-        facts = {"sampler": verdict.sampler, "judged": verdict.judged, "passed": verdict.passed if verdict.judged else None}
-        print_json({**facts, "findings": findings, "order": measured})
-        return _code(verdict)
-    click.echo(f"{verdict.sampler}\n")
-    for finding in verdict.findings:
-        head = f"{_SIGNS[finding.passed]:6s}{finding.topic:20s}"
-        click.echo(textwrap.fill(finding.text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
-    wrong = len(verdict.wrong)
-    against = f"{wrong} finding{'s' if wrong > 1 else ''} against it"
-    click.echo(f"\n{against if wrong else 'nothing wrong was found' if verdict.judged else 'no verdict'}")
-    return _code(verdict)
-
-
-def _code(verdict: Verdict) -> int:
-    """The exit code: 0 for nothing wrong, 1 for something wrong, 4 for no verdict."""
-    return (0 if verdict.passed else 1) if verdict.judged else 4
+        report = check_sampler(sampler, order=order, path=path, grid=grid, options=keyword_options(options))
+    return print_report(report, as_json)
 
 
 def keyword_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from diffode.cli.output import apart_from_prints, json_option, print_checks, print_json
+from diffode.cli.output import apart_from_prints, json_option, print_report
 
 if TYPE_CHECKING:
     import torch
@@ -44,12 +45,12 @@ def command(
     \b
     Example:  diffode check-field my_field.py:noise --kind noise --path vp --dim 2 --data points.npy
     """
-    from diffode import paths, targets
+    from diffode import targets
     from diffode.errors import ArgumentError
     from diffode.extensions import load_attribute
     from diffode.fields import PREDICTIONS
     from diffode.fields.own import row_shape
-    from diffode.verify.diagnosis import diagnose
+    from diffode.verify import check_field
 
     function = load_attribute(field)
     if not callable(function):
@@ -70,28 +71,8 @@ def command(
         if shape is None:
             raise ArgumentError("dim is needed: --dim with the number of coordinates of a row, or its shape such as 3x32x32")
     with apart_from_prints():
-        found = diagnose(function, known, paths.get(path), shape, scale=scale, data=points, seed=seed)
-    if as_json:
-        facts = {
-            "field": field,
-            "passed": found.passed,
-            "advice": list(found.advice),
-            "loss": found.asked[1],
-            "best_reading": None if found.found is None else vars(found.found[0]),
-            "best_loss": None if found.found is None else found.found[1],
-            "checks": [{**vars(check), "passed": check.passed} for check in found.checks],
-        }
-        print_json(facts)
-        return 0 if found.passed else 1
-    print_checks(f"{field} as {kind} on {path}", found.checks)
-    for sentence in found.advice:
-        click.echo(f"FIX  {sentence}")
-    if found.found is not None:
-        click.echo(f"noise left unpredicted: {found.asked[1]:.3f} as it is read, {found.found[1]:.3f} at best (a constant: 1)")
-    if found.advice and points is None:
-        click.echo("judged by its own samples: give --data or --target to be surer")
-    click.echo("nothing wrong was found" if found.passed else "something is wrong")
-    return 0 if found.passed else 1
+        report = check_field(function, known, path, shape, scale=scale, data=points, seed=seed)
+    return print_report(replace(report, subject=f"{field} as {kind} on {path}"), as_json)
 
 
 def _points(file: str) -> torch.Tensor:

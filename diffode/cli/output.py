@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from diffode.verify import Report
 
 _NUMBER = re.compile(r"[-+\d.,/e]*")
 
@@ -107,10 +110,10 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console.print()
 
 
-def print_checks(title: str, checks: Sequence[Any]) -> None:
-    """Print checks as a table with their residuals, tolerances and places."""
-    rows = [
-        ["ok" if c.passed else "FAILED", c.name, f"{c.value:.1e}" if c.value else "0", f"{c.tolerance:g}", c.detail]
-        for c in checks
-    ]  # fmt: skip
-    print_table(title, ["", "check", "residual", "tolerance", "where"], rows)
+def print_report(report: Report, as_json: bool) -> int:
+    """Print a report of checks, as text or as JSON, and return the exit code: 0 passed, 1 failed, 4 not judged."""
+    if as_json:
+        print_json(report.json())
+    else:
+        click.echo(str(report))
+    return report.exit_code

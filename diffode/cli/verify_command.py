@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 import click
 
-from diffode.cli.output import apart_from_prints, json_option, print_checks, print_json, writable
+from diffode.cli.output import apart_from_prints, json_option, print_report, writable
 
 _DEFAULT_PICTURE = "diffode-verify.png"
 
@@ -49,7 +50,7 @@ def command(
               diffode verify my_field.py:velocity --kind velocity --path vp --target ring8
     """
     if derivation:
-        from diffode.verify.symbolic import derivation as derive
+        from diffode.verify.field.symbolic import derivation as derive
 
         for diffusion in (False, True):
             click.echo(derive(diffusion).latex() + "\n")
@@ -58,8 +59,8 @@ def command(
     from diffode.errors import ArgumentError
     from diffode.extensions import load_attribute
     from diffode.fields.own import FieldText, row_shape
-    from diffode.verify.field import verify_field
-    from diffode.verify.picture import save_residuals
+    from diffode.verify import verify_field
+    from diffode.verify.field.picture import save_residuals
 
     file = FilePath(picture)
     if file.suffix != ".png" or not file.parent.is_dir():
@@ -77,24 +78,19 @@ def command(
         own = fields.exact_field(targets.get(field), paths.get(path or "edm"))
     with apart_from_prints():
         report = verify_field(own, **options)
-    checks = [*report.checks]
+    checks = report.checks
     if symbolic:
-        from diffode.verify.symbolic import closed_form_checks, proofs
+        from diffode.verify.field.symbolic import closed_form_checks, proofs
 
-        checks += [*proofs(), *closed_form_checks()]
-    passed = all(check.passed for check in checks)
-    drawn, on = None, own.require_path("a report")
-    if report.residuals is not None:
+        checks = (*checks, *proofs(), *closed_form_checks())
+    drawn, on, residuals = None, own.require_path("a report"), report.facts["residuals"]
+    if residuals is not None:
         drawn = str(file)
         tolerance = next((c.tolerance for c in checks if c.name == "continuity equation"), None)
         what = "continuity equation" if tolerance else "asymmetry of the score's Jacobian"
-        save_residuals(report.residuals, on, f"{field}: {what}", tolerance, file)
-    if as_json:
-        rows = [{**vars(check), "passed": check.passed} for check in checks]
-        print_json({"field": field, "path": on.spec, "passed": passed, "checks": rows, "picture": drawn})
-    else:
-        print_checks(f"{field} on {on.spec}", checks)
-        if drawn:
-            click.echo(f"picture: {drawn}")
-        click.echo(f"{sum(c.passed for c in checks)} of {len(checks)} checks passed")
-    return 0 if passed else 1
+        save_residuals(residuals, on, f"{field}: {what}", tolerance, file)
+    report = replace(report, subject=f"{field} on {on.spec}", checks=checks, facts={"path": on.spec, "picture": drawn})
+    code = print_report(report, as_json)
+    if drawn and not as_json:
+        click.echo(f"picture: {drawn}")
+    return code

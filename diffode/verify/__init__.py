@@ -1,27 +1,33 @@
 """What is proved and measured: the equations of a field, likelihoods, bounds, and what a solver really does."""
 
-from diffode.verify.bounds import Bound, Certificate, certificate
-from diffode.verify.check import Check
-from diffode.verify.contract import contract
-from diffode.verify.equations import Points, Residuals, continuity, fokker_planck, typical_points
-from diffode.verify.evolution import Evolution, evolve
-from diffode.verify.field import FieldReport, verify_field
-from diffode.verify.gaussian import GaussianAnalysis, gaussian
-from diffode.verify.likelihood import log_likelihood, sample_with_likelihood
-from diffode.verify.order import OrderEstimate, fit_order, order, strong_order, weak_order
-from diffode.verify.stability import growth
+from typing import Any
+
+from diffode.verify.field.contract import contract
+from diffode.verify.field.diagnosis import check_field
+from diffode.verify.field.equations import Points, Residuals, continuity, fokker_planck, typical_points
+from diffode.verify.field.evolution import Evolution, evolve
+from diffode.verify.field.likelihood import log_likelihood, sample_with_likelihood
+from diffode.verify.field.verification import verify_field
+from diffode.verify.report import Check, Report, former_name
+from diffode.verify.sampler.verdict import check_sampler
+from diffode.verify.theory.bounds import Bound, Certificate, certificate
+from diffode.verify.theory.gaussian_law import GaussianAnalysis, gaussian
+from diffode.verify.theory.orders import OrderEstimate, fit_order, order, strong_order, weak_order
+from diffode.verify.theory.stability import growth
 
 __all__ = [
     "Bound",
     "Certificate",
     "Check",
     "Evolution",
-    "FieldReport",
     "GaussianAnalysis",
     "OrderEstimate",
     "Points",
+    "Report",
     "Residuals",
     "certificate",
+    "check_field",
+    "check_sampler",
     "continuity",
     "contract",
     "evolve",
@@ -37,3 +43,10 @@ __all__ = [
     "verify_field",
     "weak_order",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FieldReport":
+        former_name("diffode.verify.FieldReport", "diffode.verify.Report")
+        return Report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from diffode.errors import ArgumentError
 from diffode.extensions import library
 from diffode.fields import Field
 from diffode.fields.outward import as_k_diffusion
-from diffode.verify.scheduler_loops import Scheduler, find_scheduler
+from diffode.verify.sampler.scheduler_loops import Scheduler, find_scheduler
 
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
 

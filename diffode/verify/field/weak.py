@@ -27,7 +27,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
 from diffode.randomness import Randomness, generator_from, normal
 from diffode.targets import GaussianMixture
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 _POLYNOMIAL, _REVERSE, _STEIN, _FOURIER, _COMPACT = 1e-12, 1e-7, 1e-8, 1e-12, 1e-8
 #: Standard errors within which a mean that should vanish is taken to: one false alarm in two million for one test.

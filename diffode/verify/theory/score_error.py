@@ -19,7 +19,7 @@ from torch import Tensor
 from diffode.fields import ExactField, Field
 from diffode.randomness import generator_from, normal
 from diffode.targets import GaussianMixture
-from diffode.verify.weak import gauss_hermite
+from diffode.verify.field.weak import gauss_hermite
 
 Method = Literal["affine", "quadrature", "draws"]
 

@@ -20,7 +20,7 @@ import sympy as sp
 import torch
 
 from diffode import fields, paths, targets
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 _DIGITS = 50
 _SYMBOLIC, _FLOAT64 = 1e-45, 1e-12

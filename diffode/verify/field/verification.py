@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffode.fields import ExactField, Field
-from diffode.verify.check import Check
-from diffode.verify.contract import contract
-from diffode.verify.equations import Density, Points, Residuals, continuity, jacobian, pointwise, precision, typical_points
-from diffode.verify.evolution import evolution_checks, mass_check
-from diffode.verify.likelihood import likelihood_checks
-from diffode.verify.weak import ETAS, sampled_check, weak
+from diffode.verify.field.contract import contract
+from diffode.verify.field.equations import (
+    Density,
+    Points,
+    Residuals,
+    continuity,
+    jacobian,
+    pointwise,
+    precision,
+    typical_points,
+)
+from diffode.verify.field.evolution import evolution_checks, mass_check
+from diffode.verify.field.likelihood import likelihood_checks
+from diffode.verify.field.weak import ETAS, sampled_check, weak
+from diffode.verify.report import Check, Report
 
 #: Beyond so many dimensions no density is followed along a flow.
 _LIKELIHOOD_DIM = 64
-
-
-@dataclass(frozen=True)
-class FieldReport:
-    """The checks, and the residual of the continuity equation (without a density: the asymmetry of the score's Jacobian)."""
-
-    checks: tuple[Check, ...]
-    residuals: Residuals | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
 
 
 def verify_field(
@@ -41,7 +36,7 @@ def verify_field(
     truth: ExactField | None = None,
     dim: int | Sequence[int] | None = None,
     seed: int = 5,
-) -> FieldReport:
+) -> Report:
     """Verify a field by all that applies to it.
 
     Args:
@@ -53,6 +48,10 @@ def verify_field(
         seed: of the points.
 
     A check that can't be made because the field fails in it is a failed check that says why.
+
+    Returns:
+        A report with the facts ``"path"``, its spec, and ``"residuals"``: the :class:`diffode.verify.Residuals` of the
+        continuity equation, without a density those of the symmetry of the score's Jacobian, or None.
 
     >>> import diffode
     >>> verify_field(diffode.exact_field("bimodal1d", "vp")).passed
@@ -72,14 +71,19 @@ def verify_field(
     except Exception as error:  # a user's code may raise anything
         start = path.prior((4, *shape), generator=seed)
         checks = contract(field, start, path.t_max)
-        return FieldReport((*checks, Check("can be followed from noise to data", float("inf"), 0.0, str(error))), None)
+        failed = Check("can be followed from noise to data", float("inf"), 0.0, str(error))
+        return _report(field, [*checks, failed])
     middle = len(where.times) // 2
     checks = contract(field, where.points[middle][:3], where.times[middle])
     if not all(check.passed for check in checks[:2]):
-        return FieldReport(tuple(checks), None)
+        return _report(field, checks)
     for group in _groups(field, where, known, data, truth):
         checks += group
-    return FieldReport(tuple(checks), _residuals(field, where, known))
+    return _report(field, checks, _residuals(field, where, known))
+
+
+def _report(field: Field, checks: Sequence[Check], residuals: Residuals | None = None) -> Report:
+    return Report(repr(field), tuple(checks), facts={"path": field.require_path("its law").spec, "residuals": residuals})
 
 
 def _groups(

@@ -18,9 +18,9 @@ from diffode.paths import get as get_path
 from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
 from diffode.specs import parse_spec
-from diffode.verify import foreign
-from diffode.verify.scheduler_levels import PURE_NOISE, CannotJudgeError
-from diffode.verify.scheduler_loops import Scheduler
+from diffode.verify.sampler import foreign
+from diffode.verify.sampler.scheduler_levels import PURE_NOISE, CannotJudgeError
+from diffode.verify.sampler.scheduler_loops import Scheduler
 
 #: Runs a sampler: the field, the start x (B, *shape), decreasing times, a generator for its noise.
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]

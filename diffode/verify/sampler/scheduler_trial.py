@@ -19,9 +19,10 @@ from diffode.fields import ExactField
 from diffode.flows import reference
 from diffode.targets import GaussianMixture
 from diffode.targets.target import Target
-from diffode.verify.order import OrderEstimate, fit_order
-from diffode.verify.scheduler_loops import STEPS, Scheduler
-from diffode.verify.trial import TARGET, Bench, Finding
+from diffode.verify.report import Check
+from diffode.verify.sampler.scheduler_loops import STEPS, Scheduler
+from diffode.verify.sampler.trial import TARGET, Bench
+from diffode.verify.theory.orders import OrderEstimate, fit_order
 
 _POINTS = 24
 #: Levels are kept in float32: an error below this share of the largest state is rounding.
@@ -39,7 +40,7 @@ _DRAWS, _DEVIATIONS, _SHARE, _LAW_STEPS = 10_000, 5.0, 0.02, (50, 100)
 _LEFT = 0.75
 
 
-def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Finding], OrderEstimate | None]:
+def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Check], OrderEstimate | None]:
     """The slope of the error between its own levels, at their x of unit size, and whether the error falls at all."""
     exact = bench.field()
     errors: list[tuple[float, ...]] = []
@@ -54,25 +55,25 @@ def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Finding], OrderEstim
     found = [error[best] for error in errors]
     shown = f"errors {', '.join(f'{e:.1e}' for e in found)} at {', '.join(map(str, STEPS))} steps between its own levels"
     if not all(math.isfinite(error) for error in found):
-        return [Finding("limit", False, f"errors are not finite: {shown}")], None
+        return [Check.found("limit", False, f"errors are not finite: {shown}")], None
     try:
         estimate = fit_order(STEPS, found, _ROUNDING / 30 * max(exact.scale, 1.0))
     except ArgumentError:
         good = found[-1] < _HARMLESS * exact.scale
-        return [Finding("limit", good, f"exact to rounding: {shown}" if good else f"does NOT converge: {shown}")], None
+        return [Check.found("limit", good, f"exact to rounding: {shown}" if good else f"does NOT converge: {shown}")], None
     # The first errors of a coarse grid may lie anywhere; all levels together say whether they fall.
     overall = -_slope([math.log(n) for n in STEPS], [math.log(max(e, 1e-300)) for e in found])
     stuck = overall < _FALLS and estimate.slope < _FALLS and found[-1] > _HARMLESS * exact.scale
     says = "does NOT converge to the flow of the field: more steps do not help" if stuck else "converges to the exact flow"
-    limit = Finding("limit", not stuck, f"{says}: {shown}")
+    limit = Check.found("limit", not stuck, f"{says}: {shown}")
     measured = f"order {estimate.slope:.2f} measured between its own levels (95 %: {estimate.low:.2f} to {estimate.high:.2f})"
     claimed = bench.sampler.claimed
     if claimed is None:
-        return [Finding("order", None, f"{measured}; none is claimed"), limit], estimate
+        return [Check.found("order", None, f"{measured}; none is claimed"), limit], estimate
     if estimate.slope >= claimed - _SHORT:
-        return [Finding("order", True, f"order {claimed} as claimed: {measured}"), limit], estimate
+        return [Check.found("order", True, f"order {claimed} as claimed: {measured}"), limit], estimate
     text = f"order {claimed} is claimed, which its own levels, rounded to training steps, do not settle: {measured}"
-    return [Finding("order", None, text), limit], estimate
+    return [Check.found("order", None, text), limit], estimate
 
 
 def _slope(x: list[float], y: list[float]) -> float:
@@ -89,7 +90,7 @@ def _ends(exact: ExactField, rho: Sequence[float], x: Tensor) -> list[Tensor]:
     return ends
 
 
-def law(bench: Bench, scheduler: Scheduler) -> list[Finding]:
+def law(bench: Bench, scheduler: Scheduler) -> list[Check]:
     """Moments of the end on a Gaussian, and its distance to the law of a mixture, from exact draws at its own first level."""
     gaussian = GaussianMixture([1.0], [[_MEAN]], [[_VARIANCE]])
     return [
@@ -100,7 +101,7 @@ def law(bench: Bench, scheduler: Scheduler) -> list[Finding]:
 
 def _judged(
     topic: str, bench: Bench, scheduler: Scheduler, target: Target, measure: Callable[[Tensor, Tensor, float], float], what: str
-) -> Finding:
+) -> Check:
     exact = fields.ExactField(target, bench.path)
     found: list[float] = []
     for steps in _LAW_STEPS:
@@ -115,12 +116,12 @@ def _judged(
             noise = measure(exact.marginal(_DRAWS, rho[-1], generator=11) / unit, true[0] / unit, exact.scale)
         if found[-1] <= _SHARE + 2 * noise + _DEVIATIONS / math.sqrt(_DRAWS):
             text = f"{what}: off by {found[-1]:.4f} at {steps} steps ({_DRAWS} draws; exact draws: {noise:.4f})"
-            return Finding(topic, True, f"converges to the right law, {text}" if topic == "limit" else text)
+            return Check.found(topic, True, f"converges to the right law, {text}" if topic == "limit" else text)
     falls = found[1] < _LEFT * found[0]
     text = f"{what}: off by {found[0]:.4f} at {_LAW_STEPS[0]} steps and {found[1]:.4f} at {_LAW_STEPS[1]}"
     if falls:
-        return Finding(topic, True, f"{text}, which falls")
-    return Finding(
+        return Check.found(topic, True, f"{text}, which falls")
+    return Check.found(
         topic, False, f"{text}: more steps do not help" if topic == "moments" else f"ANOTHER law than the field's: {text}"
     )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
 from diffode.numerics.butcher import KUTTA
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 Equation = Literal["fokker_planck", "continuity"]
 _MASS, _CONSERVED, _ORDER = 1e-10, 1e-12, 0.3

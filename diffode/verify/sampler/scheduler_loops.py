@@ -19,7 +19,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError, suggestion
 from diffode.extensions import library
 from diffode.fields import Field
-from diffode.verify.scheduler_levels import CannotJudgeError, Level, Run, both, exploding, of_table, reading, rho_of
+from diffode.verify.sampler.scheduler_levels import CannotJudgeError, Level, Run, both, exploding, of_table, reading, rho_of
 
 #: Steps that divide 1000: a list of every k-th training level then begins near the last one.
 STEPS = (10, 20, 50, 100, 200)

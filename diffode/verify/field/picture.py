@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diffode.output_files import write_whole
 from diffode.paths import Path
-from diffode.verify.equations import Residuals
+from diffode.verify.field.equations import Residuals
 
 #: Residuals below this are drawn as this: exact zeros have no logarithm.
 _LEAST = 1e-18

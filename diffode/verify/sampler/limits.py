@@ -12,7 +12,8 @@ from diffode.errors import DiffodeError
 from diffode.fields import ExactField
 from diffode.randomness import keyed
 from diffode.targets import GaussianMixture
-from diffode.verify.trial import TARGET, Bench, Finding
+from diffode.verify.report import Check
+from diffode.verify.sampler.trial import TARGET, Bench
 
 #: Draws for moments, standard errors that they may be off, and the share of a moment that 400 steps may be off.
 _DRAWS, _DEVIATIONS, _SHARE, _LAW_STEPS = 40_000, 5.0, 0.02, 400
@@ -28,24 +29,24 @@ def _gaussian(bench: Bench) -> tuple[GaussianMixture, ExactField]:
     return target, fields.exact_field(target, bench.path)
 
 
-def moments(bench: Bench) -> Finding:
+def moments(bench: Bench) -> Check:
     """On a Gaussian the field is affine, and so is a sampler made of sums: its output's moments are exact, without sampling."""
     once, bend = _errors(bench, _LAW_STEPS)
     if bend > 1e-6:
-        return Finding("moments", None, f"not affine on a Gaussian (it bends by {bend:.1e}): moments are not read off")
+        return Check.found("moments", None, f"not affine on a Gaussian (it bends by {bend:.1e}): moments are not read off")
     text = (
         f"on a Gaussian, {_LAW_STEPS} steps: mean off by {abs(once[0]):.1e} deviations, "
         f"variance by {abs(once[1]):.1e} of itself"
     )
     if max(map(abs, once)) < _SHARE:
-        return Finding("moments", True, text)
+        return Check.found("moments", True, text)
     # A method of first order on a grid that does not suit it: what counts is where more steps lead.
     twice, _ = _errors(bench, 2 * _LAW_STEPS)
     left = max(abs(2 * two - one) for one, two in zip(once, twice, strict=True))
     text += f"; {2 * _LAW_STEPS}: {abs(twice[0]):.1e} and {abs(twice[1]):.1e}, which " + (
         "goes to 0" if left < _LIMIT else f"leaves {left:.1e} with any number of steps"
     )
-    return Finding("moments", left < _LIMIT, text)
+    return Check.found("moments", left < _LIMIT, text)
 
 
 def _errors(bench: Bench, steps: int) -> tuple[tuple[float, float], float]:
@@ -66,7 +67,7 @@ def _errors(bench: Bench, steps: int) -> tuple[tuple[float, float], float]:
     return ((mean - true_mean) / math.sqrt(true_variance), variance / true_variance - 1), bend
 
 
-def law(bench: Bench) -> list[Finding]:
+def law(bench: Bench) -> list[Check]:
     """Mean and variance of the output on a Gaussian, and the share of a mixture's modes, within their intervals."""
     _, exact = _gaussian(bench)
     path, times = bench.path, bench.times(_LAW_STEPS)
@@ -83,10 +84,10 @@ def law(bench: Bench) -> list[Finding]:
         f"on a Gaussian, {_LAW_STEPS} steps, {_DRAWS} draws: mean off by {mean_error / deviation:+.3f} deviations, variance by "
         f"{variance_error:+.3f} of itself (allowed {allowed[0] / deviation:.3f} and {allowed[1]:.3f})"
     )
-    return [Finding("moments", good, text), _mixture_law(bench, times)]
+    return [Check.found("moments", good, text), _mixture_law(bench, times)]
 
 
-def _mixture_law(bench: Bench, times: Sequence[float]) -> Finding:
+def _mixture_law(bench: Bench, times: Sequence[float]) -> Check:
     exact = fields.exact_field(bench.target, bench.path)
     x, true = (exact.marginal(_DRAWS, t, generator=keyed(k, "law"))[:, 0] for k, t in enumerate((times[0], times[-1])))
     end = bench.run(exact, x[:, None], times, 8)[:, 0]
@@ -95,22 +96,22 @@ def _mixture_law(bench: Bench, times: Sequence[float]) -> Finding:
     allowed = 4 * floor / exact.scale + _SHARE
     text = f"distance to the law of {TARGET}: {distance:.4f} of its scale (exact draws: {floor / exact.scale:.4f})"
     good = distance <= allowed
-    return Finding("limit", good, ("converges to the right law: " if good else "ANOTHER law than the field's: ") + text)
+    return Check.found("limit", good, ("converges to the right law: " if good else "ANOTHER law than the field's: ") + text)
 
 
-def to_zero(bench: Bench) -> Finding:
+def to_zero(bench: Bench) -> Check:
     """A grid whose last step goes to sigma = 0."""
     if not bench.sampler.to_zero:
-        return Finding("sigma = 0", None, "not asked: it lays its own grid")
+        return Check.found("sigma = 0", None, "not asked: it lays its own grid")
     x = bench.start(4)
     try:
         end = bench.run(bench.watched(), x, bench.times(20, to_zero=True))
     except DiffodeError as error:
-        return Finding("sigma = 0", None, f"refuses a last step to sigma = 0: {error}")
+        return Check.found("sigma = 0", None, f"refuses a last step to sigma = 0: {error}")
     except Exception as error:
-        return Finding("sigma = 0", False, f"raises {type(error).__name__} in a last step to sigma = 0: {error}")
+        return Check.found("sigma = 0", False, f"raises {type(error).__name__} in a last step to sigma = 0: {error}")
     if not bool(torch.isfinite(end).all()):
-        return Finding("sigma = 0", False, "gives non-finite values in a last step to sigma = 0")
+        return Check.found("sigma = 0", False, "gives non-finite values in a last step to sigma = 0")
     times = bench.times(19)
     before = bench.run(bench.watched(), x, times)
     scale = fields.exact_field(bench.target, bench.path).scale
@@ -121,5 +122,5 @@ def to_zero(bench: Bench) -> Finding:
     astray = float(((end - components[0]).abs() / components[1]).amin(1).max())
     text = f"a last step to sigma = 0 is finite, {moved:.1e} of the scale from where it ends without"
     if astray > _ASTRAY and moved > allowed:
-        return Finding("sigma = 0", False, f"{text}, and {astray:.0f} deviations from any mode: that is no sample")
-    return Finding("sigma = 0", True, text)
+        return Check.found("sigma = 0", False, f"{text}, and {astray:.0f} deviations from any mode: that is no sample")
+    return Check.found("sigma = 0", True, text)

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffode import solvers
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 #: A log-density: x (B, *shape) and a time, a float or (B,), to (B,).
 Density = Callable[[Tensor, "float | Tensor"], Tensor]

@@ -29,8 +29,8 @@ from diffode.errors import ArgumentError, FieldError
 from diffode.fields import ExactField, Field
 from diffode.flows import reference
 from diffode.targets import GaussianMixture
-from diffode.verify.affine import Distances, gaussian_distances
-from diffode.verify.score_error import affine_slope, draws_at, score_error
+from diffode.verify.theory.affine import Distances, gaussian_distances
+from diffode.verify.theory.score_error import affine_slope, draws_at, score_error
 
 LipschitzKind = Literal["given", "exact", "bound", "estimate"]
 #: Simpson's rule on every second node differs by 15 of its errors: an eighth of that covers one twice.

@@ -1,15 +1,6 @@
 """Hypothesis strategies for property tests: mixtures, paths, grids, solvers, fields and points.
 
-An example consists of a seed and a few structural integers, so that it shrinks to the smallest structure that fails, and can be
-named in a report. Use them in your own tests:
-
-    from hypothesis import given
-    from diffode import testing
-
-    @given(testing.fields(), testing.seeds())
-    def test_my_field(field, seed): ...
-
-Needs hypothesis: ``pip install hypothesis``.
+Every example is a seed and a few structural integers, so that it shrinks to the smallest structure that fails.
 """
 
 from __future__ import annotations
@@ -34,7 +25,7 @@ try:
     from hypothesis import strategies as st
     from hypothesis.strategies import SearchStrategy
 except ImportError as error:
-    raise ArgumentError("diffode.testing needs hypothesis: pip install hypothesis") from error
+    raise ArgumentError("strategies of diffode.testing need hypothesis: pip install hypothesis") from error
 
 Kind = Literal["isotropic", "diagonal", "full", "low_rank"]
 KINDS: tuple[Kind, ...] = ("isotropic", "diagonal", "full", "low_rank")

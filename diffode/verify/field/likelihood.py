@@ -26,7 +26,7 @@ from diffode.flows import reference
 from diffode.flows.integrated import check_leaves_zero, least_rho
 from diffode.input_files import shown
 from diffode.randomness import Randomness, generator_from, row_generators
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 _ROUND_TRIP, _ALL_SIGNS = 1e-10, 1e-11
 _RTOL = 1e-10

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffode.errors import DiffodeError
 from diffode.fields import Field
 from diffode.fields.field import SAME_TIMES
-from diffode.verify.check import Check
+from diffode.verify.report import Check
 
 _FAILED = float("inf")
 

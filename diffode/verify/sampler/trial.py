@@ -1,4 +1,4 @@
-"""A sampler under trial: the fields it runs on, watched, and one sentence for each thing found out."""
+"""A sampler under trial: the fields it runs on, watched, with the grids and starts that all checks share."""
 
 from __future__ import annotations
 
@@ -17,19 +17,10 @@ from diffode.randomness import keyed
 from diffode.targets import GaussianMixture
 from diffode.targets import get as get_target
 from diffode.targets.target import Scalar, Target
-from diffode.verify.sampler import Sampler
+from diffode.verify.sampler.subject import Sampler
 
 #: The one-dimensional mixture whose flow is known exactly.
 TARGET = "bimodal1d"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence of a verdict; ``passed`` is None for a remark that is neither good nor bad."""
-
-    topic: str
-    passed: bool | None
-    text: str
 
 
 class Watched(ExactField):
