@@ -138,3 +138,8 @@ def test_a_sampler_made_elsewhere_has_its_own_options():
     with pytest.raises(ArgumentError, match="grid must be left out for a Sampler"):
         verify.check_sampler(sampler, grid="karras")
     assert verify.check_sampler(sampler).passed
+
+
+def test_a_sampler_is_run_on_a_path_or_its_spec_alike():
+    one, other = (verify.check_sampler("ddim", path=path) for path in ("vp", diffode.paths.get("vp")))
+    assert one.facts["order"] == other.facts["order"]

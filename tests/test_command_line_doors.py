@@ -82,6 +82,7 @@ DOORS = {
     "solvers.Solver.within": lambda **k: solvers.get("dpm").within(**({"path": "edm", "grid": "karras", "nfe": 5} | k)),
     "solvers.solve": lambda **k: diffode.solve(exact(), start(), **({"solver": "dpmpp", "grid": "karras", "nfe": 4} | k)).x,
     "targets.tags": targets.tags,
+    "verify.check_field": lambda path: verify.check_field(exact().noise, "noise", path, 1, scale=exact().scale).facts["loss"],
     "verify.gaussian": lambda **k: verify.gaussian(
         **({"solver": "ddim", "eigenvalues": [0.6], "path": "edm", "grid": "karras", "steps": 4} | k)
     ).split,
@@ -116,6 +117,7 @@ OWN = {
     "grids.check_registered": "for texts out of files", "fields.TrainedField": "made by load_trained",
     "solvers.DirectSolver": "followed by solve, which has a line; writes no table",
     "solvers.Solver.times_on": "what tableau asks for its times",
+    "verify.check_sampler": "its grid is a family of grids, which only a text names",
 }  # fmt: skip
 
 

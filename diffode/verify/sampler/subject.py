@@ -14,6 +14,7 @@ from diffode import grids, solvers
 from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
 from diffode.fields import Field
+from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
@@ -39,7 +40,7 @@ class Sampler:
         run: how it is run.
         claimed: the order its authors claim, or None.
         promised: evaluations of a run with so many steps, or None: then what 10 and 20 steps cost is taken as the rule.
-        path: spec of the path it is run on.
+        path: the path it is run on, or its spec.
         grid: family of grids it is run on.
         to_zero: whether it can be asked to end at sigma = 0.
         documented: what its own documentation says where that differs from the claim.
@@ -52,7 +53,7 @@ class Sampler:
     run: Run
     claimed: int | None = None
     promised: Callable[[int], int] | None = None
-    path: str = "edm"
+    path: Path | str = "edm"
     grid: str = "karras"
     to_zero: bool = True
     documented: str = ""
@@ -65,7 +66,7 @@ def find_sampler(
     text: str | Solver | Callable[..., Any],
     *,
     order: int | None = None,
-    path: str | None = None,
+    path: Path | str | None = None,
     grid: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Sampler:

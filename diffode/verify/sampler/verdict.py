@@ -39,7 +39,7 @@ def check_sampler(
     sampler: Sampler | Solver | Callable[..., Any] | str,
     *,
     order: int | None = None,
-    path: str | None = None,
+    path: paths.Path | str | None = None,
     grid: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -50,7 +50,8 @@ def check_sampler(
             of a diffode solver, a function ``(field, x, times)`` or ``(field, x, times, generator)``, a k-diffusion function
             ``(model, x, sigmas, ...)`` or an azula sampler's class; such an object itself; or a ``Sampler``.
         order: the order claimed, if the sampler does not say.
-        path, grid: specs to run on, instead of the usual ones.
+        path: to run on instead of the usual one, or its spec.
+        grid: spec of the family of grids to run on, instead of the usual one.
         options: keyword options of a sampler of another library.
 
     Returns:
