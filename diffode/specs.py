@@ -349,9 +349,19 @@ def _bound(function: Any) -> tuple[Any, ...]:
     return (cells, function.__defaults__, function.__kwdefaults__)
 
 
+def parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """The parameters of a maker; None for one without a signature, as some classes of Python's own are."""
+    try:
+        return list(inspect.signature(make).parameters.values())
+    except ValueError:
+        return None
+
+
 def option_names(make: Callable[..., Any]) -> Iterable[str] | None:
     """The keyword names a maker accepts, or None if it takes any."""
-    parameters = inspect.signature(make).parameters.values()
+    parameters = parameters_of(make)
+    if parameters is None:
+        return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

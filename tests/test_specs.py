@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffode
+from diffode.cli.list_command import options_of_maker
 from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
-from diffode.specs import Registry, format_spec, parse_spec
+from diffode.specs import Registry, format_spec, option_names, parse_spec
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 reserved = {"true", "false", "none", "nan", "inf", "infinity"}
@@ -48,6 +49,14 @@ def test_a_registry_refuses_a_class_that_lacks_methods_and_names_them():
     with pytest.raises(ArgumentError, match=r"'half' can't be made: its class Half has no order$"):
         diffode.solvers.register("half", Half)
     assert "half" not in diffode.solvers.names()
+
+
+def test_a_maker_without_a_signature_takes_what_it_takes():
+    registry = Registry("thing")
+    registry.register("own", dict)
+    assert option_names(dict) is None
+    assert options_of_maker(dict) == {}
+    assert registry.make("own:a=1") == {"a": 1}
 
 
 def test_the_same_definition_run_again_replaces_what_it_registered():

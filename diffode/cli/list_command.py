@@ -80,10 +80,10 @@ def options_of_maker(make: Callable[..., Any]) -> dict[str, str]:
     >>> options_of_maker(solvers.registry.entry("dpmpp_2m_sde").make)["form"]
     'midpoint (or heun)'
     """
-    from diffode.specs import written_value
+    from diffode.specs import parameters_of, written_value
 
     found = {}
-    for parameter in inspect.signature(make).parameters.values():
+    for parameter in parameters_of(make) or ():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or parameter.name == "outcome":
             continue
         text = "..." if parameter.default is parameter.empty else written_value(parameter.default)
