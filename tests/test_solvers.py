@@ -343,6 +343,22 @@ def test_dpm_fast_spends_its_budget_and_never_runs_into_infinity():
         diffode.solve(field, x, solver="dpm_fast:evaluations=7", grid=[80.0, 0.1], nfe=10)
 
 
+def test_classes_without_a_name_have_names_of_their_own():
+    class One(solvers.DirectSolver):
+        order = 1
+
+        def follow(self, field, x, times, generator):
+            return solvers.Journey(x[None].expand(len(times), *x.shape))
+
+    class Two(One):
+        pass
+
+    class Other(solvers.Heun):
+        pass
+
+    assert (One().spec, Two().spec, Other().spec) == ("One", "Two", "heun")
+
+
 def test_every_class_of_the_registry_is_public_and_makes_what_its_spec_makes():
     classes = {entry.make for entry in map(solvers.registry.entry, solvers.names()) if isinstance(entry.make, type)}
     own = {each for each in classes if each.__module__.startswith("diffode.solvers.")}

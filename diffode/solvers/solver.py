@@ -41,8 +41,8 @@ class Solver(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if not hasattr(cls, "name"):
-            # A class that is used without being registered has the name of the class.
+        if getattr(cls, "name", None) in (None, *(base.__name__ for base in cls.__mro__[1:])):
+            # A class that is given no name has that of the class, and hands it on to none that derives from it.
             cls.name = cls.__name__
 
     def __post_init__(self) -> None:
