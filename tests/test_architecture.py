@@ -77,6 +77,32 @@ def test_no_public_name_is_that_of_a_module_beside_it(room):
     assert not modules & set(public)
 
 
+#: Imports inside functions, each with what it is put off for; those of the command line are put off until a command needs them.
+LAZY = {
+    ("adapters/__init__.py", "diffode"): "an adapter's other library",
+    ("adapters/__init__.py", "diffode.extensions"): "an adapter's other library",
+    ("adapters/adapted.py", "diffode.verify.field.diagnosis"): "SymPy, which a field without mistakes needs not",
+    ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
+    ("testing/__init__.py", "diffode.testing"): "hypothesis, which the laws need not",
+    ("verify/sampler/__init__.py", "diffode.verify.report"): "names of the last version",
+    ("verify/sampler/__init__.py", "diffode.verify.sampler"): "names of the last version",
+}
+
+
+def test_imports_inside_functions_are_those_that_are_listed():
+    found = set()
+    for file in FILES:
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef) and room_of(file) != "cli":
+                place = str(file.relative_to(PACKAGE))
+                for node in ast.walk(function):
+                    if isinstance(node, ast.ImportFrom):
+                        found.add((place, node.module))
+                    elif isinstance(node, ast.Import):
+                        found.update((place, alias.name) for alias in node.names)
+    assert found == set(LAZY)
+
+
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
 
 

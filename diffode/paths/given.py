@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.paths.path import Path, Time, ops, softplus
+from diffode.specs import format_spec, options_of
 
 #: Values of the last alpha^2 that mean no signal is left (arXiv 2305.08891): 0, and 2^-24, which diffusers may write for it.
 NO_SIGNAL = (0.0, 2.0**-24)
@@ -206,8 +207,6 @@ class DDPM(Tabulated):
     @property
     def spec(self) -> str:
         """The spec that rebuilds this path."""
-        from diffode.specs import format_spec, options_of
-
         options = options_of(self)
         if options.get("t_max") == self.levels:
             del options["t_max"]
