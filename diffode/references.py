@@ -1,9 +1,16 @@
 """The former name of :mod:`diffode.flows`, kept for one version."""
 
 import warnings
+from typing import Any
 
-from diffode.flows import Reference, flow_states, reference
+from diffode import flows
 
-__all__ = ["Reference", "flow_states", "reference"]
+#: What has moved.
+_MOVED = ("Reference", "flow_states", "reference")
 
-warnings.warn("diffode.references is diffode.flows now", DeprecationWarning, stacklevel=2)
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"diffode.references.{name} is diffode.flows.{name} now", DeprecationWarning, stacklevel=2)
+    return getattr(flows, name)

@@ -84,8 +84,8 @@ def test_gradients_by_the_coefficients_are_those_of_differences(problems):
         own = chosen.member == 1
         return float(codebook.log_errors(moved, chosen, few, training.recipe.floor)[own].mean())
 
-    gradient, curvature, size = codebook._system(features, gradients, curvatures, chosen.member == 1)
-    gradient = (gradient * size).reshape(members[1].shape)
+    system = codebook._system(features, gradients, curvatures, chosen.member == 1)
+    gradient = (system.gradient * system.size).reshape(members[1].shape)
     # The weights are cut off for the smallest errors, which changes the gradient by little, and the sum over starts by none.
     for place in ((0, 0), (0, 4), (1, 5), (2, 8), (0, 10), (3, 9)):
         step = 1e-6
@@ -93,8 +93,8 @@ def test_gradients_by_the_coefficients_are_those_of_differences(problems):
         up[1][place] += step
         down[1][place] -= step
         assert float(gradient[place]) == pytest.approx((loss(up) - loss(down)) / (2 * step), rel=2e-2, abs=1e-6)
-    assert torch.linalg.eigvalsh(curvature).min() > -1e-12
-    torch.testing.assert_close(curvature.diagonal(), torch.ones_like(size))
+    assert torch.linalg.eigvalsh(system.curvature).min() > -1e-12
+    torch.testing.assert_close(system.curvature.diagonal(), torch.ones_like(system.size))
 
 
 def test_the_candidates_that_cover_best_are_chosen():

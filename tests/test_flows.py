@@ -188,3 +188,11 @@ def test_wrong_points_and_times_are_named(arguments, message):
         diffode.flow(field, 1.0)
     with pytest.raises(ArgumentError, match="field must be a diffode field, got str"):
         diffode.flow("ring8")
+
+
+def test_the_former_name_says_what_it_is_called_now():
+    with pytest.warns(DeprecationWarning, match="is diffode.flows.reference now"):
+        from diffode.references import reference
+    assert reference is diffode.reference
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        diffode.references.other  # noqa: B018

@@ -11,7 +11,7 @@ def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
     """Coefficients, lowest power first, of the Lagrange polynomials of the nodes.
 
     >>> [coefficients.tolist() for coefficients in lagrange([0.0, 1.0])]
-    [[1.0, -1.0], [-0.0, 1.0]]
+    [[1.0, -1.0], [0.0, 1.0]]
     """
     result = []
     for j, node in enumerate(nodes):
