@@ -1,4 +1,4 @@
-"""What training asks of its arguments: a field with a path, the shape of its rows, seeds, seconds, finite levels."""
+"""Checks of the arguments of training: a field with a path, the shape of its rows, seeds and finite levels."""
 
 from __future__ import annotations
 

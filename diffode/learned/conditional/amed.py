@@ -1,4 +1,4 @@
-r"""AMED learned: a small network predicts, for every sample and step, where the inner evaluation lies, and scales.
+r"""Learned AMED: for every sample and step a small network predicts the time of the inner evaluation and two scales.
 
 The original (Zhou et al., arXiv 2312.00094) reads the mean of a UNet's bottleneck. Here the features are ones that every field
 has: the normalised state :math:`z/\sqrt{\rho^2 + s^2}`, the noise prediction, their norms and the angle between them; a hook
