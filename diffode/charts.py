@@ -1,7 +1,7 @@
 r"""Charts: the variables in which the probability-flow ODE is smooth, and in which solvers integrate.
 
 In a chart the equation reads :math:`dz = m\, d\theta`, with state :math:`z = x/S(t)`, clock :math:`\theta(t)` and a predicted
-quantity m, which is what the field is asked for. Multistep solvers replace m by a polynomial in a variable
+quantity m, which is the view that the field gives. Multistep solvers replace m by a polynomial in a variable
 :math:`\tau(t)` of the chart and integrate exactly; Runge-Kutta solvers step in the clock.
 
 =================  ===========  ==================  ====================  ====================
@@ -36,15 +36,15 @@ from diffode.numerics.polynomials import weights_of
 from diffode.paths import VP, Path
 from diffode.paths import get as get_path
 
-#: Gauss-Legendre nodes and weights on [-1, 1].
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+#: Nodes and weights of Gauss-Legendre quadrature on [-1, 1].
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 class Chart(ABC):
-    """A change of variables for one path or its spec (None only in the velocity chart)."""
+    """A change of variables for one path, given as a path or its spec, or None in the velocity chart."""
 
     name: ClassVar[str]
-    #: What the field is asked for.
+    #: The view that the field gives for m.
     prediction: ClassVar[Prediction]
 
     def __init__(self, path: Path | str | None):
@@ -55,7 +55,7 @@ class Chart(ABC):
 
     @property
     def path(self) -> Path:
-        """The path; an error says how to give one."""
+        """The path; if there is none, the error says how to give one."""
         if self._path is None:
             raise ArgumentError(f"chart {self.name!r} needs a path: Field.from_velocity(fn, path=diffode.paths.get('edm'))")
         return self._path
@@ -77,15 +77,15 @@ class Chart(ABC):
         """S(t) times the integral of u^k d theta over the step s -> t, k = 0..count-1."""
 
     def variable(self, t: float) -> float:
-        """tau(t), in which polynomials are fitted; the clock unless the chart says otherwise."""
+        """tau(t), the variable of the polynomials; by default the clock."""
         return self.clock(t)
 
     def advance(self, s: float, t: float) -> float:
-        """S(t)(theta_t - theta_s): what a constant m contributes to x over the step."""
+        """S(t)(theta_t - theta_s): the factor of a constant m in x after the step."""
         return self.moments(s, t, 1)[0]
 
     def ratio(self, s: float, t: float) -> float:
-        """S(t)/S(s): what the state contributes to x over the step."""
+        """S(t)/S(s): the factor of x before the step in x after it."""
         return self.scale(t) / self.scale(s)
 
     def spread(self, s: float, t: float) -> float:
@@ -93,7 +93,7 @@ class Chart(ABC):
         return 0.0
 
     def noise_clock(self, t: float) -> float:
-        """Increasing from noise to data; the noise of a step is the increment of one Brownian motion over this clock."""
+        """A clock that increases from noise to data, over which the noise of a step is the increment of one Brownian motion."""
         return -t
 
     def ends_singular(self, t: float) -> bool:
@@ -103,8 +103,8 @@ class Chart(ABC):
     def adams(self, nodes: Sequence[float], s: float, t: float, moments: Sequence[float] | None = None) -> list[float]:
         """Weights of m at the times ``nodes`` in the step s -> t: the exact integral of their interpolation polynomial.
 
-        With the current and past nodes these are the variable-step Adams-Bashforth weights of the chart (for ``data``, the
-        exponential ones); with t among the nodes, Adams-Moulton. ``moments`` replaces those of the chart.
+        With the current and past nodes these are the variable-step Adams-Bashforth weights of the chart (exponential ones for
+        ``data``); with t among the nodes, those of Adams-Moulton. ``moments`` replaces the moments of the chart.
         """
         if len(nodes) == 1:
             return [self.advance(s, t)]
@@ -171,13 +171,13 @@ class NoiseTimeChart(NoiseChart):
     _time_axis = VP()
 
     def variable(self, t: float) -> float:
-        """Time at which the linear VP path has the same rho, whatever the path: the axis DEIS was made for."""
+        """Time at which the linear VP path has the same rho, whatever the path; DEIS fits polynomials in it."""
         return self._time_axis.time_from_rho(self.clock(t))
 
     def moments(self, s: float, t: float, count: int) -> list[float]:
-        """By Gauss-Legendre quadrature in asinh rho, in which the VP time is smooth from rho = 0 to 1e3."""
+        """The moments by Gauss-Legendre quadrature in asinh rho, in which the VP time is smooth from rho = 0 to 1e3."""
         start, stop = math.asinh(self.clock(s)), math.asinh(self.clock(t))
-        grid = (start + stop) / 2 + (stop - start) / 2 * _POINTS
+        grid = (start + stop) / 2 + (stop - start) / 2 * _NODES
         origin, end = self.variable(s), self.variable(t)
         u = [(self._time_axis.time_from_rho(math.sinh(y)) - origin) / (end - origin) for y in grid]
         mass = self.scale(t) * (stop - start) / 2 * _WEIGHTS * np.cosh(grid)
@@ -221,7 +221,7 @@ class NoiseLogSNRChart(ExponentialChart, NoiseChart):
 
     @override
     def advance(self, s: float, t: float) -> float:
-        # -sigma_t (e^h - 1); into sigma = 0 that is a limit which the noise chart has no trouble with.
+        # This is -sigma_t (e^h - 1); its limit for a step into sigma = 0 is the noise chart's value.
         return NoiseChart.advance(self, s, t) if self.ends_singular(t) else self.moments(s, t, 1)[0]
 
 
@@ -251,7 +251,7 @@ class DataChart(ExponentialChart):
 
     @override
     def advance(self, s: float, t: float) -> float:
-        # alpha_t (1 - e^-h): all of D when the step ends at sigma = 0 or starts at alpha = 0.
+        # This is alpha_t (1 - e^-h), whose limit is alpha_t where the step ends at sigma = 0 or starts at alpha = 0.
         h = self.variable(t) - self.variable(s)
         return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-h)
 
@@ -308,7 +308,7 @@ class StochasticDataChart(DataChart):
 class StochasticNoiseChart(NoiseLogSNRChart):
     r"""The reverse SDE in the noise chart: :math:`d(x/\alpha) = (1+\eta)\,\epsilon\,d\rho + \sqrt{2\eta\rho\,|d\rho|}\,\xi`.
 
-    ``eta`` as in :class:`StochasticDataChart`. A step into sigma = 0 is that of the ODE: there the noise would stay.
+    ``eta`` is that of :class:`StochasticDataChart`. A step into sigma = 0 is that of the ODE, since its noise would remain.
     """
 
     def __init__(self, path: Path | str | None, eta: float):
@@ -330,13 +330,14 @@ class StochasticNoiseChart(NoiseLogSNRChart):
         return self.scale(t) * math.sqrt(self.eta * (self.clock(s) - self.clock(t)) * (self.clock(s) + self.clock(t)))
 
 
+#: The charts of the probability-flow ODE by name.
 charts: dict[str, type[Chart]] = {
     chart.name: chart for chart in (VelocityChart, NoiseChart, NoiseLogSNRChart, NoiseTimeChart, DataChart)
 }
 
 
 def get(name: str, path: Path | str | None) -> Chart:
-    """The chart of this name for a path or its spec."""
+    """The chart of a name for a path or its spec; raises ArgumentError for another name."""
     if name not in charts:
         raise ArgumentError(f"chart must be one of {', '.join(charts)}, got {name!r}")
     return charts[name](path)

@@ -1,4 +1,4 @@
-"""The exact flow of a field: as values with an error estimate, and as a differentiable map with a time for every row."""
+"""The exact flow of a field, as values with error estimates and as a differentiable map with a time for every row."""
 
 from diffode.flows.differentiable import ExactFlow, flow
 from diffode.flows.exact import Reference, flow_states, reference

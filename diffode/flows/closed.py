@@ -1,4 +1,4 @@
-"""Exact flows that need no integration: of one Gaussian, and along a line of means with a common covariance."""
+"""Exact flows in closed form: of one Gaussian, and of mixtures with means on a line and a common covariance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OfLine = tuple[Tensor, Tensor, Tensor]
 
 
 def known_flow(field: Field) -> GaussianMixture | None:
-    """The target of a field, if its flow needs no integration: one Gaussian, or means on a line with a common covariance."""
+    """The target of a field if its flow has a closed form: one Gaussian, or means on a line with a common covariance."""
     target = field.target if isinstance(field, ExactField) else None
     if not isinstance(target, GaussianMixture):
         return None
@@ -27,7 +27,7 @@ def known_flow(field: Field) -> GaussianMixture | None:
 
 
 def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
-    """Ends (B, D) and errors (B,) of points of one Gaussian, differentiable in points and times; times are numbers or (B,)."""
+    """Ends (B, D) and errors (B,) for one Gaussian, differentiable in points and times, which are numbers or (B,)."""
     mean = target.mean.to(x.device)
     offset = x - columns(path.alpha(start), x) * mean
     ends = columns(path.alpha(stop), x) * mean + _across(target, path, offset, start, stop)
@@ -48,7 +48,10 @@ def _across(target: GaussianMixture, path: Path, offset: Tensor, start: Scalar, 
 
 
 def line_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
-    """Ends (B, D) and errors (B,): quantile map along the line, Gaussian across; differentiable once. Times as above."""
+    """Ends (B, D) and errors (B,) by the quantile map along the line and the Gaussian flow across; differentiable once.
+
+    Times are numbers or (B,).
+    """
     direction, mean = target_line(target).to(x.device), target.mean.to(x.device)
     offset = x - columns(path.alpha(start), x) * mean
     along = offset @ direction
@@ -75,7 +78,7 @@ def _moved(before: OfLine, after: OfLine, along: Tensor) -> tuple[Tensor, Tensor
     found, errors = quantile_map(_numbers(before), _numbers(after), x.detach().numpy())
     moved = torch.from_numpy(found)
     if torch.is_grad_enabled() and any(part.requires_grad for part in (x, *before, *after)):
-        # Both points have the same probability below them, or above: F_stop(y) = F_start(x) defines y and its derivatives.
+        # F_stop(y) = F_start(x) defines y and its derivatives; in the upper half 1 - F takes the place of F.
         with torch.no_grad():
             lower = _log_tail(before, x, torch.ones_like(x)) < _log_tail(before, x, -torch.ones_like(x))
             sign = torch.where(lower, 1.0, -1.0).to(x)
@@ -101,7 +104,7 @@ def _log_tail(law: OfLine, x: Tensor, sign: Tensor) -> Tensor:
 
 
 class _Once(torch.autograd.Function):
-    """The identity, whose derivative can't be differentiated: what it is put behind is right to first order."""
+    """The identity with a derivative that can't be differentiated, for values that are right to first order only."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -111,14 +114,14 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """``gradient`` itself, if only the first derivative is asked for."""
+        """``gradient`` itself, which can't be differentiated again."""
         return Final.apply(gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
 
 
 class Final(torch.autograd.Function):
-    """A derivative that depends on other tensors by what autograd does not see: to differentiate it again is an error.
+    """A derivative that depends on other tensors outside autograd's graph, so that differentiating it again is an error.
 
-    (PyTorch's ``once_differentiable`` leaves the missing part out in silence where another part of the graph is found.)
+    (PyTorch's ``once_differentiable`` silently leaves the missing part out if another part of the graph is found.)
     """
 
     @staticmethod
@@ -128,7 +131,7 @@ class Final(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        """Refused."""
+        """Raise an error, since the second derivative is unknown."""
         raise ArgumentError(
             "an exact flow can be differentiated once; twice only that of one Gaussian: use create_graph=False, or its "
             "first derivatives as constants (detach)"
@@ -136,7 +139,7 @@ class Final(torch.autograd.Function):
 
 
 def target_line(target: GaussianMixture) -> Tensor:
-    """The direction of a target that has one."""
+    """The direction of the line on which a target's means lie, (D,)."""
     if target.line is None:
         raise ArgumentError("this target's means do not lie on a line with a common covariance")
     return target.line

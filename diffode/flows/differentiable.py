@@ -1,13 +1,13 @@
 r"""The exact flow :math:`\Phi(x, s \to t)` as a map that can be differentiated, with a time for every row.
 
-Closed forms are differentiated as they stand. Of an integrated flow the derivatives are those of any flow of
+Closed forms are differentiated by autograd. The derivatives of an integrated flow are those of any flow of
 :math:`\dot x = v(x, t)`:
 
 .. math::
     \partial_t \Phi = v(\Phi, t), \qquad \partial_s \Phi = -(D_x\Phi)\, v(x, s), \qquad g^T D_x\Phi = a(s)^T,
 
-where the adjoint a follows :math:`\dot a = -(Dv)^T a` back from :math:`a(t) = g` along the trajectory, which is the
-dense output of an integration forwards: integrated backwards it would drift away where the flow contracts.
+where the adjoint a follows :math:`\dot a = -(Dv)^T a` back from :math:`a(t) = g` along the trajectory. The trajectory is the
+dense output of the integration forwards, since one integrated backwards would drift away where the flow contracts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ def flow(field: Field, tolerance: float = 1e-10) -> ExactFlow:
     """The exact flow of a field: ``flow(field)(x, s, t)``.
 
     Args:
-        field: an exact field, or any other that is differentiable in x and, if rows have their own times, takes these.
-        tolerance: relative tolerance where the flow is integrated, from 1e-13 to 1e-3.
+        field: an exact field, or any other that is differentiable in x and, for rows with their own times, takes times (B,).
+        tolerance: relative tolerance of the integration, from 1e-13 to 1e-3.
+
+    Returns:
+        :class:`ExactFlow`.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")
@@ -50,7 +53,7 @@ def flow(field: Field, tolerance: float = 1e-10) -> ExactFlow:
 
 
 class ExactFlow:
-    """What :func:`flow` gives: the flow map of ``field``, whose evaluations are not counted."""
+    """The flow map of ``field``, as :func:`flow` gives it; evaluations are not counted."""
 
     def __init__(self, field: Field, tolerance: float):
         self.field, self.tolerance = field, tolerance
@@ -59,12 +62,12 @@ class ExactFlow:
         return f"ExactFlow({self.field!r}, tolerance={self.tolerance:g})"
 
     def __call__(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
-        """Where the flow takes points x (B, *shape) from times s to times t, numbers or tensors (B,); of x's shape and dtype.
+        """The points to which the flow takes x (B, *shape) from times s to times t, in the shape and dtype of x.
 
-        Differentiable in x, s and t; twice only for one Gaussian.
+        Times are numbers or tensors (B,). The map is differentiable in x, s and t, and twice for one Gaussian.
 
         Raises:
-            ArgumentError: for points that are not finite, or times that are none on the path or not one for each row.
+            ArgumentError: if a point is not finite, a time is not on the path, or there is not one time for each row.
             NumericalError: if the flow is not finite.
         """
         begin, end = self._times(x, "s", s), self._times(x, "t", t)
@@ -87,7 +90,7 @@ class ExactFlow:
         return ends.reshape(x.shape).to(x.dtype)
 
     def reference(self, x: Tensor, s: Scalar, t: Scalar) -> Reference:
-        """The same ends with estimates of their errors and without derivatives, as :func:`diffode.reference` gives them."""
+        """The same ends without derivatives, but with estimates of their errors, as in :func:`diffode.reference`."""
         begin, end = (self._times(x, name, time) for name, time in (("s", s), ("t", t)))
         if not isinstance(begin, Tensor) and not isinstance(end, Tensor):
             return reference(self.field, x, begin, end, self.tolerance)
@@ -101,7 +104,7 @@ class ExactFlow:
         return Reference(ends, float(errors.max()) if len(errors) else 0.0, errors, method)
 
     def _times(self, x: Tensor, name: str, time: Scalar) -> Scalar:
-        """A number, or a time for every row (B,) in float64, after checks."""
+        """A checked time: a number, or float64 times (B,) for the rows."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x).all()):
             raise ArgumentError("x must be a finite float32 or float64 tensor (B, *shape)")
         if self.field.dim is not None and x.shape[0] and x[0].numel() != self.field.dim:
@@ -167,9 +170,9 @@ class _Integrated(torch.autograd.Function):
 
 
 class _Rows:
-    """The ODE of all rows over one variable u from 0 to 1, in which each goes its own way in log-SNR.
+    """The ODE of all rows over one variable u from 0 to 1, which is linear in each row's own log-SNR.
 
-    Where a row starts or ends at alpha = 0, or there is no path, the way is that in time. A row from or to sigma = 0 starts
+    If a row starts or ends at alpha = 0, or there is no path, u is linear in time instead. A row from or to sigma = 0 starts
     or ends next to it, as references do.
     """
 
@@ -188,11 +191,11 @@ class _Rows:
         else:
             self.factors = torch.ones_like(begin)[:, None], torch.ones_like(end)[:, None]
         self.begin, self.span = begin, end - begin
-        #: A field of one's own need not take a time for every row where all have the same.
+        #: Whether all rows have the same times; a field then need not take times (B,).
         self.alike = not isinstance(s, Tensor) and not isinstance(t, Tensor)
 
     def rate(self, z: Tensor, u: float) -> Tensor:
-        """dz/du, (B, D), z being x/alpha, or x in time."""
+        """dz/du, (B, D), for z = x/alpha, or z = x if u is linear in time."""
         at = self.begin + u * self.span
         t = at if self.path is None else self.path.time_from_log_snr(at)
         asked: Scalar = float(t[0]) if self.alike else t
@@ -210,7 +213,7 @@ class _Rows:
         return x.index_put((self.to_zero,), self.field.denoised(points, float(last[0]) if self.alike else last).flatten(1))
 
     def integrated(self, x: Tensor, tolerance: float, dense: bool = False) -> tuple[OdeSolution | None, Tensor]:
-        """The dense output, if asked for, and z at u = 1 of points x (B, D)."""
+        """The dense output if ``dense``, else None, and z at u = 1 of points x (B, D)."""
         z = x.detach() / self.factors[0]
 
         def right_hand_side(u: float, state: Array) -> Array:
@@ -221,7 +224,7 @@ class _Rows:
         return solved.sol, self.points(solved.y[:, -1], x)
 
     def adjoint(self, x: Tensor, gradient: Tensor, tolerance: float) -> Tensor:
-        """g^T D Phi (B, D), of gradients g at the ends."""
+        """g^T D Phi (B, D), for gradients g (B, D) at the ends."""
         along, z = self.integrated(x, tolerance, dense=True)
         if along is None:
             raise NumericalError("the trajectory of the flow is missing")
@@ -246,7 +249,7 @@ class _Rows:
     def solved(
         self, function: Any, ends: tuple[float, float], first: Array, tolerance: float, dense: bool, scale: float = 0.0
     ) -> Any:
-        """SciPy's answer; ``scale`` is what small numbers are small beside, that of the data unless given."""
+        """SciPy's solution; ``scale`` sets the absolute tolerance, and is that of the data unless given."""
         with np.errstate(all="ignore"):
             solved = solve_ivp(
                 function, ends, first, method="DOP853", rtol=max(tolerance / 10, 3e-14),

@@ -5,8 +5,8 @@ r"""The exact flow map of the probability-flow ODE, with an error estimate.
 * One-dimensional mixtures, and mixtures whose means lie on a line with a common covariance: the flow is monotone, so it is
   the quantile map :math:`F_u^{-1}\circ F_t` along the line, and Gaussian across it.
 * Everything else: DOP853 (Hairer, Norsett, Wanner, II.5) in the log-SNR, where the equation is smooth. The error estimate is
-  made to lie above the error: the difference to a second run at ten times the tolerance, which by chance may vanish in a row,
-  and the tolerance carried to the end by what the flow of that row stretches (`integrated.py`).
+  meant to lie above the error. It is the sum of the difference to a second run at ten times the tolerance, which may vanish
+  in a row by chance, and of the tolerance times the stretch of the row's flow (`integrated.py`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from diffode.flows.integrated import integrated_flow, integrated_states
 
 @dataclass(frozen=True)
 class Reference:
-    """Where the exact flow takes each point.
+    """The exact ends of points, with an estimate of their errors.
 
     Attributes:
         x: end points, shape and dtype of the start.
-        error_estimate: estimate of the Euclidean error of the worst row, made to lie above the error.
-        errors: the estimate for each row, (B,), float64; some eighty times the error of a typical integrated row.
+        error_estimate: estimate of the Euclidean error of the worst row, meant to lie above the error.
+        errors: the estimate for each row, (B,), float64; about eighty times the error of a typical integrated row.
         method: ``"closed-form"``, ``"quantile"`` or ``"dop853"``.
     """
 
@@ -49,14 +49,14 @@ class Reference:
 def reference(
     field: Field, x: Tensor, start: float, stop: float, tolerance: float = 1e-10, *, use_cache: bool = True
 ) -> Reference:
-    """Follow the probability-flow ODE exactly from time ``start`` to time ``stop`` (either may be the larger).
+    """Follow the probability-flow ODE exactly from time ``start`` to time ``stop``, in either direction.
 
     Args:
-        field: an exact field, for closed forms where there are any; any other field is integrated.
+        field: an exact field, whose flow may have a closed form, or any other field, which is integrated.
         x: points at ``start``, (B, *shape).
-        start, stop: times; either may be the time where sigma is 0, ``start`` for data that have a density.
+        start, stop: times; sigma may be 0 at ``stop``, and at ``start`` if the data have a density.
         tolerance: relative tolerance of the integration, from 1e-13 to 1e-3. Closed forms ignore it.
-        use_cache: keep integrated references of exact fields on disk.
+        use_cache: whether integrated references of exact fields are kept on disk.
 
     Returns:
         :class:`Reference`. The field's evaluations are not counted.
@@ -96,10 +96,16 @@ def reference(
 
 
 def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: float = 1e-6) -> Tensor:
-    """The exact flow at times that fall or rise, (M, B, *shape), of points x (B, *shape) at the first; rho is finite, not 0.
+    """The exact flow at several times, without an estimate of the error and in half the time of a reference.
 
-    Closed forms, or one integration with the dense output of DOP853, of its seventh order, and no estimate of the error: half
-    the work of a reference. The field's evaluations are not counted; of exact fields the states at two times are kept on disk.
+    Args:
+        field: an exact field, whose flow may have a closed form, or any other field. Its evaluations are not counted.
+        x: points at the first time, (B, *shape).
+        times: M times that fall or rise, with rho finite and not 0.
+        tolerance: relative tolerance of the one integration, whose dense output by DOP853 is of seventh order.
+
+    Returns:
+        The states, (M, B, *shape). States of exact fields at two times are kept on disk.
     """
     path = field.path
     if path is None:

@@ -1,4 +1,4 @@
-"""The exact flow by DOP853 in the log-SNR, where the equation is smooth, with an error estimate made to lie above the error."""
+"""The exact flow by DOP853 in the log-SNR, where the equation is smooth, with an error estimate that lies above the error."""
 
 from __future__ import annotations
 
@@ -19,25 +19,33 @@ from diffode.numerics.quantiles import Array
 from diffode.paths import Path
 from diffode.targets import GaussianMixture
 
-#: Numbers in the state vector of one adaptive integration.
+#: Largest size of the state vector of one adaptive integration, which limits its rows.
 _STATE_SIZE = 2**16
-#: Tolerances SciPy can be asked for.
-_FINEST = 3e-14
-#: rho, in units of the data's scale, from which a flow to sigma = 0 jumps to the denoised point: an error of order rho^2; and
-#: the same in standard deviations of the narrowest component, if that is less.
-_LAST_RHO, _LAST_IN_WIDTHS = 1e-8, 1e-4
-#: Weights of the error estimate: of the distance of two runs, of the tolerance, and of the tolerance times the stretch of a
-#: row's flow, where it is known. It is known in so few dimensions; its logarithm has a limit.
-_MULTIPLE, _UNSTRETCHED, _STRETCHED = 4.0, 4.0, 0.2
-_FEW_DIMENSIONS, _MOST_STRETCH = 3, 50.0
-#: The tolerance below which a run errs by rounding.
+#: Smallest relative tolerance that SciPy takes.
+_LEAST_TOLERANCE = 3e-14
+#: Noise level rho, in units of the data's scale, at which a flow to sigma = 0 jumps to the denoised point, with an error of
+#: order rho^2.
+_LAST_RHO = 1e-8
+#: The same level in standard deviations of the narrowest component; the lower of the two counts.
+_LAST_IN_WIDTHS = 1e-4
+#: Weight of the distance of two runs in the error estimate.
+_DISTANCE_WEIGHT = 4.0
+#: Weight of the tolerance in it.
+_TOLERANCE_WEIGHT = 4.0
+#: Weight of the tolerance times the stretch of a row's flow in it, if the stretch is known.
+_STRETCH_WEIGHT = 0.2
+#: Largest dimension in which the stretch is computed.
+_FEW_DIMENSIONS = 3
+#: Largest logarithm of the stretch.
+_MOST_STRETCH = 50.0
+#: Tolerance below which the error of a run is rounding.
 _ROUNDED = 5e-13
 
 
 def integrated_flow(
     field: Field, x: Tensor, start: float, stop: float, tolerance: float, use_cache: bool, shape: torch.Size
 ) -> tuple[Tensor, Tensor]:
-    """Ends (B, D) of points of rows of a shape, and estimates of their errors (B,)."""
+    """Ends (B, D) of points x (B, D), and estimates of their errors (B,); ``shape`` is that of a row for the field."""
 
     def made() -> dict[str, Tensor]:
         pieces = [_integrate(field, piece, start, stop, tolerance, shape) for piece in torch.split(x, _rows(x))]
@@ -51,7 +59,7 @@ def integrated_flow(
 def integrated_states(
     field: Field, path: Path, x: Tensor, times: Sequence[float], tolerance: float, shape: torch.Size
 ) -> Tensor:
-    """The flow of x (B, D) at the times after the first, (M - 1, B, D), by dense output; states at two times are kept."""
+    """The flow of x (B, D) at all times but the first, (M - 1, B, D), by dense output; states at two times are kept on disk."""
     slope = _right_hand_side(_noise_slope(field, path), x, shape)
 
     def integrated(part: Tensor) -> Tensor:
@@ -67,24 +75,24 @@ def integrated_states(
 
 
 def _bounded(field: Field, x: Tensor, ends: Tensor, differences: Tensor, start: float, stop: float, tolerance: float) -> Tensor:
-    """Above the error of every row, (B,), from the distances of its two runs.
+    """Estimates above the error of every row, (B,), from the distances of its two runs.
 
-    Two runs may err alike in a row, whose distance then says nothing: where the flow looks linear, both take the same long
-    step into what comes next. Of seven thousand rows of eleven targets on three paths at three tolerances, half of them
-    integrated alone, one in twenty had a larger error than distance. What a row can't be better than is the tolerance of its
-    size, times what its flow stretches. In few dimensions an exact field tells the stretch: the flow changes the density by the
-    determinant of its derivative, and no direction shrinks faster than in the narrowest component alone. The weights are
-    fitted to those rows, with the largest error at eight tenths of its estimate.
+    The distance of two runs is too small where both have the same error: if the flow looks linear, both take the same long
+    step into a bend. The error exceeded the distance in one of twenty rows (of seven thousand, of eleven targets on three
+    paths at three tolerances, half of them integrated alone). The estimate therefore adds the row's tolerance, times the
+    stretch of its flow. An exact field in few dimensions gives the stretch: the flow changes the density by the determinant
+    of its derivative, and no direction shrinks faster than in the narrowest component alone. The weights are fitted to those
+    rows, with the largest error at eight tenths of its estimate.
     """
     unit = ends.norm(dim=1) / math.sqrt(ends.shape[1]) + 1e-2 * field.scale
     size: Tensor = max(_pair(tolerance)[1], _ROUNDED) * unit.cpu()
     stretch = _stretch(field, x, ends, start, stop)
-    share = _UNSTRETCHED if stretch is None else _UNSTRETCHED + _STRETCHED * stretch
-    return _MULTIPLE * differences + share * size
+    share = _TOLERANCE_WEIGHT if stretch is None else _TOLERANCE_WEIGHT + _STRETCH_WEIGHT * stretch
+    return _DISTANCE_WEIGHT * differences + share * size
 
 
 def _stretch(field: Field, x: Tensor, ends: Tensor, start: float, stop: float) -> Tensor | None:
-    """How much the flow stretches the neighbourhood of each row beside a flow to one component, (B,) >= 1; None if unknown."""
+    """Stretch of each row's neighbourhood relative to a flow to one component, (B,) >= 1; None if it is unknown."""
     target = field.target if isinstance(field, ExactField) else None
     if not isinstance(field, ExactField) or not isinstance(target, GaussianMixture) or target.dim > _FEW_DIMENSIONS:
         return None
@@ -96,7 +104,7 @@ def _stretch(field: Field, x: Tensor, ends: Tensor, start: float, stop: float) -
 
 
 def _rows(x: Tensor) -> int:
-    """Rows of x that one integration takes."""
+    """Number of rows of x in one integration."""
     return max(1, _STATE_SIZE // x.shape[1])
 
 
@@ -108,13 +116,13 @@ def _kept(
     shape: torch.Size,
     make: Callable[[], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """What is on disk for an exact field, or is made and kept there."""
+    """The arrays on disk for an exact field; if there are none, they are made and kept there."""
     key = None
     if isinstance(field, ExactField):
-        # A target that can't name its content is integrated each time.
+        # The flow of a target that can't name its content is integrated each time.
         with contextlib.suppress(NotImplementedError):
             purpose, *rest = asked
-            # What the integration imports counts, and the code of a user's field, target and path.
+            # The key holds the code that the integration imports, and that of a user's field, target and path.
             code = version_of(__name__, type(field), field.target, field.path)
             key = cache.key_of(purpose, code, field.target.content(), field.path.spec, *rest, x)
     stored = cache.read(key) if key else None
@@ -142,7 +150,7 @@ def _integrate(
 
 
 def _pair(tolerance: float) -> tuple[float, float]:
-    return max(tolerance, 10 * _FINEST), max(tolerance / 10, _FINEST)
+    return max(tolerance, 10 * _LEAST_TOLERANCE), max(tolerance / 10, _LEAST_TOLERANCE)
 
 
 def _in_log_snr(field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size) -> Tensor:
@@ -158,10 +166,10 @@ def _in_log_snr(field: Field, path: Path, x: Tensor, start: float, stop: float, 
 
 
 def leave_zero(field: Field, z: Tensor, start: float, shape: Sequence[int]) -> tuple[Tensor, float]:
-    """z = x/alpha (B, D), and the time, where a flow that starts without noise can be integrated.
+    """z = x/alpha (B, D) and the time from which a flow that starts without noise can be integrated.
 
-    Near rho = 0 the flow dz/drho = eps is that of eps proportional to rho, so that it moves by rho eps/2, up to rho^4. A start
-    with noise is returned as it is. Point masses have no flow from there: all noised points end in them.
+    Near rho = 0 eps is proportional to rho, so that the flow dz/drho = eps moves z by rho eps/2, up to rho^4. A start with
+    noise is returned unchanged. Point masses have no flow from sigma = 0, since all noised points end in them.
     """
     path = field.require_path("a flow from sigma = 0")
     if path.sigma(start) > 0:
@@ -175,7 +183,7 @@ def leave_zero(field: Field, z: Tensor, start: float, shape: Sequence[int]) -> t
 
 
 def check_leaves_zero(field: Field, path: Path, start: float) -> None:
-    """Raise ArgumentError for a start without noise of point masses."""
+    """Raise ArgumentError if a flow from point masses starts without noise."""
     if isinstance(field, ExactField) and isinstance(field.target, GaussianMixture) and field.target.is_discrete:
         raise ArgumentError(
             f"start={start:g} has sigma = 0, where point masses have no flow to noise: start later, for instance at "
@@ -184,7 +192,7 @@ def check_leaves_zero(field: Field, path: Path, start: float) -> None:
 
 
 def least_rho(field: Field) -> float:
-    """rho at which a flow to or from sigma = 0 ends or begins: next to nothing beside all widths of the data."""
+    """Noise level rho at which a flow to sigma = 0 ends, or one from there begins; it is tiny beside all widths of the data."""
     target = field.target if isinstance(field, ExactField) else None
     least = _LAST_RHO * field.scale
     if isinstance(target, GaussianMixture) and not target.is_discrete:
@@ -205,7 +213,7 @@ def _noise_slope(field: Field, path: Path) -> Callable[[Tensor, float], Tensor]:
 def _right_hand_side(
     function: Callable[[Tensor, float], Tensor], x: Tensor, shape: torch.Size
 ) -> Callable[[float, Array], Array]:
-    """A function of tensors (B, *shape) as SciPy wants it: of time and one flat vector."""
+    """A function of tensors (B, *shape) in SciPy's form: a function of time and one flat vector."""
 
     def right_hand_side(time: float, state: Array) -> Array:
         points = torch.from_numpy(state).to(x.device).reshape(-1, *shape)
@@ -220,7 +228,7 @@ def _right_hand_side(
 
 
 def _dop853(function: Callable[[float, Array], Array], x: Tensor, times: Sequence[float], rtol: float, scale: float) -> Tensor:
-    """The solution at the last of two times, or at all of more, (1 or M, B, D)."""
+    """The solution at the second of two times, (1, B, D), or at all of M > 2 times, (M, B, D)."""
     begin, end = times[0], times[-1]
     with np.errstate(all="ignore"):
         result = solve_ivp(

@@ -1,4 +1,4 @@
-"""What training asks of its arguments: a field with a path, the shape of its rows, seeds, seconds, finite levels."""
+"""Checks of the arguments of training: a field with a path, the shape of its rows, seeds and finite levels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from diffode.fields import Field
 from diffode.paths import Path
 from diffode.targets import Target
 
-#: The largest level and unit of length in a file: their squares are numbers still, and no data come near.
+#: Largest noise level and unit of length in a file, far beyond those of all data; their squares do not overflow.
 LARGEST = 1e30
 
 
 def path_of(field: object, purpose: str) -> Path:
-    """The path of a field; ArgumentError for anything that is none, or has none."""
+    """The path of a field; ArgumentError if ``field`` is no field, or has no path."""
     if not isinstance(field, Field):
         raise ArgumentError(
             f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {type(field).__name__}"
@@ -27,7 +27,7 @@ def path_of(field: object, purpose: str) -> Path:
 
 
 def field_on(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
-    """A field with its path and a name, also from a target and the spec of a path."""
+    """A field with its path and a name: the given field, or the exact field of a target on a path."""
     if isinstance(field, Field):
         return field, field.require_path("training"), type(field).__name__
     exact = fields.exact_field(field, paths.get(path))
@@ -35,7 +35,7 @@ def field_on(field: Field | Target | str, path: Path | str) -> tuple[Field, Path
 
 
 def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Shape of a row of x: known of an exact field, of any other what ``dim`` says."""
+    """Shape of a row of x: that of an exact field, or of any other field the one given as ``dim``."""
     wanted = field.dim if dim is None else dim
     if wanted is None:
         raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
@@ -50,14 +50,14 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def bounded(value: float, name: str) -> float:
-    """A positive number of a file that can be calculated with; ValueError for another."""
+    """A positive number of a file, if its square and inverse are finite; ValueError otherwise."""
     if not 1 / LARGEST <= value <= LARGEST:
         raise ValueError(f"{name} must lie in [{1 / LARGEST:g}, {LARGEST:g}], got {value!r}")
     return value
 
 
 def check_seed(seed: object) -> None:
-    """Raise ArgumentError unless a seed is an integer that the streams of training can be made from."""
+    """Raise ArgumentError unless a seed is an integer from 0 to 2^40 - 1, from which the streams of training are made."""
     if type(seed) is not int or not 0 <= seed < 2**40:
         raise ArgumentError(f"seed must be an integer from 0 to 2^40 - 1, got {seed!r}")
 

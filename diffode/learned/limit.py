@@ -1,7 +1,7 @@
-"""What may end a training before the work that was asked for is done: a limit of seconds, and a request to stop.
+"""The limit of seconds and the request to stop, either of which may end a training before its work is done.
 
-How much is done is decided by counts (starts, steps, rounds), so that a seed gives the same numbers on a slow machine as on a
-fast one. Where the limit or the request ended something first, the result says so, since it then depends on the machine.
+The work is given by counts (starts, steps, rounds), so that a seed gives the same numbers on a slow machine as on a fast one.
+If the limit or a request ends it early, the result depends on the machine, and says so.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ from typing import Literal
 
 from diffode.errors import ArgumentError
 
-#: What ended a training: its counts, the limit of seconds, or a request.
+#: The end of a training: all its counts were done, or the limit of seconds or a request ended it.
 StoppedBy = Literal["counts", "seconds", "request"]
+#: All ends of a training.
 STOPPED_BY: tuple[StoppedBy, ...] = ("counts", "seconds", "request")
 
 
 class Limit:
-    """A clock that runs from now on, the most seconds it may show, and ``stop``, a function that is True to end at once."""
+    """A clock that starts when it is made, with a limit of seconds and a request to stop.
+
+    Args:
+        seconds: the limit, positive.
+        stop: a function that returns True to end the work at once.
+
+    Raises:
+        ArgumentError: for a wrong argument.
+    """
 
     def __init__(self, seconds: float = math.inf, stop: Callable[[], bool] | None = None):
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
@@ -33,11 +42,11 @@ class Limit:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the clock was made."""
         return time.perf_counter() - self._began
 
     def reached(self, needed: float = 0.0) -> bool:
-        """Whether to end here, with work undone, rather than begin what needs some seconds. It is noted which it was."""
+        """Whether to end now rather than begin work of ``needed`` seconds; ``stopped_by`` then names the reason."""
         if self._stop is not None and self._stop():
             self._note("request")
             return True
@@ -47,7 +56,7 @@ class Limit:
         return False
 
     def part(self, share: float) -> Limit:
-        """A limit for the beginning of the work, that share of the time; what it ends counts as ended by this one too."""
+        """A limit for the first ``share`` of the time; if it ends some work, this limit notes the same reason."""
         inner = Limit(self.seconds * share, self._stop)
         inner._began, inner._whole = self._began, self
         return inner

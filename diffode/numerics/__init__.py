@@ -1,1 +1,1 @@
-"""Mathematics without a word of diffusion: phi functions, polynomials, Butcher tableaux, least squares, quantiles."""
+"""Mathematics that knows nothing of diffusion: phi functions, polynomials, Butcher tableaux, least squares, quantiles."""

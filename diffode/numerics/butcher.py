@@ -12,7 +12,7 @@ import numpy as np
 
 from diffode.errors import ArgumentError
 
-#: What rounding may leave of an order condition, whose terms are below 1.
+#: Largest residual of an order condition, whose terms are below 1, that rounding explains.
 _ROUNDING = 1e-13
 #: A rooted tree is the tuple of the trees that hang on its root.
 Tree = tuple["Tree", ...]
@@ -20,18 +20,18 @@ Tree = tuple["Tree", ...]
 
 @dataclass(frozen=True)
 class Butcher:
-    """y_i = y + h sum_j a_ij k_j, k_i = f(t + c_i h, y_i), y_new = y + h sum_j b_j k_j, with c_i = sum_j a_ij.
+    """A method y_i = y + h sum_j a_ij k_j, k_i = f(t + c_i h, y_i), y_new = y + h sum_j b_j k_j, with c_i = sum_j a_ij.
 
     Attributes:
-        stages: rows of a, (i numbers in row i); the first stage, which is y itself, has none and is left out.
-        weights: b, a number for each stage and the first.
-        order: its order; every condition of it is checked (Hairer, Norsett, Wanner, II.2, theorem 2.13).
-        source: who published it.
-        error_weights: b minus the weights of an embedded method of the next lower order, or none. If there is one number more
-            than in ``weights``, the last belongs to the slope at the new point.
+        stages: rows of a, with i numbers in row i; the empty row of the first stage, which is y itself, is left out.
+        weights: b, a number for each stage.
+        order: order of convergence; all its conditions are checked (Hairer, Norsett, Wanner, II.2, theorem 2.13).
+        source: publication of the method.
+        error_weights: b minus the weights of an embedded method of the next lower order, or empty. If there is one number
+            more than in ``weights``, the last belongs to the slope at the new point.
 
     Raises:
-        ArgumentError: if its shape is not that of an explicit method, or a condition of its order is not met.
+        ArgumentError: if the shape is not that of an explicit method, or a condition of the order is not met.
 
     >>> Butcher(((0.5,),), (0.0, 1.0), 2, "the midpoint rule").nodes
     (0.0, 0.5)
@@ -63,7 +63,7 @@ class Butcher:
         return (0.0, *(sum(row) for row in self.stages))
 
     def elementary_weight(self, tree: Tree) -> float:
-        """What the method makes of the elementary differential of a tree; the flow makes 1/:func:`density` of it."""
+        """The method's coefficient of a tree's elementary differential, which is 1/:func:`density` for the flow."""
         count = len(self.weights)
         a = np.zeros((count, count))
         for i, row in enumerate(self.stages, start=1):
@@ -75,7 +75,7 @@ class Butcher:
         return float(np.dot(self.weights, stagewise(tree)))
 
     def step(self, rate: Callable[[Any, Any], Any], y: Any, t: Any, h: Any) -> Any:
-        """y after a step h of dy/dt = rate(y, t); anything that can be added and multiplied, arrays and tensors too.
+        """y after a step h of dy/dt = rate(y, t), for numbers, arrays and tensors.
 
         >>> KUTTA.step(lambda y, t: y, 1.0, 0.0, 0.1) - math.exp(0.1) < 1e-7
         True
@@ -93,7 +93,7 @@ def combined(weights: Sequence[float], slopes: Sequence[Any]) -> Any:
 
 
 def trees(size: int, most: int | None = None) -> Iterator[Tree]:
-    """All rooted trees of so many nodes, each once: 1, 1, 2, 4, 9, 20, ... of them.
+    """All rooted trees of ``size`` nodes, each once. Their numbers are 1, 1, 2, 4, 9, 20, ...
 
     >>> [len(list(trees(size))) for size in range(1, 7)]
     [1, 1, 2, 4, 9, 20]
@@ -111,7 +111,7 @@ def _forests(size: int, largest: int) -> Iterator[tuple[Tree, ...]]:
 
 
 def nodes_of(tree: Tree) -> int:
-    """Nodes of a tree, its root included."""
+    """Number of nodes of a tree, its root included."""
     return 1 + sum(map(nodes_of, tree))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-#: n! as numbers that powers are divided by; phi is what most of a table's time goes to.
+#: n! as floats, computed once, since most of the time of writing a table goes into phi.
 _FACTORIALS = [float(math.factorial(n)) for n in range(40)]
-#: Terms of the Taylor series for |z| < 1: the first that is left out is below 1/20!.
+#: Number of terms of the Taylor series for |z| < 1; the first that is left out is below 1/20!.
 _TERMS = 20
 
 

@@ -1,7 +1,7 @@
-r"""Nonlinear least squares where errors, not their squares, are summed: reweighted normal equations, and damped steps.
+r"""Nonlinear fits that minimise the sum of errors, not of their squares, by reweighted normal equations and damped steps.
 
-The sum of |r| is minimised as that of :math:`w |r|^2` with weights w = 1/|r| from the step before (iteratively reweighted least
-squares); the normal equations :math:`J^T W J\, d = J^T W r` are added up block by block, scaled by their diagonal and damped
+The sum of |r| is minimised as that of :math:`w |r|^2`, with weights w = 1/|r| of the step before (iteratively reweighted least
+squares). The normal equations :math:`J^T W J\, d = J^T W r` are added up block by block, scaled by their diagonal and damped
 (Levenberg and Marquardt; Nocedal and Wright, Numerical Optimization, 10.3).
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Added to what is divided by, so that an error of exactly 0 has a weight.
+#: Addend to a divisor, so that an error of exactly 0 has a finite weight.
 _TINY = 1e-300
 
 
 def reweighted(length: Tensor, least: float) -> Tensor:
-    """Weights 1/|r| of errors of these lengths (..., N); none counts as shorter than the share ``least`` of the median."""
+    """Weights 1/|r| of errors with lengths |r| (..., N), which count as at least ``least`` times their median."""
     return 1 / length.maximum(least * length.median(-1, keepdim=True).values + _TINY)
 
 
@@ -37,7 +37,7 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Normal equations (P,), (P, P) in units in which the diagonal of the curvature is 1; ``size`` are these units."""
+    """Normal equations (P,), (P, P) in units ``size`` (P,) in which the diagonal of the curvature is 1."""
 
     gradient: Tensor
     curvature: Tensor
@@ -45,7 +45,7 @@ class Scaled:
 
     @classmethod
     def of(cls, gradient: Tensor, curvature: Tensor, least: float = 0.0) -> Scaled:
-        """Scaled by the root of the diagonal, which counts as at least ``least`` times its largest entry."""
+        """Equations scaled by the root of the diagonal, whose entries count as at least ``least`` times the largest."""
         diagonal = curvature.diagonal()
         size = diagonal.clamp(min=least * float(diagonal.max()) + _TINY).sqrt()
         return cls(gradient / size, curvature / size[:, None] / size, size)

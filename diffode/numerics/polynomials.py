@@ -26,8 +26,8 @@ def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
 def weights_of(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     """Weights of the values at the nodes in the integral of their interpolation polynomial.
 
-    ``moments`` are the integrals of the powers 0, 1, ..., as many as there are nodes. Those over a step give Adams weights, and
-    those with an exponential as density exponential Adams weights.
+    ``moments`` are the integrals of the powers 0, 1, ..., one for each node. Integrals over a step give Adams weights, and
+    integrals with an exponential density give exponential Adams weights.
 
     >>> weights_of([0.0, -1.0], [1.0, 1 / 2])
     [1.5, -0.5]

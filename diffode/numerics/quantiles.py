@@ -1,4 +1,4 @@
-"""The map between one-dimensional Gaussian mixtures that keeps probabilities: F_to^-1(F_from(x)), exact far into both tails."""
+"""The quantile map F_to^-1(F_from(x)) between one-dimensional Gaussian mixtures, exact far into both tails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Law = tuple[Array, Array, Array]
 def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
     """F_to^-1(F_from(x)) for two 1-D mixtures (weights, means, standard deviations), and an error estimate.
 
-    Works with the logarithm of the smaller tail, so that it is exact far out, by Newton steps kept inside a bracket.
+    The equation is solved by Newton steps kept inside a bracket, for the logarithm of the smaller tail, which keeps it exact
+    far out.
     """
     lower, upper = log_tails(law_from, x)
     use_lower = lower < upper
@@ -25,7 +26,7 @@ def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
     reach = 40.0
     low = np.full_like(x, (means - reach * widths).min())
     high = np.full_like(x, (means + reach * widths).max())
-    # A point far out in a tail has its quantile far out too: widen until the bracket holds it.
+    # The bracket is widened until it holds the quantile, which is far out for a point far out in a tail.
     for _ in range(200):
         below, above = (_gap(law_to, edge, wanted, use_lower) for edge in (low, high))
         if np.all(below <= 0) and np.all(above >= 0):
@@ -38,7 +39,7 @@ def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
         gap = _gap(law_to, y, wanted, use_lower)
         low, high = np.where(gap < 0, y, low), np.where(gap > 0, y, high)
         log_density = _log_density(law_to, y)
-        # Far from the mass the density underflows and the step is infinite: the bracket then takes over.
+        # Far from the mass the density underflows and the step is infinite; the bracket is then halved.
         with np.errstate(over="ignore", invalid="ignore"):
             newton = y - gap * np.exp(np.where(use_lower, tails[0], tails[1]) - log_density)
         inside = (newton > low) & (newton < high) & np.isfinite(newton)
@@ -47,7 +48,7 @@ def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
         y = following
         if np.all(moved <= 4e-16 * np.maximum(np.abs(y), widths.min())):
             break
-    # The probability is known to rounding; divided by the density, that is the error of the quantile.
+    # The error of the quantile is the rounding of the probability, divided by the density.
     tails = log_tails(law_to, y)
     log_density = _log_density(law_to, y)
     with np.errstate(over="ignore"):
@@ -57,7 +58,7 @@ def quantile_map(law_from: Law, law_to: Law, x: Array) -> tuple[Array, Array]:
 
 
 def _gap(law: Law, x: Array, wanted: Array, use_lower: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
-    """How far log F (or -log(1 - F), where the upper tail is the smaller) at x lies above what is wanted."""
+    """Excess of log F at x (of -log(1 - F) where the upper tail is the smaller) over the wanted value."""
     lower, upper = log_tails(law, x)
     return np.where(use_lower, lower - wanted, wanted - upper)
 

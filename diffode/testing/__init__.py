@@ -1,6 +1,6 @@
-"""For tests of your own: the laws that every solver, target and path keeps, and Hypothesis strategies.
+"""Tests for plug-ins: the laws that every solver, target and path keeps, and Hypothesis strategies.
 
-A plug-in's author runs one line in a test; what is broken is named, with its numbers and the place:
+A plug-in's author runs one line in a test; the error names each broken law, with its numbers and the place:
 
     from diffode import testing
 
@@ -64,7 +64,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The laws need no hypothesis, so what does is imported when it is asked for.
+    # The laws work without hypothesis, so strategies are imported on first use.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from diffode.testing import strategies

@@ -1,4 +1,4 @@
-"""How a law is tried: one check, made whatever a plug-in's code does, and one error for all that are broken."""
+"""The trial of laws: one check for each law, even if a plug-in's code raises, and one error for all broken laws."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from diffode.errors import LawError
 from diffode.verify import Check, Report
 
-#: A law: it returns the largest residual with its tolerance, or a sentence on what was found, as a check of its name.
+#: A function that tries a law and returns a check: the largest residual with its tolerance, or a sentence.
 Law = Callable[[], Check]
 
 
 def tried(name: str, law: Law) -> Check:
-    """The check a law makes; a failed one that says what was raised where a plug-in's code raises."""
+    """The check of a law; if a plug-in's code raises, a failed check that names the exception."""
     try:
         return law()
     except Exception as error:  # anyone's code may raise anything
@@ -20,10 +20,10 @@ def tried(name: str, law: Law) -> Check:
 
 
 def kept(subject: str, checks: Sequence[Check]) -> Report:
-    """The report, if no law is broken.
+    """The report of checks, if no law is broken.
 
     Raises:
-        LawError: that names each broken law, the numbers and the place.
+        LawError: if a law is broken; the message names each broken law, the numbers and the place.
     """
     report = Report(subject, tuple(checks))
     if report.failed:
@@ -40,13 +40,13 @@ def _numbers(check: Check) -> str:
 
 
 class Largest:
-    """The largest residual seen so far, and where it was."""
+    """The largest residual so far, and its place."""
 
     def __init__(self) -> None:
         self.value, self.place = 0.0, ""
 
     def see(self, value: float, place: str) -> None:
-        """Keep a residual if it is larger than those before; one that is not a number is the largest."""
+        """Keep a residual if it is the largest so far; NaN counts as largest."""
         if not value <= self.value and self.value == self.value:
             self.value, self.place = value, place
 

@@ -1,4 +1,4 @@
-"""The laws of a path: its functions belong to each other, whatever their formulas."""
+"""The laws of a path, which say that its functions fit each other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from diffode.specs import parse_spec
 from diffode.testing.laws import Largest, Law, kept, tried
 from diffode.verify import Check, Report
 
-#: Times looked at, spaced evenly and by ratio, off the places where tables have their knots.
+#: Number of places in the range, in time and in its logarithm, at which laws are tried; they avoid the knots of tables.
 _TIMES = 24
-#: Steps of the differences, relative to the time; the one that suits a derivative best counts.
+#: Steps of differences, relative to the time; the step with the smallest residual counts.
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
-#: A difference may be off by this, relative, beside its rounding; values computed in two ways by the others.
-_DIFFERENCE, _INVERSE, _SAME = 1e-6, 1e-9, 1e-10
+#: Largest relative residual of a derivative against a difference, beyond the rounding of the difference.
+_DIFFERENCE = 1e-6
+#: Largest relative residual of a relation between functions, or of an inverse.
+_INVERSE = 1e-9
+#: Largest relative difference of a function between floats, arrays and tensors.
+_SAME = 1e-10
+#: Relative rounding of a function's value in a difference.
 _ROUNDING = 8 * 2.0**-52
 
 
@@ -61,7 +66,7 @@ def check_path(path: Path | str) -> Report:
 def _times(path: Path) -> Iterator[float]:
     low, high = path.t_min, path.t_max
     for k in range(_TIMES):
-        # Multiples of the golden ratio fill the range and repeat nothing.
+        # Multiples of the golden ratio, modulo 1, fill the range without repetition.
         share = (k * 0.6180339887498949 + 0.1) % 1 * 0.998 + 0.001
         yield low + (high - low) * share
         if low > 0:
@@ -92,7 +97,7 @@ def _range(path: Path, times: list[float]) -> Check:
 def _derivative(
     name: str, value: Callable[[float], float], slope: Callable[[float], float], path: Path, times: list[float]
 ) -> Check:
-    """The derivative against central differences, each with what its step allows for rounding taken off."""
+    """The derivative against central differences, minus the rounding that each step allows."""
     worst = Largest()
     for t in times:
         told, best = float(slope(t)), (math.inf, 0.0)
@@ -173,6 +178,7 @@ def _forward(path: Path, times: list[float]) -> Check:
     return worst.check("drift and diffusion make alpha and sigma", _INVERSE)
 
 
+#: Functions of a path that take floats, arrays and tensors.
 _FUNCTIONS = (
     "alpha", "sigma", "alpha_derivative", "sigma_derivative", "log_snr", "rho", "drift", "diffusion", "half_variance_rate",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The laws of a solver: what it says of itself is so, and its runs are runs of the field and of nothing else."""
+"""The laws of a solver, which say that its claims are true and that its runs depend on the field alone."""
 
 from __future__ import annotations
 
@@ -21,25 +21,45 @@ from diffode.testing.laws import Largest, Law, kept, tried
 from diffode.verify import Check, OrderEstimate, Report, fit_order, gaussian
 from diffode.verify import order as order_of_tables
 
-#: Where tables are written: every kind of path, families of grids, numbers of steps.
-_PATHS, _GRIDS, _STEPS = ("edm", "vp", "rectified_flow"), ("karras", "log_snr", "time_quadratic"), (1, 2, 5, 12)
-#: Where runs are compared: a narrow range, since some solvers choose many steps.
+#: Paths on which tables are written, one of each kind.
+_PATHS = ("edm", "vp", "rectified_flow")
+#: Families of grids on which tables are written.
+_GRIDS = ("karras", "log_snr", "time_quadratic")
+#: Numbers of steps of the tables.
+_STEPS = (1, 2, 5, 12)
+#: Path of runs that are compared; its range is narrow, since some solvers choose their steps and take many.
 _NARROW = "edm:sigma_min=0.05,sigma_max=20"
-#: Budgets that are asked for.
+#: Budgets, in evaluations, that a solver is given.
 _BUDGETS = range(1, 17)
-#: A slope may fall short of the stated order by the first, and lies above it by the second before that is remarked.
-_SHORT, _ABOVE = 0.35, 0.6
-#: Numbers of steps at which an order is measured, and whether the first step is ramped: in turn until the slope is as stated,
-#: or short of it by so much that finer grids won't help.
-_LEVELS = (((24, 48, 96, 192), False), ((64, 128, 256, 512), True), ((256, 512, 1024), True))
+#: Largest amount by which a measured order may fall short of the stated one.
+_SHORT = 0.35
+#: Amount by which a measured order exceeds the stated one before the check becomes a remark.
+_ABOVE = 0.6
+#: Numbers of steps at which an order is measured, and whether the first step is ramped. The next entry is used if the order
+#: falls short of the stated one, but by less than ``_WITHIN_REACH``.
+_NESTED_STEPS = (((24, 48, 96, 192), False), ((64, 128, 256, 512), True), ((256, 512, 1024), True))
+#: Largest shortfall of an order that finer grids may make up for.
 _WITHIN_REACH = 0.9
-_LEVELS_FOLLOWED = (16, 32, 64, 128, 256)
+#: Numbers of steps at which the order of a solver that follows the field itself is measured.
+_FOLLOWED_STEPS = (16, 32, 64, 128, 256)
+#: Number of starts for an order.
 _STARTS = 8
-#: What twice the steps leave of the error of a law, at most, and the error that needs not fall.
-_LEFT, _HARMLESS = 0.75, 1e-6
-_GAUSSIAN, _MEAN, _LAW_STEPS = (1.0, 0.25), 0.7, (40, 80, 160, 320)
-#: Rounding of a run in float64, relative; what rows may differ by where a solver chooses its steps; a run in float32.
-_ROUNDING, _OWN_STEPS, _SINGLE = 1e-9, 1e-2, 1e-2
+#: Largest ratio of the errors of a law at twice the steps and before.
+_LEFT = 0.75
+#: Error that need not fall with the steps, in units of the data's scale.
+_HARMLESS = 1e-6
+#: Variances of the Gaussian on which the law of a solver's output is computed.
+_VARIANCES = (1.0, 0.25)
+#: Mean of that Gaussian.
+_MEAN = 0.7
+#: Numbers of steps at which the law is computed.
+_LAW_STEPS = (40, 80, 160, 320)
+#: Largest relative rounding of a run in float64.
+_ROUNDING = 1e-9
+#: Largest relative difference of a row between batches, if the solver chooses its steps.
+_OWN_STEPS = 1e-2
+#: Largest difference of a run in float32 from that in float64, in units of the data's scale.
+_SINGLE = 1e-2
 
 
 def check_solver(solver: Solver | type[Solver] | Callable[..., Any] | str, *, seed: int = 0) -> Report:
@@ -47,10 +67,10 @@ def check_solver(solver: Solver | type[Solver] | Callable[..., Any] | str, *, se
 
     Args:
         solver: a solver, its class (made with its defaults), its spec, or a function ``(field, x, times)``.
-        seed: of the starts and the noise.
+        seed: seed of the starts and the noise.
 
     Returns:
-        The report of all checks. A law that does not apply (an order where none is stated, a table where none is written) is a
+        The report of all checks. A law that does not apply (the order, if none is stated; tables, if none are written) is a
         remark.
 
     Raises:
@@ -80,7 +100,7 @@ def check_solver(solver: Solver | type[Solver] | Callable[..., Any] | str, *, se
         elif recipe.order > 0:
             laws |= _of_tables(recipe)
     checks += [tried(name, law) for name, law in laws.items()]
-    # A class that is not registered may have the name of one that it derives from.
+    # An unregistered class may inherit the name of a registered one.
     named = recipe.spec if vars(type(recipe)).get("name") or type(recipe).spec is not Solver.spec else type(recipe).__name__
     return kept(f"solver {named!r}", checks)
 
@@ -96,7 +116,7 @@ def _of_tables(recipe: Solver) -> dict[str, Law]:
 
 
 class _Trial:
-    """A solver with a field in two dimensions and starts, run in whatever way it takes."""
+    """A solver with a field in two dimensions and starts, run in the first way that it accepts."""
 
     def __init__(self, recipe: Solver, seed: int):
         self.recipe, self.seed = recipe, seed
@@ -110,7 +130,7 @@ class _Trial:
         return solve(self.field, x, solver=self.recipe, generator=generator, **self.way).x
 
     def runs(self) -> Check:
-        """In the first of the ways in which solvers are run that it takes."""
+        """The solver runs in one of the ways in which solvers are run."""
         ways: list[dict[str, Any]] = [{"grid": "karras", "steps": 6}, {"nfe": 6}, {"grid": "karras"}]
         ways.append({"grid": [self.field.path.t_max, self.field.path.t_min]})
         refusal = None
@@ -128,7 +148,7 @@ class _Trial:
         return Check.found("runs", False, f"it does not: {refusal}")
 
     def repeats(self) -> Check:
-        """One seed, one answer, also after another run; other seeds, other answers where noise is drawn."""
+        """A seed gives the same answer again, also after another run; with noise, another seed gives another answer."""
         name, first = "same noise, same answer", self.run(self.x, self.seed)
         self.run(self.x.flip(0), self.seed + 1)
         again, other = self.run(self.x, self.seed), self.run(self.x, self.seed + 1)
@@ -139,7 +159,7 @@ class _Trial:
         return Check.found(name, True, f"seed {self.seed}, {_shown(self.way)}")
 
     def batches(self) -> Check:
-        """A row's end with other rows beside it, at the same seed: the first and the last, as leaks go either way."""
+        """A row's end does not depend on other rows, at one seed; first and last row are tried, as leaks go either way."""
         together, worst = self.run(self.x, self.seed), Largest()
         for row in (0, -1):
             others = self.field.prior(len(self.x), generator=self.seed + 8)
@@ -152,7 +172,7 @@ class _Trial:
         return worst.check("rows do not depend on their batch mates", _OWN_STEPS if own else _ROUNDING)
 
     def single(self) -> Check:
-        """The same run in single precision."""
+        """The run in float32 is near that in float64."""
         name, end = "float32 stays float32", self.run(self.x.float(), self.seed)
         if end.dtype != torch.float32:
             return Check.found(name, False, f"a start of torch.float32 ends as {end.dtype}")
@@ -198,7 +218,7 @@ def _tables(recipe: Solver) -> Check:
 
 
 def _fault(recipe: Solver, table: Any, times: Sequence[float]) -> str:
-    """What is wrong with a table, or an empty text."""
+    """The fault of a table, or an empty text."""
     states, evaluations, draws = table.dense()
     for letter, matrix in (("A", states), ("B", evaluations), ("C", draws)):
         if not bool(torch.isfinite(matrix).all()):
@@ -250,7 +270,7 @@ def _budget(recipe: Solver) -> Check:
 
 
 def _constant(recipe: Solver) -> Check:
-    """z goes on by m times the advance of the clock: the zeroth condition of order, in the solver's own chart."""
+    """A constant m moves z by m times the advance of the clock, in the solver's chart: the zeroth condition of order."""
     name = "a constant prediction is integrated exactly"
     if recipe.stochastic:
         return Check.found(name, None, "it draws noise")
@@ -272,17 +292,17 @@ def _constant(recipe: Solver) -> Check:
 
 
 def _order(recipe: Solver) -> Check:
-    """The slope of the error against the exact flow, from coarse grids on until it is as stated."""
+    """The order against the exact flow, measured on finer and finer grids until it is as stated."""
     name = "order of convergence"
     stated = recipe.order_on("log_snr")
     if recipe.stochastic or stated < 1:
         return Check.found(name, None, "it draws noise" if recipe.stochastic else "none is stated")
     found: OrderEstimate | None = None
-    for steps, ramped in _LEVELS:
+    for steps, ramped in _NESTED_STEPS:
         try:
             finer = order_of_tables(recipe, grid="log_snr", steps=steps, points=_STARTS, ramped=ramped)
         except ArgumentError as error:
-            # Errors at rounding on coarse grids: there is nothing left to measure on finer ones.
+            # Errors at rounding on coarse grids leave nothing to measure on finer ones.
             if found is None and "levels have errors above" in str(error):
                 return Check.found(name, None, f"exact on bimodal1d: {error}")
             break
@@ -302,7 +322,7 @@ def _against(name: str, stated: int, found: OrderEstimate | None, where: str) ->
 
 
 def _followed_order(recipe: DirectSolver, trial: _Trial) -> Check:
-    """The same for a solver that follows the field itself, step by step."""
+    """The order of a solver that follows the field itself, step by step."""
     name = "order of convergence"
     if not recipe.takes_steps or recipe.stochastic or recipe.order < 1:
         why = (
@@ -317,12 +337,12 @@ def _followed_order(recipe: DirectSolver, trial: _Trial) -> Check:
     x, path = field.prior(_STARTS, generator=trial.seed), field.path
     true = reference(field, x, path.t_max, path.t_min, 1e-12)
     errors = []
-    for steps in _LEVELS_FOLLOWED:
+    for steps in _FOLLOWED_STEPS:
         times = grids.get("log_snr", path, steps)
         end = recipe.follow(field, x, times.tolist(), None).states[-1]
         errors.append(float((end - true.x).square().mean().sqrt()))
     try:
-        found = fit_order(_LEVELS_FOLLOWED, errors, max(float(true.errors.max()), 1e-14 * float(x.abs().max())))
+        found = fit_order(_FOLLOWED_STEPS, errors, max(float(true.errors.max()), 1e-14 * float(x.abs().max())))
     except ArgumentError as error:
         good = errors[-1] < _HARMLESS * field.scale
         return Check.found(name, None if good else False, f"{'exact' if good else 'none'} on bimodal1d: {error}")
@@ -330,13 +350,13 @@ def _followed_order(recipe: DirectSolver, trial: _Trial) -> Check:
 
 
 def _law(recipe: Solver) -> Check:
-    """The law it leaves on a Gaussian, propagated exactly, against the law of the flow; nothing is sampled."""
+    """The law of the output on a Gaussian, propagated exactly without samples, tends to the law of the flow."""
     name = "law on a Gaussian"
     if recipe.convergence_order < 1:
         return Check.found(name, None, "no order is stated with which it would converge")
     errors: list[float] = []
     for steps in _LAW_STEPS:
-        errors.append(gaussian(recipe, "vp", "log_snr", _GAUSSIAN, mean=_MEAN, steps=steps).split.discretisation)
+        errors.append(gaussian(recipe, "vp", "log_snr", _VARIANCES, mean=_MEAN, steps=steps).split.discretisation)
         shown = ", ".join(f"{error:.1e} at {n} steps" for error, n in zip(errors, _LAW_STEPS, strict=False))
         said = f"W2 to the exact law {shown}"
         if not math.isfinite(errors[-1]):

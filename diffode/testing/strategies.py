@@ -27,7 +27,9 @@ try:
 except ImportError as error:
     raise ArgumentError("strategies of diffode.testing need hypothesis: pip install hypothesis") from error
 
+#: Kinds of covariance of a mixture.
 Kind = Literal["isotropic", "diagonal", "full", "low_rank"]
+#: All kinds of covariance.
 KINDS: tuple[Kind, ...] = ("isotropic", "diagonal", "full", "low_rank")
 
 #: Deterministic solvers with the options that change their structure.
@@ -101,12 +103,12 @@ def solvers(*, stochastic: bool | None = False) -> SearchStrategy[Solver]:
 
 
 def grid_specs() -> SearchStrategy[str]:
-    """Specs of grids."""
+    """Specs of grids, those of :data:`FAMILIES`."""
     return st.sampled_from(FAMILIES)
 
 
 def random_times(seed: int, path: Path, steps: int) -> list[float]:
-    """Times of an uneven grid over a path, whose steps in log-SNR are within a factor of three of each other."""
+    """Times (steps + 1) of an uneven grid over a path, whose steps in log-SNR differ by up to a factor of three."""
     shares = np.exp(np.random.default_rng([98, seed]).uniform(-0.55, 0.55, steps))
     places = np.cumsum(shares / shares.sum())[:-1]
     first, last = path.log_snr(path.t_max), path.log_snr(path.t_min)
@@ -116,7 +118,7 @@ def random_times(seed: int, path: Path, steps: int) -> list[float]:
 
 
 def levels(field: ExactField, seed: int, count: int = 5) -> tuple[float, Tensor]:
-    """A time whose noise level is log-uniform within the data's range, and exact draws there, (count, dim)."""
+    """A time, whose noise level is log-uniform in the data's range, and exact draws at that time, (count, dim)."""
     path, draw = field.path, np.random.default_rng([99, seed])
     low, high = path.rho(path.t_min), min(path.rho(path.t_max), 80 * max(1.0, field.scale))
     t = path.time_from_rho(float(np.exp(draw.uniform(np.log(low), np.log(high)))))

@@ -1,4 +1,4 @@
-"""The laws of a target: its samples, its density and the views of its field are of one distribution."""
+"""The laws of a target, which say that its samples, its density and its field belong to one distribution."""
 
 from __future__ import annotations
 
@@ -19,16 +19,29 @@ from diffode.verify import Check, Report, contract, typical_points
 from diffode.verify.field.equations import pointwise
 from diffode.verify.field.evolution import mass_check
 
-#: Draws for moments; standard errors that a moment may be off; directions besides the axes in which covariance is looked at.
-_DRAWS, _DEVIATIONS, _DIRECTIONS = 8000, 6.0, 16
-#: Points at each noise level, and the levels as shares of the path's range in the log-SNR; fewer where a row is long.
-_POINTS, _SHARES, _LONG, _FEW = 6, (0.1, 0.4, 0.6, 0.85), 128, 2
-#: Root mean squares of the whole data that the noise has where the samples' convolution is looked at.
+#: Number of draws for moments.
+_DRAWS = 8000
+#: Largest error of a moment, in standard errors.
+_DEVIATIONS = 6.0
+#: Number of random directions, besides axes, in which the variance is compared.
+_DIRECTIONS = 16
+#: Number of points at each noise level.
+_POINTS = 6
+#: Places of these levels in the path's range, as shares of its log-SNR; long rows are tried at the two in the middle.
+_PLACES = (0.1, 0.4, 0.6, 0.85)
+#: Largest number of coordinates of a row that is not long.
+_LONG = 128
+#: Number of points at each noise level for long rows.
+_FEW_POINTS = 2
+#: Noise level of the law of noised samples, in root mean squares of the data.
 _NOISE = 2.0
-#: Noise that is next to none, in units of the data's scale, and what it may change a log-density by.
-_LEAST, _NEAR = 1e-9, 1e-6
-#: Coordinates up to which the density is summed over a box.
+#: Noise level that is nearly none, in units of the data's scale.
+_LEAST_NOISE = 1e-9
+#: Largest change of a log-density by that noise.
+_NEAR = 1e-6
+#: Largest dimension in which the density is summed over a box.
 _BOX = 2
+#: Largest relative error of scale and variance against the covariance.
 _SAME = 1e-12
 
 
@@ -38,7 +51,7 @@ def check_target(target: Target | str, *, path: Path | str = "edm", seed: int = 
     Args:
         target: a target or its spec.
         path: the path along which it is noised, or its spec.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Returns:
         The report of all checks.
@@ -80,11 +93,11 @@ def _of_the_field(field: ExactField, seed: int) -> list[Check]:
     """The contract with solvers, and the equations at a few points."""
     path, long = field.path, field.target.dim > _LONG
     first, last = path.log_snr(path.t_max), path.log_snr(path.t_min)
-    levels = [math.exp(-first - (last - first) * share) for share in (_SHARES[1:3] if long else _SHARES)]
-    # Levels above 1 are taken in units of the scale.
+    levels = [math.exp(-first - (last - first) * share) for share in (_PLACES[1:3] if long else _PLACES)]
+    # Points are asked for at noise levels in units of the scale if that is above 1.
     unit = max(1.0, field.scale)
     where = typical_points(
-        field, _FEW if long else _POINTS, levels=[v / unit if v > unit else min(v, 1.0) for v in levels], seed=seed
+        field, _FEW_POINTS if long else _POINTS, levels=[v / unit if v > unit else min(v, 1.0) for v in levels], seed=seed
     )
     x, t = where.points[-1], where.times[-1]
     return [*contract(field, x[:3], t), *pointwise(field, where)]
@@ -136,14 +149,14 @@ def _mean(target: Target, seed: int) -> Check:
 
 
 def _covariance(target: Target, seed: int) -> Check:
-    """The variance along axes and along random directions, in standard errors that the draws themselves give."""
+    """The variance along axes and random directions, in standard errors of the draws."""
     x = _drawn(target, seed) - target.mean
     axes = torch.eye(target.dim, dtype=torch.float64)[: 8 * _DIRECTIONS]
     turned = normal((_DIRECTIONS, target.dim), generator=keyed(seed, "laws", "directions"))
     directions = torch.cat([axes, turned / turned.norm(dim=1, keepdim=True)])
     square = (x @ directions.T).square()
     known = ((directions @ target.covariance) * directions).sum(1)
-    # A coordinate without spread has no error of its own.
+    # The bound is for coordinates without spread, whose standard error is 0.
     spread = (square.std(0) / math.sqrt(_DRAWS)).clamp(min=1e-12 * target.scale**2)
     error = (square.mean(0) - known).abs() / spread
     k = int(error.argmax())
@@ -153,7 +166,7 @@ def _covariance(target: Target, seed: int) -> Check:
 
 
 def _convolution(target: Target, seed: int) -> Check:
-    """p(x_t) = E N(x_t; x_0, sigma^2) over the samples, at noise of the size of the data, where few of them say it."""
+    """p(x_t) = E N(x_t; x_0, sigma^2) over the samples, at noise of the size of the data, where a few thousand suffice."""
     x0 = _drawn(target, seed)
     size = float((target.variance.sum() + target.mean.square().sum()).sqrt())
     sigma = _NOISE * size if size else 1.0
@@ -176,7 +189,7 @@ def _at_no_noise(target: Target, seed: int) -> Check:
         value = target.log_prob(x)
     except DiffodeError as error:
         return Check.found(name, None, str(error))
-    least = _LEAST * target.scale
+    least = _LEAST_NOISE * target.scale
     change = (target.noised_log_prob(x, 1.0, least) - value).abs() / (1 + value.abs())
     k = int(change.argmax())
     return Check(name, float(change.max()), _NEAR, f"of log_prob, with noise of {least:.1e} at sample {k} of seed {seed}")

@@ -1,4 +1,4 @@
-"""What is proved and measured: the equations of a field, likelihoods, bounds, and what a solver really does."""
+"""Proofs and measurements: the equations of a field, likelihoods, bounds, and the orders and laws of solvers."""
 
 from typing import Any
 

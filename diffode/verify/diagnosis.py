@@ -5,6 +5,7 @@ from typing import Any
 from diffode.verify.field.diagnosis import check_field
 from diffode.verify.report import Report, former_name
 
+#: Former names with the present ones.
 _NOW = {"diagnose": ("check_field", check_field), "Diagnosis": ("Report", Report)}
 
 

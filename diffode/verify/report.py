@@ -1,4 +1,4 @@
-"""What every verification hands back: checks, each passed, failed or not judged, and the report that holds them."""
+"""The result of every verification: a report of checks, each of which passed, failed or is not judged."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 
-#: How a check's outcome is printed.
+#: Signs of a check's outcome in a printed report.
 _SIGNS = {True: "ok", False: "FAILED", None: "--"}
-#: Columns of a printed report, and of the signs at its left.
-_WIDTH, _SIGN_WIDTH = 118, 8
-#: What attributes were called in version 0.1; a fact where the new name is not an attribute.
+#: Width of a printed report, in columns.
+_WIDTH = 118
+#: Width of the signs at its left, in columns.
+_SIGN_WIDTH = 8
+#: Names of a check's attributes in version 0.1, with the present ones.
 _FORMER_OF_CHECK = {"topic": "name", "text": "detail"}
+#: Names of a report's attributes in version 0.1, with the present names of attributes or facts.
 _FORMER_OF_REPORT = {"findings": "checks", "wrong": "failed", "finding": "check", "order": "order", "residuals": "residuals"}
 
 
@@ -28,12 +31,12 @@ class Check:
     """One claim and its outcome.
 
     Attributes:
-        name: what is claimed, or what was looked at.
-        value: the number that was measured, if it is one.
-        tolerance: the largest value that passes, if the outcome follows from that.
-        detail: where the value is largest, or what was found; if it failed, what that means.
-        passed: True or False, or None for what is not judged: a remark, or a check that can't be made. With a tolerance it is
-            whether the value is finite and within it.
+        name: the claim, or the subject of a remark.
+        value: the measured number, if there is one.
+        tolerance: the largest value that passes, if that decides the outcome.
+        detail: the place of the largest value, or the finding; for a failed check, its meaning.
+        passed: True or False, or None if nothing is judged, as in a remark or a check that can't be made. With a tolerance,
+            True if the value is finite and within it.
 
     >>> Check("continuity equation", 1e-15, 1e-11).passed, Check("noise", detail="draws none").passed
     (True, None)
@@ -52,7 +55,7 @@ class Check:
 
     @classmethod
     def found(cls, name: str, passed: bool | None, detail: str) -> Check:
-        """A check that is a sentence and no number."""
+        """A check whose finding is a sentence without a number."""
         return cls(name, detail=detail, passed=passed)
 
     if not TYPE_CHECKING:
@@ -65,7 +68,7 @@ class Check:
             return getattr(self, new)
 
     def json(self) -> dict[str, Any]:
-        """Its attributes, the outcome first."""
+        """The attributes as a dictionary, the outcome first."""
         return {
             "name": self.name, "passed": self.passed, "value": self.value, "tolerance": self.tolerance, "detail": self.detail,
         }  # fmt: skip
@@ -73,13 +76,13 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """All that was checked of one thing; printed, it says all of it.
+    """All checks of one subject; printing it shows them.
 
     Attributes:
-        subject: what was checked.
+        subject: the name of the subject.
         checks: the checks, in the order in which they were made.
-        advice: sentences that name what is wrong and the fix.
-        facts: what was measured beside the checks, by name; see the function that made the report.
+        advice: sentences that name a mistake and its fix.
+        facts: further measurements by name; the function that makes the report lists them.
 
     >>> report = Report("mine", (Check("finite", 0.0, 0.0), Check("order", passed=False, detail="first, not second")))
     >>> report
@@ -112,7 +115,7 @@ class Report:
 
     @property
     def judged(self) -> bool:
-        """Whether any check has an outcome: without one there is no verdict."""
+        """Whether any check has an outcome; without one there is no verdict."""
         return any(check.passed is not None for check in self.checks)
 
     @property
@@ -127,14 +130,14 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """What a command ends with: 0 if it passed, 1 if a check failed, 4 if nothing could be judged."""
+        """Exit code of a command: 0 if the report passed, 1 if a check failed, 4 if nothing could be judged."""
         return (0 if self.passed else 1) if self.judged else 4
 
     def check(self, name: str) -> Check:
         """The check of a name.
 
         Raises:
-            ArgumentError: if there is none; the message lists the names there are.
+            ArgumentError: if there is none; the message lists the names of all checks.
         """
         for check in self.checks:
             if check.name == name:
@@ -142,9 +145,9 @@ class Report:
         raise ArgumentError(f"name must be that of a check, got {name!r}; there are {', '.join(c.name for c in self.checks)}")
 
     def json(self) -> dict[str, Any]:
-        """As JSON holds it: subject, judged, passed (None where nothing was judged), checks, advice, and the facts by name.
+        """A dictionary for JSON: subject, judged, passed (None if nothing was judged), checks, advice, and the facts by name.
 
-        Facts made of tensors are left out: they are for Python.
+        Facts that hold tensors are left out.
         """
         facts = {name: _plain(value) for name, value in self.facts.items() if not _of_tensors(value)}
         return {
@@ -165,7 +168,7 @@ class Report:
 
 
 def former_name(former: str, new: str) -> None:
-    """Warn the caller's caller that a name is going to be removed."""
+    """Warn the caller's caller that a former name will be removed."""
     warnings.warn(f"{former} is now {new}; the old name goes with the next version", DeprecationWarning, stacklevel=3)
 
 
@@ -179,7 +182,7 @@ def _of_tensors(value: Any) -> bool:
 
 
 def _lines(checks: Sequence[Check]) -> list[str]:
-    """A line for each check, with residual and tolerance where some check has them."""
+    """A line for each check, with columns for residual and tolerance if some check has them."""
     if not any(check.tolerance is not None for check in checks):
         name_width = max((len(check.name) for check in checks), default=0) + 2
         return [_wrapped(_SIGNS[check.passed], check.detail, f"{check.name:{name_width}s}") for check in checks]
@@ -194,7 +197,7 @@ def _lines(checks: Sequence[Check]) -> list[str]:
 
 
 def _wrapped(sign: str, text: str, head: str = "") -> str:
-    """A line and what it is continued by, under where its text begins."""
+    """A line, wrapped and indented to the beginning of its text."""
     begin = f"{sign:{_SIGN_WIDTH}s}{head}"
     indent = " " * min(len(begin), _WIDTH * 2 // 3)
     return textwrap.fill(text, _WIDTH, initial_indent=begin, subsequent_indent=indent).rstrip() or begin.rstrip()

@@ -5,6 +5,7 @@ from typing import Any
 from diffode.verify.report import Report, former_name
 from diffode.verify.sampler import verdict as _judgement
 
+#: Former names with the present ones.
 _NOW = {"check_sampler": ("check_sampler", _judgement.check_sampler), "Verdict": ("Report", Report)}
 
 

@@ -1,1 +1,1 @@
-"""Solvers that look at the sample: AMED, and tables conditioned on features of the state."""
+"""Solvers whose numbers depend on the sample: AMED, and tables conditioned on features of the state."""

@@ -1,8 +1,8 @@
-r"""AMED learned: a small network predicts, for every sample and step, where the inner evaluation lies, and scales.
+r"""Learned AMED: for every sample and step a small network predicts the time of the inner evaluation and two scales.
 
-The original (Zhou et al., arXiv 2312.00094) reads the mean of a UNet's bottleneck. What exists on any field is the normalised
-state :math:`z/\sqrt{\rho^2 + s^2}`, the noise prediction, their norms and the angle between them; a hook may give a network's
-own features instead. The step itself is :class:`diffode.solvers.amed.AMED`'s, host and all.
+The original (Zhou et al., arXiv 2312.00094) reads the mean of a UNet's bottleneck. Here the features are ones that every field
+has: the normalised state :math:`z/\sqrt{\rho^2 + s^2}`, the noise prediction, their norms and the angle between them; a hook
+may give a network's own features instead. The step and its host are those of :class:`diffode.solvers.amed.AMED`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau import Number, Writer
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 
-#: Whole vectors are features up to so many coordinates; beyond, norms and angle alone.
-_VECTORS = 8
-_HIDDEN, _EMBEDDING = 64, 8
+#: Largest number of coordinates of a row whose state and prediction are features; longer rows give norms and angle alone.
+_MOST_COORDINATES = 8
+#: Width of the predictor's second hidden layer and of its embedding of levels; its first is twice as wide.
+_HIDDEN = 64
+#: Number of sines and cosines, together, as which a noise level enters the predictor.
+_WAVES = 8
+#: Largest norm of the gradient of a round of Adam; a longer one is clipped.
 _LARGEST_GRADIENT = 1.0
+#: Name and version of the file format.
 _SCHEMA = "diffode-amed-1"
-#: Features of your own: a function of (x, t) that gives (B, F).
+#: A function of (x, t) that gives features (B, F) of the user's own.
 Hook = Callable[[Tensor, float], Tensor]
 
 
 class Predictor(nn.Module):
-    """(r, c, a) from features (B, F) and two noise levels: two layers, and one linear head for each, as the original's.
+    """Two layers and three linear heads, as in the original, that give (r, c, a) from features (B, F) and two noise levels.
 
     ``direction_range`` bounds c to 1 plus or minus it, ``time_range`` bounds a; 0 fixes them at 1.
     """
@@ -53,15 +58,15 @@ class Predictor(nn.Module):
         super().__init__()
         self.ranges = (direction_range, time_range)
         self.inner = nn.Sequential(nn.Linear(width, 2 * _HIDDEN), nn.SiLU(), nn.Linear(2 * _HIDDEN, _HIDDEN))
-        self.embedding = nn.Sequential(nn.Linear(2 * _EMBEDDING, _HIDDEN), nn.SiLU())
+        self.embedding = nn.Sequential(nn.Linear(2 * _WAVES, _HIDDEN), nn.SiLU())
         self.heads = nn.Linear(2 * _HIDDEN, 3)
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
         self.double()
 
     def forward(self, features: Tensor, levels: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
-        """r (B,), c (B,), a (B,)."""
-        frequencies = torch.arange(_EMBEDDING // 2, dtype=torch.float64, device=features.device) + 1
+        """r, c and a, (B,) each, from features (B, F) and the noise levels of a step's ends."""
+        frequencies = torch.arange(_WAVES // 2, dtype=torch.float64, device=features.device) + 1
         angles = torch.cat([math.log(level) * frequencies / 4 for level in levels])
         times = self.embedding(torch.cat([angles.sin(), angles.cos()]))
         joined = torch.cat([self.inner(features), times.expand(len(features), -1)], dim=1)
@@ -84,7 +89,7 @@ class _Step(AMED):
         if learned is None or not isinstance(table, LiveWriter):
             return super().predictions(table, x, number, steps, times)
         path = table.field.require_path("AMED")
-        # The predictor stays where it is, and its answer goes to the state.
+        # The predictor stays on its device; its answer is moved to the device of the state.
         features = learned.features(table, x, times[0]).to(next(learned.predictor.parameters()).device)
         levels = path.rho(times[0]) / learned.unit, path.rho(times[1]) / learned.unit
         r, c, a = (number.to(table.states[x].device) for number in learned.predictor(features, levels))
@@ -95,7 +100,7 @@ class _Step(AMED):
 class LearnedAMED(DirectSolver):
     """AMED-Solver (``host=None``) or AMED-Plugin with a trained predictor; :func:`train_amed` makes one.
 
-    Every step costs two evaluations, the first step one with ``analytic_first_step``.
+    Every step costs two evaluations; with ``analytic_first_step`` the first step costs one.
     """
 
     predictor: Predictor = field(repr=False)
@@ -115,7 +120,7 @@ class LearnedAMED(DirectSolver):
 
     @property
     def spec(self) -> str:
-        """The spec that reads it again, if it came from a file."""
+        """The solver's spec, with the file that it was read from, if any."""
         return f"{self.name}:file={self.file}" if self.file else self.name
 
     @override
@@ -133,11 +138,11 @@ class LearnedAMED(DirectSolver):
 
     @property
     def nfe(self) -> int:
-        """Evaluations of a run."""
+        """Number of evaluations of a run."""
         return 2 * (len(self.times) - 1) - bool(self.analytic_first_step)
 
     def features(self, table: LiveWriter, row: int, t: float) -> Tensor:
-        """What the predictor sees at a row, (B, F): the hook's answer, or invariants and, in few dimensions, the vectors."""
+        """Features of a row's state, (B, F): the hook's answer, or norms and angle and, in few dimensions, the vectors."""
         x = table.states[row]
         if self.hook is not None:
             return self.hook(x, t).flatten(1).to(torch.float64)
@@ -150,11 +155,11 @@ class LearnedAMED(DirectSolver):
         size = math.sqrt(z.shape[1])
         norms = torch.stack([state.norm(dim=1) / size, noise.norm(dim=1) / size], dim=1)
         angle = (state * noise).sum(1, keepdim=True) / (size**2 * norms[:, :1] * norms[:, 1:] + 1e-12)
-        vectors = [state, noise] if z.shape[1] <= _VECTORS else []
+        vectors = [state, noise] if z.shape[1] <= _MOST_COORDINATES else []
         return torch.cat([norms, angle, *vectors], dim=1)
 
     def run(self, field: Field, x: Tensor, *, cut: bool = False) -> list[Tensor]:
-        """States at the grid's times, differentiable in the predictor (with ``cut`` within each step only)."""
+        """States (B, *shape) at the grid's times, differentiable in the predictor; with ``cut`` only within each step."""
         times = self.times
         chart_solver = _Step(host=self.host, order=self.order, learned=self)
         chart: Chart = chart_solver.chart_on(field.path)
@@ -185,7 +190,11 @@ class LearnedAMED(DirectSolver):
 
 
 def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
-    """Write a trained AMED as safetensors; one with features of its own can't be written, since a function is no data."""
+    """Write a trained AMED as safetensors.
+
+    Raises:
+        ArgumentError: if it has a hook, which is code and not data, or the file can't be written.
+    """
     if solver.hook is not None:
         raise ArgumentError("an AMED with a hook can't be saved: keep predictor.state_dict() beside your hook")
     direction, time = solver.predictor.ranges
@@ -198,7 +207,12 @@ def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
 
 
 def load_amed(file: str | FilePath) -> LearnedAMED:
-    """Read a trained AMED, also known as the solver ``amed_learned:file=FILE``; raises FileFormatError for anything else."""
+    """Read a trained AMED from a file; it is also the solver ``amed_learned:file=FILE``.
+
+    Raises:
+        ArgumentError: if there is no such file, or it can't be read.
+        FileFormatError: if the file does not hold a trained AMED.
+    """
     facts, tensors = read_tensors(file, _SCHEMA)
     with believed(file, "a trained AMED"):
         for name in tensors:
@@ -207,7 +221,7 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         if not all(0 <= value < 1 for value in ranges):
             raise ValueError("direction_range and time_range must lie in [0, 1)")
         if tensors["inner.0.weight"].shape[0] != 2 * _HIDDEN:
-            # Seen before a network is made of it: a long row of few numbers would ask for a large one.
+            # This check comes before the network is made, since a damaged shape could ask for a huge one.
             raise ValueError(f"inner.0.weight must have {2 * _HIDDEN} rows, got {tuple(tensors['inner.0.weight'].shape)}")
         predictor = Predictor(tensors["inner.0.weight"].shape[1], *ranges)
         predictor.load_state_dict(tensors)
@@ -227,14 +241,20 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
 
 
 def feature_width(dim: int) -> int:
-    """Number of features of a field in so many dimensions."""
-    return 3 + (2 * dim if dim <= _VECTORS else 0)
+    """Number of features of a row of ``dim`` coordinates."""
+    return 3 + (2 * dim if dim <= _MOST_COORDINATES else 0)
 
 
 @dataclass(frozen=True)
 class TrainedAMED:
-    """A trained AMED, the mean squared end-point error of each round of training, and what ended it: ``"counts"`` (all rounds
-    were done, and the same seed gives the same numbers), ``"seconds"`` or ``"request"``."""
+    """A trained AMED with the history of its training.
+
+    Attributes:
+        solver: the AMED, with its predictor.
+        losses: mean squared error of each round: of the end, or summed over the steps with ``per_step``.
+        stopped_by: ``"counts"`` if all rounds were done, so that the same seed gives the same numbers; else ``"seconds"`` or
+            ``"request"``.
+    """
 
     solver: LearnedAMED
     losses: tuple[float, ...]
@@ -269,26 +289,29 @@ def train_amed(
 
     Args:
         field: a field with a path.
-        steps: N; a run costs 2 N evaluations, one less with ``analytic_first_step``.
+        steps: number N of steps; a run costs 2 N evaluations, one less with ``analytic_first_step``.
         grid: spec of the grid, or its times.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         host: solver to plug into; None is AMED-Solver.
         order: of the host (ipndm, dpmpp).
         analytic_first_step: take the first direction from the prior, as the paper does.
-        teacher: ``"exact"`` is the reference flow, a number M is Heun's method with M extra points in every interval.
-        per_step: match the teacher after every step from the student's own state, as the paper does; otherwise the end alone,
-            through the whole run.
-        direction_range, time_range: bounds of c and a.
-        hook: features of your own, a function of (x, t) that gives (B, F).
-        points, batch, rounds, rate: trajectories, trajectories a round, rounds of Adam, its rate (falling to 0 by a cosine).
-        start: starts to train on, instead of draws of the prior.
-        seconds: the most seconds, the teacher included; where they end the training before its rounds are done, it has what it
-            has, and ``stopped_by`` says so.
-        seed: of starts, batches and the network, a stream each.
+        teacher: ``"exact"`` for the reference flow, or a number M for Heun's method with M extra points in every interval.
+        per_step: match the teacher after every step, with gradients within that step, as the paper does; otherwise match the
+            end alone, with gradients through the whole run.
+        direction_range, time_range: largest distances of c and of a from 1, in [0, 1).
+        hook: a function of (x, t) that gives features (B, F) of your own.
+        points, batch, rounds: number of trajectories, of trajectories in a round, and of rounds of Adam.
+        rate: learning rate of Adam at first; it falls to 0 as a cosine.
+        start: starts (n, *shape) to train on, instead of draws of the prior.
+        seconds: limit of time, the teacher included. If it ends the training early, the predictor so far is returned, and
+            ``stopped_by`` says so.
+        seed: seed of the streams of starts, batches and the network.
         progress: called as ``progress(round, loss)``.
-        stop: asked after every round; once it is True, training ends with what it has.
+        stop: a function called after every round; if it returns True, the predictor so far is returned.
 
     Raises:
+        ArgumentError: for a wrong argument.
+        FieldError: if the field can't be differentiated.
         NumericalError: if the loss becomes non-finite: lower ``rate``.
     """
     path = path_of(field, "AMED")
@@ -348,7 +371,7 @@ def train_amed(
 
 
 def _teacher(field: Field, x: Tensor, times: Sequence[float], teacher: Literal["exact"] | int) -> list[Tensor]:
-    """Where the starts are at the grid's times."""
+    """The states (B, *shape) at the grid's times to which the teacher takes the starts."""
     if teacher == "exact":
         found = [x]
         for s, t in itertools.pairwise(times):

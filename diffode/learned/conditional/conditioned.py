@@ -1,10 +1,10 @@
 r"""Tables whose numbers depend on the sample: AMED's idea for every entry, trained by Gauss-Newton.
 
-After each evaluation a few features of the state are known: its normalised size, the noise prediction's, the angle between
-them, how the prediction changed, and in few dimensions the vectors themselves. A layer of fixed random tanh units turns them
-into :math:`\varphi`, and the numbers of the next row are those of a trained table plus :math:`W_i^T\varphi`. What is
-trained, W, enters linearly, so that Gauss-Newton applies: the derivative by W is that by the sample's own numbers, exact
-through all that follows, times :math:`\varphi`.
+After each evaluation a few features of the state are known: its normalised size, that of the noise prediction, the angle
+between them, the change of the prediction, and in few dimensions the vectors themselves. A layer of fixed random tanh units
+turns them into :math:`\varphi`, and the numbers of the next row are those of a trained table plus :math:`W_i^T\varphi`. The
+weights W are trained. They enter linearly, so that Gauss-Newton applies: the derivative by W is :math:`\varphi` times the
+derivative by the sample's own numbers, which is exact through all later rows.
 """
 
 from __future__ import annotations
@@ -33,20 +33,36 @@ from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 
-#: Whole vectors are features up to so many coordinates.
-_VECTORS = 8
-#: Sizes of what phi may add: to a weight as a share of its row's step, to the scale of the state.
-_WEIGHT, _SCALE = 0.1, 0.01
-#: Conditioning takes few steps and has many numbers to learn: each may be longer than a table's, for more starts.
+#: Largest number of coordinates of a row whose state and prediction are features.
+_MOST_COORDINATES = 8
+#: Factor of W^T phi in a weight, in units of its row's step in level.
+_WEIGHT_UNIT = 0.1
+#: Factor of W^T phi in the scale of a state, in units of its row's step over its level.
+_SCALE_UNIT = 0.01
+#: Time of a step relative to a table's: conditioning takes few steps for many numbers, so that it trains on more starts.
 _LONGER_STEPS = 3
+#: Number of starts whose graphs are in memory together.
 _CHUNK = 1024
+#: Name and version of the file format.
 _SCHEMA = "diffode-conditioned-1"
-_DAMPING, _LEAST_WEIGHT, _LEAST_CURVATURE = 1e-2, 0.05, 1e-12
+#: Damping of the first step, in units of the curvature's diagonal.
+_DAMPING = 1e-2
+#: Shortest error as a share of the median; a shorter one weighs as much as this one.
+_LEAST_WEIGHT = 0.05
+#: Smallest entry of the curvature's diagonal as a share of the largest; smaller ones are scaled as this one.
+_LEAST_CURVATURE = 1e-12
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """A table in the data's units; for each row a random layer (matrix, offset) and trained weights (units + 1, row + 2)."""
+    """A table in the data's units, and for each of its rows a random layer and trained weights.
+
+    Attributes:
+        stages: the table, in the data's units.
+        unit: scale of the data.
+        layers: matrix (features, units) and offset (units,) of every row.
+        weights: W (units + 1, row + 2) of every row: a column for the scale, and one for each evaluation.
+    """
 
     stages: Stages
     unit: float
@@ -67,11 +83,11 @@ class Conditioned:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The levels of start and end."""
+        """Noise levels of the start and of the end."""
         return float(self.stages.levels[0]), float(self.stages.levels[-1])
 
     def save(self, file: str | FilePath) -> None:
-        """Write it as safetensors; raises ArgumentError if the file can't be written."""
+        """Write the table as safetensors; raises ArgumentError if the file can't be written."""
         stages = self.stages
         tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
         for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
@@ -79,13 +95,13 @@ class Conditioned:
         write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, {"schema": _SCHEMA, "unit": self.unit})
 
     def run(self, noise: NoiseFunction, start: Tensor, shifts: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) join what W gives."""
+        """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) are added to W^T phi."""
         stages, evaluations, known = self.stages, [], []
         z = start
         for i in range(stages.nfe):
             level, step = float(stages.levels[i]), float(stages.levels[i] - stages.levels[i + 1])
             evaluations.append(noise(z, level))
-            # Conditions are trained on the CPU and go where the start is.
+            # Layers and weights are trained on the CPU and moved to the device of the start.
             matrix, offset, weights = (part.to(z.device) for part in (*self.layers[i], self.weights[i]))
             units = torch.tanh(features(z, evaluations, level, self.unit) @ matrix + offset)
             phi = torch.cat([torch.ones_like(units[:, :1]), units], dim=1)
@@ -93,9 +109,9 @@ class Conditioned:
             added = phi @ weights
             if shifts is not None:
                 added = added + shifts[i]
-            following = start * float(stages.scales[i]) + _SCALE * step / level * added[:, :1] * z
+            following = start * float(stages.scales[i]) + _SCALE_UNIT * step / level * added[:, :1] * z
             for j, e in enumerate(evaluations):
-                following = following + e * (float(stages.weights[i, j]) + _WEIGHT * step * added[:, j + 1 : j + 2])
+                following = following + e * (float(stages.weights[i, j]) + _WEIGHT_UNIT * step * added[:, j + 1 : j + 2])
             z = following
         return z, known
 
@@ -108,16 +124,16 @@ class Conditioned:
 
 
 def features(z: Tensor, evaluations: Sequence[Tensor], level: float, unit: float) -> Tensor:
-    """(B, F): sizes of the state and of the prediction, their angle, the prediction's change, and in few dimensions both."""
+    """Features (B, F): sizes of state and prediction, their angle, the prediction's change, in few dimensions the vectors."""
     state = z / math.sqrt(level**2 + unit**2)
     latest, before = evaluations[-1], evaluations[-2] if len(evaluations) > 1 else evaluations[-1]
     size = math.sqrt(z.shape[1])
     norms = [v.norm(dim=1, keepdim=True) / size for v in (state, latest)]
     angle = (state * latest).sum(1, keepdim=True) / (size**2 * norms[0] * norms[1] + 1e-12)
-    # A square root has no derivative at 0, where the first row's change lies.
+    # The addend keeps the square root differentiable in the first row, where the change is 0.
     change = ((latest - before).square().sum(1, keepdim=True) / size**2 + 1e-12).sqrt()
     along = (latest * before).sum(1, keepdim=True) / size**2
-    vectors = [state, latest] if z.shape[1] <= _VECTORS else []
+    vectors = [state, latest] if z.shape[1] <= _MOST_COORDINATES else []
     return torch.cat([*norms, angle, change, along, *vectors], dim=1)
 
 
@@ -133,12 +149,12 @@ class ConditionedSolver(DirectSolver):
 
     @property
     def spec(self) -> str:
-        """The spec that reads it again, if it came from a file."""
+        """The solver's spec, with the file that it was read from, if any."""
         return f"{self.name}:file={self.file}" if self.file else self.name
 
     @property
     def nfe(self) -> int:
-        """Evaluations of a run."""
+        """Number of evaluations of a run."""
         return self.table.stages.nfe
 
     @override
@@ -151,7 +167,7 @@ class ConditionedSolver(DirectSolver):
 
     @property
     def order(self) -> int:
-        """None is claimed: it is trained for one number of evaluations."""
+        """0, which claims no order of convergence: the table is trained for one number of evaluations."""
         return 0
 
     @override
@@ -178,7 +194,12 @@ class ConditionedSolver(DirectSolver):
 
 
 def load_conditioned(file: str | FilePath) -> ConditionedSolver:
-    """Read a conditioned table, also known as the solver ``conditioned:file=FILE``; FileFormatError for anything else."""
+    """Read a conditioned table from a file; it is also the solver ``conditioned:file=FILE``.
+
+    Raises:
+        ArgumentError: if there is no such file, or it can't be read.
+        FileFormatError: if the file does not hold a conditioned table.
+    """
     description, tensors = read_tensors(file, _SCHEMA)
     with believed(file, "a conditioned table"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
@@ -195,7 +216,16 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
 
 @dataclass(frozen=True)
 class TrainedConditioned:
-    """The solver, its mean error on held-out starts and that of the table it started from, in units of the scale."""
+    """A conditioned table as a solver, with the history of its training.
+
+    Attributes:
+        solver: the solver.
+        held_out_error: its mean end-point error on held-out starts, in units of the scale.
+        start_error: that of the table without conditions.
+        training, held_out: mean end-point errors after every step, in units of the scale.
+        seconds: time of the training.
+        stopped_by: ``"counts"`` if all steps were done; else ``"seconds"`` or ``"request"``.
+    """
 
     solver: ConditionedSolver
     held_out_error: float
@@ -224,18 +254,26 @@ def condition(
     """Condition a trained table on the sample.
 
     Args:
-        trained: what :func:`diffode.learned.train_table` gave, or its checkpoint, read from a file for instance.
+        trained: the result of :func:`diffode.learned.train_table`, or its checkpoint, which may come from a file.
         field: the field it was trained on.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        units: random units a row.
-        points: starts to train on, by default three times as many as a table's, up to 4,096; a quarter as many, but 64, decide
-            when to stop.
-        steps, patience: most steps, most steps without a better held-out error.
-        seconds: the most seconds; where they end the training before its steps are done, ``stopped_by`` says so.
-        directions: derivatives a sample, in more dimensions than that.
-        seed: of the starts and of the random layers.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        units: number of random units in each row.
+        points: number of starts to train on, by default three times that of a table, up to 4,096. A quarter of that number, but
+            at least 64, are held out and decide when to stop.
+        steps: largest number of steps.
+        patience: largest number of steps in a row without a smaller held-out error.
+        seconds: limit of time; if it ends the training early, ``stopped_by`` says so.
+        directions: number of derivatives for each sample, if it has more dimensions than that.
+        seed: seed of the starts, the random layers and the directions.
         progress: called as ``progress(step, training error, held-out error)``.
-        stop: asked after every step; once it is True, what was best so far is returned.
+        stop: a function called after every step; if it returns True, the best weights so far are returned.
+
+    Returns:
+        :class:`TrainedConditioned`.
+
+    Raises:
+        ArgumentError: for a wrong argument, or a table for another field or path.
+        FieldError: if the field can't be differentiated.
     """
     checkpoint = trained.checkpoint if isinstance(trained, Trained) else trained
     if not isinstance(checkpoint, Checkpoint):
@@ -296,7 +334,7 @@ def condition(
 
 
 def _flattened(noise: NoiseFunction, shape: Sequence[int]) -> NoiseFunction:
-    """The noise prediction on rows of coordinates (B, D), of a field on rows of another shape."""
+    """The noise prediction on rows (B, D), from that on rows of another shape."""
     return lambda z, level: noise(z.reshape(-1, *shape), level).flatten(1)
 
 
@@ -306,12 +344,12 @@ def _flat(problem: Problem) -> Problem:
 
 
 def _inputs(width: int) -> int:
-    """Number of features in so many coordinates."""
-    return 5 + (2 * width if width <= _VECTORS else 0)
+    """Number of features of a row of ``width`` coordinates."""
+    return 5 + (2 * width if width <= _MOST_COORDINATES else 0)
 
 
 def _with(table: Conditioned, values: Tensor) -> Conditioned:
-    """The table with these numbers as its weights W."""
+    """The table with ``values`` as its weights W."""
     parts = torch.split(values, [w.numel() for w in table.weights])
     return replace(table, weights=tuple(part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
 

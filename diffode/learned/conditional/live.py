@@ -1,4 +1,4 @@
-"""A table that is run while it is written, so that what is written next can look at the states: how learned solvers run."""
+"""A table that runs while it is written, so that learned solvers can choose the next row from the states."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from diffode.tableau import Coefficients, Number, Writer
 
 
 class LiveWriter(Writer):
-    """A :class:`Writer` that follows a field from x (B, *shape): every row's state is known as soon as it is added.
+    """A :class:`Writer` that follows a field from x (B, *shape) and computes the state of each row when it is added.
 
-    Everything stays differentiable, in the coefficients and times (floats, or (B,) tensors) as in x. With ``analytic`` the
+    The states are differentiable in x, the coefficients and the times (floats, or (B,) tensors). With ``analytic`` the
     first evaluation is that of standard normal data, x/(alpha sqrt(1 + rho^2)), and costs nothing. With ``cut`` no gradient
-    passes from one step to the one before. ``ends`` are the states at the grid's times.
+    passes from one step to the one before. The list ``ends`` holds the states at the grid's times.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LiveWriter(Writer):
             self._evaluations[0] = x / (path.alpha(start_time) * (1 + path.rho(start_time) ** 2) ** 0.5)
 
     def evaluation(self, row: int) -> Tensor:
-        """The field's answer at a row; it is asked once."""
+        """The field's answer at a row; the field is evaluated once for each row."""
         if row not in self._evaluations:
             self._evaluations[row] = self.field.predict(self.prediction, self.states[row], self.rows[row].time)
         return self._evaluations[row]

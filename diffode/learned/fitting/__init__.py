@@ -1,1 +1,1 @@
-"""What all training shares: exact derivatives of a run, what is free in it, Gauss-Newton, starts and exact ends."""
+"""The common parts of all training: free parameters, exact derivatives of a run, Gauss-Newton, starts and exact ends."""

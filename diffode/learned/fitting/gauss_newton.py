@@ -1,11 +1,11 @@
 r"""Training samplers by a Gauss-Newton method on the mean end-point error, with exact derivatives.
 
 The mean of |r|, r the error of a sample, is minimised by iteratively re-weighted least squares with weights 1/|r| and
-Levenberg-Marquardt damping. A table has fewer than a hundred numbers, which reach over many decades of sensitivity: that is
-why some tens of these steps do what thousands of steps of stochastic gradients do not.
+Levenberg-Marquardt damping. A table has fewer than a hundred numbers, whose sensitivities differ by many decades; some tens of
+these steps reach errors that thousands of steps of stochastic gradients do not.
 
-In few dimensions the derivative of every coordinate is computed. In many, it is that along r, which gives the exact gradient,
-and along random directions orthogonal to it, which give an unbiased estimate of the curvature.
+In few dimensions the derivative of every coordinate is computed. In many, derivatives are computed along r, which gives the
+exact gradient, and along random directions orthogonal to r, which give an unbiased estimate of the curvature.
 """
 
 from __future__ import annotations
@@ -27,22 +27,37 @@ from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.randomness import keyed
 from diffode.tableau.stages import NoiseFunction, Stages
 
-#: Errors smaller than this share of the median weigh no more than it.
+#: Shortest error as a share of the median; a shorter one weighs as much as this one.
 _LEAST_WEIGHT = 0.02
-_DAMPING, _EASE, _TIGHTEN, _TRIALS = 1e-3, 5.0, 4.0, 8
-#: A step is judged converged when it gains less than this share of the loss, several times in a row.
-_SMALL_GAIN, _SMALL_GAINS = 1e-4, 5
+#: Damping of the first step, in units of the curvature's diagonal.
+_DAMPING = 1e-3
+#: Divisor of the damping after a step that lowers the loss.
+_EASE = 5.0
+#: Factor of the damping after a step that does not.
+_TIGHTEN = 4.0
+#: Number of dampings that a step is tried with before the training ends.
+_TRIALS = 8
+#: Relative fall of the loss below which a step's gain is small.
+_SMALL_GAIN = 1e-4
+#: Number of small gains in a row that end the training.
+_SMALL_GAINS = 5
 
+#: A function called as (step, training error, held-out error).
 Progress = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Starts z (B, *shape) and where the exact flow takes them (B, D), for a field in the noise chart.
+    """Starts in the noise chart, and the ends to which the exact flow takes them.
 
-    ``unit`` is the data's scale; ``first`` and ``last`` are the levels of start and end in that unit. ``trajectory`` is the
-    exact flow in between, if states there are to count too, and ``share`` the weight of their mean error, in units of the
-    data's spread at their level, beside that of the end.
+    Attributes:
+        noise: the field's noise prediction at z = x/alpha and a noise level.
+        start: starts z, (B, *shape).
+        end: exact ends, (B, D).
+        unit: scale of the data.
+        first, last: noise levels of start and end, in units of the scale.
+        trajectory: the exact flow in between, if the states there count too.
+        share: weight of their mean error, in units of the data's spread at their level; that of the end weighs 1.
     """
 
     noise: NoiseFunction
@@ -56,11 +71,11 @@ class Problem:
 
     @property
     def dim(self) -> int:
-        """Coordinates of a start."""
+        """Number of coordinates of a start."""
         return self.start[0].numel()
 
     def error(self, stages: Stages) -> float:
-        """Mean end-point error in units of the scale, and the share of what lies before; infinite if the run overflows."""
+        """Mean end-point error in units of the scale, plus the weighted errors in between; infinite if the run overflows."""
         run = stages.scaled(self.unit)
         states: list[Tensor] = []
 
@@ -78,7 +93,7 @@ class Problem:
         return value if math.isfinite(value) else math.inf
 
     def wanted(self, run: Stages) -> list[Wanted]:
-        """For every row of a run (in the data's units) where the exact flow is at its level, and what its error counts."""
+        """For every row of a run (in the data's units) the exact state at its level, and the weight of its error."""
         rows = []
         for level in run.levels[1:-1].tolist():
             if self.trajectory is None:
@@ -91,7 +106,14 @@ class Problem:
 
 
 class Wanted(NamedTuple):
-    """Weight of a row's error, the exact state (B, D), and how both move with the logarithm of its level, if that is free."""
+    """The weight of a row's error and the row's exact state.
+
+    Attributes:
+        weight: weight of the mean error.
+        exact: exact state, (B, D).
+        rate: derivative of ``exact`` by the logarithm of the row's level, if that is free.
+        weight_rate: derivative of ``weight`` by the same logarithm.
+    """
 
     weight: float
     exact: Tensor
@@ -101,7 +123,14 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """The parameters with the smallest error on the held-out problems, both losses after every step, and what ended it."""
+    """The result of a training.
+
+    Attributes:
+        values: parameters (size,) with the smallest loss on the held-out problems.
+        training, held_out: losses at the beginning and after every step.
+        seconds: time of the training.
+        stopped_by: ``"counts"``, ``"seconds"`` or ``"request"``, whichever ended it.
+    """
 
     values: Tensor
     training: tuple[float, ...]
@@ -125,20 +154,20 @@ def fit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fit:
-    """Minimise the mean error over problems (``log``: the mean log error, so that each problem counts alike).
+    """Minimise the mean error over problems, or with ``loss="log"`` the mean log error, so that all problems count alike.
 
     Args:
-        parameters: what is free.
-        problems: what to train on.
-        held_out: what decides which step's parameters are returned; ``patience`` steps without a new best end the training.
-        start: first parameters; those of ``parameters`` unless given.
-        loss: how the problems' errors are combined.
-        floor: added to a problem's error before its logarithm, so that easy ones do not rule.
-        steps: most steps.
-        limit: what may end it before that; one step is taken in any case.
-        patience: see ``held_out``.
-        directions: derivatives a sample, in spaces of more dimensions.
-        seed: of the random directions.
+        parameters: the free numbers of a sampler.
+        problems: problems to train on.
+        held_out: problems that decide which step's parameters are returned.
+        start: first parameters (size,); those of ``parameters`` unless given.
+        loss: ``"mean"`` or ``"log"``: the mean of the problems' errors or of their logarithms.
+        floor: addend to a problem's error before its logarithm, which keeps easy problems from dominating.
+        steps: largest number of steps.
+        limit: limit of time and a request to stop; at least one step is taken.
+        patience: number of steps without a smaller loss on ``held_out`` after which the next one ends the training.
+        directions: number of derivatives for each sample, if it has more dimensions than that.
+        seed: seed of the random directions.
         progress: called as ``progress(step, training loss, held-out loss)``.
 
     Raises:
@@ -177,9 +206,9 @@ def descend(
 ) -> Fit:
     """Levenberg-Marquardt from given values: every step lowers the training loss, the best on held-out problems is returned.
 
-    ``equations`` gives gradient and curvature, which are scaled by the curvature's diagonal (at least ``least`` times its
-    largest entry). A gain is judged relative to the loss, unless that is a logarithm already. ``confined`` puts back what a
-    step took past its bounds.
+    ``equations`` gives gradient and curvature, which are scaled by the curvature's diagonal, whose entries count as at least
+    ``least`` times the largest. A gain is relative to the loss, unless the loss is ``logarithmic``. ``confined`` moves values
+    that a step took past their bounds back to them.
     """
     limit = limit or Limit()
     began, stopped_by = limit.elapsed, STOPPED_BY[0]
@@ -232,7 +261,7 @@ def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], l
         try:
             error = problem.error(parameters.stages(values, problem.first, problem.last, problem.dim))
         except (ArgumentError, OverflowError):
-            # A trial step too far: numbers that over- or underflow.
+            # The trial step went so far that numbers over- or underflow.
             return math.inf
         total += math.log(max(error + floor, 1e-300)) if loss == "log" else error
     return total / len(problems)
@@ -269,7 +298,7 @@ def _normal_equations(
             along, share, slope = output_directions(error, length, count, generator)
             raw = recording.gradients(along, row).to(torch.float64)
             if one.rate is not None:
-                # The exact state and the weight are those at the row's own level, which is free: they move too.
+                # The exact state and the weight belong to the row's level, which is free, so they have derivatives too.
                 level = row - (stages.nfe - 1)
                 raw[..., level] -= torch.einsum("bsd,bd->bs", along, one.rate).double()
                 equations.gradient += chain[level] * (one.weight_rate * float(length.mean()) / len(problems) / overall)
@@ -280,14 +309,14 @@ def _normal_equations(
 
 
 def _in_units(chain: Tensor, nfe: int, unit: float) -> Tensor:
-    """b is measured in units of the scale."""
+    """The derivatives of a sampler's numbers in the data's units: those of the weights b are multiplied by the unit."""
     scaled = chain.clone()
     scaled[nfe : nfe + nfe * (nfe + 1) // 2] *= unit
     return scaled
 
 
 def output_directions(error: Tensor, length: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions (B, S, D), their share in the curvature (B, S), and the error along them as far as it enters the gradient."""
+    """Directions (B, S, D), their weights in the curvature (B, S), and the error along those that give the gradient (B, S)."""
     batch, dim = error.shape
     if dim <= count:
         every = torch.eye(dim, dtype=error.dtype, device=error.device).expand(batch, dim, dim)

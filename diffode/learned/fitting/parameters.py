@@ -1,7 +1,7 @@
-r"""What is free in a trained sampler: maps from a vector of parameters to :class:`Stages`, with their derivatives.
+r"""The free parameters of a trained sampler: maps from a vector to :class:`Stages`, with their derivatives.
 
-The numbers of a sampler are counted in the order c, b row by row, log rho of the inner levels, as
-:class:`diffode.learned.fitting.sensitivities.Recording` does, in units of the data's scale.
+The numbers of a sampler stand in the order c, b row by row, log rho of the inner levels, in units of the data's scale, as in
+:class:`diffode.learned.fitting.sensitivities.Recording`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing_extensions import override
 from diffode.errors import ArgumentError
 from diffode.tableau.stages import Stages, from_vector, to_vector
 
-#: What stands for a last level of 0, whose logarithm is none.
+#: Level in place of a last level of 0, which has no logarithm.
 _LEAST_LEVEL = 1e-30
 
 
@@ -28,32 +28,35 @@ class Parameters(ABC):
     @property
     @abstractmethod
     def start(self) -> Tensor:
-        """Where training starts."""
+        """The parameters (size,) at which training starts."""
 
     @abstractmethod
     def stages(self, values: Tensor, first: float, last: float, dim: int = 1) -> Stages:
-        """The sampler between two levels in so many dimensions."""
+        """The sampler between two noise levels, in units of the scale, for data of ``dim`` coordinates."""
 
     @abstractmethod
     def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
         """Derivative of the sampler's numbers by the parameters, (P, size)."""
 
     def confined(self, values: Tensor, first: float, last: float) -> Tensor:
-        """The parameters with the levels that went past those of start or end put back on them.
+        """The parameters, with levels beyond those of start or end moved back to these.
 
-        A network knows nothing out there. An exact field does, and on a Gaussian, where it is linear, nothing else would hold a
-        level back from infinity or zero.
+        A network is not trained beyond these levels. An exact field is linear on a Gaussian, where no error would keep a level
+        from going to infinity or zero.
         """
         return values
 
 
 @dataclass(frozen=True)
 class Table(Parameters):
-    """All numbers of a table, or those a mask leaves free; the others stay at those of ``origin``.
+    """The numbers of a table, all free or some of them fixed at those of ``origin``.
 
-    ``consistent`` keeps c = 1 and the sums of b at the differences of levels, so that a constant noise prediction is followed
-    exactly. ``groups`` are the sizes of sets of evaluations that run in parallel (EPD, arXiv 2507.14797): no evaluation uses
-    another of its set.
+    Attributes:
+        origin: the table at which training starts, in units of the scale.
+        levels, weights, scales: whether the levels, the weights b and the scales c are free.
+        consistent: whether c = 1 and each row of b sums to its difference of levels, so that a constant noise prediction is
+            followed exactly.
+        groups: sizes of sets of evaluations that run in parallel, since none uses another of its set (EPD, arXiv 2507.14797).
     """
 
     origin: Stages
@@ -73,13 +76,13 @@ class Table(Parameters):
 
     @property
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, column of every weight, and whether its row may use that evaluation."""
+        """Row and column of every weight, and whether the row may use the column's evaluation."""
         nfe = self.origin.nfe
         rows, columns = torch.tril_indices(nfe, nfe)
         if self.groups is None:
             return rows, columns, torch.ones(len(rows), dtype=torch.bool)
         group = torch.repeat_interleave(torch.arange(len(self.groups)), torch.tensor(self.groups))
-        # Row i makes the point at which evaluation i + 1 is made, if it is not the output.
+        # Row i is the point of evaluation i + 1, unless it is the output.
         made = torch.cat([group[1:], torch.tensor([len(self.groups)])])
         return rows, columns, group[columns] < made[rows]
 
@@ -94,7 +97,7 @@ class Table(Parameters):
         ])  # fmt: skip
 
     def _closing(self) -> Tensor:
-        """In each row the newest weight that may be used: in a consistent table it takes what the others leave."""
+        """A mask of the newest usable weight of each row, which in a consistent table completes the row's sum."""
         rows, columns, usable = self._places
         newest = torch.full((self.origin.nfe,), -1).scatter_reduce(0, rows, torch.where(usable, columns, -1), "amax")
         closing: Tensor = columns == newest[rows]
@@ -146,7 +149,7 @@ class Table(Parameters):
 
 
 def to_shares(levels: Tensor) -> Tensor:
-    """Decreasing positive levels (N + 1,) as N - 1 numbers free of constraints: logarithms of the steps in log rho, relative to
+    """N - 1 numbers without constraints for N + 1 decreasing positive levels: logarithms of the steps in log rho relative to
     the last step (LD3's softmax).
     """
     steps = levels.log().diff().neg()
@@ -154,7 +157,7 @@ def to_shares(levels: Tensor) -> Tensor:
 
 
 def from_shares(values: Tensor, first: float, last: float) -> Tensor:
-    """The levels with these shares between two ends."""
+    """The levels (N + 1,) between two ends for N - 1 numbers of :func:`to_shares`."""
     steps = torch.softmax(torch.cat([values, values.new_zeros(1)]), 0)
     inner = math.log(first) + (math.log(last) - math.log(first)) * steps.cumsum(0)[:-1]
     return torch.cat([values.new_full((1,), first), inner.exp(), values.new_full((1,), last)])
@@ -177,7 +180,7 @@ class Levels(Parameters):
         return self.write(from_shares(values, first, last))
 
     def jacobian(self, values: Tensor, first: float, last: float, dim: int = 1) -> Tensor:
-        """By central differences of the table: exact to 1e-9, and it costs no evaluation of the field."""
+        """The derivative by central differences of the table: exact to 1e-9, without evaluations of the field."""
         step = 1e-6
         columns = []
         for k in range(len(values)):
@@ -190,7 +193,7 @@ class Levels(Parameters):
 
 @dataclass(frozen=True)
 class Decoupled(Levels):
-    """Levels of a grid and, apart from them, the levels at which the field is asked (LD3's second setting)."""
+    """Levels of a grid and, separately, the levels at which the field is evaluated (LD3's second setting)."""
 
     @property
     @override

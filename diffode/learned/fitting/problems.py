@@ -1,4 +1,4 @@
-"""What a sampler is trained on: starts, where the exact flow takes them, and how many of them a field wants."""
+"""The problems that a sampler is trained on: starts, their exact ends, and a number of starts suited to the field."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ from diffode.paths import Path
 from diffode.randomness import Randomness
 from diffode.tableau.stages import noise_function
 
-#: The fewest starts and the most that are taken unless their number is given.
-FEWEST, MOST = 192, 4096
-#: Starts, times the derivatives of a step, times the square root of the numbers K D of a mixture of K components: a step then
-#: takes up to 2 seconds on one core, whatever the target. The square root is what evaluations of the registry's targets cost.
+#: Smallest number of starts, unless it is given.
+FEWEST = 192
+#: Largest number of starts, unless it is given.
+MOST = 4096
+#: Work of a step: the number of starts, times that of derivatives, times the square root of the K D numbers of a mixture's
+#: means, by which the time of evaluations grows for the registry's targets. A step takes up to 2 seconds on one core.
 _WORK = 1.2e6
-#: Components that a field of which none are known counts as: a network costs more than a mixture.
-_UNKNOWN = 1000
+#: Number of components K that stands for the work of a network, or of a field without known components.
+_UNKNOWN_COMPONENTS = 1000
 
 
 def starts_for(field: Field, dim: int, nfe: int, longer: float = 1.0) -> int:
-    """How many starts to train on: a rule of counts, the same on every machine.
+    """The number of starts to train on, which follows from counts alone and is the same on every machine.
 
     Args:
         field: an exact field of a mixture, or any other.
-        dim: coordinates of a row.
-        nfe: evaluations of the sampler.
-        longer: how many times longer than usual a step may take.
+        dim: number of coordinates of a row.
+        nfe: number of evaluations of the sampler.
+        longer: time that a step may take, relative to the usual one.
 
     >>> from diffode import fields
     >>> [starts_for(fields.exact_field(name, "edm"), dim, 6) for name, dim in (("ring8", 2), ("digits-empirical", 64))]
     [4096, 192]
     """
     count = getattr(field.target, "count", None) if isinstance(field, ExactField) else None
-    # An evaluation with its gradient and two without; the gradients of up to four directions.
+    # Each evaluation has three calls of the field and the gradients of up to four directions.
     derivatives = nfe * (3 + min(dim, 4))
-    numbers = (count or _UNKNOWN) * dim
+    numbers = (count or _UNKNOWN_COMPONENTS) * dim
     return int(min(max(longer * _WORK / derivatives / math.sqrt(numbers), FEWEST), MOST))
 
 
@@ -52,8 +54,20 @@ def problem_for(
     *,
     differentiated: bool = True,
 ) -> Problem:
-    """Starts from the normal prior, as samplers have them, and where the exact flow takes them (at all levels, if
-    ``trajectory``, the weight of states in between, is not 0). A field that will be ``differentiated`` is checked for that.
+    """A problem of ``count`` starts from the normal prior, as samplers have them, with their exact ends.
+
+    Args:
+        field: any field.
+        path: its path.
+        shape: number of coordinates or shape of a row.
+        count: number of starts.
+        generator: source of the starts.
+        trajectory: weight of the states in between; unless 0, the exact flow is computed at all levels.
+        differentiated: whether the field will be differentiated, so that it is checked for gradients.
+
+    Raises:
+        ArgumentError: if a noise level at an end of the path is infinite or 0.
+        FieldError: if the field can't be differentiated, but has to be.
     """
     levels = finite_levels(path)
     rows = (shape,) if isinstance(shape, int) else shape

@@ -1,4 +1,4 @@
-r"""How the output of a sampler depends on its numbers: exact derivatives, sample by sample, by one pass backwards.
+r"""Exact derivatives of a sampler's output by its numbers, for each sample, by one backward pass.
 
 For a direction s in the output space of a sample the adjoint states are :math:`\lambda_N = s`,
 :math:`\bar e_j = \sum_{i>j} b_{ij}\lambda_i` and :math:`\lambda_j = (\partial e_j/\partial z_j)^T \bar e_j`, and
@@ -23,7 +23,7 @@ from torch import Tensor
 from diffode.errors import FieldError
 from diffode.tableau.stages import NoiseFunction, Stages
 
-#: Step of the central difference in log rho: rounding and truncation balance near the cube root of the precision.
+#: Step of the central difference in log rho, near the cube root of the precision, where rounding and truncation balance.
 _LEVEL_STEP = {torch.float64: 1e-5, torch.float32: 1e-2}
 
 
@@ -35,7 +35,7 @@ class Sensitivities(NamedTuple):
 
 
 class Recording:
-    """A run with all that the way back needs. ``directions`` are chosen after looking at ``end``."""
+    """A run of a sampler, with all that the backward pass needs; directions may be chosen after looking at ``end``."""
 
     def __init__(self, noise: NoiseFunction, start: Tensor, stages: Stages):
         self.stages, self.start, self._shape = stages, start.flatten(1), start.shape
@@ -48,7 +48,7 @@ class Recording:
         self.end = stages.run(self._asked, start).detach().flatten(1)
 
     def _asked(self, z: Tensor, level: float) -> Tensor:
-        """The noise prediction, with its graph in z and its rate in log rho kept; of the start neither is needed."""
+        """The noise prediction; its graph in z and its rate in log rho are kept, except at the start, where both are unused."""
         if not self.evaluations:
             answer = self._noise(z, level)
         else:
@@ -68,11 +68,11 @@ class Recording:
         return answer.detach()
 
     def state(self, row: int) -> Tensor:
-        """The state z_(row + 1), (B, D); the last row's is the output."""
+        """The state z_(row + 1), (B, D); that of the last row is the output."""
         return self.end if row == self.stages.nfe - 1 else self._inner[row]
 
     def gradients(self, directions: Tensor, row: int | None = None) -> Tensor:
-        """Derivatives of s . z for directions s (B, S, D), (B, S, P): of the output, or of the state that a row makes."""
+        """Derivatives (B, S, P) of s . z for directions s (B, S, D), where z is the output, or the state of ``row``."""
         last = self.stages.nfe - 1 if row is None else row
         return torch.stack([self._backwards(directions[:, k], last) for k in range(directions.shape[1])], dim=1)
 

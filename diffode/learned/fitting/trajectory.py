@@ -1,4 +1,4 @@
-r"""The exact flow in between, for training that looks at the whole trajectory."""
+r"""The exact flow between start and end, for training on the whole trajectory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from diffode.flows import flow_states
 from diffode.paths import Path
 from diffode.tableau.stages import NoiseFunction
 
-#: Points at which the flow is known; between them Hermite's cubic in log rho leaves errors near 1e-5 of a state.
-_POINTS = 97
+#: Number of levels at which the flow is computed; between them Hermite's cubic in log rho errs by about 1e-5 of a state.
+_LEVELS = 97
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Trajectory:
     rates: Tensor
 
     def at(self, level: float) -> tuple[Tensor, Tensor]:
-        """z and dz/d log rho at a level, (B, D) each: Hermite's cubic, and at levels outside the nearest end."""
+        """z and dz/d log rho at a level, (B, D) each, by Hermite's cubic; beyond the ends, those of the nearest end."""
         first, last = float(self.levels[0]), float(self.levels[-1])
         place = (first - math.log(level)) / (first - last) * (len(self.levels) - 1)
         k = min(max(int(place), 0), len(self.levels) - 2)
@@ -47,7 +47,7 @@ class Trajectory:
 def exact_trajectory(field: Field, path: Path, noise: NoiseFunction, start: Tensor, tolerance: float = 1e-6) -> Trajectory:
     """The flow of z = x/alpha from the first level of a path to the last, of starts x (B, *shape) at its first time."""
     ends = math.log(path.rho(path.t_max)), math.log(path.rho(path.t_min))
-    levels = torch.linspace(*ends, _POINTS, dtype=torch.float64)
+    levels = torch.linspace(*ends, _LEVELS, dtype=torch.float64)
     times = [path.t_max, *(path.time_from_rho(math.exp(level)) for level in levels[1:-1].tolist()), path.t_min]
     states, rates = [], []
     with torch.no_grad():

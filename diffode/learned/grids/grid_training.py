@@ -1,4 +1,4 @@
-"""Grids trained for a field with all that is worth keeping: their errors, what ended the training, files."""
+"""Training of grids for a field, with the facts that files keep: their errors, and what ended the training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from diffode.solvers.checkpoints import Checkpoint
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
-#: How a grid is trained, and the solver that it is for unless another is given.
+#: Methods of training a grid, each with its default solver.
 METHODS = {"gits": "ddim", "dmn": "ab:order=3,chart=data", "ld3": "dpmpp:order=2", "search": "dpmpp:order=2"}
-#: Starts that the error of a grid is measured on.
+#: Number of starts on which the error of a grid is measured.
 _TEST_STARTS = 512
 
 
@@ -44,22 +44,26 @@ def train_grid(
     stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> TrainedGrid:
-    """Train a grid of ``steps`` steps for a solver of one evaluation a step, measure it on other starts, and keep the facts.
+    """Train a grid for a solver of one evaluation per step, and measure its error on other starts.
 
     Args:
         method: ``"gits"``, ``"dmn"``, ``"ld3"`` or ``"search"``, the functions of these names.
         field: a target or its name, or a field with a path.
         steps: number of steps.
         path: path of the target; a field has its own.
-        solver: spec of the solver; by default the one that the method was published with.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        seconds, stop: what may end ld3 and search before their work is done; ``stopped_by`` of the grid says so.
-        seed: of the starts, a stream each for training and for the test.
+        solver: spec of the solver; by default that of the method's publication.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        seconds, stop: limit of time, and a function that ends the training if it returns True, for ld3 and search;
+            ``stopped_by`` of the grid says whether either did.
+        seed: seed of the starts; those of training and of the test are separate streams.
         progress: called as ``progress(step, error)`` by ld3 and search.
-        options: of the function: ``points``, ``teacher``, ``grid``, ...
+        options: further options of the function, such as ``points``, ``teacher`` or ``grid``.
+
+    Returns:
+        The grid with its mean end-point error in units of the scale.
 
     Raises:
-        ArgumentError: for a wrong argument, or a solver that makes more than one evaluation a step.
+        ArgumentError: for a wrong argument, or a solver with more than one evaluation per step.
 
     >>> found = train_grid("dmn", "ring8", 5)
     >>> len(found.times), found.stopped_by
@@ -106,9 +110,9 @@ def train_decoupled(
     progress: Callable[[int, float, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
-    """:func:`diffode.learned.ld3_decoupled` with its errors and facts, to be stored as every trained table is.
+    """The table of :func:`diffode.learned.ld3_decoupled` with its errors and facts, which is saved as every trained table is.
 
-    The arguments are those of :func:`train_grid`; what it gives runs as the solver ``bespoke:file=FILE``.
+    The arguments are those of :func:`train_grid`; a saved table runs as the solver ``bespoke:file=FILE``.
     """
     limit = Limit(seconds, stop)
     chosen, on, name = field_on(field, path)
@@ -137,7 +141,7 @@ def train_decoupled(
 def errors_on(
     field: Field, solver: str, on: Sequence[grids.Times], seed: int, dim: int | Sequence[int] | None = None, steps: int = 0
 ) -> list[float]:
-    """Mean end-point errors of a solver on grids (those with names have ``steps``), in units of the scale, on test starts."""
+    """Mean end-point errors of a solver on grids, in units of the scale, on test starts; named grids have ``steps`` steps."""
     path, recipe = path_of(field, "the error of a grid"), solvers.get(solver)
     test = _test_problem(field, path, seed, dim)
     given = [recipe.tableau(path, grid, steps if isinstance(grid, str) else None) for grid in on]

@@ -27,13 +27,14 @@ from diffode.paths import get as get_path
 from diffode.randomness import keyed
 from diffode.tableau.stages import Stages
 
-#: Grids that direct search starts from.
-_FROM = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
-#: A step of DMN's grid is at least this share of an even step, in log-SNR.
-_LEAST_SHARE = 0.05
-_SEARCH = {"xatol": 1e-5, "fatol": 1e-9}
-#: An error that stands for an overflow in a search.
-_LARGEST = 1e300
+#: Grids at which direct search starts.
+_FIRST_GRIDS = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
+#: Smallest step of DMN's grid relative to an even step, in log-SNR.
+_LEAST_STEP = 0.05
+#: Sizes of the simplex, in parameters and in the function, below which Nelder-Mead ends.
+_TOLERANCES = {"xatol": 1e-5, "fatol": 1e-9}
+#: Error in place of an overflow in a search.
+_OVERFLOW = 1e300
 
 
 def gits(
@@ -46,20 +47,23 @@ def gits(
     points: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """Geometry-inspired time scheduling: the grid of ``steps`` steps whose Euler jumps leave the trajectories least.
+    """Geometry-inspired time scheduling: the grid whose Euler jumps stay nearest to the trajectories.
 
     Args:
         field: a field with a path.
         steps: number of steps.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        teacher: steps of the fine grid (polynomial, exponent 7) among whose points the grid's are chosen; they are followed by
-            Euler's method, as in the original.
-        discount: factor on the cost of later jumps.
-        points: trajectories that are averaged.
-        seed: of their starts.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        teacher: number of steps of the fine grid (polynomial, exponent 7) that holds the points of the grid. The trajectories
+            are those of Euler's method on it, as in the original.
+        discount: factor on the cost of each later jump.
+        points: number of trajectories whose costs are averaged.
+        seed: seed of their starts.
 
     Returns:
         float64 tensor of ``steps + 1`` times.
+
+    Raises:
+        ArgumentError: for a wrong argument.
 
     Source: Chen et al., arXiv 2405.11326: the cost of a jump i -> j is the distance of its end to the chord from the first to
     the last point of the trajectory, less that of the trajectory's own point j.
@@ -97,7 +101,7 @@ def gits(
 
 
 def cheapest(cost: Tensor, steps: int, discount: float) -> list[int]:
-    """The path 0 -> ... -> last of so many jumps with the least sum of cost times discount^(number of the jump)."""
+    """The chain 0 -> ... -> last of ``steps`` jumps with the least sum of cost (M, M) times discount^(number of the jump)."""
     count = len(cost)
     value = cost[:, -1].clone()
     choices: list[Tensor] = []
@@ -115,10 +119,10 @@ def cheapest(cost: Tensor, steps: int, discount: float) -> list[int]:
 
 
 def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", power: float = 1.0) -> Tensor:
-    r"""The grid that keeps a multistep solver's output least sensitive to errors of the denoiser; no field is needed.
+    r"""The grid on which a multistep solver's output is least sensitive to errors of the denoiser; no field is needed.
 
-    Minimised is :math:`\sum_j |W_j|\,\sigma_j^p`, with W_j the weight of the j-th denoised point in the output, and the
-    denoiser's error taken to grow like :math:`\sigma^p`, sigma = rho/sqrt(1 + rho^2).
+    The grid minimises :math:`\sum_j |W_j|\,\sigma_j^p`, where W_j is the weight of the j-th denoised point in the output. This
+    assumes an error of the denoiser that grows like :math:`\sigma^p`, with sigma = rho/sqrt(1 + rho^2) and p the ``power``.
 
     Source: Xue et al., arXiv 2402.17376, equation 13 and section 3.3 ("DM-NonUniform").
     """
@@ -130,15 +134,15 @@ def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", 
 
     def times(logits: np.ndarray) -> list[float]:
         shares = np.exp(logits - logits.max())
-        # The bound alone may let a step vanish.
-        shares = _LEAST_SHARE / steps + (1 - _LEAST_SHARE) * shares / shares.sum()
+        # Without a least step, a step could vanish at the minimum.
+        shares = _LEAST_STEP / steps + (1 - _LEAST_STEP) * shares / shares.sum()
         inner = ends[0] + (ends[1] - ends[0]) * np.cumsum(shares)[:-1]
         return [base[0], *(path.time_from_log_snr(float(v)) for v in inner), base[-1]]
 
     def bound(logits: np.ndarray) -> float:
         stages = Stages.of(recipe.tableau(path, times(logits)))
         rho = stages.levels[:-1]
-        # A state's weights of noise predictions, turned into weights of denoised points: b_j = -rho_j W_j in sum.
+        # The output's weights of noise predictions become weights of denoised points: b_j = -rho_j W_j in sum.
         return float((denoised_weights(stages).abs() * (rho / (1 + rho.square()).sqrt()) ** power).sum())
 
     if steps == 1:
@@ -148,9 +152,9 @@ def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", 
 
 
 def denoised_weights(stages: Stages) -> Tensor:
-    """Weights (N,) of the denoised points in the output, the start's own weight apart.
+    """Weights (N,) of the denoised points D_j in the output, without the weight of the start.
 
-    With e_j = (z_j - D_j)/rho_j every state is a combination of z_0 and D_0, ..., D_{i-1}.
+    With e_j = (z_j - D_j)/rho_j every state z_i is a combination of z_0 and D_0, ..., D_{i-1}.
     """
     count = stages.nfe
     by_start, by_point = torch.zeros(count + 1, dtype=torch.float64), torch.zeros(count + 1, count, dtype=torch.float64)
@@ -175,10 +179,25 @@ def ld3(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The grid on which a one-evaluation-a-step solver ends nearest the exact flow, trained on starts.
+    """The grid on which a solver of one evaluation per step ends nearest the exact flow, trained on starts.
 
-    Its steps are counted; where ``seconds`` (a number, or the :class:`Limit` that will know of it) end it before, the grid is
-    the best so far. ``progress`` is called as ``progress(step, training error, held-out error)``.
+    Args:
+        field: a field with a path, differentiable in x.
+        steps: number of steps.
+        solver: spec of the solver.
+        grid: named grid at which training starts.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        points: number of starts to train on, and of held-out ones.
+        seconds: limit of time, in seconds or as a :class:`Limit`, after which the best grid so far is returned.
+        seed: seed of the starts.
+        progress: called as ``progress(step, training error, held-out error)``.
+
+    Returns:
+        float64 tensor of ``steps + 1`` times.
+
+    Raises:
+        ArgumentError: for a wrong argument. FieldError: if the field can't be differentiated.
+        NumericalError: if the grid gives non-finite states.
 
     Source: Tong et al., arXiv 2405.15506 (LD3); minimised here by Gauss-Newton with exact derivatives, from the named grid.
     """
@@ -200,7 +219,7 @@ def ld3_decoupled(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Stages:
-    """As :func:`ld3`, and then with the levels at which the field is asked free as well: a table, in the units of the data."""
+    """The table, in the data's units, of :func:`ld3` with the levels at which the field is evaluated trained as well."""
     path, limit = path_of(field, "LD3"), _limit(seconds)
     together, _ = _trained(Levels, field, steps, solver, grid, dim, points, limit.part(0.5), seed, progress)
     begin = torch.cat([together, torch.zeros_like(together)])
@@ -220,11 +239,26 @@ def search(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> Tensor:
-    """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids, the best that was seen.
+    """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids.
 
-    No gradient is asked of the field. The error has many minima in the levels, which training (:func:`ld3`) does not leave.
-    After ``seconds`` (the exact ends included; a number, or the :class:`Limit` that will know of it) the search ends with what
-    it has seen. ``progress`` is called as ``progress(runs, least error)``.
+    The field needs no gradient. The error has many local minima in the levels, which training (:func:`ld3`) does not leave.
+
+    Args:
+        field: a field with a path.
+        steps: number of steps.
+        solver: spec of the solver.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        points: number of starts on which grids are compared.
+        seconds: limit of time, exact ends included, in seconds or as a :class:`Limit`, after which the best grid so far is
+            returned.
+        seed: seed of the starts.
+        progress: called as ``progress(runs, least error)``.
+
+    Returns:
+        float64 tensor of ``steps + 1`` times.
+
+    Raises:
+        ArgumentError: for a wrong argument.
     """
     path, limit = path_of(field, "a grid search"), _limit(seconds)
     _check_counts(steps=(steps, 100), points=(points, 10**9))
@@ -232,7 +266,7 @@ def search(
     problem = problem_for(field, path, row_shape(field, dim), points, keyed(seed, "search", "starts"), differentiated=False)
     if steps == 1:
         return grids.get("log_snr", path, 1)
-    begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FROM]
+    begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FIRST_GRIDS]
     best, least, runs = begins[0].start.numpy(), math.inf, 0
 
     def error(values: np.ndarray) -> float:
@@ -240,8 +274,8 @@ def search(
         try:
             found = problem.error(begins[0].stages(torch.from_numpy(values), problem.first, problem.last))
         except ArgumentError:
-            # A simplex may reach so far that a step vanishes.
-            return _LARGEST
+            # The simplex may reach a point where a step vanishes.
+            return _OVERFLOW
         runs += 1
         if found < least:
             best, least = values.copy(), found
@@ -249,7 +283,7 @@ def search(
             progress(runs, least)
         if limit.reached():
             raise _Ended
-        return min(found, _LARGEST)
+        return min(found, _OVERFLOW)
 
     with contextlib.suppress(_Ended):
         for parameters in begins:
@@ -266,22 +300,22 @@ class _Ended(Exception):
 
 
 def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
-    """The times of a trained grid; its ends are the path's own, to the last digit."""
+    """The times of a trained grid, whose ends are exactly those of the path."""
     levels = from_shares(shares, problem.first, problem.last)[1:-1] * problem.unit
     return grids.explicit([path.t_max, *(path.time_from_rho(float(level)) for level in levels), path.t_min], path)
 
 
 def _simplex(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
-    """Nelder-Mead from a simplex whose sides are half a unit (a factor 1.6 on a step), and once more from where it ends."""
+    """Nelder-Mead from a simplex with sides of 1/2 (a factor 1.6 on a step), and once more from its result."""
     for _ in range(2):
         simplex = np.vstack([start, start + 0.5 * np.eye(len(start))])
         limits = {"initial_simplex": simplex, "maxiter": 300 * len(start), "maxfev": 400 * len(start)}
-        start = minimize(function, start, method="Nelder-Mead", options={**_SEARCH, **limits}).x
+        start = minimize(function, start, method="Nelder-Mead", options={**_TOLERANCES, **limits}).x
     return start
 
 
 def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tuple[Tensor, Callable[[Tensor], Stages]]:
-    """Levels of a named grid and the solver's table on given ones, in units of the scale."""
+    """The levels of a named grid, and a function that gives the solver's table on any levels, in units of the scale."""
     recipe = solvers.get(solver)
     times = grids.get(grid, path, steps).tolist()
     levels = torch.tensor([path.rho(t) for t in times], dtype=torch.float64) / unit

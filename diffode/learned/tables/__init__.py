@@ -1,1 +1,1 @@
-"""A table for one field: published samplers to begin from, and training."""
+"""Training of a table for one field, from published samplers."""

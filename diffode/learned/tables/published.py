@@ -1,4 +1,4 @@
-"""Published samplers that a training may begin from, and which of them are best on the first starts."""
+"""Published samplers at which a training may begin, and the choice of the best of them on a few starts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,32 @@ from diffode.paths import Path
 from diffode.solvers.bespoke import shipped_members
 from diffode.tableau.stages import Stages
 
-#: Published samplers that training may begin from.
+#: Solvers of published samplers at which training may begin.
 SOLVERS = (
     "ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "lms:order=3", "deis:order=3", "deis:order=4",
     "dpmpp:order=2", "dpmpp:order=3", "dpm_m:order=2", "unipc:order=2", "unipc:order=3", "dpm:order=2", "edm_heun",
 )  # fmt: skip
+#: Grids that each of them is tried on.
 GRIDS = (
     "shift:s=1", "kl_optimal", "log_snr", "polyexponential:rho=0.7", "karras:rho=2", "karras:rho=3", "karras:rho=5",
     "karras:rho=7", "karras:rho=12",
 )  # fmt: skip
-#: Candidates that are given back.
+#: Number of candidates for a training.
 ATTEMPTS = 6
-#: Starts that candidates are compared on, and members of the universal codebook among the candidates.
-_CHOOSING, _MEMBERS = 64, 2
+#: Number of starts on which samplers are compared.
+_FEW_STARTS = 64
+#: Number of members of the universal codebook among the samplers that are compared.
+_MEMBERS = 2
 
 
 class Published(NamedTuple):
-    """A published sampler as a point to begin from."""
+    """A published sampler at which a training may begin.
+
+    Attributes:
+        error: its mean end-point error on a few starts, in units of the scale.
+        name: its solver and grid.
+        stages: its table, in units of the scale.
+    """
 
     error: float
     name: str
@@ -39,9 +48,9 @@ class Published(NamedTuple):
 
 
 def candidates(problem: Problem, path: Path, nfe: int, begin_from: str | None) -> list[Published]:
-    """The best published samplers on some of the starts, each with another solver."""
+    """The best published samplers on a few starts, one for each solver, the smallest error first."""
     unit = problem.unit
-    few = Problem(problem.noise, problem.start[:_CHOOSING], problem.end[:_CHOOSING], unit, problem.first, problem.last)
+    few = Problem(problem.noise, problem.start[:_FEW_STARTS], problem.end[:_FEW_STARTS], unit, problem.first, problem.last)
     found = []
     for solver, grid in [] if begin_from == "universal" else _listed(begin_from):
         try:
@@ -72,7 +81,7 @@ def candidates(problem: Problem, path: Path, nfe: int, begin_from: str | None) -
 
 
 def _universal(problem: Problem, path: Path, nfe: int, unit: float) -> list[Published]:
-    """The universal table as a point to begin from, if there is one for these levels and this number of evaluations."""
+    """The universal table, if there is one for these levels and this number of evaluations."""
     try:
         table = solvers.get("universal", scale=unit, dim=problem.dim).tableau(path, [path.t_max, path.t_min], nfe)
     except ArgumentError:

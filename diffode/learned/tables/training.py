@@ -1,4 +1,4 @@
-"""Training a sampler for one field and number of evaluations: from published ones, by Gauss-Newton, to a checkpoint."""
+"""Training of a sampler for one field and number of evaluations, from published samplers by Gauss-Newton."""
 
 from __future__ import annotations
 
@@ -26,21 +26,25 @@ from diffode.solvers.solver import check_budget
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
-#: Held-out starts and test starts: a share of those to train on, not fewer than the fewest that are ever taken, and at most.
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.5, 1024
-#: Steps that are taken from each candidate to see where it leads.
+#: Number of held-out starts, and of test starts, as a share of the starts to train on; at least ``FEWEST``.
+_HELD_OUT_SHARE = 0.5
+#: Largest number of held-out starts, and of test starts.
+_MOST_HELD_OUT = 1024
+#: Number of steps of the trial of a candidate, which ranks it.
 _LOOK_STEPS = 6
-#: These steps are taken on a share of the starts (or the fewest) and count the states in between as much as the end: a start
-#: that ends at the wrong mode has a state that went astray, which has a gradient, and an end that has none.
-_LOOK_PART, _LOOK_TRAJECTORY = 0.25, 1.0
-#: The share of a limit of seconds after which no further candidate is looked at.
+#: Number of starts of a trial as a share of all; at least ``FEWEST``.
+_LOOK_PART = 0.25
+#: Weight of the states in between in a trial, relative to the end. Where a start ends at the wrong mode, the error of the end
+#: has no gradient towards the right one, but that of the states before has.
+_LOOK_TRAJECTORY = 1.0
+#: Share of a limit of seconds after which no further candidate is tried.
 _LOOK_SHARE = 0.4
-#: The most steps of a training from one candidate.
+#: Largest number of steps of a training from one candidate.
 _MOST_STEPS = 200
-#: Two candidates whose errors after training differ by no more than this share have led to the same place: it is the end.
+#: Relative difference below which the errors of two trained candidates are the same, which ends the training.
 _SAME = 0.02
 
-#: Called as (stage in words, step, training error, held-out error).
+#: A function called as (stage in words, step, training error, held-out error).
 Report = Callable[[str, int, float, float], None]
 
 
@@ -49,12 +53,12 @@ class Trained:
     """A trained sampler with the history of its training.
 
     Attributes:
-        checkpoint: the sampler and its facts; ``checkpoint.save(file)``, then the solver is ``bespoke:file=...``.
-        origin: the table of the published sampler that the best attempt began from, in common form and units of the scale.
-        training, held_out: mean end-point errors after every step, in units of the scale; first of what a few steps of looking
-            ahead, which count the states in between too, led to.
-        stopped_by: ``"counts"``: all steps were taken that were to be taken, and the same seed gives the same numbers again;
-            ``"seconds"`` or ``"request"``: the limit or ``stop`` left some out.
+        checkpoint: the sampler and its facts; after ``checkpoint.save(file)`` it is the solver ``bespoke:file=FILE``.
+        origin: the table of the published sampler at which the best training began, in units of the scale.
+        training, held_out: mean end-point errors after every step, in units of the scale; the first are those after the
+            trial of the candidate, which counts the states in between too.
+        stopped_by: ``"counts"`` if all steps were done, so that the same seed gives the same numbers; ``"seconds"`` or
+            ``"request"`` if the limit or ``stop`` left some out.
     """
 
     checkpoint: Checkpoint
@@ -81,35 +85,38 @@ def train_table(
     progress: Report | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
-    """Train a table with ``nfe`` evaluations: its weights, scales and levels, from a published sampler.
+    """Train the weights, scales and levels of a table with ``nfe`` evaluations, from published samplers.
 
-    The same arguments give the same table, bit for bit, on one machine, unless ``seconds`` or ``stop`` end the training before
-    its steps are done, which ``stopped_by`` says. From each candidate some steps are taken to see where it leads; then they are
-    trained to the end, the most promising first, until two have led to the same error.
+    Each candidate is tried for a few steps; then the candidates are trained to the end, the best first, until two have the
+    same error. On one machine the same arguments give the same table, bit for bit, unless ``seconds`` or ``stop`` end the
+    training early, which ``stopped_by`` says.
 
     Args:
-        field: a target or its name, or a field with a path (then ``dim``, the number of coordinates, is needed unless it is
-            exact).
+        field: a target or its name, or a field with a path, differentiable in x.
         nfe: number of evaluations.
         path: path of the target; a field has its own.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        begin_from: ``"solver @ grid"`` to begin from, or ``"universal"``; by default the best six of a list of published ones,
-            the universal table and its codebook on these starts.
-        start: the older name of ``begin_from``.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        begin_from: the one candidate, as ``"solver @ grid"`` or ``"universal"``; by default the best six of a list of
+            published samplers, the universal table and its codebook.
+        start: the former name of ``begin_from``.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
-        trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels, beside
-            the error of the end; 0 looks at the end alone, but for the first steps from each start, which always count both.
-        points: number of starts; by default from 192 to 4,096, fewer where there are more evaluations, components of the
-            mixture and dimensions.
-        seconds: the most seconds, references and the choice of a candidate included as far as they are known beforehand.
-        seed: of the starts: those of training, of what is held out and of the test are streams of their own.
-        progress: called as ``progress(stage, step, training error, held-out error)``, the stage in words; while a few steps are
-            taken to look ahead, the training error counts states in between.
-        stop: asked after every step; once it is True, what was best so far is returned.
+        trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels; that of
+            the end weighs 1. Trials of candidates always count both.
+        points: number of starts, by default from 192 to 4,096; it falls with the number of evaluations, the components of
+            the mixture and the dimension.
+        seconds: limit of time. It includes references and the choice of candidates, which it can't cut short.
+        seed: seed of the starts; those of training, held out and of the test are separate streams.
+        progress: called as ``progress(stage, step, training error, held-out error)``, with the stage in words; in a trial the
+            training error counts the states in between.
+        stop: a function called after every step; if it returns True, the best table so far is returned.
+
+    Returns:
+        :class:`Trained`.
 
     Raises:
-        ArgumentError, BudgetError: for a wrong argument; FieldError: if the field can't be differentiated;
+        ArgumentError, BudgetError: for a wrong argument.
+        FieldError: if the field can't be differentiated.
         NumericalError: if no published sampler gives finite states.
 
     >>> trained = train_table("bimodal1d", 4, points=192, begin_from="deis:order=3")
@@ -151,11 +158,11 @@ def train_gaussian(
     seed: int = 0,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
-    """Train a table on a Gaussian's exact error, with no samples at all.
+    """Train a table on a Gaussian's exact error, without samples.
 
-    Minimised is the mean over eigen-directions of the error of the output's standard deviation, from the exact start: what
-    ``tableau.propagate`` would find. The arguments are those of :func:`train_table`; ``eigenvalues`` (E,) are the data's
-    variances. The checkpoint's held-out error is the training error: there is nothing to hold out.
+    The training minimises the mean error of the output's standard deviation over eigen-directions, which is the error that
+    ``tableau.propagate`` gives. ``eigenvalues`` (E,) are the data's variances; the other arguments, the result and the errors
+    are those of :func:`train_table`. The checkpoint's held-out error is the training error, since nothing is held out.
 
     >>> train_gaussian([1.0, 0.3, 0.01], 4, seconds=3).checkpoint.held_out_error < 1e-6
     True
@@ -185,7 +192,7 @@ def train_gaussian(
 
 
 class _Task(NamedTuple):
-    """What to take first steps and then train on, what may end it, and what to call it."""
+    """The problems of a training (of trials, to train on, held out, of the test), its limit, and its name."""
 
     look: Problem
     problem: Problem
@@ -198,7 +205,7 @@ class _Task(NamedTuple):
     progress: Report | None
 
     def trained(self, on: Problem, table: Table, stage: str, begin: Tensor, steps: int, limit: Limit) -> Fit | None:
-        """A training from given values; None from a candidate whose first run overflows on these starts: others may not."""
+        """A training from given values; None if the first run overflows, which another candidate's may not."""
         try:
             return fit(
                 table, [on], [self.held_out], start=begin, steps=steps, limit=limit, seed=self.seed,
@@ -209,7 +216,7 @@ class _Task(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """Where a few steps from a published sampler have led."""
+    """A published sampler after its trial: its held-out error and its parameters."""
 
     error: float
     values: Tensor
@@ -218,7 +225,7 @@ class _Candidate(NamedTuple):
 
 
 def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> Trained:
-    """Look a few steps ahead from each candidate, then train them to the end, the most promising first."""
+    """Try each candidate for a few steps, then train them to the end, the best first."""
     seen = _looked_at(task, found, consistent, groups)
     first = seen[0]
     best = Fit(first.values, (_error(task.problem, first.table, first.values),), (first.error,), 0.0), first
@@ -230,7 +237,7 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
         if further is None:
             continue
         error = min(further.held_out)
-        # The first one's history is kept whether its steps gained anything or not.
+        # The history of the first candidate is kept even if its steps gained nothing.
         if error < min(best[0].held_out) or one is first:
             best = further, one
         if any(abs(error - other) <= _SAME * other for other in errors) and error <= (1 + _SAME) * min(errors):
@@ -254,7 +261,7 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
 
 
 def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> list[_Candidate]:
-    """The candidates after a few steps each, the most promising first."""
+    """The candidates after their trials, the best first."""
     limit = task.limit.part(_LOOK_SHARE)
     seen: list[_Candidate] = []
     for published in found:
@@ -272,7 +279,7 @@ def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups
 
 
 def _begin_from(given: str | None, older: str | None) -> str | None:
-    """What to begin from, by its name or its older one."""
+    """The value of ``begin_from``, given by this name or the former one, ``start``."""
     if given is not None and older is not None:
         raise ArgumentError("begin_from and its older name start are both given: leave start out")
     chosen = older if given is None else given
@@ -290,10 +297,10 @@ def _named(progress: Report | None, stage: str) -> Callable[[int, float, float],
 
 
 def output_weights(stages: Stages) -> Tensor:
-    """The weights (N,) of the noise predictions in the output, each over the level where it was made, for pictures.
+    """Weights (N,) of the noise predictions in the output, each divided by its level, for pictures.
 
-    The start is written as D_0 + rho_0 e_0 first: while rho_0 is large, z_0 and e_0 are nearly parallel, and a table may hold
-    any share of one against the other.
+    The start counts as D_0 + rho_0 e_0, since z_0 and e_0 are nearly parallel if rho_0 is large, so that a table may divide
+    its weight between them in any way.
     """
     weights = stages.weights[-1].clone()
     weights[0] += stages.scales[-1] * stages.levels[0]

@@ -1,1 +1,1 @@
-"""Codebooks of universal tables: random mixtures to train on, Lloyd's algorithm, and the choice of a member for a field."""
+"""Codebooks of universal tables: random mixtures, training by Lloyd's algorithm, and the choice of a member for a field."""

@@ -1,4 +1,4 @@
-"""Choosing among the tables of a codebook for a problem: which member, in which unit of length, for which dimension."""
+"""The choice of a table of a codebook for a problem: a member, a unit of length and a dimension."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffode.tableau.stages import Stages
 
 
 class Choice(NamedTuple):
-    """A member of a codebook, the unit of length in the scale, and the dimension that the table is made for."""
+    """A member of a codebook, its unit of length relative to the scale, and the dimension that its table is made for."""
 
     member: int
     unit: float
@@ -20,7 +20,7 @@ class Choice(NamedTuple):
 
 
 def choices(book: Sequence[Ranged], problem: Problem, dims: Iterable[int]) -> list[Choice]:
-    """All members in all units that they were trained for."""
+    """All choices of members, ``UNITS`` and dimensions for which the members were trained."""
     every = [Choice(k, unit, dim) for k in range(len(book)) for unit in UNITS for dim in sorted(set(dims))]
     return [one for one in every if fits(book, problem, one)]
 
@@ -39,7 +39,7 @@ def table_of(book: Sequence[Ranged], problem: Problem, choice: Choice) -> Stages
 def ranked(
     book: Sequence[Ranged], problem: Problem, chosen: Iterable[Choice], seen: Callable[[], None] = lambda: None
 ) -> list[tuple[float, Choice]]:
-    """Mean end-point errors in the scale with their choices, the smallest first; ``seen`` is called after each."""
+    """Mean end-point errors in units of the scale with their choices, the smallest first; ``seen`` is called after each."""
     found = []
     for choice in chosen:
         found.append((problem.error(table_of(book, problem, choice)), choice))

@@ -1,9 +1,9 @@
-r"""Codebooks of samplers: a few dozen ranged tables of which every problem takes the one that is best for it.
+r"""Codebooks of samplers: a few dozen ranged tables, of which every problem takes the best one for it.
 
-A single table for all data has to compromise; a table for each target has to be trained. In between lies Lloyd's algorithm with
-samplers in place of centres: every problem is given to the table with the smallest error on it, every table takes a
-Gauss-Newton step on the mean logarithm of the errors of its problems, and so on. The codebook grows by clones of the tables
-with most problems, each moved by steps on a few of them.
+A single table for all data has to compromise; a table for each target has to be trained. A codebook lies in between. It is
+trained by Lloyd's algorithm with samplers in place of centres: in each round every problem is given to the table with the
+smallest error on it, and every table takes a Gauss-Newton step on the mean logarithm of the errors of its problems. The
+codebook grows by clones of the tables with most problems, each moved by steps on a few of them.
 """
 
 from __future__ import annotations
@@ -27,23 +27,42 @@ from diffode.randomness import keyed
 from diffode.solvers.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of
 
-#: Samplers and grids to begin with.
+#: Solvers of the first tables.
 _SOLVERS = ("ipndm:order=2", "ipndm:order=3", "ipndm:order=4", "deis:order=3", "deis:order=4", "lms:order=3",
             "ab:order=3,chart=noise_log_snr", "dpmpp:order=2", "unipc:order=2", "unipc:order=3")  # fmt: skip
+#: Grids of the first tables.
 _GRIDS = ("shift:s=1", "polyexponential:rho=0.5", "polyexponential:rho=0.7", "polyexponential:rho=1.2", "karras:rho=2.5",
           "karras:rho=4", "karras:rho=6", "karras:rho=7", "karras:rho=12", "kl_optimal", "log_snr")  # fmt: skip
-#: Log error that stands for an overflow.
-_LOST = 50.0
-_LEAST_WEIGHT, _LEAST_CURVATURE = 0.02, 1e-9
-_DAMPING, _LEAST_DAMPING, _EASE, _TIGHTEN, _TRIALS = 1e-2, 1e-4, 5.0, 4.0, 6
-#: A clone takes so many steps on so many problems; a table counts as this much smaller after it was cloned.
-_CLONE_STEPS, _CLONE_PROBLEMS, _CLONED = 2, 24, 0.6
-#: So many of the choices that were best for a problem are looked at again in a round.
+#: Log error in place of an overflow.
+_OVERFLOW = 50.0
+#: Shortest error as a share of the median; a shorter one weighs as much as this one.
+_LEAST_WEIGHT = 0.02
+#: Smallest entry of the curvature's diagonal as a share of the largest; smaller ones are scaled as this one.
+_LEAST_CURVATURE = 1e-9
+#: Damping of a table's first step, in units of the curvature's diagonal.
+_DAMPING = 1e-2
+#: Smallest damping.
+_LEAST_DAMPING = 1e-4
+#: Divisor of the damping after a step that lowers the loss.
+_EASE = 5.0
+#: Factor of the damping after a step that does not.
+_TIGHTEN = 4.0
+#: Number of dampings that a step is tried with.
+_TRIALS = 6
+#: Number of steps of a new clone.
+_CLONE_STEPS = 2
+#: Largest number of problems that these steps are taken on.
+_CLONE_PROBLEMS = 24
+#: Factor on a table's number of problems after each cloning, when the next table to clone is chosen.
+_CLONED = 0.6
+#: Number of a problem's best choices whose errors are computed again in each round.
 _BEST = 3
+#: The units as a tensor (U,).
 _UNITS = torch.tensor(UNITS, dtype=torch.float64)
-#: The place of the scale itself.
+#: Place in ``UNITS`` of the scale itself.
 _SCALE = UNITS.index(1.0)
 
+#: A function called as (round, members, loss).
 Progress = Callable[[int, int, float], None]
 
 
@@ -52,12 +71,14 @@ class Recipe:
     """Sizes of a codebook's training.
 
     Attributes:
-        members: tables in the end.
-        begin, grow, every: tables at the beginning, and how many are added how often.
-        rounds: assignments and steps in all.
-        directions: derivatives a sample in spaces of more dimensions.
-        floor: added to an error before its logarithm, so that easy problems do not rule.
-        share: every so many-th batch chooses the tables to begin with.
+        members: number of tables at the end.
+        begin: number of tables at the beginning.
+        grow: number of tables that are added at a time.
+        every: number of rounds between two additions.
+        rounds: number of rounds, each an assignment and a step.
+        directions: number of derivatives for each sample, if it has more dimensions than that.
+        floor: addend to an error before its logarithm, which keeps easy problems from dominating.
+        share: the first tables are chosen on one batch in ``share``.
     """
 
     members: int = 48
@@ -85,9 +106,17 @@ def train_codebook(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Ranged]:
-    """A codebook for the number of evaluations of its origins, tables that may be members at the beginning.
+    """Train a codebook for one number of evaluations.
 
-    ``progress`` is called as ``progress(round, members, loss)`` with the mean log error of what is best as far as seen.
+    Args:
+        problems: batches of problems to train on.
+        origins: tables among which the first members are chosen; they fix the number of evaluations.
+        recipe: sizes of the training.
+        seed: seed of the clones' problems, the new choices and the directions.
+        progress: called as ``progress(round, members, loss)``, with the mean log error of the best choices seen so far.
+
+    Returns:
+        The members.
 
     Raises:
         ArgumentError: if there are no problems or origins, or origins differ in their evaluations, levels or dimensions.
@@ -101,7 +130,7 @@ def train_codebook(
 
 
 def published(nfe: int, like: Ranged) -> list[Ranged]:
-    """Published samplers with ``nfe`` evaluations, the same whatever the levels and the dimension."""
+    """Published samplers with ``nfe`` evaluations as ranged tables that are the same for all levels and dimensions."""
     middle = EDM(t_min=0.003, t_max=100.0)
     found = []
     for solver in _SOLVERS:
@@ -116,7 +145,7 @@ def published(nfe: int, like: Ranged) -> list[Ranged]:
 
 
 def run(batch: Batch, numbers: Tensor, nfe: int) -> Tensor:
-    """The outputs (Q, B, D) of samplers with numbers (Q, B or 1, P), as :class:`Ranged` has them: of D_0 and of b'."""
+    """The outputs (Q, B, D) of samplers with numbers (Q, B or 1, P) in the form of :class:`Ranged`, with D_0 and weights b'."""
     inside = nfe * (nfe + 1) // 2
     weights, levels = numbers[..., nfe : nfe + inside], numbers[..., nfe + inside :].exp()
     z, rho = batch.start, batch.first[:, None].expand(numbers.shape[:2])
@@ -136,14 +165,14 @@ def run(batch: Batch, numbers: Tensor, nfe: int) -> Tensor:
 
 
 class Assignment(NamedTuple):
-    """For every problem (N,) a member and the place of a unit in ``UNITS``."""
+    """The member and the place of the unit in ``UNITS`` that are chosen for every problem, (N,) each."""
 
     member: Tensor
     unit: Tensor
 
 
 class _Training:
-    """The state of a training: coefficients (K, F, P), dampings (K,), and log errors (K, U, N) as last seen, in every unit."""
+    """The state of a training: coefficients (K, F, P), dampings (K,), and the latest log errors in every unit (K, U, N)."""
 
     def __init__(self, problems: Sequence[Batch], origins: Sequence[Ranged], recipe: Recipe, seed: int):
         self.problems, self.recipe, self.like = problems, recipe, origins[0]
@@ -170,7 +199,7 @@ class _Training:
         return [replace(like, coefficients=one) for one in self.members]
 
     def best(self, place: int = 0) -> Assignment:
-        """The best choice of every problem as far as known, or the next best."""
+        """The best known choice for every problem, or with ``place`` > 0 a later one."""
         flat = self.known.flatten(0, 1).topk(place + 1, dim=0, largest=False).indices[place]
         return Assignment(flat // len(UNITS), flat % len(UNITS))
 
@@ -184,11 +213,11 @@ class _Training:
         return torch.stack([log_errors(members, one, problems, self.recipe.floor) for one in every])
 
     def look(self, chosen: Assignment) -> None:
-        """See the errors of a choice."""
+        """Compute and note the errors of a choice."""
         self.learn(chosen, log_errors(self.members, chosen, self.problems, self.recipe.floor))
 
     def look_again(self) -> None:
-        """Errors of what was best for a problem when last seen, and of neighbours: other units, other members, both."""
+        """Compute again the errors of the best choices, and of neighbours of them: other units, other members, both."""
         for place in range(_BEST):
             self.look(self.best(place))
         best = self.best()
@@ -209,7 +238,7 @@ class _Training:
             parent = int(sizes.argmax())
             sizes[parent] *= _CLONED
             parents.append(parent)
-            # A second clone of the same table leaves the first one its problems: without any it would stay what its parent is.
+            # A second clone of a table takes none of the first one's problems; without problems that one could not move.
             places = torch.nonzero((chosen.member == parent) & (own < 0))[:, 0]
             few = min(_CLONE_PROBLEMS, (len(places) + 1) // 2)
             own[places[torch.randperm(len(places), generator=self.generator)[:few]]] = before + label
@@ -223,7 +252,7 @@ class _Training:
             self.look(Assignment(torch.full_like(own, k), chosen.unit))
 
     def step(self, chosen: Assignment) -> Tensor:
-        """One Levenberg-Marquardt step of every member on the problems it was chosen for (-1: none); their errors (N,)."""
+        """One Levenberg-Marquardt step of every member on its problems (member -1: none); the errors after it, (N,)."""
         known = Assignment(chosen.member.clamp(min=0), chosen.unit)
         features, gradients, curvatures = self.equations(known)
         current = log_errors(self.members, known, self.problems, self.recipe.floor)
@@ -251,7 +280,7 @@ class _Training:
         return current
 
     def equations(self, chosen: Assignment) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every problem the features (N, F), and gradient (N, P) and curvature (N, P, P) of its log error by its numbers."""
+        """Features (N, F) of every problem, and gradient (N, P) and curvature (N, P, P) of its log error by its numbers."""
         gradients, curvatures = [], []
         for batch, own in _each(self.problems, chosen):
             problems, starts, _ = batch.start.shape
@@ -278,13 +307,13 @@ class _Training:
 
 
 def log_errors(members: Tensor, chosen: Assignment, problems: Sequence[Batch], floor: float) -> Tensor:
-    """Log errors (N,) of the members (K, F, P) chosen for the problems; a run that overflows counts e^50."""
+    """Log errors (N,) of the members (K, F, P) chosen for the problems; that of a run that overflows is 50."""
     found = []
     for batch, own in _each(problems, chosen):
         with torch.no_grad():
             end = run(batch, _numbers(members, own, batch)[:, None], nfe_of(members))
             value = ((end - batch.end).norm(dim=2).mean(1) + floor).log()
-        found.append(value.nan_to_num(nan=_LOST, posinf=_LOST).clamp(max=_LOST))
+        found.append(value.nan_to_num(nan=_OVERFLOW, posinf=_OVERFLOW).clamp(max=_OVERFLOW))
     return torch.cat(found)
 
 
@@ -301,12 +330,12 @@ def tuned(members: Tensor, problems: Sequence[Batch], floor: float) -> Tensor:
 
 
 def nfe_of(members: Tensor) -> int:
-    """How many evaluations samplers with so many numbers make."""
+    """Number of evaluations of samplers with coefficients (K, F, P)."""
     return next(nfe for nfe in range(1, 1000) if count_of(nfe) == members.shape[2])
 
 
 def _each(problems: Sequence[Batch], chosen: Assignment) -> Iterator[tuple[Batch, Assignment]]:
-    """The batches, each with what was chosen for its problems."""
+    """The batches, each with the choices for its problems."""
     place = 0
     for batch in problems:
         own = slice(place, place + len(batch))
@@ -315,7 +344,7 @@ def _each(problems: Sequence[Batch], chosen: Assignment) -> Iterator[tuple[Batch
 
 
 def _numbers(members: Tensor, chosen: Assignment, batch: Batch) -> Tensor:
-    """The numbers (Q, P), in the scale, of the samplers chosen for problems in the units chosen."""
+    """The numbers (Q, P), in units of the scale, of the samplers chosen for problems."""
     features = batch.features[torch.arange(len(batch)), chosen.unit]
     numbers = torch.einsum("qf,qfp->qp", features, members[chosen.member]) * _factors(chosen.unit, nfe_of(members))
     numbers[:, numbers.shape[1] - nfe_of(members) + 1 :] += _UNITS[chosen.unit].log()[:, None]
@@ -323,14 +352,14 @@ def _numbers(members: Tensor, chosen: Assignment, batch: Batch) -> Tensor:
 
 
 def _factors(unit: Tensor, nfe: int) -> Tensor:
-    """What numbers (Q, P) in a unit are multiplied by to be numbers in the scale: weights by the unit, all others by 1."""
+    """Factors (Q, P) that turn numbers in a unit into numbers in the scale: the unit for weights, 1 for all others."""
     factors = torch.ones(len(unit), count_of(nfe), dtype=torch.float64)
     factors[:, nfe : nfe + nfe * (nfe + 1) // 2] = _UNITS[unit][:, None]
     return factors
 
 
 def _system(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor) -> Scaled:
-    """The normal equations of a member by its coefficients (F P)."""
+    """The normal equations of a member for its coefficients (F P)."""
     phi, count = features[own], int(own.sum())
     factors, numbers = phi.shape[1], gradients.shape[1]
     gradient = (phi.T @ gradients[own]).reshape(-1) / count
@@ -340,7 +369,7 @@ def _system(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor
 
 
 def _cover(errors: Tensor, count: int) -> list[int]:
-    """The candidates (rows) that cover the problems (columns) best, one after the other."""
+    """The rows that together have the smallest errors (candidates, problems), chosen one after the other."""
     chosen: list[int] = []
     best = torch.full((errors.shape[1],), math.inf, dtype=torch.float64)
     for _ in range(min(count, len(errors))):

@@ -1,4 +1,4 @@
-"""A large random family of mixtures to train on, so that what is learned does not know the targets it is measured on."""
+"""A large random family of mixtures to train on, none of which is a target that trained solvers are measured on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import numpy as np
 
 from diffode.targets import GaussianMixture
 
+#: Dimensions of the family, each as probable as it is frequent here.
 _DIMENSIONS = (1, 1, 2, 2, 2, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 64, 64)
+#: Largest number of modes, except for the mixtures of many modes of the wide family.
 _MOST_MODES = 40
-#: Of the wide family: half are of one or two dimensions, and now and then there are far more than 64.
+#: Dimensions of the wide family; half of them are 1 or 2.
 _WIDE_DIMENSIONS = (1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 4, 6, 8, 16, 32, 48, 64, 64)
-_LARGE_DIMENSIONS, _LARGE_SHARE, _LARGE_MODES = (128, 256), 0.06, 10
+#: Dimensions of its large mixtures.
+_LARGE_DIMENSIONS = (128, 256)
+#: Probability of a large mixture.
+_LARGE_SHARE = 0.06
+#: Largest number of modes of a large mixture.
+_LARGE_MODES = 10
 
 
 class Parts(NamedTuple):
@@ -24,7 +31,7 @@ class Parts(NamedTuple):
     variances: np.ndarray
 
     def in_units(self) -> Parts:
-        """The same mixture, measured in its root mean variance."""
+        """The same mixture in units of its scale, the root mean variance."""
         centred = self.means - self.weights @ self.means
         scale = math.sqrt(float((self.weights @ (self.variances + centred**2)).mean()))
         return Parts(self.weights, self.means / scale, self.variances / scale**2)
@@ -78,7 +85,7 @@ def wide_mixture(seed: int) -> Parts:
         extent[rank:] = rng.choice([0.01, 0.03, 0.1]) * extent[rank]
     means = _means(rng, modes, dim) * extent
     spread = math.sqrt(float(np.mean(np.var(means, axis=0)))) if modes > 1 else 1.0
-    # Of one Gaussian the width is the unit.
+    # The width of a single Gaussian is the unit.
     width = math.exp(rng.uniform(math.log(0.01), math.log(0.5))) * (spread or 1.0) if modes > 1 else 1.0
     variances, weights = _variances(rng, width, extent, modes), _weights(rng, modes)
     offset = rng.normal(0, 0.3, dim) * spread * (rng.random() < 0.7) * (extent if large else 1.0)
@@ -86,7 +93,7 @@ def wide_mixture(seed: int) -> Parts:
 
 
 def _variances(rng: np.random.Generator, width: float, extent: np.ndarray, modes: int) -> np.ndarray:
-    """Squares of a width times the coordinates' extents, differing between modes and, in a third of the mixtures, axes."""
+    """Squares of a width times the extents, with factors for modes and, in a third of the mixtures, for single coordinates."""
     each = np.exp(rng.normal(0, rng.choice([0.0, 0.3, 0.7]), (modes, 1)))
     along = np.exp(rng.normal(0, rng.choice([0.0, 0.0, 0.4]), (modes, len(extent))))
     return np.asarray((width * each * along * extent) ** 2)

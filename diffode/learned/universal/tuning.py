@@ -1,4 +1,4 @@
-"""Which member of the universal codebook suits a field: as rho is tuned, by comparing runs; nothing is trained."""
+"""The choice of a member of the universal codebook for a field by comparing runs, without training."""
 
 from __future__ import annotations
 
@@ -20,25 +20,31 @@ from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import check_budget
 from diffode.targets import Target
 
-#: All members in all units are tried on so many starts, the best also with other dimensions, the best of these on all starts.
-_FEW, _FIRST_BEST, _BEST = 48, 48, 24
-#: Dimensions to choose from beside the field's own: data of few directions in a large space are better served by a lower one.
+#: Number of starts on which all members are tried in all units.
+_FEW_STARTS = 48
+#: Number of the best choices that are tried with other dimensions, on the same starts.
+_FIRST_BEST = 48
+#: Number of the best choices after that; these are tried in finer units, on all starts.
+_BEST = 24
+#: Dimensions to choose from beside the field's own, since a lower one suits data of few directions in a large space.
 _DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_BETWEEN = 2**0.25
+#: Ratio of a finer unit to its neighbours: the root of that of two ``UNITS``.
+_FINER = 2**0.25
+#: Largest number of starts.
 _MOST_POINTS = 10**6
 
 
 @dataclass(frozen=True)
 class TunedUniversal:
-    """A member for a field: its solver, mean errors on held-out starts in units of the scale, and how it was found.
+    """The member of a codebook chosen for a field, with its mean end-point errors in units of the scale.
 
     Attributes:
         solver: ``universal`` with its member, scale and dimension given.
-        nfe: the number of evaluations it was chosen for.
-        held_out_error: on starts that the choice has not seen.
-        untuned_error: that of the table for all data there, infinite if it refuses these levels.
-        tried: tables that were run.
-        seconds: what it took, the exact ends included.
+        nfe: its number of evaluations.
+        held_out_error: error on starts that played no part in the choice.
+        untuned_error: error of the single table for all data on the same starts; infinite if it was not trained for the levels.
+        tried: number of tables that were run.
+        seconds: time of the choice, exact ends included.
     """
 
     solver: Universal
@@ -61,21 +67,22 @@ def tune_universal(
 ) -> TunedUniversal:
     """The member of the universal codebook, the unit of length and the dimension with the smallest mean error on a field.
 
-    About a thousand tables are run on some 48 starts, and 72 on all; besides the exact ends are computed. None of these
-    evaluations is counted in ``field.nfe``. The field need not be differentiable.
+    About a thousand tables are run on 48 starts, and up to 72 on all. ``field.nfe`` does not count these runs. The field need
+    not be differentiable.
 
     Args:
         field: any field with a path, or a target or its name.
         nfe: number of evaluations.
         path: path of the target; a field has its own.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        points: starts to choose on; as many others give the held-out error.
-        seed: of the starts.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        points: number of starts to choose on, and of others that give the held-out error.
+        seed: seed of the starts.
         progress: called as ``progress(done, total)``.
 
     Raises:
-        BudgetError: if there is no codebook for this number of evaluations; ArgumentError: for a wrong argument or levels that
-        no member was trained for; NumericalError: if no member gives finite states.
+        BudgetError: if there is no codebook for this number of evaluations.
+        ArgumentError: for a wrong argument, or levels for which no member was trained.
+        NumericalError: if no member gives finite states.
 
     >>> found = tune_universal("moons", 6, points=64)
     >>> found.held_out_error < found.untuned_error
@@ -114,24 +121,24 @@ def tune_universal(
 
 
 class _Search:
-    """From many choices on a few starts to a few choices on all of them."""
+    """A search that runs many choices on a few starts, and the best of them on all starts."""
 
     def __init__(self, book: Sequence[Ranged], problem: Problem, progress: Callable[[int, int], None] | None):
         self.book, self.problem, self._progress = book, problem, progress
-        self.few = replace(problem, start=problem.start[:_FEW], end=problem.end[:_FEW])
+        self.few = replace(problem, start=problem.start[:_FEW_STARTS], end=problem.end[:_FEW_STARTS])
         self.tried = self._total = 0
 
     def best(self) -> tuple[float, Choice]:
         """The choice with the smallest error on all starts, and that error."""
         first = choices(self.book, self.problem, (1, self.problem.dim))
         if not first:
-            # The error names the level that is out of range.
+            # This raises an error that names the level out of range.
             self.book[0].check(self.problem.first, self.problem.last, self.problem.unit)
         self._total = len(first) + _FIRST_BEST * len(_DIMENSIONS) + 3 * _BEST
         found = ranked(self.book, self.few, first, self._seen)[:_FIRST_BEST]
         others = {choice._replace(dim=dim) for _, choice in found for dim in _DIMENSIONS} - {choice for _, choice in found}
         found = sorted(found + ranked(self.book, self.few, sorted(others), self._seen))[:_BEST]
-        finer = {choice._replace(unit=choice.unit * by) for _, choice in found for by in (1 / _BETWEEN, 1.0, _BETWEEN)}
+        finer = {choice._replace(unit=choice.unit * by) for _, choice in found for by in (1 / _FINER, 1.0, _FINER)}
         finer = {choice for choice in finer if fits(self.book, self.problem, choice)}
         self._total = self.tried + len(finer)
         return ranked(self.book, self.problem, sorted(finer), self._seen)[0]

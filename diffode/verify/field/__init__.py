@@ -1,1 +1,1 @@
-"""Of a field: its contract with solvers, the equations it obeys, its likelihoods, and what is wrong with it."""
+"""Verification of a field: its contract with solvers, its equations, its likelihoods, and its usual mistakes."""

@@ -1,4 +1,4 @@
-"""What a solver relies on when it calls a field, checked call by call: each failure says which call showed it."""
+"""The contract of a field with solvers, checked call by call; each failure names the call that showed it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from diffode.fields import Field
 from diffode.fields.field import SAME_TIMES
 from diffode.verify.report import Check
 
+#: Value of a check whose call fails.
 _FAILED = float("inf")
 
 
 def contract(field: Field, x: Tensor, t: float) -> list[Check]:
-    """Shape, dtype, finiteness, an x left alone, determinism, independence of rows, and a time for every row.
+    """Check shape, dtype, finiteness, an unchanged x, determinism, independence of rows, and a time for every row.
 
-    ``x`` is (B, *shape) with at least two different rows. Evaluations are not counted.
+    ``x`` is (B, *shape) with at least two different rows, at time ``t``. Evaluations are not counted.
     """
     found = []
     with field.uncounted():
@@ -38,6 +39,7 @@ def contract(field: Field, x: Tensor, t: float) -> list[Check]:
     return found
 
 
+#: A function of field, x and t that gives a residual and the place where it is largest.
 Test = Callable[[Field, Tensor, float], tuple[float, str]]
 
 
@@ -54,12 +56,12 @@ def _attempt(test: Test, field: Field, x: Tensor, t: float) -> tuple[float, str]
 def _allowed(field: Field, x: Tensor, t: float) -> float:
     try:
         return field.same_rows(x.clone(), t)
-    except Exception:  # what it raises is found again, and named, in a check of its own
+    except Exception:  # a later check names what is raised here
         return 0.0
 
 
 def _call(field: Field, x: Tensor, t: float | Tensor) -> Tensor:
-    # The callable itself: a view derived from it would hide some of its faults.
+    # The callable itself is called, since a derived view would hide some of its faults.
     return field.predict(field.prediction, x, t)
 
 

@@ -1,10 +1,10 @@
-r"""What is wrong with a user's field: the usual mistakes tried one by one, and judged by the noise the field fails to predict.
+r"""The usual mistakes in a user's field, tried one by one and judged by the noise that the field fails to predict.
 
 A function may be taken for another view than it is, have the other sign, run in another time (0 to 999, reversed, a noise
 level), or want its input scaled. Each such reading turns it into a noise prediction :math:`\hat\epsilon`; the right reading is
 the one with the smallest :math:`E|\hat\epsilon(\alpha x_0 + \sigma\epsilon) - \epsilon|^2` over noise levels around the data's
-scale, which no wrong one can reach. Without data the x_0 are the field's own samples under that reading, and what counts
-against it too is how far their spread is from the data's: a wrong reading may agree with itself on a collapsed set of points.
+scale, which no wrong one can reach. Without data the x_0 are the field's own samples under that reading. A difference of their
+spread from the data's then counts against the reading too, since a wrong one may agree with itself on a collapsed set.
 """
 
 from __future__ import annotations
@@ -30,30 +30,45 @@ from diffode.randomness import generator_from, normal
 from diffode.verify.field.contract import contract
 from diffode.verify.report import Check, Report
 
-#: Noise levels in units of the data's scale; points at each, fewer where a point has many coordinates to average over.
-_LEVELS, _POINTS, _FEWEST, _NUMBERS = (0.05, 0.3, 1.0, 3.0, 10.0, 30.0), 256, 32, 4096
-#: A reading is as good as the best if its loss is not larger by more than this share and this much.
-_SHARE, _MUCH = 1.15, 0.02
-#: With data all readings are tried on the same points and noise, and none can be better than a right one.
-_SHARE_ON_DATA, _MUCH_ON_DATA = 1.06, 0.01
-#: A field that predicts noise at all has a loss below this: a constant prediction of 0 has 1.
+#: Noise levels in units of the data's scale.
+_LEVELS = (0.05, 0.3, 1.0, 3.0, 10.0, 30.0)
+#: Largest number of points at each level.
+_MOST_POINTS = 256
+#: Smallest number of points at each level.
+_LEAST_POINTS = 32
+#: Number of points times that of coordinates, which limits the points where each has many coordinates to average over.
+_COORDINATES = 4096
+#: Factor of the best loss in the bound below which another reading's loss is as good.
+_FACTOR = 1.15
+#: Addend in that bound.
+_ADDEND = 0.02
+#: The factor with data, where all readings share points and noise, so that none is better than a right one.
+_FACTOR_ON_DATA = 1.06
+#: The addend with data.
+_ADDEND_ON_DATA = 0.01
+#: Largest loss of a field that predicts noise at all; that of the constant 0 is 1.
 _USEFUL = 0.85
+#: Largest loss; worse ones count as this one.
 _WORST = 4.0
+#: Number of steps by which the field's own samples are drawn.
 _STEPS = 16
-#: Rounds in which a field's own scale has to settle, and how far in its logarithm.
-_SETTLING, _SETTLED = 5, 0.1
+#: Number of rounds in which a field's own scale has to settle.
+_ROUNDS = 5
+#: Largest change of its logarithm in a round when it has settled.
+_SETTLED = 0.1
 #: The views in the order in which equal ones are named: on EDM the velocity is the noise.
 _KINDS: tuple[Prediction, ...] = ("noise", "denoised", "velocity", "score")
 
-#: The check of how a function is read.
+#: Name of the check of a function's reading.
 READING = "read as it is meant"
 
+#: A function of x and a time, as a user writes it.
 Function = Callable[[Tensor, "float | Tensor"], Tensor]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a function is read: which view, which sign, in which time, with which input."""
+    """A reading of a function: its view, its sign, its time and its input."""
 
     kind: Prediction
     sign: int = 1
@@ -61,15 +76,15 @@ class Reading:
     input: str = "x"
 
     def differences(self, other: Reading) -> int:
-        """In how many respects it differs."""
+        """Number of respects in which two readings differ."""
         names = ("kind", "sign", "time", "input")
         count = sum(1 for name in names if getattr(self, name) != getattr(other, name))
-        # Data at t = 1 turns the time and a velocity's sign together: one convention.
+        # The convention of data at t = 1 changes both the time and a velocity's sign, which counts once.
         backwards = self.kind == "velocity" and self.sign != other.sign and self.time == "1 - t" != other.time
         return count - int(backwards)
 
 
-#: Times a network may have been trained with, by what is passed to it.
+#: Times that a network may expect, by name.
 TIMES: dict[str, Callable[[Path, float], float]] = {
     "t": lambda path, t: t,
     "1 - t": lambda path, t: 1 - t,
@@ -78,6 +93,7 @@ TIMES: dict[str, Callable[[Path, float], float]] = {
     "sigma/alpha": lambda path, t: path.rho(t),
     "log(sigma/alpha)/4": lambda path, t: math.log(path.rho(t)) / 4,
 }
+#: Factors of x in the input that a network may expect, by name.
 INPUTS: dict[str, Callable[[Path, float, float], float]] = {
     "x": lambda path, t, unit: 1.0,
     "x/alpha": lambda path, t, unit: 1 / path.alpha(t),
@@ -98,18 +114,18 @@ def check_field(
     """Find the usual mistakes in a field.
 
     Args:
-        function: fn(x, t) as it would be given to :class:`diffode.Field`.
-        kind: what it is said to give.
-        path: the path it is said to be on, or its spec.
-        dim: coordinates a row of x has, or the shape of a row.
+        function: fn(x, t) in the form for :class:`diffode.Field`.
+        kind: view that it is meant to give.
+        path: path that it is meant for, or its spec.
+        dim: number of coordinates or shape of a row of x.
         scale: root mean variance of the data; unless given, that of ``data``, or 1.
-        data: some data (n, *shape), which makes the diagnosis surer; else the field's own samples.
-        seed: of all draws.
+        data: some data (n, *shape), which make the diagnosis surer than the field's own samples.
+        seed: seed of all draws.
 
     Returns:
-        A report with advice that names what is wrong and the fix, and the facts ``"kind"``, ``"loss"`` (the share of the noise
-        left unpredicted as it is said to be read), ``"best_reading"`` (a :class:`Reading`, None if none explains the function)
-        and ``"best_loss"``.
+        A report whose advice names the mistakes and their fixes, with the facts ``"kind"``, ``"loss"`` (the share of the noise
+        that is left unpredicted under the intended reading), ``"best_reading"`` (a :class:`Reading`, or None if none explains
+        the function) and ``"best_loss"``.
 
     >>> import diffode
     >>> exact = diffode.exact_field("ring8", "vp")
@@ -151,7 +167,7 @@ def check_field(
         unsure = "the scale of its data is not known and taken for 1: give data (--data) or scale (--scale) to be surer"
         own = _at_its_own_scale(trial, asked)
         if own is not None and own.loss(asked) < _USEFUL and _best(own, asked, own.loss(asked))[0] == asked:
-            # Another law than the data's may agree with itself: only its user can tell.
+            # A field of another law than the data's may agree with itself, which only its user can see.
             settled = (
                 f"as {kind} it is right for data of scale {own.unit:.3g} alone: if theirs is that, say so (scale, --scale)"
             )
@@ -204,18 +220,18 @@ def unpredicted(
     data: Tensor | None = None,
     seed: int = 0,
 ) -> float:
-    """What a field leaves unpredicted of the noise, a share of it: what :func:`check_field` compares readings by."""
+    """The share of the noise that a field leaves unpredicted, by which :func:`check_field` compares readings."""
     return _Trial(function, path, tuple(shape), scale, data, seed).loss(Reading(kind))
 
 
 def clearly_less(loss: float, other: float, on_data: bool) -> bool:
-    """Whether one loss is smaller by more than two good readings may differ."""
-    share, much = (_SHARE_ON_DATA, _MUCH_ON_DATA) if on_data else (_SHARE, _MUCH)
+    """Whether ``loss`` is smaller than ``other`` by more than the difference of two good readings."""
+    share, much = (_FACTOR_ON_DATA, _ADDEND_ON_DATA) if on_data else (_FACTOR, _ADDEND)
     return loss * share + much < other
 
 
 def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
-    """The best of the readings that differ from the one asked for as little as possible: in one respect, or in two."""
+    """The best reading, and its loss, among those that differ from the intended one in one respect, or in two."""
     best = asked, loss
     every = [
         Reading(kind, sign, time, put)
@@ -224,15 +240,15 @@ def _best(trial: _Trial, asked: Reading, loss: float) -> tuple[Reading, float]:
     ]
     for count in (1, 2):
         nearest = min(((r, trial.loss(r)) for r in every if r.differences(asked) == count), key=lambda pair: pair[1])
-        # A reading that is further away has to be better by a margin.
+        # A reading that differs in more respects has to be better by a margin.
         if clearly_less(nearest[1], best[1], trial.on_data):
             best = nearest
     return best
 
 
 def _at_its_own_scale(trial: _Trial, asked: Reading) -> _Trial | None:
-    """A trial in units of the field's own samples, as it is asked to be read, if these settle on a scale."""
-    for _ in range(_SETTLING):
+    """A trial at the scale of the field's own samples under the intended reading, if they settle on a scale."""
+    for _ in range(_ROUNDS):
         spread = trial.spread(asked)
         if not 0 < spread < math.inf:
             return None
@@ -246,7 +262,7 @@ def _at_its_own_scale(trial: _Trial, asked: Reading) -> _Trial | None:
 
 
 def _fixes(asked: Reading, right: Reading) -> list[str]:
-    """What has to be changed, in words."""
+    """The changes that make the intended reading right, in words."""
     fixes = []
     backwards = right.time == "1 - t" and right.kind == "velocity" and right.sign == -1
     if right.kind != asked.kind:
@@ -270,7 +286,7 @@ def _fixes(asked: Reading, right: Reading) -> list[str]:
 
 
 def _stream(seed: int, word: str) -> int:
-    """The seed of a stream of its own for every seed and word."""
+    """The seed of a separate stream for every seed and word."""
     return int(np.random.SeedSequence([seed, zlib.crc32(word.encode())]).generate_state(1, np.uint64)[0])
 
 
@@ -279,13 +295,13 @@ def _single(function: Function) -> Function:
 
 
 class _Trial:
-    """A function read in several ways, and what each reading's noise prediction is worth."""
+    """A function with the losses of the noise predictions of its readings."""
 
     def __init__(self, function: Function, path: Path, shape: tuple[int, ...], unit: float, data: Tensor | None, seed: int):
         self._function, self._path, self.unit, self._seed = function, path, unit, seed
         self._given, self.on_data = data, data is not None
         self._shape = shape
-        self._points = max(_FEWEST, min(_POINTS, _NUMBERS // math.prod(shape)))
+        self._points = max(_LEAST_POINTS, min(_MOST_POINTS, _COORDINATES // math.prod(shape)))
         self._data = None if data is None else data[: self._points].to(torch.float64)
         inside = (path.rho(path.t_min) * 1.0001, path.rho(path.t_max) * 0.9999)
         levels = [level * unit for level in _LEVELS if inside[0] <= level * unit <= inside[1]]
@@ -299,7 +315,7 @@ class _Trial:
         return _Trial(self._function, self._path, self._shape, unit, self._given, self._seed)
 
     def spread(self, reading: Reading) -> float:
-        """That of the field's own samples, in units of the scale; NaN if there are none."""
+        """Spread of the field's own samples, in units of the scale; NaN if there are none."""
         try:
             with torch.no_grad():
                 return float(self._samples(self._field(reading)).var(0).mean().sqrt()) / self.unit
@@ -307,11 +323,11 @@ class _Trial:
             return math.nan
 
     def can(self, time: str) -> bool:
-        """Whether a reading of the time makes sense on this path: reversal and timesteps are for times from 0 to 1."""
+        """Whether a reading of the time is possible on this path; reversal and timesteps need times from 0 to 1."""
         return self._path.t_max <= 1 or time not in ("1 - t", "999 t", "1000 t")
 
     def loss(self, reading: Reading) -> float:
-        """Mean squared error of its noise prediction a coordinate, over the levels; 4 at worst."""
+        """Mean squared error of a coordinate of the noise prediction over the levels, at most 4."""
         if reading not in self._known:
             try:
                 with torch.no_grad():
@@ -333,7 +349,7 @@ class _Trial:
             found = field.noise(x, t)
             error = float((found - noise).square().mean())
             if self._data is None:
-                # A wrong reading may agree with its own samples, but not be calibrated too: E[e (eps - e)] = 0.
+                # A wrong reading may agree with its own samples, but is not calibrated too, E[e (eps - e)] = 0.
                 error += abs(float((found * (noise - found)).mean()))
             total += min(error, _WORST) if math.isfinite(error) else _WORST
         return min(total / len(self._times), _WORST)
@@ -349,7 +365,7 @@ class _Trial:
         return Field(read, reading.kind, path, scale=unit, probe=False)
 
     def _samples(self, field: Field) -> Tensor:
-        """The field's own samples, from about the largest level that is looked at down to a tenth of the smallest."""
+        """The field's own samples, by a run from about the largest level of the trial to a tenth of the smallest."""
         path = self._path
         first = self._times[-1]
         last = max(path.time_from_rho(0.1 * path.rho(self._times[0])), path.t_min)

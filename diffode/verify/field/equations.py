@@ -1,4 +1,4 @@
-r"""The equations that define a diffusion, pointwise: continuity, Fokker-Planck, and what ties a field to its density.
+r"""The equations of a diffusion at points: continuity, Fokker-Planck, and the relations of a field to its density.
 
 With :math:`p_t` the density, v the velocity and the forward SDE :math:`dx = f x\,dt + g\,dw`,
 
@@ -24,23 +24,28 @@ from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
 from diffode.verify.report import Check
 
-#: A log-density: x (B, *shape) and a time, a float or (B,), to (B,).
+#: A log-density: a function of x (B, *shape) and a time, a float or (B,), that gives (B,).
 Density = Callable[[Tensor, "float | Tensor"], Tensor]
 
-#: Noise levels looked at, in units of the data's scale above 1.
+#: Noise levels of the points; those above 1 are in units of the data's scale, if that is above 1.
 LEVELS = (80.0, 10.0, 1.0, 0.3, 0.05, 0.002)
-#: With a derivative in t by automatic differentiation, and by differences (theory: 2e-9, with a margin of five hundred).
-_EXACT, _DIFFERENCED = 1e-11, 1e-6
-#: Derivatives of a user's field by automatic differentiation share its rounding only.
+#: Largest relative residual if the derivative in t comes from automatic differentiation.
+_EXACT = 1e-11
+#: Largest relative residual if it comes from differences, whose error is 2e-9 by theory.
+_DIFFERENCED = 1e-6
+#: Largest relative residual of the score's Jacobian, which automatic differentiation gives up to the field's rounding.
 _JACOBIAN = 1e-10
+#: Largest number of coordinates for which the Jacobian is computed, with one backward pass for each.
 _MOST_COORDINATES = 64
-#: Times the rounding in a field's answers (1e-7 for a network in single precision) that its residuals may be, and at most.
-_ROUNDINGS, _MOST_ROUNDING = 100.0, 1e-2
+#: Ratio of the largest residual to the rounding of a field's answers, which is 1e-7 for a network in single precision.
+_ROUNDINGS = 100.0
+#: Largest residual, whatever the rounding.
+_MOST_ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
 class Points:
-    """Where a field is looked at: for each time some points (B, *shape) in the bulk of its law."""
+    """Points at which a field is checked: for each time some points (B, *shape) in the bulk of its law."""
 
     times: tuple[float, ...]
     points: tuple[Tensor, ...]
@@ -49,7 +54,7 @@ class Points:
 def typical_points(
     field: Field, count: int = 24, *, dim: int | Sequence[int] | None = None, levels: Sequence[float] = LEVELS, seed: int = 5
 ) -> Points:
-    """Points at noise levels from 80 down: exact draws, or for any other field a flow from its prior by a fine RK4."""
+    """Points at noise levels from 80 down: exact draws for an exact field, else the flow from its prior by a fine RK4."""
     path = field.require_path("its law")
     unit = max(1.0, field.scale)
     ends = path.rho(path.t_max), path.rho(path.t_min)
@@ -90,7 +95,7 @@ class Residuals:
     values: Tensor
 
     def check(self, name: str, tolerance: float) -> Check:
-        """The largest of them as a check that says where it is."""
+        """The check of the largest residual, which names its place."""
         k = int(self.values.nan_to_num(torch.inf).argmax())
         shown = ", ".join(f"{v:.3g}" for v in self.points[k, :3].tolist()) + (", ..." if self.points.shape[1] > 3 else "")
         return Check(name, float(self.values[k]), tolerance, f"largest at t={float(self.times[k]):.4g}, x=({shown})")
@@ -99,7 +104,7 @@ class Residuals:
 def continuity(field: Field, where: Points, density: Density | None = None) -> Residuals:
     """Residuals of the continuity equation: d_t log p + div v + v . grad log p, over the sum of its absolute terms.
 
-    ``density`` is log p of a field that does not know it (:class:`ExactField` does); its own gradient is used, not the field's
+    ``density`` is log p for a field other than an :class:`ExactField`. The gradient is that of ``density`` and not the field's
     score, so that a wrong field can't agree with itself.
     """
 
@@ -108,7 +113,7 @@ def continuity(field: Field, where: Points, density: Density | None = None) -> R
         divergence, products = field.divergence(x, t), velocity * gradient
         size = [rate, divergence, products.abs().sum(1)]
         if field.path is not None:
-            # div v = f D - g^2/2 Lap log p: both terms count, since on variance-preserving paths they nearly cancel.
+            # div v = f D - g^2/2 Lap log p; both terms enter the sum, since they nearly cancel on variance-preserving paths.
             linear = torch.full_like(rate, field.path.drift(t) * velocity.shape[1])
             size += [linear, linear - divergence]
         return rate + divergence + products.sum(1), size
@@ -133,7 +138,7 @@ def fokker_planck(field: Field, where: Points, density: Density | None = None) -
 
 
 def score_is_gradient(field: Field, where: Points, density: Density | None = None) -> Residuals:
-    """The field's score against the gradient of log p, over its largest size at that time."""
+    """Residuals of the field's score against the gradient of log p, relative to its largest size at that time."""
 
     def terms(x: Tensor, t: float, rate: Tensor, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
         score = field.score(x, t).detach().flatten(1)
@@ -143,7 +148,7 @@ def score_is_gradient(field: Field, where: Points, density: Density | None = Non
 
 
 def views(field: Field, where: Points) -> Residuals:
-    """Tweedie's formula and the conversions: x = alpha D + sigma eps, v = alpha' D + sigma' eps, score = -eps/sigma."""
+    """Residuals of Tweedie's formula: x = alpha D + sigma eps, v = alpha' D + sigma' eps, score = -eps/sigma."""
     path = field.require_path("its views")
     values = []
     for t, x in zip(where.times, where.points, strict=True):
@@ -166,7 +171,7 @@ def views(field: Field, where: Points) -> Residuals:
 def jacobian(field: Field, where: Points) -> tuple[Residuals, Residuals]:
     """Asymmetry of the score's Jacobian, and its trace against ``field.divergence``: a true score is a gradient.
 
-    One backward pass a coordinate, so for at most 64 of them.
+    Each coordinate takes one backward pass, so that rows have at most 64 of them.
     """
     path = field.require_path("its score")
     asymmetry, traces = [], []
@@ -188,7 +193,7 @@ def jacobian(field: Field, where: Points) -> tuple[Residuals, Residuals]:
 
 
 def pointwise(field: Field, where: Points, density: Density | None = None) -> list[Check]:
-    """All of the above that apply, as checks."""
+    """The checks of all equations of this module that apply to a field."""
     width = where.points[0][0].numel()
     known = density is not None or hasattr(field, "log_prob")
     found, coarse = [], precision(field, where)
@@ -200,7 +205,7 @@ def pointwise(field: Field, where: Points, density: Density | None = None) -> li
             fokker_planck(field, where, density).check("Fokker-Planck equation", tolerance),
             score_is_gradient(field, where, density).check("score = grad log p", gradient),
         ]
-    # Of a denoised point the noise is (x - alpha D)/sigma: rounding enters multiplied by |x|/sigma of the least level.
+    # The noise of a denoised point is (x - alpha D)/sigma, whose rounding is multiplied by |x|/sigma of the least level.
     least = min(field.require_path("its views").sigma(t) for t in where.times) / field.scale
     found.append(views(field, where).check("Tweedie and conversions", max(1e-12, 1e-12 / least if least else 1e-12, coarse)))
     if width <= _MOST_COORDINATES:
@@ -212,7 +217,7 @@ def pointwise(field: Field, where: Points, density: Density | None = None) -> li
 
 
 def precision(field: Field, where: Points) -> float:
-    """What the rounding of a field of one's own allows its residuals to be: 1e-5 and more for a network in single precision.
+    """Largest residuals that the rounding of a user's field allows; 1e-5 and more for a network in single precision.
 
     A denoised point or a velocity becomes a score by (x - alpha D)/sigma, which multiplies its rounding by |x|/sigma.
     """
@@ -280,7 +285,7 @@ def _rate(density: Density, x: Tensor, t: float, field: Field) -> Tensor:
 
 
 def _score_divergence(field: Field, x: Tensor, t: float) -> Tensor:
-    """div of the score: closed form where there is one, else from the field's own divergence."""
+    """div of the score (B,), in closed form if there is one, else from the field's divergence."""
     path = field.require_path("its score")
     if isinstance(field, ExactField):
         return field.target.noised_score_divergence(x.flatten(1), path.alpha(t), path.sigma(t))

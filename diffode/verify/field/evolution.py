@@ -1,7 +1,7 @@
 r"""The density as a conserved quantity: its mass, and a finite-volume evolution compared with the closed form.
 
-The box is cut into cells; what leaves one enters its neighbour, so mass is kept to rounding whatever else is wrong. Fluxes
-through a face are
+The box is cut into cells. The flux out of a cell enters its neighbour, so that mass is conserved up to rounding. Fluxes through
+a face are
 
 * Fokker-Planck (forward SDE): :math:`f x\,\bar p - \tfrac12 g^2\,\delta p/h`,
 * continuity (the flow): :math:`v\,\bar p`, with v the field's velocity at the face,
@@ -24,18 +24,25 @@ from diffode.numerics.butcher import KUTTA
 from diffode.verify.report import Check
 
 Equation = Literal["fokker_planck", "continuity"]
-_MASS, _CONSERVED, _ORDER = 1e-10, 1e-12, 0.3
-#: Half width of the box in standard deviations of the law: beyond 7 a Gaussian has less than 1e-11 of its mass.
+#: Largest difference of the density's mass from 1.
+_MASS = 1e-10
+#: Largest change of mass in an evolution.
+_CONSERVED = 1e-12
+#: Largest shortfall of the measured order of convergence from 2.
+_SHORT_OF_ORDER = 0.3
+#: Half width of the box in standard deviations of the law; a Gaussian has less than 1e-11 of its mass beyond 7.
 _WIDTH = 7.5
-#: Levels in units of the data's scale between which the density is evolved.
-_FROM, _TO = 0.8, 1.6
-#: Standard deviations that a component may travel meanwhile.
+#: Noise level at which an evolution starts, in units of the data's scale.
+_FIRST_LEVEL = 0.8
+#: Noise level at which it ends.
+_LAST_LEVEL = 1.6
+#: Largest distance that a component moves in an evolution, in its standard deviations.
 _TRAVEL = 2.0
 
 
 @dataclass(frozen=True)
 class Evolution:
-    """A finite-volume run: ``error`` is the L1 distance of its end to the closed form, ``mass_change`` what mass was lost.
+    """A finite-volume run: ``error`` is the L1 distance of its end to the closed form, ``mass_change`` the change of mass.
 
     ``density`` and ``exact`` are on the cells' centres, (cells,) or (cells, cells); ``axes`` are the centres, (D, cells).
     """
@@ -78,20 +85,20 @@ def evolve(field: ExactField, start: float, stop: float, cells: int, equation: E
 
 
 def evolution_checks(field: ExactField, cells: int = 48) -> list[Check]:
-    """Both equations on two grids: order of convergence, and mass."""
+    """Checks of the order of convergence and of mass, for both equations on two grids of cells."""
     start, stop = _times(field)
     found = []
     for equation, name in (("fokker_planck", "Fokker-Planck"), ("continuity", "continuity")):
         coarse, fine = (evolve(field, start, stop, n, equation) for n in (cells, 2 * cells))  # type: ignore[arg-type]
         order = math.log2(coarse.error / fine.error) if fine.error > 0 else 0.0
         detail = f"L1 error {coarse.error:.1e} on {cells} cells a side, {fine.error:.1e} on {2 * cells}: order {order:.2f}"
-        found.append(Check(f"finite volumes, {name}: order short of 2", max(0.0, 2 - order), _ORDER, detail))
+        found.append(Check(f"finite volumes, {name}: order short of 2", max(0.0, 2 - order), _SHORT_OF_ORDER, detail))
         found.append(Check(f"finite volumes, {name}: mass", fine.mass_change, _CONSERVED, f"{2 * cells} cells a side"))
     return found
 
 
 def mass_check(field: ExactField, cells: int = 128) -> Check:
-    """The density sums to 1 over a box of 7.5 standard deviations, at a noise level that the grid resolves."""
+    """The check that the density sums to 1 over a box of 7.5 standard deviations, at a noise level that the grid resolves."""
     t = _times(field)[1]
     low, high = _box(field, (t,))
     size = (high - low) / cells
@@ -101,10 +108,10 @@ def mass_check(field: ExactField, cells: int = 128) -> Check:
 
 
 def _times(field: ExactField) -> tuple[float, float]:
-    """Two times between which noise changes, but a component does not travel by more than two of its standard deviations."""
+    """Two times between which noise changes, but no component moves by more than two of its standard deviations."""
     path = field.path
-    last = min(path.time_from_rho(_TO * field.scale), path.t_max)
-    first = path.time_from_rho(_FROM / _TO * path.rho(last))
+    last = min(path.time_from_rho(_LAST_LEVEL * field.scale), path.t_max)
+    first = path.time_from_rho(_FIRST_LEVEL / _LAST_LEVEL * path.rho(last))
     own, far = _spread_and_distance(field)
     while abs(path.alpha(first) - path.alpha(last)) * far > _TRAVEL * math.hypot(path.alpha(first) * own, path.sigma(first)):
         first = (first + last) / 2
@@ -112,13 +119,13 @@ def _times(field: ExactField) -> tuple[float, float]:
 
 
 def _spread_and_distance(field: ExactField) -> tuple[float, float]:
-    """Standard deviation of the narrowest component, and how far from 0 the farthest mean is."""
+    """Standard deviation of the narrowest component, and distance of the farthest mean from 0."""
     means, variances = _components(field)
     return float(variances.amin().sqrt()), float(means.abs().amax())
 
 
 def _components(field: ExactField) -> tuple[Tensor, Tensor]:
-    """Means and variances along each axis of the components, (K, D) each, or of the law where it has none."""
+    """Means and variances of the components along each axis, (K, D) each, or of the law if it has no components."""
     target = field.target
     known = getattr(target, "components", None)
     means = getattr(target, "means", target.mean[None])

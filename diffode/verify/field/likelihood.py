@@ -4,8 +4,8 @@ r"""Likelihoods by the probability flow, with the divergence exact or estimated 
     \log p_t(x) = \log p_T(\Phi(x)) + \int_t^T \nabla\cdot v(x_s, s)\,ds
 
 along the flow from t to T (Chen et al. 2018; Song et al., arXiv 2011.13456, section 4.3). Hutchinson's estimator replaces the
-divergence by the mean of :math:`e^T(\nabla v)e` over probes e with entries +-1, fixed along the way; the mean over all
-:math:`2^D` of them is the divergence itself, which is how it is tested without noise.
+divergence by the mean of :math:`e^T(\nabla v)e` over probes e with entries +-1, fixed along the flow. The mean over all
+:math:`2^D` of them is the divergence itself, so that the estimator can be tested without noise.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ from diffode.input_files import shown
 from diffode.randomness import Randomness, generator_from, row_generators
 from diffode.verify.report import Check
 
-_ROUND_TRIP, _ALL_SIGNS = 1e-10, 1e-11
+#: Largest relative error of a round trip along the flow.
+_ROUND_TRIP = 1e-10
+#: Largest relative error of Hutchinson's estimator over all signs.
+_ALL_SIGNS = 1e-11
+#: Relative tolerance of DOP853 in checks.
 _RTOL = 1e-10
+#: Largest dimension in which all signs are tried.
 _MOST_SIGNS = 10
-#: So many standard deviations from 0 a state's relative error still is none of the density.
+#: Distance of states from 0, in standard deviations, beyond which their relative error matters in the density.
 _FAR = 100.0
-#: How far before the time at which alpha is 0 a divergence is asked for, as a share of that time.
+#: Distance from the time at which alpha is 0, relative to that time, at which the divergence there is computed.
 _BESIDE = 1e-10
 
 
@@ -55,16 +60,16 @@ def log_likelihood(
     Args:
         field: any field; one without a path needs ``t``, ``base`` and ``base_time``.
         x: points at time ``t``, (B, *shape).
-        t: their time; ``path.t_min`` unless given. Where sigma is 0 it is the limit, for data that have a density.
-        divergence: ``"exact"`` (one backward pass a coordinate, or a closed form) or ``"hutchinson"``.
+        t: their time; ``path.t_min`` unless given. If sigma is 0 there, the limit is taken, for data that have a density.
+        divergence: ``"exact"`` (a closed form, or one backward pass for each coordinate) or ``"hutchinson"``.
         probes: number of probes of Hutchinson's estimator for each row.
         generator: generator or seed of the probes.
-        base: log-density at ``base_time``, (B, *shape) to (B,): by default that of the exact law where it is known, else of
-            N(0, sigma^2).
+        base: log-density at ``base_time``, a function from (B, *shape) to (B,); by default that of the exact law if it is
+            known, else of N(0, sigma^2).
         base_time: time of ``base``; ``path.t_max`` unless given.
         tolerance: relative tolerance of DOP853, from 1e-13 to 1e-3.
-        differentiable: keep the graph, for gradients by the field's parameters; so it is too where x requires a gradient. The
-            steps are those of a first run without it.
+        differentiable: keep the graph, for gradients by the field's parameters. The graph is kept too if x requires a
+            gradient. The steps are those of a first run without a graph.
 
     Raises:
         ArgumentError: for a wrong argument. FieldError: if the field can't be differentiated, or has no path and no base.
@@ -95,12 +100,12 @@ def sample_with_likelihood(
     tolerance: float = 1e-8,
     differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Samples and their likelihood in one pass: where the flow takes starts, and log p_t there.
+    """Samples and their log-densities in one pass: the ends of the flow from starts, and log p_t there.
 
     Args:
         field: any field; one without a path needs ``t``, ``base`` and ``base_time``.
         x: starts at ``base_time``, (B, *shape), drawn from the law of ``base``.
-        t: the time of the samples, where sigma is not 0; ``path.t_min`` unless given.
+        t: the time of the samples, with sigma > 0; ``path.t_min`` unless given.
         divergence, probes, generator, base, base_time, tolerance, differentiable: as in :func:`log_likelihood`.
 
     Returns:
@@ -143,7 +148,7 @@ def _coins(shape: Sequence[int], source: torch.Generator) -> Tensor:
 
 
 def _known(field: Field, x: Tensor, t: float, base: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """The log-density where the flow begins or ends in noise, (B,): what is given, the exact law's, or N(0, sigma^2)."""
+    """The log-density at the noisy end of the flow, (B,): that of ``base``, of the exact law, or of N(0, sigma^2)."""
     if base is not None:
         return base(x)
     if isinstance(field, ExactField):
@@ -160,7 +165,7 @@ def _times(
     base_time: float | None,
     tolerance: float,
 ) -> tuple[float, float]:
-    """The time of the points and that of the base, of arguments that are in order."""
+    """The time of the points and that of the base, after checks of the arguments."""
     if not isinstance(tolerance, int | float) or not 1e-13 <= tolerance <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {shown(tolerance)}")
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
@@ -201,7 +206,7 @@ def flow_with_divergence(
     *,
     differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Where the flow takes x (B, *shape) from ``start`` to ``stop``, and the integral of div v on the way, (B,)."""
+    """The ends (B, *shape) of the flow of x from ``start`` to ``stop``, and the integral of div v along it, (B,)."""
     with field.uncounted():
         if not isinstance(field, ExactField):
             # A view derived from a callable has a gradient even where the callable has none.
@@ -223,7 +228,7 @@ def flow_with_divergence(
 
 
 class _Clock(NamedTuple):
-    """The variable of an integration, from ``begin`` to ``end``, and what it says: the time, and dt over its step."""
+    """The variable of an integration, from ``begin`` to ``end``, with the time and its derivative by the variable."""
 
     begin: float
     end: float
@@ -257,7 +262,7 @@ class _Flow:
         path = self.field.path
         if path is None or path.alpha(stop) == 0 or path.alpha(start) == 0:
             if path is not None and isinstance(self.field, ExactField):
-                # Its divergence is a difference that is not defined where alpha is 0, but has a limit.
+                # The divergence is a difference that is undefined where alpha is 0, but has a limit there.
                 start, stop = (t if path.alpha(t) > 0 else t * (1 - _BESIDE) for t in (start, stop))
             return _Clock(start, stop, lambda u: (u, 1.0))
         on = path
@@ -270,9 +275,9 @@ class _Flow:
         return _Clock(path.log_snr(start), path.log_snr(stop), time)
 
     def leave_zero(self, x: Tensor, start: float) -> tuple[Tensor, Tensor, float]:
-        """Where a flow from sigma = 0 is at a noise level next to nothing, the integral of div v up to there, and its time.
+        """State of a flow from sigma = 0 at a tiny noise level, the integral of div v up to there, and its time.
 
-        On the way eps is proportional to rho: x/alpha moves by rho eps/2, and the integral is half of rho div eps.
+        In between eps is proportional to rho: x/alpha moves by rho eps/2, and the integral is half of rho div eps.
         """
         path, none = self.field.path, torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if path is None or path.sigma(start) > 0:
@@ -301,7 +306,7 @@ def _axes(x: Tensor) -> Iterator[Tensor]:
 def _steps(
     flow: _Flow, x: Tensor, clock: _Clock, tolerance: float, ends: tuple[float, float]
 ) -> tuple[list[float], tuple[Tensor, Tensor]]:
-    """The steps of DOP853, and where it comes to: points and integral."""
+    """The steps of DOP853, and its end: points and integral."""
     size, plain = x.numel(), _Flow(flow.field, flow.signs, False)
 
     def slope(u: float, state: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -311,7 +316,7 @@ def _steps(
         return moved
 
     begin = torch.cat([x.reshape(-1), torch.zeros(len(x), dtype=torch.float64, device=x.device)]).cpu().numpy()
-    # Points have the unit of the data, the integral has none.
+    # Points are in the unit of the data; the integral has no unit.
     units = np.concatenate([np.full(size, flow.field.scale), np.ones(len(x))])
     found = solve_ivp(slope, (clock.begin, clock.end), begin, method="DOP853", rtol=tolerance, atol=tolerance * 1e-2 * units)
     if not found.success or not np.isfinite(found.y[:, -1]).all():
@@ -323,7 +328,7 @@ def _steps(
 def _retraced(
     flow: _Flow, x: Tensor, steps: Sequence[float], time: Callable[[float], tuple[float, float]]
 ) -> tuple[Tensor, Tensor]:
-    """DOP853's own steps once more, as sums of tensors that can be differentiated."""
+    """The same steps of DOP853 again, as sums of tensors that can be differentiated."""
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for begin, end in itertools.pairwise(steps):
         h = end - begin
@@ -355,13 +360,13 @@ def hutchinson(field: Field, x: Tensor, t: float, signs: Tensor) -> Tensor:
 
 
 def likelihood_checks(field: ExactField, count: int = 2, seed: int = 4) -> list[Check]:
-    """The log-density followed along the flow, a round trip over the whole path, and Hutchinson's estimator over all signs."""
+    """Checks of the log-density along the flow, of a round trip over the path, and of Hutchinson's estimator over all signs."""
     path, dim = field.path, field.target.dim
     start, stop = (
         min(max(path.time_from_rho(level), path.t_min), path.t_max) for level in (20.0 * max(1.0, field.scale), 0.05)
     )
     x = field.marginal(count, start, generator=seed)
-    # The integrator's error is a share of x, which the score multiplies: far from 0 it has to be smaller by as much.
+    # The integrator's error is relative to x and is multiplied by the score, so that it has to be smaller far from 0.
     far = field.path.alpha(stop) * float(field.target.mean.abs().max() + field.scale) / (_FAR * path.sigma(stop))
     ends, integral = flow_with_divergence(field, x, start, stop, _RTOL / max(1.0, far))
     exact = field.log_prob(ends, stop)

@@ -1,4 +1,4 @@
-"""Where the residual of an equation lives."""
+"""Pictures of the residual of an equation, over noise levels and in space."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffode.output_files import write_whole
 from diffode.paths import Path
 from diffode.verify.field.equations import Residuals
 
-#: Residuals below this are drawn as this: exact zeros have no logarithm.
+#: Smallest residual in a picture, in place of smaller ones and of 0, which has no logarithm.
 _LEAST = 1e-18
 
 
 def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None = None) -> Figure:
-    """Relative residuals against the noise level, and in one and two dimensions where in space they are."""
+    """A figure of relative residuals against the noise level, and in one and two dimensions also in space."""
     values = residuals.values.clamp(min=_LEAST).log10()
     levels = torch.tensor([path.rho(t) for t in residuals.times.tolist()], dtype=torch.float64)
     dim = residuals.points.shape[1]
@@ -30,7 +30,7 @@ def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: floa
     panels[0].set(xlabel="noise level sigma/alpha", ylabel="log10 relative residual")
     panels[0].grid(alpha=0.3)
     if dim <= 2:
-        # In units of the law's spread at each level, so that all levels fit in one picture.
+        # Points are in units of the law's spread at each level, so that all levels fit in one picture.
         known, place = torch.unique(levels, return_inverse=True)
         spread = torch.stack([residuals.points[levels == level].std(0).max().clamp(min=1e-300) for level in known])
         scaled = residuals.points / spread[place][:, None]
@@ -45,7 +45,7 @@ def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: floa
 
 
 def save_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None, file: FilePath) -> None:
-    """Draw and write as PNG."""
+    """Draw residuals and write them as PNG."""
     drawn = io.BytesIO()
     draw_residuals(residuals, path, title, tolerance).savefig(drawn, format="png", dpi=100)
     write_whole(file, drawn.getvalue(), "picture")

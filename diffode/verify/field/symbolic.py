@@ -1,8 +1,8 @@
 r"""The two equations derived and proved by SymPy, and the closed forms of the code held against them to 50 digits.
 
-* :func:`derivation` carries the test-function argument for a general drift and diffusion: what the generator does to a test
-  function, times the density, is the test function times the right-hand side of the equation, plus an exact derivative, which
-  integrates to nothing. It is checked by SymPy and printed as LaTeX.
+* :func:`derivation` carries out the test-function argument for a general drift and diffusion: the generator of a test function,
+  times the density, is the test function times the right-hand side of the equation, plus an exact derivative, whose integral
+  is 0. It is checked by SymPy and printed as LaTeX.
 * :func:`mixture_residuals` puts in a one-dimensional mixture with symbolic parameters on a symbolic path: both residuals
   simplify to 0.
 * :func:`closed_form_checks` compares score, velocity and divergence at random points: SymPy's derivatives of the
@@ -22,13 +22,17 @@ import torch
 from diffode import fields, paths, targets
 from diffode.verify.report import Check
 
+#: Number of digits of the symbolic comparison.
 _DIGITS = 50
-_SYMBOLIC, _FLOAT64 = 1e-45, 1e-12
+#: Largest relative residual of a closed form against SymPy.
+_SYMBOLIC = 1e-45
+#: Largest relative residual of the code in float64 against SymPy.
+_FLOAT64 = 1e-12
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """Steps as SymPy equations with a sentence each, and what is left of the identity they rest on: 0."""
+    """Steps as SymPy equations with a sentence each, and the residual of the identity behind them, which is 0."""
 
     steps: tuple[tuple[str, sp.Eq], ...]
     residual: sp.Expr
@@ -91,8 +95,8 @@ def mixture_residuals(components: int = 2) -> tuple[sp.Expr, sp.Expr]:
         spread = alpha**2 * variance + sigma**2
         own = weight / sp.sqrt(2 * sp.pi * spread) * sp.exp(-((x - alpha * mean) ** 2) / (2 * spread))
         velocity = alpha.diff(t) * mean + spread.diff(t) / (2 * spread) * (x - alpha * mean)
-        # Both equations are linear in the density and in density times velocity, the sum over k of what stands here: a
-        # component's exponential is divided out, which leaves a rational function that SymPy can decide.
+        # Both equations are linear in the density and in density times velocity, which are sums over components k. The
+        # exponential of each component is divided out, which leaves a rational function that SymPy can decide.
         rates = own.diff(t) + sp.diff(own * velocity, x), own.diff(t) + sp.diff(f * x * own, x) - half * own.diff(x, 2)
         left = [own * sp.simplify(sp.expand(sp.simplify(rate / own))) for rate in rates]
         continuity, fokker_planck = continuity + left[0], fokker_planck + left[1]
@@ -100,7 +104,7 @@ def mixture_residuals(components: int = 2) -> tuple[sp.Expr, sp.Expr]:
 
 
 def proofs() -> list[Check]:
-    """Both equations derived, and put to a mixture, as checks: what SymPy leaves of each is 0."""
+    """Checks that SymPy reduces both equations to 0, in their derivation and on a mixture."""
     left = {
         "Fokker-Planck from test functions": derivation(True).residual,
         "continuity from test functions": derivation(False).residual,
@@ -121,7 +125,7 @@ def closed_form_checks(points: int = 5, seed: int = 0) -> list[Check]:
         )
         path = paths.get("vp")
         field = fields.exact_field(target, path)
-        # The code normalises its weights; the very numbers it uses are compared.
+        # The code normalises its weights, so the normalised ones are compared.
         weights = [mpmath.mpf(w) for w in target.weights.tolist()]
         exact = [(w, mpmath.mpf(m), mpmath.mpf(c)) for w, (_, m, c) in zip(weights, parameters, strict=True)]
         expressions = _symbolic_forms(count)
@@ -139,7 +143,7 @@ def closed_form_checks(points: int = 5, seed: int = 0) -> list[Check]:
             }  # fmt: skip
             for name, function in expressions.items():
                 symbolic = function(*values)
-                # The divergence is a difference of f and a multiple of the Laplacian, which may nearly cancel.
+                # The divergence is the difference of f and a multiple of the Laplacian, which may nearly cancel.
                 size = abs(symbolic) + abs(level[2] / level[0])
                 by_form, by_code = abs(closed[name] - symbolic) / size, abs(float(code[name]) - symbolic) / size
                 worst[name] = [max(worst[name][0], float(by_form)), max(worst[name][1], float(by_code))]
@@ -170,7 +174,7 @@ def _symbolic_forms(count: int) -> dict[str, Any]:
 
 
 def _closed_forms(parameters: list[Any], x: Any, a: Any, s: Any, da: Any, rate: Any) -> dict[str, Any]:
-    """The closed forms of the code, in whatever precision mpmath works in."""
+    """The closed forms of the code, in the precision that mpmath is set to."""
     spreads = [a**2 * c + s**2 for _, _, c in parameters]
     joint = [
         w * mpmath.exp(-((x - a * m) ** 2) / (2 * S)) / mpmath.sqrt(2 * mpmath.pi * S)

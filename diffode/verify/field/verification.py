@@ -1,4 +1,4 @@
-"""Everything that can be verified of a field, as one list of checks."""
+"""All checks of a field that apply to it, in one report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffode.verify.field.likelihood import likelihood_checks
 from diffode.verify.field.weak import ETAS, sampled_check, weak
 from diffode.verify.report import Check, Report
 
-#: Beyond so many dimensions no density is followed along a flow.
+#: Largest dimension in which a density is followed along a flow.
 _LIKELIHOOD_DIM = 64
 
 
@@ -37,21 +37,21 @@ def verify_field(
     dim: int | Sequence[int] | None = None,
     seed: int = 5,
 ) -> Report:
-    """Verify a field by all that applies to it.
+    """Verify a field by all checks that apply to it.
 
     Args:
         field: an exact field, or any field with a path.
         density: log-density (x, t) -> (B,) of a field that does not know its own.
         data: draws of the data (n, *shape), for the weak forms by Monte Carlo; for an exact field they are drawn.
-        truth: the exact field that it should be, whose density, draws and views it is then held against.
-        dim: of a field of your own: coordinates a row of x has, or the shape of a row.
-        seed: of the points.
+        truth: the exact field that it should equal, which gives density, draws and views to compare with.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        seed: seed of the points.
 
-    A check that can't be made because the field fails in it is a failed check that says why.
+    A check in which the field raises is a failed check that says why.
 
     Returns:
-        A report with the facts ``"path"``, its spec, and ``"residuals"``: the :class:`diffode.verify.Residuals` of the
-        continuity equation, without a density those of the symmetry of the score's Jacobian, or None.
+        A report with the facts ``"path"``, the path's spec, and ``"residuals"``: the :class:`diffode.verify.Residuals` of the
+        continuity equation, or without a density those of the symmetry of the score's Jacobian, or None.
 
     >>> import diffode
     >>> verify_field(diffode.exact_field("bimodal1d", "vp")).passed
@@ -89,7 +89,7 @@ def _report(field: Field, checks: Sequence[Check], residuals: Residuals | None =
 def _groups(
     field: Field, where: Points, density: Density | None, data: Tensor | None, truth: ExactField | None
 ) -> Iterator[list[Check]]:
-    """The groups of checks that apply; one that fails outright is one failed check."""
+    """The groups of checks that apply; a group that raises is one failed check."""
     steps: list[tuple[str, Callable[[], list[Check]]]] = [("pointwise equations", lambda: pointwise(field, where, density))]
     if truth is not None:
         steps.append(("against the exact field", lambda: [_against(field, truth, where)]))
@@ -113,7 +113,7 @@ def _groups(
 
 
 def _against(field: Field, truth: ExactField, where: Points) -> Check:
-    """The field's score against the exact one, over its root mean square at each level."""
+    """The check of the field's score against the exact one, relative to its root mean square at each level."""
     worst, at = 0.0, ""
     with torch.no_grad():
         for t, x in zip(where.times, where.points, strict=True):
@@ -131,5 +131,5 @@ def _residuals(field: Field, where: Points, density: Density | None) -> Residual
             return continuity(field, where, density)
         few = Points(where.times, tuple(x[:4] for x in where.points))
         return jacobian(field, few)[0] if few.points[0][0].numel() <= _LIKELIHOOD_DIM else None
-    except Exception:  # the checks say what it was
+    except Exception:  # the checks name it
         return None

@@ -1,4 +1,4 @@
-r"""The same equations in weak form: tested against smooth functions, as they are derived.
+r"""The equations of a diffusion in weak form, tested against smooth functions.
 
 For every smooth test function :math:`\varphi` the law of :math:`x_t` obeys
 
@@ -29,9 +29,19 @@ from diffode.randomness import Randomness, generator_from, normal
 from diffode.targets import GaussianMixture
 from diffode.verify.report import Check
 
-_POLYNOMIAL, _REVERSE, _STEIN, _FOURIER, _COMPACT = 1e-12, 1e-7, 1e-8, 1e-12, 1e-8
-#: Standard errors within which a mean that should vanish is taken to: one false alarm in two million for one test.
+#: Largest relative residual with polynomials.
+_POLYNOMIAL = 1e-12
+#: Largest relative residual of the reverse SDE and the flow.
+_REVERSE = 1e-7
+#: Largest residual of Stein's identity.
+_STEIN = 1e-8
+#: Largest relative residual of the characteristic function.
+_FOURIER = 1e-12
+#: Largest relative residual with a compact function.
+_COMPACT = 1e-8
+#: Largest mean of a term that should vanish, in standard errors; a single test has one false alarm in two million.
 _DEVIATIONS = 5.0
+#: Factors eta of the reverse noise that are tried.
 ETAS = (0.0, 0.5, 1.0, 2.0)
 
 
@@ -75,7 +85,7 @@ def monomial(powers: Sequence[int], unit: float = 1.0) -> TestFunction:
 
 
 def wave(direction: Tensor, shift: float = 0.7) -> TestFunction:
-    """sin(w . x + shift), w (D,); a shift, since a sine's mean is 0 for symmetric laws whatever the field."""
+    """sin(w . x + shift) with w (D,); without the shift a sine's mean is 0 for symmetric laws, whatever the field."""
 
     def at(x: Tensor) -> Jet:
         phase = x @ direction + shift
@@ -157,7 +167,7 @@ def reverse_generator(field: Field, x: Tensor, t: float, phi: Jet, eta: float) -
 
 
 def polynomial_check(field: ExactField, t: float, most: int = 4) -> Check:
-    """The forward weak form on all monomials up to a degree; four nodes a dimension make both sides exact."""
+    """The forward weak form on all monomials up to a degree, exact on both sides with four nodes in each dimension."""
     worst, where = 0.0, ""
     grid = gauss_hermite(field, t, 4)
     for powers in itertools.product(range(most + 1), repeat=field.target.dim):
@@ -185,7 +195,7 @@ def stein_check(field: ExactField, t: float, nodes: int = 60) -> Check:
     grid = gauss_hermite(field, t, nodes)
     phi = wave(_direction(field)).at(grid.points)
     residual = (grid.weights[:, None] * (field.score(grid.points, t) * phi.value[:, None] + phi.gradient)).sum(0)
-    # A score is measured in units of one over the spread of x at t, which alone makes the residual a number.
+    # The score's unit is one over the spread of x at t, so that the residual has no unit.
     spread = math.hypot(field.path.alpha(t) * field.scale, field.path.sigma(t))
     return Check("Stein's identity of the score", float(residual.abs().max()) * spread, _STEIN, f"t={t:.4g}")
 
@@ -259,8 +269,8 @@ def sampled_check(
         data: draws of x_0, (n, *shape).
         t: the time.
         eta: of the reverse SDE; 0 is the flow, None the forward SDE.
-        generator: generator or seed of eps and of the functions.
-        functions: how many waves are tried.
+        generator: generator or seed of eps and the functions.
+        functions: number of waves that are tried.
     """
     path, source = field.require_path("its law"), generator_from(generator)
     noise = normal(data.shape, generator=source)
@@ -274,7 +284,7 @@ def sampled_check(
         difference = (rates * phi.gradient).sum(1) - sum(terms)
         error = float(difference.std()) / math.sqrt(len(difference))
         value = abs(float(difference.mean())) / max(error, 1e-300)
-        # max() would let a NaN pass.
+        # max() alone would ignore NaN.
         worst = max(worst, value) if math.isfinite(value) else math.inf
     kind = "forward SDE" if eta is None else "flow" if eta == 0 else f"reverse SDE eta={eta:g}"
     return Check(f"weak form, Monte Carlo, {kind}", worst, _DEVIATIONS, f"standard errors, {len(data)} draws, t={t:.4g}")

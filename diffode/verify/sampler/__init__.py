@@ -1,4 +1,4 @@
-"""Of anyone's sampler: how it is run on a field whose flow is known, and the verdict on what it does there."""
+"""Verification of anyone's sampler: its runs on fields whose flow is known, and the verdict on them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Samplers of other libraries, run on a field of ours: each is given what it wants, and nothing else is changed."""
+"""Samplers of other libraries as functions of a field of diffode; each gets its usual inputs and is otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from diffode.fields import Field
 from diffode.fields.outward import as_k_diffusion
 from diffode.verify.sampler.scheduler_loops import Scheduler, find_scheduler
 
+#: Runs a sampler: the field, the start x (B, *shape), decreasing times, a generator for its noise.
 Run = Callable[[Field, Tensor, Sequence[float], torch.Generator], Tensor]
 
-#: Orders that torchdiffeq's documentation gives its fixed-step methods.
+#: Orders of torchdiffeq's fixed-step methods, by its documentation.
 _TORCHDIFFEQ = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4}
 
 
 def torchdiffeq_fixed(method: str, options: Mapping[str, Any]) -> tuple[Run, int]:
-    """A fixed-step method asked for n steps by ``step_size`` = 1/n on [0, 1], as its users do."""
+    """A fixed-step method and its order; n steps are set by ``step_size`` = 1/n on [0, 1], as its users do."""
     if method not in _TORCHDIFFEQ:
         known = ", ".join(_TORCHDIFFEQ)
         raise ArgumentError(f"torchdiffeq's fixed-step methods are {known}; {method!r} chooses its own steps")
@@ -43,13 +44,13 @@ def torchdiffeq_fixed(method: str, options: Mapping[str, Any]) -> tuple[Run, int
 
 
 def k_diffusion(function: Callable[..., Any], options: Mapping[str, Any]) -> Run:
-    """A function ``(model, x, sigmas, ...)``: the model gives denoised points, sigma has a value for every row."""
+    """A function ``(model, x, sigmas, ...)``, with a model that gives denoised points for a sigma in every row."""
     takes = inspect.signature(function).parameters
     quiet = {"disable": True} if "disable" in takes else {}
 
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
         model = as_k_diffusion(field)
-        # They draw from the global generator; it is seeded from the given one.
+        # These samplers draw from the global generator, which is seeded from the given one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
             end: Tensor = function(model, x, torch.tensor(list(times), dtype=torch.float64), **quiet, **options)
@@ -59,7 +60,7 @@ def k_diffusion(function: Callable[..., Any], options: Mapping[str, Any]) -> Run
 
 
 def is_azula(found: Any) -> bool:
-    """Whether an object is a class of azula's samplers, without importing azula to find out."""
+    """Whether an object is a class of azula's samplers; azula is not imported for that."""
     return inspect.isclass(found) and any(base.__module__ == "azula.sample" for base in found.__mro__)
 
 
@@ -88,7 +89,7 @@ def azula_sampler(cls: Any, options: Mapping[str, Any]) -> Run:
 
 
 def diffusers_scheduler(name: str, options: Mapping[str, Any]) -> tuple[Run, Scheduler]:
-    """A scheduler of diffusers as its pipelines call it, in x/alpha at rho; the times say how many steps it is asked for."""
+    """A scheduler of diffusers as its pipelines call it, in x/alpha at rho; the number of times sets that of its steps."""
     scheduler = find_scheduler(name, options)
 
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""What law a sampler leaves: moments on a Gaussian, the law of a mixture, and a last step to sigma = 0."""
+"""The law of a sampler's output: moments on a Gaussian, the law of a mixture, and a last step to sigma = 0."""
 
 from __future__ import annotations
 
@@ -15,13 +15,24 @@ from diffode.targets import GaussianMixture
 from diffode.verify.report import Check
 from diffode.verify.sampler.trial import TARGET, Bench
 
-#: Draws for moments, standard errors that they may be off, and the share of a moment that 400 steps may be off.
-_DRAWS, _DEVIATIONS, _SHARE, _LAW_STEPS = 40_000, 5.0, 0.02, 400
-#: What twice the steps may leave of an error that goes to 0 with them.
+#: Number of draws for moments.
+_DRAWS = 40_000
+#: Largest error of a moment that draws explain, in standard errors.
+_DEVIATIONS = 5.0
+#: Largest relative error of a moment that the number of steps explains.
+_SHARE = 0.02
+#: Number of steps of a run for moments.
+_LAW_STEPS = 400
+#: Largest limit of an error that goes to 0 with the number of steps.
 _LIMIT = 0.005
-_MEAN, _VARIANCE = 0.7, 0.25
-#: How far a last step to sigma = 0 may go, in noise levels, and how far a sample may be from a mode, in deviations.
-_ZERO_MOVE, _ASTRAY = 20.0, 8.0
+#: Mean of the Gaussian.
+_MEAN = 0.7
+#: Variance of the Gaussian.
+_VARIANCE = 0.25
+#: Longest move of a last step to sigma = 0, in noise levels.
+_ZERO_MOVE = 20.0
+#: Largest distance of a sample from its mode, in standard deviations.
+_ASTRAY = 8.0
 
 
 def _gaussian(bench: Bench) -> tuple[GaussianMixture, ExactField]:
@@ -30,7 +41,7 @@ def _gaussian(bench: Bench) -> tuple[GaussianMixture, ExactField]:
 
 
 def moments(bench: Bench) -> Check:
-    """On a Gaussian the field is affine, and so is a sampler made of sums: its output's moments are exact, without sampling."""
+    """The check of moments on a Gaussian, exact without sampling, since field and sampler are affine there."""
     once, bend = _errors(bench, _LAW_STEPS)
     if bend > 1e-6:
         return Check.found("moments", None, f"not affine on a Gaussian (it bends by {bend:.1e}): moments are not read off")
@@ -40,7 +51,7 @@ def moments(bench: Bench) -> Check:
     )
     if max(map(abs, once)) < _SHARE:
         return Check.found("moments", True, text)
-    # A method of first order on a grid that does not suit it: what counts is where more steps lead.
+    # A method of first order may err much on a grid that does not suit it, so the limit of many steps counts.
     twice, _ = _errors(bench, 2 * _LAW_STEPS)
     left = max(abs(2 * two - one) for one, two in zip(once, twice, strict=True))
     text += f"; {2 * _LAW_STEPS}: {abs(twice[0]):.1e} and {abs(twice[1]):.1e}, which " + (
@@ -50,7 +61,7 @@ def moments(bench: Bench) -> Check:
 
 
 def _errors(bench: Bench, steps: int) -> tuple[tuple[float, float], float]:
-    """Error of the mean in deviations and of the variance in itself, and how much an affine map's output bends."""
+    """Error of the mean in deviations, relative error of the variance, and deviation of the sampler from an affine map."""
     _, exact = _gaussian(bench)
     path = bench.path
     times = bench.times(steps)
@@ -68,7 +79,7 @@ def _errors(bench: Bench, steps: int) -> tuple[tuple[float, float], float]:
 
 
 def law(bench: Bench) -> list[Check]:
-    """Mean and variance of the output on a Gaussian, and the share of a mixture's modes, within their intervals."""
+    """Checks of mean and variance of the output on a Gaussian, and of the law on a mixture, within their intervals."""
     _, exact = _gaussian(bench)
     path, times = bench.path, bench.times(_LAW_STEPS)
     end = bench.run(exact, exact.prior(_DRAWS, generator=5), times, 6)[:, 0]
@@ -100,7 +111,7 @@ def _mixture_law(bench: Bench, times: Sequence[float]) -> Check:
 
 
 def to_zero(bench: Bench) -> Check:
-    """A grid whose last step goes to sigma = 0."""
+    """The check of a run whose last step goes to sigma = 0."""
     if not bench.sampler.to_zero:
         return Check.found("sigma = 0", None, "not asked: it lays its own grid")
     x = bench.start(4)
@@ -116,7 +127,7 @@ def to_zero(bench: Bench) -> Check:
     before = bench.run(bench.watched(), x, times)
     scale = fields.exact_field(bench.target, bench.path).scale
     moved = float((end - before).abs().max()) / scale
-    # x_0 of a step from sigma lies within a few sigma/alpha of x/alpha; noise drawn anew may choose another mode.
+    # A step from sigma ends within a few sigma/alpha of x/alpha, unless new noise moves it to another mode.
     allowed = max(_ZERO_MOVE * bench.path.rho(times[-1]) / scale, 1e-6)
     components = bench.target.means[:, 0], bench.target.components.variances()[:, 0].sqrt()
     astray = float(((end - components[0]).abs() / components[1]).amin(1).max())

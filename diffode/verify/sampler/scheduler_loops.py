@@ -1,4 +1,4 @@
-"""Schedulers of diffusers, each called as its own pipelines call it: its own levels, its own loop."""
+"""Loops of diffusers schedulers, each called as its own pipelines call it, at its own levels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from diffode.extensions import library
 from diffode.fields import Field
 from diffode.verify.sampler.scheduler_levels import CannotJudgeError, Level, Run, both, exploding, of_table, reading, rho_of
 
-#: Steps that divide 1000: a list of every k-th training level then begins near the last one.
+#: Numbers of steps, divisors of 1000, for which a list of every k-th training level begins near the last one.
 STEPS = (10, 20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A class of diffusers' schedulers with options: ``unused`` was never run, and ``at(n)`` gives a copy of it n steps.
+    """A scheduler of diffusers with options: ``unused`` was never run, and ``at(n)`` gives a run of n steps with a copy.
 
-    Copies are made since some classes lay a thousand levels when they are made.
+    Runs use copies, since some classes compute a thousand levels when they are made.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Scheduler:
         return published if hasattr(self.unused, "step_correct") and hasattr(self.unused, "step_pred") else ""
 
     def levels(self, steps: int) -> tuple[float, ...]:
-        """``rho`` of a run of so many steps."""
+        """Noise levels ``rho`` of a run of ``steps`` steps."""
         if steps not in self._levels:
             self._levels[steps] = self.at(steps).rho
         return self._levels[steps]
 
     def at(self, steps: int) -> Run:
-        """A new one with so many steps, quietly."""
+        """A run of ``steps`` steps with a copy of the scheduler; its warnings are silenced."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheduler = copy.deepcopy(self.unused)
@@ -71,7 +71,7 @@ def classes() -> dict[str, Any]:
             except ImportError:
                 continue
             for module in pkgutil.iter_modules(folder):
-                # A module of Flax or another library that is not installed has no classes for us.
+                # A module that needs Flax or another library that is not installed is left out.
                 try:
                     held = vars(importlib.import_module(f"{package}.{module.name}"))
                 except Exception:
@@ -83,17 +83,17 @@ def classes() -> dict[str, Any]:
 
 
 def find_scheduler(name: str, options: Mapping[str, Any]) -> Scheduler:
-    """The scheduler that is called ``name``, with options; its own clipping to [-1, 1] is off unless they ask for it.
+    """The scheduler of a name, with options; its clipping to [-1, 1] is off unless an option turns it on.
 
     Raises:
-        CannotJudgeError: if it is none of an ODE or SDE of a density on vectors, with the reason.
+        CannotJudgeError: if it does not solve an ODE or SDE of a density on vectors; the message says why.
         ArgumentError: if there is no such class, or the options are wrong.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         diffusers = library("diffusers")
         made = getattr(diffusers, name, None)
-    # Where a library that a class wants is missing, diffusers shows a stand-in of its name.
+    # If a library that a class needs is missing, diffusers has a placeholder of its name.
     if not (inspect.isclass(made) and issubclass(made, diffusers.SchedulerMixin)):
         known = classes()
         if name not in known:
@@ -129,7 +129,7 @@ def find_scheduler(name: str, options: Mapping[str, Any]) -> Scheduler:
     return Scheduler(name, scheduler)
 
 
-#: Parts of names, and why such classes can't be held against the flow or the law of a density.
+#: Parts of names of classes that can't be held against the flow or the law of a density, with the reasons.
 _UNJUDGED = {
     **dict.fromkeys(
         ("Amused", "BlockRefinement", "DiscreteDDIM", "EntropyBound", "VQDiffusion"),
@@ -147,7 +147,7 @@ _UNJUDGED = {
 
 
 def _refuse(scheduler: Any, name: str) -> None:
-    """Options that leave no flow and no law to hold it against."""
+    """Raise CannotJudgeError for options with which a scheduler follows no known flow or law."""
     config = scheduler.config
     if str(config.get("variance_type") or "").startswith("learned"):
         raise CannotJudgeError(f"with variance_type={config['variance_type']} its network predicts variances too")
@@ -208,7 +208,7 @@ def _first(scheduler: Any, level: Level, timesteps: list[Any]) -> Level:
 
 
 def _ipndm(scheduler: Any, steps: int) -> Run:
-    """IPNDM keeps alphas and betas (its sigmas) for each run; its first alpha is 0, and its answer is a velocity-like v."""
+    """IPNDM has alphas and betas (its sigmas) for each run; its first alpha is 0, and its network gives a velocity-like v."""
     scheduler.set_timesteps(steps)
     levels = [(float(a), float(b)) for a, b in zip(scheduler.alphas, scheduler.betas, strict=True)]
 
@@ -222,7 +222,7 @@ def _ipndm(scheduler: Any, steps: int) -> Run:
 
 
 def _wuerstchen(scheduler: Any, steps: int) -> Run:
-    """Times from 1 to 0 as tensors with one for each row; the last of them is the end."""
+    """The loop with times from 1 to 0, as tensors with a time for each row; the last time is that of the end."""
     scheduler.set_timesteps(steps)
     levels = [of_table(float(scheduler._alpha_cumprod(t[None], torch.device("cpu")))) for t in scheduler.timesteps]
 
@@ -236,7 +236,7 @@ def _wuerstchen(scheduler: Any, steps: int) -> Run:
 
 
 def _score_sde_ve(scheduler: Any, steps: int) -> Run:
-    """Predictor and corrector; the network gives scores, and the end is the mean of the last prediction."""
+    """The loop of predictor and corrector; the network gives scores, and the end is the mean of the last prediction."""
     scheduler.set_timesteps(steps)
     scheduler.set_sigmas(steps)
     levels = [exploding(float(s)) for s in reversed(scheduler.discrete_sigmas)]
@@ -259,7 +259,7 @@ def _score_sde_ve(scheduler: Any, steps: int) -> Run:
 
 
 def _score_sde_vp(scheduler: Any, steps: int) -> Run:
-    """Euler-Maruyama in time; the network gives noise, and the end is the mean of the last step."""
+    """The loop of Euler-Maruyama in time; the network gives noise, and the end is the mean of the last step."""
     scheduler.set_timesteps(steps)
     low, high = scheduler.config.beta_min, scheduler.config.beta_max
 
@@ -282,7 +282,7 @@ def _karras_ve(scheduler: Any, steps: int) -> Run:
     """Karras's stochastic sampler: churn, an Euler step and a correction, except in the step to 0."""
     scheduler.set_timesteps(steps)
     levels = [float(s) for s in scheduler.schedule]
-    # Its list counts from the last level; timestep t stands at place t of the reversed list.
+    # The list of levels begins at the last level, so that timestep t is at place t of the reversed list.
     order = [float(scheduler.schedule[int(t)]) for t in scheduler.timesteps]
     levels = sorted(order, reverse=True)
 

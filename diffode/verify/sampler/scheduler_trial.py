@@ -1,8 +1,8 @@
-"""What a scheduler of another library does between its own levels: its order and limit, or the law it leaves.
+"""The trial of another library's scheduler between its own levels: its order and limit, or the law of its output.
 
-A last step to no noise is a jump to the denoised point, whose cost stays with any number of steps where the table of training
-levels ends above 0. So the end is held against two points, the exact flow's at the last level, and the denoised point of the
-exact flow's at the level before; the nearer one at the most steps counts.
+A last step to no noise is a jump to the denoised point. Its error remains with any number of steps if the table of training
+levels ends above 0. The end is therefore held against two references: the exact flow's point at the last level, and the
+denoised point of the flow's point at the level before. The one that is nearer at the largest number of steps counts.
 """
 
 from __future__ import annotations
@@ -24,29 +24,39 @@ from diffode.verify.sampler.scheduler_loops import STEPS, Scheduler
 from diffode.verify.sampler.trial import TARGET, Bench
 from diffode.verify.theory.orders import OrderEstimate, fit_order
 
-_POINTS = 24
-#: Levels are kept in float32: an error below this share of the largest state is rounding.
+#: Number of starts.
+_STARTS = 24
+#: Rounding of levels, which are kept in float32, relative to the largest state.
 _ROUNDING = 1e-6
-#: A slope below this is none: more steps do not help.
+#: Smallest slope of an error that falls with the number of steps.
 _FALLS = 0.4
-#: An error that does not fall is harmless below this share of the data's scale.
+#: Largest error, in units of the data's scale, that is harmless without falling.
 _HARMLESS = 1e-3
-#: A slope may fall short of the claim by this much.
+#: Largest amount by which a measured order may fall short of the claim.
 _SHORT = 0.3
-_MEAN, _VARIANCE = 0.7, 0.25
-#: Draws for a law, standard errors it may be off, the share of a moment that these steps may be off, and the steps.
-_DRAWS, _DEVIATIONS, _SHARE, _LAW_STEPS = 10_000, 5.0, 0.02, (50, 100)
-#: What twice the steps may leave of an error that falls with them.
+#: Mean of the Gaussian.
+_MEAN = 0.7
+#: Variance of the Gaussian.
+_VARIANCE = 0.25
+#: Number of draws for a law.
+_DRAWS = 10_000
+#: Largest error of a law that draws explain, in standard errors.
+_DEVIATIONS = 5.0
+#: Largest error of a law, in units of the data's scale, that the number of steps explains.
+_SHARE = 0.02
+#: Numbers of steps for a law.
+_LAW_STEPS = (50, 100)
+#: Largest ratio of the errors with twice the steps and before, for an error that falls.
 _LEFT = 0.75
 
 
 def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Check], OrderEstimate | None]:
-    """The slope of the error between its own levels, at their x of unit size, and whether the error falls at all."""
+    """Checks of the order between the scheduler's own levels, and of the fall of the error, with the measured order."""
     exact = bench.field()
     errors: list[tuple[float, ...]] = []
     for steps in STEPS:
         rho, times = scheduler.levels(steps), bench.times(steps)
-        x = bench.start(_POINTS, steps=steps)
+        x = bench.start(_STARTS, steps=steps)
         end = bench.run(exact, x, times)
         errors.append(
             tuple(float((end - true).square().mean().sqrt()) / math.hypot(1, rho[-1]) for true in _ends(exact, rho, x))
@@ -61,7 +71,7 @@ def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Check], OrderEstimat
     except ArgumentError:
         good = found[-1] < _HARMLESS * exact.scale
         return [Check.found("limit", good, f"exact to rounding: {shown}" if good else f"does NOT converge: {shown}")], None
-    # The first errors of a coarse grid may lie anywhere; all levels together say whether they fall.
+    # Errors on the coarsest grids may be irregular; the slope over all grids tells whether they fall.
     overall = -_slope([math.log(n) for n in STEPS], [math.log(max(e, 1e-300)) for e in found])
     stuck = overall < _FALLS and estimate.slope < _FALLS and found[-1] > _HARMLESS * exact.scale
     says = "does NOT converge to the flow of the field: more steps do not help" if stuck else "converges to the exact flow"
@@ -82,7 +92,7 @@ def _slope(x: list[float], y: list[float]) -> float:
 
 
 def _ends(exact: ExactField, rho: Sequence[float], x: Tensor) -> list[Tensor]:
-    """Where the exact flow ends, and where a jump from the level before would."""
+    """The end of the exact flow, and that of a jump from the level before."""
     ends = [reference(exact, x, rho[0], rho[-1], 1e-12).x]
     if rho[-1] == 0 and len(rho) > 2 and rho[-2] > 0:
         with torch.no_grad():
@@ -91,7 +101,7 @@ def _ends(exact: ExactField, rho: Sequence[float], x: Tensor) -> list[Tensor]:
 
 
 def law(bench: Bench, scheduler: Scheduler) -> list[Check]:
-    """Moments of the end on a Gaussian, and its distance to the law of a mixture, from exact draws at its own first level."""
+    """Checks of the end's moments on a Gaussian and of its law on a mixture, from exact draws at the first level."""
     gaussian = GaussianMixture([1.0], [[_MEAN]], [[_VARIANCE]])
     return [
         _judged("moments", bench, scheduler, gaussian, _moment_error, "on a Gaussian, mean and deviation"),

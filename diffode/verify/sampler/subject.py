@@ -1,4 +1,4 @@
-"""Anyone's sampler in one form: a function of a field, a start and the times of a grid."""
+"""The common form of samplers: a function of a field, a start and the times of a grid."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Sampler:
     """A sampler to be judged.
 
     Attributes:
-        name: what it is called.
-        run: how it is run.
-        claimed: the order its authors claim, or None.
-        promised: evaluations of a run with so many steps, or None: then what 10 and 20 steps cost is taken as the rule.
-        path: the path it is run on, or its spec.
-        grid: family of grids it is run on.
-        to_zero: whether it can be asked to end at sigma = 0.
-        documented: what its own documentation says where that differs from the claim.
-        scheduler: a scheduler of another library, which lays its own levels: of the times it is given, their number counts.
-        foreign: whether it is another library's, called in a way that may not be its own: if it raises, it is not judged.
-        unjudged: why it can't be judged, if it can't.
+        name: its name.
+        run: the function that runs it.
+        claimed: the order that its authors claim, or None.
+        promised: a function from steps to evaluations, or None; a linear rule through 10 and 20 steps then takes its place.
+        path: the path of its runs, or its spec.
+        grid: family of grids of its runs.
+        to_zero: whether a run may end at sigma = 0.
+        documented: the statement of its documentation, if that differs from the claim.
+        scheduler: a scheduler of another library, which has its own levels and uses only the number of the given times.
+        foreign: whether it belongs to another library and may be called in the wrong way; if it raises, it is not judged.
+        unjudged: the reason why it can't be judged, if it can't.
     """
 
     name: str
@@ -76,8 +76,8 @@ def find_sampler(
         text: a solver's spec; ``torchdiffeq:METHOD``; ``diffusers:CLASS``; ``module:attribute`` (or ``file.py:attribute``) of a
             diffode solver, a function ``(field, x, times)`` or ``(field, x, times, generator)``, a k-diffusion function
             ``(model, x, sigmas, ...)`` or an azula sampler's class; or such an object itself.
-        order: the order claimed, if the object does not say.
-        path, grid: to run on, instead of the usual ones.
+        order: the claimed order, if the object does not have one.
+        path, grid: path and family of grids, instead of the usual ones.
         options: keyword options of a foreign sampler.
     """
     given = dict(options or {})
@@ -93,7 +93,7 @@ def find_sampler(
     if path is not None:
         get_path(path)
     if grid is not None:
-        # A name that is none is the caller's mistake, not the sampler's.
+        # A wrong name of a grid is the caller's mistake, not the sampler's.
         grids.check(grid)
     return Sampler(**{**vars(found), **kept})
 

@@ -1,4 +1,4 @@
-"""A sampler under trial: the fields it runs on, watched, with the grids and starts that all checks share."""
+"""The bench of a sampler: watched fields to run on, and the paths, grids and starts that all checks share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGET = "bimodal1d"
 
 
 class Watched(ExactField):
-    """An exact field that notes every call, and can falsify one of its answers to see whether it matters."""
+    """An exact field that notes every call, and can falsify one answer to see whether it matters."""
 
     def __init__(self, target: Target, path: paths.Path, falsified: int | None = None):
         super().__init__(target, path)
@@ -48,7 +48,7 @@ class Bench:
     target: GaussianMixture = field(default_factory=lambda: cast(GaussianMixture, get_target(TARGET)))
 
     def times(self, steps: int, to_zero: bool = False) -> list[float]:
-        """A grid of its family; of a scheduler, which lays its own levels, their ends and a time for each step between."""
+        """A grid of the sampler's family; for a scheduler, the ends of its own levels with a time for each step."""
         if self.sampler.scheduler is not None:
             rho = self.sampler.scheduler.levels(steps)
             return [rho[0] + (rho[-1] - rho[0]) * k / steps for k in range(steps)] + [rho[-1]]
@@ -59,20 +59,20 @@ class Bench:
         return times
 
     def start(self, count: int, target: Target | None = None, seed: int = 0, steps: int = 10) -> Tensor:
-        """Starts from the prior, (count, 1); of a scheduler, exact draws at the first level of so many steps."""
+        """Starts from the prior, (count, 1); for a scheduler, exact draws at the first level of a run of ``steps`` steps."""
         exact = fields.exact_field(target or self.target, self.path)
         if self.sampler.scheduler is not None:
             return exact.marginal(count, self.sampler.scheduler.levels(steps)[0], generator=seed)
         return exact.prior(count, generator=seed)
 
     def field(self) -> ExactField:
-        """The exact field on which it runs."""
+        """The exact field on which the sampler runs."""
         return fields.exact_field(self.target, self.path)
 
     def run(self, on: ExactField, x: Tensor, times: Sequence[float], seed: int = 0) -> Tensor:
-        """The end points, whatever the sampler draws from set by ``seed``."""
+        """The end points; ``seed`` sets the given generator and the global one."""
         with torch.random.fork_rng(devices=[]):
-            # A sampler that draws from the global generator is repeatable too.
+            # This makes a sampler that draws from the global generator repeatable too.
             torch.set_rng_state(keyed(seed, "check", "global").get_state())
             end = self.sampler.run(on, x.clone(), times, torch.Generator().manual_seed(seed))
         if not isinstance(end, Tensor):
@@ -80,5 +80,5 @@ class Bench:
         return end.detach()
 
     def watched(self, falsified: int | None = None) -> Watched:
-        """The field on which it runs, new and watched."""
+        """A new watched copy of the field."""
         return Watched(self.target, self.path, falsified)

@@ -1,7 +1,7 @@
-r"""The verdict on a sampler: what it promises, and what it does on fields whose flow is known exactly.
+r"""The verdict on a sampler: its claims, and its runs on fields whose flow is known exactly.
 
 Deterministic samplers are held against the exact flow of a one-dimensional mixture, samplers that draw noise against the exact
-law. All is measured by watching the calls of the field; the sampler itself is not looked into.
+law. The checks watch the calls of the field and do not look into the sampler.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from diffode.verify.sampler.subject import Sampler, find_sampler
 from diffode.verify.sampler.trial import Bench
 from diffode.verify.theory.orders import OrderEstimate, fit_order
 
+#: Numbers of steps at which the order is measured.
 _STEPS = (16, 32, 64, 128, 256, 512)
-_POINTS = 24
-#: A slope may fall short of the claim by this much.
+#: Number of starts.
+_STARTS = 24
+#: Largest amount by which a measured order may fall short of the claim.
 _SHORT = 0.3
-#: An interval wider than this says nothing: a high order is at rounding before it shows.
+#: Width of an order's interval beyond which it says nothing, as when a high order reaches rounding at once.
 _WIDE = 3.0
-#: Rows alone and in a batch may differ by rounding: this share of the largest state.
+#: Largest difference of a row alone and in a batch, relative to the largest state, that rounding explains.
 _ROUNDING = 1e-9
 
 
@@ -43,20 +45,20 @@ def check_sampler(
     grid: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Judge a sampler, ours or anyone's, on fields whose flow or law is known exactly.
+    """Judge a sampler, of diffode or any other, on fields whose flow or law is known exactly.
 
     Args:
         sampler: a solver's spec; ``torchdiffeq:METHOD``; ``diffusers:CLASS``; ``module:attribute`` (or ``file.py:attribute``)
             of a diffode solver, a function ``(field, x, times)`` or ``(field, x, times, generator)``, a k-diffusion function
             ``(model, x, sigmas, ...)`` or an azula sampler's class; such an object itself; or a ``Sampler``.
-        order: the order claimed, if the sampler does not say.
-        path: to run on instead of the usual one, or its spec.
-        grid: spec of the family of grids to run on, instead of the usual one.
+        order: the claimed order, if the sampler does not have one.
+        path: a path or its spec, instead of the usual one.
+        grid: spec of a family of grids, instead of the usual one.
         options: keyword options of a sampler of another library.
 
     Returns:
-        A report whose fact ``"order"`` is the measured order (an :class:`diffode.verify.OrderEstimate`), or None. What can't be
-        judged (it is no ODE or SDE of a density, or it raises as documented) has no check with an outcome.
+        A report whose fact ``"order"`` is the measured order (an :class:`diffode.verify.OrderEstimate`), or None. If a sampler
+        can't be judged (it solves no ODE or SDE of a density, or it raises as documented), no check has an outcome.
 
     >>> report = check_sampler("heun:chart=noise")
     >>> report.passed, round(report.facts["order"].slope)
@@ -88,7 +90,7 @@ def _judged(sampler: Sampler) -> Report:
         return _report(sampler, [first, failed])
     findings = [first]
     checks: tuple[Callable[[Bench], Check | list[Check]], ...] = (_evaluations, _useless, _ends, _repeatable, _batches)
-    # A scheduler is handed a copy of the start, made from x/alpha.
+    # A scheduler gets a copy of the start, made from x/alpha.
     checks += () if sampler.scheduler is not None else (_untouched_start,)
     for check in checks:
         findings += _safely(check, bench)
@@ -119,7 +121,7 @@ def _report(sampler: Sampler, found: Sequence[Check], estimate: OrderEstimate | 
 
 
 class _Raised(Exception):
-    """A run of another library's sampler raised, in a call that may not be as its authors meant it."""
+    """A run of another library's sampler raised, perhaps since it is called in another way than its authors meant."""
 
 
 def _unjudged(sampler: Sampler, reason: str) -> Report:
@@ -138,7 +140,7 @@ def _safely(check: Callable[[Bench], Check | list[Check]], bench: Bench) -> list
 
 
 def _between_own_levels(bench: Bench, scheduler: Scheduler, stochastic: bool) -> tuple[list[Check], OrderEstimate | None]:
-    """Order and limit of a scheduler, or the law of one that draws noise."""
+    """Checks of the order and limit of a scheduler, or of the law of one that draws noise, and the measured order."""
     try:
         return (scheduler_trial.law(bench, scheduler), None) if stochastic else scheduler_trial.order(bench, scheduler)
     except Exception as error:  # another library may raise anything
@@ -146,7 +148,7 @@ def _between_own_levels(bench: Bench, scheduler: Scheduler, stochastic: bool) ->
 
 
 def _answers(bench: Bench) -> Check:
-    """It runs, in float64 and float32, and gives finite points of the right shape and dtype."""
+    """The check that it runs in float64 and float32, and gives finite points of the right shape and dtype."""
     for dtype in (torch.float64, torch.float32):
         x = bench.start(6).to(dtype)
         try:
@@ -177,7 +179,7 @@ def _stochastic(bench: Bench) -> bool:
 
 
 def _evaluations(bench: Bench) -> Check:
-    """NFE promised and counted; a library that promises none is held to the line through 10 and 20 steps."""
+    """The check of counted against promised evaluations; without a promise, the line through 10 and 20 steps counts."""
     x, counted = bench.start(3), {}
     for steps in (10, 20, 7, 49, 50):
         watched = bench.watched()
@@ -190,17 +192,17 @@ def _evaluations(bench: Bench) -> Check:
         slope = (counted[20] - counted[10]) / 10
         promised = {steps: counted[10] + slope * (steps - 10) for steps in counted}
         rule = f"{slope:g} a step" + (f" and {counted[10] - 10 * slope:+g}" if counted[10] != 10 * slope else "")
-    # A rule of half an evaluation a step rounds one way or the other.
+    # A rule with half an evaluation per step may round up or down.
     wrong = [n for n in sorted(counted) if abs(counted[n] - promised[n]) >= 1]
     if wrong:
         shown = "; ".join(f"{counted[n]} evaluations instead of {promised[n]:g} at {n} steps" for n in wrong)
-        # How many timesteps a scheduler lays for n steps is its own affair.
+        # A scheduler may use another number of timesteps for n steps.
         return Check.found("evaluations", False if bench.sampler.scheduler is None else None, f"{shown} (otherwise {rule})")
     return Check.found("evaluations", True, f"{rule}: {counted[10]} for 10 steps, {counted[50]} for 50")
 
 
 def _useless(bench: Bench) -> Check:
-    """Evaluations made twice at the same point, and evaluations whose answer changes nothing."""
+    """The check for evaluations made twice at one point, and for ones whose answer changes nothing."""
     x, times = bench.start(3), bench.times(6)
     watched = bench.watched()
     end = bench.run(watched, x, times)
@@ -215,13 +217,13 @@ def _useless(bench: Bench) -> Check:
     if dummy:
         found.append(f"the answer of evaluation {dummy[0] + 1} of {len(watched.asked)} is not used; {len(dummy)} such")
     if found and bench.sampler.scheduler is not None:
-        # Its loop is as its pipelines write it: an evaluation too many costs time, and no accuracy.
+        # The loop is that of its pipelines; a superfluous evaluation costs time, but no accuracy.
         return Check.found("wasted evaluations", None, "; ".join(found))
     return Check.found("wasted evaluations", not found, "; ".join(found) or f"none in {len(watched.asked)}: each one matters")
 
 
 def _repeatable(bench: Bench) -> Check:
-    """The same call gives the same answer, also after a run on something else."""
+    """The check that the same call gives the same answer, also after a run on other starts."""
     x, times = bench.start(4), bench.times(10)
     first = bench.run(bench.watched(), x, times, 3)
     if not torch.equal(bench.run(bench.watched(), x, times, 3), first):
@@ -235,11 +237,11 @@ def _repeatable(bench: Bench) -> Check:
 
 
 def _batches(bench: Bench) -> Check:
-    """A row's end does not depend on the other rows: compared at the same seed and size of batch, which noise depends on."""
+    """The check that a row's end does not depend on other rows, at one seed and size of batch, which set the noise."""
     x, times = bench.start(6), bench.times(10)
     together = bench.run(bench.watched(), x, times)
     difference = 0.0
-    # The first row may be spared by a leak from one row to the next, the last by one the other way.
+    # A leak from each row to the next spares the first row, and one in the other direction the last.
     for row in (0, -1):
         others = bench.start(6, seed=8)
         others[row] = x[row]
@@ -264,7 +266,7 @@ def _untouched_start(bench: Bench) -> Check:
 
 
 def _ends(bench: Bench) -> Check:
-    """Both ends of the grid matter: a run that leaves its last step out does not see the last time."""
+    """The check that both ends of the grid matter, as the last time does not in a run without its last step."""
     if bench.sampler.scheduler is not None:
         rho = bench.sampler.scheduler.levels(6)
         return Check.found("ends", None, f"it lays its own levels: 6 steps go from sigma/alpha = {rho[0]:.4g} to {rho[-1]:.4g}")
@@ -286,9 +288,9 @@ def _ends(bench: Bench) -> Check:
 
 
 def _order(bench: Bench) -> tuple[list[Check], OrderEstimate | None]:
-    """The slope of the end-point error against the exact flow, and whether the error goes to 0."""
+    """Checks of the order against the exact flow, and of the limit of the error, with the measured order."""
     exact = fields.exact_field(bench.target, bench.path)
-    x = bench.start(_POINTS)
+    x = bench.start(_STARTS)
     first, last = bench.times(_STEPS[0])[0], bench.times(_STEPS[0])[-1]
     true = reference(exact, x, first, last, 1e-12)
     errors = []

@@ -1,1 +1,1 @@
-"""Of a solver or an error on paper: orders, stability, the law left on a Gaussian, bounds on what a score error costs."""
+"""Theory of solvers and fields: orders, stability, the law of the output on a Gaussian, bounds on effects of score errors."""

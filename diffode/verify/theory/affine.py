@@ -1,4 +1,4 @@
-r"""The true W2 of a learned score that is affine, on a Gaussian: there the law of what it generates is a Gaussian too.
+r"""The true W2 of an affine learned score on a Gaussian, where the law of its samples is a Gaussian too.
 
 With :math:`s_\theta(x, t) = A_t x + b_t` and time running to the data, mean and covariance follow
 
@@ -21,16 +21,20 @@ from diffode.metrics import gaussian_w2
 from diffode.numerics.butcher import KUTTA
 from diffode.randomness import generator_from, normal
 
-#: Most coordinates: the score is read off at one point a coordinate.
+#: Largest number of coordinates, each of which takes one evaluation of the score.
 _MOST_COORDINATES = 16
-#: An affine map bends by rounding only, of single precision too; looked for at points of so many deviations.
-_BEND, _RADII = 2e-6, (0.3, 1.0, 2.0, 3.5, 5.0)
-#: Steps of the classical fourth-order method over the log-SNR; half as many must give the same to this share.
-_STEPS, _SAME = 1024, 1e-6
+#: Largest deviation of an affine map from A x + b, relative to its largest value, with the rounding of single precision.
+_BEND = 2e-6
+#: Radii of the probes, in standard deviations.
+_RADII = (0.3, 1.0, 2.0, 3.5, 5.0)
+#: Number of steps of the classical fourth-order method over the log-SNR.
+_STEPS = 1024
+#: Largest relative difference to a run with half the steps.
+_SAME = 1e-6
 
 
 class Distances(NamedTuple):
-    """W2 between the exact law at the last time and what a learned score generates from the exact law at the first."""
+    """W2, by flow and by SDE, between the exact law at the last time and samples of a learned score from that at the first."""
 
     flow: float
     sde: float
@@ -39,8 +43,8 @@ class Distances(NamedTuple):
 def gaussian_distances(exact: ExactField, learned: Field, start: float) -> Distances | None:
     """True W2 distances at time ``start``, or None where they are not known.
 
-    They are known if the target is one Gaussian, of 16 coordinates at most, and the learned score is affine in x at all of some
-    two thousand times, as far as probes up to five deviations out tell.
+    They are known if the target is one Gaussian with at most 16 coordinates, and the learned score is affine in x at each of
+    about two thousand times, by probes up to five standard deviations out.
     """
     dim, path = exact.target.dim, exact.path
     clocks = -path.log_snr(path.t_max), -path.log_snr(start)
@@ -53,7 +57,7 @@ def gaussian_distances(exact: ExactField, learned: Field, start: float) -> Dista
         found = _affine(learned, dim, t)
         if found is None:
             return None
-        # dt over the clock's step, time running to the data: the log-SNR grows at the rate g^2/(2 sigma^2).
+        # dt/d log_snr towards the data, where the log-SNR grows at the rate g^2/(2 sigma^2).
         variance = 2 * path.sigma(t) ** 2
         pulls.append((-path.drift(t) * variance / path.diffusion(t) ** 2, variance, *found))
     step = float(nodes[0] - nodes[1])
@@ -85,7 +89,7 @@ def _followed(
     identity = np.eye(len(mean))
 
     def rate(moments: np.ndarray, place: float) -> np.ndarray:
-        """Of the mean, the first column, and the covariance, at a node; a step goes to the next node but one."""
+        """Rates of the mean, the first column, and of the covariance at a node; a step goes to the next node but one."""
         drift, variance, slope, offset = pulls[int(place)]
         matrix = drift * identity + factor * variance * slope
         change: np.ndarray = matrix @ moments
@@ -101,7 +105,7 @@ def _followed(
 
 
 def _affine(learned: Field, dim: int, t: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """A and b of an affine score at t, or None if it bends at one of some probes."""
+    """A (dim, dim) and b (dim,) of an affine score at t, or None if it is not affine at the probes."""
     path = learned.require_path("its score")
     size = path.sigma(t) + path.alpha(t) * learned.scale
     probes = normal((4 * len(_RADII), dim), generator=generator_from(0))

@@ -1,4 +1,4 @@
-r"""W2 between the data and what a learned score generates is bounded by its score-matching loss (Kwon, Fan, Lee 2022).
+r"""Bounds on W2 between the data and the samples of a learned score, by its score-matching loss (Kwon, Fan, Lee 2022).
 
 With :math:`\delta(t) = (E_{p_t}|s - s_\theta|^2)^{1/2}`, L_s the one-sided Lipschitz constant of the *learned* score (it may
 be negative) and time running from the data (:math:`t_0`) to noise (T),
@@ -32,14 +32,16 @@ from diffode.targets import GaussianMixture
 from diffode.verify.theory.affine import Distances, gaussian_distances
 from diffode.verify.theory.score_error import affine_slope, draws_at, score_error
 
+#: Origin of a Lipschitz constant.
 LipschitzKind = Literal["given", "exact", "bound", "estimate"]
-#: Simpson's rule on every second node differs by 15 of its errors: an eighth of that covers one twice.
+#: Estimate of the error of Simpson's rule relative to its difference from the rule on every second node. That difference is 15
+#: errors, so that an eighth is nearly twice the error.
 _SIMPSON = 1 / 8
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound on W2: the ``integral`` form, the weaker one ``by_loss``, and the share of both that is due to the start."""
+    """A bound on W2: the ``integral`` form, the weaker one ``by_loss``, and the part of both that comes from the start."""
 
     integral: float
     by_loss: float
@@ -48,7 +50,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the score error of a learned field costs.
+    """Bounds on the effect of a learned field's score error.
 
     Attributes:
         loss: J, half the integral of g^2 E|s - s_theta|^2.
@@ -56,11 +58,11 @@ class Certificate:
         times: nodes of the quadrature, increasing (M,).
         errors: delta at the nodes, (M,), from above.
         lipschitz: L_s at the nodes, (M,).
-        true: the true W2 of both ways, where it is known: one Gaussian and an affine learned score, from the exact law at T.
-        coupled: root mean square distance of the learned flow's ends to the exact flow's from the same starts, which is not
-            below W2 of the flow; None if it was not asked for.
-        confidence: with which delta is not too small at any node: 1 where no draws were needed, else what was asked for.
-        exact_error: whether delta is known exactly at all nodes, the error of the score being affine.
+        true: the true W2 of both ways from the exact law at T, known for one Gaussian and an affine learned score; else None.
+        coupled: root mean square distance of the learned flow's ends to the exact flow's from the same starts, an upper bound
+            of W2 of the flow; None if ``coupled`` was 0.
+        confidence: confidence that delta is not too small at any node: 1 without draws, else the given one.
+        exact_error: whether delta is known exactly at all nodes, since the error of the score is affine.
         lipschitz_kind: ``"given"``, ``"exact"`` (an affine score), ``"bound"`` (the parameters of a mixture) or ``"estimate"``
             (the largest at some draws, which lies below the constant).
     """
@@ -81,7 +83,7 @@ class Certificate:
     def proved(self) -> bool:
         """Whether both bounds are proved: the score's error is affine, so that delta is exact, and L_s is no estimate.
 
-        Quadrature and draws see a bent error at their points only, whatever :attr:`confidence` says of these.
+        Otherwise delta comes from quadrature or draws, which see the error at some points only, whatever :attr:`confidence`.
         """
         finite = all(math.isfinite(value) for bound in (self.flow, self.sde) for value in (bound.integral, bound.by_loss))
         return self.lipschitz_kind != "estimate" and self.exact_error and finite
@@ -105,16 +107,16 @@ def certificate(
     Args:
         exact: the true field.
         learned: any field on the same path.
-        lipschitz: L_s as a function of t, where it is known; else it is computed where the learned score is affine or the exact
-            one of a mixture with one covariance, and elsewhere the top eigenvalue of the symmetric part of its Jacobian at
-            ``lipschitz_points`` draws of p_t is taken, an estimate from below.
+        lipschitz: L_s as a function of t, if it is known. Otherwise it is computed if the learned score is affine, or the exact
+            score of a mixture with one covariance; else it is estimated from below by the largest eigenvalue of the symmetric
+            part of the score's Jacobian at ``lipschitz_points`` draws of p_t.
         prior_distance: W2(p_T, q_T) of the starts.
-        nodes: of Simpson's rule in the log-SNR.
-        points: draws of p_t at each node, where delta is known neither from moments nor by quadrature.
-        lipschitz_points: see above.
+        nodes: number of nodes of Simpson's rule in the log-SNR.
+        points: number of draws of p_t at each node, if delta is known neither from moments nor by quadrature.
+        lipschitz_points: number of draws for the estimate of L_s.
         coupled: number of starts for the coupled distance; 0 leaves it out.
-        seed: of all draws.
-        confidence: that delta's limits from draws hold at all nodes together, by the normal law of their means.
+        seed: seed of all draws.
+        confidence: confidence that delta's limits from draws hold at all nodes together, by the normal law of their means.
 
     Raises:
         ArgumentError: if the paths differ or a number is out of range. FieldError: if the learned field can't be
@@ -131,7 +133,7 @@ def certificate(
     start = max(path.t_min, 1e-12 * path.t_max)
     if not 0.5 <= confidence < 1:
         raise ArgumentError(f"confidence must lie in [0.5, 1), got {confidence!r}")
-    # Even in the log-SNR, in which the drift and the spread are smooth on every path.
+    # Nodes are even in the log-SNR, in which the drift and the spread are smooth on every path.
     clock = np.linspace(-path.log_snr(start), -path.log_snr(path.t_max), nodes)
     times = np.array([path.time_from_log_snr(-float(c)) for c in clock])
     with learned.uncounted(), exact.uncounted():
@@ -140,7 +142,7 @@ def certificate(
         drawn, known, kinds, closed = False, True, set[LipschitzKind](), mixture_lipschitz(learned)
         for k, t in enumerate(times.tolist()):
             x = draws_at(exact, t, points, seed, k)
-            # At each node the limit is that much surer that all hold together.
+            # The confidence at each node is higher, so that all limits hold together.
             found = score_error(exact, learned, t, x, 1 - (1 - confidence) / nodes)
             errors[k], drawn = found.value, drawn or found.method == "draws"
             known = known and found.method == "affine"
@@ -151,14 +153,14 @@ def certificate(
             kinds.add(kind)
     square = np.array([path.diffusion(t) ** 2 for t in times.tolist()])
     drift = np.array([path.drift(t) for t in times.tolist()])
-    # dt over the clock's step: the log-SNR falls at the rate g^2/(2 sigma^2).
+    # dt/d clock, since the log-SNR falls at the rate g^2/(2 sigma^2).
     rate = np.array([2 * path.sigma(t) ** 2 for t in times.tolist()]) / square
     loss = 0.5 * _integral(square * errors**2 * rate, clock)
 
     def bound(factor: float) -> Bound:
         exponent = (-drift + factor * square * constants) * rate
         growth = np.exp(cumulative_simpson(exponent, x=clock, initial=0))
-        # What the rule's error in the exponent makes of the growth, at most.
+        # The growth is enlarged by the largest effect of the rule's error in the exponent.
         growth *= math.exp(_integral(exponent, clock) - float(simpson(exponent, x=clock)))
         first = _integral(factor * square * growth * errors * rate, clock)
         weights = _integral(square * growth**2 * rate, clock)
@@ -188,11 +190,12 @@ def certificate(
     )
 
 
+#: Origins of a Lipschitz constant, the least reliable first.
 _WEAKEST_FIRST: tuple[LipschitzKind, ...] = ("estimate", "bound", "exact", "given")
 
 
 def _integral(values: np.ndarray[Any, Any], clock: np.ndarray[Any, Any]) -> float:
-    """Simpson's rule over evenly spaced nodes, and its error on top."""
+    """Simpson's rule over evenly spaced nodes, plus the estimate of its error."""
     fine = float(simpson(values, x=clock))
     if len(clock) % 4 != 1:
         return fine
@@ -200,7 +203,7 @@ def _integral(values: np.ndarray[Any, Any], clock: np.ndarray[Any, Any]) -> floa
 
 
 def _lipschitz(learned: Field, closed: Callable[[float], float] | None, x: Tensor, t: float) -> tuple[float, LipschitzKind]:
-    """The one-sided Lipschitz constant of a score, and what it is."""
+    """The one-sided Lipschitz constant of a score, and its origin."""
     if closed is not None:
         single = isinstance(learned, ExactField) and getattr(learned.target, "count", 0) == 1
         return closed(t), "exact" if single else "bound"

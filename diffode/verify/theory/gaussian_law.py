@@ -1,4 +1,4 @@
-"""A solver's exact law on Gaussian data: W2, mean and covariance errors, and where they come from. Nothing is sampled.
+"""A solver's exact law on Gaussian data, without sampling: W2, errors of mean and covariance, and their causes.
 
 Pierret and Galerne, arXiv 2405.14250, do this for schemes on the variance-preserving path.
 """
@@ -22,9 +22,13 @@ from diffode.tableau import Propagated
 class GaussianAnalysis(NamedTuple):
     """The error of a solver on N(mean, diag eigenvalues), started from the normal prior.
 
-    ``w2`` is the 2-Wasserstein distance to the data; ``mean_error`` the Euclidean norm of the mean's error;
-    ``covariance_error`` the Frobenius norm of the covariance's. ``split`` has the parts of ``w2``: prior, truncation,
-    discretisation. ``law`` is the output's law along each eigen-direction; ``nfe`` what the run costs.
+    Attributes:
+        w2: 2-Wasserstein distance of the output's law to the data.
+        mean_error: Euclidean norm of the mean's error.
+        covariance_error: Frobenius norm of the covariance's error.
+        split: parts of ``w2``: prior, truncation, discretisation.
+        law: law of the output along each eigen-direction.
+        nfe: number of evaluations of the run.
     """
 
     w2: float
@@ -52,7 +56,13 @@ def gaussian(
         grid: times, or a grid spec with ``steps``.
         eigenvalues: variances of the data along the eigenvectors of its covariance, (E,).
         mean: the data's mean along them, (E,) or a number.
-        steps: steps of a named grid.
+        steps: number of steps of a named grid.
+
+    Returns:
+        :class:`GaussianAnalysis`.
+
+    Raises:
+        ArgumentError: for a wrong argument.
 
     >>> found = gaussian("heun:chart=noise", "vp", "log_snr", [1.0, 0.25], steps=200)
     >>> found.split.discretisation < 1e-3

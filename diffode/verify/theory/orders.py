@@ -1,6 +1,6 @@
-r"""Orders of convergence, measured: the slope of log error against log step over nested grids, with its interval.
+r"""Measured orders of convergence: the slope of log error against log step over nested grids, with its interval.
 
-Which levels count is decided by one rule (:func:`fit_order`), stated here and reported with every estimate:
+A level is a number of steps. One rule (:func:`fit_order`) chooses the levels that count, and every estimate reports them:
 
 1. *round-off*: a level whose error is not at least 30 times the floor (the reference's own error or rounding) is dropped;
 2. *pre-asymptotic*: from the finest level kept, coarser ones are added while the slope between neighbours stays within
@@ -27,16 +27,19 @@ from diffode.solvers import Solver
 from diffode.tableau import BrownianPath, Tableau
 from diffode.targets import Target
 
+#: Smallest ratio of a level's error to the floor.
 _FLOOR_FACTOR = 30.0
+#: Largest difference of a slope between neighbouring levels from the finest such slope.
 _SLOPE_DRIFT = 0.15
+#: Numbers of steps by default.
 _LEVELS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
 class OrderEstimate:
-    """A measured order: ``slope`` with its 95 % confidence interval (``low``, ``high``), and what it rests on.
+    """A measured order: ``slope`` with its 95 % confidence interval (``low``, ``high``).
 
-    ``steps`` and ``errors`` are all levels, ``used`` the numbers of steps that the regression used.
+    ``steps`` and ``errors`` are those of all levels, ``used`` the numbers of steps in the regression.
     """
 
     slope: float
@@ -50,7 +53,8 @@ class OrderEstimate:
 def fit_order(steps: Sequence[int], errors: Sequence[float], floor: float = 0.0) -> OrderEstimate:
     """The slope of log error against log step, by the rule of this module.
 
-    Raises ArgumentError if fewer than three levels lie above the floor: the solver is exact, or the floor too high.
+    Raises:
+        ArgumentError: if fewer than three levels lie above the floor, as for an exact solver or too high a floor.
 
     >>> fit_order([8, 16, 32, 64], [1 / 8, 1 / 32, 1 / 128, 1 / 512]).slope
     2.0
@@ -104,10 +108,10 @@ def order(
         points: number of starts.
         seed: seed of the starts.
         field: an exact field, instead of target and path.
-        tolerance: of the reference, if it is integrated.
+        tolerance: relative tolerance of the reference, if it is integrated.
         ramped: split the first step of n into steps that double, from 1/n of it, as a variable-step code would start. A
-            method of high order that starts with Euler steps then shows its own order: on the plain grid the start's error,
-            of second order, rules in the end. (Not for methods with weights of a uniform grid, which the doubling spoils.)
+            method of high order that starts with Euler steps then shows its own order; on the plain grid the start's error,
+            of second order, dominates in the end. (Methods with weights for a uniform grid lose their order by it.)
 
     >>> abs(order("heun:chart=noise", steps=(32, 64, 128, 256)).slope - 2) < 0.15
     True
@@ -127,7 +131,7 @@ def order(
     true = reference(exact, start, first, last, tolerance)
     errors = [_rms(table.run(exact, start) - true.x) for table in tables]
     rounding = torch.finfo(torch.float64).eps * _rms(start)
-    # The estimate bounds the worst row's error; a typical row's is a hundredth of it, and this is a mean over rows.
+    # The estimates bound the rows' errors, of which a typical one is a hundredth of its estimate.
     floor = float(true.errors.square().mean().sqrt()) / 10
     return fit_order(steps, errors, max(floor, rounding))
 
@@ -167,8 +171,8 @@ def strong_order(
 ) -> OrderEstimate:
     """The strong order of an SDE solver: how fast runs on one Brownian path approach each other as the grid is refined.
 
-    The error of a level is the median distance to a run with eight times the steps of the finest level. (The mean is ruled
-    by the few rows that end in another mode, where paths near a ridge part ways.)
+    The error of a level is the median distance to a run with eight times the steps of the finest level. (The mean is
+    dominated by the few rows near a ridge that end in another mode.)
     """
     recipe = solvers.get(solver)
     if not recipe.stochastic:

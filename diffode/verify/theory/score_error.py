@@ -1,7 +1,7 @@
-r"""The root mean square error of a learned score, :math:`\delta(t) = (E_{p_t}|s - s_\theta|^2)^{1/2}`, from above.
+r"""Upper bounds of the root mean square error of a learned score, :math:`\delta(t) = (E_{p_t}|s - s_\theta|^2)^{1/2}`.
 
-Where the error is affine in x its moments are those of the law; of a mixture in at most three dimensions they come from
-Gauss-Hermite quadrature, twice, so that the rule's own error is known; else from draws, with an upper confidence limit.
+If the error is affine in x, delta follows from the moments of the law. For a mixture in at most three dimensions it comes from
+two rules of Gauss-Hermite quadrature, whose difference gives the error; else from draws, with an upper confidence limit.
 """
 
 from __future__ import annotations
@@ -21,26 +21,36 @@ from diffode.randomness import generator_from, normal
 from diffode.targets import GaussianMixture
 from diffode.verify.field.weak import gauss_hermite
 
+#: Origin of delta.
 Method = Literal["affine", "quadrature", "draws"]
 
-#: Most coordinates in which a map is tried for being affine, radii of the probes in deviations, and how far it may bend: a
-#: share of its largest value, as rounding to single precision does, and a share of the scores whose difference it is.
-_MOST_COORDINATES, _RADII, _BEND, _ROUNDING = 16, (0.3, 1.0, 2.0, 3.5, 5.0), 2e-6, 1e-12
-#: Quadrature: nodes of the finer rule in one, two and three dimensions, of the coarser one, and most points of the finer.
-_NODES, _FEWER, _MOST_POINTS = (64, 24, 12), (48, 18, 9), 40_000
-#: Quadrature that is not known to so large a share gives way to draws.
+#: Largest number of coordinates in which a map is tested for being affine.
+_MOST_COORDINATES = 16
+#: Radii of the probes, in standard deviations.
+_RADII = (0.3, 1.0, 2.0, 3.5, 5.0)
+#: Largest deviation of an affine map from A x + b, relative to its largest value, with the rounding of single precision.
+_BEND = 2e-6
+#: Further deviation of a difference of two scores, relative to the scores, by rounding.
+_ROUNDING = 1e-12
+#: Number of nodes of the finer rule in each of one, two and three dimensions.
+_NODES = (64, 24, 12)
+#: Number of nodes of the coarser rule.
+_COARSE_NODES = (48, 18, 9)
+#: Largest number of points of the finer rule.
+_MOST_POINTS = 40_000
+#: Largest relative difference of the two rules; beyond it draws take their place.
 _KNOWN = 0.05
 
 
 class ScoreError(NamedTuple):
-    """delta at one time, from above; ``method`` says how: only of ``draws`` is it a confidence limit."""
+    """An upper bound of delta at one time, and its ``method``; for ``"draws"`` it is a confidence limit."""
 
     value: float
     method: Method
 
 
 def score_error(exact: ExactField, learned: Field, t: float, draws: Tensor, confidence: float) -> ScoreError:
-    """delta(t); ``draws`` (n, dim) of p_t are used where nothing exact is known, with a one-sided limit of this confidence."""
+    """delta(t); if nothing exact is known, ``draws`` (n, dim) of p_t give a one-sided limit with ``confidence``."""
     ways: tuple[tuple[Method, Callable[[ExactField, Field, float], float | None]], ...] = (
         ("affine", _affine_error), ("quadrature", _quadrature),
     )  # fmt: skip
@@ -54,13 +64,13 @@ def score_error(exact: ExactField, learned: Field, t: float, draws: Tensor, conf
 
 
 def draws_at(exact: ExactField, t: float, count: int, seed: int, node: int) -> Tensor:
-    """Draws of p_t (count, dim) from a stream of its own for every seed and node."""
+    """Draws of p_t (count, dim) from a separate stream for every seed and node."""
     entropy = np.random.SeedSequence([seed, zlib.crc32(b"certificate"), node]).generate_state(1, np.uint64)
     return exact.marginal(count, t, generator=int(entropy[0]))
 
 
 def affine_slope(function: Field, dim: int, t: float) -> Tensor | None:
-    """The matrix A (dim, dim) of a score A x + b at t, or None if it bends or has too many coordinates."""
+    """The matrix A (dim, dim) of a score A x + b at t, or None if it is not affine or has too many coordinates."""
     if dim > _MOST_COORDINATES:
         return None
     path = function.require_path("its score")
@@ -106,7 +116,7 @@ def _probes(centre: Tensor, size: float) -> tuple[Tensor, float]:
 
 
 def _affine(values: Tensor, points: Tensor, size: float, rounding: float) -> tuple[Tensor, float] | None:
-    """A and the largest deviation from A x + b at the probes, or None if that is more than rounding."""
+    """A and the largest deviation from A x + b at the probes, or None if rounding does not explain the deviation."""
     dim = points.shape[1]
     if values.shape != points.shape or not bool(torch.isfinite(values).all()):
         return None
@@ -119,7 +129,7 @@ def _quadrature(exact: ExactField, learned: Field, t: float) -> float | None:
     target = exact.target
     if not isinstance(target, GaussianMixture) or target.dim > len(_NODES):
         return None
-    fine, coarse = _NODES[target.dim - 1], _FEWER[target.dim - 1]
+    fine, coarse = _NODES[target.dim - 1], _COARSE_NODES[target.dim - 1]
     if target.count * fine**target.dim > _MOST_POINTS:
         return None
     values = []

@@ -3,7 +3,7 @@ r"""Linear stability of a solver in the log-SNR, on the equation that one direct
 Where the denoiser is linear, :math:`D = \kappa\, x/\alpha`, the scaled state :math:`y = x/\alpha` follows
 :math:`dy/d\lambda = -(1-\kappa)\, y`. For N(0, c) data :math:`\kappa = c/(c + \rho^2)` rises from 0 (pure noise) to 1 (pure
 data); it exceeds 1 between modes, where trajectories part. On steps of equal length h in :math:`\lambda` a solver repeats one
-linear recurrence, and its growth factor a step is a number to hold against the exact :math:`e^{-(1-\kappa)h}`.
+linear recurrence, whose growth factor per step is compared with the exact :math:`e^{-(1-\kappa)h}`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from diffode.fields import Field
 from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
 
-#: Steps of a run, of which the first half lets the fastest mode win and the last few may have another order; and its length
-#: in log-SNR, which keeps products of several noise levels inside double precision.
-_STEPS, _LAST, _LENGTH = 120, 12, 200.0
+#: Largest number of steps of a run; in its first half the fastest mode comes to dominate.
+_STEPS = 120
+#: Number of last steps that are left out, since their order may be lower.
+_LAST = 12
+#: Largest length of a run in log-SNR, which keeps products of several noise levels inside double precision.
+_LENGTH = 200.0
+#: Size of a deviation below which it counts as 0.
 _TINY = 1e-280
-#: Times whose logarithms differ by less are the same but for rounding.
+#: Shortest step in log-SNR; times that are closer are equal up to rounding.
 _SHORTEST = 1e-12
 
 
 def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -> Tensor:
-    """Growth factor of a deviation per step of length ``step`` in the log-SNR, on D = kappa x/alpha; the solver's noise is 0.
+    """Growth factor of a deviation per step of the log-SNR, on D = kappa x/alpha, with the solver's noise set to 0.
 
     Args:
         solver: a solver that writes tables, or its spec.
@@ -37,11 +41,11 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
         kappa: slopes of the denoiser, (K,).
 
     Returns:
-        (K,) float64: the spectral radius of the recurrence; infinite where it exceeds 1e2, 0 where a deviation vanishes within
-        the run of up to 120 steps. Below 1 the deviation dies out.
+        (K,) float64: the spectral radius of the recurrence; infinite if it exceeds 1e2, 0 if a deviation vanishes within the
+        run of up to 120 steps. A deviation decays if it is below 1.
 
     Raises:
-        ArgumentError: also for solvers whose steps depend on the noise level itself, such as ER-SDE, where they overflow.
+        ArgumentError: for a wrong argument, or a solver whose steps depend on the noise level itself and overflow (ER-SDE).
 
     >>> found = growth("ddim", 0.5, [0.0, 0.5])
     >>> [round(1 - (1 - k) * (1 - math.exp(-0.5)) - float(g), 12) for k, g in zip((0.0, 0.5), found)]
@@ -72,8 +76,8 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
         if row in marks:
             ends.append(x[:, 0])
     states = torch.stack(ends)
-    # Late in the run one real mode is left or two complex ones: states follow x'' = a x' + b x (Prony), whose larger root is
-    # the growth. The growth of the run's size is taken out first, to keep the numbers near 1.
+    # Late in the run one real mode or two complex ones remain: states follow x'' = a x' + b x (Prony), whose larger root is
+    # the growth. The growth of the run's size is divided out first, which keeps the numbers near 1.
     early, late = count // 2, count - _LAST
     logs = states.abs().log()
     rate = (logs[late - 1] - logs[early]) / (late - 1 - early)
@@ -87,6 +91,6 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
     real = (a.abs() + discriminant.clamp(min=0).sqrt()) / 2
     factor = rate.exp() * torch.where(discriminant < 0, (-b).clamp(min=0).sqrt(), real)
     factor[broken] = math.inf
-    # Nothing is left of a deviation that a step all but removes: underflow is no growth.
+    # A deviation that a step nearly removes underflows, and its growth is 0.
     factor[states[:late].abs().amin(0) < _TINY] = 0.0
     return torch.where(torch.isfinite(factor) & (factor <= 1e2), factor, math.inf)
