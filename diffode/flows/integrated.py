@@ -1,4 +1,4 @@
-"""The exact flow by DOP853 in the log-SNR, where the equation is smooth, with an error estimate that lies above the error."""
+"""The exact flow by DOP853 in the log-SNR, where the equation is smooth, with an error estimate meant to lie above it."""
 
 from __future__ import annotations
 
