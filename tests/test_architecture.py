@@ -150,3 +150,14 @@ def test_every_room_is_described_in_the_architecture():
         if file.name.startswith("__") or file.name in ("py.typed",):
             continue
         assert re.search(rf"\b{re.escape(file.name)}", text), f"{file.name} is missing from docs/architecture.md"
+
+
+def test_files_that_tools_and_pages_name_exist():
+    for file in (*(ROOT / "tools").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"):
+        for name in re.findall(r"\btests/\w+\.py", file.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{file} names {name}"
+        if file.suffix == ".md":
+            for name in re.findall(
+                r"`((?:tableau|fields|learned|solvers|studies|adapters|verify)/[\w/]+\.py)`", file.read_text(encoding="utf-8")
+            ):
+                assert (PACKAGE / name).is_file(), f"{file} names {name}"

@@ -22,16 +22,17 @@ ROOT = Path(__file__).parent.parent
 COMMON = "tests/test_properties.py"
 #: Modules of the numerical core, and the tests that are there for each.
 TESTS = {
-    "paths": "tests/test_paths.py tests/test_grids.py tests/test_given_paths.py tests/test_boundaries.py",
+    "numerics": "tests/test_numerics.py tests/test_charts.py tests/test_references.py tests/test_conformance.py",
+    "paths": "tests/test_paths.py tests/test_path_laws.py tests/test_grids.py tests/test_given_paths.py",
     "charts.py": "tests/test_charts.py tests/test_conformance.py tests/test_stochastic.py tests/test_solvers.py",
-    "tableau/table.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py "
-    "tests/test_edges.py",
+    "flows": "tests/test_flows.py tests/test_references.py tests/test_reference_errors.py",
+    "tableau/table.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
     "tableau/program.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
     "tableau/writer.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
     "tableau/propagation.py": "tests/test_tableau.py tests/test_verify.py",
-    "targets": "tests/test_mixture.py tests/test_identities.py tests/test_boundaries.py",
-    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_boundaries.py "
-    "tests/test_networks.py tests/test_adapters_in.py tests/test_conditional.py tests/test_identities.py",
+    "targets": "tests/test_mixture.py tests/test_exact_fields.py tests/test_target_laws.py",
+    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_counting.py "
+    "tests/test_networks.py tests/test_adapters_in.py tests/test_conditional.py tests/test_exact_fields.py",
     "solvers/adams.py": "tests/test_conformance.py tests/test_solvers.py",
     "solvers/dpm.py": "tests/test_conformance.py tests/test_solvers.py",
     "solvers/dpm_multistep.py": "tests/test_conformance.py tests/test_solvers.py",
@@ -43,8 +44,8 @@ TESTS = {
     "solvers/euler_maruyama.py": "tests/test_stochastic.py tests/test_verify.py",
     "solvers/amed.py": "tests/test_conformance.py tests/test_amed.py",
     "solvers/solver.py": "tests/test_solvers.py",
-    "solvers/run.py": "tests/test_solvers.py tests/test_tableau.py tests/test_stochastic.py tests/test_boundaries.py",
-    "tableau/stages.py": "tests/test_learned.py tests/test_codebook.py",
+    "solvers/run.py": "tests/test_solvers.py tests/test_tableau.py tests/test_stochastic.py",
+    "tableau/stages.py": "tests/test_common_form.py tests/test_learned.py tests/test_codebook.py",
 }  # fmt: skip
 #: Mutations of annotations, and of operators into ones no programmer would mistake for them, say little.
 DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift", "_FloorDiv", "_Mod", "_Pow")
