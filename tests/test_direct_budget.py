@@ -7,7 +7,7 @@ import torch
 
 import diffode
 from diffode import solvers
-from diffode.errors import ArgumentError, BudgetError
+from diffode.errors import ArgumentError, BudgetError, FieldError
 from diffode.solvers import DirectSolver, Journey
 from diffode.studies import keyed_cells, parse_suite
 from diffode.studies.runner import compute
@@ -138,3 +138,18 @@ def test_a_suite_runs_functions_and_other_libraries_fixed_methods(tmp_path):
     done = [compute(key, cell) for key, cell in keyed_cells(suite)]
     assert [(one.status, one.nfe_counted) for one in done] == [("ok", 8)] * 3
     assert done[0].measurements[0].value == pytest.approx(done[1].measurements[0].value, rel=1e-9)
+
+
+def test_a_field_is_looked_at_before_the_trial_runs_of_a_budget():
+    runs = []
+
+    def sampler(field, x, times):
+        runs.append(len(times))
+        return field.denoised(x, times[0])
+
+    broken = diffode.Field.from_denoised(lambda x, t: x.float(), "edm")
+    x = broken.path.prior((3, 2), generator=0)
+    for grid in (None, "karras", [80.0, 1.0, 0.002]):
+        with pytest.raises(FieldError, match=r"returned torch\.float32 for x of torch\.float64"):
+            diffode.solve(broken, x, solver=sampler, grid=grid, nfe=4)
+    assert runs == []

@@ -154,7 +154,7 @@ class _Run:
     def follow_to(self, stop: float, noise: RowNoise, leg: int) -> None:
         """Bring every row, except those that have failed, to the time ``stop``."""
         active = torch.nonzero(self.finished).reshape(-1)
-        # Attempts are numbered from the beginning of the leg, so that a row has the same noise in any batch.
+        # Attempts are numbered from the beginning of the leg, so that a row has the same noise in a batch of any size.
         attempt = leg * 2 * self.solver.max_steps
         while len(active):
             z = noise(attempt).flatten(1)[active]

@@ -1,4 +1,4 @@
-"""Sampling with consistency functions, which give the end of a trajectory: jump to the end, add noise, jump again."""
+"""``lcm``: sampling with consistency functions, which give the end of a trajectory: jump to the end, add noise, jump again."""
 
 from __future__ import annotations
 

@@ -45,7 +45,10 @@ class Journey:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectSolver(Solver):
-    """A solver that follows the field itself: subclass it and write :meth:`follow`."""
+    """A solver that follows the field itself: subclass it and write :meth:`follow`.
+
+    The run counts calls of the field; a solver with a network of its own says what that costs by ``field.spend(calls)``.
+    """
 
     chart_name = "velocity"
     #: Whether it asks the field with a time for every row.

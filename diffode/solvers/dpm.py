@@ -1,4 +1,7 @@
-"""Single-step exponential integrators in log-SNR: DPM-Solver-1/2/3 (noise) and DPM-Solver++ 1S/2S/3S (data)."""
+"""Single-step exponential integrators in log-SNR: DPM-Solver-1/2/3 (noise) and DPM-Solver++ 1S/2S/3S (data).
+
+The multistep ones, 2M among them, are in ``dpm_multistep.py``.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,12 @@ class Multistep(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverPlusPlus(Multistep):
-    """DPM-Solver++ 1M/2M/3M: multistep, data prediction."""
+    r"""DPM-Solver++ 1M/2M/3M: multistep, data prediction.
+
+    2M is :math:`x_t = \sigma_t/\sigma_s\, x_s - \alpha_t (e^{-h} - 1) [(1 + 1/2r) D_s - D_{s'}/2r]` with s' the time before s
+    and r the length of the step from s' over that of this one, in log-SNR. On grids of less than ten steps the last one is of
+    first order, as in the authors' code; with ``lower_order_final=never`` it is not, as in k-diffusion's 2M.
+    """
 
     name = "dpmpp"
     chart_name = "data"

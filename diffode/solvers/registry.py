@@ -50,6 +50,7 @@ registry: Registry[Solver] = Registry(
     aliases=names_elsewhere.ALIASES,
     adopted=_adopted,
 )
+# ``conditioned`` and ``amed_learned`` are entry points, in pyproject.toml: the room of what is learned is below this one.
 for _solver in (
     Euler,
     Midpoint,

@@ -153,6 +153,13 @@ def run_tableau(
     return solution
 
 
+def _look(field: Field, x: Tensor, first: float) -> None:
+    """Hold a start and a field to what a run from the time ``first`` needs of them."""
+    check_reach(x, first)
+    look_at_start(field, x, first)
+    field.check_once(x, first)
+
+
 def _run_direct(
     solver: DirectSolver,
     field: Field,
@@ -176,8 +183,10 @@ def _run_direct(
         evaluations(field, nfe)
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        on = field.require_path("a named grid") if path is None else path
-        steps = solver.steps_within(field, x, on, "karras" if grid is None else grid, nfe, generator)
+        on, laid = field.require_path("a named grid") if path is None else path, "karras" if grid is None else grid
+        # Trial runs are runs: the field and the start are looked at before.
+        _look(field, x, float(grids.get(laid, on, 1 if grids.is_named(laid) else None)[0]))
+        steps = solver.steps_within(field, x, on, laid, nfe, generator)
     elif nfe is not None:
         solver.check_nfe(evaluations(field, nfe))
         # The solver lays its own times between the path's ends.
@@ -196,9 +205,8 @@ def _run_direct(
             path = field.require_path("a grid")
         grid = [path.t_max, path.t_min]
     times = grids.get(grid, path, steps)
-    check_reach(x, float(times[0]))
-    look_at_start(field, x, float(times[0]))
-    field.check_once(x, float(times[0]))
+    if nfe is None or not solver.takes_steps:
+        _look(field, x, float(times[0]))
     if solver.asks_row_times:
         field.check_times(x, float(times[0]), float(times[-1]))
     # Only solvers that draw noise row by row take a list of generators.
