@@ -1,1 +1,1 @@
-"""Mathematics that knows nothing of diffusion: phi functions, polynomials, Butcher tableaux, least squares, quantiles."""
+"""Mathematics without diffusion: phi functions, polynomials, Butcher tableaux, least squares, orders, quantiles."""

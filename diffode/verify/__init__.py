@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from diffode.numerics.orders import OrderEstimate, fit_order
 from diffode.verify.field.contract import contract
 from diffode.verify.field.diagnosis import check_field
 from diffode.verify.field.equations import Points, Residuals, continuity, fokker_planck, typical_points
@@ -12,7 +13,7 @@ from diffode.verify.report import Check, Report, former_name
 from diffode.verify.sampler.verdict import check_sampler
 from diffode.verify.theory.bounds import Bound, Certificate, certificate
 from diffode.verify.theory.gaussian_law import GaussianAnalysis, gaussian
-from diffode.verify.theory.orders import OrderEstimate, fit_order, order, strong_order, weak_order
+from diffode.verify.theory.orders import order, strong_order, weak_order
 from diffode.verify.theory.stability import growth
 
 __all__ = [

@@ -17,12 +17,12 @@ from diffode import fields
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
 from diffode.flows import reference
+from diffode.numerics.orders import OrderEstimate, fit_order
 from diffode.targets import GaussianMixture
 from diffode.targets.target import Target
 from diffode.verify.report import Check
 from diffode.verify.sampler.scheduler_loops import STEPS, Scheduler
 from diffode.verify.sampler.trial import TARGET, Bench
-from diffode.verify.theory.orders import OrderEstimate, fit_order
 
 #: Number of starts.
 _STARTS = 24

@@ -15,6 +15,7 @@ import torch
 from diffode import fields, paths
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.flows import reference
+from diffode.numerics.orders import OrderEstimate, fit_order
 from diffode.solvers import Solver
 from diffode.verify.report import Check, Report
 from diffode.verify.sampler import scheduler_trial
@@ -23,7 +24,6 @@ from diffode.verify.sampler.scheduler_levels import CannotJudgeError
 from diffode.verify.sampler.scheduler_loops import Scheduler
 from diffode.verify.sampler.subject import Sampler, find_sampler
 from diffode.verify.sampler.trial import Bench
-from diffode.verify.theory.orders import OrderEstimate, fit_order
 
 #: Numbers of steps at which the order is measured.
 _STEPS = (16, 32, 64, 128, 256, 512)
