@@ -37,7 +37,7 @@ from diffode.errors import ArgumentError
 from diffode.flows import reference
 from diffode.learned import train_table, tune_universal
 from diffode.learned.conditional.conditioned import condition
-from diffode.solvers.checkpoints import load_checkpoint
+from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages, noise_function
 
 SOLVERS = (

@@ -3,7 +3,7 @@
 import torch
 
 from diffode.learned.universal import codebook
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import count_of
 
 FIRST, LAST = (2.0, 800.0), (3e-6, 0.04)

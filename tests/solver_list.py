@@ -4,8 +4,8 @@ A solver that is registered is in all of these lists. A family of several orders
 """
 
 from diffode import solvers
-from diffode.solvers.bespoke import TrainedSolver
 from diffode.solvers.direct import DirectSolver
+from diffode.solvers.trained.bespoke import TrainedSolver
 
 #: Options of families, a form each; the first is what stands for the family where one form is enough.
 FORMS = {

@@ -12,7 +12,7 @@ import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
 from diffode.learned import train_table
-from diffode.solvers.checkpoints import load_checkpoint
+from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages
 
 EDM = paths.get("edm")

@@ -15,7 +15,7 @@ from diffode.learned.universal import codebook
 from diffode.learned.universal.batches import UNITS, Setting, batches
 from diffode.learned.universal.codebook import Assignment, Recipe, train_codebook
 from diffode.learned.universal.family import wide_mixture
-from diffode.solvers.checkpoints import load_codebooks, save_codebooks
+from diffode.solvers.trained.checkpoints import load_codebooks, save_codebooks
 from diffode.tableau.stages import noise_function
 from diffode.tensor_files import read_tensors, write_tensors
 

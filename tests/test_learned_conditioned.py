@@ -11,7 +11,7 @@ from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
 from diffode.learned.conditional.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
 from diffode.learned.fitting.problems import problem_for
-from diffode.solvers.checkpoints import load_checkpoint
+from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.studies.runner import compute
 from diffode.studies.suite import Cell
 from diffode.studies.versions import cell_key

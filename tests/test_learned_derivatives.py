@@ -11,7 +11,7 @@ from diffode.learned.fitting.gauss_newton import _normal_equations
 from diffode.learned.fitting.parameters import Levels, Table, from_shares, to_shares
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.fitting.sensitivities import Recording
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of, from_vector, noise_function, to_vector
 
 EDM = paths.get("edm")

@@ -14,7 +14,7 @@ from diffode.errors import ArgumentError
 from diffode.learned import train_gaussian, train_table
 from diffode.learned.fitting.parameters import Decoupled, Table
 from diffode.learned.grids import levels
-from diffode.solvers.checkpoints import load_checkpoint
+from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages
 
 EDM = paths.get("edm")

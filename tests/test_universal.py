@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
-from diffode.solvers.bespoke import FILE
-from diffode.solvers.checkpoints import load_ranged
+from diffode.solvers.trained.bespoke import FILE
+from diffode.solvers.trained.checkpoints import load_ranged
 
 
 def mean_error(field, solver, nfe, grid="karras"):

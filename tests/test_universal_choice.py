@@ -17,7 +17,7 @@ from diffode.learned.fitting.problems import problem_for
 from diffode.learned.tables.published import candidates
 from diffode.learned.universal import choice, tuning
 from diffode.learned.universal.batches import UNITS
-from diffode.solvers.bespoke import shipped_members
+from diffode.solvers.trained.bespoke import shipped_members
 
 
 def test_the_shipped_codebooks_are_whole():

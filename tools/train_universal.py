@@ -23,8 +23,8 @@ from diffode.errors import BudgetError
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Parameters
 from diffode.learned.universal.family import random_mixture
-from diffode.solvers.checkpoints import load_ranged, save_ranged
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.checkpoints import load_ranged, save_ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import Stages, noise_function
 
 FIRST, LAST = (2.0, 800.0), (3e-6, 0.04)
@@ -111,7 +111,8 @@ def train(nfe: int, problems: list[Problem], held_out: list[Problem]) -> Ranged:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nfe", nargs="*", type=int, default=list(range(3, 13)))
-    parser.add_argument("--output", default=str(Path(__file__).parent.parent / "diffode" / "solvers" / "universal.safetensors"))
+    place = Path(__file__).parent.parent / "diffode" / "solvers" / "trained"
+    parser.add_argument("--output", default=str(place / "universal.safetensors"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     began = time.time()

@@ -19,9 +19,9 @@ import torch
 from diffode.learned.universal.batches import Batch, Setting, batches
 from diffode.learned.universal.codebook import Recipe, published, train_codebook, tuned
 from diffode.learned.universal.family import wide_mixture
-from diffode.solvers.bespoke import shipped_tables
-from diffode.solvers.checkpoints import load_codebooks, save_codebooks
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.bespoke import shipped_tables
+from diffode.solvers.trained.checkpoints import load_codebooks, save_codebooks
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import count_of
 
 FIRST, LAST, MOST = (2.0, 800.0), (3e-6, 0.04), 256
@@ -54,7 +54,7 @@ def problems(seeds: range, like: Ranged) -> list[Batch]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nfe", nargs="*", type=int, default=list(range(3, 13)))
-    place = Path(__file__).parent.parent / "diffode" / "solvers" / "universal_members.safetensors"
+    place = Path(__file__).parent.parent / "diffode" / "solvers" / "trained" / "universal_members.safetensors"
     parser.add_argument("--output", default=str(place))
     chosen = parser.parse_args()
     torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from diffode.adapters.diffusers_tables import begins, without_signal
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Prediction, columns
 from diffode.paths import Path
-from diffode.solvers.bespoke import TrainedSolver
 from diffode.solvers.solver import Solver
+from diffode.solvers.trained.bespoke import TrainedSolver
 from diffode.tableau import Tableau
 
 #: Arguments of other schedulers' ``step``, each with the value at which it changes nothing; other values are refused.

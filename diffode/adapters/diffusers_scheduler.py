@@ -22,8 +22,8 @@ from diffode.adapters.diffusers_schedules import levels_of
 from diffode.adapters.diffusers_tables import begins, without_signal, written
 from diffode.errors import ArgumentError
 from diffode.paths import Path, RectifiedFlow, Tabulated
-from diffode.solvers.bespoke import TrainedSolver
 from diffode.solvers.direct import DirectSolver
+from diffode.solvers.trained.bespoke import TrainedSolver
 from diffode.tableau import Tableau
 
 #: Options that no scheduler of diffusers has; all others describe the network and its levels.

@@ -135,8 +135,8 @@ def solver_and_grid(method: str) -> tuple[str, str]:
 def lines_to_paste(method: str, nfe: int) -> list[str]:
     """The calls that run a method with the solver, grid and budget of its measurement."""
     from diffode import grids, solvers
-    from diffode.solvers.bespoke import TrainedSolver
     from diffode.solvers.direct import DirectSolver
+    from diffode.solvers.trained.bespoke import TrainedSolver
 
     spec, grid = solver_and_grid(method)
     recipe = solvers.get(spec)

@@ -8,7 +8,7 @@ from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search
 from diffode.learned.limit import Limit
 from diffode.learned.tables.training import Trained, train_gaussian, train_table
 from diffode.learned.universal.tuning import TunedUniversal, tune_universal
-from diffode.solvers.checkpoints import Checkpoint, load_checkpoint
+from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint
 
 __all__ = [
     "Checkpoint",

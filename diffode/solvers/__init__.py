@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from diffode.solvers.amed import AMED
     from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
     from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
-    from diffode.solvers.bespoke import Bespoke, Universal
     from diffode.solvers.consistency import Consistency
     from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
     from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
+    from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.unipc import UniPC
 
 #: Solver classes, with the modules that they are in.
@@ -39,7 +39,7 @@ _CLASSES = {
     "AMED": "amed",
     "AdamsBashforth": "adams",
     "AdaptiveSDE": "adaptive_sde",
-    "Bespoke": "bespoke",
+    "Bespoke": "trained.bespoke",
     "Consistency": "consistency",
     "DDIM": "ancestral",
     "DDPM": "ancestral",
@@ -77,7 +77,7 @@ _CLASSES = {
     "TorchDiffEq": "baselines",
     "TorchSDE": "baselines",
     "UniPC": "unipc",
-    "Universal": "bespoke",
+    "Universal": "trained.bespoke",
 }
 
 __all__ = [

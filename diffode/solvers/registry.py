@@ -15,7 +15,6 @@ from diffode.solvers.adaptive_sde import AdaptiveSDE
 from diffode.solvers.amed import AMED
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
-from diffode.solvers.bespoke import Bespoke, Universal
 from diffode.solvers.consistency import Consistency
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
@@ -27,6 +26,7 @@ from diffode.solvers.predictor_corrector import PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
 from diffode.solvers.solver import Solver
+from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
 

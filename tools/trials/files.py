@@ -13,7 +13,7 @@ import diffode
 from diffode import Field, Solution, Tableau, cache, paths, solvers
 from diffode.array_files import read_array, read_arrays
 from diffode.fields.trained import load_trained
-from diffode.solvers.checkpoints import load_codebooks, load_ranged
+from diffode.solvers.trained.checkpoints import load_codebooks, load_ranged
 from diffode.studies import Result, Store, load_suite
 from diffode.studies.report_folder import check_folder
 from trials.damage import damage

@@ -19,8 +19,8 @@ from diffode.fields.trained import save_trained
 from diffode.learned.conditional.amed import LearnedAMED, Predictor, feature_width, save_amed
 from diffode.learned.conditional.conditioned import Conditioned, _inputs
 from diffode.metrics import Measurement
-from diffode.solvers.checkpoints import Checkpoint, save_codebooks, save_ranged
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.checkpoints import Checkpoint, save_codebooks, save_ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.studies import Cell, Result, Store
 from diffode.tableau.stages import Stages
 

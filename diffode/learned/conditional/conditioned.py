@@ -28,8 +28,8 @@ from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.tables.training import Trained
 from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.randomness import keyed
-from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
+from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import NoiseFunction, Stages, noise_function
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 

@@ -20,7 +20,7 @@ from diffode.learned.limit import Limit
 from diffode.learned.tables.training import Trained
 from diffode.paths import Path
 from diffode.randomness import keyed
-from diffode.solvers.checkpoints import Checkpoint
+from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 

@@ -12,7 +12,7 @@ from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.universal.choice import choices, ranked, table_of
 from diffode.paths import Path
-from diffode.solvers.bespoke import shipped_members
+from diffode.solvers.trained.bespoke import shipped_members
 from diffode.tableau.stages import Stages
 
 #: Solvers of published samplers at which training may begin.

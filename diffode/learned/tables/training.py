@@ -21,8 +21,8 @@ from diffode.learned.limit import Limit, StoppedBy
 from diffode.learned.tables.published import Published, candidates
 from diffode.paths import Path
 from diffode.randomness import keyed
-from diffode.solvers.checkpoints import Checkpoint
 from diffode.solvers.solver import check_budget
+from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 

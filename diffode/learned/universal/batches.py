@@ -13,7 +13,7 @@ from torch import Tensor
 from diffode.learned.universal.family import Parts
 from diffode.numerics.butcher import KUTTA
 from diffode.randomness import keyed
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.ranged import Ranged
 
 #: Largest size of an array (problems, starts, components, dim), which limits the number of problems in a batch.
 _MOST_NUMBERS = 1_500_000

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.universal.batches import UNITS
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import Stages
 
 

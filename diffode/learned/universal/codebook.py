@@ -24,7 +24,7 @@ from diffode.learned.universal.batches import UNITS, Batch
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.paths import EDM
 from diffode.randomness import keyed
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of
 
 #: Solvers of the first tables.

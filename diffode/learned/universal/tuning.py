@@ -15,9 +15,9 @@ from diffode.learned.fitting.problems import problem_for
 from diffode.learned.universal.choice import Choice, choices, fits, ranked, table_of
 from diffode.paths import Path
 from diffode.randomness import keyed
-from diffode.solvers.bespoke import Universal, shipped_members, shipped_tables
-from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import check_budget
+from diffode.solvers.trained.bespoke import Universal, shipped_members, shipped_tables
+from diffode.solvers.trained.ranged import Ranged
 from diffode.targets import Target
 
 #: Number of starts on which all members are tried in all units.

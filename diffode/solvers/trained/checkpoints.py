@@ -14,7 +14,7 @@ import torch
 from diffode import paths
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
-from diffode.solvers.ranged import Ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
 

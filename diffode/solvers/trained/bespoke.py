@@ -19,9 +19,9 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.solvers.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
-from diffode.solvers.ranged import Ranged
 from diffode.solvers.solver import Solver, check_budget
+from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
+from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau import Tableau, Writer
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of
