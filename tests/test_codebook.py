@@ -9,12 +9,13 @@ import torch
 from published_members import like, random_members
 
 import diffode
-from diffode import GaussianMixture, paths, solvers
+from diffode import GaussianMixture, paths
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.learned.universal import codebook
 from diffode.learned.universal.batches import UNITS, Setting, batches
 from diffode.learned.universal.codebook import Assignment, Recipe, train_codebook
 from diffode.learned.universal.family import wide_mixture
+from diffode.solvers.trained.bespoke import FILE
 from diffode.solvers.trained.checkpoints import load_codebooks, save_codebooks
 from diffode.tableau.stages import noise_function
 from diffode.tensor_files import read_tensors, write_tensors
@@ -133,7 +134,7 @@ def test_files_of_codebooks_are_checked(tmp_path, trained):
         torch.testing.assert_close(one.coefficients, other.coefficients, rtol=1e-6, atol=1e-6)
         assert (one.first, one.last, one.most) == (other.first, other.last, other.most)
     with pytest.raises(FileFormatError, match="schema"):
-        load_codebooks(solvers.bespoke.FILE)
+        load_codebooks(FILE)
     with pytest.raises(ArgumentError, match="same ranges"):
         save_codebooks({3: [*trained[:1], replace(trained[0], most=64)]}, {}, file)
     for empty in ({}, {3: []}):
