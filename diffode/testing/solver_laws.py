@@ -20,6 +20,7 @@ from diffode.specs import parse_spec
 from diffode.testing.laws import Largest, Law, kept, tried
 from diffode.verify import Check, OrderEstimate, Report, fit_order, gaussian
 from diffode.verify import order as order_of_tables
+from diffode.verify.theory.orders import floor_of
 
 #: Paths on which tables are written, one of each kind.
 _PATHS = ("edm", "vp", "rectified_flow")
@@ -342,7 +343,7 @@ def _followed_order(recipe: DirectSolver, trial: _Trial) -> Check:
         end = recipe.follow(field, x, times.tolist(), None).states[-1]
         errors.append(float((end - true.x).square().mean().sqrt()))
     try:
-        found = fit_order(_FOLLOWED_STEPS, errors, max(float(true.errors.max()), 1e-14 * float(x.abs().max())))
+        found = fit_order(_FOLLOWED_STEPS, errors, floor_of(true, x))
     except ArgumentError as error:
         good = errors[-1] < _HARMLESS * field.scale
         return Check.found(name, None if good else False, f"{'exact' if good else 'none'} on bimodal1d: {error}")

@@ -24,6 +24,7 @@ from diffode.verify.sampler.scheduler_levels import CannotJudgeError
 from diffode.verify.sampler.scheduler_loops import Scheduler
 from diffode.verify.sampler.subject import Sampler, find_sampler
 from diffode.verify.sampler.trial import Bench
+from diffode.verify.theory.orders import floor_of
 
 #: Numbers of steps at which the order is measured.
 _STEPS = (16, 32, 64, 128, 256, 512)
@@ -302,9 +303,8 @@ def _order(bench: Bench) -> tuple[list[Check], OrderEstimate | None]:
     if not all(math.isfinite(error) for error in errors):
         return [Check.found("order", False, f"errors are not finite: {', '.join(f'{e:.1e}' for e in errors)}")], None
     shown = f"errors {errors[0]:.1e} at {_STEPS[0]} steps, {errors[-1]:.1e} at {_STEPS[-1]}"
-    floor = max(float(true.errors.square().mean().sqrt()), 1e-14 * float(x.abs().max()))
     try:
-        estimate = fit_order(_STEPS, errors, floor)
+        estimate = fit_order(_STEPS, errors, floor_of(true, x))
     except ArgumentError:
         good = errors[-1] < 1e-6 * exact.scale
         text = f"exact to rounding on this target: {shown}" if good else f"no order: {shown}"
