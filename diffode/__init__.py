@@ -21,11 +21,13 @@ _ROOMS = (
     "grids",
     "learned",
     "metrics",
+    "numerics",
     "paths",
     "solvers",
     "studies",
     "tableau",
     "targets",
+    "testing",
     "verify",
 )
 _NAMES = {
@@ -59,11 +61,13 @@ if TYPE_CHECKING:
         grids,
         learned,
         metrics,
+        numerics,
         paths,
         solvers,
         studies,
         tableau,
         targets,
+        testing,
         verify,
     )
     from diffode.charts import Chart

@@ -5,12 +5,15 @@ from typing import Any
 
 from diffode import flows
 
-#: What has moved.
-_MOVED = ("Reference", "flow_states", "reference")
+__all__ = ["Reference", "flow_states", "reference"]  # noqa: F822
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"diffode.references.{name} is diffode.flows.{name} now", DeprecationWarning, stacklevel=2)
+    warnings.warn(
+        f"diffode.references.{name} is diffode.flows.{name} now; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=2,
+    )
     return getattr(flows, name)

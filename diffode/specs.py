@@ -173,7 +173,9 @@ class Registry(Generic[T]):
 
         Raises :class:`ArgumentError` if the name is malformed or taken by another object, or if the class is abstract.
         """
-        if not _NAME.match(name):
+        if not callable(make):
+            raise ArgumentError(f"make must be a class or a function that makes a {self.kind}, got {make!r:.80}")
+        if not isinstance(name, str) or not _NAME.match(name):
             raise ArgumentError(f"{self.kind} name {name!r} must be letters, digits, '_', '-', '.' and start with a letter")
         known = self._entries.get(name)
         if known is not None and not (_same(known.make, make) and dict(known.preset) == preset):

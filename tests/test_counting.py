@@ -162,3 +162,33 @@ def test_looking_for_what_failed_is_not_counted():
         diffode.solve(field, x, solver="ddim", nfe=6)
     assert caught.value.solution.status.tolist() == [0, 1]
     assert field.nfe == 3 + caught.value.solution.nfe == 9
+
+
+def test_a_tally_counts_anew_each_time_and_is_open_once():
+    field = diffode.exact_field("ring8", "edm")
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    tally = field.counted()
+    for _ in range(2):
+        with tally:
+            field.noise(x, 1.0)
+            with pytest.raises(ArgumentError, match="open already"), tally:
+                pass
+        assert tally.calls == 1
+    assert field.nfe == 2
+    for wrong in ("a", -3, True):
+        with pytest.raises(ArgumentError, match="nfe must be an integer >= 0"):
+            field.nfe = wrong
+
+
+def test_blocks_that_end_in_another_order_leave_a_right_total():
+    field = diffode.exact_field("ring8", "edm")
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    one, two = field.counted(), field.counted()
+    one.__enter__()
+    two.__enter__()
+    field.noise(x, 1.0)
+    one.__exit__()
+    field.noise(x, 1.0)
+    two.__exit__()
+    field.noise(x, 1.0)
+    assert field.nfe == 3

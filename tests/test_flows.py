@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,13 +172,15 @@ def test_states_keep_their_shape_and_dtype():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda x: (x, 2.0, torch.ones(4)), r"t must be a number or a tensor \(3,\), .* got \(4,\)"),
-        (lambda x: (x, "2", 0.5), "s must be a number or a tensor"),
-        (lambda x: (x, 2.0, float("nan")), "t must be finite"),
+        (lambda x: (x, 2.0, torch.ones(4)), r"t must be a finite number or a tensor \(3,\) .* of shape \(4,\)"),
+        (lambda x: (x, "2", 0.5), "s must be a finite number or a tensor"),
+        (lambda x: (x, 2.0, float("nan")), "t must be a finite number"),
+        (lambda x: (x, 10**400, 0.5), "s must be a finite number"),
+        (lambda x: (x, torch.ones(3, dtype=torch.bool), 0.5), "got torch.bool"),
         (lambda x: (x, 2.0, torch.tensor([0.5, -1.0, 0.5])), "t"),
         (lambda x: (x[:, :1], 2.0, 0.5), "2 numbers a row"),
         (lambda x: (x / 0, 2.0, 0.5), "x must be a finite"),
-        (lambda x: (x, True, 0.5), "s must be a number"),
+        (lambda x: (x, True, 0.5), "s must be a finite number"),
     ],
 )
 def test_wrong_points_and_times_are_named(arguments, message):
@@ -196,3 +199,61 @@ def test_the_former_name_says_what_it_is_called_now():
     assert reference is diffode.reference
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         diffode.references.other  # noqa: B018
+
+
+@pytest.mark.parametrize("path", ["vp", "vp_cosine", "edm", "rectified_flow"])
+@pytest.mark.parametrize("name", ["gauss1d", "gauss2d", "bimodal1d", "line16"])
+def test_time_derivatives_are_the_velocity_at_no_noise_too(name, path):
+    """sigma' is infinite at 0 on variance preserving paths, (sigma^2)' is not."""
+    field, x, s, _ = between(name, path)
+    zero = field.path.time_from_rho(0.0)
+    flow, t = diffode.flow(field), torch.tensor([zero, 0.5 * s, zero], dtype=torch.float64, requires_grad=True)
+    ends = flow(x, s, t)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad((weights * ends).sum(), t)
+    speed = field.velocity(ends.detach(), t.detach())
+    torch.testing.assert_close(found, (weights * speed).sum(1), rtol=1e-9, atol=1e-9)
+    start, x0 = torch.full((3,), zero, dtype=torch.float64, requires_grad=True), ends.detach()[::2].repeat(2, 1)[:3]
+    x0.requires_grad_(True)
+    by_x, by_s = torch.autograd.grad((weights * flow(x0, start, s)).sum(), (x0, start))
+    expected = -(by_x * field.velocity(x0.detach(), start.detach())).sum(1)
+    torch.testing.assert_close(by_s, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("hidden", [torch.no_grad(), torch.enable_grad()], ids=["no_grad", "detached"])
+def test_a_field_that_hides_its_gradient_is_named(hidden):
+    network = torch.nn.Linear(2, 2).double()
+
+    def velocity(x, t):
+        with hidden:
+            return network(x.detach())
+
+    field = Field.from_velocity(velocity, "rectified_flow")
+    x = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+    for t in (0.1, torch.tensor([0.1, 0.2])):
+        with pytest.raises(FieldError, match="can't be differentiated"):
+            diffode.flow(field)(x, 0.9, t).sum().backward()
+
+
+def test_numbers_of_other_kinds_are_times_and_no_rows_have_derivatives():
+    field = diffode.exact_field("ring8", "edm")
+    x, flow = points_at(field, 2.0, 3, 1), diffode.flow(field)
+    for one in (2, np.float32(2), np.int64(2), torch.tensor(2), torch.tensor([2, 2, 2])):
+        torch.testing.assert_close(flow(x, one, 0.5), flow(x, 2.0, 0.5), rtol=0, atol=1e-8)
+    s = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    flow(x[:0], s, 0.5).sum().backward()
+    assert float(s.grad) == 0
+
+
+def test_what_a_field_raises_is_not_laid_to_its_times():
+    def velocity(x, t):
+        raise ValueError("no network today")
+
+    x = torch.ones(2, 2, dtype=torch.float64)
+    for probe in (True, False):
+        field = Field.from_velocity(velocity, "rectified_flow", probe=probe)
+        for t in (0.1, torch.tensor([0.1, 0.2])):
+            with pytest.raises(FieldError, match=r"can't be called .* ValueError: no network today"):
+                diffode.flow(field)(x, 0.9, t)
+        with pytest.raises(FieldError, match=r"in float64: ValueError: no network today; .* net\(x.float\(\), t\)"):
+            diffode.reference(field, x, 0.9, 0.1)

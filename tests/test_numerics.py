@@ -60,8 +60,18 @@ def test_slips_in_a_method_are_refused():
         stages[i][j] += 1e-9
         with pytest.raises(ArgumentError, match="misses its condition"):
             Butcher(tuple(map(tuple, stages)), DORMAND_PRINCE.weights, 5, "a slip")
-    with pytest.raises(ArgumentError, match="must sum to 0"):
-        Butcher((), (1.0,), 1, "Euler", (0.5, -0.4))
+    for error_weights in ((0.5, -0.4), (0.0,) * 3, (math.nan, 0.0)):
+        with pytest.raises(ArgumentError, match=r"that sum to 0|must be finite"):
+            Butcher((), (1.0,), 1, "Euler", error_weights)
+    for stages, weights in ((((0.5,),), (math.nan, 1.0)), (((math.nan,),), (0.0, 1.0)), (((0.5,),), (math.inf, -math.inf))):
+        with pytest.raises(ArgumentError, match=r"misses its condition|must be finite"):
+            Butcher(stages, weights, 1, "no numbers")
+    for order in (0, -1, True, 2.0, "2"):
+        with pytest.raises(ArgumentError, match="order must be an integer >= 1"):
+            Butcher((), (1.0,), order, "Euler")
+    for stages, weights in (((0.5,), (0.0, 1.0)), (None, (1.0,)), ((), None), ((), ("a",))):
+        with pytest.raises(ArgumentError, match="must be rows of numbers"):
+            Butcher(stages, weights, 1, "no rows")
     with pytest.raises(ArgumentError, match="one row less than weights"):
         Butcher(((0.5, 0.5),), (0.5, 0.5), 1, "implicit")
 
@@ -128,3 +138,8 @@ def test_a_damped_step_has_no_units_and_a_saddle_has_none():
         diagonal = curvature + damping * curvature.diagonal().diag()
         torch.testing.assert_close(one, torch.linalg.solve(diagonal, gradient), rtol=1e-12, atol=0)
     assert Scaled.of(gradient, torch.tensor([[1.0, 3.0], [3.0, 1.0]], dtype=torch.float64)).step(0.5) is None
+
+
+def test_methods_are_values_however_their_numbers_are_given():
+    one = Butcher([np.array([1])], [0.5, 0.5], 2, HEUN.source)
+    assert (one, hash(one)) == (HEUN, hash(HEUN))

@@ -145,3 +145,12 @@ def test_a_misspelt_spec_imports_nothing_and_files_of_others_import_nothing(plac
 def test_a_place_has_a_colon(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+def test_only_what_can_be_called_is_registered_under_a_text():
+    registry = Registry("thing")
+    for make in (None, 3, "x"):
+        with pytest.raises(ArgumentError, match="make must be a class or a function that makes a thing"):
+            registry.register("one", make)
+    with pytest.raises(ArgumentError, match="thing name None must be letters"):
+        registry.register(None, dict)

@@ -50,7 +50,7 @@ def command(
     store: str | None,
     as_json: bool,
 ) -> int:
-    """Run SUITE (quick, full, or a TOML file), print a ranked table and write a report folder.
+    """Run SUITE (one that diffode list names, such as quick, or a TOML file), print a ranked table and write a report folder.
 
     Stored results are not computed again; a killed run goes on where it stopped. Failed runs are rows with a reason. With
     --field the suite's solvers, grids and budgets run on a field of your own, whose reference is an integrator of high order

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+
+from diffode.errors import ArgumentError
 
 
 class Tally:
@@ -18,18 +20,20 @@ class Tally:
         hidden: whether the calls stay out of all outer tallies and of the field's total.
     """
 
-    __slots__ = ("_token", "calls", "field", "hidden")
+    __slots__ = ("calls", "field", "hidden")
 
     def __init__(self, field: Counted, hidden: bool = False):
         self.calls, self.field, self.hidden = 0, field, hidden
-        self._token: Token[tuple[Tally, ...]]
 
     def __enter__(self) -> Tally:
-        self._token = _OPEN.set((self, *_OPEN.get()))
+        if self in _OPEN.get():
+            raise ArgumentError("this tally is open already: make another one, field.counted()")
+        self.calls = 0
+        _OPEN.set((self, *_OPEN.get()))
         return self
 
     def __exit__(self, *_: object) -> None:
-        _OPEN.reset(self._token)
+        _OPEN.set(tuple(tally for tally in _OPEN.get() if tally is not self))
         if not self.hidden:
             self.field.spend(self.calls)
 
@@ -56,6 +60,8 @@ class Counted:
 
     @nfe.setter
     def nfe(self, calls: int) -> None:
+        if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+            raise ArgumentError(f"nfe must be an integer >= 0, got {calls!r:.40}")
         with _TOTALS_LOCK:
             self._total += calls - self.nfe
 

@@ -171,8 +171,12 @@ class Field(Counted):
     def check_gradient(self, x: Tensor, t: float) -> None:
         """Raise FieldError unless the callable is differentiable in x. Other views always seem so, since x enters them."""
         with torch.enable_grad():
-            answer = self._tried(x.detach().requires_grad_(True), t)
-        if not (isinstance(answer, Tensor) and answer.requires_grad):
+            point = x.detach().requires_grad_(True)
+            answer = self._tried(point, t)
+            known = isinstance(answer, Tensor) and answer.requires_grad
+            # A network's weights may want a gradient where x, detached, has none.
+            (found,) = torch.autograd.grad(answer.sum(), point, allow_unused=True) if known else (None,)
+        if found is None:
             raise FieldError(
                 "the field can't be differentiated: its answer has no gradient in x; remove no_grad, detach and NumPy from it"
             )

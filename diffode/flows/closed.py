@@ -37,7 +37,7 @@ def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar,
 def _across(target: GaussianMixture, path: Path, offset: Tensor, start: Scalar, stop: Scalar) -> Tensor:
     """sqrt(S_stop S_start^-1) applied to rows, for the covariance that all components share."""
     before, after = (path.alpha(t) ** 2 for t in (start, stop))
-    noise_before, noise_after = (path.sigma(t) ** 2 for t in (start, stop))
+    noise_before, noise_after = (_noise_variance(path, t) for t in (start, stop))
 
     def factor(c: Tensor) -> Tensor:
         of_row = c[..., None]
@@ -66,10 +66,35 @@ def line_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, sto
 
 def _law(weights: Tensor, positions: Tensor, widths: Tensor, path: Path, t: Scalar) -> OfLine:
     """The noised mixture along the line at a time, or at a time for every row."""
-    alpha, sigma = path.alpha(t), path.sigma(t)
-    if isinstance(alpha, Tensor) and isinstance(sigma, Tensor) and alpha.ndim:
-        alpha, sigma = alpha.cpu()[:, None], sigma.cpu()[:, None]
-    return weights, alpha * positions, (alpha**2 * widths + sigma**2) ** 0.5
+    alpha, noise = path.alpha(t), _noise_variance(path, t)
+    if isinstance(alpha, Tensor) and isinstance(noise, Tensor) and alpha.ndim:
+        alpha, noise = alpha.cpu()[:, None], noise.cpu()[:, None]
+    return weights, alpha * positions, (alpha**2 * widths + noise) ** 0.5
+
+
+def _noise_variance(path: Path, t: Scalar) -> Scalar:
+    """sigma^2, whose derivative is finite where sigma is 0, though that of sigma may not be."""
+    if isinstance(t, Tensor) and t.requires_grad:
+        made: Tensor = _NoiseVariance.apply(t, path)  # type: ignore[no-untyped-call]
+        return made
+    return path.sigma(t) ** 2
+
+
+class _NoiseVariance(torch.autograd.Function):
+    """sigma(t)^2 with the path's own rate of it."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, path: Path) -> Tensor:
+        """The variance at times (B,)."""
+        ctx.save_for_backward(t)
+        ctx.path = path
+        return path.sigma(t) ** 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The derivative by the times, which can be differentiated again."""
+        (t,) = ctx.saved_tensors
+        return 2 * gradient * ctx.path.half_variance_rate(t), None
 
 
 def _moved(before: OfLine, after: OfLine, along: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +109,7 @@ def _moved(before: OfLine, after: OfLine, along: Tensor) -> tuple[Tensor, Tensor
             sign = torch.where(lower, 1.0, -1.0).to(x)
         point = moved.clone().requires_grad_(True)
         reached = _log_tail(after, point, sign)
-        (slope,) = torch.autograd.grad(reached.sum(), point, retain_graph=True)
+        (slope,) = torch.autograd.grad(reached.sum(), point)
         gap = (_log_tail(before, x, sign) - _log_tail(after, moved, sign)) / slope
         moved = _Once.apply(moved + gap - gap.detach())  # type: ignore[no-untyped-call]
     return moved.to(along.device), torch.from_numpy(errors)

@@ -12,6 +12,8 @@ dense output of the integration forwards, since one integrated backwards would d
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ from scipy.integrate import OdeSolution, solve_ivp
 from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
-from diffode.fields import Field
+from diffode.fields import ExactField, Field
 from diffode.flows.closed import Final, gaussian_flow, known_flow, line_flow
 from diffode.flows.exact import Reference, reference
-from diffode.flows.integrated import least_rho
+from diffode.flows.integrated import answered, least_rho
 from diffode.numerics.quantiles import Array
 from diffode.targets.target import Scalar
 
@@ -47,7 +49,8 @@ def flow(field: Field, tolerance: float = 1e-10) -> ExactFlow:
     """
     if not isinstance(field, Field):
         raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 1e-13 <= tolerance <= 1e-3:
+    given: Any = tolerance
+    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 1e-13 <= float(given) <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
     return ExactFlow(field, float(tolerance))
 
@@ -64,21 +67,26 @@ class ExactFlow:
     def __call__(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
         """The points to which the flow takes x (B, *shape) from times s to times t, in the shape and dtype of x.
 
-        Times are numbers or tensors (B,). The map is differentiable in x, s and t, and twice for one Gaussian.
+        Times are numbers or tensors (B,). The map is differentiable in x, s and t, and twice for one Gaussian, by
+        ``torch.autograd`` (its ``functional.jacobian`` too); transforms of ``torch.func`` don't go through it.
 
         Raises:
             ArgumentError: if a point is not finite, a time is not on the path, or there is not one time for each row.
             NumericalError: if the flow is not finite.
         """
         begin, end = self._times(x, "s", s), self._times(x, "t", t)
-        if not len(x):
-            return x
         flat = x.flatten(1).to(torch.float64)
+        if not len(x):
+            # No row, but a graph, so that derivatives are zeros.
+            zeros = (0 * time[:, None] for time in (begin, end) if isinstance(time, Tensor))
+            return sum(zeros, start=flat).reshape(x.shape).to(x)
         target, path = known_flow(self.field), self.field.path
         with self.field.uncounted():
             if target is None or path is None:
                 if isinstance(begin, Tensor) or isinstance(end, Tensor):
                     first, last = (float(time.detach()[0]) if isinstance(time, Tensor) else time for time in (begin, end))
+                    # A field that can't be called at all is not told that its times are to blame.
+                    self.field.check_once(x.detach(), first)
                     self.field.check_times(x.detach(), first, last)
                 ends: Tensor = _Integrated.apply(flat, begin, end, self, x.shape[1:])  # type: ignore[no-untyped-call]
             elif target.count == 1:
@@ -103,28 +111,32 @@ class ExactFlow:
             ends[rows.to(x.device)], errors[rows], method = found.x, found.errors, found.method
         return Reference(ends, float(errors.max()) if len(errors) else 0.0, errors, method)
 
-    def _times(self, x: Tensor, name: str, time: Scalar) -> Scalar:
+    def _times(self, x: Tensor, name: str, time: Any) -> Scalar:
         """A checked time: a number, or float64 times (B,) for the rows."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x).all()):
             raise ArgumentError("x must be a finite float32 or float64 tensor (B, *shape)")
         if self.field.dim is not None and x.shape[0] and x[0].numel() != self.field.dim:
             raise ArgumentError(f"x must have {self.field.dim} numbers a row, got {tuple(x.shape)}")
+        wanted = f"{name} must be a finite number or a tensor ({len(x)},) of times, one for each row"
         if isinstance(time, Tensor):
-            if time.shape not in ((), (len(x),)) or not time.is_floating_point():
-                raise ArgumentError(
-                    f"{name} must be a number or a tensor ({len(x)},), one for each row, got {tuple(time.shape)}"
-                )
-            if time.ndim == 0 and not time.requires_grad:
-                time = float(time)
-        elif isinstance(time, bool) or not isinstance(time, int | float):
-            raise ArgumentError(f"{name} must be a number or a tensor ({len(x)},), got {time!r:.80}")
-        if isinstance(time, Tensor):
-            time = time.to(x.device, torch.float64).expand(len(x))
-        if not bool(torch.isfinite(torch.as_tensor(time)).all()):
-            raise ArgumentError(f"{name} must be finite, got {time!r:.80}")
+            if time.shape not in ((), (len(x),)) or time.is_complex() or time.dtype == torch.bool:
+                raise ArgumentError(f"{wanted}, got {time.dtype} of shape {tuple(time.shape)}")
+            if not bool(torch.isfinite(time).all()):
+                raise ArgumentError(f"{wanted}, got {time!r:.80}")
+            single = time.ndim == 0 and not time.requires_grad
+            time = float(time) if single else time.to(x.device, torch.float64).expand(len(x))
+        elif isinstance(time, bool) or not isinstance(time, numbers.Real) or not _is_finite(time):
+            raise ArgumentError(f"{wanted}, got {time!r:.80}")
         if self.field.path is not None:
             self.field.path.check_times(time, name)
         return time if isinstance(time, Tensor) else float(time)
+
+
+def _is_finite(time: Any) -> bool:
+    try:
+        return math.isfinite(time)
+    except OverflowError:
+        return False
 
 
 class _Integrated(torch.autograd.Function):
@@ -218,13 +230,17 @@ class _Rows:
 
         def right_hand_side(u: float, state: Array) -> Array:
             with torch.no_grad():
-                return self.numbers(self.rate(self.points(state, x), u))
+                return self.numbers(answered(self.rate, self.points(state, x), u))
 
         solved = self.solved(right_hand_side, (0.0, 1.0), self.numbers(z), tolerance, dense)
         return solved.sol, self.points(solved.y[:, -1], x)
 
     def adjoint(self, x: Tensor, gradient: Tensor, tolerance: float) -> Tensor:
         """g^T D Phi (B, D), for gradients g (B, D) at the ends."""
+        if not isinstance(self.field, ExactField):
+            # Another view than the field's own has a gradient in x whatever the field does.
+            first = self.begin if self.path is None else self.path.time_from_log_snr(self.begin)
+            self.field.check_gradient(x[:1].reshape(-1, *self.shape), float(first[0]))
         along, z = self.integrated(x, tolerance, dense=True)
         if along is None:
             raise NumericalError("the trajectory of the flow is missing")

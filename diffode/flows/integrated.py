@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from diffode import cache
 from diffode.closure import version_of
-from diffode.errors import ArgumentError, NumericalError
+from diffode.errors import ArgumentError, DiffodeError, FieldError, NumericalError
 from diffode.fields import ExactField, Field
 from diffode.numerics.quantiles import Array
 from diffode.paths import Path
@@ -210,6 +211,23 @@ def _noise_slope(field: Field, path: Path) -> Callable[[Tensor, float], Tensor]:
     return slope
 
 
+def answered(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A field's answer in an integration.
+
+    Raises:
+        FieldError: for whatever the function of a user's field raises.
+    """
+    try:
+        return function(*arguments)
+    except DiffodeError:
+        raise
+    except Exception as error:  # anyone's function may raise anything
+        raise FieldError(
+            f"the field can't be called in an integration, which is in float64: {type(error).__name__}: {error}; "
+            "wrap a float32 network as lambda x, t: net(x.float(), t).to(x.dtype)"
+        ) from error
+
+
 def _right_hand_side(
     function: Callable[[Tensor, float], Tensor], x: Tensor, shape: torch.Size
 ) -> Callable[[float, Array], Array]:
@@ -218,7 +236,7 @@ def _right_hand_side(
     def right_hand_side(time: float, state: Array) -> Array:
         points = torch.from_numpy(state).to(x.device).reshape(-1, *shape)
         with torch.no_grad():
-            answer = function(points, float(time))
+            answer = answered(function, points, float(time))
         if answer.shape != points.shape or not bool(torch.isfinite(answer).all()):
             raise NumericalError(f"the field gave non-finite values or a wrong shape {tuple(answer.shape)} at {float(time):g}")
         slope: Array = answer.reshape(-1).cpu().numpy()

@@ -44,18 +44,32 @@ class Butcher:
     error_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if [len(row) for row in self.stages] != list(range(1, len(self.weights))):
+        try:
+            object.__setattr__(self, "stages", tuple(tuple(map(float, row)) for row in self.stages))
+            for name in ("weights", "error_weights"):
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"stages must be rows of numbers, weights and error_weights numbers: {error}") from None
+        count = len(self.weights)
+        if [len(row) for row in self.stages] != list(range(1, count)):
             raise ArgumentError(
                 f"stages must have rows of 1, 2, ... numbers, one row less than weights has numbers, got {self.stages}"
             )
+        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order < 1:
+            raise ArgumentError(f"order must be an integer >= 1, got {self.order!r}")
+        if not all(map(math.isfinite, itertools.chain(self.weights, self.error_weights, *self.stages))):
+            raise ArgumentError(f"stages and weights of {self.source} must be finite")
         for tree in itertools.chain.from_iterable(trees(size) for size in range(1, self.order + 1)):
             missed = self.elementary_weight(tree) - 1 / density(tree)
             if abs(missed) > _ROUNDING:
                 raise ArgumentError(
                     f"{self.source} is not of order {self.order}: tree {tree} misses its condition by {missed:.1e}"
                 )
-        if self.error_weights and abs(math.fsum(self.error_weights)) > _ROUNDING:
-            raise ArgumentError(f"error_weights of {self.source} must sum to 0: both methods are consistent")
+        if len(self.error_weights) not in (0, count, count + 1) or abs(math.fsum(self.error_weights)) > _ROUNDING:
+            raise ArgumentError(
+                f"error_weights of {self.source} must be {count} or {count + 1} numbers that sum to 0, "
+                "since both methods are consistent"
+            )
 
     @property
     def nodes(self) -> tuple[float, ...]:

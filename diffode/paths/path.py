@@ -101,7 +101,7 @@ class Path(ABC):
         """Raise ArgumentError, which calls the time ``name``, unless all times lie in the domain [0, t_end]."""
         end = self.t_end
         # NaN fails both comparisons, and so is no time.
-        if bool(((t >= 0) & (t <= end)).all()) if isinstance(t, Tensor) else 0 <= t <= end:
+        if bool(((t >= 0) & (t <= end)).all()) if isinstance(t, Tensor) else 0 <= float(t) <= end:
             return
         wrong = float(t[~((t >= 0) & (t <= end))].reshape(-1)[0]) if isinstance(t, Tensor) else t
         beyond = f"; {wrong:g} lies beyond the noise end of the path, {end:g}" if end < wrong < math.inf else ""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
-    from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
+    from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston, RungeKutta
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.unipc import UniPC
 
@@ -71,6 +71,7 @@ _CLASSES = {
     "RK4": "runge_kutta",
     "Ralston": "runge_kutta",
     "Restart": "restart",
+    "RungeKutta": "runge_kutta",
     "SASolver": "exponential_sde",
     "SEEDS": "exponential_sde",
     "SciPyIVP": "baselines",
@@ -120,6 +121,7 @@ __all__ = [
     "PredictorCorrector",
     "Ralston",
     "Restart",
+    "RungeKutta",
     "SASolver",
     "SciPyIVP",
     "Solution",

@@ -116,7 +116,7 @@ def register(name: str, make: Callable[..., Any], *, summary: str = "", **preset
 
 
 def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
-    """The solver that a spec describes, or that a function (field, x, times) is; ``options`` override those in the spec.
+    """The solver of a spec, of a class, or of a function (field, x, times); ``options`` override those in the spec.
 
     ``module:function`` and ``file.py:function`` name a function or a solver of yours. UnknownNameError for an unknown name,
     ArgumentError for a wrong option.
@@ -128,6 +128,13 @@ def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
         if options:
             raise ArgumentError(f"options {', '.join(options)} go with a spec; this solver has its own already")
         return spec
+    if inspect.isclass(spec) and issubclass(spec, Solver):
+        try:
+            return spec(**options)
+        except TypeError as error:
+            raise ArgumentError(
+                f"solver {spec.__name__} can't be made of its class: {error}; give an object or a spec"
+            ) from error
     if callable(spec) and not inspect.isclass(spec):
         return FunctionSolver(function=spec, **options)
     return registry.make(cast(str, spec), **options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from typing_extensions import override
 
 from diffode.charts import Chart, charts
+from diffode.errors import ArgumentError
 from diffode.numerics.butcher import EULER, HEUN, KUTTA, MIDPOINT, RALSTON, Butcher
 from diffode.solvers.solver import Solver, check_choice, steps_of
 from diffode.tableau import Writer
@@ -23,10 +24,15 @@ class RungeKutta(Solver):
 
     chart: str = "velocity"
 
-    method: ClassVar[Butcher]
+    @property
+    @abstractmethod
+    def method(self) -> Butcher:
+        """Its tableau, a constant of the class."""
 
     def __post_init__(self) -> None:
         check_choice("chart", self.chart, tuple(charts))
+        if not isinstance(self.method, Butcher):
+            raise ArgumentError(f"method must be a diffode.numerics.butcher.Butcher, got {self.method!r:.80}")
 
     @property
     @override
@@ -47,7 +53,7 @@ class RungeKutta(Solver):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         x = table.start
         for _, s, t in steps_of(times):
-            euler = self.order == 1 or chart.ends_singular(t)
+            euler = len(self.method.weights) == 1 or chart.ends_singular(t)
             evaluated = [x]
             for stage in () if euler else self.method.stages:
                 node = sum(stage)

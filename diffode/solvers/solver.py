@@ -122,10 +122,13 @@ class Solver(ABC):
         except (ZeroDivisionError, OverflowError, ValueError) as error:
             if isinstance(error, ArgumentError) and "non-finite" not in str(error):
                 raise
-            raise ArgumentError(
-                f"solver {self.spec!r} is singular on this grid ({times[0]:g} to {times[-1]:g}) in its chart "
-                f"{chart.name!r}: alpha must not vanish at the first time, nor sigma before the last"
-            ) from error
+            where = f"on this grid ({times[0]:g} to {times[-1]:g})"
+            if path is not None and any(0 in (path.alpha(t), path.sigma(t)) for t in times):
+                raise ArgumentError(
+                    f"solver {self.spec!r} is singular {where} in its chart {chart.name!r}: alpha must not vanish at the first "
+                    "time, nor sigma before the last"
+                ) from error
+            raise ArgumentError(f"solver {self.spec!r} writes no table {where}: {type(error).__name__}: {error}") from error
         return finished.analytic_first_step() if self.analytic_first_step else finished
 
     def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
