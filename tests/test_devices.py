@@ -118,6 +118,24 @@ def test_references_and_likelihoods_are_the_same_on_a_device(name):
     torch.testing.assert_close(samples.cpu(), ends, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["gauss2d", "bimodal1d", "line16", "ring8"])
+def test_flows_and_their_derivatives_are_the_same_on_a_device(name):
+    """In closed form, along a line, and by integration with its adjoint."""
+    field = diffode.exact_field(name, "edm")
+    flow = diffode.flow(field)
+    answers = []
+    for device in ("cpu", DEVICE):
+        x = field.marginal(3, 5.0, generator=0).to(device).requires_grad_()
+        s = torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64, device=device, requires_grad=True)
+        t = torch.tensor([0.5, 0.1, 2.0], dtype=torch.float64, device=device, requires_grad=True)
+        end = flow(x, s, t)
+        assert end.device.type == device
+        answers.append((end.detach(), *torch.autograd.grad((end**2).sum(), (x, s, t))))
+    for known, found in zip(*answers, strict=True):
+        assert found.device.type == DEVICE
+        torch.testing.assert_close(found.cpu(), known, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", metrics.names())
 def test_metrics_are_the_same_on_a_device(name):
     field = diffode.exact_field("gauss2d", "edm")
