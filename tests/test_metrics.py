@@ -12,7 +12,7 @@ from hypothesis import given
 
 import diffode
 from diffode import Field, fields, metrics, paths, solvers, testing
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, UnknownNameError
 from diffode.metrics import Measurement, Outcome, error_split, gaussian_split, gaussian_w2, measure
 from diffode.metrics.coupled import reduce
 from diffode.tableau import Row, Tableau
@@ -341,3 +341,18 @@ def of_a_run(field, solver="ddim", **options):
 def test_metrics_that_a_run_does_not_have_are_refused(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+def test_metrics_say_what_they_need_of_a_run():
+    needs = {name: metrics.needs_of(name) for name in metrics.names()}
+    assert {name for name, one in needs.items() if one.flow} == {"endpoint", "trajectory", "total"}
+    assert {name for name, one in needs.items() if one.states} == {"trajectory"}
+    assert metrics.needs_of("trajectory:reduction=max") == metrics.Needs(flow=True, states=True)
+
+    @metrics.needs(states=True)
+    def own(outcome):
+        return metrics.Measurement("own", float(len(outcome.solution.states)))
+
+    assert own.needs == (False, True)
+    with pytest.raises(UnknownNameError):
+        metrics.needs_of("nothing")

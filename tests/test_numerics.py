@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffode.errors import ArgumentError
-from diffode.numerics import butcher
+from diffode.numerics import affine, butcher
 from diffode.numerics.butcher import BOGACKI_SHAMPINE, DORMAND_PRINCE, EULER, HEUN, KUTTA, MIDPOINT, RALSTON, Butcher
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.numerics.polynomials import weights_of
@@ -143,3 +143,24 @@ def test_a_damped_step_has_no_units_and_a_saddle_has_none():
 def test_methods_are_values_however_their_numbers_are_given():
     one = Butcher([np.array([1])], [0.5, 0.5], 2, HEUN.source)
     assert (one, hash(one)) == (HEUN, hash(HEUN))
+
+
+def test_affine_maps_are_told_from_those_that_bend():
+    """A x + b is found to rounding far from 0; a bend of more than single precision is not affine, nor are infinite values."""
+    generator = torch.Generator().manual_seed(1)
+    matrix, offset, centre = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((3, 3), (3,), (3,)))
+    points = affine.probe_points(100 * centre, 2.0)
+    assert float((points[1:4] - points[0]).sub(2 * torch.eye(3)).abs().max()) < 1e-12
+    values = points @ matrix.T + offset
+    slope, at_centre, bend = affine.affine_map(values, points, 2.0)
+    torch.testing.assert_close(slope, matrix, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(at_centre, values[0], rtol=0, atol=0)
+    assert bend < 1e-11
+    size = float(values.abs().max())
+    bent = (points - points[0]).square().sum(1, keepdim=True) / 1e4
+    for factor, found in ((1e-9, True), (1e-2, False)):
+        answer = affine.affine_map(values + factor * size * bent, points, 2.0)
+        assert (answer is not None) == found
+    assert affine.affine_map(values + 1e-2 * size * bent, points, 2.0, rounding=size) is not None
+    assert affine.affine_map(values * torch.inf, points, 2.0) is None
+    assert affine.affine_map(values[:-1], points, 2.0) is None

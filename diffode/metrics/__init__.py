@@ -6,7 +6,7 @@ Coupled errors (same start, exact flow) come first, then errors of moments and d
 from diffode.metrics.coupled import endpoint, model, total, trajectory
 from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
 from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
-from diffode.metrics.measurement import Measurement, Outcome, measure, names, register, registry
+from diffode.metrics.measurement import Measurement, Needs, Outcome, measure, names, needs, needs_of, register, registry
 from diffode.metrics.sampled import energy_distance, mmd, sliced_w2
 from diffode.metrics.split import error_split
 
@@ -29,12 +29,15 @@ for _metric in (
 __all__ = [
     "ErrorSplit",
     "Measurement",
+    "Needs",
     "Outcome",
     "error_split",
     "gaussian_split",
     "gaussian_w2",
     "measure",
     "names",
+    "needs",
+    "needs_of",
     "register",
     "registry",
 ]

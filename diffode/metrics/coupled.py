@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.flows import reference
-from diffode.metrics.measurement import Measurement, Outcome
+from diffode.metrics.measurement import Measurement, Outcome, needs
 
 Reduction = Literal["mean", "rms", "max", "median"]
 
@@ -37,6 +37,7 @@ def check_deterministic(outcome: Outcome, metric: str) -> None:
         )
 
 
+@needs(flow=True)
 def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Euclidean distance of each end point to that of the field's own flow: the error of the solver."""
     check_deterministic(outcome, "endpoint")
@@ -52,6 +53,7 @@ def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("model", reduce(distances, reduction), reduce(own.errors, reduction) + reduce(true.errors, reduction))
 
 
+@needs(flow=True)
 def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance of each end point to that of the exact flow: the error of the solver and the field together."""
     check_deterministic(outcome, "total")
@@ -60,6 +62,7 @@ def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("total", reduce(distances, reduction), reduce(true.errors, reduction))
 
 
+@needs(flow=True, states=True)
 def trajectory(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance to the exact flow at the grid's inner and last times, averaged over them; needs ``keep="all"``."""
     check_deterministic(outcome, "trajectory")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from diffode.fields import ExactField, Field
 from diffode.flows import Reference, reference
 from diffode.randomness import keyed
 from diffode.solvers import Solution
-from diffode.specs import Registry
+from diffode.specs import Registry, parse_spec
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,37 @@ class Outcome:
         return self.law.marginal(n, self.times[-1], generator=self.stream(stream)).to(self.end.device)
 
 
+class Needs(NamedTuple):
+    """What a metric needs of a run beside its end points.
+
+    Attributes:
+        flow: rows that follow the exact flow from their own start, which those of solvers that draw noise do not.
+        states: the states at all times of the grid.
+    """
+
+    flow: bool = False
+    states: bool = False
+
+
+Metric = TypeVar("Metric", bound=Callable[..., Measurement])
+
+
+def needs(*, flow: bool = False, states: bool = False) -> Callable[[Metric], Metric]:
+    """Decorate a metric with what it needs, so that studies keep states for it, and leave out runs that it can't measure."""
+
+    def decorated(metric: Metric) -> Metric:
+        metric.needs = Needs(flow, states)  # type: ignore[attr-defined]
+        return metric
+
+    return decorated
+
+
+def needs_of(spec: str) -> Needs:
+    """What the metric of a spec needs; UnknownNameError for an unknown one."""
+    found: Needs = getattr(registry.entry(parse_spec(spec)[0]).make, "needs", Needs())
+    return found
+
+
 registry: Registry[Measurement] = Registry("metric")
 register = registry.register
 
@@ -130,8 +162,8 @@ def measure(spec: str, outcome: Outcome, **options: Any) -> Measurement:
     """Measure an outcome with the metric of a spec, such as ``"endpoint"`` or ``"sliced_w2:projections=64"``.
 
     Raises ArgumentError if rows of the solution failed or the metric does not apply, UnknownNameError for an unknown metric.
-    To add a metric, write a function of an :class:`Outcome` (and options) that returns a :class:`Measurement` and call
-    ``diffode.metrics.register(name, function)``.
+    To add a metric, write a function of an :class:`Outcome` (and options) that returns a :class:`Measurement`, say with
+    :func:`needs` what it needs beside the ends, and call ``diffode.metrics.register(name, function)``.
     """
     if not bool(outcome.good.all()):
         raise ArgumentError("some rows of the solution failed; a metric over the others would flatter the solver")

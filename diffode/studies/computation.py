@@ -39,7 +39,7 @@ def computed(key: str, cell: Cell) -> Result:
         table = _tableau(cell.solver, content, cell.target, cell.path, cell.grid, budget)
         first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
-    keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
+    keep: Literal["all", "last"] = "all" if any(metrics.needs_of(metric).states for metric in cell.metrics) else "last"
     began = time.perf_counter()
     if table is None:
         solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=cell.nfe, keep=keep, generator=cell.seed)

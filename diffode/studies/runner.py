@@ -16,9 +16,7 @@ from joblib import Parallel, delayed
 from diffode import metrics, solvers
 from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.extensions import import_extension
-from diffode.metrics import coupled
 from diffode.solvers.direct import DirectSolver
-from diffode.specs import parse_spec
 from diffode.studies.computation import computed
 from diffode.studies.problem import size_of
 from diffode.studies.store import Result, Store
@@ -26,9 +24,6 @@ from diffode.studies.suite import Cell, Suite
 from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]
-
-#: Metrics that compare each row with the exact flow from the same start.
-_ALONG_THE_FLOW = (coupled.endpoint, coupled.total, coupled.trajectory)
 
 
 @dataclass(frozen=True)
@@ -175,7 +170,7 @@ def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
     if not recipe.stochastic:
         return None
     for metric in chosen:
-        if metrics.registry.entry(parse_spec(metric)[0]).make in _ALONG_THE_FLOW:
+        if metrics.needs_of(metric).flow:
             return (
                 f"{metric} compares with the exact flow, which {solver} does not follow since it draws noise; give solvers "
                 "that draw noise a [[study]] of their own, with metrics of samples: moments, mode_weights, ..."

@@ -18,15 +18,11 @@ import torch
 
 from diffode.fields import ExactField, Field
 from diffode.metrics import gaussian_w2
+from diffode.numerics.affine import affine_map, probe_points
 from diffode.numerics.butcher import KUTTA
-from diffode.randomness import generator_from, normal
 
 #: Largest number of coordinates, each of which takes one evaluation of the score.
 _MOST_COORDINATES = 16
-#: Largest deviation of an affine map from A x + b, relative to its largest value, with the rounding of single precision.
-_BEND = 2e-6
-#: Radii of the probes, in standard deviations.
-_RADII = (0.3, 1.0, 2.0, 3.5, 5.0)
 #: Number of steps of the classical fourth-order method over the log-SNR.
 _STEPS = 1024
 #: Largest relative difference to a run with half the steps.
@@ -108,15 +104,7 @@ def _affine(learned: Field, dim: int, t: float) -> tuple[np.ndarray, np.ndarray]
     """A (dim, dim) and b (dim,) of an affine score at t, or None if it is not affine at the probes."""
     path = learned.require_path("its score")
     size = path.sigma(t) + path.alpha(t) * learned.scale
-    probes = normal((4 * len(_RADII), dim), generator=generator_from(0))
-    probes = probes / probes.norm(dim=1, keepdim=True) * torch.tensor(_RADII).double().repeat(4)[:, None] * math.sqrt(dim)
-    points = torch.cat([torch.zeros(1, dim).double(), torch.eye(dim).double(), probes]) * size
+    points = probe_points(torch.zeros(dim, dtype=torch.float64), size)
     with torch.no_grad():
-        found = learned.score(points, t).double()
-    if found.shape != points.shape or not bool(torch.isfinite(found).all()):
-        return None
-    slope = ((found[1 : dim + 1] - found[:1]) / size).T
-    bend = float((found[dim + 1 :] - found[0] - points[dim + 1 :] @ slope.T).abs().max())
-    if bend > _BEND * float(found.abs().max().clamp(min=1e-300)):
-        return None
-    return slope.numpy(), found[0].numpy()
+        found = affine_map(learned.score(points, t).double(), points, size)
+    return None if found is None else (found[0].numpy(), found[1].numpy())

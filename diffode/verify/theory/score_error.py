@@ -17,7 +17,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from diffode.fields import ExactField, Field
-from diffode.randomness import generator_from, normal
+from diffode.numerics.affine import affine_map, probe_points
 from diffode.targets import GaussianMixture
 from diffode.verify.field.weak import gauss_hermite
 
@@ -26,10 +26,6 @@ Method = Literal["affine", "quadrature", "draws"]
 
 #: Largest number of coordinates in which a map is tested for being affine.
 _MOST_COORDINATES = 16
-#: Radii of the probes, in standard deviations.
-_RADII = (0.3, 1.0, 2.0, 3.5, 5.0)
-#: Largest deviation of an affine map from A x + b, relative to its largest value, with the rounding of single precision.
-_BEND = 2e-6
 #: Further deviation of a difference of two scores, relative to the scores, by rounding.
 _ROUNDING = 1e-12
 #: Number of nodes of the finer rule in each of one, two and three dimensions.
@@ -74,10 +70,10 @@ def affine_slope(function: Field, dim: int, t: float) -> Tensor | None:
     if dim > _MOST_COORDINATES:
         return None
     path = function.require_path("its score")
-    points, size = _probes(torch.zeros(dim, dtype=torch.float64), path.sigma(t) + path.alpha(t) * function.scale)
+    size = path.sigma(t) + path.alpha(t) * function.scale
+    points = probe_points(torch.zeros(dim, dtype=torch.float64), size)
     with torch.no_grad():
-        values = function.score(points, t).flatten(1).double()
-    found = _affine(values, points, size, 0.0)
+        found = affine_map(function.score(points, t).flatten(1).double(), points, size)
     return None if found is None else found[0]
 
 
@@ -92,37 +88,17 @@ def _affine_error(exact: ExactField, learned: Field, t: float) -> float | None:
     if dim > _MOST_COORDINATES or not isinstance(target, GaussianMixture):
         return None
     mean = path.alpha(t) * target.mean
-    points, size = _probes(mean, math.hypot(path.sigma(t), path.alpha(t) * exact.scale))
+    size = math.hypot(path.sigma(t), path.alpha(t) * exact.scale)
+    points = probe_points(mean, size)
     with torch.no_grad():
         rounding = _ROUNDING * float(exact.score(points, t).abs().max())
-    values = _error(exact, learned, points, t)
-    found = _affine(values, points, size, rounding)
+    found = affine_map(_error(exact, learned, points, t), points, size, rounding)
     if found is None:
         return None
-    slope, bend = found
+    slope, centre, bend = found
     covariance = path.alpha(t) ** 2 * target.covariance + path.sigma(t) ** 2 * torch.eye(dim, dtype=torch.float64)
-    square = values[0].square().sum() + (slope @ covariance @ slope.T).trace()
+    square = centre.square().sum() + (slope @ covariance @ slope.T).trace()
     return math.sqrt(float(square)) + bend * math.sqrt(dim)
-
-
-def _probes(centre: Tensor, size: float) -> tuple[Tensor, float]:
-    """The centre, one step along every axis, and points up to five deviations out, (1 + dim + n, dim)."""
-    dim = len(centre)
-    probes = normal((4 * len(_RADII), dim), generator=generator_from(0))
-    radii = torch.tensor(_RADII, dtype=torch.float64).repeat(4)[:, None]
-    probes = probes / probes.norm(dim=1, keepdim=True) * radii * math.sqrt(dim)
-    unit = torch.eye(dim, dtype=torch.float64)
-    return centre + size * torch.cat([torch.zeros(1, dim, dtype=torch.float64), unit, probes]), size
-
-
-def _affine(values: Tensor, points: Tensor, size: float, rounding: float) -> tuple[Tensor, float] | None:
-    """A and the largest deviation from A x + b at the probes, or None if rounding does not explain the deviation."""
-    dim = points.shape[1]
-    if values.shape != points.shape or not bool(torch.isfinite(values).all()):
-        return None
-    slope = ((values[1 : dim + 1] - values[:1]) / size).T
-    bend = float((values[dim + 1 :] - values[0] - (points[dim + 1 :] - points[0]) @ slope.T).abs().max())
-    return (slope, bend) if bend <= _BEND * float(values.abs().max()) + rounding else None
 
 
 def _quadrature(exact: ExactField, learned: Field, t: float) -> float | None:
