@@ -100,7 +100,7 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
     conditioning = bespoke and conditioned and "conditioned" not in made
     if bespoke and ("bespoke" not in made or (conditioning and not table.is_file())):
         if not table.is_file():
-            train_table(name, nfe, seconds=seconds).checkpoint.save(table)
+            train_table(name, nfe, seconds=seconds).save(table)
         checkpoint = load_checkpoint(table)
         made["seconds"], made["start"] = checkpoint.seconds, checkpoint.begun_from
         made["stopped_by"] = checkpoint.stopped_by

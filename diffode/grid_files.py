@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
@@ -13,10 +12,11 @@ from diffode import paths
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.paths import Path
-from diffode.tensor_files import content_of, finite, float64, read_tensors, text, write_tensors
+from diffode.tensor_files import content_of, float64, read_tensors, text, write_tensors
+from diffode.training_facts import Facts, read_facts
 
 #: Schema of a file with one grid.
-_SCHEMA = "diffode-grid-1"
+GRID_SCHEMA = "diffode-grid-1"
 #: Largest number of steps of a trained grid.
 _MOST_STEPS = 10_000
 #: Largest noise level rho of a trained grid.
@@ -25,32 +25,19 @@ _LARGEST_LEVEL = 1e30
 _SAME_LEVEL = 0.01
 
 
-@dataclass(frozen=True)
-class TrainedGrid:
-    """The noise levels of a trained grid and their origin.
+@dataclass(frozen=True, kw_only=True)
+class TrainedGrid(Facts):
+    """The noise levels of a trained grid and their origin, with the attributes of :class:`Facts` and these.
 
     Attributes:
         levels: rho at the grid's times, (steps + 1,) float64, decreasing.
-        path: spec of the path that it was trained on.
         method: the method of the training: gits, dmn, ld3, search.
-        solver: spec of the solver that it was trained for.
-        target: the data that it was trained on, in words or a name.
-        held_out_error: mean end-point error of that solver on it, in units of the data's scale, on starts outside of training.
-        seconds: duration of the training.
-        seed: seed of the starts.
-        stopped_by: ``"counts"`` if all steps were taken, so that the seed gives the grid again; ``"seconds"`` or ``"request"``
-            if a limit or a request left some out.
+        solver: spec of the solver that it was trained for, whose errors on it are told.
     """
 
     levels: Tensor
-    path: str
     method: str
     solver: str
-    target: str
-    held_out_error: float
-    seconds: float
-    seed: int
-    stopped_by: str = "counts"
 
     def __post_init__(self) -> None:
         levels = self.levels
@@ -91,27 +78,17 @@ class TrainedGrid:
 
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors, for ``grid="trained:file=FILE"``; ArgumentError if the file can't be written."""
-        facts = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "levels"}
-        # The error is infinite if a run overflowed, and JSON has no infinity.
-        facts["held_out_error"] = self.held_out_error if math.isfinite(self.held_out_error) else None
-        write_tensors(file, {"levels": self.levels.contiguous()}, {"schema": _SCHEMA, **facts})
+        description = {"schema": GRID_SCHEMA, "method": self.method, "solver": self.solver, **self.description()}
+        write_tensors(file, {"levels": self.levels.contiguous()}, description)
 
 
 def load_grid(file: str | FilePath) -> TrainedGrid:
     """Read a trained grid, which is also the grid ``trained:file=FILE``; FileFormatError for any other file."""
-    description, tensors = read_tensors(file, _SCHEMA)
+    description, tensors = read_tensors(file, GRID_SCHEMA)
     with believed(file, "a valid trained grid", "train it again"):
         if set(tensors) != {"levels"}:
             raise ValueError("it must hold levels and nothing else")
-        words = {key: text(description, key) for key in ("path", "method", "solver", "target", "stopped_by")}
-        seed = description["seed"]
-        if type(seed) is not int:
-            raise ValueError("seed must be an integer")
-        error = math.inf if description["held_out_error"] is None else finite(description, "held_out_error")
-        return TrainedGrid(
-            levels=float64(tensors, "levels", 1),
-            held_out_error=error,
-            seconds=finite(description, "seconds"),
-            seed=seed,
-            **words,
-        )
+        method, solver = text(description, "method"), text(description, "solver")
+        # Older files say nothing of what the training began from.
+        facts = read_facts({"begun_from": "", "start_error": None, **description})
+        return TrainedGrid(levels=float64(tensors, "levels", 1), method=method, solver=solver, **facts)

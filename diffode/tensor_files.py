@@ -59,6 +59,14 @@ def read_tensors(file: str | FilePath, schema: str) -> tuple[dict[str, Any], dic
         return description, load(content)
 
 
+def schema_of(file: str | FilePath) -> Any:
+    """The schema that a file names, whatever it is; ArgumentError and FileFormatError as for :func:`read_tensors`."""
+    content = read_bytes(file, f"file {str(file)!r}", _LARGEST_FILE)
+    with believed(file, "a file of diffode's"):
+        description = read_json(_header(content)["__metadata__"]["diffode"])
+        return description.get("schema") if isinstance(description, dict) else description
+
+
 def _header(content: bytes) -> dict[str, Any]:
     """The header of a file; ValueError if it has none, or no description in it."""
     length = int.from_bytes(content[:_SIZE_BYTES], "little")

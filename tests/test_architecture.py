@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
     "errors", "numerics", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
+    "training_facts",
     "specs", "randomness", "cache", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
@@ -24,7 +25,20 @@ ROOMS = (
 
 #: Rooms inside rooms, likewise.
 INNER = {
-    "learned": ("arguments", "limit", "fitting", "universal", "tables", "conditional", "grids"),
+    "learned": (
+        "progress",
+        "limit",
+        "arguments",
+        "trained",
+        "fitting",
+        "request",
+        "universal",
+        "tables",
+        "conditional",
+        "grids",
+        "loading",
+        "methods",
+    ),
     # The last two keep former names alive.
     "verify": ("report", "field", "theory", "sampler", "verdict", "diagnosis"),
 }

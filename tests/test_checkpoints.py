@@ -21,7 +21,7 @@ EDM = paths.get("edm")
 @pytest.fixture(scope="module")
 def trained_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("trained") / "bimodal.safetensors"
-    train_table("bimodal1d", 4, points=192).checkpoint.save(file)
+    train_table("bimodal1d", 4, points=192).save(file)
     return file
 
 

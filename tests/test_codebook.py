@@ -120,10 +120,10 @@ def test_a_codebook_is_better_than_every_published_sampler_tuned_on_mixtures_it_
 def test_training_again_gives_the_same_codebook(problems, trained):
     recipe = Recipe(members=6, begin=3, grow=3, every=2, rounds=5, share=1)
     heard = []
-    again = train_codebook(problems, codebook.published(3, like(3)), recipe, seed=1, progress=lambda *row: heard.append(row))
+    again = train_codebook(problems, codebook.published(3, like(3)), recipe, seed=1, progress=heard.append)
     assert all(torch.equal(a.coefficients, b.coefficients) for a, b in zip(again, trained, strict=True))
-    assert [members for _, members, _ in heard] == [3, 6, 6, 6, 6]
-    assert all(later <= earlier + 0.05 for (*_, earlier), (*_, later) in itertools.pairwise(heard))
+    assert [step.stage for step in heard] == ["train 3 members", *4 * ["train 6 members"]]
+    assert all(later.error <= earlier.error + 0.05 for earlier, later in itertools.pairwise(heard))
 
 
 def test_files_of_codebooks_are_checked(tmp_path, trained):

@@ -183,8 +183,8 @@ def test_training_asks_a_network_on_its_own_device(tmp_path):
     """Starts are drawn on the CPU; an adapted network gets them where its weights are, and its answers come back."""
     field = diffode.adapters.from_edm(Denoiser())
     trained = train_table(field, 3, dim=2, points=32, begin_from="ddim @ log_snr")
-    assert trained.held_out[-1] < trained.held_out[0]
-    trained.checkpoint.save(tmp_path / "t.safetensors")
+    assert trained.history.held_out[-1] < trained.history.held_out[0]
+    trained.save(tmp_path / "t.safetensors")
     run = condition(trained, field, dim=2, points=32, steps=2, units=3).solver
     other = train_amed(field, 2, dim=2, points=32, batch=16, rounds=2).solver
     tuned = tune_universal(field, 4, dim=2, points=32).solver

@@ -78,8 +78,8 @@ def test_training_does_not_begin_a_step_that_the_time_is_too_short_for(monkeypat
     table = Table(Stages.of(solvers.get("ddim").tableau(EDM, [5.0, 2.0, 1.0, 0.5, 0.1])))
     problems = [gaussian_problem(0.02)]
 
-    def pass_time(step, training, held):
-        now[0] += {2: 3.0}.get(step, 1.0)
+    def pass_time(step):
+        now[0] += {2: 3.0}.get(step.number, 1.0)
 
     # After the third step 5 seconds are gone, and another may take 3.
     found = fit(table, problems, problems, steps=7, limit=Limit(7.5), progress=pass_time)
@@ -91,7 +91,7 @@ def test_training_does_not_begin_a_step_that_the_time_is_too_short_for(monkeypat
 
 def test_training_beats_every_published_start_on_starts_it_has_not_seen():
     trained = train_table("ring8", 6, points=1024, seed=3)
-    checkpoint = trained.checkpoint
+    checkpoint = trained.content
     # 3.8 times smaller: it begins from the member of the codebook that is best on these starts.
     assert checkpoint.held_out_error < checkpoint.start_error / 3
     field = diffode.exact_field("ring8", "edm")
@@ -101,9 +101,9 @@ def test_training_beats_every_published_start_on_starts_it_has_not_seen():
     error = float((table.run(field, x) - exact).norm(dim=1).mean()) / field.scale
     assert error == pytest.approx(checkpoint.held_out_error, rel=0.5)
     # The history is that of mean errors of the end on either side; it ends at, or passes, what is returned.
-    assert min(trained.held_out) == pytest.approx(checkpoint.held_out_error, rel=0.2)
+    assert min(trained.history.held_out) == pytest.approx(checkpoint.held_out_error, rel=0.2)
     # 1,024 starts are few for 32 numbers: on themselves the error is 0.6 times that on others.
-    assert min(trained.training) == trained.training[-1] < checkpoint.held_out_error
+    assert min(trained.history.error) == trained.history.error[-1] < checkpoint.held_out_error
 
 
 def test_a_history_counts_ends_alone_and_candidates_that_overflow_are_passed_over(monkeypatch):
@@ -120,11 +120,11 @@ def test_a_history_counts_ends_alone_and_candidates_that_overflow_are_passed_ove
     monkeypatch.setattr(published, "ATTEMPTS", 3)
     trained = train_table("ring8", 4, points=256)
     assert len(called) == 5
-    stages = trained.checkpoint.stages
+    stages = trained.content.stages
     field = diffode.exact_field("ring8", "edm")
     problem = problem_for(field, EDM, (2,), 256, keyed(0, "train_table", "training"))
-    assert min(trained.training) <= problem.error(stages) < trained.training[0]
-    assert trained.training[0] < trained.checkpoint.start_error
+    assert min(trained.history.error) <= problem.error(stages) < trained.history.error[0]
+    assert trained.history.error[0] < trained.content.start_error
     monkeypatch.setattr(training, "fit", lambda *a, **k: failing_always())
     with pytest.raises(NumericalError, match="every published sampler overflows on ring8"):
         train_table("ring8", 4, points=64)
@@ -138,7 +138,7 @@ def test_a_table_trained_on_a_spectrum_has_the_error_that_propagation_finds():
     """Eight directions and five evaluations: no table is exact, and a published one is far off."""
     spectrum = torch.arange(1, 9, dtype=torch.float64) ** -2
     trained = train_gaussian(spectrum, 5, path="vp", start="ddim @ log_snr")
-    checkpoint = trained.checkpoint
+    checkpoint = trained.content
     assert checkpoint.held_out_error < checkpoint.start_error / 1000
     law = checkpoint.stages.scaled(checkpoint.scale).tableau(paths.get("vp")).propagate(0.0, spectrum)
     path = paths.get("vp")
@@ -154,7 +154,7 @@ def test_training_on_another_path_and_an_own_field():
     exact = diffode.exact_field("bimodal1d", "rectified_flow")
     field = Field.from_velocity(exact.velocity, exact.path, scale=exact.scale)
     trained = train_table(field, 4, dim=1, points=64, start="ddim @ log_snr")
-    assert trained.checkpoint.held_out_error < trained.checkpoint.start_error / 2
+    assert trained.content.held_out_error < trained.content.start_error / 2
     with pytest.raises(ArgumentError, match="dim is needed"):
         train_table(field, 4)
 
@@ -191,7 +191,7 @@ def test_a_field_without_gradients_is_refused_whatever_view_it_gives(view):
 
 def test_a_start_without_a_grid_is_taken_on_karras():
     trained = train_table("bimodal1d", 3, start="ddim", points=64, seconds=1)
-    assert trained.checkpoint.begun_from == "ddim @ karras"
+    assert trained.content.begun_from == "ddim @ karras"
 
 
 @pytest.mark.parametrize(

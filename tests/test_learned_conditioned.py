@@ -31,12 +31,12 @@ def ring():
 
 def test_conditioning_makes_the_error_smaller_again_on_new_starts(ring):
     field, trained, found = ring
-    assert found.held_out_error < found.start_error / 1.3
+    assert found.errors.after < found.errors.before / 1.3
     x = EDM.prior((400, 2), generator=31)
     exact = diffode.reference(field, x, 80.0, 0.002, 1e-8).x
     run = diffode.solve(field, x, solver=found.solver, grid=[80.0, 0.002])
     assert run.nfe == 4
-    plain = trained.checkpoint.stages.scaled(field.scale).run(noise_function(field), x)
+    plain = trained.content.stages.scaled(field.scale).run(noise_function(field), x)
     errors = [float((end - exact).norm(dim=1).mean()) for end in (run.x, plain)]
     assert errors[0] < errors[1] / 1.3
 
@@ -91,7 +91,7 @@ def test_features_are_finite_where_nothing_has_changed():
 
 def test_a_table_read_from_a_file_is_conditioned_as_the_trained_one(ring, tmp_path):
     field, trained, _ = ring
-    trained.checkpoint.save(tmp_path / "table.safetensors")
+    trained.save(tmp_path / "table.safetensors")
     read = load_checkpoint(tmp_path / "table.safetensors")
     both = [condition(one, field, points=64, steps=2).solver.table.weights for one in (trained, read)]
     assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
@@ -167,7 +167,7 @@ def test_it_takes_part_in_a_study(ring, tmp_path):
     cell = Cell(**given)
     result = compute(cell_key(cell), cell)
     assert (result.status, result.nfe_counted) == ("ok", 4)
-    assert result.measurements[0].value < 4 * found.held_out_error * field.scale
+    assert result.measurements[0].value < 4 * found.errors.after * field.scale
     wrong = Cell(**{**given, "nfe": 7})
     assert "trained for nfe=4 alone" in compute(cell_key(wrong), wrong).reason
 

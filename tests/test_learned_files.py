@@ -20,7 +20,6 @@ from diffode.learned import (
     load_checkpoint,
     load_conditioned,
     load_grid,
-    save_amed,
     train_amed,
     train_decoupled,
     train_grid,
@@ -31,6 +30,11 @@ from diffode.studies.suite import Cell
 from diffode.studies.versions import cell_key
 
 EDM = paths.get("edm")
+#: Facts of a training that never was.
+FACTS = {
+    "path": "edm", "target": "ring8", "begun_from": "ddim @ karras", "held_out_error": 0.1, "start_error": 0.2, "seconds": 1.0,
+    "seed": 0,
+}  # fmt: skip
 LOADERS = {"bespoke": load_checkpoint, "conditioned": load_conditioned, "amed": load_amed, "grid": load_grid}
 
 
@@ -39,9 +43,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
     field = diffode.exact_field("ring8", "edm")
     trained = train_table("ring8", 3, points=16, begin_from="ddim", stop=lambda: True)
-    trained.checkpoint.save(folder / "bespoke")
-    condition(trained, field, points=16, steps=1, units=3).solver.table.save(folder / "conditioned")
-    save_amed(train_amed(field, 2, points=8, rounds=1).solver, folder / "amed")
+    trained.save(folder / "bespoke")
+    condition(trained, field, points=16, steps=1, units=3).save(folder / "conditioned")
+    train_amed(field, 2, points=8, rounds=1).save(folder / "amed")
     train_grid("ld3", "ring8", 3, points=16).save(folder / "grid")
     return folder
 
@@ -192,7 +196,7 @@ def test_levels_that_are_no_grid_are_refused():
         (good.flip(0), "decrease"), (good - 1, "must lie in"), (good * torch.nan, "must lie in"), (good * 1e30, "must lie in"),
     ):  # fmt: skip
         with pytest.raises(ArgumentError, match=match):
-            TrainedGrid(wrong, "edm", "ld3", "ddim", "ring8", 0.1, 1.0, 0)
+            TrainedGrid(levels=wrong, method="ld3", solver="ddim", **FACTS)
 
 
 def test_a_study_runs_a_trained_grid_and_runs_it_anew_when_its_file_changes(files, tmp_path):
@@ -202,7 +206,7 @@ def test_a_study_runs_a_trained_grid_and_runs_it_anew_when_its_file_changes(file
     good = load_grid(files / "grid")
     moved = torch.cat([good.levels[:1], good.levels[1:-1] * 1.2, good.levels[-1:]])
     for levels in (good.levels, moved):
-        TrainedGrid(levels, "edm", "ld3", "ddim", "ring8", 0.1, 1.0, 0).save(file)
+        TrainedGrid(levels=levels, method="ld3", solver="ddim", **FACTS).save(file)
         result = compute("k", cell)
         assert result.status == "ok", result.reason
         seen.append((cell_key(cell), result.measurements[0].value))
@@ -211,14 +215,14 @@ def test_a_study_runs_a_trained_grid_and_runs_it_anew_when_its_file_changes(file
 
 def test_decoupled_levels_are_stored_as_every_trained_table_is(tmp_path):
     found = train_decoupled("ring8", 3, points=32)
-    found.checkpoint.save(tmp_path / "table")
+    found.save(tmp_path / "table")
     field = diffode.exact_field("ring8", "edm")
     x = field.prior(4, generator=0)
     run = diffode.solve(field, x, solver=f"bespoke:file={tmp_path / 'table'}", nfe=3).x
     expected = diffode.learned.ld3_decoupled(field, 3, points=32).tableau(EDM, times=(80.0, 0.002)).run(field, x)
     torch.testing.assert_close(run, expected, rtol=1e-9, atol=1e-9)
-    assert found.checkpoint.held_out_error < found.checkpoint.start_error
-    assert found.checkpoint.begun_from == "dpmpp:order=2 @ log_snr"
+    assert found.errors.after < found.errors.before
+    assert found.facts.begun_from == "dpmpp:order=2 @ log_snr"
 
 
 def test_times_written_as_a_text_are_read_back_to_the_last_digit():
@@ -231,5 +235,5 @@ def test_times_written_as_a_text_are_read_back_to_the_last_digit():
 
 
 def test_every_loader_stands_where_its_maker_does():
-    for name in ("load_amed", "load_checkpoint", "load_conditioned", "load_grid", "save_amed"):
+    for name in ("load_amed", "load_checkpoint", "load_conditioned", "load_grid", "load"):
         assert name in diffode.learned.__all__

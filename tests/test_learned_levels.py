@@ -172,8 +172,8 @@ def test_levels_stay_between_those_of_start_and_end(start, nfe, tmp_path):
     gaussian = diffode.GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 4.0]])
     runs = train_gaussian([1.0, 4.0], nfe, begin_from=start), train_table(gaussian, nfe, points=32, begin_from=start)
     for trained in runs:
-        assert min(trained.held_out) < 1e-12
-        trained.checkpoint.save(tmp_path / "t.safetensors")
+        assert min(trained.history.held_out) < 1e-12
+        trained.save(tmp_path / "t.safetensors")
         kept = load_checkpoint(tmp_path / "t.safetensors").stages.levels
         # The logarithm of a bound is rounded.
         assert float(kept.max()) <= float(kept[0]) * (1 + 1e-14)
@@ -207,11 +207,11 @@ def test_parameters_are_confined_to_levels_between_those_of_start_and_end():
             id="no seconds",
         ),
         pytest.param(
-            lambda: levels.gits("ring8", 4),
-            "such as diffode.exact_field('ring8', 'edm'), got str",
-            id="a name in place of a field",
+            lambda: levels.gits(4, 4),
+            "such as diffode.exact_field('ring8', 'edm'), a target or its name, got int",
+            id="a number in place of a field",
         ),
-        pytest.param(lambda: levels.ld3("ring8", 4), "field must be a diffode field", id="a name to lay levels for"),
+        pytest.param(lambda: levels.ld3(None, 4), "field must be a diffode field", id="nothing to lay levels for"),
     ],
 )
 def test_levels_are_laid_for_fields_and_in_some_time(ask, words):

@@ -51,12 +51,12 @@ def test_training_on_the_trajectory_brings_the_states_in_between_near_it():
     found = [train_table("ring8", 5, trajectory=share, points=256, start="ddim @ log_snr") for share in (0.0, 0.3)]
     fresh = problem_for(field, EDM, 2, 300, 99, 1.0)
     ends = problem_for(field, EDM, 2, 300, 99)
-    between = [fresh.error(t.checkpoint.stages) - ends.error(t.checkpoint.stages) for t in found]
+    between = [fresh.error(t.content.stages) - ends.error(t.content.stages) for t in found]
     assert between[1] < between[0] / 2
-    assert ends.error(found[1].checkpoint.stages) < found[1].checkpoint.start_error / 2
+    assert ends.error(found[1].content.stages) < found[1].content.start_error / 2
     # What is reported is the error of the end alone, on the starts that are kept for testing.
     test = problem_for(field, EDM, 2, 192, keyed(0, "train_table", "test"))
-    assert found[1].checkpoint.held_out_error == pytest.approx(test.error(found[1].checkpoint.stages), rel=1e-9)
+    assert found[1].content.held_out_error == pytest.approx(test.error(found[1].content.stages), rel=1e-9)
 
 
 def test_first_steps_count_the_trajectory_on_a_part_of_the_starts(monkeypatch):
@@ -113,7 +113,7 @@ def test_fields_on_images_are_trained_in_their_own_shape():
 
     images = diffode.Field.from_denoised(denoised, EDM, scale=exact.scale)
     tables = [train_table(f, 3, dim=d, points=64, start="ddim @ karras") for f, d in ((exact, None), (images, (2, 2)))]
-    assert tables[1].checkpoint.held_out_error == pytest.approx(tables[0].checkpoint.held_out_error, rel=0.05)
+    assert tables[1].content.held_out_error == pytest.approx(tables[0].content.held_out_error, rel=0.05)
     with pytest.raises(FieldError, match=r"lambda x, t: net\(x.float"):
         train_table(diffode.Field.from_denoised(torch.nn.Linear(4, 4), EDM), 3, dim=4, points=64)
 
@@ -128,4 +128,4 @@ def test_wrong_arguments_of_training_are_named():
             train_table(field, 4, points=64, **wrong)
     with pytest.raises(BudgetError, match="no universal table for nfe=40"):
         train_table(field, 40, points=64, start="universal")
-    assert train_table(field, 4, points=64, start="universal").checkpoint.begun_from == "universal"
+    assert train_table(field, 4, points=64, start="universal").content.begun_from == "universal"

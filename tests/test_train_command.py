@@ -14,14 +14,15 @@ from diffode import learned, output_files
 from diffode.cli import train_command, training_log
 from diffode.errors import ArgumentError
 from diffode.learned import load_checkpoint, load_grid
-from diffode.learned.tables import published, training
+from diffode.learned.tables import published
 
 RING = ("--target", "ring8", "--nfe", "3", "--points", "16")
 
 
 def run(*arguments, code=0):
     """The command in this process, on ring8."""
-    done = CliRunner().invoke(train_command.command, [arguments[0], *RING, *arguments[1:]])
+    steps = ("--steps", "8") if arguments[0].startswith(("bespoke", "ld3")) else ()
+    done = CliRunner().invoke(train_command.command, [arguments[0], *RING, *steps, *arguments[1:]])
     assert done.exit_code == code, (done.output, done.exception)
     return done
 
@@ -29,7 +30,6 @@ def run(*arguments, code=0):
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch):
     monkeypatch.setattr(published, "ATTEMPTS", 2)
-    monkeypatch.setattr(training, "_MOST_STEPS", 8)
 
 
 def test_an_output_that_can_not_be_written_is_said_before_any_work(tmp_path, monkeypatch):
@@ -39,8 +39,7 @@ def test_an_output_that_can_not_be_written_is_said_before_any_work(tmp_path, mon
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(output_files.FilePath, "write_bytes", full)
-    monkeypatch.setattr(learned, "train_table", lambda *_, **__: pytest.fail("training began"))
-    monkeypatch.setattr(learned, "train_grid", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(learned, "train", lambda *_, **__: pytest.fail("training began"))
     for spec in ("bespoke", "ld3"):
         arguments = [spec, *RING, "--output", str(tmp_path / "x.safetensors")]
         said = CliRunner().invoke(train_command.command, arguments).exception
@@ -58,7 +57,7 @@ def test_the_log_says_in_words_what_was_done_and_json_stays_clean(tmp_path, monk
     assert len(looks) == 2
     assert all(" step" in line and line.endswith(" of the scale") for line in looks)
     assert any(line.startswith("train from ") for line in lines)
-    assert lines[-1].startswith("held-out error, step by step: ")
+    assert lines[-1].startswith("error, step by step: ")
     assert "universal:member" not in done.stderr
     again = run("bespoke", "--output", "b.safetensors", "--force").stdout
     assert "all steps were taken: the same seed gives the same numbers again" in again
@@ -80,9 +79,9 @@ def test_ctrl_c_keeps_the_best_so_far_and_says_so(tmp_path, monkeypatch):
     """The signal comes with the third step after looking ahead."""
     original = training_log.TrainingLog.step
 
-    def step(self, stage, number, error):
-        original(self, stage, number, error)
-        if stage.startswith("train from") and number == 3:
+    def step(self, step):
+        original(self, step)
+        if step.stage.startswith("train from") and step.number == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(training_log.TrainingLog, "step", step)
@@ -101,7 +100,7 @@ def test_ctrl_c_with_nothing_to_keep_writes_nothing_and_promises_nothing(tmp_pat
         time.sleep(5)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(learned, "train_table", interrupted)
+    monkeypatch.setattr(learned, "train", interrupted)
     # A job in the background of a shell begins with interruptions ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     done = run("bespoke", code=130)
@@ -112,7 +111,7 @@ def test_ctrl_c_with_nothing_to_keep_writes_nothing_and_promises_nothing(tmp_pat
 
 def test_ctrl_c_twice_ends_at_once():
     with training_log.TrainingLog() as log, training_log.interrupts(log) as asked:
-        log.step("train from ddim @ karras", 1, 0.5)
+        log.step(learned.Step("train from ddim @ karras", 1, None, 0.5))
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()
@@ -130,7 +129,7 @@ def test_a_trained_grid_becomes_a_file_on_request(tmp_path, monkeypatch):
     assert stored.held_out_error == facts["held-out error"]
     how = ("--solver", facts["solver"], "--grid", facts["file"], "--nfe", "3", "--json")
     assert json.loads(diffode("sample", "ring8", *how, cwd=tmp_path).stdout)["nfe"] == 3
-    assert "say with --output where" in str(run("gits", "--force", code=1).exception)
+    assert "say where to write it" in str(run("gits", "--force", code=1).exception)
     assert "write over it with --force" in str(run("gits", "--output", "g.safetensors", code=1).exception)
     assert "gits does not take" in str(run("gits:foo=1", code=1).exception)
 

@@ -17,6 +17,7 @@ from diffode.learned import (
     ld3,
     ld3_decoupled,
     limit,
+    request,
     search,
     train_amed,
     train_gaussian,
@@ -35,7 +36,6 @@ EDM = paths.get("edm")
 def _few_steps(monkeypatch):
     """Trainings that are repeated here are short ones: two candidates, ten steps."""
     monkeypatch.setattr(published, "ATTEMPTS", 2)
-    monkeypatch.setattr(training, "_MOST_STEPS", 10)
 
 
 def ring():
@@ -43,33 +43,33 @@ def ring():
 
 
 def table(**options):
-    return train_table("ring8", 3, points=64, **options)
+    return train_table("ring8", 3, points=64, **{"steps": 10, **options})
 
 
 def numbers_of_a_table(**options):
     found = table(**options)
-    return [*found.training, *found.held_out, found.checkpoint.held_out_error], found.checkpoint.stages.weights
+    return [*found.history.error, *found.history.held_out, *found.errors], found.content.stages.weights
 
 
 def numbers_of_a_gaussian():
-    found = train_gaussian([1.0, 0.2], 3)
-    return found.training, found.checkpoint.stages.weights
+    found = train_gaussian([1.0, 0.2], 3, steps=10)
+    return found.history.error, found.content.stages.weights
 
 
 def numbers_of_a_conditioned():
     found = condition(short(), ring(), points=64, steps=2, units=4)
-    return found.training, torch.cat([w.flatten() for w in found.solver.table.weights])
+    return found.history.error, torch.cat([w.flatten() for w in found.solver.table.weights])
 
 
 def numbers_of_amed():
     found = train_amed(ring(), 2, points=32, batch=8, rounds=4)
-    return found.losses, torch.cat([p.flatten() for p in found.solver.predictor.parameters()])
+    return found.history.error, torch.cat([p.flatten() for p in found.solver.predictor.parameters()])
 
 
 @functools.cache
 def short():
     """A table to condition, once for all."""
-    return train_table("ring8", 3, points=64, begin_from="ddim @ karras")
+    return train_table("ring8", 3, points=64, steps=10, begin_from="ddim @ karras")
 
 
 TRAININGS = {
@@ -82,7 +82,7 @@ TRAININGS = {
     "ld3": lambda: ((), ld3(ring(), 3, points=32)),
     "ld3 decoupled": lambda: ((), ld3_decoupled(ring(), 3, points=32).weights),
     "search": lambda: ((), search(ring(), 2, points=16)),
-    "universal": lambda: ((tune_universal("ring8", 3, points=8).held_out_error,), torch.zeros(1)),
+    "universal": lambda: (tune_universal("ring8", 3, points=8).errors, torch.zeros(1)),
 }
 
 
@@ -101,12 +101,12 @@ def test_what_a_limit_of_seconds_or_a_request_ends_says_so(monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(limit.time, "perf_counter", lambda: float(next(ticks)))
     cut, whole = table(seconds=12.0), table()
-    assert cut.stopped_by == cut.checkpoint.stopped_by == "seconds"
-    assert whole.stopped_by == whole.checkpoint.stopped_by == "counts"
-    assert len(cut.training) < len(whole.training)
+    assert cut.stopped_by == cut.content.stopped_by == "seconds"
+    assert whole.stopped_by == whole.content.stopped_by == "counts"
+    assert cut.history.steps < whole.history.steps
     asked = table(stop=lambda: True)
-    assert asked.stopped_by == asked.checkpoint.stopped_by == "request"
-    assert len(asked.held_out) < len(whole.held_out)
+    assert asked.stopped_by == asked.content.stopped_by == "request"
+    assert len(asked.history.held_out) < len(whole.history.held_out)
     field = ring()
     for seconds, said in ((2.5, "seconds"), (1e9, "counts")):
         assert condition(whole, field, points=64, steps=4, units=3, seconds=seconds).stopped_by == said
@@ -126,8 +126,8 @@ def test_the_last_step_that_is_to_be_taken_is_not_ended_by_the_clock(monkeypatch
     field, now = ring(), [0.0]
     monkeypatch.setattr(limit.time, "perf_counter", lambda: now[0])
 
-    def late(number, loss):
-        now[0] = 100.0 if number == 3 else 0.0
+    def late(step):
+        now[0] = 100.0 if step.number == 3 else 0.0
 
     assert train_amed(field, 2, points=16, batch=8, rounds=3, seconds=50.0, progress=late).stopped_by == "counts"
     now[0] = 0.0
@@ -155,14 +155,14 @@ def test_two_candidates_that_lead_to_the_same_error_end_the_training(monkeypatch
 def test_streams_of_starts_share_no_row_whatever_the_seeds(monkeypatch):
     """PyTorch seeds with 32 bits: 7,919 (2^45 + s) + 1 was for s = 0 the seed of the training starts."""
     drawn = {}
-    original = training.problem_for
+    original = request.problem_for
 
     def noting(field, path, shape, count, generator, *rest, **options):
         found = original(field, path, shape, count, generator, *rest, **options)
         drawn.setdefault(seed, []).append(found.start)
         return found
 
-    monkeypatch.setattr(training, "problem_for", noting)
+    monkeypatch.setattr(request, "problem_for", noting)
     for seed in (0, 1, 2, 2**32, 2**32 + 1, 2**40 - 1):
         train_table("gauss1d", 3, points=16, seed=seed, begin_from="ddim", stop=lambda: True)
     streams = [start.flatten() for starts in drawn.values() for start in starts[1:]]

@@ -12,7 +12,7 @@ from published_members import like, random_members
 import diffode
 from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError, TrainedElsewhereWarning
-from diffode.learned import tune_universal
+from diffode.learned import request, tune_universal
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.tables.published import candidates
 from diffode.learned.universal import choice, tuning
@@ -41,7 +41,7 @@ def of_few_directions():
 @pytest.mark.parametrize("target", ["moons", "line16", "gauss1024-lowrank", "gmm40-50d"])
 def test_a_member_for_a_field_beats_the_one_table_for_all(target):
     found = of_few_directions() if target == "gauss1024-lowrank" else tune_universal(target, 6, points=128)
-    assert found.held_out_error < found.untuned_error
+    assert found.errors.after < found.errors.before
     assert found.solver.budgets == (6,)
 
 
@@ -53,7 +53,7 @@ def test_rescaling_data_and_noise_together_changes_nothing():
         found.append(tune_universal(diffode.exact_field(target, path), 5, points=32))
     assert found[0].solver.member == found[1].solver.member
     assert found[1].solver.scale == pytest.approx(4 * found[0].solver.scale)
-    assert found[1].held_out_error == pytest.approx(found[0].held_out_error, rel=1e-4)
+    assert found[1].errors.after == pytest.approx(found[0].errors.after, rel=1e-4)
 
 
 def test_fields_of_ones_own_are_tuned_for_images_and_without_gradients_too():
@@ -64,10 +64,10 @@ def test_fields_of_ones_own_are_tuned_for_images_and_without_gradients_too():
         scale=exact.scale,
     )
     heard = []
-    found = tune_universal(own, 4, dim=(1, 2), points=16, progress=lambda *at: heard.append(at))
+    found = tune_universal(own, 4, dim=(1, 2), points=16, progress=heard.append)
     known = tune_universal(exact, 4, points=16)
     assert found.solver == known.solver
-    assert heard[-1][0] == heard[-1][1] == len(heard)
+    assert heard[-1].number == heard[-1].total == len(heard) == found.history.steps
     x = own.path.prior((3, 1, 2), generator=0)
     assert diffode.solve(own, x, solver=found.solver, nfe=4).nfe == 4
 
@@ -91,19 +91,19 @@ def test_what_is_chosen_is_the_best_in_unit_and_dimension_too():
 def test_the_choice_is_made_on_all_starts_and_judged_on_others(monkeypatch):
     """gmm40-50d: an error that a few rows make, so that 48 starts choose otherwise than 256."""
     made = []
-    original = tuning.problem_for
+    original = request.problem_for
 
     def noting(*arguments, **options):
         made.append(original(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(tuning, "problem_for", noting)
+    monkeypatch.setattr(request, "problem_for", noting)
     found = tune_universal("gmm40-50d", 4, points=200)
     problem, held_out = made
     assert not torch.equal(problem.start, held_out.start)
     book, solver = shipped_members()[4], found.solver
     chosen = choice.Choice(solver.member, solver.scale / problem.unit, solver.dim)
-    assert found.held_out_error == pytest.approx(held_out.error(choice.table_of(book, held_out, chosen)))
+    assert found.errors.after == pytest.approx(held_out.error(choice.table_of(book, held_out, chosen)))
     # No other member is better on the same 200 starts in the same unit and dimension.
     others = [chosen._replace(member=k) for k in range(len(book))]
     finalists = choice.ranked(book, replace(problem, start=problem.start[:48], end=problem.end[:48]), others)[:5]
@@ -203,12 +203,18 @@ def test_members_that_all_overflow_are_an_error(monkeypatch):
 def test_the_command_prints_the_solver(tmp_path):
     shown = command("train", "universal", "--target", "ring8", "--nfe", "5", "--points", "32", "--json", cwd=tmp_path)
     facts = json.loads(shown.stdout)
-    assert facts["held-out error"] < facts["universal, untuned"]
+    assert facts["held-out error"] < facts["its error"]
     sampled = command("sample", "ring8", "--solver", facts["solver"], "--nfe", "5", "--json", cwd=tmp_path)
     assert json.loads(sampled.stdout)["nfe"] == 5
     assert not list(tmp_path.glob("*.safetensors"))
     wrong = command("train", "universal:x=1", "--target", "ring8", "--nfe", "5", cwd=tmp_path, code=2).stderr
     assert "does not take" in wrong
-    for option in (("--output", "a.safetensors"), ("--force",)):
-        refused = command("train", "universal", "--target", "ring8", "--nfe", "5", *option, cwd=tmp_path, code=2).stderr
-        assert "writes no file: leave --output and --force out" in refused
+    refused = command("train", "universal", "--target", "ring8", "--nfe", "5", "--force", cwd=tmp_path, code=2).stderr
+    assert "universal writes no file unless --output names one" in refused
+    how = ("--points", "8", "--output", "a.safetensors", "--json")
+    facts = json.loads(command("train", "universal", "--target", "ring8", "--nfe", "5", *how, cwd=tmp_path).stdout)
+    field = diffode.exact_field("ring8", "edm")
+    x = field.path.prior((4, 2), generator=0)
+    table = solvers.get(facts["file"].replace("a.safetensors", str(tmp_path / "a.safetensors")))
+    ends = [diffode.solve(field, x, solver=solver, nfe=5).x for solver in (facts["solver"], table)]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)

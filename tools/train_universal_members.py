@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffode.learned.progress import Step
 from diffode.learned.universal.batches import Batch, Setting, batches
 from diffode.learned.universal.codebook import Recipe, published, train_codebook, tuned
 from diffode.learned.universal.family import wide_mixture
@@ -66,8 +67,8 @@ def main() -> None:
     for nfe in chosen.nfe:
         began = time.time()
 
-        def progress(turn: int, members: int, loss: float, began: float = began) -> None:
-            print(f"  {turn} {members} members, mean log error {loss:.3f}, {time.time() - began:.0f} s", flush=True)
+        def progress(step: Step, began: float = began) -> None:
+            print(f"  {step.number} {step.stage}, mean log error {step.error:.3f}, {time.time() - began:.0f} s", flush=True)
 
         single = shipped_tables()[nfe]
         origins = [*published(nfe, Ranged(nfe, FIRST, LAST, MOST, single.coefficients)), widened(single)]

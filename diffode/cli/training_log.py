@@ -9,6 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffode.learned import Step
 
 #: Bars of a curve, the lowest first.
 _BARS = "▁▂▃▄▅▆▇█"
@@ -38,16 +42,19 @@ class TrainingLog:
         self.finish()
         self._status.stop()
 
-    def step(self, stage: str, step: int, error: float) -> None:
-        """Show that a step of a stage was taken; the error is in units of the scale."""
-        if stage != self._stage:
+    def step(self, step: Step) -> None:
+        """Show that a step of a stage was taken."""
+        if step.stage != self._stage:
             self.finish()
-            self._stage, self._error = stage, math.inf
+            self._stage, self._error = step.stage, math.inf
         self.has_begun = True
-        self._step, self._error, self._best = step, min(error, self._error), min(error, self._best)
+        self._step, error = step.number, step.decisive
+        self._error, self._best = min(error, self._error), min(error, self._best)
         seconds = time.perf_counter() - self._began
+        of = "" if step.total is None else f" of at most {step.total}"
         self._status.update(
-            f"{in_words(stage)}: step {step}, error {error:.2e} of the scale, least so far {self._best:.2e}, {seconds:.0f} s"
+            f"{in_words(step.stage)}: step {step.number}{of}, error {error:.2e} of the scale, least so far {self._best:.2e}, "
+            f"{seconds:.0f} s"
         )
 
     def say(self, text: str) -> None:

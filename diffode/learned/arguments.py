@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from diffode import fields, paths
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.paths import Path
-from diffode.targets import Target
 
 #: Largest noise level and unit of length in a file, far beyond those of all data; their squares do not overflow.
 LARGEST = 1e30
@@ -24,14 +22,6 @@ def path_of(field: object, purpose: str) -> Path:
             f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {type(field).__name__}"
         )
     return field.require_path(purpose)
-
-
-def field_on(field: Field | Target | str, path: Path | str) -> tuple[Field, Path, str]:
-    """A field with its path and a name: the given field, or the exact field of a target on a path."""
-    if isinstance(field, Field):
-        return field, field.require_path("training"), type(field).__name__
-    exact = fields.exact_field(field, paths.get(path))
-    return exact, exact.path, field if isinstance(field, str) else type(field).__name__
 
 
 def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -54,6 +44,13 @@ def bounded(value: float, name: str) -> float:
     if not 1 / LARGEST <= value <= LARGEST:
         raise ValueError(f"{name} must lie in [{1 / LARGEST:g}, {LARGEST:g}], got {value!r}")
     return value
+
+
+def check_count(name: str, value: object, least: int, most: float = math.inf) -> None:
+    """Raise ArgumentError unless a number that was asked for is an integer in a range."""
+    if type(value) is not int or not least <= value <= most:
+        wanted = f">= {least}" if most == math.inf else f"from {least} to {most}"
+        raise ArgumentError(f"{name} must be an integer {wanted}, got {value!r:.60}")
 
 
 def check_seed(seed: object) -> None:

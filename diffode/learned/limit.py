@@ -9,14 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from diffode.errors import ArgumentError
-
-#: The end of a training: all its counts were done, or the limit of seconds or a request ended it.
-StoppedBy = Literal["counts", "seconds", "request"]
-#: All ends of a training.
-STOPPED_BY: tuple[StoppedBy, ...] = ("counts", "seconds", "request")
+from diffode.training_facts import StoppedBy
 
 
 class Limit:

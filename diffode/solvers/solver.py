@@ -128,7 +128,8 @@ class Solver(ABC):
                     f"solver {self.spec!r} is singular {where} in its chart {chart.name!r}: alpha must not vanish at the first "
                     "time, nor sigma before the last"
                 ) from error
-            raise ArgumentError(f"solver {self.spec!r} writes no table {where}: {type(error).__name__}: {error}") from error
+            kind = "" if isinstance(error, ArgumentError) else f"{type(error).__name__}: "
+            raise ArgumentError(f"solver {self.spec!r} writes no table {where}: {kind}{error}") from error
         return finished.analytic_first_step() if self.analytic_first_step else finished
 
     def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:

@@ -16,16 +16,21 @@ import torch
 from diffode import cache, paths, solvers
 from diffode.fields.networks import Denoiser
 from diffode.fields.trained import save_trained
-from diffode.learned.conditional.amed import LearnedAMED, Predictor, feature_width, save_amed
+from diffode.learned.conditional.amed import LearnedAMED, Predictor, feature_width
 from diffode.learned.conditional.conditioned import Conditioned, _inputs
 from diffode.metrics import Measurement
 from diffode.solvers.trained.checkpoints import Checkpoint, save_codebooks, save_ranged
 from diffode.solvers.trained.ranged import Ranged
 from diffode.studies import Cell, Result, Store
 from diffode.tableau.stages import Stages
+from diffode.training_facts import Facts
 
 #: The problem that trained files belong to: coordinates of a row, and the times of the two ends on EDM's path.
 DIM, FIRST, LAST = 2, 80.0, 0.002
+#: Facts of a training that never was.
+FACTS = Facts(
+    path="edm", target="ring8", begun_from="dpmpp:order=2 @ karras", held_out_error=0.01, start_error=None, seconds=1.0, seed=0
+)
 CACHE_KEY = "0123456789abcdef"
 CELL = Cell("gauss1d", "edm", 0, "karras", "ddim", 4, 4, "float64", ("endpoint",), 1e-6)
 SUITE = """name = "small"
@@ -94,7 +99,16 @@ def _plain_table(file: Path) -> None:
 
 
 def _checkpoint(file: Path) -> None:
-    Checkpoint(_stages(), 1.0, "edm", "ring8", "dpmpp:order=2 on karras", 0.01, 0.02, 1.0, 0).save(file)
+    facts = Facts(
+        path="edm",
+        target="ring8",
+        begun_from="dpmpp:order=2 @ karras",
+        held_out_error=0.01,
+        start_error=0.02,
+        seconds=1.0,
+        seed=0,
+    )
+    Checkpoint(stages=_stages(), scale=1.0, **facts.facts()).save(file)
 
 
 def _conditioned(file: Path) -> None:
@@ -105,14 +119,13 @@ def _conditioned(file: Path) -> None:
         for _ in range(stages.nfe)
     )
     added = tuple(1e-3 * torch.randn(units + 1, i + 2, generator=rng, dtype=torch.float64) for i in range(stages.nfe))
-    Conditioned(stages, 1.0, layers, added).save(file)
+    Conditioned(stages, 1.0, layers, added, FACTS).save(file)
 
 
 def _amed(file: Path) -> None:
     times = (FIRST, 10.0, 1.0, LAST)
-    save_amed(
-        LearnedAMED(predictor=Predictor(feature_width(DIM)), times=times, levels=(FIRST, LAST), unit=1.0, host="dpm"), file
-    )
+    predictor = Predictor(feature_width(DIM))
+    LearnedAMED(predictor=predictor, times=times, levels=(FIRST, LAST), unit=1.0, host="dpm", facts=FACTS).save(file)
 
 
 def _ranged_of(nfe: int) -> Ranged:

@@ -24,15 +24,18 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.flows import reference
 from diffode.input_files import believed
-from diffode.learned.arguments import LARGEST, bounded, check_seed, path_of, row_shape
+from diffode.learned.arguments import LARGEST, bounded, check_count, path_of
 from diffode.learned.conditional.live import LiveWriter
-from diffode.learned.limit import Limit, StoppedBy
+from diffode.learned.progress import Progress, Step
+from diffode.learned.request import Request, held_out_count
+from diffode.learned.trained import History, Trained
 from diffode.paths import Path
-from diffode.randomness import keyed
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau import Number, Writer
+from diffode.targets import Target
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
+from diffode.training_facts import Facts, read_facts
 
 #: Largest number of coordinates of a row whose state and prediction are features; longer rows give norms and angle alone.
 _MOST_COORDINATES = 8
@@ -43,7 +46,7 @@ _WAVES = 8
 #: Largest norm of the gradient of a round of Adam; a longer one is clipped.
 _LARGEST_GRADIENT = 1.0
 #: Name and version of the file format.
-_SCHEMA = "diffode-amed-1"
+AMED_SCHEMA = "diffode-amed-1"
 #: A function of (x, t) that gives features (B, F) of the user's own.
 Hook = Callable[[Tensor, float], Tensor]
 
@@ -111,6 +114,7 @@ class LearnedAMED(DirectSolver):
     order: int = 2
     hook: Hook | None = field(default=None, repr=False)
     file: str = ""
+    facts: Facts | None = field(default=None, repr=False, compare=False)
 
     name = "amed_learned"
     takes_analytic_first_step = True
@@ -140,6 +144,22 @@ class LearnedAMED(DirectSolver):
     def nfe(self) -> int:
         """Number of evaluations of a run."""
         return 2 * (len(self.times) - 1) - bool(self.analytic_first_step)
+
+    def save(self, file: str | FilePath) -> None:
+        """Write it as safetensors; also the solver ``amed_learned:file=FILE``.
+
+        Raises:
+            ArgumentError: if it has a hook, which is code and not data, or the file can't be written.
+        """
+        if self.hook is not None:
+            raise ArgumentError("an AMED with a hook can't be saved: keep predictor.state_dict() beside your hook")
+        direction, time = self.predictor.ranges
+        description = {
+            "schema": AMED_SCHEMA, "host": self.host, "order": self.order, "times": self.times, "levels": self.levels,
+            "unit": self.unit, "direction_range": direction, "time_range": time,
+            "analytic_first_step": self.analytic_first_step, **({} if self.facts is None else self.facts.description()),
+        }  # fmt: skip
+        write_tensors(file, {k: v.contiguous() for k, v in self.predictor.state_dict().items()}, description)
 
     def features(self, table: LiveWriter, row: int, t: float) -> Tensor:
         """Features of a row's state, (B, F): the hook's answer, or norms and angle and, in few dimensions, the vectors."""
@@ -189,23 +209,6 @@ class LearnedAMED(DirectSolver):
         return Journey(torch.stack([states[0], states[-1]] if len(times) == 2 else states))
 
 
-def save_amed(solver: LearnedAMED, file: str | FilePath) -> None:
-    """Write a trained AMED as safetensors.
-
-    Raises:
-        ArgumentError: if it has a hook, which is code and not data, or the file can't be written.
-    """
-    if solver.hook is not None:
-        raise ArgumentError("an AMED with a hook can't be saved: keep predictor.state_dict() beside your hook")
-    direction, time = solver.predictor.ranges
-    facts = {
-        "schema": _SCHEMA, "host": solver.host, "order": solver.order, "times": solver.times,
-        "levels": solver.levels, "unit": solver.unit,
-        "direction_range": direction, "time_range": time, "analytic_first_step": solver.analytic_first_step,
-    }  # fmt: skip
-    write_tensors(file, {k: v.contiguous() for k, v in solver.predictor.state_dict().items()}, facts)
-
-
 def load_amed(file: str | FilePath) -> LearnedAMED:
     """Read a trained AMED from a file; it is also the solver ``amed_learned:file=FILE``.
 
@@ -213,7 +216,7 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         ArgumentError: if there is no such file, or it can't be read.
         FileFormatError: if the file does not hold a trained AMED.
     """
-    facts, tensors = read_tensors(file, _SCHEMA)
+    facts, tensors = read_tensors(file, AMED_SCHEMA)
     with believed(file, "a trained AMED"):
         for name in tensors:
             float64(tensors, name, 1 if name.endswith("bias") else 2)
@@ -235,8 +238,8 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
             raise ValueError("analytic_first_step must be true or false")
         return LearnedAMED(
             predictor=predictor, times=times, levels=(levels[0], levels[1]), unit=unit, host=facts["host"],
-            order=facts["order"],
-            analytic_first_step=facts["analytic_first_step"], file=str(file),
+            order=facts["order"], analytic_first_step=facts["analytic_first_step"], file=str(file),
+            facts=Facts(**read_facts(facts)) if "held_out_error" in facts else None,
         )  # fmt: skip
 
 
@@ -245,26 +248,11 @@ def feature_width(dim: int) -> int:
     return 3 + (2 * dim if dim <= _MOST_COORDINATES else 0)
 
 
-@dataclass(frozen=True)
-class TrainedAMED:
-    """A trained AMED with the history of its training.
-
-    Attributes:
-        solver: the AMED, with its predictor.
-        losses: mean squared error of each round: of the end, or summed over the steps with ``per_step``.
-        stopped_by: ``"counts"`` if all rounds were done, so that the same seed gives the same numbers; else ``"seconds"`` or
-            ``"request"``.
-    """
-
-    solver: LearnedAMED
-    losses: tuple[float, ...]
-    stopped_by: StoppedBy = "counts"
-
-
 def train_amed(
-    field: Field,
+    field: Field | Target | str,
     steps: int,
     *,
+    path: Path | str = "edm",
     grid: grids.Times = "karras",
     dim: int | Sequence[int] | None = None,
     host: Literal["euler", "dpm", "ipndm", "dpmpp"] | None = None,
@@ -282,13 +270,14 @@ def train_amed(
     start: Tensor | None = None,
     seconds: float = math.inf,
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
-) -> TrainedAMED:
+) -> Trained:
     """Train AMED's predictor on a field.
 
     Args:
-        field: a field with a path.
+        field: a target or its name, or a field with a path.
+        path: path of the target; a field has its own.
         steps: number N of steps; a run costs 2 N evaluations, one less with ``analytic_first_step``.
         grid: spec of the grid, or its times.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
@@ -306,21 +295,23 @@ def train_amed(
         seconds: limit of time, the teacher included. If it ends the training early, the predictor so far is returned, and
             ``stopped_by`` says so.
         seed: seed of the streams of starts, batches and the network.
-        progress: called as ``progress(round, loss)``.
+        progress: called with every round as a :class:`Step`, whose ``error`` is the root of the loss: the root mean square
+            error of the end, or of all steps together, in units of the scale.
         stop: a function called after every round; if it returns True, the predictor so far is returned.
+
+    Returns:
+        :class:`Trained`; ``errors.before`` is that of the predictor before its training, with an inner time in the middle of
+        each step in log rho.
 
     Raises:
         ArgumentError: for a wrong argument.
         FieldError: if the field can't be differentiated.
         NumericalError: if the loss becomes non-finite: lower ``rate``.
     """
-    path = path_of(field, "AMED")
-    shape = row_shape(field, dim)
-    check_seed(seed)
-    limit = Limit(seconds, stop)
+    request = Request.of("train_amed", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
+    field, path, limit = request.field, request.path, request.limit
     for name, value in (("steps", steps), ("points", points), ("batch", batch), ("rounds", rounds)):
-        if type(value) is not int or value < 1:
-            raise ArgumentError(f"{name} must be an integer >= 1, got {value!r}")
+        check_count(name, value, 1)
     for name, number, most in (
         ("rate", rate, math.inf), ("direction_range", direction_range, 1), ("time_range", time_range, 1),
     ):  # fmt: skip
@@ -329,26 +320,46 @@ def train_amed(
     if hook is not None and not callable(hook):
         raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
     times = grids.get(grid, path, steps if grids.is_named(grid) else None).tolist()
-    batches = keyed(seed, "train_amed", "batches")
-    x = path.prior((points, *shape), generator=keyed(seed, "train_amed", "starts")) if start is None else start
+    batches = request.stream("batches")
     if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:
         raise ArgumentError(
             f"AMED needs alpha > 0 at the first time and sigma > 0 at the last, got {times[0]:g} and {times[-1]:g}"
         )
+
+    def starts(count: int, stream: str) -> Tensor:
+        """States at the first time, to which the exact flow takes draws of the prior."""
+        drawn = path.prior((count, *request.shape), generator=request.stream(stream))
+        return drawn if times[0] == path.t_max else reference(field, drawn, path.t_max, times[0], 1e-7).x
+
+    x = starts(points, "starts") if start is None else start
     field.check_gradient(x[:2], times[0])
     targets = _teacher(field, x, times, teacher)
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(keyed(seed, "train_amed", "network").get_state())
-        inputs = feature_width(math.prod(shape)) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
+        torch.set_rng_state(request.stream("network").get_state())
+        inputs = feature_width(request.width) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
         predictor = Predictor(inputs, direction_range, time_range)
     ends = path.rho(times[0]), path.rho(times[-1])
     solver = LearnedAMED(
         predictor=predictor, times=tuple(times), levels=ends, unit=field.scale, host=host, order=order, hook=hook,
         analytic_first_step=analytic_first_step,
     )  # fmt: skip
+    others = starts(held_out_count(points), "test")
+    exact = reference(field, others, times[0], times[-1], 1e-7).x
+
+    def held_out() -> float:
+        with torch.no_grad():
+            error = (solver.run(field, others)[-1] - exact).flatten(1).norm(dim=1).mean()
+        value = float(error) / path.alpha(times[-1]) / field.scale
+        return value if math.isfinite(value) else math.inf
+
+    before = held_out()
     optimiser = torch.optim.Adam(predictor.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds)
-    losses = []
+    losses: list[float] = []
+
+    def root(loss: float) -> float:
+        return math.sqrt(loss) / field.scale
+
     for number in range(1, rounds + 1):
         rows = torch.randperm(len(x), generator=batches)[:batch]
         states = solver.run(field, x[rows], cut=per_step)
@@ -362,12 +373,14 @@ def train_amed(
             raise NumericalError("AMED's training diverged: lower rate, or choose another grid")
         optimiser.step()
         schedule.step()
-        if progress is not None:
-            progress(number, losses[-1])
+        request.tell(Step("train the predictor", number, rounds, root(losses[-1])))
         if number < rounds and limit.reached():
             break
     predictor.requires_grad_(False)
-    return TrainedAMED(replace(solver, predictor=predictor), tuple(losses), limit.stopped_by)
+    begun_from = f"{solver.spec}, untrained, @ {grid if isinstance(grid, str) else 'a list of times'}"
+    facts = request.facts(begun_from, before, held_out())
+    solver = replace(solver, predictor=predictor, facts=facts)
+    return Trained(solver, solver.nfe, facts, solver, None, History(tuple(map(root, losses)), steps=len(losses)))
 
 
 def _teacher(field: Field, x: Tensor, times: Sequence[float], teacher: Literal["exact"] | int) -> list[Tensor]:

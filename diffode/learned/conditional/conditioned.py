@@ -21,17 +21,21 @@ from typing_extensions import override
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
 from diffode.input_files import believed
-from diffode.learned.arguments import LARGEST, bounded, check_seed, finite_levels, path_of, row_shape
+from diffode.learned.arguments import LARGEST, bounded, check_count, finite_levels
 from diffode.learned.fitting.gauss_newton import Problem, descend, output_directions
-from diffode.learned.fitting.problems import problem_for, starts_for
-from diffode.learned.limit import Limit, StoppedBy
-from diffode.learned.tables.training import Trained
+from diffode.learned.fitting.problems import starts_for
+from diffode.learned.limit import Limit
+from diffode.learned.progress import Progress
+from diffode.learned.request import Request
+from diffode.learned.trained import History, Trained, check_trained
 from diffode.numerics.least_squares import NormalEquations, reweighted
-from diffode.randomness import keyed
+from diffode.paths import Path
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import NoiseFunction, Stages, noise_function
+from diffode.targets import Target
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
+from diffode.training_facts import Facts, read_facts
 
 #: Largest number of coordinates of a row whose state and prediction are features.
 _MOST_COORDINATES = 8
@@ -44,7 +48,7 @@ _LONGER_STEPS = 3
 #: Number of starts whose graphs are in memory together.
 _CHUNK = 1024
 #: Name and version of the file format.
-_SCHEMA = "diffode-conditioned-1"
+CONDITIONED_SCHEMA = "diffode-conditioned-1"
 #: Damping of the first step, in units of the curvature's diagonal.
 _DAMPING = 1e-2
 #: Shortest error as a share of the median; a shorter one weighs as much as this one.
@@ -62,12 +66,14 @@ class Conditioned:
         unit: scale of the data.
         layers: matrix (features, units) and offset (units,) of every row.
         weights: W (units + 1, row + 2) of every row: a column for the scale, and one for each evaluation.
+        facts: origin and errors, which files of older versions do not tell.
     """
 
     stages: Stages
     unit: float
     layers: tuple[tuple[Tensor, Tensor], ...]
     weights: tuple[Tensor, ...]
+    facts: Facts | None = None
 
     def __post_init__(self) -> None:
         count = self.stages.nfe
@@ -92,7 +98,12 @@ class Conditioned:
         tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
         for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
             tensors |= {f"matrix_{i}": matrix, f"offset_{i}": offset, f"added_{i}": weights}
-        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, {"schema": _SCHEMA, "unit": self.unit})
+        description = {
+            "schema": CONDITIONED_SCHEMA,
+            "unit": self.unit,
+            **({} if self.facts is None else self.facts.description()),
+        }
+        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, description)
 
     def run(self, noise: NoiseFunction, start: Tensor, shifts: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) are added to W^T phi."""
@@ -200,7 +211,7 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         ArgumentError: if there is no such file, or it can't be read.
         FileFormatError: if the file does not hold a conditioned table.
     """
-    description, tensors = read_tensors(file, _SCHEMA)
+    description, tensors = read_tensors(file, CONDITIONED_SCHEMA)
     with believed(file, "a conditioned table"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
         if len(tensors) != 3 + 3 * stages.nfe:
@@ -210,52 +221,33 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         if bool((stages.levels[:-1] > LARGEST).any()) or not stages.levels[-1] < stages.levels[0]:
             raise ValueError(f"levels must not exceed {LARGEST:g}, and the last must be below the first")
         added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
-        table = Conditioned(stages, unit, layers, added)
+        facts = Facts(**read_facts(description)) if "held_out_error" in description else None
+        table = Conditioned(stages, unit, layers, added, facts)
         return ConditionedSolver(table=table, file=str(file))
-
-
-@dataclass(frozen=True)
-class TrainedConditioned:
-    """A conditioned table as a solver, with the history of its training.
-
-    Attributes:
-        solver: the solver.
-        held_out_error: its mean end-point error on held-out starts, in units of the scale.
-        start_error: that of the table without conditions.
-        training, held_out: mean end-point errors after every step, in units of the scale.
-        seconds: time of the training.
-        stopped_by: ``"counts"`` if all steps were done; else ``"seconds"`` or ``"request"``.
-    """
-
-    solver: ConditionedSolver
-    held_out_error: float
-    start_error: float
-    training: tuple[float, ...]
-    held_out: tuple[float, ...]
-    seconds: float
-    stopped_by: StoppedBy = "counts"
 
 
 def condition(
     trained: Trained | Checkpoint,
-    field: Field,
+    field: Field | Target | str,
     *,
+    path: Path | str = "edm",
     dim: int | Sequence[int] | None = None,
     units: int = 20,
     points: int | None = None,
     steps: int = 40,
-    seconds: float = math.inf,
+    seconds: float | Limit = math.inf,
     directions: int = 4,
     patience: int = 8,
     seed: int = 0,
-    progress: Callable[[int, float, float], None] | None = None,
+    progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
-) -> TrainedConditioned:
+) -> Trained:
     """Condition a trained table on the sample.
 
     Args:
         trained: the result of :func:`diffode.learned.train_table`, or its checkpoint, which may come from a file.
-        field: the field it was trained on.
+        field: the field or target it was trained on.
+        path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         units: number of random units in each row.
         points: number of starts to train on, by default three times that of a table, up to 4,096. A quarter of that number, but
@@ -265,39 +257,33 @@ def condition(
         seconds: limit of time; if it ends the training early, ``stopped_by`` says so.
         directions: number of derivatives for each sample, if it has more dimensions than that.
         seed: seed of the starts, the random layers and the directions.
-        progress: called as ``progress(step, training error, held-out error)``.
+        progress: called with every :class:`Step`.
         stop: a function called after every step; if it returns True, the best weights so far are returned.
 
     Returns:
-        :class:`TrainedConditioned`.
+        :class:`Trained`; ``errors.before`` is that of the table without conditions.
 
     Raises:
         ArgumentError: for a wrong argument, or a table for another field or path.
         FieldError: if the field can't be differentiated.
     """
-    checkpoint = trained.checkpoint if isinstance(trained, Trained) else trained
-    if not isinstance(checkpoint, Checkpoint):
-        raise ArgumentError(f"trained must be what train_table gave or its checkpoint, got {type(trained).__name__}")
-    limit = Limit(seconds, stop)
-    path, shape = path_of(field, "training"), row_shape(field, dim)
-    unit, width = field.scale, math.prod(shape)
-    own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(path)
+    checkpoint: Checkpoint = check_trained(trained, Checkpoint, "what train_table gave or its checkpoint")
+    request = Request.of("condition", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
+    limit, unit, width = request.limit, request.field.scale, request.width
+    own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(request.path)
     if any(abs(a - b) > 0.01 * b for a, b in zip(own, wanted, strict=True)):
         raise ArgumentError(
             f"trained goes from noise level {own[0]:.4g} to {own[1]:.4g} at the scale of this field, its path from "
             f"{wanted[0]:.4g} to {wanted[1]:.4g}: condition a table that was trained on this field and path"
         )
-    check_seed(seed)
     if points is None:
-        points = starts_for(field, width, checkpoint.stages.nfe, _LONGER_STEPS)
+        points = starts_for(request.field, width, checkpoint.stages.nfe, _LONGER_STEPS)
     for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
-        if type(value) is not int or value < least:
-            raise ArgumentError(f"{name} must be an integer >= {least}, got {value!r}")
+        check_count(name, value, least)
     problem, held_out = (
-        _flat(problem_for(field, path, shape, n, keyed(seed, "condition", stream)))
-        for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))
+        _flat(request.problem(n, stream)) for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))
     )
-    layers, directions_of = keyed(seed, "condition", "layers"), keyed(seed, "condition", "directions")
+    layers, directions_of = request.stream("layers"), request.stream("directions")
     inputs = _inputs(width)
     count = checkpoint.stages.nfe
 
@@ -320,17 +306,13 @@ def condition(
         steps=steps,
         limit=limit,
         patience=patience,
+        stage="condition the table",
         progress=progress,
     )
-    return TrainedConditioned(
-        ConditionedSolver(table=_with(table, found.values)),
-        min(found.held_out),
-        found.held_out[0],
-        found.training,
-        found.held_out,
-        limit.elapsed,
-        found.stopped_by,
-    )
+    facts = request.facts(f"the table begun from {checkpoint.begun_from}", found.held_out[0], min(found.held_out))
+    conditioned = replace(_with(table, found.values), facts=facts)
+    history = History(found.training, found.held_out, len(found.training) - 1)
+    return Trained(ConditionedSolver(table=conditioned), count, facts, conditioned, None, history)
 
 
 def _flattened(noise: NoiseFunction, shape: Sequence[int]) -> NoiseFunction:

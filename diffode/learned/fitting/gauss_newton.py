@@ -22,10 +22,12 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.learned.fitting.parameters import Parameters
 from diffode.learned.fitting.sensitivities import Recording
 from diffode.learned.fitting.trajectory import Trajectory
-from diffode.learned.limit import STOPPED_BY, Limit, StoppedBy
+from diffode.learned.limit import Limit
+from diffode.learned.progress import Progress, Step
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.randomness import keyed
 from diffode.tableau.stages import NoiseFunction, Stages
+from diffode.training_facts import STOPPED_BY, StoppedBy
 
 #: Shortest error as a share of the median; a shorter one weighs as much as this one.
 _LEAST_WEIGHT = 0.02
@@ -41,9 +43,6 @@ _TRIALS = 8
 _SMALL_GAIN = 1e-4
 #: Number of small gains in a row that end the training.
 _SMALL_GAINS = 5
-
-#: A function called as (step, training error, held-out error).
-Progress = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ def fit(
     patience: int = 15,
     directions: int = 4,
     seed: int = 0,
+    stage: str = "fit",
     progress: Progress | None = None,
 ) -> Fit:
     """Minimise the mean error over problems, or with ``loss="log"`` the mean log error, so that all problems count alike.
@@ -168,7 +168,8 @@ def fit(
         patience: number of steps without a smaller loss on ``held_out`` after which the next one ends the training.
         directions: number of derivatives for each sample, if it has more dimensions than that.
         seed: seed of the random directions.
-        progress: called as ``progress(step, training loss, held-out loss)``.
+        stage: what is trained, in words, for ``progress``.
+        progress: called with every :class:`Step`, whose errors are the losses.
 
     Raises:
         NumericalError: if the loss is not finite at the start.
@@ -184,6 +185,7 @@ def fit(
         steps=steps,
         limit=limit,
         patience=patience,
+        stage=stage,
         progress=progress,
         confined=lambda values: parameters.confined(values, first, last),
     )
@@ -201,6 +203,7 @@ def descend(
     steps: int,
     limit: Limit | None,
     patience: int,
+    stage: str,
     progress: Progress | None,
     confined: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Fit:
@@ -240,7 +243,7 @@ def descend(
         training.append(current)
         checked.append(on_others)
         if progress is not None:
-            progress(step, current, on_others)
+            progress(Step(stage, step, steps, current, on_others))
         waited = 0 if on_others < best_held else waited + 1
         if on_others < best_held:
             best, best_held = values, on_others

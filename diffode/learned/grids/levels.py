@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,15 +18,16 @@ from torch import Tensor
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seed, path_of, row_shape
-from diffode.learned.fitting.gauss_newton import Problem, Progress, fit
+from diffode.learned.arguments import check_count
+from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
-from diffode.learned.fitting.problems import problem_for
 from diffode.learned.limit import Limit
+from diffode.learned.progress import Progress, Step
+from diffode.learned.request import Request
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.randomness import keyed
 from diffode.tableau.stages import Stages
+from diffode.targets import Target
 
 #: Grids at which direct search starts.
 _FIRST_GRIDS = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
@@ -38,7 +40,7 @@ _OVERFLOW = 1e300
 
 
 def gits(
-    field: Field,
+    field: Field | Target | str,
     steps: int,
     *,
     dim: int | Sequence[int] | None = None,
@@ -50,7 +52,7 @@ def gits(
     """Geometry-inspired time scheduling: the grid whose Euler jumps stay nearest to the trajectories.
 
     Args:
-        field: a field with a path.
+        field: a field with a path, or a target or its name for its exact field on EDM.
         steps: number of steps.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         teacher: number of steps of the fine grid (polynomial, exponent 7) that holds the points of the grid. The trajectories
@@ -68,14 +70,15 @@ def gits(
     Source: Chen et al., arXiv 2405.11326: the cost of a jump i -> j is the distance of its end to the chord from the first to
     the last point of the trajectory, less that of the trajectory's own point j.
     """
-    path = path_of(field, "GITS")
-    shape = row_shape(field, dim)
-    _check_counts(teacher=(teacher, 10**4))
+    request = Request.of("gits", field, dim=dim, seed=seed)
+    path = request.path
+    check_count("teacher", teacher, 1, 10**4)
     fine = grids.get("karras:rho=7", path, teacher)
-    _check_counts(steps=(steps, teacher), points=(points, 10**9))
-    check_seed(seed)
+    check_count("steps", steps, 1, teacher)
+    check_count("points", points, 1, 10**9)
+    field = request.field
     rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
-    start = path.prior((points, *shape), generator=keyed(seed, "gits", "starts"))
+    start = path.prior((points, *request.shape), generator=request.stream("starts"))
     states = [start.flatten(1) / path.alpha(float(fine[0]))]
     slopes = []
     with torch.no_grad():
@@ -127,7 +130,7 @@ def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", 
     Source: Xue et al., arXiv 2402.17376, equation 13 and section 3.3 ("DM-NonUniform").
     """
     path = get_path(path)
-    _check_counts(steps=(steps, 1000))
+    check_count("steps", steps, 1, 1000)
     recipe = solvers.get(solver)
     base = grids.get("log_snr", path, steps).tolist()
     ends = [path.log_snr(base[0]), path.log_snr(base[-1])]
@@ -168,13 +171,14 @@ def denoised_weights(stages: Stages) -> Tensor:
 
 
 def ld3(
-    field: Field,
+    field: Field | Target | str,
     steps: int,
     *,
     solver: str = "dpmpp:order=2",
     grid: str = "log_snr",
     dim: int | Sequence[int] | None = None,
     points: int = 512,
+    rounds: int = 100,
     seconds: float | Limit = math.inf,
     seed: int = 0,
     progress: Progress | None = None,
@@ -182,15 +186,16 @@ def ld3(
     """The grid on which a solver of one evaluation per step ends nearest the exact flow, trained on starts.
 
     Args:
-        field: a field with a path, differentiable in x.
+        field: a field with a path, differentiable in x, or a target or its name for its exact field on EDM.
         steps: number of steps.
         solver: spec of the solver.
         grid: named grid at which training starts.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of starts to train on, and of held-out ones.
+        rounds: largest number of Gauss-Newton steps.
         seconds: limit of time, in seconds or as a :class:`Limit`, after which the best grid so far is returned.
         seed: seed of the starts.
-        progress: called as ``progress(step, training error, held-out error)``.
+        progress: called with every :class:`Step`.
 
     Returns:
         float64 tensor of ``steps + 1`` times.
@@ -201,35 +206,36 @@ def ld3(
 
     Source: Tong et al., arXiv 2405.15506 (LD3); minimised here by Gauss-Newton with exact derivatives, from the named grid.
     """
-    limit = _limit(seconds)
-    values, problem = _trained(Levels, field, steps, solver, grid, dim, points, limit, seed, progress)
-    path = path_of(field, "LD3")
-    return _times(path, values, problem)
+    request = Request.of("ld3", field, dim=dim, seed=seed, seconds=seconds, progress=progress)
+    values, problem = _trained(Levels, request, steps, solver, grid, points, rounds, "train the levels")
+    return _times(request.path, values, problem)
 
 
 def ld3_decoupled(
-    field: Field,
+    field: Field | Target | str,
     steps: int,
     *,
     solver: str = "dpmpp:order=2",
     grid: str = "log_snr",
     dim: int | Sequence[int] | None = None,
     points: int = 512,
+    rounds: int = 100,
     seconds: float | Limit = math.inf,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Stages:
     """The table, in the data's units, of :func:`ld3` with the levels at which the field is evaluated trained as well."""
-    path, limit = path_of(field, "LD3"), _limit(seconds)
-    together, _ = _trained(Levels, field, steps, solver, grid, dim, points, limit.part(0.5), seed, progress)
+    request = Request.of("ld3", field, dim=dim, seed=seed, seconds=seconds, progress=progress)
+    first = replace(request, limit=request.limit.part(0.5))
+    together, _ = _trained(Levels, first, steps, solver, grid, points, rounds, "train the levels together")
     begin = torch.cat([together, torch.zeros_like(together)])
-    values, problem = _trained(Decoupled, field, steps, solver, grid, dim, points, limit, seed, progress, begin)
-    levels, write = _writer(path, solver, grid, steps, problem.unit)
+    values, problem = _trained(Decoupled, request, steps, solver, grid, points, rounds, "train the levels apart", begin)
+    levels, write = _writer(request.path, solver, grid, steps, problem.unit)
     return Decoupled(levels, write).stages(values, problem.first, problem.last).scaled(problem.unit)
 
 
 def search(
-    field: Field,
+    field: Field | Target | str,
     steps: int,
     *,
     solver: str = "dpmpp:order=2",
@@ -237,14 +243,14 @@ def search(
     points: int = 256,
     seconds: float | Limit = math.inf,
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The best grid of a few steps by direct search: Nelder-Mead from each of several named grids.
 
     The field needs no gradient. The error has many local minima in the levels, which training (:func:`ld3`) does not leave.
 
     Args:
-        field: a field with a path.
+        field: a field with a path, or a target or its name for its exact field on EDM.
         steps: number of steps.
         solver: spec of the solver.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
@@ -252,7 +258,7 @@ def search(
         seconds: limit of time, exact ends included, in seconds or as a :class:`Limit`, after which the best grid so far is
             returned.
         seed: seed of the starts.
-        progress: called as ``progress(runs, least error)``.
+        progress: called with every run as a :class:`Step`, whose ``error`` is the least so far.
 
     Returns:
         float64 tensor of ``steps + 1`` times.
@@ -260,10 +266,11 @@ def search(
     Raises:
         ArgumentError: for a wrong argument.
     """
-    path, limit = path_of(field, "a grid search"), _limit(seconds)
-    _check_counts(steps=(steps, 100), points=(points, 10**9))
-    check_seed(seed)
-    problem = problem_for(field, path, row_shape(field, dim), points, keyed(seed, "search", "starts"), differentiated=False)
+    request = Request.of("search", field, dim=dim, seed=seed, seconds=seconds, progress=progress)
+    path, limit = request.path, request.limit
+    check_count("steps", steps, 1, 100)
+    check_count("points", points, 1, 10**9)
+    problem = request.problem(points, "starts", differentiated=False)
     if steps == 1:
         return grids.get("log_snr", path, 1)
     begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FIRST_GRIDS]
@@ -279,8 +286,7 @@ def search(
         runs += 1
         if found < least:
             best, least = values.copy(), found
-        if progress is not None:
-            progress(runs, least)
+        request.tell(Step("search the levels", runs, None, least))
         if limit.reached():
             raise _Ended
         return min(found, _OVERFLOW)
@@ -289,10 +295,6 @@ def search(
         for parameters in begins:
             _simplex(error, parameters.start.numpy())
     return _times(path, torch.from_numpy(best), problem)
-
-
-def _limit(seconds: float | Limit) -> Limit:
-    return seconds if isinstance(seconds, Limit) else Limit(seconds)
 
 
 class _Ended(Exception):
@@ -333,34 +335,26 @@ def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tupl
 
 def _trained(
     kind: type[Levels] | type[Decoupled],
-    field: Field,
+    request: Request,
     steps: int,
     solver: str,
     grid: str,
-    dim: int | Sequence[int] | None,
     points: int,
-    limit: Limit,
-    seed: int,
-    progress: Progress | None,
+    rounds: int,
+    stage: str,
     begin: Tensor | None = None,
 ) -> tuple[Tensor, Problem]:
-    path = path_of(field, "LD3")
-    _check_counts(steps=(steps, 1000), points=(points, 10**9))
-    check_seed(seed)
-    problem, held_out = (
-        problem_for(field, path, row_shape(field, dim), points, keyed(seed, "ld3", stream))
-        for stream in ("training", "held out")
-    )
+    check_count("steps", steps, 1, 1000)
+    check_count("points", points, 1, 10**9)
+    check_count("rounds", rounds, 1)
+    problem, held_out = (request.problem(points, stream) for stream in ("training", "held out"))
     if steps == 1:
         raise ArgumentError("a grid of one step has nothing to train")
-    parameters = kind(*_writer(path, solver, grid, steps, problem.unit))
-    found = fit(parameters, [problem], [held_out], start=begin, limit=limit, seed=seed, progress=progress)
+    parameters = kind(*_writer(request.path, solver, grid, steps, problem.unit))
+    found = fit(
+        parameters, [problem], [held_out], start=begin, steps=rounds, limit=request.limit, seed=request.seed, stage=stage,
+        progress=request.progress,
+    )  # fmt: skip
     if not math.isfinite(min(found.held_out)):
         raise NumericalError("the trained grid gives non-finite states on held-out starts")
     return found.values, problem
-
-
-def _check_counts(**values: tuple[int, int]) -> None:
-    for name, (value, most) in values.items():
-        if type(value) is not int or not 1 <= value <= most:
-            raise ArgumentError(f"{name} must be an integer from 1 to {most}, got {value!r}")

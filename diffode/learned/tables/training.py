@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,23 +12,22 @@ from torch import Tensor
 from diffode import paths
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seed, field_on, finite_levels, row_shape
+from diffode.learned.arguments import check_count, check_seed, finite_levels
 from diffode.learned.fitting.gauss_newton import Fit, Problem, fit
 from diffode.learned.fitting.parameters import Table
-from diffode.learned.fitting.problems import FEWEST, problem_for, starts_for
-from diffode.learned.limit import Limit, StoppedBy
+from diffode.learned.fitting.problems import FEWEST, starts_for
+from diffode.learned.limit import Limit
+from diffode.learned.progress import Progress
+from diffode.learned.request import Request, held_out_count
 from diffode.learned.tables.published import Published, candidates
+from diffode.learned.trained import History, Trained
 from diffode.paths import Path
-from diffode.randomness import keyed
 from diffode.solvers.solver import check_budget
+from diffode.solvers.trained.bespoke import Bespoke
 from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
-#: Number of held-out starts, and of test starts, as a share of the starts to train on; at least ``FEWEST``.
-_HELD_OUT_SHARE = 0.5
-#: Largest number of held-out starts, and of test starts.
-_MOST_HELD_OUT = 1024
 #: Number of steps of the trial of a candidate, which ranks it.
 _LOOK_STEPS = 6
 #: Number of starts of a trial as a share of all; at least ``FEWEST``.
@@ -44,29 +42,6 @@ _MOST_STEPS = 200
 #: Relative difference below which the errors of two trained candidates are the same, which ends the training.
 _SAME = 0.02
 
-#: A function called as (stage in words, step, training error, held-out error).
-Report = Callable[[str, int, float, float], None]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained sampler with the history of its training.
-
-    Attributes:
-        checkpoint: the sampler and its facts; after ``checkpoint.save(file)`` it is the solver ``bespoke:file=FILE``.
-        origin: the table of the published sampler at which the best training began, in units of the scale.
-        training, held_out: mean end-point errors after every step, in units of the scale; the first are those after the
-            trial of the candidate, which counts the states in between too.
-        stopped_by: ``"counts"`` if all steps were done, so that the same seed gives the same numbers; ``"seconds"`` or
-            ``"request"`` if the limit or ``stop`` left some out.
-    """
-
-    checkpoint: Checkpoint
-    origin: Stages
-    training: tuple[float, ...]
-    held_out: tuple[float, ...]
-    stopped_by: StoppedBy = "counts"
-
 
 def train_table(
     field: Field | Target | str,
@@ -80,9 +55,10 @@ def train_table(
     groups: tuple[int, ...] | None = None,
     trajectory: float = 0.0,
     points: int | None = None,
-    seconds: float = math.inf,
+    steps: int = _MOST_STEPS,
+    seconds: float | Limit = math.inf,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
     """Train the weights, scales and levels of a table with ``nfe`` evaluations, from published samplers.
@@ -105,14 +81,15 @@ def train_table(
             the end weighs 1. Trials of candidates always count both.
         points: number of starts, by default from 192 to 4,096; it falls with the number of evaluations, the components of
             the mixture and the dimension.
-        seconds: limit of time. It includes references and the choice of candidates, which it can't cut short.
+        steps: largest number of steps from one candidate; most trainings end before, where steps no longer gain.
+        seconds: limit of time, in seconds or as a :class:`Limit`. It includes references and the choice of candidates, which
+            it can't cut short.
         seed: seed of the starts; those of training, held out and of the test are separate streams.
-        progress: called as ``progress(stage, step, training error, held-out error)``, with the stage in words; in a trial the
-            training error counts the states in between.
+        progress: called with every :class:`Step`; in a trial its ``error`` counts the states in between.
         stop: a function called after every step; if it returns True, the best table so far is returned.
 
     Returns:
-        :class:`Trained`.
+        :class:`Trained`, whose solver is ``bespoke``; its history is that of the best candidate, after its trial.
 
     Raises:
         ArgumentError, BudgetError: for a wrong argument.
@@ -120,31 +97,31 @@ def train_table(
         NumericalError: if no published sampler gives finite states.
 
     >>> trained = train_table("bimodal1d", 4, points=192, begin_from="deis:order=3")
-    >>> trained.checkpoint.held_out_error < 0.02  # the best of hundreds of published samplers: 0.065
+    >>> trained.errors.after < 0.02  # the best of hundreds of published samplers: 0.065
     True
     """
     check_budget(nfe)
-    limit = Limit(seconds, stop)
-    chosen, on, name = field_on(field, path)
-    shape = row_shape(chosen, dim)
+    request = Request.of("train_table", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
         raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
-    count = points if points is not None else starts_for(chosen, math.prod(shape), nfe)
-    if type(count) is not int or count < 8:
-        raise ArgumentError(f"points must be an integer >= 8, got {points!r}")
-    check_seed(seed)
+    count = points if points is not None else starts_for(request.field, request.width, nfe)
+    check_count("points", count, 8)
+    check_count("steps", steps, 1)
     begin_from = _begin_from(begin_from, start)
-    few = min(max(round(_HELD_OUT_SHARE * count), FEWEST), count, _MOST_HELD_OUT)
-    part = min(max(round(_LOOK_PART * count), FEWEST), count)
-
-    def starts(number: int, stream: str, weight: float = trajectory) -> Problem:
-        return problem_for(chosen, on, shape, number, keyed(seed, "train_table", stream), weight)
-
-    look = starts(part, "training", max(trajectory, _LOOK_TRAJECTORY))
-    problem, held_out = starts(count, "training"), starts(few, "held out")
-    test = starts(few, "test", 0.0)
-    task = _Task(look, problem, held_out, test, on, name, limit, seed, progress)
-    return _best_of(task, candidates(problem, on, nfe, begin_from), consistent, groups)
+    few, part = held_out_count(count), min(max(round(_LOOK_PART * count), FEWEST), count)
+    task = _Task(
+        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY)),
+        problem=request.problem(count, "training", trajectory),
+        held_out=request.problem(few, "held out", trajectory),
+        test=request.problem(few, "test"),
+        path=request.path,
+        name=request.target,
+        limit=request.limit,
+        seed=seed,
+        progress=progress,
+        steps=steps,
+    )
+    return _best_of(task, candidates(task.problem, request.path, nfe, begin_from), consistent, groups)
 
 
 def train_gaussian(
@@ -154,22 +131,25 @@ def train_gaussian(
     path: Path | str = "vp",
     begin_from: str | None = None,
     start: str | None = None,
+    steps: int = _MOST_STEPS,
     seconds: float = math.inf,
     seed: int = 0,
+    progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
     """Train a table on a Gaussian's exact error, without samples.
 
     The training minimises the mean error of the output's standard deviation over eigen-directions, which is the error that
     ``tableau.propagate`` gives. ``eigenvalues`` (E,) are the data's variances; the other arguments, the result and the errors
-    are those of :func:`train_table`. The checkpoint's held-out error is the training error, since nothing is held out.
+    are those of :func:`train_table`. The held-out errors are the training errors, since nothing is held out.
 
-    >>> train_gaussian([1.0, 0.3, 0.01], 4, seconds=3).checkpoint.held_out_error < 1e-6
+    >>> train_gaussian([1.0, 0.3, 0.01], 4, seconds=3).errors.after < 1e-6
     True
     """
     check_budget(nfe)
     limit = Limit(seconds, stop)
     check_seed(seed)
+    check_count("steps", steps, 1)
     begin_from = _begin_from(begin_from, start)
     try:
         variances = torch.as_tensor(eigenvalues, dtype=torch.float64)
@@ -187,7 +167,8 @@ def train_gaussian(
     first, last = finite_levels(on)
     deviations = [(column + level**2).sqrt() for level in (first, last)]
     problem = Problem(noise, deviations[0], deviations[1], unit, first / unit, last / unit)
-    task = _Task(problem, problem, problem, problem, on, f"Gaussian, {len(variances)} eigenvalues", limit, seed, None)
+    name = f"Gaussian, {len(variances)} eigenvalues"
+    task = _Task(problem, problem, problem, problem, on, name, limit, seed, progress, steps)
     return _best_of(task, candidates(problem, on, nfe, begin_from), False, None)
 
 
@@ -202,14 +183,15 @@ class _Task(NamedTuple):
     name: str
     limit: Limit
     seed: int
-    progress: Report | None
+    progress: Progress | None
+    steps: int
 
     def trained(self, on: Problem, table: Table, stage: str, begin: Tensor, steps: int, limit: Limit) -> Fit | None:
         """A training from given values; None if the first run overflows, which another candidate's may not."""
         try:
             return fit(
                 table, [on], [self.held_out], start=begin, steps=steps, limit=limit, seed=self.seed,
-                progress=_named(self.progress, stage),
+                stage=stage, progress=self.progress,
             )  # fmt: skip
         except NumericalError:
             return None
@@ -233,7 +215,7 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
     for one in seen:
         if task.limit.reached():
             break
-        further = task.trained(task.problem, one.table, f"train from {one.published.name}", one.values, _MOST_STEPS, task.limit)
+        further = task.trained(task.problem, one.table, f"train from {one.published.name}", one.values, task.steps, task.limit)
         if further is None:
             continue
         error = min(further.held_out)
@@ -246,18 +228,25 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
     fitted, chosen = best
     stages = chosen.table.stages(fitted.values, task.problem.first, task.problem.last)
     checkpoint = Checkpoint(
-        stages,
-        task.problem.unit,
-        task.path.spec,
-        task.name,
-        chosen.published.name,
-        task.test.error(stages),
-        task.test.error(chosen.published.stages),
-        task.limit.elapsed,
-        task.seed,
-        task.limit.stopped_by,
+        stages=stages,
+        scale=task.problem.unit,
+        path=task.path.spec,
+        target=task.name,
+        begun_from=chosen.published.name,
+        held_out_error=task.test.error(stages),
+        start_error=task.test.error(chosen.published.stages),
+        seconds=task.limit.elapsed,
+        seed=task.seed,
+        stopped_by=task.limit.stopped_by,
     )
-    return Trained(checkpoint, chosen.published.stages, fitted.training, fitted.held_out, task.limit.stopped_by)
+    history = History(fitted.training, fitted.held_out, len(fitted.training) - 1)
+    return trained_table(checkpoint, history, chosen.published.stages)
+
+
+def trained_table(checkpoint: Checkpoint, history: History, origin: Stages | None) -> Trained:
+    """The result of a training that gave a table."""
+    solver = Bespoke(table=checkpoint)
+    return Trained(solver, checkpoint.stages.nfe, checkpoint, checkpoint, history=history, origin=origin)
 
 
 def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> list[_Candidate]:
@@ -290,10 +279,6 @@ def _begin_from(given: str | None, older: str | None) -> str | None:
 
 def _error(problem: Problem, table: Table, values: Tensor) -> float:
     return problem.error(table.stages(values, problem.first, problem.last))
-
-
-def _named(progress: Report | None, stage: str) -> Callable[[int, float, float], None] | None:
-    return None if progress is None else lambda step, training, held: progress(stage, step, training, held)
 
 
 def output_weights(stages: Stages) -> Tensor:

@@ -37,11 +37,11 @@ def table_of(book: Sequence[Ranged], problem: Problem, choice: Choice) -> Stages
 
 
 def ranked(
-    book: Sequence[Ranged], problem: Problem, chosen: Iterable[Choice], seen: Callable[[], None] = lambda: None
+    book: Sequence[Ranged], problem: Problem, chosen: Iterable[Choice], seen: Callable[[float, Choice], None] = lambda *_: None
 ) -> list[tuple[float, Choice]]:
-    """Mean end-point errors in units of the scale with their choices, the smallest first; ``seen`` is called after each."""
+    """Mean end-point errors in units of the scale with their choices, the smallest first; ``seen`` is told of each."""
     found = []
     for choice in chosen:
         found.append((problem.error(table_of(book, problem, choice)), choice))
-        seen()
+        seen(*found[-1])
     return sorted(found)

@@ -9,7 +9,7 @@ codebook grows by clones of the tables with most problems, each moved by steps o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError
 from diffode.learned.arguments import check_seed
 from diffode.learned.fitting.gauss_newton import output_directions
+from diffode.learned.progress import Progress, Step
 from diffode.learned.universal.batches import UNITS, Batch
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
 from diffode.paths import EDM
@@ -61,9 +62,6 @@ _BEST = 3
 _UNITS = torch.tensor(UNITS, dtype=torch.float64)
 #: Place in ``UNITS`` of the scale itself.
 _SCALE = UNITS.index(1.0)
-
-#: A function called as (round, members, loss).
-Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def train_codebook(
         origins: tables among which the first members are chosen; they fix the number of evaluations.
         recipe: sizes of the training.
         seed: seed of the clones' problems, the new choices and the directions.
-        progress: called as ``progress(round, members, loss)``, with the mean log error of the best choices seen so far.
+        progress: called with every round as a :class:`Step`, whose ``error`` is the mean log error of the best choices so far.
 
     Returns:
         The members.
@@ -194,7 +192,8 @@ class _Training:
                 self.grow(chosen, min(self.recipe.grow, self.recipe.members - len(self.members)))
             self.look_again()
             if progress is not None:
-                progress(turn, len(self.members), float(self.known.amin((0, 1)).mean()))
+                loss = float(self.known.amin((0, 1)).mean())
+                progress(Step(f"train {len(self.members)} members", turn, self.recipe.rounds, loss))
         like = self.like
         return [replace(like, coefficients=one) for one in self.members]
 

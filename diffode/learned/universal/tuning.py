@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.errors import BudgetError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_seed, field_on, row_shape
+from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import Problem
-from diffode.learned.fitting.problems import problem_for
+from diffode.learned.progress import Progress, Step
+from diffode.learned.request import Request
+from diffode.learned.trained import History, Trained
 from diffode.learned.universal.choice import Choice, choices, fits, ranked, table_of
 from diffode.paths import Path
-from diffode.randomness import keyed
 from diffode.solvers.solver import check_budget
 from diffode.solvers.trained.bespoke import Universal, shipped_members, shipped_tables
+from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.solvers.trained.ranged import Ranged
 from diffode.targets import Target
 
@@ -34,27 +36,6 @@ _FINER = 2**0.25
 _MOST_POINTS = 10**6
 
 
-@dataclass(frozen=True)
-class TunedUniversal:
-    """The member of a codebook chosen for a field, with its mean end-point errors in units of the scale.
-
-    Attributes:
-        solver: ``universal`` with its member, scale and dimension given.
-        nfe: its number of evaluations.
-        held_out_error: error on starts that played no part in the choice.
-        untuned_error: error of the single table for all data on the same starts; infinite if it was not trained for the levels.
-        tried: number of tables that were run.
-        seconds: time of the choice, exact ends included.
-    """
-
-    solver: Universal
-    nfe: int
-    held_out_error: float
-    untuned_error: float
-    tried: int
-    seconds: float
-
-
 def tune_universal(
     field: Field | Target | str,
     nfe: int,
@@ -62,9 +43,11 @@ def tune_universal(
     path: Path | str = "edm",
     dim: int | Sequence[int] | None = None,
     points: int = 256,
+    seconds: float = math.inf,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> TunedUniversal:
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
     """The member of the universal codebook, the unit of length and the dimension with the smallest mean error on a field.
 
     About a thousand tables are run on 48 starts, and up to 72 on all. ``field.nfe`` does not count these runs. The field need
@@ -76,8 +59,15 @@ def tune_universal(
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of starts to choose on, and of others that give the held-out error.
+        seconds: limit of time, exact ends included, after which the best choice so far is returned; ``stopped_by`` says so.
         seed: seed of the starts.
-        progress: called as ``progress(done, total)``.
+        progress: called with every table as a :class:`Step`, whose ``error`` is the least so far on the same starts.
+        stop: a function called after every table; if it returns True, the best choice so far is returned.
+
+    Returns:
+        :class:`Trained`, whose solver is ``universal`` with its member, scale and dimension given. ``errors.before`` is that of
+        the single table for all data, None if it was not trained for the levels. What is saved is the chosen table, which runs
+        on this path as ``bespoke:file=FILE``.
 
     Raises:
         BudgetError: if there is no codebook for this number of evaluations.
@@ -85,70 +75,71 @@ def tune_universal(
         NumericalError: if no member gives finite states.
 
     >>> found = tune_universal("moons", 6, points=64)
-    >>> found.held_out_error < found.untuned_error
+    >>> found.errors.after < found.errors.before
     True
     """
     check_budget(nfe)
-    check_seed(seed)
-    if type(points) is not int or not 8 <= points <= _MOST_POINTS:
-        raise ArgumentError(f"points must be an integer from 8 to {_MOST_POINTS}, got {points!r}")
-    if progress is not None and not callable(progress):
-        raise ArgumentError(f"progress must be a function of (done, total), got {progress!r}")
+    check_count("points", points, 8, _MOST_POINTS)
     books = shipped_members()
     if nfe not in books:
         raise BudgetError(f"there are universal codebooks for nfe {', '.join(map(str, sorted(books)))}, not for {nfe}")
-    began = time.perf_counter()
-    chosen, on, _ = field_on(field, path)
-    shape = row_shape(chosen, dim)
-    problem, held_out = (
-        problem_for(chosen, on, shape, points, keyed(seed, "tune_universal", stream), differentiated=False)
-        for stream in ("choice", "held out")
-    )
-    search = _Search(books[nfe], problem, progress)
+    request = Request.of("tune_universal", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
+    chosen = request.field
+    problem, held_out = (request.problem(points, stream, differentiated=False) for stream in ("choice", "held out"))
+    search = _Search(books[nfe], problem, request)
     with chosen.uncounted():
         error, best = search.best()
-        held_out_error, untuned_error = held_out.error(table_of(books[nfe], held_out, best)), _untuned(held_out, nfe)
+        stages = table_of(books[nfe], held_out, best)
+        after, before = held_out.error(stages), _untuned(held_out, nfe)
     if not math.isfinite(error):
         raise NumericalError(f"no universal member gives finite states with nfe={nfe} on this field; look at the field first")
-    return TunedUniversal(
-        Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim, nfe=nfe),
-        nfe,
-        held_out_error,
-        untuned_error,
-        search.tried,
-        time.perf_counter() - began,
-    )
+    checkpoint = Checkpoint(stages=stages, scale=chosen.scale, **request.facts("universal", before, after).facts())
+    solver = Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim, nfe=nfe)
+    return Trained(solver, nfe, checkpoint, checkpoint, history=History(steps=search.tried))
+
+
+class _Ended(Exception):
+    """The limit of the request was reached."""
 
 
 class _Search:
     """A search that runs many choices on a few starts, and the best of them on all starts."""
 
-    def __init__(self, book: Sequence[Ranged], problem: Problem, progress: Callable[[int, int], None] | None):
-        self.book, self.problem, self._progress = book, problem, progress
+    def __init__(self, book: Sequence[Ranged], problem: Problem, request: Request):
+        self.book, self.problem, self._request = book, problem, request
         self.few = replace(problem, start=problem.start[:_FEW_STARTS], end=problem.end[:_FEW_STARTS])
         self.tried = self._total = 0
+        #: The best choice so far on the present starts, with its error.
+        self._best: tuple[float, Choice] | None = None
 
     def best(self) -> tuple[float, Choice]:
-        """The choice with the smallest error on all starts, and that error."""
+        """The choice with the smallest error on all starts, and that error; the best so far if the limit is reached."""
         first = choices(self.book, self.problem, (1, self.problem.dim))
         if not first:
             # This raises an error that names the level out of range.
             self.book[0].check(self.problem.first, self.problem.last, self.problem.unit)
-        self._total = len(first) + _FIRST_BEST * len(_DIMENSIONS) + 3 * _BEST
-        found = ranked(self.book, self.few, first, self._seen)[:_FIRST_BEST]
-        others = {choice._replace(dim=dim) for _, choice in found for dim in _DIMENSIONS} - {choice for _, choice in found}
-        found = sorted(found + ranked(self.book, self.few, sorted(others), self._seen))[:_BEST]
-        finer = {choice._replace(unit=choice.unit * by) for _, choice in found for by in (1 / _FINER, 1.0, _FINER)}
-        finer = {choice for choice in finer if fits(self.book, self.problem, choice)}
-        self._total = self.tried + len(finer)
-        return ranked(self.book, self.problem, sorted(finer), self._seen)[0]
+        with contextlib.suppress(_Ended):
+            self._total = len(first) + _FIRST_BEST * len(_DIMENSIONS) + 3 * _BEST
+            found = self._ranked(self.few, first)[:_FIRST_BEST]
+            others = {choice._replace(dim=dim) for _, choice in found for dim in _DIMENSIONS} - {choice for _, choice in found}
+            found = sorted(found + self._ranked(self.few, sorted(others)))[:_BEST]
+            finer = {choice._replace(unit=choice.unit * by) for _, choice in found for by in (1 / _FINER, 1.0, _FINER)}
+            finer = {choice for choice in finer if fits(self.book, self.problem, choice)}
+            self._total, self._best = self.tried + len(finer), None
+            self._ranked(self.problem, sorted(finer))
+        return self._best or (math.inf, first[0])
 
-    def _seen(self) -> None:
+    def _ranked(self, problem: Problem, chosen: Sequence[Choice]) -> list[tuple[float, Choice]]:
+        return ranked(self.book, problem, chosen, self._seen)
+
+    def _seen(self, error: float, choice: Choice) -> None:
         self.tried += 1
-        if self._progress is not None:
-            self._progress(self.tried, self._total)
+        self._best = min((error, choice), self._best or (error, choice))
+        self._request.tell(Step("compare tables", self.tried, self._total, self._best[0]))
+        if self.tried < self._total and self._request.limit.reached():
+            raise _Ended
 
 
-def _untuned(problem: Problem, nfe: int) -> float:
+def _untuned(problem: Problem, nfe: int) -> float | None:
     book, plain = [table for n, table in shipped_tables().items() if n == nfe], Choice(0, 1.0, problem.dim)
-    return problem.error(table_of(book, problem, plain)) if book and fits(book, problem, plain) else math.inf
+    return problem.error(table_of(book, problem, plain)) if book and fits(book, problem, plain) else None

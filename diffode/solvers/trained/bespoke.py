@@ -107,27 +107,39 @@ class TrainedSolver(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Bespoke(TrainedSolver):
-    """A table trained for one target and number of evaluations, from the ``file`` that ``diffode train`` writes.
+    """A table trained for one target and number of evaluations, from a ``file`` or from memory as ``table``.
 
-    Its levels and weights are stored in units of the data's scale; ``scale`` replaces the scale of the training data. It warns
-    with TrainedElsewhereWarning if it runs between other levels than it was trained for.
+    ``diffode train`` writes such files, and so does ``.save(file)`` of the result of a training. Its levels and weights are
+    stored in units of the data's scale; ``scale`` replaces the scale of the training data. It warns with
+    TrainedElsewhereWarning if it runs between other levels than it was trained for.
     """
 
     file: str = ""
     scale: float | None = None
+    table: Checkpoint | None = field(default=None, repr=False, compare=False)
     checkpoint: Checkpoint = field(init=False, repr=False, compare=False)
+    #: The content of the table, by which two solvers without a file are told apart.
+    digest: str = field(init=False, repr=False)
 
     name = "bespoke"
     reference = "Shaul et al., arXiv 2403.01329 (bespoke non-stationary solvers); trained by Gauss-Newton"
 
     def __post_init__(self) -> None:
-        if not self.file:
+        if self.table is not None and (self.file or not isinstance(self.table, Checkpoint)):
+            raise ArgumentError("table must be a Checkpoint, which takes the place of file=")
+        if self.table is None and not self.file:
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
         if not isinstance(self.file, str):
             raise ArgumentError(f"file must be a name that does not read as a number or list, such as ./{self.file}")
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
-        object.__setattr__(self, "checkpoint", load_checkpoint(self.file))
+        object.__setattr__(self, "checkpoint", load_checkpoint(self.file) if self.table is None else self.table)
+        object.__setattr__(self, "digest", self.content())
+
+    @property
+    def _origin(self) -> str:
+        """What it is called in warnings."""
+        return self.file or f"this table, trained on {self.checkpoint.target},"
 
     @property
     @override
@@ -138,7 +150,7 @@ class Bespoke(TrainedSolver):
         """The solver itself, with TrainedElsewhereWarning if the field's data have another scale than the training data."""
         trained = self.checkpoint.scale
         if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
-            text = f"{self.file} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
+            text = f"{self._origin} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
         return self
 
@@ -154,7 +166,7 @@ class Bespoke(TrainedSolver):
         for name, level, known in (("first", first, trained.levels[0]), ("last", last, trained.levels[-1])):
             if abs(level - float(known)) > _SAME_LEVEL * float(known):
                 warnings.warn(
-                    f"{self.file} was trained for {name} noise level {float(known):.4g}, this run has {level:.4g}; train it "
+                    f"{self._origin} was trained for {name} noise level {float(known):.4g}, this run has {level:.4g}; train it "
                     f"for this path, or choose t_max and t_min accordingly",
                     TrainedElsewhereWarning,
                     stacklevel=2,

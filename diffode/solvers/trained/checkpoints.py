@@ -16,10 +16,11 @@ from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau.stages import Stages, count_of
-from diffode.tensor_files import finite, float64, read_tensors, text, write_tensors
+from diffode.tensor_files import finite, float64, read_tensors, write_tensors
+from diffode.training_facts import Facts, read_facts
 
 #: Schema of a file with one sampler.
-_SCHEMA = "diffode-sampler-1"
+CHECKPOINT_SCHEMA = "diffode-sampler-1"
 #: Schema of a file with one ranged sampler for each number of evaluations.
 _RANGED_SCHEMA = "diffode-ranged-samplers-1"
 #: Schema of a file with several ranged samplers for each number of evaluations.
@@ -28,74 +29,51 @@ _CODEBOOK_SCHEMA = "diffode-codebooks-1"
 _MOST_EVALUATIONS = 1000
 #: Largest level and largest scale in a file; the smallest scale is its inverse.
 _LARGEST_LEVEL = 1e30
-#: The possible ends of a training: all steps taken, a limit of seconds, a request.
-_STOPPED_BY = ("counts", "seconds", "request")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A trained sampler and its origin.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Facts):
+    """A trained sampler and its origin, with the attributes of :class:`Facts` and these.
 
     Attributes:
         stages: the table, in units of the data's scale.
         scale: root mean variance of the data that it was trained on.
-        path: spec of the path.
-        target: the data that it was trained on, in words or a name.
-        begun_from: solver and grid from which training began, in words.
-        held_out_error: mean end-point error on starts outside of training, in units of the scale.
-        start_error: the same error of the solver and grid from which training began.
-        seconds: duration of the training.
-        seed: seed of the starts.
-        stopped_by: ``"counts"`` if all steps were taken, so that the seed gives the table again; ``"seconds"`` or ``"request"``
-            if a limit or a request left some out. Files of versions that trained by the clock read as ``"seconds"``.
     """
 
     stages: Stages
     scale: float
-    path: str
-    target: str
-    begun_from: str
-    held_out_error: float
-    start_error: float
-    seconds: float
-    seed: int
-    stopped_by: str = "counts"
 
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors; raises ArgumentError if the file can't be written."""
         stages = self.stages
         tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
-        facts = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "stages"}
-        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, {"schema": _SCHEMA, **facts})
+        description = {"schema": CHECKPOINT_SCHEMA, "scale": self.scale, **self.description()}
+        write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, description)
 
 
 def load_checkpoint(file: str | FilePath) -> Checkpoint:
-    """Read a trained sampler; FileFormatError for a file that holds none, ArgumentError if there is no file."""
-    description, tensors = read_tensors(file, _SCHEMA)
+    """Read a trained sampler; FileFormatError for a file that holds none, ArgumentError if there is no file.
+
+    Files of versions that trained by the clock read as ``stopped_by="seconds"``.
+    """
+    description, tensors = read_tensors(file, CHECKPOINT_SCHEMA)
     with believed(file, "a valid trained sampler", "train it again with diffode train"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
         if set(tensors) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
             raise ValueError("it must hold scales, weights and levels of 1 to 1000 evaluations, and nothing else")
-        scale, held_out, begun, seconds = (
-            finite(description, key) for key in ("scale", "held_out_error", "start_error", "seconds")
-        )
         if bool((stages.levels > _LARGEST_LEVEL).any()):
             raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
         if not stages.levels[-1] < stages.levels[0]:
             raise ValueError("the last level must be below the first")
+        scale = finite(description, "scale")
         if not 1 / _LARGEST_LEVEL <= scale <= _LARGEST_LEVEL:
             raise ValueError(f"scale must lie in [{1 / _LARGEST_LEVEL:g}, {_LARGEST_LEVEL:g}], got {scale}")
-        # Older files call it "start" and have no "stopped_by", since the clock always ended the training.
-        origin = text(description, "begun_from" if "begun_from" in description else "start")
-        stopped_by = text(description, "stopped_by") if "stopped_by" in description else "seconds"
-        if stopped_by not in _STOPPED_BY:
-            raise ValueError(f"stopped_by must be one of {', '.join(_STOPPED_BY)}, got {stopped_by[:40]!r}")
-        path, target = (text(description, key) for key in ("path", "target"))
+        # Older files call the origin "start" and have no "stopped_by", since the clock always ended the training.
+        older = {"stopped_by": "seconds", **({"begun_from": description["start"]} if "start" in description else {})}
+        facts = read_facts({**older, **description})
         # The path is neither built nor imported: a file may ask for more than the memory holds, or for foreign code.
-        paths.registry.check_registered(path)
-        if type(description["seed"]) is not int:
-            raise ValueError("seed must be an integer")
-        return Checkpoint(stages, scale, path, target, origin, held_out, begun, seconds, description["seed"], stopped_by)
+        paths.registry.check_registered(facts["path"])
+        return Checkpoint(stages=stages, scale=scale, **facts)
 
 
 def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:

@@ -1,0 +1,59 @@
+"""The file of anything trained, whatever it holds, as the result that was saved to it."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import torch
+
+from diffode import paths, solvers
+from diffode.errors import FileFormatError
+from diffode.grid_files import GRID_SCHEMA, load_grid
+from diffode.input_files import believed, shown
+from diffode.learned.conditional.amed import AMED_SCHEMA, LearnedAMED, load_amed
+from diffode.learned.conditional.conditioned import CONDITIONED_SCHEMA, ConditionedSolver, load_conditioned
+from diffode.learned.trained import Saved, Trained
+from diffode.solvers.trained.bespoke import Bespoke
+from diffode.solvers.trained.checkpoints import CHECKPOINT_SCHEMA
+from diffode.tensor_files import schema_of
+
+
+def load(file: str | FilePath) -> Trained:
+    """Read what a training saved: a table, a conditioned table, an AMED, or a grid with the solver that it is for.
+
+    Args:
+        file: a file that ``.save(file)`` of a result or ``diffode train`` wrote.
+
+    Returns:
+        :class:`Trained`, without history, which files do not hold. Its solver has the spec that runs the file anywhere.
+
+    Raises:
+        ArgumentError: if there is no such file, or it can't be read.
+        FileFormatError: if it is damaged, or holds nothing trained.
+    """
+    schema = schema_of(file)
+    if schema == CHECKPOINT_SCHEMA:
+        table = Bespoke(file=str(file))
+        return Trained(table, table.checkpoint.stages.nfe, table.checkpoint, table.checkpoint)
+    if schema == GRID_SCHEMA:
+        grid = load_grid(file)
+        with believed(file, "a grid for a solver of diffode's, on a path of diffode's", "train it again"):
+            # The path and the solver are only looked up: a file may name code that it should not run.
+            times = torch.tensor(grid.times_on(paths.registry.registered(grid.path)), dtype=torch.float64)
+            return Trained(solvers.registry.registered(grid.solver), grid.steps, grid, grid, times)
+    solver: ConditionedSolver | LearnedAMED
+    if schema == CONDITIONED_SCHEMA:
+        solver = load_conditioned(file)
+        content: Saved = solver.table
+        facts = solver.table.facts
+    elif schema == AMED_SCHEMA:
+        solver = content = load_amed(file)
+        facts = solver.facts
+    else:
+        raise FileFormatError(f"{file} has schema {shown(schema)}, which is of no result of training")
+    if facts is None:
+        raise FileFormatError(
+            f"{file} is of a version whose files told no errors; it runs as the solver {solver.spec!r}, and trained again it "
+            "can be loaded"
+        )
+    return Trained(solver, solver.nfe, facts, content)

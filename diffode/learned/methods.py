@@ -1,0 +1,161 @@
+"""Training by name: the same request for every method, ``train("ld3:solver=ipndm", "ring8", 6)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
+from diffode.fields import Field
+from diffode.learned.arguments import check_count
+from diffode.learned.conditional.amed import train_amed
+from diffode.learned.conditional.conditioned import condition
+from diffode.learned.grids.grid_training import train_decoupled, train_grid
+from diffode.learned.limit import Limit
+from diffode.learned.progress import Progress
+from diffode.learned.tables.training import train_table
+from diffode.learned.trained import Trained
+from diffode.learned.universal.tuning import tune_universal
+from diffode.paths import Path
+from diffode.solvers.solver import check_budget
+from diffode.specs import parse_spec
+from diffode.targets import Target
+
+#: Share of a limit of seconds after which a conditioned table's own training ends and its conditioning begins.
+_TABLE_SHARE = 0.5
+
+
+class Method(NamedTuple):
+    """A way to train.
+
+    Attributes:
+        make: the function, called with the field, ``nfe`` and keyword arguments.
+        options: names of its options.
+        takes: the arguments of a request that it takes, and what it calls them.
+    """
+
+    make: Callable[..., Trained]
+    options: tuple[str, ...]
+    takes: Mapping[str, str]
+
+
+def train(
+    method: str,
+    field: Field | Target | str,
+    nfe: int,
+    *,
+    path: Path | str = "edm",
+    dim: int | Sequence[int] | None = None,
+    points: int | None = None,
+    steps: int | None = None,
+    seconds: float = math.inf,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """Train a solver or a grid for a field, by a method's name.
+
+    Args:
+        method: ``bespoke`` (all numbers of a table), ``conditioned`` (a table whose numbers depend on the sample),
+            ``universal`` (the best member of the codebook), ``amed``, a grid by ``gits``, ``dmn``, ``ld3`` or ``search``, or
+            ``ld3_decoupled``; with options, as ``"ld3:solver=ipndm"``. The options are the further arguments of
+            ``train_table``, ``condition``, ``tune_universal``, ``train_amed``, and of the functions of these names.
+        field: a target or its name, or a field with a path.
+        nfe: number of evaluations.
+        path: path of the target; a field has its own.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        points: number of starts to train on; the default is the method's.
+        steps: largest number of steps of the training: of Gauss-Newton, or of Adam for ``amed``; the default is the method's.
+        seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
+        seed: seed of the starts; those of training, held out and of the test are separate streams.
+        progress: called with every :class:`Step`.
+        stop: a function called after every step; if it returns True, the best so far is returned.
+
+    Returns:
+        :class:`Trained`: ``diffode.solve(field, x, **trained.arguments)`` runs it.
+
+    Raises:
+        UnknownNameError: for an unknown method. ArgumentError, BudgetError: for a wrong argument or option.
+        FieldError: if the method needs a gradient in x that the field has not.
+        NumericalError: if nothing that the training could begin from gives finite states.
+
+    >>> trained = train("dmn", "ring8", 5)
+    >>> trained.solver.spec, len(trained.grid)
+    ('ab:order=3,chart=data', 6)
+    """
+    name, options = parse_spec(method)
+    if name not in METHODS:
+        raise UnknownNameError("way to train", name, METHODS)
+    chosen = METHODS[name]
+    check_budget(nfe)
+    wrong = next((key for key in options if key not in chosen.options), None)
+    if wrong is not None:
+        known = ", ".join(chosen.options) or "none"
+        raise ArgumentError(f"{name} does not take the option {wrong!r}{suggestion(wrong, chosen.options)}; options: {known}")
+    for key, value in (("points", points), ("steps", steps)):
+        if value is None:
+            continue
+        if key not in chosen.takes:
+            raise ArgumentError(f"{name} has no number of {key} to choose: leave {key} out")
+        check_count(key, value, 1)
+        options[chosen.takes[key]] = value
+    common = {"path": path, "dim": dim, "seconds": seconds, "seed": seed, "progress": progress, "stop": stop}
+    try:
+        return chosen.make(field, nfe, **common, **options)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, DiffodeError) or not options:
+            raise
+        raise ArgumentError(f"{method!r} has an option that {name} can't use: {error}") from error
+
+
+def _conditioned(
+    field: Field | Target | str,
+    nfe: int,
+    *,
+    seconds: float,
+    points: int | None = None,
+    begin_from: str | None = None,
+    stop: Callable[[], bool] | None = None,
+    **given: Any,
+) -> Trained:
+    limit = Limit(seconds, stop)
+    common = {key: given.pop(key) for key in ("path", "dim", "seed", "progress")}
+    table = train_table(field, nfe, begin_from=begin_from, points=points, seconds=limit.part(_TABLE_SHARE), **common)
+    return condition(table, field, points=points, seconds=limit, **common, **given)
+
+
+def _amed(field: Field | Target | str, nfe: int, **given: Any) -> Trained:
+    # Every step costs two evaluations, and the analytic first step saves one.
+    return train_amed(field, (nfe + 1) // 2, analytic_first_step=nfe % 2 == 1, **given)
+
+
+def _grid(method: str) -> Callable[..., Trained]:
+    def make(field: Field | Target | str, nfe: int, **given: Any) -> Trained:
+        return train_grid(method, field, nfe, **given)
+
+    return make
+
+
+#: Options of grids whose levels are trained.
+_LEVELS = ("solver", "grid", "rounds")
+#: The methods by name.
+METHODS = {
+    "bespoke": Method(
+        train_table, ("begin_from", "start", "consistent", "trajectory", "groups"), {"points": "points", "steps": "steps"}
+    ),
+    "conditioned": Method(
+        _conditioned, ("begin_from", "units", "directions", "patience"), {"points": "points", "steps": "steps"}
+    ),
+    "universal": Method(tune_universal, (), {"points": "points"}),
+    "amed": Method(
+        _amed,
+        ("grid", "host", "order", "teacher", "per_step", "direction_range", "time_range", "batch", "rate", "rounds"),
+        {"points": "points", "steps": "rounds"},
+    ),
+    "gits": Method(_grid("gits"), ("solver", "teacher", "discount"), {"points": "points"}),
+    "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
+    "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),
+    "ld3_decoupled": Method(train_decoupled, _LEVELS, {"points": "points", "steps": "rounds"}),
+    "search": Method(_grid("search"), ("solver",), {"points": "points"}),
+}

@@ -1,0 +1,119 @@
+"""The request that every training begins with: a field, the shape of its rows, a seed, a limit, and who is told of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffode import fields, paths
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.learned.arguments import check_seed, row_shape
+from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.fitting.problems import FEWEST, problem_for
+from diffode.learned.limit import Limit
+from diffode.learned.progress import Progress, Step
+from diffode.paths import Path
+from diffode.randomness import keyed
+from diffode.targets import Target
+from diffode.training_facts import Facts
+
+#: Number of held-out starts, and of test starts, as a share of the starts to train on; at least ``FEWEST``.
+_HELD_OUT_SHARE = 0.5
+#: Largest number of held-out starts, and of test starts.
+_MOST_HELD_OUT = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training as it was asked for.
+
+    Attributes:
+        purpose: name of the training, which keys its streams of random numbers.
+        field, path: the field and its path.
+        target: the data, by name where they have one.
+        shape: shape of a row of x.
+        seed: seed of all streams.
+        limit: limit of time, and request to stop.
+        progress: who is told of steps, if anyone.
+    """
+
+    purpose: str
+    field: Field
+    path: Path
+    target: str
+    shape: tuple[int, ...]
+    seed: int
+    limit: Limit
+    progress: Progress | None
+
+    @classmethod
+    def of(
+        cls,
+        purpose: str,
+        field: Field | Target | str,
+        *,
+        path: Path | str = "edm",
+        dim: int | Sequence[int] | None = None,
+        seed: int = 0,
+        seconds: float | Limit = math.inf,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Request:
+        """The request of some arguments, each checked; ArgumentError names the wrong one."""
+        limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
+        if isinstance(field, Field):
+            chosen, on, target = field, field.require_path("training"), type(field).__name__
+        elif not isinstance(field, Target | str):
+            raise ArgumentError(
+                "field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), a target or its name, got "
+                f"{type(field).__name__}"
+            )
+        else:
+            chosen = fields.exact_field(field, paths.get(path))
+            on, target = chosen.path, field if isinstance(field, str) else type(field).__name__
+        if progress is not None and not callable(progress):
+            raise ArgumentError(f"progress must be a function of a step of the training, or None, got {progress!r:.60}")
+        check_seed(seed)
+        return cls(purpose, chosen, on, target, row_shape(chosen, dim), seed, limit, progress)
+
+    @property
+    def width(self) -> int:
+        """Number of coordinates of a row."""
+        return math.prod(self.shape)
+
+    def stream(self, name: str) -> torch.Generator:
+        """A stream of random numbers of this training."""
+        return keyed(self.seed, self.purpose, name)
+
+    def problem(self, count: int, stream: str, trajectory: float = 0.0, *, differentiated: bool = True) -> Problem:
+        """A problem of ``count`` starts from a stream, with their exact ends."""
+        return problem_for(
+            self.field, self.path, self.shape, count, self.stream(stream), trajectory, differentiated=differentiated
+        )
+
+    def tell(self, step: Step) -> None:
+        """Tell of a step."""
+        if self.progress is not None:
+            self.progress(step)
+
+    def facts(self, begun_from: str, before: float | None, after: float) -> Facts:
+        """The facts of the result, at its end."""
+        return Facts(
+            path=self.path.spec,
+            target=self.target,
+            begun_from=begun_from,
+            start_error=before,
+            held_out_error=after,
+            seconds=self.limit.elapsed,
+            seed=self.seed,
+            stopped_by=self.limit.stopped_by,
+        )
+
+
+def held_out_count(points: int) -> int:
+    """The number of held-out starts, and of test starts, for ``points`` starts to train on."""
+    return min(max(round(_HELD_OUT_SHARE * points), FEWEST), points, _MOST_HELD_OUT)
