@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "numerics", "closure", "output_files", "input_files", "extensions", "array_files", "tensor_files",
     "training_facts",
-    "specs", "randomness", "cache", "paths", "targets", "fields",
+    "specs", "randomness", "cache", "native", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
@@ -96,6 +96,7 @@ LAZY = {
     ("adapters/__init__.py", "diffode"): "an adapter's other library",
     ("adapters/__init__.py", "diffode.extensions"): "an adapter's other library",
     ("adapters/adapted.py", "diffode.verify.field.diagnosis"): "SymPy, which a field without mistakes needs not",
+    ("targets/compiled.py", "diffode.native"): "Numba, half a second, for those who evaluate a mixture",
     ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
     ("testing/__init__.py", "diffode.testing"): "hypothesis, which the laws need not",
     ("verify/sampler/__init__.py", "diffode.verify.report"): "names of the last version",

@@ -109,14 +109,18 @@ def test_views_are_consistent(target):
 
 
 def test_float32_agrees_with_float64(target):
-    """At the same float32 points: every view within 2e-4 of its root mean square at that level."""
+    """At the same float32 points: every view within 2e-4 of its root mean square at that level, if float32 can hold that."""
     for field in fields_of(target):
         for t, x in levels(field):
             single = x.float()
             for view in (field.score, field.denoised, field.velocity, field.noise):
                 exact = view(single.double(), t)
                 error = (view(single, t).double() - exact).norm(dim=1)
-                assert float((error / exact.square().sum(1).mean().sqrt()).max()) < 2e-4, (view.__name__, field.path.name, t)
+                assert float((error / exact.square().sum(1).mean().sqrt().clamp(min=1e-30)).max()) < 2e-4, (
+                    view.__name__,
+                    field.path.name,
+                    t,
+                )
 
 
 def test_everything_is_finite_far_out_and_at_extreme_noise(target):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import diffode
-from diffode import cache, grids, metrics, paths, solvers, targets
+from diffode import cache, grids, metrics, native, paths, solvers, targets
 from diffode.closure import version_of
 from diffode.errors import ArgumentError
 from diffode.extensions import import_extension, is_place, load_attribute
@@ -73,9 +73,9 @@ def _of_solver(spec: str) -> tuple[str, ...]:
 def _of_problem(target: str, path: str) -> tuple[str, ...]:
     """The field's part of a key: hashes of the code and the parameters of a target and its path, or of a user's field."""
     code = _code_of_target(target)
-    on: tuple[str, ...] = ()
+    on: tuple[str, ...] = () if FieldText.names(target) else (targets.get(target).engine,)
     if not (FieldText.names(target) and path not in paths.names()):
-        on = (*_of_entries((paths.registry, [path])), version_of(paths.get(path)), paths.get(path).spec)
+        on += (*_of_entries((paths.registry, [path])), version_of(paths.get(path)), paths.get(path).spec)
     return code, content_of(target, path), *on
 
 
@@ -138,6 +138,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
         "scipy": importlib.metadata.version("scipy"),
+        "fields": native.engine(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
         "cores": str(os.cpu_count()),

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal, row_generators
+from diffode.targets.compiled import Compiled
 from diffode.targets.components import Components, Isotropic, Level, column, rows_of
 from diffode.targets.content import Content, given_covariances
 from diffode.targets.differences import Differences
@@ -210,6 +211,8 @@ class GaussianMixture(Target):
 
     @override
     def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        if compiled := self._compiled_for(x, alpha, sigma):
+            return compiled.log_prob(x, alpha, sigma)
         parts = []
         for chunk in self._chunks(x, alpha, sigma):
             joint = chunk.form.log_joint(chunk.x, chunk.at)
@@ -218,11 +221,15 @@ class GaussianMixture(Target):
 
     def responsibilities(self, x: Tensor, alpha: Scalar = 1.0, sigma: Scalar = 0.0) -> Tensor:
         """Posterior probability of each component given alpha x_0 + sigma eps = x, shape (B, K)."""
+        if compiled := self._compiled_for(x, alpha, sigma):
+            return compiled.responsibilities(x, alpha, sigma)
         parts = [chunk.responsibilities.T for chunk in self._chunks(x, alpha, sigma)]
         return _joined(parts, x.new_zeros(0, self.count))
 
     @override
     def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
+        if compiled := self._compiled_for(x, alpha, sigma, denoised_weight, score_weight):
+            return compiled.view(x, alpha, sigma, denoised_weight, -score_weight)
         parts = []
         p, g = _per_row(denoised_weight, x), _per_row(-score_weight, x)
         for chunk in self._chunks(x, alpha, sigma):
@@ -235,6 +242,8 @@ class GaussianMixture(Target):
 
     @override
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        if compiled := self._compiled_for(x, alpha, sigma):
+            return compiled.score_divergence(x, alpha, sigma)
         # |g_k - score|^2 is summed unexpanded: expanded, it cancels far from the data. One variance for all has its own form.
         parts = []
         for chunk in self._chunks(x, alpha, sigma, careful=not self._one_variance):
@@ -247,6 +256,22 @@ class GaussianMixture(Target):
     def _one_variance(self) -> bool:
         """Whether all components are isotropic with the same variance."""
         return isinstance(self.components, Isotropic) and self.components.common
+
+    def _compiled_for(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> Compiled | None:
+        """The compiled kernels, if there are any that can take this evaluation in torch's place."""
+        kernels = self._compiled
+        if kernels is None or x.ndim != 2 or x.shape[1] != self.dim or not kernels.takes(x, alpha, sigma, *weights):
+            return None
+        return kernels
+
+    @property
+    @override
+    def engine(self) -> str:
+        return "torch" if self._compiled is None else "native"
+
+    @functools.cached_property
+    def _compiled(self) -> Compiled | None:
+        return Compiled.of(self._centred, self._mean)
 
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False) -> Iterator[_Chunk]:
         """Chunks of rows of x, centred, small enough for the processor's cache, each with the form that keeps its digits."""

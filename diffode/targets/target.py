@@ -69,6 +69,11 @@ class Target(ABC):
         """Log-density of the data, without noise, shape (B,); x is (B, dim)."""
         return self.noised_log_prob(x, 1.0, 0.0)
 
+    @property
+    def engine(self) -> str:
+        """What computes its noised laws, which decides their last digits: ``"torch"``, or ``"native"`` for compiled kernels."""
+        return "torch"
+
     def content(self) -> str:
         """A hash of everything that defines the distribution, which enters the keys of stored results."""
         raise NotImplementedError(f"{type(self).__name__} must implement content() to be used in studies")

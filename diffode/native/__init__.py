@@ -1,0 +1,33 @@
+"""Compiled kernels for Gaussian mixtures in few dimensions: what the torch code of a target computes, several times faster.
+
+They are written in Python and compiled by Numba when they are first used, which takes some seconds and no compiler; what was
+compiled lies in a cache. Without Numba, or with ``DIFFODE_NATIVE=0`` in the environment, everything runs in torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from typing import Literal
+
+#: What the kernels compute.
+Wanted = Literal["view", "log_prob", "responsibilities", "divergence"]
+#: Largest number of coordinates of a point for which there are kernels.
+MOST_DIMENSIONS = 3
+#: Value of ``DIFFODE_NATIVE`` that switches the kernels off.
+_OFF = "0"
+
+
+@functools.cache
+def engine() -> str:
+    """What computes mixtures in few dimensions: ``"numba VERSION"``, or ``"torch"`` where there are no kernels."""
+    if os.environ.get("DIFFODE_NATIVE", "") == _OFF or importlib.util.find_spec("numba") is None:
+        return "torch"
+    return f"numba {importlib.metadata.version('numba')}"
+
+
+def is_on() -> bool:
+    """Whether kernels are used."""
+    return engine() != "torch"
