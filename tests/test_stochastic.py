@@ -280,7 +280,7 @@ def test_a_last_step_to_no_noise_returns_the_denoised_point(spec):
 @pytest.mark.parametrize("spec", ["er_sde_1", "er_sde_2", "er_sde:form=consistent"])
 def test_noise_scales_that_overflow_are_refused_without_a_word_of_numpy(spec):
     """phi(1e10) = 1e10 (exp(1e3) + 10) is no number of float64; a warning would fail this test."""
-    with pytest.raises(ArgumentError, match="is singular on this grid"):
+    with pytest.raises(ArgumentError, match="writes no table on this grid"):
         solvers.get(spec).tableau(paths.get("edm"), [1e10, 8e9, 5e9, 1e9, 1.0])
 
 

@@ -20,7 +20,7 @@ from diffode.paths import EDM, Path
 from diffode.randomness import Randomness, generator_from
 from diffode.solvers import Solver
 from diffode.solvers.ancestral import EDMStochastic
-from diffode.solvers.direct import DirectSolver
+from diffode.solvers.solver import WritesTable
 from diffode.tableau import Row, Tableau
 
 #: Source of noise: a generator or a seed for the batch, or one for each row; None is torch's own state.
@@ -134,7 +134,9 @@ def _run(
         return result
 
 
-def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: float, s_tmin: float, s_tmax: float) -> Solver:
+def with_options(
+    solver: WritesTable, eta: float | None, s_noise: float, s_churn: float, s_tmin: float, s_tmax: float
+) -> WritesTable:
     """The solver with k-diffusion's arguments as its options; ArgumentError for arguments that it has no options for."""
     for name, value in (("s_noise", s_noise), ("s_churn", s_churn), ("s_tmin", s_tmin), ("s_tmax", s_tmax)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
@@ -151,7 +153,7 @@ def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: flo
     return replace(solver, eta=eta)  # type: ignore[call-arg]
 
 
-def churned(solver: Solver, path: Path, levels: Sequence[float], churn: float, least: float, most: float) -> Tableau:
+def churned(solver: WritesTable, path: Path, levels: Sequence[float], churn: float, least: float, most: float) -> Tableau:
     """A solver's table that first raises the level, by added noise, in each step that begins between ``least`` and ``most``."""
     if solver.stochastic:
         raise ArgumentError(f"s_churn goes with a solver that draws no noise of its own, not with {solver.spec!r}")
@@ -264,8 +266,8 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
     return DiffodeSampler
 
 
-def _written(solver: str | Solver) -> Solver:
+def _written(solver: str | Solver) -> WritesTable:
     recipe = solvers.get(solver)
-    if isinstance(recipe, DirectSolver):
+    if not isinstance(recipe, WritesTable):
         raise ArgumentError(f"solver {recipe.spec!r} writes no table, so another library can't run it; choose one that does")
     return recipe

@@ -176,13 +176,12 @@ def _print_target(facts: dict[str, Any]) -> None:
 
 def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     from diffode import paths, solvers
-    from diffode.solvers.direct import DirectSolver
-    from diffode.solvers.solver import Solver
+    from diffode.solvers.solver import Solver, WritesTable
     from diffode.specs import option_names, parse_spec
 
     # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec sets these.
     solver: Solver = solvers.get(spec).for_field(1.0, 2)
-    table = None if isinstance(solver, DirectSolver) else solver.tableau(paths.get(path), grid, steps)
+    table = solver.tableau(paths.get(path), grid, steps) if isinstance(solver, WritesTable) else None
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
     entry = solvers.registry.entry(parse_spec(spec)[0])
     facts: dict[str, Any] = {

@@ -20,7 +20,7 @@ from diffode.charts import Chart, ExponentialChart
 from diffode.errors import ArgumentError
 from diffode.solvers.adams import IPNDM
 from diffode.solvers.dpm_multistep import DPMSolverPlusPlus
-from diffode.solvers.solver import Solver, check_choice, final_order, steps_of
+from diffode.solvers.solver import TableSolver, check_choice, final_order, steps_of
 from diffode.specs import format_spec, options_of
 from diffode.tableau import Number, Writer
 
@@ -31,7 +31,7 @@ Given = float | tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AMED(Solver):
+class AMED(TableSolver):
     """AMED-Solver, or AMED-Plugin on a host: ``host`` is none, euler, dpm, ipndm or dpmpp (of the given ``order``).
 
     ``r`` in (0, 1) places the inner time, ``direction_scale`` (c) and ``time_scale`` (a) are factors near 1; each is a number

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal, cast
 from typing_extensions import override
 
 from diffode.charts import Chart, ExponentialChart
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, noise_along, steps_of
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multistep(Solver):
+class Multistep(TableSolver):
     r"""x_t = (S_t/S_s) x + w_t h [phi_1 m + phi_2 h m' + phi_3 h^2 m''], derivatives from divided differences of the past.
 
     Order 3 as published uses the second divided difference for m'', which lacks a factor 2 and makes it second order;

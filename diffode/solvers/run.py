@@ -14,12 +14,12 @@ from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalErro
 from diffode.fields import Field
 from diffode.paths import Path
 from diffode.randomness import Randomness, RowNoise, generator_from
-from diffode.solvers.direct import DirectSolver
-from diffode.solvers.registry import get
+from diffode.solvers.direct import DirectSolver, ForBudget
+from diffode.solvers.registry import get, table_solver
 from diffode.solvers.solution import Solution, Status, non_finite_rows, with_nan
-from diffode.solvers.solver import Solver, check_budget
+from diffode.solvers.solver import Solver, WritesTable, check_budget
 from diffode.solvers.starts import check_reach, check_start, look_at_start, two_times
-from diffode.solvers.upwards import Upwards
+from diffode.solvers.upwards import Upwards, that_runs_upwards
 from diffode.tableau import Tableau
 
 Draw = Callable[[int], Tensor]
@@ -94,14 +94,14 @@ def solve(
     if not isinstance(upwards, bool):
         raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
     if upwards:
-        recipe = Upwards(solver=recipe)
+        recipe = Upwards(solver=that_runs_upwards(recipe))
     if between is not None and grid is not None and not grids.is_named(grid):
         raise ArgumentError("between goes with a named grid; explicit times have their own ends")
     path = field.path if between is None else field.require_path("a named grid").between(*two_times(between))
     if isinstance(recipe, DirectSolver):
         return _run_direct(recipe, field, x, path, grid, steps, nfe, noise, generator, keep, progress, on_failure)
     return run_tableau(
-        table_for(field, recipe, grid, steps, nfe, path),
+        table_for(field, table_solver(recipe), grid, steps, nfe, path),
         field,
         x,
         noise=noise,
@@ -188,7 +188,13 @@ def _run_direct(
         _look(field, x, float(grids.get(laid, on, 1 if grids.is_named(laid) else None)[0]))
         steps = solver.steps_within(field, x, on, laid, nfe, generator)
     elif nfe is not None:
-        solver.check_nfe(evaluations(field, nfe))
+        budget = evaluations(field, nfe)
+        if not isinstance(solver, ForBudget):
+            raise ArgumentError(
+                f"solver {solver.spec!r} chooses its own steps and can't be given a budget, nfe={nfe}: choose its tolerance "
+                "(rtol, atol) and read what it cost from solution.nfe"
+            )
+        solver.check_nfe(budget)
         # The solver lays its own times between the path's ends.
         grid = None if grids.is_named(grid) else grid
     if noise is not None:
@@ -254,7 +260,7 @@ def _run_direct(
 
 
 def table_for(
-    field: Field, solver: Solver, grid: grids.Times | None, steps: int | None, nfe: int | None, path: Path | None = None
+    field: Field, solver: WritesTable, grid: grids.Times | None, steps: int | None, nfe: int | None, path: Path | None = None
 ) -> Tableau:
     """The tableau that ``solve`` runs with these arguments; ``path`` is the field's own, or a part of it."""
     path = field.path if path is None else path

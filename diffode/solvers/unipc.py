@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from diffode.charts import Chart, ExponentialChart
 from diffode.numerics.exponential import phi
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPC(Solver):
+class UniPC(TableSolver):
     r"""Predictor UniP-p through the last p denoised points; once the next one is known, the corrector redoes the step.
 
     Where its linear system is solved, UniP-p is the exponential Adams-Bashforth method in the data chart and the corrector

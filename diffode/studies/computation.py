@@ -17,6 +17,7 @@ from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run import evaluations
+from diffode.solvers.solver import WritesTable
 from diffode.studies.cell import Cell, Result
 from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
 from diffode.tableau import Tableau
@@ -33,7 +34,7 @@ def computed(key: str, cell: Cell) -> Result:
         grid = cell.grid
         ends = grids.get(grid, path, 1 if grids.is_named(grid) else None).tolist()
         first, last = ends[0], ends[-1]
-    if not isinstance(recipe, DirectSolver):
+    if isinstance(recipe, WritesTable):
         budget = evaluations(field, cell.nfe)
         content = recipe.content() + grids.content(cell.grid)
         table = _tableau(cell.solver, content, cell.target, cell.path, cell.grid, budget)
@@ -74,7 +75,9 @@ def _measured(metric: str, outcome: Outcome) -> Measurement:
 def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
     """A table, kept by the ``content`` of the files that solver and grid read too, which may change under the same name."""
     field = field_of(target, path)
-    return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
+    return (
+        solvers.table_solver(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -130,7 +130,7 @@ def train_decoupled(
         chosen, steps, solver=solver, grid=grid, dim=dim, points=points, seconds=limit, seed=seed, progress=seen
     ).scaled(1 / unit)
     seconds = limit.elapsed
-    origin = Stages.of(solvers.get(solver).tableau(on, grid, steps)).scaled(1 / unit)
+    origin = Stages.of(solvers.table_solver(solver).tableau(on, grid, steps)).scaled(1 / unit)
     test = _test_problem(chosen, on, seed, dim)
     checkpoint = Checkpoint(
         found, unit, on.spec, name, f"{solver} @ {grid}", test.error(found), test.error(origin), seconds, seed, limit.stopped_by
@@ -142,7 +142,7 @@ def errors_on(
     field: Field, solver: str, on: Sequence[grids.Times], seed: int, dim: int | Sequence[int] | None = None, steps: int = 0
 ) -> list[float]:
     """Mean end-point errors of a solver on grids, in units of the scale, on test starts; named grids have ``steps`` steps."""
-    path, recipe = path_of(field, "the error of a grid"), solvers.get(solver)
+    path, recipe = path_of(field, "the error of a grid"), solvers.table_solver(solver)
     test = _test_problem(field, path, seed, dim)
     given = [recipe.tableau(path, grid, steps if isinstance(grid, str) else None) for grid in on]
     return [test.error(Stages.of(table).scaled(1 / test.unit)) for table in given]
