@@ -70,7 +70,7 @@ def command(
     shape = shape_of(field)
     recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
     # Some grids, such as the published levels of ays_*, begin at their own level.
-    begins = table_for(field, recipe, grid, None, nfe).rows[0].time if isinstance(recipe, WritesTable) else on.t_max
+    begins = table_for(field, recipe, grid, None, nfe).ends[0] if isinstance(recipe, WritesTable) else on.t_max
     start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
     solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])

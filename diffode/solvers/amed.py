@@ -133,8 +133,7 @@ class AMED(TableSolver):
             order = final_order(self.order, number, total, "always")
             past = history[:order]
             weights = _multistep_weights(self.order, cast(ExponentialChart, chart), [p.time for p in past], t)
-            return table.add(t, {x: chart.ratio(cast(float, s), cast(float, t))},
-                             {p.row: c * w for p, w in zip(past, weights, strict=True)})  # fmt: skip
+            return table.add(t, {x: chart.ratio(s, t)}, {p.row: c * w for p, w in zip(past, weights, strict=True)})
         shares = IPNDM.weights[min(self.order if self.host == "ipndm" else 1, len(history)) - 1]
         alpha = chart.path.alpha(t)
         advance = c * alpha * (chart.path.rho(t) - chart.path.rho(s))
@@ -150,7 +149,7 @@ class _Slope:
         self.row, self.time, self.scale = row, time, scale
 
 
-def _moved(table: Writer, chart: Chart, row: int, time: Any, other: Any) -> int:
+def _moved(table: Writer, chart: Chart, row: int, time: Number, other: Number) -> int:
     """The row with the same x/alpha at another time, which is the same row where alpha is equal."""
     if isinstance(time, Tensor) or isinstance(other, Tensor):
         same = bool((torch.as_tensor(time) == torch.as_tensor(other)).all())
@@ -161,10 +160,10 @@ def _moved(table: Writer, chart: Chart, row: int, time: Any, other: Any) -> int:
     return table.add(other, {row: chart.path.alpha(other) / chart.path.alpha(time)}, {})
 
 
-def _multistep_weights(order: int, chart: ExponentialChart, past: list[Number], t: Number) -> list[Any]:
+def _multistep_weights(order: int, chart: ExponentialChart, past: list[Number], t: Number) -> list[Number]:
     if len(past) == 1:
-        return [chart.exponential(1, cast(float, past[0]), cast(float, t))]
-    return list(DPMSolverPlusPlus(order=order).weights(chart, cast(list[float], past), cast(float, t)))
+        return [chart.exponential(1, past[0], t)]
+    return DPMSolverPlusPlus(order=order).weights(chart, past, t)
 
 
 def _given(name: str, value: Any) -> Given:

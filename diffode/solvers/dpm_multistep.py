@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, cast
 from typing_extensions import override
 
 from diffode.charts import Chart, ExponentialChart
+from diffode.paths import Time
 from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
@@ -60,7 +61,7 @@ class Multistep(TableSolver):
             )
             history.insert(0, table.output(x))
 
-    def weights(self, chart: ExponentialChart, past: Sequence[float], t: float) -> list[float]:
+    def weights(self, chart: ExponentialChart, past: Sequence[Time], t: Time) -> list[Time]:
         """Weights of m at the past times, latest first, for a step from past[0] to t."""
         s = past[0]
         if len(past) == 1:

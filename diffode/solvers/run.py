@@ -127,10 +127,11 @@ def run_tableau(
     _check_field(field)
     check_start(x)
     _check_options(keep, progress, on_failure)
-    check_reach(x, table.rows[0].time)
+    first, _ = table.ends
+    check_reach(x, first)
     draw = _drawing(table, x, noise, generator)
-    look_at_start(field, x, table.rows[0].time)
-    field.check_once(x, table.rows[0].time)
+    look_at_start(field, x, first)
+    field.check_once(x, first)
     with field.counted() as spent:
         states = _follow(table, field, x, draw, keep, progress)
     times = torch.tensor([table.rows[i].time for i in table.outputs], dtype=torch.float64)

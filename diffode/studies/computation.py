@@ -38,7 +38,7 @@ def computed(key: str, cell: Cell) -> Result:
         budget = evaluations(field, cell.nfe)
         content = recipe.content() + grids.content(cell.grid)
         table = _tableau(cell.solver, content, cell.target, cell.path, cell.grid, budget)
-        first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
+        first, last = table.ends
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(m.startswith("trajectory") for m in cell.metrics) else "last"
     began = time.perf_counter()

@@ -85,7 +85,7 @@ def _run_on(solver: Solver, path: Path, grid: grids.Times, steps: int | None) ->
         times = grids.get(grid, path, steps).tolist()
         return times[0], times[-1], lambda field, x: solver.follow(field, x, times, None).states[-1]
     table = solvers.table_solver(solver).tableau(path, grid, steps)
-    return table.rows[0].time, table.rows[-1].time, table.run
+    return *table.ends, table.run
 
 
 def floor_of(true: Reference, start: Tensor) -> float:
@@ -173,7 +173,7 @@ def weak_order(
 
     def error(table: Tableau) -> float:
         law = table.propagate(mean, variances)
-        last = table.rows[-1].time
+        _, last = table.ends
         alpha, sigma = on.alpha(last), on.sigma(last)
         centre = torch.full_like(variances, alpha * mean)
         return diagonal_w2(law.mean, law.variance, centre, alpha**2 * variances + sigma**2)
