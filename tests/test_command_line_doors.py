@@ -119,6 +119,7 @@ OWN = {
     "grids.check_registered": "for texts out of files", "fields.TrainedField": "made by load_trained",
     "solvers.DirectSolver": "followed by solve, which has a line; writes no table",
     "solvers.TableSolver.times_on": "what tableau asks for its times",
+    "targets.Target.exact_flow": "an answer of a target to the flow, which has its path made",
     "verify.check_sampler": "its grid is a family of grids, which only a text names",
 }  # fmt: skip
 

@@ -155,7 +155,7 @@ def _target(spec: str) -> dict[str, Any]:
         "summary": card.summary,
         "text": card.text,
         "dimension": target.dim,
-        "components": getattr(target, "count", None),
+        "components": target.modes,
         "scale": round(target.scale, 6),
         "tags": targets.tags(target),
         "source": card.source,

@@ -109,7 +109,7 @@ def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measuremen
     It takes targets with one component and solvers that write tables, also those that draw noise; ArgumentError for others.
     """
     target, table = outcome.exact.target, outcome.solution.tableau
-    if getattr(target, "count", None) != 1:
+    if not target.is_gaussian:
         raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
     if table is None:
         raise ArgumentError("gaussian_error needs a solver that writes a table, whose law on a Gaussian is known exactly")
