@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from diffode.solvers.controller import Controller
 from diffode.solvers.direct import DirectSolver, ForBudget, Journey
 from diffode.solvers.function import FunctionSolver
 from diffode.solvers.registry import get, names, register, registry, table_solver
@@ -95,6 +96,7 @@ __all__ = [
     "AdaptiveSDE",
     "Bespoke",
     "Consistency",
+    "Controller",
     "DPM2Ancestral",
     "DPMAdaptive",
     "DPMFast",
