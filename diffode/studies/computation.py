@@ -16,7 +16,7 @@ from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.solvers.direct import DirectSolver
-from diffode.solvers.run import evaluations
+from diffode.solvers.run_options import evaluations
 from diffode.solvers.solver import WritesTable
 from diffode.studies.cell import Cell, Result
 from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
