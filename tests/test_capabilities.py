@@ -1,14 +1,18 @@
 """What a solver can do is its type: it writes tables or follows a field, and claims an order or none."""
 
 import itertools
+import json
+import re
 from dataclasses import dataclass
 
 import pytest
 import torch
+from click.testing import CliRunner
 from solver_list import OF_A_FILE
 
 import diffode
 from diffode import adapters, solvers, verify
+from diffode.cli.show_command import command as show
 from diffode.errors import ArgumentError, BudgetError, CapabilityError
 from diffode.solvers import DirectSolver, ForBudget, Journey, Solver, TableSolver, WritesTable
 from diffode.solvers.solver import WithNoise
@@ -184,6 +188,15 @@ def test_a_budget_is_a_number_of_steps_or_what_a_solver_was_made_for():
         diffode.solve(field, x, solver=OfThree(), nfe=4)
     with pytest.raises(ArgumentError, match="chooses its own steps and can't be given a budget, nfe=4"):
         diffode.solve(field, x, solver="rk_adaptive", nfe=4)
+
+
+def test_who_asks_for_a_solver_without_an_order_is_told_none():
+    shown = CliRunner().invoke(show, ["lcm"]).output
+    assert re.search(r"^order +none$", shown, re.MULTILINE)
+    assert re.search(r"^claimed order +none$", shown, re.MULTILINE)
+    facts = json.loads(CliRunner().invoke(show, ["solver:universal", "--json"]).output)
+    assert facts["claimed order"] is facts["order"] is None
+    assert json.loads(CliRunner().invoke(show, ["solver:heun", "--json"]).output)["claimed order"] == 2
 
 
 def test_a_solver_that_said_zero_claims_no_order():

@@ -161,3 +161,5 @@ def test_steps_of_rows_to_no_noise_have_the_limit_of_steps_of_one(make):
     for of_step in (chart.advance, chart.ratio):
         expected = torch.tensor([of_step(time, 0.0) for time in rows.tolist()], dtype=torch.float64)
         torch.testing.assert_close(of_step(rows, none), expected, rtol=1e-12, atol=0)
+    if isinstance(chart, charts.StochasticDataChart):
+        assert torch.equal(chart.exponential(1, rows, none), chart.advance(rows, none))

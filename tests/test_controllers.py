@@ -86,6 +86,11 @@ def test_a_rejected_attempt_is_not_remembered_and_an_accepted_one_is_the_latest(
     controller = controller_of("pid")
     past = torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64)
     assert controller.remembered(torch.tensor([0.5, 1.5], dtype=torch.float64), past).tolist() == [[0.5, 0.1], [0.3, 0.4]]
+    # What is remembered of two good steps makes no step longer after a rejection.
+    worse, good = torch.tensor([1.01], dtype=torch.float64), torch.tensor([[1.0, 1e-4]], dtype=torch.float64)
+    assert 0.9 * 1.01**-0.58 * 1e-4**-0.1 > 2
+    assert float(controller.factor(worse, good, 1)) == 0.9
+    assert float(controller_of("pi/again=0.5").factor(worse, good[:, :1], 1)) == 0.5
     # A PID controller's third coefficient weighs the older of the two.
     change = controller.factor(ones(1.0, 2), past, 1)
     written = [0.9 * a**0.21 * b**-0.1 for a, b in past.tolist()]
@@ -124,6 +129,15 @@ def test_proportional_control_makes_dpm_adaptive_better_at_nearly_the_same_cost(
     assert float(runs[1].rejected.sum()) < float(runs[0].rejected.sum()) / 2
     attempts = [float((run.accepted + run.rejected).sum()) for run in runs]
     assert attempts[1] < 1.4 * attempts[0]
+
+
+@pytest.mark.parametrize("name", ["rk_adaptive", "dpm_adaptive", "sde_adaptive:eta=0.0"])
+def test_the_error_ratio_of_the_last_step_counts(name):
+    """Were it forgotten, it would stay 1, and a second coefficient would change nothing."""
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(2, generator=0)
+    ends = [diffode.solve(field, x, solver=solvers.get(name, controller=c)).x for c in ("0.7", "0.7/-0.4")]
+    assert not torch.equal(*ends)
 
 
 def test_a_controller_is_an_option_with_one_text():

@@ -141,7 +141,10 @@ def _print_facts(facts: dict[str, Any]) -> None:
             for row in value:
                 click.echo("  ".join(f"{number:12.6g}" for number in row.values()))
             continue
-        text = ", ".join(f"{k}={v}" for k, v in value.items()) or "none" if isinstance(value, dict) else str(value)
+        if isinstance(value, dict):
+            text = ", ".join(f"{k}={v}" for k, v in value.items()) or "none"
+        else:
+            text = "none" if value is None else str(value)
         click.echo(f"{key:16s} {text}" if "\n" not in text else f"{key}\n{inspect.cleandoc(text)}\n")
 
 
