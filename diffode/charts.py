@@ -349,6 +349,14 @@ class StochasticNoiseChart(NoiseLogSNRChart):
         return self.scale(t) * math.sqrt(self.eta * (self.clock(s) - self.clock(t)) * (self.clock(s) + self.clock(t)))
 
 
+def exponential_chart(chart: Chart) -> ExponentialChart:
+    """The chart itself, if its variable is the log-SNR, as exponential integrators need; ArgumentError for another."""
+    if not isinstance(chart, ExponentialChart):
+        names = ", ".join(name for name, known in charts.items() if issubclass(known, ExponentialChart))
+        raise ArgumentError(f"chart must be one whose variable is the log-SNR ({names}), got {chart.name!r}")
+    return chart
+
+
 def _endless(h: float | Tensor) -> bool:
     """Whether a step is infinite, for all rows; of rows that step to the same time either all do or none."""
     return bool(torch.isinf(h).all()) if isinstance(h, Tensor) else math.isinf(h)

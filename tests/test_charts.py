@@ -163,3 +163,14 @@ def test_steps_of_rows_to_no_noise_have_the_limit_of_steps_of_one(make):
         torch.testing.assert_close(of_step(rows, none), expected, rtol=1e-12, atol=0)
     if isinstance(chart, charts.StochasticDataChart):
         assert torch.equal(chart.exponential(1, rows, none), chart.advance(rows, none))
+
+
+def test_an_exponential_integrator_takes_no_chart_without_exponentials():
+    edm = paths.get("edm")
+    for name in charts.charts:
+        chart = charts.get(name, edm)
+        if name in ("data", "noise_log_snr"):
+            assert charts.exponential_chart(chart) is chart
+        else:
+            with pytest.raises(ArgumentError, match=rf"\(noise_log_snr, data\), got '{name}'"):
+                charts.exponential_chart(chart)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart, ExponentialChart, exponential_chart
 from diffode.errors import ArgumentError
 from diffode.solvers.adams import IPNDM
 from diffode.solvers.dpm_multistep import DPMSolverPlusPlus
@@ -132,7 +132,7 @@ class AMED(TableSolver):
         if self.host == "dpmpp":
             order = final_order(self.order, number, total, "always")
             past = history[:order]
-            weights = _multistep_weights(self.order, cast(ExponentialChart, chart), [p.time for p in past], t)
+            weights = _multistep_weights(self.order, exponential_chart(chart), [p.time for p in past], t)
             return table.add(t, {x: chart.ratio(s, t)}, {p.row: c * w for p, w in zip(past, weights, strict=True)})
         shares = IPNDM.weights[min(self.order if self.host == "ipndm" else 1, len(history)) - 1]
         alpha = chart.path.alpha(t)

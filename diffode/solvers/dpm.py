@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
 from diffode import grids
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart, ExponentialChart, exponential_chart
 from diffode.errors import ArgumentError, BudgetError
 from diffode.grids import Times
 from diffode.paths import Path
@@ -70,7 +70,7 @@ class SingleStep(TableSolver):
         orders = self.step_orders or (self.order,) * steps
         if len(orders) != steps:
             raise ArgumentError(f"step_orders has {len(orders)} entries for a grid of {steps} steps, in {self.spec!r}")
-        exponential = cast(ExponentialChart, chart)
+        exponential = exponential_chart(chart)
         x = table.start
         for number, s, t in steps_of(times):
             order = 1 if chart.ends_singular(t) else orders[number - 1]

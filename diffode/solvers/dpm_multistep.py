@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart, ExponentialChart, exponential_chart
 from diffode.paths import Time
 from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
@@ -46,7 +46,7 @@ class Multistep(TableSolver):
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        exponential = cast(ExponentialChart, chart)
+        exponential = exponential_chart(chart)
         history = [table.start]
         for number, s, t in steps_of(times):
             order = final_order(self.order, number, len(times) - 1, self.lower_order_final)
