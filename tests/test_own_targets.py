@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import diffode
-from diffode import GaussianMixture, Target, metrics, targets, verify
-from diffode.errors import ArgumentError
+from diffode import GaussianMixture, Target, metrics, targets, testing, verify
+from diffode.errors import ArgumentError, LawError
 from diffode.fields import exact_field
 from diffode.flows import flow_states, reference
 from diffode.studies.problem import size_of
@@ -56,6 +56,37 @@ class Scaled(Silent):
 
 
 GAUSSIAN = GaussianMixture([1.0], [[0.5, -1.0]], [0.3])
+
+
+class OtherMixture(Silent):
+    def as_mixture(self):
+        return GaussianMixture(self.inner.weights, self.inner.means * 1.001, self.inner.components.variances())
+
+
+class WrongWay(Scaled):
+    """Its flow ends a ten-thousandth too far out."""
+
+    def exact_flow(self, path):
+        known = super().exact_flow(path)
+        return lambda x, start, stop: (known(x, start, stop)[0] * 1.0001, known(x, start, stop)[1])
+
+
+@pytest.mark.parametrize("make", [Silent, Named, Scaled])
+def test_right_answers_keep_the_laws_of_targets(make):
+    report = testing.check_target(make(GAUSSIAN), path="vp")
+    named = {check.name for check in report.checks}
+    assert report.passed
+    assert ("mixture is the same law" in named, "exact flow is that of the field" in named) == (True, make is Scaled)
+    assert report.check("mixture is the same law").passed is (True if make is Named else None)
+
+
+@pytest.mark.parametrize(
+    ("make", "law"), [(OtherMixture, "mixture is the same law"), (WrongWay, "exact flow is that of the field")]
+)
+def test_a_wrong_answer_breaks_a_law_by_name(make, law):
+    with pytest.raises(LawError, match=f"{law}: residual") as caught:
+        testing.check_target(make(GAUSSIAN), path="vp")
+    assert [check.name for check in caught.value.report.failed] == [law]
 
 
 @pytest.mark.parametrize("name", ["gauss2d", "bimodal1d", "ring8"])
