@@ -49,7 +49,42 @@ _NAMES = {
     "solve": "solvers",
 }
 
-__all__ = [*_ROOMS, *_NAMES, "__version__"]
+# Type checkers read names that are written out.
+__all__ = [
+    "BrownianPath",
+    "Chart",
+    "ExactField",
+    "ExactFlow",
+    "Field",
+    "GaussianMixture",
+    "LowRank",
+    "Path",
+    "Solution",
+    "Solver",
+    "Tableau",
+    "Target",
+    "__version__",
+    "adapters",
+    "charts",
+    "errors",
+    "exact_field",
+    "fields",
+    "flow",
+    "flows",
+    "grids",
+    "learned",
+    "metrics",
+    "numerics",
+    "paths",
+    "reference",
+    "solve",
+    "solvers",
+    "studies",
+    "tableau",
+    "targets",
+    "testing",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from diffode import (

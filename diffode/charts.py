@@ -27,21 +27,28 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
 from diffode.numerics.exponential import phi
 from diffode.numerics.polynomials import weights_of
-from diffode.paths import VP, Path
+from diffode.paths import VP, Path, Time
 from diffode.paths import get as get_path
+from diffode.paths.path import ops
 
 #: Nodes and weights of Gauss-Legendre quadrature on [-1, 1].
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 class Chart(ABC):
-    """A change of variables for one path, given as a path or its spec, or None in the velocity chart."""
+    """A change of variables for one path, given as a path or its spec, or None in the velocity chart.
+
+    Times and clocks are floats, or tensors (B,) with a number for every row, and answers are of the same kind. The noise of
+    a chart is that of one Brownian motion for all rows, whose times are floats.
+    """
 
     name: ClassVar[str]
     #: The view that the field gives for m.
@@ -61,30 +68,30 @@ class Chart(ABC):
         return self._path
 
     @abstractmethod
-    def scale(self, t: float) -> float:
+    def scale(self, t: Time) -> Time:
         """S(t), by which the state is divided."""
 
     @abstractmethod
-    def clock(self, t: float) -> float:
+    def clock(self, t: Time) -> Time:
         """theta(t)."""
 
     @abstractmethod
-    def time(self, clock: float) -> float:
+    def time(self, clock: Time) -> Time:
         """The time at which the clock has this value."""
 
     @abstractmethod
-    def moments(self, s: float, t: float, count: int) -> list[float]:
+    def moments(self, s: Time, t: Time, count: int) -> list[Time]:
         """S(t) times the integral of u^k d theta over the step s -> t, k = 0..count-1."""
 
-    def variable(self, t: float) -> float:
+    def variable(self, t: Time) -> Time:
         """tau(t), the variable of the polynomials; by default the clock."""
         return self.clock(t)
 
-    def advance(self, s: float, t: float) -> float:
+    def advance(self, s: Time, t: Time) -> Time:
         """S(t)(theta_t - theta_s): the factor of a constant m in x after the step."""
         return self.moments(s, t, 1)[0]
 
-    def ratio(self, s: float, t: float) -> float:
+    def ratio(self, s: Time, t: Time) -> Time:
         """S(t)/S(s): the factor of x before the step in x after it."""
         return self.scale(t) / self.scale(s)
 
@@ -96,9 +103,12 @@ class Chart(ABC):
         """A clock that increases from noise to data, over which the noise of a step is the increment of one Brownian motion."""
         return -t
 
-    def ends_singular(self, t: float) -> bool:
-        """Whether a step to t reaches sigma = 0, where one-step methods fall back to first order."""
-        return self._path is not None and self._path.sigma(t) == 0
+    def ends_singular(self, t: Time) -> bool:
+        """Whether a step to t reaches sigma = 0, for all rows, where one-step methods fall back to first order."""
+        if self._path is None:
+            return False
+        sigma = self._path.sigma(t)
+        return bool((sigma == 0).all()) if isinstance(sigma, Tensor) else sigma == 0
 
     def adams(self, nodes: Sequence[float], s: float, t: float, moments: Sequence[float] | None = None) -> list[float]:
         """Weights of m at the times ``nodes`` in the step s -> t: the exact integral of their interpolation polynomial.
@@ -121,19 +131,19 @@ class VelocityChart(Chart):
     prediction = "velocity"
 
     @override
-    def scale(self, t: float) -> float:
-        return 1.0
+    def scale(self, t: Time) -> Time:
+        return t * 0 + 1.0
 
     @override
-    def clock(self, t: float) -> float:
+    def clock(self, t: Time) -> Time:
         return t
 
     @override
-    def time(self, clock: float) -> float:
+    def time(self, clock: Time) -> Time:
         return clock
 
     @override
-    def moments(self, s: float, t: float, count: int) -> list[float]:
+    def moments(self, s: Time, t: Time, count: int) -> list[Time]:
         return [(t - s) / (k + 1) for k in range(count)]
 
 
@@ -144,23 +154,23 @@ class NoiseChart(Chart):
     prediction = "noise"
 
     @override
-    def scale(self, t: float) -> float:
+    def scale(self, t: Time) -> Time:
         return self.path.alpha(t)
 
     @override
-    def clock(self, t: float) -> float:
+    def clock(self, t: Time) -> Time:
         return self.path.rho(t)
 
     @override
-    def time(self, clock: float) -> float:
+    def time(self, clock: Time) -> Time:
         return self.path.time_from_rho(clock)
 
     @override
-    def advance(self, s: float, t: float) -> float:
+    def advance(self, s: Time, t: Time) -> Time:
         return self.scale(t) * (self.clock(t) - self.clock(s))
 
     @override
-    def moments(self, s: float, t: float, count: int) -> list[float]:
+    def moments(self, s: Time, t: Time, count: int) -> list[Time]:
         return [self.advance(s, t) / (k + 1) for k in range(count)]
 
 
@@ -170,12 +180,19 @@ class NoiseTimeChart(NoiseChart):
     name = "noise_time"
     _time_axis = VP()
 
-    def variable(self, t: float) -> float:
+    def variable(self, t: Time) -> Time:
         """Time at which the linear VP path has the same rho, whatever the path; DEIS fits polynomials in it."""
         return self._time_axis.time_from_rho(self.clock(t))
 
-    def moments(self, s: float, t: float, count: int) -> list[float]:
+    def moments(self, s: Time, t: Time, count: int) -> list[Time]:
         """The moments by Gauss-Legendre quadrature in asinh rho, in which the VP time is smooth from rho = 0 to 1e3."""
+        zero = s * 0 + t * 0
+        if isinstance(zero, Tensor):
+            each = [self._moments(a, b, count) for a, b in zip((s + zero).tolist(), (t + zero).tolist(), strict=True)]
+            return list(zero.new_tensor(each).reshape(-1, count).T)
+        return [*self._moments(float(s), float(t), count)]
+
+    def _moments(self, s: float, t: float, count: int) -> list[float]:
         start, stop = math.asinh(self.clock(s)), math.asinh(self.clock(t))
         grid = (start + stop) / 2 + (stop - start) / 2 * _NODES
         origin, end = self.variable(s), self.variable(t)
@@ -190,22 +207,22 @@ class ExponentialChart(Chart):
     #: The sign of h in the functions phi.
     sign: ClassVar[int]
 
-    def variable(self, t: float) -> float:
+    def variable(self, t: Time) -> Time:
         """lambda(t)."""
         return self.path.log_snr(t)
 
     @override
-    def moments(self, s: float, t: float, count: int) -> list[float]:
+    def moments(self, s: Time, t: Time, count: int) -> list[Time]:
         return [math.factorial(k) * self.exponential(k + 1, s, t) for k in range(count)]
 
-    def exponential(self, k: int, s: float, t: float) -> float:
+    def exponential(self, k: int, s: Time, t: Time) -> Time:
         """alpha_t h phi_k(-h) for data, -sigma_t h phi_k(h) for noise: the weight of the (k - 1)-th derivative of m in h."""
         h = self.variable(t) - self.variable(s)
-        value: float = self.weight(t) * h * phi(k, self.sign * h)
+        value: Time = self.weight(t) * h * phi(k, self.sign * h)
         return value
 
     @abstractmethod
-    def weight(self, t: float) -> float:
+    def weight(self, t: Time) -> Time:
         """Factor of h phi_k: alpha for data, -sigma for noise."""
 
 
@@ -216,11 +233,11 @@ class NoiseLogSNRChart(ExponentialChart, NoiseChart):
     sign = 1
 
     @override
-    def weight(self, t: float) -> float:
+    def weight(self, t: Time) -> Time:
         return -self.path.sigma(t)
 
     @override
-    def advance(self, s: float, t: float) -> float:
+    def advance(self, s: Time, t: Time) -> Time:
         # This is -sigma_t (e^h - 1); its limit for a step into sigma = 0 is the noise chart's value.
         return NoiseChart.advance(self, s, t) if self.ends_singular(t) else self.moments(s, t, 1)[0]
 
@@ -233,27 +250,26 @@ class DataChart(ExponentialChart):
     sign = -1
 
     @override
-    def scale(self, t: float) -> float:
+    def scale(self, t: Time) -> Time:
         return self.path.sigma(t)
 
     @override
-    def clock(self, t: float) -> float:
-        rho = self.path.rho(t)
-        return 1 / rho if rho > 0 else math.inf
+    def clock(self, t: Time) -> Time:
+        return _reciprocal(self.path.rho(t))
 
     @override
-    def time(self, clock: float) -> float:
-        return self.path.time_from_rho(1 / clock if clock > 0 else math.inf)
+    def time(self, clock: Time) -> Time:
+        return self.path.time_from_rho(_reciprocal(clock))
 
     @override
-    def weight(self, t: float) -> float:
+    def weight(self, t: Time) -> Time:
         return self.path.alpha(t)
 
     @override
-    def advance(self, s: float, t: float) -> float:
+    def advance(self, s: Time, t: Time) -> Time:
         # This is alpha_t (1 - e^-h), whose limit is alpha_t where the step ends at sigma = 0 or starts at alpha = 0.
         h = self.variable(t) - self.variable(s)
-        return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-h)
+        return self.weight(t) if _endless(h) else -self.weight(t) * ops(h).expm1(-h)
 
 
 class StochasticDataChart(DataChart):
@@ -269,27 +285,30 @@ class StochasticDataChart(DataChart):
         super().__init__(path)
         self.eta = eta
 
-    def _step(self, s: float, t: float) -> float:
+    def _step(self, s: Time, t: Time) -> Time:
         return self.variable(t) - self.variable(s)
 
-    def ratio(self, s: float, t: float) -> float:
+    def ratio(self, s: Time, t: Time) -> Time:
         """sigma_t/sigma_s e^(-eta h)."""
         if self.eta == 0:
             return super().ratio(s, t)
-        return 0.0 if self.ends_singular(t) else super().ratio(s, t) * math.exp(-self.eta * self._step(s, t))
+        # A step into sigma = 0 is infinite in log-SNR, and both factors are 0.
+        step = self._step(s, t)
+        decay: Time = ops(step).exp(-self.eta * step)
+        return super().ratio(s, t) * decay
 
-    def exponential(self, k: int, s: float, t: float) -> float:
+    def exponential(self, k: int, s: Time, t: Time) -> Time:
         """alpha_t q phi_k(-q), q = (1 + eta) h."""
         q = (1 + self.eta) * self._step(s, t)
-        if k == 1 and math.isinf(q):
+        if k == 1 and _endless(q):
             return self.advance(s, t)
-        value: float = self.weight(t) * q * phi(k, -q)
+        value: Time = self.weight(t) * q * phi(k, -q)
         return value
 
     @override
-    def advance(self, s: float, t: float) -> float:
+    def advance(self, s: Time, t: Time) -> Time:
         h = self._step(s, t)
-        return self.weight(t) if math.isinf(h) else -self.weight(t) * math.expm1(-(1 + self.eta) * h)
+        return self.weight(t) if _endless(h) else -self.weight(t) * ops(h).expm1(-(1 + self.eta) * h)
 
     def noise_clock(self, t: float) -> float:
         """rho^(-2 eta), in which the noise of rho^(-eta) x/sigma is a Brownian motion; infinite beyond double precision."""
@@ -315,7 +334,7 @@ class StochasticNoiseChart(NoiseLogSNRChart):
         super().__init__(path)
         self.eta = eta
 
-    def exponential(self, k: int, s: float, t: float) -> float:
+    def exponential(self, k: int, s: Time, t: Time) -> Time:
         """-(1 + eta) sigma_t h phi_k(h)."""
         return (1 + self.eta) * super().exponential(k, s, t)
 
@@ -328,6 +347,26 @@ class StochasticNoiseChart(NoiseLogSNRChart):
         if self.ends_singular(t):
             return 0.0
         return self.scale(t) * math.sqrt(self.eta * (self.clock(s) - self.clock(t)) * (self.clock(s) + self.clock(t)))
+
+
+def exponential_chart(chart: Chart) -> ExponentialChart:
+    """The chart itself, if its variable is the log-SNR, as exponential integrators need; ArgumentError for another."""
+    if not isinstance(chart, ExponentialChart):
+        names = ", ".join(name for name, known in charts.items() if issubclass(known, ExponentialChart))
+        raise ArgumentError(f"chart must be one whose variable is the log-SNR ({names}), got {chart.name!r}")
+    return chart
+
+
+def _endless(h: float | Tensor) -> bool:
+    """Whether a step is infinite, for all rows; of rows that step to the same time either all do or none."""
+    return bool(torch.isinf(h).all()) if isinstance(h, Tensor) else math.isinf(h)
+
+
+def _reciprocal(value: Time) -> Time:
+    """1/value, infinite where a value is 0."""
+    if isinstance(value, Tensor):
+        return 1 / value
+    return 1 / value if value > 0 else math.inf
 
 
 #: The charts of the probability-flow ODE by name.

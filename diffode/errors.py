@@ -37,6 +37,10 @@ class UnknownNameError(ArgumentError, KeyError):
         return str(self.args[0])
 
 
+class CapabilityError(ArgumentError, AttributeError):
+    """A solver can't do what is asked of it: it writes no table, or follows no field."""
+
+
 class BudgetError(ArgumentError):
     """No run of the solver fits the budget of function evaluations."""
 

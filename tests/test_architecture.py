@@ -91,6 +91,34 @@ def test_no_public_name_is_that_of_a_module_beside_it(room):
     assert not modules & set(public)
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if f.name == "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_public_names_are_written_out_and_are_there(file):
+    """A type checker sees only public names that are written out, and knows only those that something defines or imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    written = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    module = importlib.import_module(".".join(file.parent.relative_to(ROOT).parts))
+    assert len(written) == hasattr(module, "__all__")
+    for names in written:
+        listed = ast.literal_eval(names)
+        assert len(set(listed)) == len(listed)
+        assert list(listed) == list(module.__all__)
+        assert set(listed) <= set(known_names(tree.body)), set(listed) - set(known_names(tree.body))
+
+
+def known_names(body):
+    """The names that statements define or import, if only for a type checker."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.If):
+            yield from known_names(node.body)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
 #: Imports inside functions, each with what it is put off for; those of the command line are put off until a command needs them.
 LAZY = {
     ("adapters/__init__.py", "diffode"): "an adapter's other library",

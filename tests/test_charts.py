@@ -118,3 +118,59 @@ def test_a_chart_without_its_path_says_so():
 def test_phi_0_is_the_exponential_of_tensors_too():
     z = torch.tensor([-3.0, 0.0, 0.5], dtype=torch.float64)
     torch.testing.assert_close(phi(0, z), z.exp())
+
+
+ODE = [lambda path, name=name: charts.get(name, path) for name in charts.charts]
+SDE = [lambda path, cls=cls: cls(path, 0.7) for cls in (charts.StochasticDataChart, charts.StochasticNoiseChart)]
+
+
+@pytest.mark.parametrize("path_name", ["edm", "vp", "rectified_flow"])
+@pytest.mark.parametrize("make", [*ODE, *SDE], ids=[*charts.charts, "data_sde", "noise_sde"])
+def test_numbers_for_rows_are_those_of_each_row(make, path_name):
+    """A chart at times of every row, or at one time and one of every row, answers as at the times of each."""
+    path = paths.get(path_name)
+    chart = make(path)
+    s, t = ([path.time_from_rho(rho) for rho in levels] for levels in ((4.0, 1.9, 0.5), (1.1, 1.0, 0.1)))
+    rows, later = (torch.tensor(times, dtype=torch.float64) for times in (s, t))
+    for of_one in (chart.scale, chart.clock, chart.variable, lambda time: chart.time(chart.clock(time))):
+        torch.testing.assert_close(
+            of_one(rows), torch.tensor([of_one(time) for time in s], dtype=torch.float64), rtol=1e-12, atol=0
+        )
+    of_steps = [
+        chart.advance,
+        chart.ratio,
+        lambda a, b: torch.stack([torch.as_tensor(m, dtype=torch.float64) for m in chart.moments(a, b, 3)]),
+    ]
+    if isinstance(chart, charts.ExponentialChart):
+        of_steps += [lambda a, b, k=k: chart.exponential(k, a, b) for k in (1, 2, 3)]
+    for of_step in of_steps:
+        for first, second, pairs in (
+            (rows, later, zip(s, t, strict=True)), (rows, t[2], [(a, t[2]) for a in s]), (s[0], later, [(s[0], b) for b in t]),
+        ):  # fmt: skip
+            each = [torch.as_tensor(of_step(a, b), dtype=torch.float64) for a, b in pairs]
+            torch.testing.assert_close(of_step(first, second), torch.stack(each, -1), rtol=1e-11, atol=1e-300)
+    assert [chart.ends_singular(torch.zeros(2, dtype=torch.float64)), chart.ends_singular(rows)] == [
+        chart.ends_singular(0.0), False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [*ODE, *SDE], ids=[*charts.charts, "data_sde", "noise_sde"])
+def test_steps_of_rows_to_no_noise_have_the_limit_of_steps_of_one(make):
+    chart = make(paths.get("edm"))
+    rows, none = torch.tensor([2.0, 0.7], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for of_step in (chart.advance, chart.ratio):
+        expected = torch.tensor([of_step(time, 0.0) for time in rows.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(of_step(rows, none), expected, rtol=1e-12, atol=0)
+    if isinstance(chart, charts.StochasticDataChart):
+        assert torch.equal(chart.exponential(1, rows, none), chart.advance(rows, none))
+
+
+def test_an_exponential_integrator_takes_no_chart_without_exponentials():
+    edm = paths.get("edm")
+    for name in charts.charts:
+        chart = charts.get(name, edm)
+        if name in ("data", "noise_log_snr"):
+            assert charts.exponential_chart(chart) is chart
+        else:
+            with pytest.raises(ArgumentError, match=rf"\(noise_log_snr, data\), got '{name}'"):
+                charts.exponential_chart(chart)

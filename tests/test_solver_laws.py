@@ -24,9 +24,8 @@ LEFT_OUT = {
 BROKEN = {
     # A sign and an index of the authors' code are wrong: the weights do not add up to the step.
     "ipndm_v": "a constant prediction is integrated exactly: residual",
-    # torchdiffeq's Adams weights are those of equal steps, on whatever grid they run.
-    "torchdiffeq:explicit_adams": "order of convergence: 4 is stated, -",
-    "torchdiffeq:implicit_adams": "order of convergence: 4 is stated, 2.0",
+    # Its order rises to twelve with the steps behind it, with which it is unstable on fewer than some thousand steps.
+    "torchdiffeq:explicit_adams": "order of convergence: 2 is stated, -",
 }
 
 

@@ -103,6 +103,16 @@ def test_propagation_counts_each_noise_draw_once():
     assert float(result.variance) == pytest.approx(1.5**2 * 4.0 + 3.0**2)
 
 
+def test_a_draw_may_have_a_factor_for_every_row():
+    factors = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    rows = (Row(1.0), Row(0.5, {0: 1.0}, {}, {0: factors, 1: 3.0}), Row(0.1, {1: 1.0}, {}, {2: factors}))
+    x, noise = torch.ones(2, 3, dtype=torch.float64), torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    field = Field.from_noise(lambda y, t: y, paths.get("edm"))
+    noise = noise.double()
+    end = Tableau("noise", rows, (0, 1, 2), paths.get("edm")).run(field, x, noise=noise)
+    torch.testing.assert_close(end, x + factors[:, None] * (noise[0] + noise[2]) + 3 * noise[1])
+
+
 def test_noise_of_a_wrong_shape_is_refused():
     table = Tableau("noise", (Row(1.0), Row(0.5, {0: 1.0}, {}, {0: 1.0})), (0, 1), paths.get("edm"))
     x = torch.zeros(2, 3)

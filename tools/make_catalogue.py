@@ -25,7 +25,7 @@ from diffode import fields, solvers, verify
 from diffode.errors import ArgumentError, BudgetError
 from diffode.flows import reference
 from diffode.metrics import gaussian_split
-from diffode.solvers.direct import DirectSolver
+from diffode.solvers.solver import WritesTable
 
 OUT = Path(__file__).parent.parent / "docs" / "catalogue"
 TARGETS = ("ring8", "spiral", "digits-gmm10")
@@ -95,7 +95,7 @@ def figure(name: str, specs: tuple[str, ...]) -> None:
 
 def runs_of(spec: str, field: fields.ExactField, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
     """(NFE, ends) at every budget, or at every tolerance of an adaptive solver."""
-    if isinstance(solvers.get(spec), DirectSolver):
+    if not isinstance(solvers.get(spec), WritesTable):
         by_tolerance = [solvers.get(spec, rtol=r, atol=r / 10) for r in (1e-1, 1e-2, 1e-3, 1e-4)]
         found = [diffode.solve(field, x, solver=solver) for solver in by_tolerance]
         return [(run.nfe, run.x) for run in found]
@@ -117,7 +117,7 @@ def law_figure(name: str, specs: tuple[str, ...]) -> None:
             points = []
             for nfe in BUDGETS:
                 with contextlib.suppress(BudgetError):
-                    table = solvers.get(spec).within(diffode.paths.get("edm"), "karras", nfe)
+                    table = solvers.table_solver(spec).within(diffode.paths.get("edm"), "karras", nfe)
                     split = gaussian_split(table, target.mean @ vectors, eigenvalues)
                     points.append((table.nfe, split.discretisation / target.scale))
             axis.loglog(*zip(*points, strict=True), marker="o", ms=3, label=spec)
@@ -195,13 +195,14 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
     ]
     for spec, solver in zip(specs, made, strict=True):
         cells = (solver.chart_name, solver.order, solver.convergence_order, solver.nfe_per_step)
-        lines.append(f"| `{spec}` | " + " | ".join(map(str, cells)) + " |")
+        told = ("none" if cell is None else str(cell) for cell in cells)
+        lines.append(f"| `{spec}` | " + " | ".join(told) + " |")
     found = [spec for spec in orders if solvers.get(spec).name in {s.name for s in made}]
     if found:
         lines += ["", "Measured orders (`make orders`; * marks those further than 0.15 from the documented order):", "", header]
         lines += ["|" + "---|" * (header.count("|") - 1), *(orders[spec] for spec in found)]
     lines += _gaussian_table(specs, made)
-    tables = tuple(spec for spec, solver in zip(specs, made, strict=True) if not isinstance(solver, DirectSolver))
+    tables = tuple(spec for spec, solver in zip(specs, made, strict=True) if isinstance(solver, WritesTable))
     # The steps of these depend on the noise level itself, not on the ratio of two.
     uniform = tuple(spec for spec in tables if solvers.get(spec).name not in ("er_sde", "restart", "lcm"))
     if any(not s.stochastic for s in made):
@@ -218,7 +219,7 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
 
 
 def _gaussian_table(specs: tuple[str, ...], made: list[solvers.Solver]) -> list[str]:
-    rows = [(spec, solver) for spec, solver in zip(specs, made, strict=True) if not isinstance(solver, DirectSolver)]
+    rows = [(spec, solver) for spec, solver in zip(specs, made, strict=True) if isinstance(solver, WritesTable)]
     if not rows:
         return []
     spectrum = torch.arange(1, 1001, dtype=torch.float64) ** -2

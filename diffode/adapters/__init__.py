@@ -31,11 +31,35 @@ _PLACES = {
     "shared": "fields.model",
 }
 
-__all__ = [*_PLACES, "DiffodeScheduler", "as_diffusers_scheduler"]
+# Type checkers read names that are written out.
+__all__ = [
+    "DiffodeScheduler",
+    "as_azula_sampler",
+    "as_diffusers_model",
+    "as_diffusers_scheduler",
+    "as_flow_matching",
+    "as_k_diffusion",
+    "as_k_diffusion_sampler",
+    "as_torchdiffeq",
+    "as_torchsde",
+    "azula_path",
+    "from_azula",
+    "from_diffusers",
+    "from_edm",
+    "from_flow_matching",
+    "from_k_diffusion",
+    "from_score_sde",
+    "from_torchdiffeq",
+    "from_torchsde",
+    "guided",
+    "odeint",
+    "shared",
+]
 
 if TYPE_CHECKING:
     from diffode.adapters.denoisers import azula_path, from_azula, from_edm, from_k_diffusion, from_score_sde
     from diffode.adapters.diffusers_model import as_diffusers_model, from_diffusers
+    from diffode.adapters.diffusers_scheduler import DiffodeScheduler
     from diffode.adapters.flows import from_flow_matching, from_torchdiffeq, odeint
     from diffode.adapters.guidance import guided
     from diffode.adapters.samplers import as_azula_sampler, as_k_diffusion_sampler

@@ -14,8 +14,7 @@ from diffode.adapters.diffusers_tables import begins, without_signal
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Prediction, columns
 from diffode.paths import Path
-from diffode.solvers.solver import Solver
-from diffode.solvers.trained.bespoke import TrainedSolver
+from diffode.solvers.solver import WritesTable
 from diffode.tableau import Tableau
 
 #: Arguments of other schedulers' ``step``, each with the value at which it changes nothing; other values are refused.
@@ -31,7 +30,7 @@ class Driven:
     timesteps: Tensor
     order: int
     num_inference_steps: int | None
-    _solver: Solver
+    _solver: WritesTable
     _network: Convention
     _named: dict[float, float]
     _running: Tableau
@@ -150,7 +149,7 @@ class Driven:
         """The rest of the table from the evaluation ``index`` on."""
         table, count = self.table, len(self.table.evaluated)
         starts = begins(table)
-        if index not in starts or isinstance(self._solver, TrainedSolver):
+        if index not in starts or self._solver.lays_levels:
             raise ArgumentError(
                 f"timestep {index} of {count} does not begin a step of {table.solver!r}; begin at another, a multiple of "
                 f"its order {self.order}"

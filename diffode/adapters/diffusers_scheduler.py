@@ -22,8 +22,7 @@ from diffode.adapters.diffusers_schedules import levels_of
 from diffode.adapters.diffusers_tables import begins, without_signal, written
 from diffode.errors import ArgumentError
 from diffode.paths import Path, RectifiedFlow, Tabulated
-from diffode.solvers.direct import DirectSolver
-from diffode.solvers.trained.bespoke import TrainedSolver
+from diffode.solvers.solver import WritesTable
 from diffode.tableau import Tableau
 
 #: Options that no scheduler of diffusers has; all others describe the network and its levels.
@@ -77,11 +76,12 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         if final_sigmas_type not in ("zero", "sigma_min"):
             raise ArgumentError(f"final_sigmas_type must be zero or sigma_min, got {final_sigmas_type!r}")
         # A configuration may come from elsewhere, and so may name registered solvers, but no file.
-        self._solver = solvers.registry.registered(solver)
+        recipe = solvers.registry.registered(solver)
         if grid is not None:
             grids.check_registered(grid)
-        if isinstance(self._solver, DirectSolver):
+        if not isinstance(recipe, WritesTable):
             raise ArgumentError(f"solver {solver!r} writes no table, so a pipeline can't run it; choose one that does")
+        self._solver = recipe
         self.path: Path
         self._replaced: Replaced | None = None
         if replaced is not None:
@@ -94,7 +94,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         self._step_index: int | None = None
         self._device: Any = None
         # The table is written when the number of steps is known; one of two steps shows whether a pipeline can run the solver.
-        if not isinstance(self._solver, TrainedSolver):
+        if not self._solver.lays_levels:
             trial = self.config["grid"] or "time_uniform"
             self._use(self._solver.tableau(self.path, trial, 2 if grids.is_named(trial) else None), None)
         self.num_inference_steps = None
@@ -216,7 +216,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         if self._replaced is None:
             return None
         self._follow_configuration()
-        trained = isinstance(self._solver, TrainedSolver)
+        trained = self._solver.lays_levels
         if (trained or self.config["grid"] is not None) and (given is None or are_levels):
             return None
         if trained:
@@ -277,7 +277,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
             if steps != len(times) - 1:
                 raise ArgumentError(f"grid {grid!r} lists its own levels: it makes {len(times) - 1} steps, not {steps}")
             return self._solver.tableau(path, times)
-        if isinstance(self._solver, TrainedSolver):
+        if self._solver.lays_levels:
             # The solver lays its own levels, between ends with some noise.
             return self._solver.tableau(path, [path.t_max, path.t_min], steps)
         if self._replaced is not None or self.config["final_sigmas_type"] == "sigma_min":

@@ -8,7 +8,7 @@ from diffode import solvers
 from diffode.fields import conversion
 from diffode.paths import Path
 from diffode.solvers.runge_kutta import RungeKutta
-from diffode.solvers.solver import Solver
+from diffode.solvers.solver import WritesTable
 from diffode.tableau import Row, Tableau
 
 #: Noise level rho above which a state counts as one without signal: x/alpha in float32 has few digits of the data there.
@@ -17,7 +17,7 @@ _NO_SIGNAL = 1e3
 _LARGEST_LEVEL = 1e6
 
 
-def written(solver: Solver, path: Path, times: list[float]) -> Tableau:
+def written(solver: WritesTable, path: Path, times: list[float]) -> Tableau:
     """The table of a solver on given times, whose first may have alpha = 0, as in pipelines of flow matching.
 
     A solver in native time starts at such a time itself, a solver in sigma/alpha or its logarithm at rho = 1e6. A Runge-Kutta
@@ -28,11 +28,11 @@ def written(solver: Solver, path: Path, times: list[float]) -> Tableau:
     return _sound(solver, path, [path.time_from_rho(_LARGEST_LEVEL), *times[1:]])
 
 
-def _sound(solver: Solver, path: Path, times: list[float]) -> Tableau:
+def _sound(solver: WritesTable, path: Path, times: list[float]) -> Tableau:
     diverges = isinstance(solver, RungeKutta) and solver.chart_name == "noise" and solver.order > 1
     if not diverges or len(times) < 3 or not path.rho(times[0]) > 100 * _NO_SIGNAL:
         return solver.tableau(path, times)
-    first = solvers.get("euler", chart="noise").tableau(path, times[:2])
+    first = solvers.table_solver("euler", chart="noise").tableau(path, times[:2])
     return _joined(first, solver.tableau(path, times[1:]))
 
 

@@ -192,7 +192,7 @@ def _method(method: str, rtol: float | None, atol: float | None) -> str:
         # The tolerance of implicit_adams is that of its iteration.
         if given and isinstance(own, ODEBaseline) and own.method in own.fixed and own.method != "implicit_adams":
             raise ArgumentError(f"method {method!r} has fixed steps: rtol and atol go with adaptive methods, such as dopri5")
-        if name == f"torchdiffeq:{getattr(own, 'method', '')}" and getattr(own, "method", "") not in getattr(own, "fixed", ()):
+        if isinstance(own, TorchDiffEq) and own.method not in own.fixed:
             given = {"rtol": 1e-7, "atol": 1e-9, **given}
             given = {key: value for key, value in given.items() if key not in chosen}
         return format_spec(name, {**chosen, **{key: float(value) for key, value in given.items()}})

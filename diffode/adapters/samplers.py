@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from diffode.paths import EDM, Path
 from diffode.randomness import Randomness, generator_from
 from diffode.solvers import Solver
 from diffode.solvers.ancestral import EDMStochastic
-from diffode.solvers.direct import DirectSolver
+from diffode.solvers.solver import WritesTable
 from diffode.tableau import Row, Tableau
 
 #: Source of noise: a generator or a seed for the batch, or one for each row; None is torch's own state.
@@ -82,9 +82,10 @@ def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
         path = EDM(min(last, float(levels[0]) / 2), float(levels[0]) * (math.sqrt(2) if s_churn else 1))
         state = x if x.dtype in (torch.float32, torch.float64) else x.float()
         field = from_k_diffusion(_narrowed(model, x.dtype), path, extra=extra_args)
-        own = with_options(recipe, eta, s_noise, s_churn, s_tmin, s_tmax).for_field(field.scale, x[0].numel())
+        churn = Churn(s_noise, s_churn, s_tmin, s_tmax)
+        own = with_options(recipe, eta, churn).for_field(field.scale, x[0].numel())
         raised = s_churn > 0 and not isinstance(own, EDMStochastic)
-        table = churned(own, path, levels.tolist(), s_churn, s_tmin, s_tmax) if raised else own.tableau(path, levels.tolist())
+        table = churned(own, path, levels.tolist(), churn) if raised else own.tableau(path, levels.tolist())
         factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
         ends = draw_levels(table)
 
@@ -134,16 +135,34 @@ def _run(
         return result
 
 
-def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: float, s_tmin: float, s_tmax: float) -> Solver:
+@dataclass(frozen=True)
+class Churn:
+    """k-diffusion's arguments of the noise that it adds, all numbers >= 0; ArgumentError for others."""
+
+    s_noise: float = 1.0
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
+
+
+def with_options(solver: WritesTable, eta: float | None, churn: Churn) -> WritesTable:
     """The solver with k-diffusion's arguments as its options; ArgumentError for arguments that it has no options for."""
-    for name, value in (("s_noise", s_noise), ("s_churn", s_churn), ("s_tmin", s_tmin), ("s_tmax", s_tmax)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise ArgumentError(f"{name} must be a number >= 0, got {value!r}")
     if isinstance(solver, EDMStochastic):
-        if s_churn:
-            solver = replace(solver, churn=s_churn, noise_from=s_tmin, noise_to=s_tmax, inflation=s_noise)
-        elif s_noise != 1:
-            solver = replace(solver, inflation=s_noise)
+        if churn.s_churn:
+            solver = replace(
+                solver,
+                churn=churn.s_churn,
+                noise_from=churn.s_tmin,
+                noise_to=churn.s_tmax,
+                inflation=churn.s_noise,
+            )
+        elif churn.s_noise != 1:
+            solver = replace(solver, inflation=churn.s_noise)
     if eta is None:
         return solver
     if not any(option.name == "eta" for option in fields(solver)):
@@ -151,11 +170,11 @@ def with_options(solver: Solver, eta: float | None, s_noise: float, s_churn: flo
     return replace(solver, eta=eta)  # type: ignore[call-arg]
 
 
-def churned(solver: Solver, path: Path, levels: Sequence[float], churn: float, least: float, most: float) -> Tableau:
-    """A solver's table that first raises the level, by added noise, in each step that begins between ``least`` and ``most``."""
+def churned(solver: WritesTable, path: Path, levels: Sequence[float], churn: Churn) -> Tableau:
+    """A solver's table that first raises the level, by added noise, in each step that begins between two levels."""
     if solver.stochastic:
         raise ArgumentError(f"s_churn goes with a solver that draws no noise of its own, not with {solver.spec!r}")
-    gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
+    gamma = min(churn.s_churn / (len(levels) - 1), math.sqrt(2) - 1)
     whole = solver.tableau(path, levels)
     for start, end in itertools.pairwise(whole.outputs):
         used = {j for row in whole.rows[start + 1 : end + 1] for j in (*row.states, *row.evaluations)}
@@ -164,7 +183,7 @@ def churned(solver: Solver, path: Path, levels: Sequence[float], churn: float, l
     rows, outputs, draws = [Row(levels[0])], [0], 0
     for s, t in itertools.pairwise(levels):
         x, high = outputs[-1], s
-        if gamma > 0 and least <= s <= most:
+        if gamma > 0 and churn.s_tmin <= s <= churn.s_tmax:
             high = s * (1 + gamma)
             rows.append(Row(high, {x: 1.0}, {}, {draws: s * math.sqrt(gamma * (2 + gamma))}))
             x, draws = len(rows) - 1, draws + 1
@@ -264,8 +283,8 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
     return DiffodeSampler
 
 
-def _written(solver: str | Solver) -> Solver:
+def _written(solver: str | Solver) -> WritesTable:
     recipe = solvers.get(solver)
-    if isinstance(recipe, DirectSolver):
+    if not isinstance(recipe, WritesTable):
         raise ArgumentError(f"solver {recipe.spec!r} writes no table, so another library can't run it; choose one that does")
     return recipe

@@ -135,15 +135,14 @@ def solver_and_grid(method: str) -> tuple[str, str]:
 def lines_to_paste(method: str, nfe: int) -> list[str]:
     """The calls that run a method with the solver, grid and budget of its measurement."""
     from diffode import grids, solvers
-    from diffode.solvers.direct import DirectSolver
-    from diffode.solvers.trained.bespoke import TrainedSolver
+    from diffode.solvers.solver import WritesTable
 
     spec, grid = solver_and_grid(method)
     recipe = solvers.get(spec)
     noise = ", generator=0" if recipe.stochastic else ""
     lines = [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']
     # Listed times belong to one path, and a pipeline has another.
-    if not isinstance(recipe, DirectSolver | TrainedSolver) and grids.is_named(grid):
+    if isinstance(recipe, WritesTable) and not recipe.lays_levels and grids.is_named(grid):
         steps = max(1, nfe // recipe.nfe_per_step)
         lines.append(f'scheduler = diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
         lines.append(f"scheduler.set_timesteps({steps})  # without guidance, which makes two calls for each evaluation")

@@ -51,8 +51,9 @@ def command(
     from diffode.flows import reference
     from diffode.output_files import unwritable, whole_file
     from diffode.randomness import keyed_normal
-    from diffode.solvers.direct import DirectSolver
     from diffode.solvers.run import table_for
+    from diffode.solvers.run_options import Extent
+    from diffode.solvers.solver import WritesTable
     from diffode.studies import figures
     from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
 
@@ -70,8 +71,9 @@ def command(
     shape = shape_of(field)
     recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
     # Some grids, such as the published levels of ays_*, begin at their own level.
-    direct = isinstance(recipe, DirectSolver)
-    begins = on.t_max if direct else table_for(field, recipe, grid, None, nfe).rows[0].time
+    begins = (
+        table_for(field, recipe, Extent(field.path, grid, nfe=nfe)).ends[0] if isinstance(recipe, WritesTable) else on.t_max
+    )
     start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
     solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
     first, last = float(solution.times[0]), float(solution.times[-1])

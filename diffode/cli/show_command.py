@@ -141,7 +141,10 @@ def _print_facts(facts: dict[str, Any]) -> None:
             for row in value:
                 click.echo("  ".join(f"{number:12.6g}" for number in row.values()))
             continue
-        text = ", ".join(f"{k}={v}" for k, v in value.items()) or "none" if isinstance(value, dict) else str(value)
+        if isinstance(value, dict):
+            text = ", ".join(f"{k}={v}" for k, v in value.items()) or "none"
+        else:
+            text = "none" if value is None else str(value)
         click.echo(f"{key:16s} {text}" if "\n" not in text else f"{key}\n{inspect.cleandoc(text)}\n")
 
 
@@ -155,7 +158,7 @@ def _target(spec: str) -> dict[str, Any]:
         "summary": card.summary,
         "text": card.text,
         "dimension": target.dim,
-        "components": getattr(target, "count", None),
+        "components": target.modes,
         "scale": round(target.scale, 6),
         "tags": targets.tags(target),
         "source": card.source,
@@ -176,13 +179,12 @@ def _print_target(facts: dict[str, Any]) -> None:
 
 def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     from diffode import paths, solvers
-    from diffode.solvers.direct import DirectSolver
-    from diffode.solvers.solver import Solver
+    from diffode.solvers.solver import Solver, WritesTable
     from diffode.specs import option_names, parse_spec
 
     # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec sets these.
     solver: Solver = solvers.get(spec).for_field(1.0, 2)
-    table = None if isinstance(solver, DirectSolver) else solver.tableau(paths.get(path), grid, steps)
+    table = solver.tableau(paths.get(path), grid, steps) if isinstance(solver, WritesTable) else None
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
     entry = solvers.registry.entry(parse_spec(spec)[0])
     facts: dict[str, Any] = {

@@ -13,7 +13,7 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.paths.path import held
 from diffode.randomness import Randomness, generator_from, normal, row_generators
-from diffode.targets import Target
+from diffode.targets import GaussianMixture, Target
 from diffode.targets import get as get_target
 from diffode.targets.target import Scalar
 
@@ -122,6 +122,11 @@ def exact_field(target: Target | str, path: Path | str) -> ExactField:
     True
     """
     return ExactField(target, path)
+
+
+def mixture_of(field: Field) -> GaussianMixture | None:
+    """The mixture of Gaussians whose exact field a field is; None for a field of another law, or one that is not exact."""
+    return field.target.as_mixture() if isinstance(field, ExactField) else None
 
 
 def _vector(value: Scalar, x: Tensor) -> Scalar:

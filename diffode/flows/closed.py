@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,18 +13,33 @@ from diffode.fields import ExactField, Field, columns
 from diffode.numerics.quantiles import Law, quantile_map
 from diffode.paths import Path
 from diffode.targets import GaussianMixture
-from diffode.targets.target import Scalar
+from diffode.targets.target import Flow, Scalar
 
 #: Weights (K,), means and standard deviations, (K,) or (B, K), of a mixture along a line.
 OfLine = tuple[Tensor, Tensor, Tensor]
 
 
-def known_flow(field: Field) -> GaussianMixture | None:
-    """The target of a field if its flow has a closed form: one Gaussian, or means on a line with a common covariance."""
-    target = field.target if isinstance(field, ExactField) else None
-    if not isinstance(target, GaussianMixture):
+@dataclass(frozen=True)
+class KnownFlow:
+    """A flow that needs no integration, and its kind: ``"closed-form"``, or ``"quantile"``, the monotone map of a line."""
+
+    flow: Flow
+    method: str
+
+
+def known_flow(field: Field) -> KnownFlow | None:
+    """The flow of a field in closed form: one Gaussian, means on a line with a common covariance, or what its target knows."""
+    if not isinstance(field, ExactField):
         return None
-    return target if target.count == 1 or (target.line is not None and not target.is_discrete) else None
+    path, mixture = field.path, field.target.as_mixture()
+    if mixture is None:
+        own = field.target.exact_flow(path)
+        return None if own is None else KnownFlow(own, "closed-form")
+    if mixture.count == 1:
+        return KnownFlow(lambda x, start, stop: gaussian_flow(mixture, path, x, start, stop), "closed-form")
+    if mixture.line is None or mixture.is_discrete:
+        return None
+    return KnownFlow(lambda x, start, stop: line_flow(mixture, path, x, start, stop), "quantile")
 
 
 def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import ExactField, Field
-from diffode.flows.closed import Final, gaussian_flow, known_flow, line_flow
+from diffode.flows.closed import Final, known_flow
 from diffode.flows.exact import Reference, reference
 from diffode.flows.integrated import answered, least_rho
 from diffode.numerics.quantiles import Array
@@ -80,19 +80,17 @@ class ExactFlow:
             # No row, but a graph, so that derivatives are zeros.
             zeros = (0 * time[:, None] for time in (begin, end) if isinstance(time, Tensor))
             return sum(zeros, start=flat).reshape(x.shape).to(x)
-        target, path = known_flow(self.field), self.field.path
+        known = known_flow(self.field)
         with self.field.uncounted():
-            if target is None or path is None:
+            if known is None:
                 if isinstance(begin, Tensor) or isinstance(end, Tensor):
                     first, last = (float(time.detach()[0]) if isinstance(time, Tensor) else time for time in (begin, end))
                     # A field that can't be called at all is not told that its times are to blame.
                     self.field.check_once(x.detach(), first)
                     self.field.check_times(x.detach(), first, last)
                 ends: Tensor = _Integrated.apply(flat, begin, end, self, x.shape[1:])  # type: ignore[no-untyped-call]
-            elif target.count == 1:
-                ends = gaussian_flow(target, path, flat, begin, end)[0]
             else:
-                ends = line_flow(target, path, flat, begin, end)[0]
+                ends = known.flow(flat, begin, end)[0]
         if not bool(torch.isfinite(ends).all()):
             raise NumericalError("the flow is not finite; is the field singular at one of the times?")
         return ends.reshape(x.shape).to(x.dtype)

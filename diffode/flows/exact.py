@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.flows.closed import gaussian_flow, known_flow, line_flow
+from diffode.flows.closed import known_flow
 from diffode.flows.integrated import integrated_flow, integrated_states
 
 
@@ -115,12 +115,13 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
         raise ArgumentError(f"times must fall or rise, two of them at least, got {list(times)}")
     for time in (times[0], times[-1]):
         path.check_times(time, "times")
+    known = known_flow(field)
     for end in (times[0], times[-1]):
-        if known_flow(field) is None and not math.isfinite(path.log_snr(end)):
+        if known is None and not math.isfinite(path.log_snr(end)):
             raise ArgumentError(
                 f"times must have a finite log-SNR, got {end!r}, where sigma or alpha is 0; use reference there"
             )
-    if known_flow(field) is not None:
+    if known is not None:
         return torch.stack([x, *(reference(field, x, times[0], t, tolerance).x for t in times[1:])])
     flat = x.detach().to(torch.float64).flatten(1)
     with field.uncounted():
@@ -134,9 +135,7 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
 def _flow(
     field: Field, x: Tensor, start: float, stop: float, tolerance: float, use_cache: bool, shape: torch.Size
 ) -> tuple[Tensor, Tensor, str]:
-    target, path = known_flow(field), field.path
-    if target is None or path is None:
+    known = known_flow(field)
+    if known is None:
         return *integrated_flow(field, x, start, stop, tolerance, use_cache, shape), "dop853"
-    if target.count == 1:
-        return *gaussian_flow(target, path, x, start, stop), "closed-form"
-    return *line_flow(target, path, x, start, stop), "quantile"
+    return *known.flow(x, start, stop), known.method

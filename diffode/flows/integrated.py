@@ -16,9 +16,9 @@ from diffode import cache
 from diffode.closure import version_of
 from diffode.errors import ArgumentError, DiffodeError, FieldError, NumericalError
 from diffode.fields import ExactField, Field
+from diffode.fields.exact import mixture_of
 from diffode.numerics.quantiles import Array
 from diffode.paths import Path
-from diffode.targets import GaussianMixture
 
 #: Largest size of the state vector of one adaptive integration, which limits its rows.
 _STATE_SIZE = 2**16
@@ -94,8 +94,8 @@ def _bounded(field: Field, x: Tensor, ends: Tensor, differences: Tensor, start: 
 
 def _stretch(field: Field, x: Tensor, ends: Tensor, start: float, stop: float) -> Tensor | None:
     """Stretch of each row's neighbourhood relative to a flow to one component, (B,) >= 1; None if it is unknown."""
-    target = field.target if isinstance(field, ExactField) else None
-    if not isinstance(field, ExactField) or not isinstance(target, GaussianMixture) or target.dim > _FEW_DIMENSIONS:
+    target = mixture_of(field)
+    if not isinstance(field, ExactField) or target is None or target.dim > _FEW_DIMENSIONS:
         return None
     first, last = (max(t, field.path.time_from_rho(least_rho(field))) for t in (start, stop))
     widths = [field.path.alpha(t) ** 2 * target.components.smallest_variance + field.path.sigma(t) ** 2 for t in (first, last)]
@@ -185,7 +185,8 @@ def leave_zero(field: Field, z: Tensor, start: float, shape: Sequence[int]) -> t
 
 def check_leaves_zero(field: Field, path: Path, start: float) -> None:
     """Raise ArgumentError if a flow from point masses starts without noise."""
-    if isinstance(field, ExactField) and isinstance(field.target, GaussianMixture) and field.target.is_discrete:
+    mixture = mixture_of(field)
+    if mixture is not None and mixture.is_discrete:
         raise ArgumentError(
             f"start={start:g} has sigma = 0, where point masses have no flow to noise: start later, for instance at "
             f"path.t_min={path.t_min:g}" + ("" if path.sigma(path.t_min) > 0 else " of a path with t_min > 0")
@@ -194,9 +195,9 @@ def check_leaves_zero(field: Field, path: Path, start: float) -> None:
 
 def least_rho(field: Field) -> float:
     """Noise level rho at which a flow to sigma = 0 ends, or one from there begins; it is tiny beside all widths of the data."""
-    target = field.target if isinstance(field, ExactField) else None
+    target = mixture_of(field)
     least = _LAST_RHO * field.scale
-    if isinstance(target, GaussianMixture) and not target.is_discrete:
+    if target is not None and not target.is_discrete:
         least = min(least, _LAST_IN_WIDTHS * math.sqrt(target.components.smallest_variance))
     return least
 

@@ -67,9 +67,10 @@ def lost_modes(outcome: Outcome) -> Measurement:
 
 
 def _mixture(outcome: Outcome) -> GaussianMixture:
-    if not isinstance(outcome.law.target, GaussianMixture):
+    mixture = outcome.law.target.as_mixture()
+    if mixture is None:
         raise ArgumentError("mode metrics need a Gaussian mixture")
-    return outcome.law.target
+    return mixture
 
 
 def _weights(outcome: Outcome, x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, 
         raise ArgumentError("gaussian_split needs a tableau written for a path")
     path, variances = tableau.path, torch.as_tensor(eigenvalues, dtype=torch.float64)
     centre = torch.as_tensor(mean, dtype=torch.float64).expand_as(variances)
-    first, last = tableau.rows[0].time, tableau.rows[tableau.outputs[-1]].time
+    first, last = tableau.ends
     noised = [path.alpha(t) ** 2 * variances + path.sigma(t) ** 2 for t in (first, last)]
     gain = (noised[1] / noised[0]).sqrt()
     flowed_mean = path.alpha(last) * centre - gain * path.alpha(first) * centre
@@ -109,7 +109,7 @@ def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measuremen
     It takes targets with one component and solvers that write tables, also those that draw noise; ArgumentError for others.
     """
     target, table = outcome.exact.target, outcome.solution.tableau
-    if getattr(target, "count", None) != 1:
+    if not target.is_gaussian:
         raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
     if table is None:
         raise ArgumentError("gaussian_error needs a solver that writes a table, whose law on a Gaussian is known exactly")

@@ -29,7 +29,7 @@ def error_split(field: ExactField, tableau: Tableau, z: Tensor, tolerance: float
     path, target = field.path, field.target
     if z.ndim != 2 or z.shape[0] == 0:
         raise ArgumentError(f"z must be standard normals (B, {target.dim}), one at least, got shape {tuple(z.shape)}")
-    first, last = tableau.rows[0].time, tableau.rows[tableau.outputs[-1]].time
+    first, last = tableau.ends
     if not math.isfinite(path.rho(first)):
         raise ArgumentError(f"the split of an error needs a first time with some signal; at t={first:g} alpha is 0")
     z = z.to(torch.float64)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.controller import Controller
+from diffode.solvers.direct import DirectSolver, ForBudget, Journey
 from diffode.solvers.function import FunctionSolver
-from diffode.solvers.registry import get, names, register, registry
+from diffode.solvers.registry import get, names, register, registry, table_solver
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution, Status
-from diffode.solvers.solver import Solver
+from diffode.solvers.solver import Solver, TableSolver, WritesTable
 
 if TYPE_CHECKING:
     from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
@@ -95,6 +96,7 @@ __all__ = [
     "AdaptiveSDE",
     "Bespoke",
     "Consistency",
+    "Controller",
     "DPM2Ancestral",
     "DPMAdaptive",
     "DPMFast",
@@ -113,6 +115,7 @@ __all__ = [
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
+    "ForBudget",
     "FunctionSolver",
     "Heun",
     "IPNDMVariable",
@@ -127,16 +130,19 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "TableSolver",
     "TorchDiffEq",
     "TorchSDE",
     "UniPC",
     "Universal",
+    "WritesTable",
     "get",
     "names",
     "register",
     "registry",
     "run_tableau",
     "solve",
+    "table_solver",
 ]
 
 

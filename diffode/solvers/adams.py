@@ -13,12 +13,12 @@ from typing_extensions import override
 from diffode import grids
 from diffode.charts import Chart, charts
 from diffode.solvers.runge_kutta import add_step
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adams(Solver):
+class Adams(TableSolver):
     """Variable-step Adams methods: the polynomial through the last ``order`` evaluations, integrated exactly.
 
     The first steps have the order that their history allows. This costs nothing where noise is large and the chart makes the
@@ -92,7 +92,7 @@ class DEIS(Adams):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPNDM(Solver):
+class IPNDM(TableSolver):
     """Improved PNDM: the constant Adams-Bashforth weights of a uniform grid, in rho, on any grid.
 
     On a non-uniform grid every ``order`` above 1 is second order; yet it is often the best at 5 to 10 evaluations.
@@ -128,7 +128,7 @@ class IPNDM(Solver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPNDMVariable(Solver):
+class IPNDMVariable(TableSolver):
     """iPNDM_v: Adams-Bashforth weights for variable steps in rho.
 
     ``form=published`` keeps three slips of the authors' code: the products of ratios lack a parenthesis (which is right on

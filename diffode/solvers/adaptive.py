@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +21,10 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.numerics.butcher import BOGACKI_SHAMPINE, DORMAND_PRINCE
 from diffode.paths import Path
+from diffode.solvers.controller import Controller, controller_of
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import check_choice
 
-#: Largest factor from a step to the next.
-_MOST_GROWTH = 10.0
-#: Smallest factor from a step to the next.
-_LEAST_GROWTH = 0.2
 #: Share of the whole way below which a step counts as vanished: its row is unfinished.
 _SHORTEST_STEP = 1e-13
 
@@ -69,18 +66,18 @@ class Rows:
 class Adaptive(DirectSolver):
     """Step control shared by the embedded pairs: accept a row's step if its error ratio E is at most 1.
 
-    ``atol`` is in units of the data's scale, that of the field.
+    ``atol`` is in units of the data's scale, that of the field. The ``controller`` chooses the next step: i, pi, pid, or
+    coefficients (see `controller.py`).
     """
 
     rtol: float = 1e-4
     atol: float = 1e-4
     first_step: float = 0.05
     max_steps: int = 10_000
+    controller: str | float | Controller = "pi"
 
     asks_row_times = True
     takes_steps = False
-    #: The factor ``safety`` in safety E^-a E_last^b, the ratio of the next step to this one (see ``exponents``).
-    safety: ClassVar[float] = 0.9
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "first_step"):
@@ -89,11 +86,13 @@ class Adaptive(DirectSolver):
                 raise ArgumentError(f"{name} must be a number > 0, got {value!r}")
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ArgumentError(f"max_steps must be an integer >= 1, got {self.max_steps!r}")
+        # A controller has one text, so that one run has one key.
+        object.__setattr__(self, "controller", controller_of(self.controller).text)
 
     @property
     @abstractmethod
-    def exponents(self) -> tuple[float, float]:
-        """The exponents (a, b) of the error ratios of this attempt and the last accepted one, in the ratio of steps."""
+    def error_power(self) -> int:
+        """The power of the step with which the error ratio grows."""
 
     def opening(self, flow: Flow, rows: Rows) -> Tensor | None:
         """The evaluation that all attempts at a step from here share, kept as the rows' slope; None if they share none."""
@@ -111,9 +110,9 @@ class Adaptive(DirectSolver):
         accepted, rejected = torch.zeros(2, count, dtype=torch.int64, device=x.device)
         rows = flow.start(x, self.first_step)
         finished = torch.ones(count, dtype=torch.bool, device=x.device)
-        last = torch.ones(count, dtype=torch.float64, device=x.device)
+        past = controller_of(self.controller).fresh(count, x.device)
         for stop in times[1:]:
-            rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, last)
+            rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, past)
             # A row that met the step limit has no state at this time. The mask is a copy, since later legs write to it.
             here = finished.clone().reshape((-1,) + (1,) * (x.ndim - 1))
             there = torch.where(here, flow.state(rows.z, rows.at), math.nan)
@@ -122,7 +121,7 @@ class Adaptive(DirectSolver):
         return Journey(torch.stack(states), accepted, rejected, flow.time(rows.at), finished, end)
 
     def _leg(
-        self, flow: Flow, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, last: Tensor
+        self, flow: Flow, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, past: Tensor
     ) -> Rows:
         """Bring every row to ``stop``, except those that meet the step limit, and add to the counts of steps."""
         whole = Rows(rows.z.clone(), rows.at.clone(), rows.step.clone(), None if rows.slope is None else rows.slope.clone())
@@ -131,7 +130,7 @@ class Adaptive(DirectSolver):
         if rows.slope is None and len(active):
             with flow.field.rows(active):
                 rows.slope = self.opening(flow, rows)
-        up, down = self.exponents
+        controller = controller_of(self.controller)
         while len(active):
             wish = rows.step
             left = stop - rows.at
@@ -145,19 +144,18 @@ class Adaptive(DirectSolver):
             finite = torch.isfinite(ratio)
             good = ratio <= 1
             entry.allowed = good
-            factor = self.safety * ratio.clamp(min=1e-10) ** -up * last[active] ** down
-            factor = factor.clamp(_LEAST_GROWTH, _MOST_GROWTH)
+            factor = controller.factor(ratio, past[active], self.error_power)
             arrived = good & (rows.step >= left)
             rows.z = torch.where(good[:, None], z, rows.z)
             rows.at = torch.where(arrived, stop, torch.where(good, rows.at + rows.step, rows.at))
             if slope is not None and rows.slope is not None:
                 rows.slope = torch.where(good[:, None], slope, rows.slope)
             # A step that was cut at the end of the leg does not shorten the next: the longer one is wished for again.
-            new = rows.step * torch.where(good, factor, factor.clamp(max=0.9))
+            new = rows.step * factor
             rows.step = torch.where(arrived & (rows.step < wish), wish, new)
             accepted[active] += good
             rejected[active] += ~good
-            last[active] = torch.where(good, ratio.clamp(1e-4, 1.0), last[active])
+            past[active] = controller.remembered(ratio, past[active])
             spent = accepted[active] + rejected[active] >= self.max_steps
             lost = ~arrived & (spent | (rows.step < _SHORTEST_STEP * flow.length))
             finished[active[lost]] = False
@@ -236,7 +234,7 @@ class EmbeddedRungeKutta(Adaptive):
     """An embedded Runge-Kutta pair with PI step control, ``pair=dopri5`` (5(4)) or ``bosh3`` (3(2)), in log-SNR.
 
     The error ratio is the root mean square over a row of error/(atol + rtol max(|z|, |z_new|)), with ``atol`` in units of the
-    data's scale.
+    data's scale. Another ``controller`` is i, pid, or coefficients such as 0.6/-0.2.
     """
 
     pair: Literal["dopri5", "bosh3"] = "dopri5"
@@ -262,8 +260,8 @@ class EmbeddedRungeKutta(Adaptive):
 
     @property
     @override
-    def exponents(self) -> tuple[float, float]:
-        return 0.7 / self.order, 0.4 / self.order
+    def error_power(self) -> int:
+        return self.order
 
     @override
     def opening(self, flow: Flow, rows: Rows) -> Tensor:
@@ -288,12 +286,14 @@ class DPMAdaptive(Adaptive):
     """DPM-Solver adaptive: ``order=2`` compares DPM-Solver-1 and 2, ``order=3`` DPM-Solver-2 and 3 (the pairs 12 and 23).
 
     A step h is accepted if the error ratio E, the root mean square over a row of the difference over max(atol, rtol
-    max(|x_low|, |x_previous|)), is at most 1, with ``atol`` in units of the data's scale; the next is 0.9 h E^(-1/order).
+    max(|x_low|, |x_previous|)), is at most 1, with ``atol`` in units of the data's scale; the next is 0.9 h E^(-1/order),
+    by the integral ``controller`` of the paper.
     """
 
     order: int = 3
     rtol: float = 0.05
     atol: float = 0.0078
+    controller: str | float | Controller = "i"
 
     name = "dpm_adaptive"
     reference = "Lu et al., arXiv 2206.00927, appendix C; K. Crowson, k-diffusion, sample_dpm_adaptive"
@@ -309,8 +309,8 @@ class DPMAdaptive(Adaptive):
 
     @property
     @override
-    def exponents(self) -> tuple[float, float]:
-        return 1 / self.order, 0.0
+    def error_power(self) -> int:
+        return self.order
 
     @override
     def opening(self, flow: Flow, rows: Rows) -> Tensor:

@@ -19,13 +19,10 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field, conversion
 from diffode.paths import Path
 from diffode.randomness import Randomness, RowNoise
+from diffode.solvers.controller import Controller, controller_of
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import WithNoise
 
-#: Largest factor from a step to the next.
-_MOST_GROWTH = 5.0
-#: Smallest factor from a step to the next.
-_LEAST_GROWTH = 0.2
 #: Share of the whole way below which a step counts as vanished: its row is unfinished.
 _SHORTEST_STEP = 1e-10
 #: Number of draws set aside for a run, more than any run makes.
@@ -83,8 +80,8 @@ class AdaptiveSDE(WithNoise, DirectSolver):
 
     Both use the same noise; their difference is the error estimate, and the improved Euler result goes on. A step h of a row is
     accepted if E, the root mean square of error/max(atol, rtol max(\|x'\|, \|x'_last\|)), is at most 1, where x' and x'_last
-    are the row's Euler results now and at its last accepted step; the next step is 0.9 h E^-0.9, rounded down to the whole
-    way divided by a power of sqrt 2. Times are the path's own.
+    are the row's Euler results now and at its last accepted step; the next step is 0.9 h E^-0.9, by the ``controller`` of the
+    paper, rounded down to the whole way divided by a power of sqrt 2. Times are the path's own.
 
     ``atol`` is in units of the data's scale. An attempt costs two evaluations. Without noise (``eta=0``) it is an adaptive Heun
     method.
@@ -94,6 +91,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
     atol: float = 0.01
     first_step: float = 0.01
     max_steps: int = 10_000
+    controller: str | float | Controller = "0.9/most=5.0"
 
     name = "sde_adaptive"
     reference = "Jolicoeur-Martineau et al., arXiv 2105.14080, algorithm 1, with noise that is kept (Rackauckas and Nie 2017)"
@@ -102,7 +100,6 @@ class AdaptiveSDE(WithNoise, DirectSolver):
     asks_row_times = True
     draws_for_rows = True
     takes_steps = False
-    safety = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +109,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
                 raise ArgumentError(f"{name} must be a number > 0, got {value!r}")
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ArgumentError(f"max_steps must be an integer >= 1, got {self.max_steps!r}")
+        object.__setattr__(self, "controller", controller_of(self.controller).text)
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None) -> Journey:
@@ -146,6 +144,8 @@ class _Run:
         self.finished = torch.ones(count, dtype=torch.bool, device=x.device)
         self.accepted, self.rejected = torch.zeros(2, count, dtype=torch.int64, device=x.device)
         self.increments = Increments(self.x)
+        self.controller = controller_of(solver.controller)
+        self.past = self.controller.fresh(count, x.device)
 
     def state(self) -> Tensor:
         """The states x, (B, *shape)."""
@@ -183,10 +183,11 @@ class _Run:
         self.accepted[active] += good
         self.rejected[active] += ~good
         self.increments.give_back(active[~good], h[~good], increment[~good].detach())
-        factor = (solver.safety * ratio.detach().clamp(min=1e-10) ** -0.9).clamp(_LEAST_GROWTH, _MOST_GROWTH)
+        # The error of a pair of methods of strong order 1 grows with the step itself.
+        new = h * self.controller.factor(ratio.detach(), self.past[active], 1)
+        self.past[active] = self.controller.remembered(ratio.detach(), self.past[active])
         wish = self.step[active]
         # A step that was cut at the end of the leg or of a kept increment does not shorten the next: the wish stays.
-        new = h * torch.where(good, factor, factor.clamp(max=0.9))
         self.step[active] = self._rounded(torch.where(good & (h < wish * (1 - 1e-12)), torch.maximum(new, wish), new))
         arrived = good & (there == stop)
         spent = self.accepted[active] + self.rejected[active] >= solver.max_steps

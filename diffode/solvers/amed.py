@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart, ExponentialChart, exponential_chart
 from diffode.errors import ArgumentError
 from diffode.solvers.adams import IPNDM
 from diffode.solvers.dpm_multistep import DPMSolverPlusPlus
-from diffode.solvers.solver import Solver, check_choice, final_order, steps_of
+from diffode.solvers.solver import TableSolver, check_choice, final_order, steps_of
 from diffode.specs import format_spec, options_of
 from diffode.tableau import Number, Writer
 
@@ -31,7 +31,7 @@ Given = float | tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AMED(Solver):
+class AMED(TableSolver):
     """AMED-Solver, or AMED-Plugin on a host: ``host`` is none, euler, dpm, ipndm or dpmpp (of the given ``order``).
 
     ``r`` in (0, 1) places the inner time, ``direction_scale`` (c) and ``time_scale`` (a) are factors near 1; each is a number
@@ -132,9 +132,8 @@ class AMED(Solver):
         if self.host == "dpmpp":
             order = final_order(self.order, number, total, "always")
             past = history[:order]
-            weights = _multistep_weights(self.order, cast(ExponentialChart, chart), [p.time for p in past], t)
-            return table.add(t, {x: chart.ratio(cast(float, s), cast(float, t))},
-                             {p.row: c * w for p, w in zip(past, weights, strict=True)})  # fmt: skip
+            weights = _multistep_weights(self.order, exponential_chart(chart), [p.time for p in past], t)
+            return table.add(t, {x: chart.ratio(s, t)}, {p.row: c * w for p, w in zip(past, weights, strict=True)})
         shares = IPNDM.weights[min(self.order if self.host == "ipndm" else 1, len(history)) - 1]
         alpha = chart.path.alpha(t)
         advance = c * alpha * (chart.path.rho(t) - chart.path.rho(s))
@@ -150,7 +149,7 @@ class _Slope:
         self.row, self.time, self.scale = row, time, scale
 
 
-def _moved(table: Writer, chart: Chart, row: int, time: Any, other: Any) -> int:
+def _moved(table: Writer, chart: Chart, row: int, time: Number, other: Number) -> int:
     """The row with the same x/alpha at another time, which is the same row where alpha is equal."""
     if isinstance(time, Tensor) or isinstance(other, Tensor):
         same = bool((torch.as_tensor(time) == torch.as_tensor(other)).all())
@@ -161,10 +160,10 @@ def _moved(table: Writer, chart: Chart, row: int, time: Any, other: Any) -> int:
     return table.add(other, {row: chart.path.alpha(other) / chart.path.alpha(time)}, {})
 
 
-def _multistep_weights(order: int, chart: ExponentialChart, past: list[Number], t: Number) -> list[Any]:
+def _multistep_weights(order: int, chart: ExponentialChart, past: list[Number], t: Number) -> list[Number]:
     if len(past) == 1:
-        return [chart.exponential(1, cast(float, past[0]), cast(float, t))]
-    return list(DPMSolverPlusPlus(order=order).weights(chart, cast(list[float], past), cast(float, t)))
+        return [chart.exponential(1, past[0], t)]
+    return DPMSolverPlusPlus(order=order).weights(chart, past, t)
 
 
 def _given(name: str, value: Any) -> Given:

@@ -19,7 +19,7 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.solvers.runge_kutta import add_step
-from diffode.solvers.solver import Solver, WithNoise, check_choice, steps_of
+from diffode.solvers.solver import TableSolver, WithNoise, check_choice, steps_of
 from diffode.tableau import Writer
 
 
@@ -41,7 +41,7 @@ def _span(path: Path, s: float, t: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(WithNoise):
+class Ancestral(WithNoise, TableSolver):
     """A deterministic step to a lower noise level, then noise; order and evaluations are those of the deterministic step."""
 
     @override
@@ -122,7 +122,7 @@ class DPMPlusPlus2SAncestral(AncestralMidpoint):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPM(Solver):
+class DDPM(TableSolver):
     """Ancestral sampling of DDPM: the posterior mean of the forward process, with one of two variances.
 
     ``variance=small`` is that of the posterior (DDIM with eta = 1), ``variance=large`` that of the forward step, which DDPM
@@ -159,7 +159,7 @@ class DDPM(Solver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMStochastic(Solver):
+class EDMStochastic(TableSolver):
     """EDM's stochastic sampler: each step raises the noise level by a factor 1 + gamma, then takes a Heun step in rho.
 
     gamma = min(churn/steps, sqrt 2 - 1) where rho lies in [noise_from, noise_to], else 0; ``inflation`` multiplies the noise.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffode import grids
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import library
 from diffode.fields import Field
@@ -140,6 +141,19 @@ class TorchDiffEq(ODEBaseline):
                "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2, "dopri5": 5, "dopri8": 8}  # fmt: skip
 
     fixed = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+    #: Methods with the weights of equal steps, each with its order on other grids.
+    of_equal_steps: ClassVar[dict[str, int]] = {"explicit_adams": 2, "implicit_adams": 2}
+
+    @property
+    @override
+    def convergence_order(self) -> int:
+        return self.of_equal_steps.get(self.method, self.order)
+
+    def order_on(self, grid: grids.Times) -> int:
+        """The order on a family of grids: the Adams methods have their own on grids that are even in their variable."""
+        even = "log_snr" if self.variable == "log_snr" else "time_uniform"
+        named = isinstance(grid, str) and grids.spec_of(grid).partition(":")[0] == even
+        return self.order if named else self.convergence_order
 
     @override
     def integrate(self, slope: Slope, x: Tensor, places: Sequence[float], atol: float) -> Tensor:

@@ -10,12 +10,12 @@ from typing_extensions import override
 
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
-from diffode.solvers.solver import Solver, steps_of
+from diffode.solvers.solver import TableSolver, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(Solver):
+class Consistency(TableSolver):
     r"""Multistep consistency sampling: :math:`x_t = \alpha_t D(x_s) + \sqrt{\sigma_t^2 - \alpha_t^2\,\mathrm{end}^2}\,\xi`.
 
     ``D`` is the field's denoised point. The sampler is made for consistency models, whose D is the end of the trajectory; with
@@ -34,7 +34,7 @@ class Consistency(Solver):
         "K. Crowson, k-diffusion, and ComfyUI, sample_lcm"
     )
     #: It has no order of convergence, since it does not follow the flow of a field.
-    order = 0
+    order = None
 
     def __post_init__(self) -> None:
         if isinstance(self.end, bool) or not isinstance(self.end, int | float) or not 0 <= self.end < math.inf:

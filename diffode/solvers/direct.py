@@ -1,24 +1,21 @@
-"""Solvers that write no tableau, since their coefficients depend on the solution, but follow the field themselves."""
+"""Solvers that follow the field themselves: they write no tableau, since their coefficients depend on the solution."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from diffode import grids
-from diffode.charts import Chart
-from diffode.errors import ArgumentError, BudgetError
+from diffode.errors import BudgetError
 from diffode.fields import Field
 from diffode.paths import Path
 from diffode.randomness import Randomness
 from diffode.solvers.solver import Solver
-from diffode.tableau import Tableau, Writer
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,14 @@ class Journey:
     message: str = ""
 
 
+@runtime_checkable
+class ForBudget(Protocol):
+    """What a solver that follows a field itself, and was made for certain numbers of evaluations, has besides."""
+
+    def check_nfe(self, nfe: int) -> None:
+        """Raise BudgetError unless a run over the whole path costs exactly ``nfe`` evaluations."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DirectSolver(Solver):
     """A solver that follows the field itself: subclass it and write :meth:`follow`.
@@ -62,14 +67,14 @@ class DirectSolver(Solver):
     def takes_steps(self) -> bool:
         """Whether it makes one step between two times, so that a budget is a number of steps of a named grid.
 
-        It is False for solvers that choose their own steps or were trained for a budget (they have a ``check_nfe``).
+        It is False for solvers that choose their own steps, and for those that were made for a budget (:class:`ForBudget`).
         """
-        return type(self).check_nfe is DirectSolver.check_nfe
+        return not isinstance(self, ForBudget)
 
     @property
     def takes_budget(self) -> bool:
-        """Whether it takes a number of evaluations as budget: for a number of steps, or because it was trained for one."""
-        return self.takes_steps or type(self).check_nfe is not DirectSolver.check_nfe
+        """Whether it takes a number of evaluations as budget: for a number of steps, or because it was made for one."""
+        return self.takes_steps or isinstance(self, ForBudget)
 
     def steps_within(
         self, field: Field, x: Tensor, path: Path, grid: grids.Times, nfe: int, generator: Randomness | None
@@ -118,31 +123,6 @@ class DirectSolver(Solver):
     @abstractmethod
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         """Follow the field from x (B, *shape) at ``times[0]`` to the other times."""
-
-    @override
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        self._no_tableau()
-
-    @override
-    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
-        self._no_tableau()
-
-    @override
-    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
-        self.check_nfe(nfe)
-        self._no_tableau()
-
-    def check_nfe(self, nfe: int) -> None:
-        """Raise ArgumentError unless a run over the whole path costs exactly ``nfe`` evaluations."""
-        raise ArgumentError(
-            f"solver {self.spec!r} chooses its own steps and can't be given a budget, nfe={nfe}: choose its tolerance "
-            "(rtol, atol) and read what it cost from solution.nfe"
-        )
-
-    def _no_tableau(self) -> NoReturn:
-        raise ArgumentError(
-            f"solver {self.spec!r} has no tableau, since its coefficients depend on the solution; run it with diffode.solve"
-        )
 
 
 def check_trained_for(solver: Solver, own: int, nfe: int) -> None:

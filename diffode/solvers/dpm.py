@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
 from diffode import grids
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart, ExponentialChart, exponential_chart
 from diffode.errors import ArgumentError, BudgetError
 from diffode.grids import Times
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.solvers.solver import Solver, check_budget, check_choice, noise_along, steps_of
+from diffode.solvers.solver import TableSolver, check_budget, check_choice, noise_along, steps_of
 from diffode.tableau import Tableau, Writer
 
 #: The time of an inner point at the share r of a step from s to t, by the variable in which inner points divide a step.
@@ -29,7 +29,7 @@ _INNER_POINTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleStep(Solver):
+class SingleStep(TableSolver):
     """Single-step methods: a step costs ``order`` evaluations, at inner points 1/2, or 1/3 and 2/3, of the way in ``nodes``.
 
     ``form=published`` is the finite-difference form of the papers, ``form=taylor`` the one with exact phi weights. ``r`` moves
@@ -70,7 +70,7 @@ class SingleStep(Solver):
         orders = self.step_orders or (self.order,) * steps
         if len(orders) != steps:
             raise ArgumentError(f"step_orders has {len(orders)} entries for a grid of {steps} steps, in {self.spec!r}")
-        exponential = cast(ExponentialChart, chart)
+        exponential = exponential_chart(chart)
         x = table.start
         for number, s, t in steps_of(times):
             order = 1 if chart.ends_singular(t) else orders[number - 1]
@@ -109,7 +109,7 @@ class SingleStep(Solver):
     def _inner(self, path: Path, s: float, t: float, share: float) -> float:
         return float(_INNER_POINTS[self.nodes](path, s, t, share if self.r is None else self.r))
 
-    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
+    def plans(self, nfe: int) -> Iterator[tuple[TableSolver, int]]:
         """Plans that spend a budget to the last evaluation by lower orders of the last steps (arXiv 2206.00927, appendix)."""
         if self.step_orders is not None:
             yield self, len(self.step_orders)

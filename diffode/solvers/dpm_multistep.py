@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, noise_along, steps_of
+from diffode.charts import Chart, ExponentialChart, exponential_chart
+from diffode.paths import Time
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multistep(Solver):
+class Multistep(TableSolver):
     r"""x_t = (S_t/S_s) x + w_t h [phi_1 m + phi_2 h m' + phi_3 h^2 m''], derivatives from divided differences of the past.
 
     Order 3 as published uses the second divided difference for m'', which lacks a factor 2 and makes it second order;
@@ -45,7 +46,7 @@ class Multistep(Solver):
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        exponential = cast(ExponentialChart, chart)
+        exponential = exponential_chart(chart)
         history = [table.start]
         for number, s, t in steps_of(times):
             order = final_order(self.order, number, len(times) - 1, self.lower_order_final)
@@ -60,7 +61,7 @@ class Multistep(Solver):
             )
             history.insert(0, table.output(x))
 
-    def weights(self, chart: ExponentialChart, past: Sequence[float], t: float) -> list[float]:
+    def weights(self, chart: ExponentialChart, past: Sequence[Time], t: Time) -> list[Time]:
         """Weights of m at the past times, latest first, for a step from past[0] to t."""
         s = past[0]
         if len(past) == 1:

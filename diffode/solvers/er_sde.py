@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from diffode.charts import Chart
-from diffode.solvers.solver import Solver, check_choice, steps_of
+from diffode.solvers.solver import TableSolver, check_choice, steps_of
 from diffode.tableau import Writer
 
 #: Noise scales phi(rho) of the paper: ``ode`` adds no noise, ``sde`` is the plain reverse SDE, ``er_5`` its recommendation.
@@ -25,7 +25,7 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ERSDE(Solver):
+class ERSDE(TableSolver):
     r"""y_t = r y_s + (1 - r) D + [..] D' + [..] D'' + sqrt(rho_t^2 - r^2 rho_s^2) z, y = x/alpha, r = phi(rho_t)/phi(rho_s).
 
     D' and D'' are divided differences of past denoised points in rho. ``form=published`` approximates the integrals of 1/phi by

@@ -15,7 +15,7 @@ from diffode.errors import ArgumentError
 from diffode.extensions import load_attribute
 from diffode.fields import conversion
 from diffode.paths import Path
-from diffode.solvers.solver import WithNoise, steps_of
+from diffode.solvers.solver import TableSolver, WithNoise, steps_of
 from diffode.tableau import Writer
 
 #: G(t)^2/2 by name, as functions of path and time.
@@ -32,7 +32,7 @@ _IN_UNIT_TIME = ("linear", "decreasing", "increasing_decreasing")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(WithNoise):
+class EulerMaruyama(WithNoise, TableSolver):
     r"""Euler-Maruyama for :math:`dx = [v - (\eta^2 G^2/2) s]\,dt + \eta G\,dw`, which has the right marginals for every G.
 
     Args:

@@ -19,7 +19,7 @@ from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.solvers.dpm import SingleStep
 from diffode.solvers.dpm_multistep import Multistep
-from diffode.solvers.solver import LowerOrderFinal, Solver, WithNoise, check_choice, final_order, noise_along, steps_of
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, WithNoise, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
 
@@ -108,7 +108,7 @@ def _with_half(chart: StochasticDataChart, s: float, t: float) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASolver(Solver):
+class SASolver(TableSolver):
     r"""SA-Solver: stochastic Adams predictor and corrector in the data chart, with one evaluation per step.
 
     The noise has the factor tau (tau^2 is the eta of the other solvers) where rho lies in [tau_from, tau_to], 0 elsewhere. The

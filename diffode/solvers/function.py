@@ -24,7 +24,7 @@ class FunctionSolver(DirectSolver):
     Args:
         function: ``(field, x, times)``; a function that draws noise also takes a ``generator``, by that name or as fourth
             argument.
-        claimed: the order of convergence that its author claims.
+        claimed: the order of convergence that its author claims: 1 unless given, that it converges; None claims none.
         spec_text: its name in stores and messages; the function's own name unless given.
 
     >>> import itertools, diffode
@@ -38,7 +38,7 @@ class FunctionSolver(DirectSolver):
     """
 
     function: Callable[..., Any]
-    claimed: int = 1
+    claimed: int | None = 1
     spec_text: str = ""
 
     name = "function"
@@ -46,8 +46,8 @@ class FunctionSolver(DirectSolver):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise ArgumentError(f"function must be callable as function(field, x, times), got {self.function!r:.80}")
-        if type(self.claimed) is not int or self.claimed < 1:
-            raise ArgumentError(f"claimed must be an integer >= 1, got {self.claimed!r}")
+        if self.claimed is not None and (type(self.claimed) is not int or self.claimed < 1):
+            raise ArgumentError(f"claimed must be an integer >= 1, or None, got {self.claimed!r}")
         required(self.function)
 
     @property
@@ -57,7 +57,7 @@ class FunctionSolver(DirectSolver):
 
     @property
     @override
-    def order(self) -> int:
+    def order(self) -> int | None:
         return self.claimed
 
     @property

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, CapabilityError
 from diffode.solvers import names as names_elsewhere
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
@@ -25,7 +25,7 @@ from diffode.solvers.function import FunctionSolver, samples
 from diffode.solvers.predictor_corrector import PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
-from diffode.solvers.solver import Solver
+from diffode.solvers.solver import Solver, WritesTable, lack_of
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
@@ -138,6 +138,18 @@ def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
     if callable(spec) and not inspect.isclass(spec):
         return FunctionSolver(function=spec, **options)
     return registry.make(cast(str, spec), **options)
+
+
+def table_solver(spec: str | Solver | Callable[..., Any], **options: Any) -> WritesTable:
+    """The solver of a spec, as :func:`get` makes it, if it writes tables; CapabilityError if it does not.
+
+    >>> table_solver("heun").tableau("edm", "karras", 4).nfe
+    8
+    """
+    solver = get(spec, **options)
+    if not isinstance(solver, WritesTable):
+        raise CapabilityError(lack_of(solver, "tableau"))
+    return solver
 
 
 def names() -> list[str]:

@@ -13,12 +13,12 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.solvers.runge_kutta import add_step
-from diffode.solvers.solver import Solver
+from diffode.solvers.solver import TableSolver
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restart(Solver):
+class Restart(TableSolver):
     r"""Heun's method in rho that restarts ``repeats`` times at the level nearest to ``low``: it adds noise up to the level
     ``high`` and comes down again in ``inner`` steps.
 
@@ -69,7 +69,7 @@ class Restart(Solver):
         return self.repeats > 0
 
     @override
-    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
+    def plans(self, nfe: int) -> Iterator[tuple[TableSolver, int]]:
         # The restarts cost the same for every number of steps.
         for steps in range(1, nfe + 3):
             yield self, steps

@@ -11,12 +11,12 @@ from typing_extensions import override
 from diffode.charts import Chart, charts
 from diffode.errors import ArgumentError
 from diffode.numerics.butcher import EULER, HEUN, KUTTA, MIDPOINT, RALSTON, Butcher
-from diffode.solvers.solver import Solver, check_choice, steps_of
+from diffode.solvers.solver import TableSolver, check_choice, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungeKutta(Solver):
+class RungeKutta(TableSolver):
     r"""z_i = z_s + dtheta \sum_j a_ij m_j, z_t = z_s + dtheta \sum_j b_j m_j (Butcher tableau a, b) in the chart's clock.
 
     A step into sigma = 0 is an Euler step. Stage i lies at the share c_i = sum_j a_ij of the step, in the clock.

@@ -1,19 +1,23 @@
-"""The base class of solvers, recipes that write a tableau for a path and a grid."""
+"""Solvers by what they can do: all are a :class:`Solver`; a :class:`WritesTable` writes a tableau for a path and a grid.
+
+Solvers that follow the field themselves instead are in `direct.py`. Code that needs one of the two asks with ``isinstance``, or
+calls ``diffode.solvers.table_solver``, whose error says which solver can't.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from typing_extensions import override
 
 from diffode import charts, grids
 from diffode.charts import Chart
-from diffode.errors import ArgumentError, BudgetError
+from diffode.errors import ArgumentError, BudgetError, CapabilityError
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.specs import format_spec, options_of
@@ -22,13 +26,35 @@ from diffode.tableau import Tableau, Writer
 LowerOrderFinal = Literal["always", "below_10", "never"]
 
 
+#: What only some solvers can do, by the name of the method, each with what to say of a solver that can't.
+_CAPABILITIES = {
+    "tableau": "has no tableau, since its coefficients depend on the solution; run it with diffode.solve",
+    "within": "has no tableau, since its coefficients depend on the solution; run it with diffode.solve",
+    "write": "writes no rows step by step; run it with diffode.solve",
+    "follow": "does not follow a field itself; run it with diffode.solve",
+}
+
+
+class SolverType(ABCMeta):
+    """The type of solver classes, by which one that has ``write`` is a :class:`TableSolver`, though it names ``Solver``."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        """The class; ``Solver`` among the bases of one that writes rows gives way to ``TableSolver``."""
+        mine = [base for base in bases if isinstance(base, mcs)]
+        able = any(hasattr(base, method) for base in mine for method in ("tableau", "follow"))
+        if mine and not able and ("write" in namespace or any(hasattr(base, "write") for base in bases)):
+            bases = (*(base for base in bases if base is not Solver), TableSolver)
+        return super().__new__(mcs, name, bases, namespace, **options)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Solver(ABC):
+class Solver(metaclass=SolverType):
     """A published sampler with its options.
 
     To add one, subclass it as a frozen dataclass whose fields are the options, give its ``chart_name``, ``order``,
-    ``nfe_per_step`` and ``reference``, write the rows in :meth:`write`, and call ``diffode.solvers.register(name, cls)``.
-    Check the options in ``__post_init__``.
+    ``nfe_per_step`` and ``reference``, write the rows in ``write(table, chart, times)``, and call
+    ``diffode.solvers.register(name, cls)``. A class with ``write`` is a :class:`TableSolver`, which may be named as its base as
+    well. Check the options in ``__post_init__``.
     """
 
     #: Whether the noise of standard normal data replaces the first evaluation: saves one evaluation, makes it first order.
@@ -44,6 +70,9 @@ class Solver(ABC):
         if getattr(cls, "name", None) in (None, *(base.__name__ for base in cls.__mro__[1:])):
             # A class that is given no name has that of the class, and hands it on to none that derives from it.
             cls.name = cls.__name__
+        if type(order := vars(cls).get("order")) is int and order == 0:
+            # Before None said so, 0 said that a solver claims no order.
+            cls.order = None  # type: ignore[method-assign, assignment]
 
     def __post_init__(self) -> None:
         """Check the options; subclasses with options override it."""
@@ -56,17 +85,17 @@ class Solver(ABC):
 
     @property
     @abstractmethod
-    def order(self) -> int:
-        """The order of convergence that its authors claim; an option where a family has several."""
+    def order(self) -> int | None:
+        """The order of convergence that its authors claim, None if they claim none; an option where a family has several."""
 
     @property
-    def convergence_order(self) -> int:
+    def convergence_order(self) -> int | None:
         """The order of convergence that it has, in the noise-free limit if it draws noise, without lower final orders and
-        without an analytic first step.
+        without an analytic first step; 0 if it does not converge, None where no order is claimed.
         """
         return self.order
 
-    def order_on(self, grid: grids.Times) -> int:
+    def order_on(self, grid: grids.Times) -> int | None:
         """``convergence_order`` on a family of grids, for solvers whose order depends on it."""
         return self.convergence_order
 
@@ -85,17 +114,48 @@ class Solver(ABC):
         """Whether it draws noise."""
         return False
 
-    def chart_on(self, path: Path | str | None) -> Chart:
-        """Its chart for a path or its spec."""
-        return charts.get(self.chart_name, path)
-
     def content(self) -> str:
         """A hash of all that its spec leaves out, such as the numbers in a file; else an empty text."""
         return ""
 
-    def for_field(self, scale: float, dim: int) -> Solver:
+    def for_field(self, scale: float, dim: int) -> Self:
         """The solver for data of a scale (root mean variance) and dimension: itself, unless it depends on these."""
         return self
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _CAPABILITIES:
+                raise CapabilityError(lack_of(self, name))
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class WritesTable(Solver):
+    """A solver that writes a table before the first evaluation, with which it can run in any loop."""
+
+    #: Whether it lays its own levels between the ends of a grid, so that ``steps`` are the evaluations of its table.
+    lays_levels: ClassVar[bool] = False
+
+    @abstractmethod
+    def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
+        """The table for a path (or its spec) and a grid (times, or a spec with ``steps``)."""
+
+    @abstractmethod
+    def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
+        """The largest table on a grid that costs at most ``nfe`` evaluations; BudgetError if there is none."""
+
+
+class TableSolver(WritesTable):
+    """A solver that writes its table row by row for the times of any grid: subclass it and write :meth:`write`."""
+
+    @property
+    def lays_steps(self) -> bool:
+        """Whether it has a way of its own from a grid to a table, so that a table's steps need not be those of the grid."""
+        return type(self).tableau is not TableSolver.tableau or type(self).within is not TableSolver.within
+
+    def chart_on(self, path: Path | str | None) -> Chart:
+        """Its chart for a path or its spec."""
+        return charts.get(self.chart_name, path)
 
     @abstractmethod
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
@@ -106,6 +166,7 @@ class Solver(ABC):
         times: list[float] = grids.get(grid, path, steps).tolist()
         return times
 
+    @override
     def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         """The table for a path (or its spec) and a grid (times, or a spec with ``steps``).
 
@@ -132,6 +193,7 @@ class Solver(ABC):
             raise ArgumentError(f"solver {self.spec!r} writes no table {where}: {kind}{error}") from error
         return finished.analytic_first_step() if self.analytic_first_step else finished
 
+    @override
     def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
         """The largest run on a named grid, or the run on the times of a list, that costs at most ``nfe`` evaluations.
 
@@ -162,7 +224,7 @@ class Solver(ABC):
             f"possible budgets: {', '.join(map(str, possible[:5]))}, ..."
         )
 
-    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
+    def plans(self, nfe: int) -> Iterator[tuple[TableSolver, int]]:
         """Runs to try for a budget, smallest first: a solver (perhaps with options set) and a number of steps.
 
         Every plan costs more than the one before, so that the search ends at the first that exceeds the budget.
@@ -186,6 +248,16 @@ class WithNoise(Solver):
     @override
     def stochastic(self) -> bool:
         return self.eta > 0
+
+
+def lack_of(solver: Solver, capability: str) -> str:
+    """What to say of a solver that has no ``tableau``, ``within``, ``write`` or ``follow``."""
+    if not any(hasattr(type(solver), method) for method in ("tableau", "follow")):
+        return (
+            f"solver {solver.spec!r} has no tableau and follows no field: give {type(solver).__name__} a method "
+            "write(table, chart, times), or derive it from DirectSolver and give it follow(field, x, times, generator)"
+        )
+    return f"solver {solver.spec!r} {_CAPABILITIES[capability]}"
 
 
 def steps_of(times: Sequence[float]) -> Iterator[tuple[int, float, float]]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart
+from diffode.charts import Chart, ExponentialChart, exponential_chart
 from diffode.numerics.exponential import phi
-from diffode.solvers.solver import LowerOrderFinal, Solver, check_choice, final_order, steps_of
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPC(Solver):
+class UniPC(TableSolver):
     r"""Predictor UniP-p through the last p denoised points; once the next one is known, the corrector redoes the step.
 
     Where its linear system is solved, UniP-p is the exponential Adams-Bashforth method in the data chart and the corrector
@@ -51,7 +51,7 @@ class UniPC(Solver):
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        exponential = cast(ExponentialChart, chart)
+        exponential = exponential_chart(chart)
         steps = len(times) - 1
         x = table.start
         # ``history`` holds the rows of the predicted states, which are evaluated, latest first.

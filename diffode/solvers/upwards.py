@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from typing_extensions import override
 
@@ -11,12 +12,12 @@ from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.paths import Path
-from diffode.solvers.solver import Solver
+from diffode.solvers.solver import Solver, TableSolver
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upwards(Solver):
+class Upwards(TableSolver):
     """A solver that takes the steps of a grid from its last time to its first, from data to noise.
 
     With ``ddim`` it is DDIM inversion (Song, Meng, Ermon, arXiv 2010.02502, section 4.3; Mokady et al., arXiv 2211.09794,
@@ -29,23 +30,13 @@ class Upwards(Solver):
     [0.002, 2.515, 80.0]
     """
 
-    solver: Solver
+    solver: TableSolver
 
     name = "upwards"
     reference = "the solver's own"
 
     def __post_init__(self) -> None:
-        solver = self.solver
-        own_way = type(solver).tableau is not Solver.tableau or type(solver).within is not Solver.within
-        if solver.stochastic or own_way or solver.analytic_first_step:
-            why = (
-                "draws noise" if solver.stochastic else "lays its own steps or follows the field itself" if own_way
-                else "replaces an evaluation at the noise end"
-            )  # fmt: skip
-            raise ArgumentError(
-                f"solver {solver.spec!r} {why}, so it can't run upwards; choose a deterministic one that writes a table, "
-                "such as 'ddim' or 'dpmpp:order=2', or follow the exact flow with diffode.reference"
-            )
+        that_runs_upwards(self.solver)
 
     @property
     @override
@@ -54,12 +45,12 @@ class Upwards(Solver):
 
     @property
     @override
-    def order(self) -> int:
+    def order(self) -> int | None:
         return self.solver.order
 
     @property
     @override
-    def convergence_order(self) -> int:
+    def convergence_order(self) -> int | None:
         return self.solver.convergence_order
 
     @property
@@ -81,8 +72,8 @@ class Upwards(Solver):
         return self.solver.chart_on(path)
 
     @override
-    def for_field(self, scale: float, dim: int) -> Solver:
-        return Upwards(solver=self.solver.for_field(scale, dim))
+    def for_field(self, scale: float, dim: int) -> Self:
+        return replace(self, solver=self.solver.for_field(scale, dim))
 
     def times_on(self, path: Path | None, grid: grids.Times, steps: int | None) -> list[float]:
         """The times of a grid, which goes from noise to data, in reverse."""
@@ -93,6 +84,22 @@ class Upwards(Solver):
         self.solver.write(table, chart, times)
 
     @override
-    def plans(self, nfe: int) -> Iterator[tuple[Solver, int]]:
+    def plans(self, nfe: int) -> Iterator[tuple[TableSolver, int]]:
         for candidate, steps in self.solver.plans(nfe):
             yield Upwards(solver=candidate), steps
+
+
+def that_runs_upwards(solver: Solver) -> TableSolver:
+    """The solver itself, if it runs upwards; ArgumentError that says why not otherwise."""
+    if solver.stochastic:
+        why = "draws noise"
+    elif not isinstance(solver, TableSolver) or solver.lays_steps:
+        why = "lays its own steps or follows the field itself"
+    elif solver.analytic_first_step:
+        why = "replaces an evaluation at the noise end"
+    else:
+        return solver
+    raise ArgumentError(
+        f"solver {solver.spec!r} {why}, so it can't run upwards; choose a deterministic one that writes a table, "
+        "such as 'ddim' or 'dpmpp:order=2', or follow the exact flow with diffode.reference"
+    )

@@ -16,7 +16,8 @@ from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed_normal
 from diffode.solvers.direct import DirectSolver
-from diffode.solvers.run import evaluations
+from diffode.solvers.run_options import evaluations
+from diffode.solvers.solver import WritesTable
 from diffode.studies.cell import Cell, Result
 from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
 from diffode.tableau import Tableau
@@ -33,11 +34,11 @@ def computed(key: str, cell: Cell) -> Result:
         grid = cell.grid
         ends = grids.get(grid, path, 1 if grids.is_named(grid) else None).tolist()
         first, last = ends[0], ends[-1]
-    if not isinstance(recipe, DirectSolver):
+    if isinstance(recipe, WritesTable):
         budget = evaluations(field, cell.nfe)
         content = recipe.content() + grids.content(cell.grid)
         table = _tableau(cell.solver, content, cell.target, cell.path, cell.grid, budget)
-        first, last = table.rows[0].time, table.rows[table.outputs[-1]].time
+        first, last = table.ends
     start = _start(cell.target, cell.path, cell.seed, cell.points, first).to(getattr(torch, cell.dtype))
     keep: Literal["all", "last"] = "all" if any(metrics.needs_of(metric).states for metric in cell.metrics) else "last"
     began = time.perf_counter()
@@ -74,7 +75,9 @@ def _measured(metric: str, outcome: Outcome) -> Measurement:
 def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
     """A table, kept by the ``content`` of the files that solver and grid read too, which may change under the same name."""
     field = field_of(target, path)
-    return solvers.get(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
+    return (
+        solvers.table_solver(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -91,4 +91,4 @@ def size_of(target: str) -> int:
         text = FieldText.read(target)
         return 10_000 if text.dim is None else 1000 * math.prod(text.dim)
     known = targets.get(target)
-    return int(getattr(known, "count", 1)) * known.dim
+    return (known.modes or 1) * known.dim

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import columns
-from diffode.tableau.rows import Row
+from diffode.tableau.rows import Number, Row
 
 
 class Step(NamedTuple):
@@ -22,10 +22,10 @@ class Step(NamedTuple):
     """
 
     row: int
-    evaluate: tuple[tuple[int, int, float], ...]
+    evaluate: tuple[tuple[int, int, Number], ...]
     plain: tuple[int, int, float] | None
-    terms: tuple[tuple[int, float], ...]
-    draws: tuple[tuple[int, float], ...]
+    terms: tuple[tuple[int, Number], ...]
+    draws: tuple[tuple[int, Number], ...]
     unused: tuple[int, ...]
 
     def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
@@ -44,23 +44,35 @@ class Step(NamedTuple):
 
 def _sum(
     slots: Sequence[Any],
-    terms: tuple[tuple[int, Any], ...],
-    draws: tuple[tuple[int, Any], ...],
+    terms: tuple[tuple[int, Number], ...],
+    draws: tuple[tuple[int, Number], ...],
     draw: Callable[[int], Tensor] | None,
 ) -> Tensor:
     """A weighted sum as a new tensor, made by the first term, so that no tensor of others is written to."""
     slot, factor = terms[0]
     total: Tensor = slots[slot] * (columns(factor, slots[slot]) if isinstance(factor, Tensor) else factor)
     for slot, factor in terms[1:]:
-        if isinstance(factor, Tensor):
-            total.add_(slots[slot] * columns(factor, total))
-        else:
-            total.add_(slots[slot], alpha=factor)
+        _add(total, slots[slot], factor)
     for k, factor in draws:
         if draw is None:
             raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
-        total.add_(draw(k), alpha=factor)
+        _add(total, draw(k), factor)
     return total
+
+
+def _add(total: Tensor, term: Tensor, factor: Number) -> None:
+    if isinstance(factor, Tensor):
+        total.add_(term * columns(factor, total))
+    else:
+        total.add_(term, alpha=factor)
+
+
+def _plain(terms: tuple[tuple[int, Number], ...]) -> tuple[int, int, float] | None:
+    """The commonest sum, x_i + b m_j, as (i, j, b); None for another."""
+    if len(terms) != 2:
+        return None
+    (i, one), (j, b) = terms
+    return None if isinstance(one, Tensor) or isinstance(b, Tensor) or one != 1.0 else (i, j, b)
 
 
 def compiled(rows: Sequence[Row]) -> list[Step]:
@@ -82,13 +94,11 @@ def compiled(rows: Sequence[Row]) -> list[Step]:
         unused[i].append(slot)
     steps = []
     for i, row in enumerate(rows[1:], start=1):
-        alike = not any(isinstance(factor, Tensor) for _, factor in terms[i])
-        plain = len(terms[i]) == 2 and not row.draws and alike and terms[i][0][1] == 1.0
         steps.append(
             Step(
                 i,
                 tuple((j, count + j, rows[j].time) for j in evaluate[i]),
-                (terms[i][0][0], *terms[i][1]) if plain else None,
+                None if row.draws else _plain(terms[i]),
                 terms[i],
                 tuple(row.draws.items()),
                 tuple(unused[i]),

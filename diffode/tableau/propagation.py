@@ -37,7 +37,8 @@ def propagate(
     or N(0, sigma^2). A backward pass over the rows carries the factor with which each row enters the last. The variance is
     then a sum of squares, which loses no digits and is never negative, and noise adds no cost.
     """
-    alpha, sigma = path.alpha(rows[0].time), path.sigma(rows[0].time)
+    first = float(rows[0].time)
+    alpha, sigma = path.alpha(first), path.sigma(first)
     nothing = torch.zeros_like(mean)
     by_state: dict[int, Tensor] = {len(rows) - 1: torch.ones_like(mean)}
     by_evaluation: dict[int, Tensor] = {}
@@ -48,7 +49,7 @@ def propagate(
         row = rows[i]
         weight = by_state.pop(i, None)
         if i in by_evaluation:
-            slope, offset = affine_view(path, prediction, row.time, mean, variance)
+            slope, offset = affine_view(path, prediction, float(row.time), mean, variance)
             evaluated = by_evaluation.pop(i)
             centre = centre + evaluated * offset
             weight = evaluated * slope if weight is None else weight + evaluated * slope

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 #: A number, or a number for each row of the batch, (B,).
 Number = float | Tensor
-Coefficients = Mapping[int, Any]
+Coefficients = Mapping[int, Number]
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Row:
     The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch.
     """
 
-    time: Any
+    time: Number
     states: Coefficients = field(default_factory=dict)
     evaluations: Coefficients = field(default_factory=dict)
     draws: Coefficients = field(default_factory=dict)

@@ -22,7 +22,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.tableau.rows import Row
+from diffode.tableau.rows import Number, Row
 from diffode.tableau.table import Tableau
 
 #: A noise prediction in the noise chart: z (B, *shape) and rho to eps (B, *shape).
@@ -118,13 +118,16 @@ class Stages:
                 f"the table of {table.solver!r} does not evaluate the field at its start, as the common form does"
             )
         count = len(evaluated)
-        scale, weight = [1.0], [torch.zeros(count, dtype=torch.float64)]
-        first = path.alpha(table.rows[0].time)
-        for row in table.rows[1:]:
-            alpha = path.alpha(row.time)
-            c, b = 0.0, torch.zeros(count, dtype=torch.float64)
+        times = [float(row.time) for row in table.rows]
+        scale: list[Number] = [1.0]
+        weight = [torch.zeros(count, dtype=torch.float64)]
+        first = path.alpha(times[0])
+        for row, time in zip(table.rows[1:], times[1:], strict=True):
+            alpha = path.alpha(time)
+            c: Number = 0.0
+            b = torch.zeros(count, dtype=torch.float64)
             for j, a in row.states.items():
-                share = a * (path.alpha(table.rows[j].time) / alpha)
+                share = a * (path.alpha(times[j]) / alpha)
                 c, b = c + share * scale[j], b + share * weight[j]
             for j, factor in row.evaluations.items():
                 share = factor / alpha
@@ -133,11 +136,11 @@ class Stages:
                 else:
                     # D = x/alpha - rho eps.
                     c, b = c + share * scale[j], b + share * weight[j]
-                    b[evaluated[j]] -= share * path.rho(table.rows[j].time)
+                    b[evaluated[j]] -= share * path.rho(times[j])
             scale.append(c)
             weight.append(b)
         wanted = [*table.evaluated[1:], table.outputs[-1]]
-        levels = [path.rho(table.rows[j].time) for j in (0, *wanted)]
+        levels = [path.rho(times[j]) for j in (0, *wanted)]
         if not first:
             raise ArgumentError("the common form needs alpha > 0 at the start")
         return cls(

@@ -117,6 +117,11 @@ class Tableau:
         self.one_for_all("times")
         return torch.tensor([row.time for row in self.rows], dtype=torch.float64)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last time of the grid, which are the same for all rows of a batch."""
+        return float(self.rows[0].time), float(self.rows[self.outputs[-1]].time)
+
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrices A, B (rows, rows) and C (rows, draws), float64."""
         self.one_for_all("dense")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
+from diffode.errors import ArgumentError
 from diffode.fields import Prediction
 from diffode.paths import Path
 from diffode.tableau.rows import Coefficients, Number, Row
@@ -24,9 +24,12 @@ class Writer:
 
     start = 0
 
-    def time(self, row: int) -> Any:
-        """The time of a row."""
-        return self.rows[row].time
+    def time(self, row: int) -> float:
+        """The time of a row that is the same for all rows of a batch; ArgumentError for another."""
+        time = self.rows[row].time
+        if isinstance(time, Tensor):
+            raise ArgumentError(f"row {row} was written at a time for every row of the batch, not at one for all")
+        return time
 
     def add(self, time: Number, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
         """Append a state and return its row."""

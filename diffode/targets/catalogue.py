@@ -87,14 +87,15 @@ def tags(target: Target | str) -> list[str]:
     ``low-rank``/``points``; ``many-modes`` (K >= 100); ``stiff`` (largest distance of a mean from the centre over the
     smallest width >= 1e4); ``exact-flow`` (Gaussian, one-dimensional, or means on a line with one covariance).
     """
-    target = get(target)
-    result = [f"{target.dim}d"] if target.dim <= 2 else ["high-dimensional"] if target.dim >= 50 else []
-    if not isinstance(target, GaussianMixture):
+    given = get(target)
+    result = [f"{given.dim}d"] if given.dim <= 2 else ["high-dimensional"] if given.dim >= 50 else []
+    mixture = given.as_mixture()
+    if mixture is None:
         return result
-    parts = target.components
-    if target.count == 1:
+    parts = mixture.components
+    if mixture.count == 1:
         result.append("gaussian")
-    if target.is_discrete:
+    if mixture.is_discrete:
         result.append("points")
     elif isinstance(parts, Isotropic):
         result.append("isotropic")
@@ -102,13 +103,13 @@ def tags(target: Target | str) -> list[str]:
         result.append("diagonal")
     elif isinstance(parts, Rotated):
         result.append("full" if parts.full else "low-rank")
-    if target.count >= 100:
+    if mixture.count >= 100:
         result.append("many-modes")
-    if not target.is_discrete:
-        reach = float((target.means - target.mean).norm(dim=1).max())
+    if not mixture.is_discrete:
+        reach = float((mixture.means - mixture.mean).norm(dim=1).max())
         if reach / parts.smallest_variance**0.5 >= 1e4:
             result.append("stiff")
-    if target.count == 1 or target.line is not None:
+    if mixture.count == 1 or mixture.line is not None:
         result.append("exact-flow")
     return result
 

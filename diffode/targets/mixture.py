@@ -186,6 +186,10 @@ class GaussianMixture(Target):
             return None
         return direction
 
+    def as_mixture(self) -> GaussianMixture:
+        """The mixture itself."""
+        return self
+
     def content(self) -> str:
         """A hash of the parameters as given, in float64: the same on every machine and in every release."""
         return self._content.digest

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from diffode.paths import Path
 from diffode.randomness import Randomness
 
+if TYPE_CHECKING:
+    from diffode.targets.mixture import GaussianMixture
+
 Scalar = float | Tensor
+#: An exact flow: points (B, dim) float64 and two times, numbers or (B,), to ends (B, dim) and bounds (B,) of their errors.
+Flow = Callable[[Tensor, Scalar, Scalar], tuple[Tensor, Tensor]]
 
 
 class Target(ABC):
     """A data distribution p_0 on R^dim whose noised laws p(x_t), x_t = alpha x_0 + sigma eps, are known in closed form.
 
     To add your own, subclass it, implement the abstract members and call ``diffode.targets.register(name, make)``.
-    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with a value for each row; ``x`` is (B, dim).
+    ``alpha`` and ``sigma`` are floats, or (B, 1) tensors with a value for each row; ``x`` is (B, dim). What else is known of
+    the law is an answer to :meth:`as_mixture` or :meth:`exact_flow`, which know nothing unless you say so.
     """
 
     #: Number of coordinates of one sample.
@@ -64,6 +73,34 @@ class Target(ABC):
     @abstractmethod
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
         """Laplacian of the log-density at x, shape (B,)."""
+
+    def as_mixture(self) -> GaussianMixture | None:
+        """The same law as a mixture of Gaussians; None if it is none, or its components are not known.
+
+        Flows in closed form, weights of modes, weak forms by quadrature and bounds follow from it. It is asked often: a class
+        that makes one keeps it.
+        """
+        return None
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether the law is known to be one Gaussian, whose mean and covariance say all."""
+        mixture = self.as_mixture()
+        return mixture is not None and mixture.count == 1
+
+    @property
+    def modes(self) -> int | None:
+        """The number of components of a mixture, with narrow ones the number of modes; None for other laws."""
+        mixture = self.as_mixture()
+        return None if mixture is None else mixture.count
+
+    def exact_flow(self, path: Path) -> Flow | None:
+        """The flow along a path in closed form, if it is known and no mixture's; else None, and it is integrated.
+
+        It goes in either direction, also to a time at which sigma is 0. What is to be differentiated through
+        ``diffode.flow`` has to be written in torch.
+        """
+        return None
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the data, without noise, shape (B,); x is (B, dim)."""

@@ -15,7 +15,7 @@ from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import ExactField, Field, exact_field
 from diffode.flows import reference
 from diffode.paths import get as get_path
-from diffode.solvers import DirectSolver, Solver, solve
+from diffode.solvers import DirectSolver, Solver, TableSolver, solve
 from diffode.specs import parse_spec
 from diffode.testing.laws import Largest, Law, kept, tried
 from diffode.verify import Check, OrderEstimate, Report, fit_order, gaussian
@@ -89,7 +89,7 @@ def check_solver(solver: Solver | type[Solver] | Callable[..., Any] | str, *, se
     checks = [tried("runs", trial.runs)]
     laws: dict[str, Law] = {"spec and repr": lambda: _spec(recipe)}
     if not checks[0].passed:
-        laws |= _of_tables(recipe) if not isinstance(recipe, DirectSolver) and recipe.order > 0 else {}
+        laws |= _of_tables(recipe) if isinstance(recipe, TableSolver) and recipe.order is not None else {}
     else:
         laws |= {
             "same noise, same answer": trial.repeats,
@@ -98,7 +98,7 @@ def check_solver(solver: Solver | type[Solver] | Callable[..., Any] | str, *, se
         }
         if isinstance(recipe, DirectSolver):
             laws["order of convergence"] = lambda: _followed_order(recipe, trial)
-        elif recipe.order > 0:
+        elif isinstance(recipe, TableSolver) and recipe.order is not None:
             laws |= _of_tables(recipe)
     checks += [tried(name, law) for name, law in laws.items()]
     # An unregistered class may inherit the name of a registered one.
@@ -106,7 +106,7 @@ def check_solver(solver: Solver | type[Solver] | Callable[..., Any] | str, *, se
     return kept(f"solver {named!r}", checks)
 
 
-def _of_tables(recipe: Solver) -> dict[str, Law]:
+def _of_tables(recipe: TableSolver) -> dict[str, Law]:
     return {
         "tables are lower triangular and finite": lambda: _tables(recipe),
         "a budget is kept": lambda: _budget(recipe),
@@ -200,7 +200,7 @@ def _spec(recipe: Solver) -> Check:
     return Check.found(name, same, f"{text!r} makes it again" if same else f"{text!r} makes {again!r}, not {recipe!r}")
 
 
-def _tables(recipe: Solver) -> Check:
+def _tables(recipe: TableSolver) -> Check:
     name = "tables are lower triangular and finite"
     count = 0
     for path in map(get_path, _PATHS):
@@ -238,7 +238,7 @@ def _fault(recipe: Solver, table: Any, times: Sequence[float]) -> str:
     return ""
 
 
-def _budget(recipe: Solver) -> Check:
+def _budget(recipe: TableSolver) -> Check:
     name, path = "a budget is kept", get_path("edm")
     calls = 0
 
@@ -270,7 +270,7 @@ def _budget(recipe: Solver) -> Check:
     return Check.found(name, True, f"{spent[0]} to {spent[-1]} evaluations for nfe up to {_BUDGETS[-1]}")
 
 
-def _constant(recipe: Solver) -> Check:
+def _constant(recipe: TableSolver) -> Check:
     """A constant m moves z by m times the advance of the clock, in the solver's chart: the zeroth condition of order."""
     name = "a constant prediction is integrated exactly"
     if recipe.stochastic:
@@ -292,11 +292,11 @@ def _constant(recipe: Solver) -> Check:
     return worst.check(name, _ROUNDING)
 
 
-def _order(recipe: Solver) -> Check:
+def _order(recipe: TableSolver) -> Check:
     """The order against the exact flow, measured on finer and finer grids until it is as stated."""
     name = "order of convergence"
     stated = recipe.order_on("log_snr")
-    if recipe.stochastic or stated < 1:
+    if recipe.stochastic or not stated:
         return Check.found(name, None, "it draws noise" if recipe.stochastic else "none is stated")
     found: OrderEstimate | None = None
     for steps, ramped in _NESTED_STEPS:
@@ -325,7 +325,8 @@ def _against(name: str, stated: int, found: OrderEstimate | None, where: str) ->
 def _followed_order(recipe: DirectSolver, trial: _Trial) -> Check:
     """The order of a solver that follows the field itself, step by step."""
     name = "order of convergence"
-    if not recipe.takes_steps or recipe.stochastic or recipe.order < 1:
+    stated = recipe.order_on("log_snr")
+    if not recipe.takes_steps or recipe.stochastic or not stated:
         why = (
             "it draws noise"
             if recipe.stochastic
@@ -347,13 +348,13 @@ def _followed_order(recipe: DirectSolver, trial: _Trial) -> Check:
     except ArgumentError as error:
         good = errors[-1] < _HARMLESS * field.scale
         return Check.found(name, None if good else False, f"{'exact' if good else 'none'} on bimodal1d: {error}")
-    return _against(name, recipe.order_on("log_snr"), found, "bimodal1d on edm, log_snr")
+    return _against(name, stated, found, "bimodal1d on edm, log_snr")
 
 
-def _law(recipe: Solver) -> Check:
+def _law(recipe: TableSolver) -> Check:
     """The law of the output on a Gaussian, propagated exactly without samples, tends to the law of the flow."""
     name = "law on a Gaussian"
-    if recipe.convergence_order < 1:
+    if not recipe.convergence_order:
         return Check.found(name, None, "no order is stated with which it would converge")
     errors: list[float] = []
     for steps in _LAW_STEPS:

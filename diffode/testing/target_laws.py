@@ -9,12 +9,13 @@ from torch import Tensor
 
 from diffode.errors import DiffodeError
 from diffode.fields import ExactField
+from diffode.flows.integrated import integrated_flow
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.randomness import keyed, normal
 from diffode.targets import Target
 from diffode.targets import get as get_target
-from diffode.testing.laws import Law, kept, tried
+from diffode.testing.laws import Largest, Law, kept, tried
 from diffode.verify import Check, Report, contract, typical_points
 from diffode.verify.field.equations import pointwise
 from diffode.verify.field.evolution import mass_check
@@ -41,6 +42,8 @@ _LEAST_NOISE = 1e-9
 _NEAR = 1e-6
 #: Largest dimension in which the density is summed over a box.
 _BOX = 2
+#: Largest relative difference of a target and the mixture that it says it is.
+_ROUNDING = 1e-9
 #: Largest relative error of scale and variance against the covariance.
 _SAME = 1e-12
 
@@ -83,6 +86,10 @@ def check_target(target: Target | str, *, path: Path | str = "edm", seed: int = 
         checks += _of_the_field(field, seed)
     except Exception as error:  # anyone's code may raise anything
         checks.append(Check.found("equations of the field", False, f"raised {type(error).__name__}: {error}"))
+    if of.as_mixture() is not of:
+        checks.append(tried("mixture is the same law", lambda: _mixture(of, seed)))
+    if of.exact_flow(on) is not None:
+        checks.append(tried("exact flow is that of the field", lambda: _exact_flow(field, seed)))
     if of.dim <= _BOX:
         mass: Law = lambda: mass_check(field)  # noqa: E731
         checks.append(tried("mass is 1", mass))
@@ -193,6 +200,42 @@ def _at_no_noise(target: Target, seed: int) -> Check:
     change = (target.noised_log_prob(x, 1.0, least) - value).abs() / (1 + value.abs())
     k = int(change.argmax())
     return Check(name, float(change.max()), _NEAR, f"of log_prob, with noise of {least:.1e} at sample {k} of seed {seed}")
+
+
+def _mixture(target: Target, seed: int) -> Check:
+    """What the target calls its mixture has its density and its denoised points, at noise of a scale and less."""
+    name, mixture, worst = "mixture is the same law", target.as_mixture(), Largest()
+    if mixture is None:
+        return Check.found(name, None, "none is named")
+    x0 = target.sample(_POINTS, generator=seed)
+    for level in (0.1, 1.0):
+        sigma = level * target.scale
+        x = x0 + sigma * normal(x0.shape, generator=keyed(seed, "laws", "mixture"))
+        own_law, other_law = (
+            [law.noised_log_prob(x, 1.0, sigma), law.noised_view(x, 1.0, sigma, 1.0, 0.0)] for law in (target, mixture)
+        )
+        for kind, own, other in zip(("log-density", "denoised point"), own_law, other_law, strict=True):
+            size = 1 + float(other.abs().max())
+            worst.see(float((own - other).abs().max()) / size, f"of the {kind}, at sigma={sigma:.4g}, seed {seed}")
+    return worst.check(name, _ROUNDING)
+
+
+def _exact_flow(field: ExactField, seed: int) -> Check:
+    """The flow that the target knows ends where an integration of its field does, in either direction."""
+    name, path = "exact flow is that of the field", field.path
+    flow, worst = field.target.exact_flow(path), Largest()
+    if flow is None:
+        return Check.found(name, None, "none is known")
+    first, last = path.log_snr(path.t_max), path.log_snr(path.t_min)
+    times = [path.time_from_log_snr(first + (last - first) * share) for share in (_PLACES[0], _PLACES[-1])]
+    for start, stop in (times, times[::-1]):
+        x = field.marginal(_POINTS, start, generator=seed)
+        ends, _ = flow(x, start, stop)
+        with field.uncounted():
+            true, _ = integrated_flow(field, x, start, stop, 1e-10, False, x.shape[1:])
+        size = math.hypot(path.alpha(stop) * field.scale, path.sigma(stop))
+        worst.see(float((ends - true).abs().max()) / size, f"of a state, from t={start:.4g} to t={stop:.4g}, seed {seed}")
+    return worst.check(name, _NEAR)
 
 
 def _content(target: Target, spec: str | None) -> Check:

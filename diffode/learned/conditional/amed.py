@@ -127,8 +127,8 @@ class LearnedAMED(DirectSolver):
         """The solver's spec, with the file that it was read from, if any."""
         return f"{self.name}:file={self.file}" if self.file else self.name
 
-    @override
     def check_nfe(self, nfe: int) -> None:
+        """Raise BudgetError unless a run costs exactly ``nfe`` evaluations."""
         check_trained_for(self, self.nfe, nfe)
 
     @override

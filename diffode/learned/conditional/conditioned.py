@@ -168,8 +168,8 @@ class ConditionedSolver(DirectSolver):
         """Number of evaluations of a run."""
         return self.table.stages.nfe
 
-    @override
     def check_nfe(self, nfe: int) -> None:
+        """Raise BudgetError unless a run costs exactly ``nfe`` evaluations."""
         check_trained_for(self, self.nfe, nfe)
 
     @override
@@ -177,9 +177,9 @@ class ConditionedSolver(DirectSolver):
         return content_of(self.table.weights)
 
     @property
-    def order(self) -> int:
-        """0, which claims no order of convergence: the table is trained for one number of evaluations."""
-        return 0
+    def order(self) -> None:
+        """None, which claims no order of convergence: the table is trained for one number of evaluations."""
+        return None
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:

@@ -37,7 +37,7 @@ def starts_for(field: Field, dim: int, nfe: int, longer: float = 1.0) -> int:
     >>> [starts_for(fields.exact_field(name, "edm"), dim, 6) for name, dim in (("ring8", 2), ("digits-empirical", 64))]
     [4096, 192]
     """
-    count = getattr(field.target, "count", None) if isinstance(field, ExactField) else None
+    count = field.target.modes if isinstance(field, ExactField) else None
     # Each evaluation has three calls of the field and the gradients of up to four directions.
     derivatives = nfe * (3 + min(dim, 4))
     numbers = (count or _UNKNOWN_COMPONENTS) * dim

@@ -20,7 +20,7 @@ from diffode.learned.request import Request
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
-from diffode.solvers import Solver
+from diffode.solvers import WritesTable
 from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
@@ -77,7 +77,7 @@ def train_grid(
         raise UnknownNameError("way to train a grid", method, METHODS)
     request = Request.of("train_grid", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     chosen, on = request.field, request.path
-    recipe = solvers.get(solver or METHODS[method])
+    recipe = solvers.table_solver(solver or METHODS[method])
     if recipe.nfe_per_step != 1:
         raise ArgumentError(
             f"{method} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
@@ -131,7 +131,7 @@ def train_decoupled(
         seed=seed, progress=tell,
     ).scaled(1 / unit)  # fmt: skip
     facts = request.facts(f"{solver} @ {grid}", None, math.inf)
-    origin = Stages.of(solvers.get(solver).tableau(request.path, grid, steps)).scaled(1 / unit)
+    origin = Stages.of(solvers.table_solver(solver).tableau(request.path, grid, steps)).scaled(1 / unit)
     test = _test_problem(request)
     facts = replace(facts, start_error=test.error(origin), held_out_error=test.error(found))
     return trained_table(Checkpoint(stages=found, scale=unit, **facts.facts()), history(), origin)
@@ -153,7 +153,7 @@ def told(progress: Progress | None) -> tuple[Callable[[], History], Progress]:
     return history, tell
 
 
-def _errors_on(request: Request, recipe: Solver, on: Sequence[grids.Times], steps: int) -> list[float]:
+def _errors_on(request: Request, recipe: WritesTable, on: Sequence[grids.Times], steps: int) -> list[float]:
     """Mean end-point errors of a solver on grids, in units of the scale, on test starts; named grids have ``steps`` steps."""
     test = _test_problem(request)
     given = [recipe.tableau(request.path, grid, steps if isinstance(grid, str) else None) for grid in on]

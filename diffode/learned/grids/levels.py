@@ -131,7 +131,7 @@ def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", 
     """
     path = get_path(path)
     check_count("steps", steps, 1, 1000)
-    recipe = solvers.get(solver)
+    recipe = solvers.table_solver(solver)
     base = grids.get("log_snr", path, steps).tolist()
     ends = [path.log_snr(base[0]), path.log_snr(base[-1])]
 
@@ -318,7 +318,7 @@ def _simplex(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.n
 
 def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tuple[Tensor, Callable[[Tensor], Stages]]:
     """The levels of a named grid, and a function that gives the solver's table on any levels, in units of the scale."""
-    recipe = solvers.get(solver)
+    recipe = solvers.table_solver(solver)
     times = grids.get(grid, path, steps).tolist()
     levels = torch.tensor([path.rho(t) for t in times], dtype=torch.float64) / unit
 

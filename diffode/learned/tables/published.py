@@ -54,7 +54,7 @@ def candidates(problem: Problem, path: Path, nfe: int, begin_from: str | None) -
     found = []
     for solver, grid in [] if begin_from == "universal" else _listed(begin_from):
         try:
-            stages = Stages.of(solvers.get(solver).within(path, grid, nfe)).scaled(1 / unit)
+            stages = Stages.of(solvers.table_solver(solver).within(path, grid, nfe)).scaled(1 / unit)
         except BudgetError:
             if begin_from is not None:
                 raise
@@ -83,7 +83,7 @@ def candidates(problem: Problem, path: Path, nfe: int, begin_from: str | None) -
 def _universal(problem: Problem, path: Path, nfe: int, unit: float) -> list[Published]:
     """The universal table, if there is one for these levels and this number of evaluations."""
     try:
-        table = solvers.get("universal", scale=unit, dim=problem.dim).tableau(path, [path.t_max, path.t_min], nfe)
+        table = solvers.table_solver("universal", scale=unit, dim=problem.dim).tableau(path, [path.t_max, path.t_min], nfe)
     except ArgumentError:
         return []
     stages = Stages.of(table).scaled(1 / unit)

@@ -134,7 +134,7 @@ def published(nfe: int, like: Ranged) -> list[Ranged]:
     for solver in _SOLVERS:
         for grid in _GRIDS:
             try:
-                stages = Stages.of(solvers.get(solver).within(middle, grid, nfe))
+                stages = Stages.of(solvers.table_solver(solver).within(middle, grid, nfe))
             except BudgetError:
                 continue
             if stages.nfe == nfe:

@@ -7,22 +7,21 @@ import hashlib
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
+from typing import Self
 
 import torch
 from typing_extensions import override
 
 from diffode import grids
-from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.solvers.solver import Solver, check_budget
+from diffode.solvers.solver import WritesTable, check_budget
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.trained.ranged import Ranged
-from diffode.tableau import Tableau, Writer
+from diffode.tableau import Tableau
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of
 
@@ -37,14 +36,15 @@ MEMBERS_FILE = FilePath(__file__).parent / "universal_members.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedSolver(Solver):
+class TrainedSolver(WritesTable):
     """A sampler with one table for each of a few numbers of evaluations, which lays its own levels between two ends.
 
     It has no order of convergence, since it runs with the numbers of evaluations that it was trained for only.
     """
 
     chart_name = "noise"
-    order = 0
+    order = None
+    lays_levels = True
 
     @property
     @abstractmethod
@@ -59,10 +59,7 @@ class TrainedSolver(Solver):
     def _known(self) -> str:
         return ", ".join(map(str, self.budgets))
 
-    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        """Not used, since the whole table is known."""
-        raise NotImplementedError
-
+    @override
     def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         """The table between the ends of a grid, with ``steps`` evaluations (or its only number); BudgetError for others."""
         if self.analytic_first_step is not False:
@@ -90,6 +87,7 @@ class TrainedSolver(Solver):
             )
         return self.stages(nfe, first, last).tableau(path, self.spec, (times[0], times[-1]))
 
+    @override
     def within(self, path: Path | str | None, grid: grids.Times, nfe: int) -> Tableau:
         """The largest table within a budget, with TrainedElsewhereWarning if it is smaller; BudgetError if none fits."""
         check_budget(nfe)
@@ -146,7 +144,7 @@ class Bespoke(TrainedSolver):
     def budgets(self) -> tuple[int, ...]:
         return (self.checkpoint.stages.nfe,)
 
-    def for_field(self, scale: float, dim: int) -> Bespoke:
+    def for_field(self, scale: float, dim: int) -> Self:
         """The solver itself, with TrainedElsewhereWarning if the field's data have another scale than the training data."""
         trained = self.checkpoint.scale
         if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
@@ -231,7 +229,7 @@ class Universal(TrainedSolver):
         return digest.hexdigest()
 
     @override
-    def for_field(self, scale: float, dim: int) -> Universal:
+    def for_field(self, scale: float, dim: int) -> Self:
         return replace(self, scale=self.scale or scale, dim=self.dim or dim)
 
     @override

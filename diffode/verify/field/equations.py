@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +27,15 @@ from diffode.verify.report import Check
 
 #: A log-density: a function of x (B, *shape) and a time, a float or (B,), that gives (B,).
 Density = Callable[[Tensor, "float | Tensor"], Tensor]
+
+
+@runtime_checkable
+class HasDensity(Protocol):
+    """A field that knows its own log-density, as exact ones do."""
+
+    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """log p_t(x), (B,)."""
+
 
 #: Noise levels of the points; those above 1 are in units of the data's scale, if that is above 1.
 LEVELS = (80.0, 10.0, 1.0, 0.3, 0.05, 0.002)
@@ -195,7 +205,7 @@ def jacobian(field: Field, where: Points) -> tuple[Residuals, Residuals]:
 def pointwise(field: Field, where: Points, density: Density | None = None) -> list[Check]:
     """The checks of all equations of this module that apply to a field."""
     width = where.points[0][0].numel()
-    known = density is not None or hasattr(field, "log_prob")
+    known = density is not None or isinstance(field, HasDensity)
     found, coarse = [], precision(field, where)
     if known:
         tolerance = _EXACT if isinstance(field, ExactField) else max(_DIFFERENCED, coarse)
@@ -233,10 +243,11 @@ def precision(field: Field, where: Points) -> float:
 
 def log_density(field: Field, density: Density | None) -> Density:
     """The given log-density, or the field's own."""
-    known: Density | None = density if density is not None else getattr(field, "log_prob", None)
-    if known is None:
+    if density is not None:
+        return density
+    if not isinstance(field, HasDensity):
         raise ArgumentError("this field has no density: give density=, a function (x, t) -> log p (B,)")
-    return known
+    return field.log_prob
 
 
 def _residuals(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField
+from diffode.fields.exact import mixture_of
 from diffode.numerics.butcher import KUTTA
 from diffode.verify.report import Check
 
@@ -126,10 +127,10 @@ def _spread_and_distance(field: ExactField) -> tuple[float, float]:
 
 def _components(field: ExactField) -> tuple[Tensor, Tensor]:
     """Means and variances of the components along each axis, (K, D) each, or of the law if it has no components."""
-    target = field.target
-    known = getattr(target, "components", None)
-    means = getattr(target, "means", target.mean[None])
-    return means, known.variances() if known is not None else target.variance[None]
+    target, mixture = field.target, mixture_of(field)
+    if mixture is None:
+        return target.mean[None], target.variance[None]
+    return mixture.means, mixture.components.variances()
 
 
 def _box(field: ExactField, times: tuple[float, ...]) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.fields.exact import mixture_of
 from diffode.randomness import Randomness, generator_from, normal
 from diffode.targets import GaussianMixture
 from diffode.verify.report import Check
@@ -123,8 +124,8 @@ class Quadrature(NamedTuple):
 
 def gauss_hermite(field: ExactField, t: float, nodes: int) -> Quadrature:
     """Gauss-Hermite quadrature of each component of a mixture at time t, ``nodes`` in each of at most three dimensions."""
-    target, path = field.target, field.path
-    if not isinstance(target, GaussianMixture) or target.dim > 3:
+    target, path = mixture_of(field), field.path
+    if target is None or target.dim > 3:
         raise ArgumentError("Gauss-Hermite quadrature needs a Gaussian mixture in at most three dimensions")
     z, w = np.polynomial.hermite_e.hermegauss(nodes)
     axes = torch.from_numpy(np.stack(np.meshgrid(*[z] * target.dim), -1).reshape(-1, target.dim))
@@ -232,8 +233,8 @@ def compact_check(field: ExactField, t: float, eta: float | None = None, nodes: 
 
 def fourier_check(field: ExactField, t: float, seed: int = 2) -> Check:
     """The characteristic function psi(w) = E exp(i w . x_t): d_t psi = f w . grad_w psi - g^2/2 |w|^2 psi, in any dimension."""
-    target, path = field.target, field.path
-    if not isinstance(target, GaussianMixture):
+    target, path = mixture_of(field), field.path
+    if target is None:
         raise ArgumentError("the characteristic function is known for Gaussian mixtures")
     draw = normal((target.dim,), generator=generator_from(seed))
     w = (draw / field.scale / target.dim**0.5).requires_grad_(True)
@@ -305,11 +306,11 @@ def _relative(grid: Quadrature, phi: Jet, terms: Sequence[Tensor]) -> float:
 def weak(field: ExactField) -> list[Check]:
     """All weak forms that apply to an exact field, at a noise level of one and a half scales."""
     t = min(field.path.time_from_rho(1.5 * field.scale), field.path.t_max)
-    found = [fourier_check(field, t)] if isinstance(field.target, GaussianMixture) else []
-    narrow = isinstance(field.target, GaussianMixture) and field.target.dim <= 2
-    if narrow:
+    mixture = mixture_of(field)
+    found = [fourier_check(field, t)] if mixture is not None else []
+    if mixture is not None and mixture.dim <= 2:
         found += [polynomial_check(field, t), stein_check(field, t), *(reverse_check(field, t, eta) for eta in ETAS)]
-        if not (isinstance(field.target, GaussianMixture) and field.target.is_discrete):
+        if not mixture.is_discrete:
             found += [compact_check(field, t), *(compact_check(field, t, eta) for eta in (0.0, 1.0))]
     else:
         data = field.target.sample(4096, generator=11)

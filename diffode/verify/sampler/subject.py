@@ -18,6 +18,7 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
+from diffode.solvers.solver import WritesTable
 from diffode.specs import parse_spec
 from diffode.verify.sampler import foreign
 from diffode.verify.sampler.scheduler_levels import PURE_NOISE, CannotJudgeError
@@ -162,8 +163,9 @@ def _own(solver: Solver) -> Sampler:
         def follow(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
             return direct.follow(field, x, times, generator).states[-1]
 
-        return Sampler(solver.spec, follow, solver.order if solver.order >= 1 else None)
-    if solver.order < 1:
+        return Sampler(solver.spec, follow, solver.order)
+    writes: WritesTable = solvers.table_solver(solver)
+    if solver.order is None:
         raise ArgumentError(
             f"{solver.spec!r} claims no order on the flow of a field (it is trained for one number of evaluations, or made for "
             "another kind of model); measure it with bench"
@@ -171,11 +173,11 @@ def _own(solver: Solver) -> Sampler:
     path = get_path("edm")
 
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
-        table = solver.for_field(field.scale, x[0].numel()).tableau(field.path, list(times))
+        table = writes.for_field(field.scale, x[0].numel()).tableau(field.path, list(times))
         return solvers.run_tableau(table, field, x, generator=generator if table.draws else None, on_failure="return").x
 
     def promised(steps: int) -> int:
-        return solver.tableau(path, "karras", steps).nfe
+        return writes.tableau(path, "karras", steps).nfe
 
     differs = solver.convergence_order != solver.order
     return Sampler(

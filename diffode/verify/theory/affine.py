@@ -44,7 +44,7 @@ def gaussian_distances(exact: ExactField, learned: Field, start: float) -> Dista
     """
     dim, path = exact.target.dim, exact.path
     clocks = -path.log_snr(path.t_max), -path.log_snr(start)
-    if getattr(exact.target, "count", None) != 1 or dim > _MOST_COORDINATES or not all(map(math.isfinite, clocks)):
+    if not exact.target.is_gaussian or dim > _MOST_COORDINATES or not all(map(math.isfinite, clocks)):
         return None
     nodes = np.linspace(*clocks, 2 * _STEPS + 1)
     pulls = []

@@ -27,8 +27,8 @@ from torch import Tensor
 from diffode import solvers
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import ExactField, Field
+from diffode.fields.exact import mixture_of
 from diffode.flows import reference
-from diffode.targets import GaussianMixture
 from diffode.verify.theory.affine import Distances, gaussian_distances
 from diffode.verify.theory.score_error import affine_slope, draws_at, score_error
 
@@ -205,7 +205,7 @@ def _integral(values: np.ndarray[Any, Any], clock: np.ndarray[Any, Any]) -> floa
 def _lipschitz(learned: Field, closed: Callable[[float], float] | None, x: Tensor, t: float) -> tuple[float, LipschitzKind]:
     """The one-sided Lipschitz constant of a score, and its origin."""
     if closed is not None:
-        single = isinstance(learned, ExactField) and getattr(learned.target, "count", 0) == 1
+        single = isinstance(learned, ExactField) and learned.target.is_gaussian
         return closed(t), "exact" if single else "bound"
     slope = affine_slope(learned, x[0].numel(), t)
     if slope is not None:
@@ -219,8 +219,8 @@ def mixture_lipschitz(learned: Field) -> Callable[[float], float] | None:
     With V = alpha^2 C + sigma^2 the Jacobian is -V^-1 + Cov of V^-1 alpha mu_k, k by its probability at x, and the variance
     along any direction is at most the square of the radius of a ball that holds all V^-1 alpha mu_k.
     """
-    target = learned.target if isinstance(learned, ExactField) else None
-    if not isinstance(target, GaussianMixture) or not target.components.shared:
+    target = mixture_of(learned)
+    if target is None or not target.components.shared:
         return None
     shared, path = target.components.first(), learned.require_path("its score")
     largest = float(torch.linalg.eigvalsh(shared.mean_covariance(torch.ones(1, dtype=torch.float64))).max())

@@ -68,7 +68,7 @@ def gaussian(
     >>> found.split.discretisation < 1e-3
     True
     """
-    table = solvers.get(solver).tableau(paths.get(path), grid, steps)
+    table = solvers.table_solver(solver).tableau(paths.get(path), grid, steps)
     variances, centre = _numbers("eigenvalues", eigenvalues), _numbers("mean", mean)
     if variances.ndim != 1 or not len(variances):
         raise ArgumentError(f"eigenvalues must be a vector (E,), got shape {tuple(variances.shape)}")

@@ -6,7 +6,7 @@ A level is a number of steps; `numerics/orders.py` has the rule that chooses the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,12 @@ from diffode.flows import Reference, reference
 from diffode.metrics.gaussian import diagonal_w2
 from diffode.numerics.orders import OrderEstimate, check_levels, fit_order
 from diffode.paths import Path
-from diffode.solvers import Solver
+from diffode.solvers import DirectSolver, Solver
 from diffode.tableau import BrownianPath, Tableau
 from diffode.targets import Target
+
+#: A run of a solver: the ends (B, *shape) of starts.
+Run = Callable[[Field, Tensor], Tensor]
 
 #: Numbers of steps by default.
 _LEVELS = (32, 64, 128, 256, 512, 1024, 2048)
@@ -42,7 +45,8 @@ def order(
     """The measured order of a deterministic solver: root-mean-square end-point error against the exact flow.
 
     Args:
-        solver: a solver or its spec; one that draws noise is refused (see :func:`weak_order`, :func:`strong_order`).
+        solver: a solver or its spec, which writes tables or follows the field from time to time; one that draws noise is
+            refused (see :func:`weak_order`, :func:`strong_order`).
         target: target or its name; the starts are exact draws at ``path.t_max``.
         path: path or its spec.
         grid: spec of the family of grids.
@@ -67,12 +71,21 @@ def order(
     on = exact.require_path("an order on named grids")
     if not isinstance(exact, fields.ExactField):
         raise ArgumentError("field must be an exact field, whose prior and flow are known: diffode.exact_field(target, path)")
-    tables = [recipe.tableau(on, _with_ramp(on, grid, n) if ramped else grid, None if ramped else n) for n in steps]
+    runs = [_run_on(recipe, on, _with_ramp(on, grid, n) if ramped else grid, None if ramped else n) for n in steps]
     start = exact.prior(points, generator=seed)
-    first, last = tables[0].rows[0].time, tables[0].rows[-1].time
+    first, last, _ = runs[0]
     true = reference(exact, start, first, last, tolerance)
-    errors = [_rms(table.run(exact, start) - true.x) for table in tables]
+    errors = [_rms(run(exact, start) - true.x) for _, _, run in runs]
     return fit_order(steps, errors, floor_of(true, start))
+
+
+def _run_on(solver: Solver, path: Path, grid: grids.Times, steps: int | None) -> tuple[float, float, Run]:
+    """The first and the last time of a run, and a function that makes it."""
+    if isinstance(solver, DirectSolver) and solver.takes_steps:
+        times = grids.get(grid, path, steps).tolist()
+        return times[0], times[-1], lambda field, x: solver.follow(field, x, times, None).states[-1]
+    table = solvers.table_solver(solver).tableau(path, grid, steps)
+    return *table.ends, table.run
 
 
 def floor_of(true: Reference, start: Tensor) -> float:
@@ -119,7 +132,7 @@ def strong_order(
     The error of a level is the median distance to a run with eight times the steps of the finest level. (The mean is
     dominated by the few rows near a ridge that end in another mode.)
     """
-    recipe = solvers.get(solver)
+    recipe = solvers.table_solver(solver)
     if not recipe.stochastic:
         raise ArgumentError(f"solver {recipe.spec!r} draws no noise; use order")
     check_levels(steps)
@@ -150,7 +163,7 @@ def weak_order(
 
     The start is the exact law at the first time, so that only discretisation is left.
     """
-    recipe, on = solvers.get(solver), paths.get(path)
+    recipe, on = solvers.table_solver(solver), paths.get(path)
     check_levels(steps)
     _check_starts(1, 0, grid)
     try:
@@ -160,7 +173,7 @@ def weak_order(
 
     def error(table: Tableau) -> float:
         law = table.propagate(mean, variances)
-        last = table.rows[-1].time
+        _, last = table.ends
         alpha, sigma = on.alpha(last), on.sigma(last)
         centre = torch.full_like(variances, alpha * mean)
         return diagonal_w2(law.mean, law.variance, centre, alpha**2 * variances + sigma**2)

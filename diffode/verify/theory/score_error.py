@@ -17,8 +17,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from diffode.fields import ExactField, Field
+from diffode.fields.exact import mixture_of
 from diffode.numerics.affine import affine_map, probe_points
-from diffode.targets import GaussianMixture
 from diffode.verify.field.weak import gauss_hermite
 
 #: Origin of delta.
@@ -85,7 +85,7 @@ def _error(exact: ExactField, learned: Field, x: Tensor, t: float) -> Tensor:
 def _affine_error(exact: ExactField, learned: Field, t: float) -> float | None:
     """delta of an error A x + b: |A m + b|^2 + tr(A C A^T) with mean m and covariance C of p_t."""
     target, path, dim = exact.target, exact.path, exact.target.dim
-    if dim > _MOST_COORDINATES or not isinstance(target, GaussianMixture):
+    if dim > _MOST_COORDINATES or target.as_mixture() is None:
         return None
     mean = path.alpha(t) * target.mean
     size = math.hypot(path.sigma(t), path.alpha(t) * exact.scale)
@@ -102,8 +102,8 @@ def _affine_error(exact: ExactField, learned: Field, t: float) -> float | None:
 
 
 def _quadrature(exact: ExactField, learned: Field, t: float) -> float | None:
-    target = exact.target
-    if not isinstance(target, GaussianMixture) or target.dim > len(_NODES):
+    target = mixture_of(exact)
+    if target is None or target.dim > len(_NODES):
         return None
     fine, coarse = _NODES[target.dim - 1], _COARSE_NODES[target.dim - 1]
     if target.count * fine**target.dim > _MOST_POINTS:

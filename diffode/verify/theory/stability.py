@@ -18,7 +18,7 @@ from diffode import paths, solvers
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.solvers import Solver
-from diffode.solvers.direct import DirectSolver
+from diffode.solvers.solver import WritesTable
 
 #: Largest number of steps of a run; in its first half the fastest mode comes to dominate.
 _STEPS = 120
@@ -52,7 +52,7 @@ def growth(solver: Solver | str, step: float, kappa: Tensor | Sequence[float]) -
     [0.0, 0.0]
     """
     recipe = solvers.get(solver)
-    if isinstance(recipe, DirectSolver):
+    if not isinstance(recipe, WritesTable):
         raise ArgumentError(f"solver {recipe.spec!r} chooses its own steps: it has no growth factor for a given one")
     if isinstance(step, bool) or not isinstance(step, int | float):
         raise ArgumentError(f"step must be a number, got {step!r:.80}")
