@@ -123,8 +123,15 @@ def test_only_a_gaussian_flow_is_differentiable_twice():
             torch.autograd.grad((x * first).sum(), x)
 
 
-@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
-@pytest.mark.parametrize("name", ["gauss2d", "bimodal1d", "ring8"])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        *((name, path) for name in ("gauss2d", "bimodal1d") for path in ("edm", "vp", "rectified_flow")),
+        # Integration knows the noise level alone; what a path adds to it is added to the closed forms too.
+        ("ring8", "edm"),
+        *(pytest.param("ring8", path, marks=pytest.mark.slow) for path in ("vp", "rectified_flow")),
+    ],
+)
 def test_rows_may_end_without_noise_and_start_there(name, path):
     field, x, s, t = between(name, path)
     zero = field.path.time_from_rho(0.0)
