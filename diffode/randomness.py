@@ -147,7 +147,7 @@ def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
 
 
 #: Place of the Mersenne Twister's words, 624 numbers of 8 bytes, in the state of PyTorch's generator on the CPU.
-_TWISTER_WORDS = slice(24, 24 + 624 * 8)
+TWISTER_WORDS = slice(24, 24 + 624 * 8)
 
 
 def keyed(seed: int, *words: str | int) -> torch.Generator:
@@ -174,7 +174,7 @@ def keyed(seed: int, *words: str | int) -> torch.Generator:
     entropy = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
     generator = torch.Generator().manual_seed(entropy[0])
     state = generator.get_state()
-    numbers = state.numpy()[_TWISTER_WORDS].view(np.uint64)
+    numbers = state.numpy()[TWISTER_WORDS].view(np.uint64)
     if len(numbers) != 624 or int(numbers[0]) != entropy[0] or bool((numbers >> np.uint64(32)).any()):
         raise NumericalError(f"the state of random generators of PyTorch {torch.__version__} has an unknown layout")
     numbers[:] = np.random.SeedSequence(entropy).generate_state(624, np.uint32)

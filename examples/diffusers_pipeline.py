@@ -1,6 +1,7 @@
 """A UNet of diffusers, trained here on 8 x 8 digits for some seconds, sampled in diffusers' own pipeline by our solvers.
 
-Run it with ``python examples/diffusers_pipeline.py``; it needs ``pip install 'diffode[diffusers]'``.
+Run it with ``python examples/diffusers_pipeline.py [STEPS]``, 400 training steps by default; it needs
+``pip install 'diffode[diffusers]'``.
 """
 
 import os
@@ -22,7 +23,7 @@ except ImportError:
     sys.exit("this example needs diffusers: pip install 'diffode[diffusers]'")
 
 
-def train(steps: int = 400) -> torch.nn.Module:
+def train(steps: int) -> torch.nn.Module:
     """Noise prediction with diffusers' DDPM schedule."""
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
@@ -43,8 +44,8 @@ def train(steps: int = 400) -> torch.nn.Module:
     return net.eval()
 
 
-def main() -> None:
-    net = train()
+def main(steps: int = 400) -> None:
+    net = train(steps)
     for solver in ("ddim", "dpmpp:order=2", "edm_heun"):
         scheduler = adapters.as_diffusers_scheduler(solver, like=diffusers.DDPMScheduler())
         pipeline = diffusers.DDPMPipeline(net, scheduler)
@@ -62,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

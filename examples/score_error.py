@@ -4,9 +4,10 @@ A network is trained for a few seconds on the mixture `digits-gmm10` (64 dimensi
 exact up to the draws; the bound of Kwon, Fan and Lee (2022) is computed from it, and the flow is run from the same starts with
 the network and with the exact field.
 
-    python examples/score_error.py
+    python examples/score_error.py [SECONDS]
 """
 
+import sys
 import time
 
 import torch
@@ -66,4 +67,4 @@ def main(seconds=4.0):
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(float, sys.argv[1:]))

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,20 @@ def test_files_that_tools_and_pages_name_exist():
                 r"`((?:tableau|fields|learned|solvers|studies|adapters|verify)/[\w/]+\.py)`", file.read_text(encoding="utf-8")
             ):
                 assert (PACKAGE / name).is_file(), f"{file} names {name}"
+
+
+#: Rooms whose modules compute, as far as they lie in rooms of such.
+NUMERICAL = (
+    "numerics", "paths", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields", "solvers",
+    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/tables", "learned/universal",
+    "verify/field", "verify/theory", "verify/sampler",
+)  # fmt: skip
+
+
+def test_every_numerical_module_is_mutated_once_and_the_tests_for_it_exist():
+    tool = runpy.run_path(str(ROOT / "tools" / "mutate.py"))
+    listed = [file.as_posix() for place in tool["TESTS"] for file in tool["files"](place)]
+    numerical = [file.relative_to(PACKAGE).as_posix() for file in FILES]
+    numerical = [name for name in numerical if name.startswith(NUMERICAL) and not name.endswith("__init__.py")]
+    assert sorted(name for name in listed if not name.endswith("__init__.py")) == sorted(numerical)
+    assert [test for place in tool["TESTS"] for test in tool["tests"](place) if not (ROOT / test).is_file()] == []

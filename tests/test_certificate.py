@@ -34,16 +34,6 @@ def test_bounds_lie_above_the_true_distance_for_affine_errors_on_gaussians(path,
         assert bound.by_loss >= bound.integral * (1 - 1e-6)
 
 
-def test_bounds_of_a_scaled_score_are_those_of_the_closed_form():
-    """N(0, .7), VE to T = 5, score 1.2 s: .253127 = .253127 for the flow, .128642 <= .219855 for the SDE."""
-    exact = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0]], [[0.7]]), paths.get("edm:sigma_min=1e-5,sigma_max=5"))
-    learned = Field.from_score(lambda x, t: 1.2 * exact.score(x, t), exact.path)
-    found = bounds.certificate(exact, learned)
-    assert found.flow.integral == pytest.approx(0.253127, abs=2e-6)
-    assert found.sde.integral == pytest.approx(0.219855, abs=2e-6)
-    assert found.flow.integral >= found.true.flow
-
-
 def test_the_error_of_a_score_is_that_of_its_integral():
     """Against the trapezoid rule over the density on a line; draws give an upper limit, too small in one case of a hundred."""
     exact = diffode.exact_field("bimodal1d", "vp")
@@ -119,9 +109,9 @@ def test_the_certificate_of_a_shifted_gaussian_is_an_equality_on_every_path(path
 
 
 LAM, END = 0.7, 5.0
-
-
 TOP = LAM + END**2
+#: True distances, by flow and by SDE, of a score that is 1.2 times the exact one.
+SCALED = (0.253127, 0.128642)
 
 
 @pytest.fixture(scope="module")
@@ -149,18 +139,20 @@ def test_w2_bounds_of_a_shifted_score_are_equalities(gaussian, delta):
 def test_w2_bounds_of_a_scaled_score_are_the_tables(gaussian):
     """eta = 0.2: flow .253127 = .253127; SDE .128642 <= .219855 <= .267580."""
     learned = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)
-    found = bounds.certificate(gaussian, learned, points=40_000, lipschitz_points=2)
-    assert found.flow.integral == pytest.approx(0.253127, rel=2e-3)
-    assert found.sde.integral == pytest.approx(0.219855, rel=2e-3)
+    found = bounds.certificate(gaussian, learned, points=8, lipschitz_points=2)
+    assert found.flow.integral == pytest.approx(0.253127, abs=2e-6)
+    assert found.sde.integral == pytest.approx(0.219855, abs=2e-6)
     assert found.sde.by_loss == pytest.approx(0.267580, rel=2e-3)
-    assert found.true == pytest.approx((0.253127, 0.128642), abs=6e-7)
-    shifted = bounds.certificate(gaussian, learned, points=40_000, lipschitz=lambda t: -1.2 / (LAM + t**2), prior_distance=0.5)
+    assert found.true == pytest.approx(SCALED, abs=6e-7)
+    assert found.flow.integral >= found.true.flow
+    shifted = bounds.certificate(gaussian, learned, points=8, lipschitz=lambda t: -1.2 / (LAM + t**2), prior_distance=0.5)
     growth = (LAM / TOP) ** 0.6
     assert shifted.flow.prior == pytest.approx(0.5 * growth, rel=1e-5)
     assert shifted.flow.integral - found.flow.integral == pytest.approx(0.5 * growth, rel=1e-4)
 
 
-@pytest.mark.parametrize("path", ["vp", "edm"])
+# On "edm" there is no drift; what else could be wrong there is seen in one dimension.
+@pytest.mark.parametrize("path", ["vp", pytest.param("edm", marks=pytest.mark.slow)])
 def test_the_true_distance_in_many_dimensions_is_that_of_draws(path):
     """An affine score that rotates and shifts, on a Gaussian of three unequal axes; the flow by a run, the SDE by draws."""
     exact = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.3, -0.2, 1.0]], [[0.2, 1.0, 3.0]]), path)
@@ -199,12 +191,8 @@ def test_a_true_distance_is_not_made_up(gaussian):
 
 def test_true_distances_of_a_score_in_single_precision_are_those_of_double(gaussian):
     """Rounding must not keep the integration from its end."""
-    learned = [
-        Field.from_score(lambda x, t, kind=kind: (1.2 * gaussian.score(x, t)).to(kind).double(), gaussian.path)
-        for kind in (torch.float32, torch.float64)
-    ]
-    single, double = (affine.gaussian_distances(gaussian, one, gaussian.path.t_min) for one in learned)
-    assert single == pytest.approx(double, rel=1e-5)
+    single = Field.from_score(lambda x, t: (1.2 * gaussian.score(x, t)).float().double(), gaussian.path)
+    assert affine.gaussian_distances(gaussian, single, gaussian.path.t_min) == pytest.approx(SCALED, rel=1e-5)
     # Times rounded to a thousandth, as models trained at discrete steps have them.
     stepped = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, max(round(t * 1000) / 1000, 1e-5)), gaussian.path)
     exact = Field.from_score(lambda x, t: 1.2 * gaussian.score(x, t), gaussian.path)

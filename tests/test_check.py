@@ -26,8 +26,9 @@ def wrong(verdict):
 
 
 KEPT = (
-    "ddim", "dpmpp:order=2", "unipc:order=2", "edm_heun", "deis:order=3", "lms:order=3", "rk4:chart=data", "euler_ancestral",
-    "dpmpp_2m_sde", "dpmpp_sde", "euler_maruyama",
+    "ddim", "heun", "dpmpp:order=2", "unipc:order=2", "edm_heun", "deis:order=3", "lms:order=3", "rk4:chart=data",
+    # The law of two stages a step is that of one, in twice the time.
+    "euler_ancestral", "dpmpp_2m_sde", "euler_maruyama", pytest.param("dpmpp_sde", marks=pytest.mark.slow),
 )  # fmt: skip
 
 
@@ -219,8 +220,6 @@ def test_a_garbage_step_to_no_noise_is_found(first_order):
     found = check_sampler(f"{first_order / 'own.py'}:garbage").check("sigma = 0")
     assert found.passed is False
     assert "no sample" in found.detail
-    for good in ("ddim", "heun", "dpmpp_2m_sde", "euler_ancestral"):
-        assert check_sampler(good).check("sigma = 0").passed is not False
 
 
 def test_half_an_evaluation_a_step_is_a_rule(first_order):

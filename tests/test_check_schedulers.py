@@ -23,7 +23,7 @@ MEAN, VARIANCE = 0.7, 0.25
 def few_steps(monkeypatch):
     """Fewer steps than a user's check takes: BrownianTree, LMS's quadratures and a thousand levels a run cost seconds."""
     monkeypatch.setattr("diffode.verify.sampler.scheduler_trial.STEPS", (10, 20, 50, 100))
-    monkeypatch.setattr("diffode.verify.sampler.scheduler_trial._LAW_STEPS", (25, 50))
+    monkeypatch.setattr("diffode.verify.sampler.scheduler_trial.LAW_STEPS", (25, 50))
 
 
 NAMES = tuple(scheduler_loops.classes())
@@ -128,7 +128,15 @@ def first_level(scheduler, name):
     return (math.sqrt(kept), math.sqrt(1 - kept)) if identity else (1.0, math.sqrt((1 - kept) / kept))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_FLOW | OWN_LOOP])
+#: Classes with quadratures or a tree of noise at every step, as long as ten others. They go through the loops and levels of
+#: those: multistep methods, two evaluations a step, and noise.
+LONG = {"DPMSolverSDEScheduler", "LMSDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in NAMES if n not in NO_FLOW | OWN_LOOP],
+)
 def test_no_class_is_condemned_which_its_documented_loop_acquits(name):
     coarse, drawn = error_of(name, 10)
     fine = error_of(name, 50)[0]

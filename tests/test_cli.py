@@ -48,7 +48,7 @@ def test_bench_ranks_reports_and_resumes(tmp_path):
     assert "Best solver at each NFE" in first.stdout
     assert "4 computed" in first.stderr
     assert (tmp_path / "diffode-report/tiny/index.html").is_file()
-    again = diffode("bench", "tiny.toml", "--jobs", "1", "--json", cwd=tmp_path)
+    again = diffode("bench", "tiny.toml", "--jobs", "1", "--json", "--no-report", cwd=tmp_path)
     assert "0 computed" in again.stderr
     answer = json.loads(again.stdout)
     assert set(answer["standings"]) == {"4", "8"}

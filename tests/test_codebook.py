@@ -64,7 +64,7 @@ def test_a_member_runs_as_the_table_that_it_is(problems, unit):
     members = random_members(4)
     batch = small(range(12), nfe=4)[0]
     at = Assignment(torch.full((len(batch),), 1), torch.full((len(batch),), unit))
-    together = codebook.run(batch, codebook._numbers(members, at, batch)[:, None], 4)
+    together = codebook.run(batch, codebook.numbers_of(members, at, batch)[:, None], 4)
     for row in range(len(batch)):
         first, last = float(batch.first[row]), float(batch.last[row])
         table = replace(like(4), coefficients=members[1]).stages(first / UNITS[unit], last / UNITS[unit], batch.start.shape[2])
@@ -75,7 +75,7 @@ def test_a_member_runs_as_the_table_that_it_is(problems, unit):
 def test_gradients_by_the_coefficients_are_those_of_differences(problems):
     few = [b for b in problems if b.start.shape[2] <= 3][:2]
     members = random_members(3)
-    training = codebook._Training(few, [replace(like(3), coefficients=m) for m in members], Recipe(begin=3, share=1), 0)
+    training = codebook.Training(few, [replace(like(3), coefficients=m) for m in members], Recipe(begin=3, share=1), 0)
     training.members = members.clone()
     count = training.count
     chosen = Assignment(torch.arange(count) % 3, torch.arange(count) % 4)
@@ -85,7 +85,7 @@ def test_gradients_by_the_coefficients_are_those_of_differences(problems):
         own = chosen.member == 1
         return float(codebook.log_errors(moved, chosen, few, training.recipe.floor)[own].mean())
 
-    system = codebook._system(features, gradients, curvatures, chosen.member == 1)
+    system = codebook.system_of(features, gradients, curvatures, chosen.member == 1)
     gradient = (system.gradient * system.size).reshape(members[1].shape)
     # The weights are cut off for the smallest errors, which changes the gradient by little, and the sum over starts by none.
     for place in ((0, 0), (0, 4), (1, 5), (2, 8), (0, 10), (3, 9)):
@@ -100,7 +100,7 @@ def test_gradients_by_the_coefficients_are_those_of_differences(problems):
 
 def test_the_candidates_that_cover_best_are_chosen():
     errors = torch.tensor([[0.0, 9.0, 9.0, 5.0], [1.0, 1.0, 9.0, 9.0], [9.0, 9.0, 0.0, 9.0], [4.0, 4.0, 4.0, 4.0]])
-    assert codebook._cover(errors.double(), 3) == [3, 1, 2]
+    assert codebook.covering(errors.double(), 3) == [3, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_files_of_codebooks_are_checked(tmp_path, trained):
 def test_training_looks_at_other_units(problems):
     """Problems far from what published samplers are made for move to units of their own, and gain by it."""
     recipe = Recipe(members=3, begin=3, rounds=4, share=1)
-    training = codebook._Training(problems, codebook.published(3, like(3)), recipe, 0)
+    training = codebook.Training(problems, codebook.published(3, like(3)), recipe, 0)
     assert len(set(training.best().unit.tolist())) == 1
     before = float(training.known.amin((0, 1)).mean())
     for _ in range(6):
@@ -170,7 +170,7 @@ def test_training_looks_at_other_units(problems):
 
 def test_clones_differ_from_their_parents(problems):
     recipe = Recipe(members=6, begin=3, grow=3, every=1, rounds=1, share=1)
-    training = codebook._Training(problems, codebook.published(3, like(3)), recipe, 0)
+    training = codebook.Training(problems, codebook.published(3, like(3)), recipe, 0)
     training.grow(training.best(), 3)
     assert len(training.members) == 6
     for new in training.members[3:]:

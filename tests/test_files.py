@@ -137,7 +137,7 @@ def run(capsys, *arguments):
 def here(tmp_path, monkeypatch):
     """A folder to work in; signals stay as they are."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules[main.__module__], "_end_in_order", lambda: None)
+    monkeypatch.setattr(sys.modules[main.__module__], "end_in_order", lambda: None)
     return tmp_path
 
 

@@ -22,7 +22,7 @@ SAMPLE = {"runs": 90, "files": 60, "commands": 8}
 def _own_folder(tmp_path, monkeypatch):
     """Trials write where they are; the signals of this process stay as they are."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules[main.__module__], "_end_in_order", lambda: None)
+    monkeypatch.setattr(sys.modules[main.__module__], "end_in_order", lambda: None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -77,7 +77,7 @@ def test_without_learning_it_is_its_host():
 def test_a_teacher_and_end_to_end_training(teacher):
     field = diffode.exact_field("bimodal1d", "vp")
     for per_step in (True, False):
-        found = train_amed(field, 3, teacher=teacher, per_step=per_step, rounds=120, points=256, time_range=0.1)
+        found = train_amed(field, 3, teacher=teacher, per_step=per_step, rounds=60, points=128, time_range=0.1)
         assert found.history.error[-1] < 0.7 * found.history.error[0]
 
 

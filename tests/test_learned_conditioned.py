@@ -9,7 +9,7 @@ import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
-from diffode.learned.conditional.conditioned import Conditioned, _normal_equations, condition, features, load_conditioned
+from diffode.learned.conditional.conditioned import Conditioned, condition, features, load_conditioned, normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.studies.runner import compute
@@ -62,7 +62,7 @@ def test_its_gradient_is_exact(ring):
     """Against central differences of the weighted squared error that the normal equations are those of."""
     field, _, found = ring
     table, problem = found.solver.table, problem_for(field, EDM, 2, 40, 77)
-    gradient, _ = _normal_equations(table, problem, 4, torch.Generator().manual_seed(0))
+    gradient, _ = normal_equations(table, problem, 4, torch.Generator().manual_seed(0))
     end = table.run(problem.noise, problem.start)[0]
     length = (end - problem.end).norm(dim=1)
     weight = 1 / length.clamp(min=0.05 * float(length.median()))

@@ -7,7 +7,7 @@ from test_common_form import stages_of
 import diffode
 from diffode import paths, solvers
 from diffode.errors import ArgumentError
-from diffode.learned.fitting.gauss_newton import _normal_equations
+from diffode.learned.fitting.gauss_newton import normal_equations
 from diffode.learned.fitting.parameters import Levels, Table, from_shares, to_shares
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.fitting.sensitivities import Recording
@@ -124,7 +124,7 @@ def test_the_gradient_of_the_loss_is_exact_in_any_unit_and_dimension(target):
     problem = problem_for(field, EDM, field.dim, 40, 1)
     table = Table(stages_of("ipndm:order=3", 4).scaled(1 / field.scale))
     first, last = problem.first, problem.last
-    gradient, _ = _normal_equations(table, table.start, [problem], "mean", 0.0, 4, torch.Generator().manual_seed(0))
+    gradient, _ = normal_equations(table, table.start, [problem], "mean", 0.0, 4, torch.Generator().manual_seed(0))
 
     def ends(values):
         return table.stages(values, first, last).scaled(field.scale).run(problem.noise, problem.start) - problem.end
@@ -148,7 +148,7 @@ def test_the_curvature_from_random_directions_is_unbiased():
     generator = torch.Generator().manual_seed(0)
 
     def curvature(count):
-        return _normal_equations(table, table.start, [problem], "mean", 0.0, count, generator)[1]
+        return normal_equations(table, table.start, [problem], "mean", 0.0, count, generator)[1]
 
     full = curvature(16)
     mean = sum(curvature(3) for _ in range(300)) / 300

@@ -18,7 +18,7 @@ def test_mixtures_of_the_family_lie_on_lattices_too():
             return (lambda *_: "lattice") if name == "choice" else getattr(self.rng, name)
 
     for modes, dim, side in ((8, 1, 8), (20, 2, 5), (27, 3, 3), (2, 40, 2)):
-        means = family._means(Drawn(3), modes, dim)
+        means = family.random_means(Drawn(3), modes, dim)
         assert means.shape == (modes, dim)
         assert 0 < np.abs(means - means.round()).max() < 0.06
         assert 0 <= means.round().min() <= means.round().max() <= side - 1

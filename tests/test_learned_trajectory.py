@@ -25,7 +25,7 @@ def test_the_gradient_counts_the_trajectory(monkeypatch):
     problem = problem_for(field, EDM, 2, 40, 3, 0.5)
     table = Table(Stages.of(solvers.get("ipndm:order=3").within(EDM, "karras", 4)).scaled(1 / field.scale))
     values = table.start
-    gradient, _ = gauss_newton._normal_equations(table, values, [problem], "mean", 0.0, 4, torch.Generator().manual_seed(0))
+    gradient, _ = gauss_newton.normal_equations(table, values, [problem], "mean", 0.0, 4, torch.Generator().manual_seed(0))
     for k in range(len(values)):
         shift = torch.zeros_like(values)
         shift[k] = 1e-5

@@ -14,8 +14,14 @@ from diffode.verify.field import likelihood
 from diffode.verify.theory import bounds
 
 
-@pytest.mark.parametrize("path", paths.names())
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [
+        *((path, False) for path in paths.names()),
+        # Whose field it is makes no difference to a path.
+        *(pytest.param(path, True, marks=() if path in ("vp", "ddpm") else pytest.mark.slow) for path in paths.names()),
+    ],
+)
 def test_at_zero_noise_it_is_the_density_of_the_data(path, own):
     exact = diffode.exact_field("bimodal1d", path)
     on = exact.path

@@ -226,11 +226,11 @@ def test_the_interval_of_a_sampled_distance_is_that_of_resampled_points():
 
 def test_sampled_distances_hold_no_matrix_of_all_pairs():
     """8,000 points: all distances would be 512 MB, and a block is 8 MB."""
-    from diffode.metrics.sampled import _pair_sums
+    from diffode.metrics.sampled import pair_sums
 
     x, ones = torch.zeros(8000, 1, dtype=torch.float64), torch.ones(8000, 1, dtype=torch.float64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert float(_pair_sums(x, x, ones, ones, lambda d: d + 1)) == 8000.0**2
+    assert float(pair_sums(x, x, ones, ones, lambda d: d + 1)) == 8000.0**2
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 150
 
 

@@ -10,7 +10,6 @@ import torch
 import diffode
 from diffode import GaussianMixture, LowRank, targets
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
-from diffode.targets.components import Level
 
 
 def random_mixture(kind, count=5, dim=4, seed=0):
@@ -245,9 +244,9 @@ def test_changed_parameters_are_noticed(monkeypatch, tmp_path):
     np.savez(tmp_path / "ring8.npz", weights=np.ones(1), means=np.zeros((1, 2)), covariances=np.ones(1))
     monkeypatch.setattr(catalogue, "DATA", tmp_path)
     with pytest.raises(FileFormatError, match="differ from those on its card"):
-        catalogue._shipped.__wrapped__("ring8")
+        catalogue.shipped("ring8")
     with pytest.raises(FileFormatError, match="can't be read"):
-        catalogue._shipped.__wrapped__("grid25")
+        catalogue.shipped("grid25")
 
 
 def test_an_unknown_target_offers_the_nearest():
@@ -268,9 +267,12 @@ def test_point_masses_have_no_field_without_noise():
 
 def test_float32_stays_float32_where_that_is_harmless():
     """Many dimensions and one isotropic covariance, at a noise level far above the rounding of the squares; not below."""
-    target = diffode.targets.get("digits-empirical")
-    x = torch.zeros(2, 64, dtype=torch.float32)
-    assert [target._form(Level(1.0, sigma), x, False)[1] for sigma in (10.0, 1e-3)] == [torch.float32, torch.float64]
+    field = diffode.exact_field("digits-empirical", "edm")
+    for sigma, single in ((10.0, True), (1e-3, False)):
+        x = field.marginal(20, sigma, generator=0).float()
+        rounded = field.denoised(x.double(), sigma).float()
+        assert torch.equal(field.denoised(x, sigma), rounded) is not single
+        torch.testing.assert_close(field.denoised(x, sigma), rounded, rtol=1e-4, atol=1e-4)
 
 
 def test_low_rank_components_are_shared_only_if_all_of_them_is():

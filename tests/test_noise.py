@@ -115,7 +115,8 @@ print(peaks[2] - peaks[1])
 """
 
 
-@pytest.mark.parametrize(("shape", "steps"), [((8, 3, 64, 64), 400), ((100_000, 2), 80)])
+# The pictures take longer than the points, of which one set of all draws would be seen as well.
+@pytest.mark.parametrize(("shape", "steps"), [pytest.param((8, 3, 64, 64), 400, marks=pytest.mark.slow), ((100_000, 2), 80)])
 def test_more_steps_need_no_more_memory(shape, steps):
     """All draws at once would be 300 MB more for the pictures, and 92 MB for the points."""
     program = MEMORY.format(shape=shape, steps=steps)

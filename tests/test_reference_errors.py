@@ -12,7 +12,8 @@ from diffode.flows import flow_states
 from diffode.flows.integrated import integrated_flow
 
 
-@pytest.mark.parametrize("tolerance", [1e-6, 1e-9, 1e-12])
+# A tolerance between two others.
+@pytest.mark.parametrize("tolerance", [1e-6, pytest.param(1e-9, marks=pytest.mark.slow), 1e-12])
 @pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
 @pytest.mark.parametrize("name", ["bimodal1d", "stiff-pair", "line16"])
 def test_the_estimate_of_an_integration_bounds_its_distance_to_the_quantile_map(name, path, tolerance):

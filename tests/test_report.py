@@ -39,7 +39,7 @@ def write(place, results, name="small"):
 @pytest.fixture
 def no_clouds(monkeypatch):
     """Pictures of samples take a second each; most tests need none."""
-    monkeypatch.setattr(report, "_kind", lambda target: None)
+    monkeypatch.setattr(report, "kind_of_cloud", lambda target: None)
 
 
 def content(place):
@@ -137,7 +137,13 @@ from diffode.studies import report
 from diffode.errors import ArgumentError
 
 # Pictures are taken as drawn: what is tried is what happens to files.
-report._draw = lambda curves, folder, *rest: [(folder / f"curves-{{c.target}}.png").write_text(str(c)) for c in curves] and {{}}
+def draw(curves, folder, *rest):
+    for curve in curves:
+        (folder / f"curves-{{curve.target}}.png").write_text(str(curve))
+    return {{}}
+
+
+report.draw_figures = draw
 report.get_plotlyjs = lambda: ""
 folder = Path({folder!r})
 
@@ -291,7 +297,7 @@ def test_pictures_of_different_targets_have_different_plain_names():
     assert names["ring8"] == "ring8"
     assert names["a:b=1"] == "a_b=1"
     assert len({name.lower() for name in names.values()}) == len(targets)
-    assert all(report_folder._LISTED.match(f"figures/curves-{name}.png") and len(name) < 140 for name in names.values())
+    assert all(report_folder.LISTED.match(f"figures/curves-{name}.png") and len(name) < 140 for name in names.values())
 
 
 # -- names of suites -----------------------------------------------------------------------------------------------------

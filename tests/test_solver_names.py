@@ -17,7 +17,7 @@ from test_conformance import RUNS
 import diffode
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, UnknownNameError
-from diffode.solvers.names import _ABSENT, _GRIDS, ALIASES, advice, ours, spelling
+from diffode.solvers.names import ABSENT, ALIASES, GRIDS, advice, ours, spelling
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -187,7 +187,7 @@ def test_names_without_a_solver_here_say_what_is_nearest(name):
 
 def test_every_name_from_elsewhere_is_kept_as_it_is_looked_up():
     # A key that its own spelling changes is never found.
-    assert [name for name in (*ALIASES, *_ABSENT, *_GRIDS) if spelling(name) != name] == []
+    assert [name for name in (*ALIASES, *ABSENT, *GRIDS) if spelling(name) != name] == []
 
 
 def test_a_misspelt_alias_is_offered():

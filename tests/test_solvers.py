@@ -123,7 +123,9 @@ def test_the_documented_order_is_the_measured_one(spec, path_name):
     """On one path for solvers in noise levels, whose runs are the same on all."""
     solver = solvers.get(spec)
     options = {"lower_order_final": "never"} if hasattr(solver, "lower_order_final") else {}
-    levels = (800, 1600) if solver.convergence_order >= 5 else (400, 800)
+    # A higher order shows later: what the first steps leave has to be small by then.
+    low = solver.convergence_order < 3 and spec != "ipndm_v"
+    levels = (200, 400) if low else (800, 1600) if solver.convergence_order >= 5 else (400, 800)
     measured = measured_order(spec, "bimodal1d", path_name, levels, **options)
     if (spec, path_name) == ("ab:order=4", "rectified_flow"):
         # The Euler start in native time leaves an error of second order; the docstring says so.

@@ -8,7 +8,7 @@ import torch
 
 import diffode
 from diffode.errors import ArgumentError, StartWarning
-from diffode.solvers.starts import _least_square
+from diffode.solvers.starts import least_mean_square
 
 PATHS = ["edm", "vp", "rectified_flow", "vp_cosine", "trigonometric", "ddpm"]
 
@@ -70,7 +70,7 @@ def test_between_lays_a_named_grid_from_the_time_of_the_start(path):
 def test_a_start_from_the_prior_is_called_too_small_once_in_1e12_times():
     """The level under which a sum of n squares of normals falls, by scipy's own quantiles."""
     for n in (1, 2, 64, 3000):
-        assert _least_square(n) == pytest.approx(scipy.stats.chi2.ppf(1e-12, n) / n, rel=1e-6)
+        assert least_mean_square(n) == pytest.approx(scipy.stats.chi2.ppf(1e-12, n) / n, rel=1e-6)
 
 
 def test_wrong_ends_are_named():

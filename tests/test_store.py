@@ -149,7 +149,7 @@ def test_rows_that_are_no_results_are_left_out_whatever_their_checksum(filled, c
     file, suite, results = filled
     with sqlite3.connect(file) as connection:
         connection.execute(change)
-    monkeypatch.setattr("diffode.studies.store._checksum", lambda row, measurements: results[0].key)
+    monkeypatch.setattr("diffode.studies.store.checksum_of", lambda row, measurements: results[0].key)
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE results SET checksum = ?", (results[0].key,))
     with Store(file) as store:

@@ -197,7 +197,7 @@ def test_what_keys_no_stream_is_named(monkeypatch):
             keyed(seed, "a")
     with pytest.raises(ArgumentError, match="needs words"):
         keyed(0)
-    monkeypatch.setattr(randomness, "_TWISTER_WORDS", slice(16, 16 + 624 * 8))
+    monkeypatch.setattr(randomness, "TWISTER_WORDS", slice(16, 16 + 624 * 8))
     with pytest.raises(NumericalError, match="state of random generators"):
         keyed(0, "a")
 

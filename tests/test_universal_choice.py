@@ -38,9 +38,10 @@ def of_few_directions():
     return found
 
 
-@pytest.mark.parametrize("target", ["moons", "line16", "gauss1024-lowrank", "gmm40-50d"])
+# "line16" takes the longest, between targets of fewer dimensions and of more.
+@pytest.mark.parametrize("target", ["moons", pytest.param("line16", marks=pytest.mark.slow), "gauss1024-lowrank", "gmm40-50d"])
 def test_a_member_for_a_field_beats_the_one_table_for_all(target):
-    found = of_few_directions() if target == "gauss1024-lowrank" else tune_universal(target, 6, points=128)
+    found = of_few_directions() if target == "gauss1024-lowrank" else tune_universal(target, 6, points=64)
     assert found.errors.after < found.errors.before
     assert found.solver.budgets == (6,)
 

@@ -2,8 +2,8 @@
 
 ``python tools/mutate.py [--sample N] [--seed S] [--modules NAME ...] [--output FILE]``. cosmic-ray (``pip install cosmic-ray``)
 changes one operator, number or keyword of the numerical core at a time, in a copy of the repository; the tests that are there
-for the module are run, and have to fail. Of all mutants of a module a random sample is tried, in proportion to the module's
-size. Printed are the share killed, and every survivor with its line.
+for the module are run, and have to fail. They have to pass without a change, which is tried first. A sample of the mutants is
+tried, in proportion to the modules' sizes. Printed are the share killed, and every survivor with its line.
 """
 
 from __future__ import annotations
@@ -16,135 +16,219 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMMON = "tests/test_properties.py"
-#: Modules of the numerical core, and the tests that are there for each.
+#: Tests for every module, after its own.
+EVERYWHERE = "properties"
+#: Rooms and modules of the numerical core, and the files of tests that are there for each. A module that is named is no part
+#: of its room.
 TESTS = {
-    "numerics": "tests/test_numerics.py tests/test_charts.py tests/test_references.py tests/test_conformance.py",
-    "paths": "tests/test_paths.py tests/test_path_laws.py tests/test_grids.py tests/test_given_paths.py",
-    "charts.py": "tests/test_charts.py tests/test_conformance.py tests/test_stochastic.py tests/test_solvers.py",
-    "flows": "tests/test_flows.py tests/test_references.py tests/test_reference_errors.py",
-    "tableau/table.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
-    "tableau/program.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
-    "tableau/writer.py": "tests/test_tableau.py tests/test_solvers.py tests/test_conformance.py tests/test_stochastic.py",
-    "tableau/propagation.py": "tests/test_tableau.py tests/test_verify.py",
-    "targets": "tests/test_mixture.py tests/test_exact_fields.py tests/test_target_laws.py",
-    "fields": "tests/test_fields.py tests/test_adaptive.py tests/test_own_field.py tests/test_counting.py "
-    "tests/test_networks.py tests/test_adapters_in.py tests/test_conditional.py tests/test_exact_fields.py",
-    "solvers/adams.py": "tests/test_conformance.py tests/test_solvers.py",
-    "solvers/dpm.py": "tests/test_conformance.py tests/test_solvers.py",
-    "solvers/dpm_multistep.py": "tests/test_conformance.py tests/test_solvers.py",
-    "solvers/unipc.py": "tests/test_conformance.py tests/test_solvers.py",
-    "solvers/runge_kutta.py": "tests/test_conformance.py tests/test_solvers.py",
-    "solvers/ancestral.py": "tests/test_conformance.py tests/test_stochastic.py",
-    "solvers/exponential_sde.py": "tests/test_conformance.py tests/test_stochastic.py tests/test_verify.py",
-    "solvers/er_sde.py": "tests/test_stochastic.py tests/test_verify.py",
-    "solvers/euler_maruyama.py": "tests/test_stochastic.py tests/test_verify.py",
-    "solvers/amed.py": "tests/test_conformance.py tests/test_amed.py",
-    "solvers/solver.py": "tests/test_solvers.py",
-    "solvers/run.py": "tests/test_solvers.py tests/test_tableau.py tests/test_stochastic.py",
-    "tableau/stages.py": "tests/test_common_form.py tests/test_learned.py tests/test_codebook.py",
-}  # fmt: skip
-#: Mutations of annotations, and of operators into ones no programmer would mistake for them, say little.
-DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift", "_FloorDiv", "_Mod", "_Pow")
+    "numerics": "numerics charts reference_errors conformance",
+    "numerics/butcher.py": "numerics solvers conformance",
+    "numerics/least_squares.py": "numerics learned_derivatives learned_conditioned",
+    "numerics/orders.py": "verify",
+    "numerics/quantiles.py": "numerics references flows",
+    "paths": "paths path_laws grids given_paths",
+    "charts.py": "charts conformance stochastic solvers",
+    "grids.py": "grids path_laws solver_laws",
+    "randomness.py": "noise training_repeats sde_samplers",
+    "flows": "flows references reference_errors",
+    "tableau": "tableau solvers conformance stochastic",
+    "tableau/brownian.py": "stochastic sde_samplers verify",
+    "tableau/files.py": "tableau_files",
+    "tableau/propagation.py": "tableau verify",
+    "tableau/stages.py": "common_form learned_derivatives learned codebook",
+    "targets": "mixture exact_fields target_laws low_rank cache",
+    "fields": "fields adaptive own_field counting networks adapters_in conditional exact_fields",
+    "solvers/adams.py": "conformance solvers solver_laws",
+    "solvers/adaptive.py": "adaptive solver_laws direct_budget",
+    "solvers/adaptive_sde.py": "adaptive sde_samplers solver_laws",
+    "solvers/amed.py": "conformance amed solver_laws",
+    "solvers/ancestral.py": "conformance stochastic solver_laws",
+    "solvers/baselines.py": "solver_laws conditional direct_budget",
+    "solvers/consistency.py": "sde_samplers solver_laws",
+    "solvers/direct.py": "direct_budget solver_laws",
+    "solvers/dpm.py": "conformance solvers solver_laws",
+    "solvers/dpm_multistep.py": "conformance solvers solver_laws",
+    "solvers/er_sde.py": "stochastic verify solver_laws",
+    "solvers/euler_maruyama.py": "stochastic verify solver_laws",
+    "solvers/exponential_sde.py": "conformance stochastic verify",
+    "solvers/function.py": "representations solver_laws",
+    "solvers/names.py": "solver_names",
+    "solvers/predictor_corrector.py": "sde_samplers solver_laws",
+    "solvers/registry.py": "specs solver_names closure",
+    "solvers/restart.py": "sde_samplers stochastic",
+    "solvers/run.py": "solvers tableau stochastic noise solver_laws",
+    "solvers/runge_kutta.py": "conformance solvers solver_laws",
+    "solvers/solution.py": "solvers metrics",
+    "solvers/solver.py": "solvers solver_laws",
+    "solvers/starts.py": "starts",
+    "solvers/trained": "checkpoints learned_files universal",
+    "solvers/unipc.py": "conformance solvers solver_laws",
+    "solvers/upwards.py": "upwards",
+    "learned/conditional": "learned_conditioned learned_amed learned_files",
+    "learned/fitting": "learned_derivatives learned_trajectory learned",
+    "learned/grids": "learned_levels learned_files",
+    "learned/tables": "learned training_repeats",
+    "learned/universal": "codebook learned_family universal_choice universal",
+    "metrics": "metrics",
+    "verify/field": "verify_field checks symbolic",
+    "verify/field/likelihood.py": "likelihood",
+    "verify/theory": "verify",
+    "verify/theory/affine.py": "certificate",
+    "verify/theory/bounds.py": "certificate",
+    "verify/theory/score_error.py": "certificate",
+    "verify/sampler": "check check_schedulers",
+}
+#: Operators whose mutation says little, as those of annotations.
+DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift")
+#: Operators that no programmer would write for another.
+FAR = ("_FloorDiv", "_Mod", "_Pow")
+#: Decorators that change nothing.
+MARKS = ("@override", "@overload")
 TIMEOUT = 300
+IGNORED = (".git", ".venv", "__pycache__", "diffode-report", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache")
 
 
-def mutants(copy: Path, module: str, work: Path) -> Path:
-    """cosmic-ray's ledger with all mutants of a module; the path of its database."""
-    ledger, config = work / "ledger.sqlite", work / "config.toml"
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {COMMON} {TESTS[module]}"
-    config.write_text(
-        f'[cosmic-ray]\nmodule-path = "diffode/{module}"\ntimeout = {TIMEOUT}\nexcluded-modules = []\n'
-        f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
-    )
-    ledger.unlink(missing_ok=True)
-    cosmic_ray(copy, "init", str(config), str(ledger))
-    return ledger
+def files(place: str) -> list[Path]:
+    """The modules of a room or module, without those that are named themselves, from the package's folder on."""
+    whole = ROOT / "diffode" / place
+    if whole.is_file():
+        return [Path(place)]
+    inside = [file.relative_to(ROOT / "diffode") for file in sorted(whole.rglob("*.py")) if file.stem != "__init__"]
+    return [file for file in inside if file.as_posix() not in TESTS]
 
 
-def cosmic_ray(copy: Path, *arguments: str) -> str:
+def lines(place: str) -> int:
+    return sum(len((ROOT / "diffode" / file).read_text(encoding="utf-8").splitlines()) for file in files(place))
+
+
+def tests(place: str) -> list[str]:
+    return [f"tests/test_{name}.py" for name in (*TESTS[place].split(), EVERYWHERE)]
+
+
+def pytest(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+
+
+def cosmic_ray(copy: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "cosmic_ray.cli", *arguments]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed: {done.stderr[-2000:]}")
-    return done.stdout
 
 
-def keep(ledger: Path, count: int, draw: random.Random) -> int:
-    """Leave a sample of the mutants that are worth trying; returns how many there were."""
-    with sqlite3.connect(ledger) as database:
-        rows = database.execute("SELECT job_id, operator_name FROM mutation_specs ORDER BY job_id").fetchall()
-        worth = sorted(job for job, operator in rows if not any(word in operator for word in DULL))
-        # The identifiers are random: the order of the file decides, so that a seed gives the same mutants.
-        places = database.execute(
-            "SELECT job_id FROM mutation_specs ORDER BY module_path, start_pos_row, start_pos_col, operator_name, occurrence"
-        ).fetchall()
-        ordered = [job for (job,) in places if job in set(worth)]
-        kept = set(draw.sample(ordered, min(count, len(ordered))))
-        for table in ("mutation_specs", "work_items"):
-            database.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job,) for job, _ in rows if job not in kept])
-    return len(ordered)
+def every_mutant(copy: Path, places: Sequence[str], work: Path) -> Path:
+    """cosmic-ray's database with all mutants of these places."""
+    config, database = work / "all.toml", work / "all.sqlite"
+    write_config(config, [file for place in places for file in files(place)], [])
+    cosmic_ray(copy, "init", str(config), str(database))
+    return database
 
 
-def outcomes(ledger: Path) -> list[dict[str, object]]:
-    query = (
-        "SELECT m.module_path, m.operator_name, m.start_pos_row, m.occurrence, r.test_outcome, r.diff FROM mutation_specs m "
-        "JOIN work_results r ON m.job_id = r.job_id"
+def write_config(config: Path, modules: Sequence[Path], names: Sequence[str]) -> None:
+    paths = json.dumps([f"diffode/{file.as_posix()}" for file in modules])
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not slow' {' '.join(names)}"
+    config.write_text(
+        f"[cosmic-ray]\nmodule-path = {paths}\ntimeout = {TIMEOUT}\nexcluded-modules = []\n"
+        f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
     )
-    with sqlite3.connect(ledger) as database:
-        rows = database.execute(query).fetchall()
-    return [
-        {
-            "module": module,
-            "operator": operator.removeprefix("core/"),
-            "line": line,
-            "killed": "SURVIVED" not in str(outcome).upper(),
-            "change": [text for text in (diff or "").splitlines() if text[:1] in "+-" and text[:3] not in ("+++", "---")],
-        }
-        for module, operator, line, _, outcome, diff in rows
-    ]
+
+
+class Ledger:
+    """The mutants of a place, out of those of all places."""
+
+    def __init__(self, copy: Path, place: str, everything: Path, work: Path):
+        self.copy = copy
+        self.modules = [f"diffode/{file.as_posix()}" for file in files(place)]
+        name = place.replace("/", "-").removesuffix(".py")
+        self.database, self.config = work / f"{name}.sqlite", work / f"{name}.toml"
+        shutil.copy(everything, self.database)
+        write_config(self.config, files(place), tests(place))
+
+    def mutants(self) -> list[str]:
+        """The identifiers of those that are worth trying, in the order of the files: they are random themselves."""
+        with sqlite3.connect(self.database) as database:
+            rows = database.execute(
+                "SELECT job_id, operator_name, module_path, start_pos_row FROM mutation_specs "
+                "ORDER BY module_path, start_pos_row, start_pos_col, operator_name, occurrence"
+            ).fetchall()
+        return [
+            job
+            for job, operator, module, line in rows
+            if module in self.modules
+            and not any(word in operator for word in DULL)
+            and not operator.endswith(FAR)
+            and (self.copy / module).read_text(encoding="utf-8").splitlines()[line - 1].strip() not in MARKS
+        ]
+
+    def keep(self, chosen: set[str]) -> None:
+        with sqlite3.connect(self.database) as database:
+            for table in ("mutation_specs", "work_items"):
+                jobs = database.execute(f"SELECT job_id FROM {table}").fetchall()
+                database.executemany(f"DELETE FROM {table} WHERE job_id = ?", [job for job in jobs if job[0] not in chosen])
+
+    def outcomes(self) -> list[dict[str, object]]:
+        """Run what was kept."""
+        cosmic_ray(self.copy, "exec", str(self.config), str(self.database))
+        query = (
+            "SELECT m.module_path, m.operator_name, m.start_pos_row, r.test_outcome, r.output, r.diff "
+            "FROM mutation_specs m JOIN work_results r ON m.job_id = r.job_id ORDER BY m.module_path, m.start_pos_row"
+        )
+        with sqlite3.connect(self.database) as database:
+            rows = database.execute(query).fetchall()
+        return [
+            {
+                "module": module,
+                "operator": operator.removeprefix("core/"),
+                "line": line,
+                "killed": "SURVIVED" not in str(outcome).upper(),
+                "late": output == "timeout",
+                "change": [text for text in (diff or "").splitlines() if text[:1] in "+-" and text[:3] not in ("+++", "---")],
+            }
+            for module, operator, line, outcome, output, diff in rows
+        ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=200, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--modules", nargs="*", default=list(TESTS))
+    parser.add_argument("--modules", nargs="*", default=list(TESTS), choices=list(TESTS), metavar="NAME")
     parser.add_argument("--output", default="mutation.json")
     chosen = parser.parse_args()
-    draw, found = random.Random(chosen.seed), []
-    sizes = {m: sum(len(f.read_text().splitlines()) for f in files(m)) for m in chosen.modules}
+    draw = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        wanted = shutil.ignore_patterns(
-            ".git", ".venv", "__pycache__", "diffode-report", ".hypothesis", ".mypy_cache", ".ruff_cache"
-        )
-        shutil.copytree(ROOT, copy, ignore=wanted)
-        for module in chosen.modules:
-            ledger = mutants(copy, module, Path(folder))
-            share = max(2, round(chosen.sample * sizes[module] / sum(sizes.values())))
-            total = keep(ledger, share, draw)
-            cosmic_ray(copy, "exec", str(Path(folder) / "config.toml"), str(ledger))
-            own = outcomes(ledger)
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*IGNORED))
+        # The number of lines stands for that of mutants, which take minutes to list.
+        shares = Counter(draw.choices(chosen.modules, [lines(place) for place in chosen.modules], k=chosen.sample))
+        places = [place for place in chosen.modules if shares[place]]
+        everything = every_mutant(copy, places, Path(folder))
+        # Where a test fails anyhow, all mutants would seem to be killed.
+        unchanged = pytest(copy, "-n", "auto", "-m", "not slow", *sorted({file for place in places for file in tests(place)}))
+        if unchanged.returncode:
+            raise SystemExit(f"tests fail without a change:\n{unchanged.stdout[-3000:]}")
+        found: list[dict[str, object]] = []
+        for place in places:
+            ledger = Ledger(copy, place, everything, Path(folder))
+            mutants = ledger.mutants()
+            ledger.keep(set(draw.sample(mutants, min(shares[place], len(mutants)))))
+            own = ledger.outcomes()
             found += own
             Path(chosen.output).write_text(json.dumps(found, indent=1))
-            killed = sum(bool(one["killed"]) for one in own)
-            print(f"{module}: {killed} of {len(own)} killed (of {total} mutants)", flush=True)
+            print(f"{place}: {sum(bool(one['killed']) for one in own)} of {len(own)} killed (of {len(mutants)})", flush=True)
             for one in own:
                 if not one["killed"]:
-                    print(
-                        f"  survived: {one['module']}:{one['line']} {one['operator']}", *one["change"], sep="\n    ", flush=True
-                    )  # type: ignore[misc]
+                    change = "".join(f"\n    {line}" for line in one["change"])  # type: ignore[attr-defined]
+                    print(f"  survived: {one['module']}:{one['line']} {one['operator']}{change}", flush=True)
     killed = sum(bool(one["killed"]) for one in found)
-    print(f"\n{killed} of {len(found)} killed: {100 * killed / max(len(found), 1):.0f} %")
-
-
-def files(module: str) -> list[Path]:
-    place = ROOT / "diffode" / module
-    return sorted(place.glob("*.py")) if place.is_dir() else [place]
+    late = sum(bool(one["late"]) for one in found)
+    print(f"\n{killed} of {len(found)} killed: {100 * killed / max(len(found), 1):.0f} %; {late} of these by {TIMEOUT} seconds")
 
 
 if __name__ == "__main__":

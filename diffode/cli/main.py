@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done, 1 a check failed, 2 wrong usage or a file that can't be read or written, 3 a numerical failure,
     4 a sampler that can't be judged, 130 interrupted, 143 terminated.
     """
-    _end_in_order()
+    end_in_order()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         code = command.main(args=words, prog_name="diffode", standalone_mode=False)
@@ -145,7 +145,7 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """Make a request to terminate unwind as an interruption does, so that temporary files are removed."""
 
     def terminate(number: int, frame: object) -> None:

@@ -21,7 +21,7 @@ from diffode.numerics.quantiles import Array
 from diffode.paths import Path
 
 #: Largest size of the state vector of one adaptive integration, which limits its rows.
-_STATE_SIZE = 2**16
+STATE_SIZE = 2**16
 #: Smallest relative tolerance that SciPy takes.
 _LEAST_TOLERANCE = 3e-14
 #: Noise level rho, in units of the data's scale, at which a flow to sigma = 0 jumps to the denoised point, with an error of
@@ -106,7 +106,7 @@ def _stretch(field: Field, x: Tensor, ends: Tensor, start: float, stop: float) -
 
 def _rows(x: Tensor) -> int:
     """Number of rows of x in one integration."""
-    return max(1, _STATE_SIZE // x.shape[1])
+    return max(1, STATE_SIZE // x.shape[1])
 
 
 def _kept(

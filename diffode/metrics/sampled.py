@@ -96,18 +96,18 @@ def _by_pairs(name: str, outcome: Outcome, resamples: int, kernel: Callable[[Ten
     left, right = often
     # A point forms no pair with itself, but in a resample it does with its other copies, at distance 0.
     self_pair = float(kernel(torch.zeros(1, dtype=torch.float64)))
-    within_x = _pair_sums(x, x, left, left, kernel) - count * self_pair
-    within_exact = _pair_sums(exact, exact, right, right, kernel) - count * self_pair
-    within_other = _pair_sums(other, other, ones, ones, kernel) - count * self_pair
-    between = _pair_sums(x, exact, left, right, kernel)
-    floor_between = _pair_sums(other, exact, ones, ones, kernel)
+    within_x = pair_sums(x, x, left, left, kernel) - count * self_pair
+    within_exact = pair_sums(exact, exact, right, right, kernel) - count * self_pair
+    within_other = pair_sums(other, other, ones, ones, kernel) - count * self_pair
+    between = pair_sums(x, exact, left, right, kernel)
+    floor_between = pair_sums(other, exact, ones, ones, kernel)
     pairs = count * (count - 1)
     values = ((within_x + within_exact) / pairs - 2 * between / count**2).clamp(min=0).sqrt()
     floor = ((within_other + within_exact[:1]) / pairs - 2 * floor_between / count**2).clamp(min=0).sqrt()
     return _measured(name, float(values[0]), float(floor[0]), values[1:])
 
 
-def _pair_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+def pair_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """sum_ij a_i k(|x_i - y_j|) b_j for each column of the weights a and b (n, R), shape (R,)."""
     total = torch.zeros(a.shape[1], dtype=torch.float64, device=x.device)
     rows = max(1, _BLOCK_DISTANCES // len(y))

@@ -49,7 +49,7 @@ ALIASES = {
 }
 
 #: Foreign names for grids, where they are a part of a sampler's name.
-_GRIDS = {
+GRIDS = {
     "karras": "karras",
     "k": "karras",
     "exponential": "log_snr",
@@ -61,7 +61,7 @@ _GRIDS = {
 }
 
 #: Foreign names that no single spec here stands for, each with advice.
-_ABSENT = {
+ABSENT = {
     "heunpp_2": "Heun++ is not among the solvers, and the nearest is 'heun:chart=noise'",
     "tcd": "it belongs to a distilled model, and the nearest is 'euler_ancestral' with its eta between 0 and 1",
     "pndm": "it is 'ipndm:order=4', apart from its first steps, which are of Runge-Kutta type",
@@ -111,11 +111,11 @@ def advice(name: str) -> str:
     "it names a solver and a grid: take solver 'dpmpp:order=2,lower_order_final=never' and grid 'karras'"
     """
     words = spelling(name)
-    for word, grid in _GRIDS.items():
+    for word, grid in GRIDS.items():
         solver = ours(words.removesuffix(f"_{word}")) if words.endswith(f"_{word}") else None
         if solver is not None:
             return f"it names a solver and a grid: take solver {solver!r} and grid {grid!r}"
-    return _ABSENT.get(words, "")
+    return ABSENT.get(words, "")
 
 
 #: Names that are the same here but for their spelling (Euler, DDIM, LMS, DPM++ 2M SDE ...), with default options.

@@ -58,7 +58,7 @@ def look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
         return
     alpha, sigma = field.path.alpha(t), field.path.sigma(t)
     size = float(x.detach().norm()) / math.sqrt(x.numel())
-    if sigma > 0 and size < sigma and size**2 < sigma**2 * _least_square(x.numel()):
+    if sigma > 0 and size < sigma and size**2 < sigma**2 * least_mean_square(x.numel()):
         clean = f"a root mean square of {size:.3g}, less than the noise alone has at t={t:.4g} ({sigma:.3g})"
     elif isinstance(field, ExactField) and size > _TOO_LARGE * (
         math.hypot(sigma, alpha * field.scale) + alpha * _offset(field)
@@ -79,6 +79,6 @@ def _offset(field: ExactField) -> float:
     return float(field.target.mean.norm()) / math.sqrt(field.target.dim)
 
 
-def _least_square(count: int) -> float:
+def least_mean_square(count: int) -> float:
     """The value below which the mean of ``count`` squares of normals lies with probability 1e-12."""
     return 2 * float(gammaincinv(count / 2, 1e-12)) / count

@@ -36,6 +36,8 @@ _SHOWN_NFE = 8
 _SHOWN_METHODS = 2
 #: Kinds of pictures of samples.
 _KINDS = ("clouds", "images")
+#: Number of pictures that are drawn in about the time that a process takes to start.
+_PICTURES = 3
 #: Largest number of characters of a target in a file's name; systems allow 255 in all.
 _LONGEST_NAME = 120
 #: The metric that ranks, in words and as the label of an axis.
@@ -79,7 +81,7 @@ def write_report(
         try:
             write_csv(results, made / TABLE)
             (made / FIGURES).mkdir()
-            missing = _draw(all_curves, made / FIGURES, suite.imports, jobs or os.cpu_count() or 1)
+            missing = draw_figures(all_curves, made / FIGURES, suite.imports, jobs or os.cpu_count() or 1)
             page = _page(suite, results, all_curves, made / FIGURES, missing, command)
             (made / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
@@ -113,25 +115,25 @@ def write_csv(results: Iterable[Result], file: FilePath) -> None:
                 writer.writerow(row)
 
 
-def _draw(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:
+def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:
     """Draw all figures; returns the reasons for those that failed, by the names of their files."""
     palette = figures.colours(list(dict.fromkeys(c.method for c in all_curves)))
     work = {}
     for target, name in figure_names(c.target for c in all_curves).items():
         own = [c for c in all_curves if c.target == target]
         work[f"curves-{name}.png"] = delayed(_save_curves)(target, own, palette, folder / f"curves-{name}.png")
-        kind = _kind(target)
+        kind = kind_of_cloud(target)
         if kind:
             work[f"{kind}-{name}.png"] = delayed(_save_samples)(kind, target, own, folder / f"{kind}-{name}.png", imports)
     try:
-        reasons = Parallel(n_jobs=min(jobs, max(1, len(work))))(work.values())
+        reasons = Parallel(n_jobs=max(1, min(jobs, len(work) // _PICTURES)))(work.values())
     except Exception as error:  # A drawing process was killed, for instance when memory ran out.
         reasons = [f"{type(error).__name__}: {error}"] * len(work)
     # A process may have finished some figures before it was killed.
     return {name: reason for name, reason in zip(work, reasons, strict=True) if reason and not (folder / name).is_file()}
 
 
-def _kind(target: str) -> str | None:
+def kind_of_cloud(target: str) -> str | None:
     """The kind of a target's pictures: clouds, images, or None."""
     # Pictures show the exact law beside a solver's samples, and a field may have none.
     if FieldText.names(target):

@@ -42,7 +42,7 @@ _SCHEMA = "diffode-report-1"
 #: Largest size of the list, in bytes.
 _LARGEST_MANIFEST = 2**20
 #: Names that the list may hold.
-_LISTED = re.compile(rf"({PAGE}|{TABLE}|{FIGURES}/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*\.png)\Z")
+LISTED = re.compile(rf"({PAGE}|{TABLE}|{FIGURES}/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*\.png)\Z")
 #: Names of folders of unfinished reports.
 _STAGING = re.compile(r"\.diffode-new-[0-9a-f]{12}\Z")
 
@@ -97,7 +97,7 @@ def _staging(place: FilePath) -> Iterator[FilePath]:
 
 def _put_in_place(staging: FilePath, place: FilePath) -> None:
     new = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
-    new = sorted((name for name in new if _LISTED.match(name)), key=lambda name: (name == PAGE, name == TABLE, name))
+    new = sorted((name for name in new if LISTED.match(name)), key=lambda name: (name == PAGE, name == TABLE, name))
     old = _listed(place)
     _check_names(place, new, old)
     for name in new:
@@ -155,7 +155,7 @@ def _listed(place: FilePath) -> set[str]:
         content = json.loads(file.read_text(encoding="utf-8"))
         names = content["files"] if content["schema"] == _SCHEMA else None
         # A list with a name that no report's file has was not made by a report.
-        if not isinstance(names, list) or not all(isinstance(name, str) and _LISTED.match(name) for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) and LISTED.match(name) for name in names):
             raise ValueError("files must be the names of a report's files")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileFormatError(damaged) from error

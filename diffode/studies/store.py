@@ -179,7 +179,7 @@ class Store:
         )
         measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
         with self._explained("written"), self._transaction():
-            run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, _checksum(row, measured)))
+            run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, checksum_of(row, measured)))
             run("DELETE FROM measurements WHERE key = ?", (result.key,))
             for measurement in measured:
                 run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
@@ -279,7 +279,7 @@ def _real(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value) + 0.0
 
 
-def _checksum(row: Sequence[object], measurements: Iterable[Sequence[object]]) -> str:
+def checksum_of(row: Sequence[object], measurements: Iterable[Sequence[object]]) -> str:
     told = (tuple(row), sorted(tuple(measurement) for measurement in measurements))
     return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 
@@ -288,7 +288,7 @@ def _result(row: Sequence[object], measurements: Sequence[Sequence[object]], cel
     """A row as a result; None if its checksum does not fit, or a value is none that a result can have."""
     *content, checksum = row
     try:
-        if _checksum(content, measurements) != checksum:
+        if checksum_of(content, measurements) != checksum:
             return None
         key, target, path, grid, solver, nfe, seed, points, dtype, tolerance, *outcome = content
         status, reason, nfe_counted, steps, seconds, scale, threads, environment, _ = outcome

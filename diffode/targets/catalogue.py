@@ -124,9 +124,8 @@ def parameter_hash(parameters: Mapping[str, np.ndarray[Any, Any]]) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
-def _shipped(name: str) -> Target:
-    """The mixture of an entry's parameters; FileFormatError unless they agree with its card."""
+def shipped(name: str) -> Target:
+    """The mixture of an entry's parameters, read anew; FileFormatError unless they agree with its card."""
     path = DATA / f"{name}.npz"
     try:
         parameters = read_arrays(path)
@@ -137,13 +136,16 @@ def _shipped(name: str) -> Target:
     return from_arrays(**parameters)
 
 
+_shared = functools.cache(shipped)
+
+
 def _register_shipped() -> None:
     for name, entry in tomllib.loads(_CARDS.read_text(encoding="utf-8")).items():
         shape = tuple(entry.pop("shape")) if "shape" in entry else None
         changelog = tuple(entry.pop("changelog", ()))
         register(
             name,
-            functools.partial(_shipped, name),
+            functools.partial(_shared, name),
             card=Card(name, shape=shape, changelog=changelog, **entry),
         )
 

@@ -300,7 +300,7 @@ def condition(
         torch.cat([w.reshape(-1) for w in table.weights]),
         lambda values: _with(table, values).error(problem),
         lambda values: _with(table, values).error(held_out),
-        lambda values: _normal_equations(_with(table, values), problem, directions, directions_of),
+        lambda values: normal_equations(_with(table, values), problem, directions, directions_of),
         damping=_DAMPING,
         least=_LEAST_CURVATURE,
         steps=steps,
@@ -336,7 +336,7 @@ def _with(table: Conditioned, values: Tensor) -> Conditioned:
     return replace(table, weights=tuple(part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
 
 
-def _normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gradient and Gauss-Newton matrix of the mean error by all W."""
     equations = NormalEquations(sum(w.numel() for w in table.weights))
     for begin in range(0, len(problem.start), _CHUNK):

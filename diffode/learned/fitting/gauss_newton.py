@@ -180,7 +180,7 @@ def fit(
         parameters.start if start is None else start,
         lambda values: _loss(parameters, values, problems, loss, floor),
         lambda values: _loss(parameters, values, held_out, loss, floor),
-        lambda values: _normal_equations(parameters, values, problems, loss, floor, directions, generator),
+        lambda values: normal_equations(parameters, values, problems, loss, floor, directions, generator),
         logarithmic=loss == "log",
         steps=steps,
         limit=limit,
@@ -270,7 +270,7 @@ def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], l
     return total / len(problems)
 
 
-def _normal_equations(
+def normal_equations(
     parameters: Parameters,
     values: Tensor,
     problems: Sequence[Problem],

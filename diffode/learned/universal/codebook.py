@@ -124,7 +124,7 @@ def train_codebook(
         raise ArgumentError("a codebook needs problems and origins: at least one of each")
     if len({(one.nfe, one.first, one.last, one.most) for one in origins}) > 1:
         raise ArgumentError("origins must be for one number of evaluations and the same ranges of levels and dimensions")
-    return _Training(problems, origins, recipe, seed).run(progress)
+    return Training(problems, origins, recipe, seed).run(progress)
 
 
 def published(nfe: int, like: Ranged) -> list[Ranged]:
@@ -169,7 +169,7 @@ class Assignment(NamedTuple):
     unit: Tensor
 
 
-class _Training:
+class Training:
     """The state of a training: coefficients (K, F, P), dampings (K,), and the latest log errors in every unit (K, U, N)."""
 
     def __init__(self, problems: Sequence[Batch], origins: Sequence[Ranged], recipe: Recipe, seed: int):
@@ -179,12 +179,13 @@ class _Training:
         self.count = len(self.features)
         everything = torch.stack([origin.coefficients for origin in origins])
         some = problems[:: recipe.share]
-        self.members = everything[_cover(self.everywhere(everything, some), min(recipe.begin, recipe.members))].clone()
+        self.members = everything[covering(self.everywhere(everything, some), min(recipe.begin, recipe.members))].clone()
         self.damping = torch.full((len(self.members),), _DAMPING, dtype=torch.float64)
         self.known = torch.full((len(self.members), len(UNITS), self.count), math.inf, dtype=torch.float64)
         self.known[:, _SCALE] = self.everywhere(self.members, problems)
 
     def run(self, progress: Progress | None) -> list[Ranged]:
+        """All rounds; the members."""
         for turn in range(1, self.recipe.rounds + 1):
             chosen = self.best()
             self.learn(chosen, self.step(chosen))
@@ -203,6 +204,7 @@ class _Training:
         return Assignment(flat // len(UNITS), flat % len(UNITS))
 
     def learn(self, chosen: Assignment, errors: Tensor) -> None:
+        """Note the log errors (N,) of a choice."""
         self.known[chosen.member, chosen.unit, torch.arange(self.count)] = errors
 
     def everywhere(self, members: Tensor, problems: Sequence[Batch]) -> Tensor:
@@ -226,6 +228,7 @@ class _Training:
         self.look(Assignment(self.draw(len(self.members)), self.draw(len(UNITS))))
 
     def draw(self, count: int) -> Tensor:
+        """A random whole number below ``count`` for every problem, (N,)."""
         return torch.randint(0, count, (self.count,), generator=self.generator)
 
     def grow(self, chosen: Assignment, new: int) -> None:
@@ -256,7 +259,7 @@ class _Training:
         features, gradients, curvatures = self.equations(known)
         current = log_errors(self.members, known, self.problems, self.recipe.floor)
         waiting = [k for k in range(len(self.members)) if bool((chosen.member == k).any())]
-        systems = {k: _system(features, gradients, curvatures, chosen.member == k) for k in waiting}
+        systems = {k: system_of(features, gradients, curvatures, chosen.member == k) for k in waiting}
         for _ in range(_TRIALS):
             trial = self.members.clone()
             for k in waiting:
@@ -283,7 +286,7 @@ class _Training:
         gradients, curvatures = [], []
         for batch, own in _each(self.problems, chosen):
             problems, starts, _ = batch.start.shape
-            numbers = _numbers(self.members, own, batch)[:, None].repeat(1, starts, 1).requires_grad_(True)
+            numbers = numbers_of(self.members, own, batch)[:, None].repeat(1, starts, 1).requires_grad_(True)
             with torch.enable_grad():
                 end = run(batch, numbers, self.like.nfe)
             error = (end - batch.end).detach()
@@ -310,7 +313,7 @@ def log_errors(members: Tensor, chosen: Assignment, problems: Sequence[Batch], f
     found = []
     for batch, own in _each(problems, chosen):
         with torch.no_grad():
-            end = run(batch, _numbers(members, own, batch)[:, None], nfe_of(members))
+            end = run(batch, numbers_of(members, own, batch)[:, None], nfe_of(members))
             value = ((end - batch.end).norm(dim=2).mean(1) + floor).log()
         found.append(value.nan_to_num(nan=_OVERFLOW, posinf=_OVERFLOW).clamp(max=_OVERFLOW))
     return torch.cat(found)
@@ -342,7 +345,7 @@ def _each(problems: Sequence[Batch], chosen: Assignment) -> Iterator[tuple[Batch
         yield batch, Assignment(chosen.member[own], chosen.unit[own])
 
 
-def _numbers(members: Tensor, chosen: Assignment, batch: Batch) -> Tensor:
+def numbers_of(members: Tensor, chosen: Assignment, batch: Batch) -> Tensor:
     """The numbers (Q, P), in units of the scale, of the samplers chosen for problems."""
     features = batch.features[torch.arange(len(batch)), chosen.unit]
     numbers = torch.einsum("qf,qfp->qp", features, members[chosen.member]) * _factors(chosen.unit, nfe_of(members))
@@ -357,7 +360,7 @@ def _factors(unit: Tensor, nfe: int) -> Tensor:
     return factors
 
 
-def _system(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor) -> Scaled:
+def system_of(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor) -> Scaled:
     """The normal equations of a member for its coefficients (F P)."""
     phi, count = features[own], int(own.sum())
     factors, numbers = phi.shape[1], gradients.shape[1]
@@ -367,7 +370,7 @@ def _system(features: Tensor, gradients: Tensor, curvatures: Tensor, own: Tensor
     return Scaled.of(gradient, curvature, _LEAST_CURVATURE)
 
 
-def _cover(errors: Tensor, count: int) -> list[int]:
+def covering(errors: Tensor, count: int) -> list[int]:
     """The rows that together have the smallest errors (candidates, problems), chosen one after the other."""
     chosen: list[int] = []
     best = torch.full((errors.shape[1],), math.inf, dtype=torch.float64)

@@ -50,7 +50,7 @@ def random_mixture(seed: int) -> GaussianMixture:
     rng = np.random.default_rng([20_417, seed])
     dim = int(rng.choice(_DIMENSIONS))
     modes = 1 if rng.random() < 0.12 else int(np.exp(rng.uniform(math.log(2), math.log(_MOST_MODES + 1))))
-    means = _means(rng, modes, dim)
+    means = random_means(rng, modes, dim)
     # Coordinates of unequal extent: a power-law spectrum, as images have.
     decay = rng.choice([0.0, 0.0, 0.5, 1.0, 1.0])
     extent = np.arange(1, dim + 1) ** -decay
@@ -83,7 +83,7 @@ def wide_mixture(seed: int) -> Parts:
     if dim > 8 and rng.random() < 0.25:
         rank = int(rng.integers(2, dim // 4 + 1))
         extent[rank:] = rng.choice([0.01, 0.03, 0.1]) * extent[rank]
-    means = _means(rng, modes, dim) * extent
+    means = random_means(rng, modes, dim) * extent
     spread = math.sqrt(float(np.mean(np.var(means, axis=0)))) if modes > 1 else 1.0
     # The width of a single Gaussian is the unit.
     width = math.exp(rng.uniform(math.log(0.01), math.log(0.5))) * (spread or 1.0) if modes > 1 else 1.0
@@ -105,7 +105,8 @@ def _weights(rng: np.random.Generator, modes: int) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-def _means(rng: np.random.Generator, modes: int, dim: int) -> np.ndarray:
+def random_means(rng: np.random.Generator, modes: int, dim: int) -> np.ndarray:
+    """Means (modes, dim) of one of the kinds that :func:`random_mixture` names, by the first choice of ``rng``."""
     kind = rng.choice(["ball", "ball", "sphere", "line", "curve", "lattice", "clusters"])
     if kind == "sphere":
         points = rng.normal(size=(modes, dim))

@@ -45,7 +45,7 @@ _DEVIATIONS = 5.0
 #: Largest error of a law, in units of the data's scale, that the number of steps explains.
 _SHARE = 0.02
 #: Numbers of steps for a law.
-_LAW_STEPS = (50, 100)
+LAW_STEPS = (50, 100)
 #: Largest ratio of the errors with twice the steps and before, for an error that falls.
 _LEFT = 0.75
 
@@ -114,7 +114,7 @@ def _judged(
 ) -> Check:
     exact = fields.ExactField(target, bench.path)
     found: list[float] = []
-    for steps in _LAW_STEPS:
+    for steps in LAW_STEPS:
         rho = scheduler.levels(steps)
         with torch.no_grad():
             end = bench.run(exact, bench.start(_DRAWS, target, 5, steps=steps), bench.times(steps), 6)
@@ -128,7 +128,7 @@ def _judged(
             text = f"{what}: off by {found[-1]:.4f} at {steps} steps ({_DRAWS} draws; exact draws: {noise:.4f})"
             return Check.found(topic, True, f"converges to the right law, {text}" if topic == "limit" else text)
     falls = found[1] < _LEFT * found[0]
-    text = f"{what}: off by {found[0]:.4f} at {_LAW_STEPS[0]} steps and {found[1]:.4f} at {_LAW_STEPS[1]}"
+    text = f"{what}: off by {found[0]:.4f} at {LAW_STEPS[0]} steps and {found[1]:.4f} at {LAW_STEPS[1]}"
     if falls:
         return Check.found(topic, True, f"{text}, which falls")
     return Check.found(
