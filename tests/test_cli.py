@@ -205,7 +205,9 @@ def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
     run = diffode("sample", "bimodal1d", "--solver", named, "--nfe", "3", "--json", cwd=tmp_path)
     assert json.loads(run.stdout)["nfe"] == 3
     assert "did you mean 'bespoke'" in diffode("train", "bespok", "--target", "ring8", "--nfe", "4", code=2).stderr
-    assert "does not take the option 'foo'" in diffode("train", "bespoke:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
+    assert (
+        "does not take the option 'foo'" in diffode("train", "bespoke:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
+    )
     assert "does not take" in diffode("train", "ld3:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
     own = ("--target", "ring8", "--nfe", "4")
     assert "can't be written in a spec" in diffode("train", "bespoke", *own, "--output", "a,b.safetensors", code=2).stderr
