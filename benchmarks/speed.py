@@ -7,6 +7,7 @@ repetitions. Peers that are not installed (``pip install 'diffode[peers]'``) are
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.metadata
 import itertools
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 import diffode
-from diffode import Field, GaussianMixture, solvers
+from diffode import Field, GaussianMixture, native, solvers
 from diffode.studies.versions import processor_name
 
 REPEATS = 15
@@ -151,6 +152,38 @@ def exact_field() -> None:
         share = found["two matrix products alone"] / found["diffode"]
         show(f"Score, K={count}, D={dim}, B={batch}, float32", found, "two matrix products alone", "share of the limit >= 0.75")
         print(f"  share of the limit: {share:.2f}")
+
+
+#: Fields that compiled kernels compute: target, rows, and whether every row has a time of its own, with the factor wanted.
+COMPILED = (
+    ("ring8", 100_000, False, 3), ("spiral", 100_000, False, 4), ("ring8", 128, False, 4), ("gmm40", 128, False, 8),
+    ("spiral", 128, False, 12), ("pinwheel", 128, False, 6), ("gmm40", 100_000, True, 8), ("ring8", 1, False, 1),
+)  # fmt: skip
+
+
+def compiled_fields() -> None:
+    """The kernels against the torch code that they stand in for, in one process and on one thread."""
+    if not native.is_on():
+        print("\nCompiled kernels are off (DIFFODE_NATIVE=0, or no Numba)")
+        return
+    for name, batch, own, wanted in COMPILED:
+        field = diffode.exact_field(name, "edm")
+        mixture = copy.copy(field.target)
+        # A mixture that finds no kernels for itself is evaluated by torch.
+        mixture.__dict__["_compiled"] = None
+        plain = diffode.exact_field(mixture, "edm")
+        x = field.marginal(batch, 1.0, generator=0)
+        t = torch.linspace(0.5, 1.5, batch, dtype=torch.float64) if own else 1.0
+        repeats = REPEATS if batch > 1000 else 400
+        found = medians(
+            {
+                "torch": lambda plain=plain, x=x, t=t: plain.velocity(x, t),  # type: ignore[misc]
+                "kernels": lambda field=field, x=x, t=t: field.velocity(x, t),  # type: ignore[misc]
+            },
+            repeats,
+        )
+        times = ", times of their own" if own else ""
+        show(f"Velocity of {name}, B={batch}{times}", found, "kernels", f"torch >= {wanted}")
 
 
 def jax_score(x: Tensor, means: Tensor, weights: Tensor) -> Callable[[], object]:
@@ -295,6 +328,7 @@ def main() -> None:
     print()
     torch.set_num_threads(1)
     solver_overhead()
+    compiled_fields()
     torch.set_num_threads(threads)
     exact_field()
     end_to_end()

@@ -23,13 +23,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from diffode.native import Wanted
-
-#: What a kernel computes, as numbers.
+#: What a kernel computes, as numbers: the places of the words of ``native.Wanted``.
 _VIEW, _LOG_PROB, _RESPONSIBILITIES, _DIVERGENCE = range(4)
-WANTED: dict[Wanted, int] = {
-    "view": _VIEW, "log_prob": _LOG_PROB, "responsibilities": _RESPONSIBILITIES, "divergence": _DIVERGENCE,
-}  # fmt: skip
 #: Rows of an array of levels: alpha, sigma, and the weights of the denoised point and of the negative score.
 _ALPHA, _SIGMA, _P, _G = range(4)
 #: Number of rows of a block.
@@ -248,7 +243,7 @@ def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weigh
     """Compute what is wanted of every row of x and write it to ``out``.
 
     Args:
-        wanted: a number of ``WANTED``.
+        wanted: the place of a word of ``native.Wanted``.
         axes: any tuple of dim numbers.
         basis: (K, dim, dim) with the eigenvectors in columns, or None.
         own: None if all rows share one level, else anything.

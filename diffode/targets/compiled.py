@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from diffode.targets.target import Scalar
 _VARIANCES = (1e-280, 1e280)
 #: Smallest number of rows that a thread of its own is worth.
 _ROWS_OF_A_THREAD = 2**13
+
+#: What kernels compute, as the numbers that they take.
+_NUMBERS: dict[Wanted, int] = {wanted: number for number, wanted in enumerate(get_args(Wanted))}
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -78,34 +82,37 @@ class Compiled:
     def _run(
         self, wanted: Wanted, x: Tensor, width: int, alpha: Scalar, sigma: Scalar, p: Scalar = 0.0, g: Scalar = 0.0
     ) -> Tensor:
+        # Attributes are looked up once, since a small batch takes the kernel no longer than that.
+        evaluate, number = self._kernel, _NUMBERS[wanted]
+        points = np.ascontiguousarray(x.numpy(force=True), dtype=np.float64)
+        given, out = (alpha, sigma, p, g), np.empty((len(points), width))
+        own = True if any(isinstance(part, Tensor) for part in given) else None
+        if own is None:
+            levels = np.array(given, dtype=np.float64)[:, None]
+        else:
+            levels = np.empty((len(given), len(points)))
+            for row, part in zip(levels, given, strict=True):
+                row[:] = _numbers(part)
+        fixed = (self._centre, self._means, self._eigenvalues, self._log_weights)
+        threads = min(torch.get_num_threads(), len(points) // _ROWS_OF_A_THREAD) if len(points) > _ROWS_OF_A_THREAD else 1
+        if threads < 2:
+            evaluate(number, self._axes, self._basis, own, points, *fixed, levels, out)
+            return torch.from_numpy(out).to(x.dtype)
+
+        def piece(begin: int, end: int) -> None:
+            at = levels if own is None else np.ascontiguousarray(levels[:, begin:end])
+            evaluate(number, self._axes, self._basis, own, points[begin:end], *fixed, at, out[begin:end])
+
+        # A row's answer does not depend on the others, and so not on the number of threads.
+        ends = [len(points) * k // threads for k in range(threads + 1)]
+        list(_pool(threads).map(piece, ends[:-1], ends[1:]))
+        return torch.from_numpy(out).to(x.dtype)
+
+    @functools.cached_property
+    def _kernel(self) -> Callable[..., None]:
         from diffode.native import kernels
 
-        points = np.ascontiguousarray(x.numpy(force=True), dtype=np.float64)
-        given, own = (alpha, sigma, p, g), None
-        if any(isinstance(part, Tensor) for part in given):
-            own = True
-            levels = np.empty((len(given), len(points)))
-            for row, number in zip(levels, given, strict=True):
-                row[:] = _numbers(number)
-        else:
-            levels = np.array(given, dtype=np.float64)[:, None]
-        out = np.empty((len(points), width))
-
-        def part(begin: int, end: int) -> None:
-            kernels.evaluate(
-                kernels.WANTED[wanted], self._axes, self._basis, own, points[begin:end], self._centre, self._means,
-                self._eigenvalues, self._log_weights, levels if own is None else np.ascontiguousarray(levels[:, begin:end]),
-                out[begin:end],
-            )  # fmt: skip
-
-        threads = min(torch.get_num_threads(), len(points) // _ROWS_OF_A_THREAD)
-        if threads < 2:
-            part(0, len(points))
-        else:
-            # A row's answer does not depend on the others, and so not on the number of threads.
-            ends = [len(points) * k // threads for k in range(threads + 1)]
-            list(_pool(threads).map(part, ends[:-1], ends[1:]))
-        return torch.from_numpy(out).to(x.dtype)
+        return kernels.evaluate
 
 
 def _array(part: Tensor) -> Array:
