@@ -34,7 +34,7 @@ _DISTANCE_WEIGHT = 4.0
 #: Weight of the tolerance in it.
 _TOLERANCE_WEIGHT = 4.0
 #: Weight of the tolerance times the stretch of a row's flow in it, if the stretch is known.
-_STRETCH_WEIGHT = 0.2
+_STRETCH_WEIGHT = 0.35
 #: Largest dimension in which the stretch is computed.
 _FEW_DIMENSIONS = 3
 #: Largest logarithm of the stretch.
