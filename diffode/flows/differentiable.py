@@ -1,4 +1,4 @@
-r"""The exact flow :math:`\Phi(x, s \to t)` as a map that can be differentiated, with a time for every row.
+r"""``flow``: the exact flow :math:`\Phi(x, s \to t)` as a map that can be differentiated, with a time for every row.
 
 Closed forms are differentiated by autograd. The derivatives of an integrated flow are those of any flow of
 :math:`\dot x = v(x, t)`:

@@ -1,4 +1,6 @@
-r"""The exact flow map of the probability-flow ODE, with an error estimate.
+r"""``reference``: the exact ends of the probability-flow ODE, with an error estimate, by one of three ways.
+
+The same flow as a map to be differentiated, :class:`ExactFlow`, is in `differentiable.py`.
 
 * One Gaussian: :math:`\Phi(x) = \alpha_u m + f(C)(x - \alpha_t m)`,
   :math:`f(c)^2 = (\alpha_u^2 c + \sigma_u^2)/(\alpha_t^2 c + \sigma_t^2)`.

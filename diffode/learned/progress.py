@@ -29,5 +29,5 @@ class Step(NamedTuple):
         return self.error if self.held_out is None else self.held_out
 
 
-#: A function that is called with every step of a training.
+#: A function that is called with every step of a training; one for the steps of a run is in `solvers/run_options.py`.
 Progress = Callable[[Step], None]

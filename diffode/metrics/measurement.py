@@ -123,7 +123,7 @@ class Needs(NamedTuple):
 
     Attributes:
         flow: rows that follow the exact flow from their own start, which those of solvers that draw noise do not.
-        states: the states at all times of the grid.
+        states: the states at all times of the grid, which a study keeps only for a cell with such a metric.
     """
 
     flow: bool = False

@@ -22,7 +22,10 @@ _OFF = "0"
 
 @functools.cache
 def engine() -> str:
-    """What computes mixtures in few dimensions: ``"numba VERSION"``, or ``"torch"`` where there are no kernels."""
+    """What computes mixtures in few dimensions: ``"numba VERSION"``, or ``"torch"`` where there are no kernels.
+
+    A target's own ``engine`` says whether these kernels compute it.
+    """
     if os.environ.get("DIFFODE_NATIVE", "") == _OFF or importlib.util.find_spec("numba") is None:
         return "torch"
     return f"numba {importlib.metadata.version('numba')}"

@@ -75,6 +75,10 @@ class Path(ABC):
     Subclasses give alpha, sigma, their derivatives and the inverse of the log-SNR; everything else follows:
     the forward SDE is :math:`dx = f x\,dt + g\,dw` with :math:`f = \alpha'/\alpha` (:meth:`drift`) and
     :math:`g^2 = 2\sigma(\sigma' - \sigma\alpha'/\alpha)` (:meth:`diffusion` returns g).
+
+    To add one, subclass it as a frozen dataclass whose fields are the options, ``t_min`` and ``t_max`` among them, give its
+    ``name``, ``t_end`` if its domain ends, and :meth:`half_variance_rate` if sigma' is infinite where sigma is 0, and call
+    ``diffode.paths.register(name, cls)``. ``diffode.testing.check_path`` holds it to the laws of a path.
     """
 
     name: ClassVar[str] = "path"

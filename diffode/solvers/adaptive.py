@@ -67,7 +67,7 @@ class Adaptive(DirectSolver):
     """Step control shared by the embedded pairs: accept a row's step if its error ratio E is at most 1.
 
     ``atol`` is in units of the data's scale, that of the field. The ``controller`` chooses the next step: i, pi, pid, or
-    coefficients (see `controller.py`).
+    coefficients (see `controller.py`). It is kept as its text, so that a subclass of ``Controller`` acts as ``Controller``.
     """
 
     rtol: float = 1e-4

@@ -18,9 +18,10 @@ from diffode.tableau import Writer
 class Multistep(TableSolver):
     r"""x_t = (S_t/S_s) x + w_t h [phi_1 m + phi_2 h m' + phi_3 h^2 m''], derivatives from divided differences of the past.
 
-    Order 3 as published uses the second divided difference for m'', which lacks a factor 2 and makes it second order;
-    ``form=consistent`` has the factor. Order 2 as published has phi_1/2 where ``form=taylor`` has phi_2; both are second
-    order. The default gives the numbers of other libraries.
+    S and w are the chart's ``scale`` and ``weight``, and h is the step in its variable, the log-SNR. Order 3 as published uses
+    the second divided difference for m'', which lacks a factor 2 and makes it second order; ``form=consistent`` has the factor.
+    Order 2 as published has phi_1/2 where ``form=taylor`` has phi_2; both are second order. The default gives the numbers of
+    other libraries.
     """
 
     order: int = 2
@@ -62,12 +63,17 @@ class Multistep(TableSolver):
             history.insert(0, table.output(x))
 
     def weights(self, chart: ExponentialChart, past: Sequence[Time], t: Time) -> list[Time]:
-        """Weights of m at the past times, latest first, for a step from past[0] to t."""
+        """Weights of m at the past times, latest first, for a step from past[0] to t.
+
+        Those of order 2 with ``form=taylor`` and of order 3 with ``form=consistent`` equal those of ``chart.adams``, which
+        integrates the interpolation polynomial of m exactly.
+        """
         s = past[0]
         if len(past) == 1:
             return [chart.advance(s, t)]
         lambdas = [chart.variable(time) for time in past]
         h = chart.variable(t) - lambdas[0]
+        # These are w_t h phi_k; differences by the share of the step, rather than by the log-SNR, take up other powers of h.
         w1, w2, w3 = (chart.exponential(k, s, t) for k in (1, 2, 3))
         r0 = (lambdas[0] - lambdas[1]) / h
         if len(past) == 2:

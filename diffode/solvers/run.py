@@ -48,8 +48,9 @@ def solve(
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
         grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
         steps: number of steps of a named grid.
-        nfe: budget of network calls, for the largest run of the solver on the named grid that costs no more. A guided model
-            makes two calls for each evaluation, so that its 8 steps are ``nfe=16``.
+        nfe: budget of network calls, for the largest run of the solver on the named grid that costs no more: Heun makes four
+            steps, and eight calls, of ``nfe=9``. A guided model makes two calls for each evaluation, so that its 8 steps are
+            ``nfe=16``.
         noise: standard normal draws (draws, B, *shape) for a solver that uses them.
         generator: generator or seed of those draws, if ``noise`` is not given; or a list with one for each row, which then has
             the noise that it would have alone. Noise is drawn when it is needed.
@@ -138,6 +139,7 @@ def _run_table(table: Tableau, field: Field, x: Tensor, options: RunOptions) -> 
     check_reach(x, first)
     draw = options.draws(table, x)
     look_at_start(field, x, first)
+    # The probe of a user's field calls it on at most two rows before the first evaluation of the run, outside of the count.
     field.check_once(x, first)
     with field.counted() as spent:
         states = _follow(table, field, x, draw, options)

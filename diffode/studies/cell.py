@@ -31,6 +31,7 @@ class Cell:
 class Result:
     """The result of one cell.
 
+    ``key`` is the key of the cell (``cell_keys`` in `versions.py`) when it was computed.
     ``status`` is ``"ok"`` or ``"failed"`` with a ``reason``; ``nfe_counted`` is the field's count of network calls,
     ``seconds`` the wall time of the run, ``scale`` the root mean variance of the target.
     """

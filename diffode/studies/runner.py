@@ -17,10 +17,11 @@ from diffode import metrics, solvers
 from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.extensions import import_extension
 from diffode.solvers.direct import DirectSolver
+from diffode.studies.cell import Cell, Result
 from diffode.studies.computation import computed
 from diffode.studies.problem import size_of
-from diffode.studies.store import Result, Store
-from diffode.studies.suite import Cell, Suite
+from diffode.studies.store import Store
+from diffode.studies.suite import Suite
 from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]

@@ -1,4 +1,7 @@
-"""The result store: one SQLite file, one transaction per result, keyed by content; every row carries a checksum."""
+"""The result store: one SQLite file, one transaction per result, keyed by content; every row carries a checksum.
+
+The keys come from `versions.py`, and a result is valid as long as its cell has the same key; the checksum shows a damaged row.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from diffode.studies.cell import Cell
 from diffode.studies.problem import content_of
 
 #: The module that computes a cell, whose imports every result depends on.
-_ENGINE = "diffode.studies.computation"
+_COMPUTATION = "diffode.studies.computation"
 
 
 def cell_key(cell: Cell) -> str:
@@ -53,7 +53,7 @@ def cell_keys(cells: Iterable[Cell]) -> Iterator[str]:
 
 def solver_version(cls: type[solvers.Solver]) -> str:
     """A hash of the code that a solver's class depends on, and of the code that runs it."""
-    return version_of(_ENGINE, cls, specs_of=_named_by)
+    return version_of(_COMPUTATION, cls, specs_of=_named_by)
 
 
 def _of_solver(spec: str) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def _of_solver(spec: str) -> tuple[str, ...]:
     if not type(recipe).__module__.startswith("diffode."):
         # A user's solver may look up other solvers that its options name.
         parts += [maker for value in options if isinstance(value, str) for maker in _named_by(value)]
-    return version_of(_ENGINE, recipe, maker, *parts, specs_of=_named_by), _told(recipe), recipe.content()
+    return version_of(_COMPUTATION, recipe, maker, *parts, specs_of=_named_by), _told(recipe), recipe.content()
 
 
 def _of_problem(target: str, path: str) -> tuple[str, ...]:
@@ -138,6 +138,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
         "scipy": importlib.metadata.version("scipy"),
+        # The key of a target's cell holds the target's ``engine`` instead, without a version.
         "fields": native.engine(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),

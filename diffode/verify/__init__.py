@@ -1,4 +1,8 @@
-"""Proofs and measurements: the equations of a field, likelihoods, bounds, and the orders and laws of solvers."""
+"""Proofs and measurements: the equations of a field, likelihoods, bounds, and the orders and laws of solvers.
+
+``field`` verifies fields and ``sampler`` anyone's samplers, whose checks make a report (`report.py`); ``theory`` holds orders,
+stability and bounds. `diagnosis.py` and `verdict.py` hold nothing but former names.
+"""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-r"""The usual mistakes in a user's field, tried one by one and judged by the noise that the field fails to predict.
+r"""``check_field``: the usual mistakes in a user's field, each tried and judged by the noise that the field fails to predict.
 
 A function may be taken for another view than it is, have the other sign, run in another time (0 to 999, reversed, a noise
 level), or want its input scaled. Each such reading turns it into a noise prediction :math:`\hat\epsilon`; the right reading is

@@ -1,4 +1,4 @@
-"""All checks of a field that apply to it, in one report."""
+"""``verify_field``: all checks of a field that apply to it, in one report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law of a sampler's output: moments on a Gaussian, the law of a mixture, and a last step to sigma = 0."""
+"""Checks of a sampler's output: moments on a Gaussian and the law of a mixture in many steps, and a last step to sigma = 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""The verdict on a sampler: its claims, and its runs on fields whose flow is known exactly.
+r"""``check_sampler``: the verdict on a sampler, its claims, and its runs on fields whose flow is known exactly.
 
 Deterministic samplers are held against the exact flow of a one-dimensional mixture, samplers that draw noise against the exact
 law. The checks watch the calls of the field and do not look into the sampler.
