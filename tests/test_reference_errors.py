@@ -36,8 +36,8 @@ def test_the_estimate_bounds_the_error_of_rows_whose_two_runs_err_alike(name, pa
         found = diffode.reference(field, x[rows], *ends, 1e-6, use_cache=False)
         error = (found.x - true[rows]).norm(dim=1)
         assert bool((error <= found.errors).all())
-        # Two digits are given away, no more: the estimate of a typical row is not that of a bad one.
-        assert len(error) == 1 or float((found.errors / error).median()) < 500
+        # Less than three digits are given away: the estimate of a typical row is not that of a bad one.
+        assert len(error) == 1 or float((found.errors / error).median()) < 1000
 
 
 @pytest.mark.parametrize(
