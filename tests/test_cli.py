@@ -213,7 +213,7 @@ def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
     assert "can't be written in a spec" in diffode("train", "bespoke", *own, "--output", "a,b.safetensors", code=2).stderr
     assert "a step for each evaluation" in diffode("train", "gits:solver=edm_heun", *own, code=2).stderr
     assert "writes no file" in diffode("train", "universal", *own, "--force", code=2).stderr
-    assert "does not take" in diffode("train", "bespoke:start=5", *own, code=2).stderr
+    assert "begin_from must be" in diffode("train", "bespoke:start=5", *own, code=2).stderr
     assert "must end in .safetensors" in diffode(
         "train", "bespoke", "--target", "ring8", "--nfe", "4", "--output", "x.pt", code=2
     ).stderr  # fmt: skip

@@ -177,3 +177,13 @@ def test_a_controller_is_an_option_with_one_text():
 def test_a_controller_that_is_none_is_refused_by_name(solver, value, message):
     with pytest.raises(ArgumentError, match=message):
         solvers.get(solver, controller=value)
+
+
+def test_a_class_derived_from_the_controller_is_refused_since_its_text_would_not_keep_what_it_does():
+    class Own(Controller):
+        def factor(self, ratio, past, power):
+            return ratio
+
+    for solver in ("rk_adaptive", "sde_adaptive"):
+        with pytest.raises(ArgumentError, match="not a Own, which has no text"):
+            solvers.get(solver, controller=Own((0.7,)))

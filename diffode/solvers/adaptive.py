@@ -67,7 +67,7 @@ class Adaptive(DirectSolver):
     """Step control shared by the embedded pairs: accept a row's step if its error ratio E is at most 1.
 
     ``atol`` is in units of the data's scale, that of the field. The ``controller`` chooses the next step: i, pi, pid, or
-    coefficients (see `controller.py`). It is kept as its text, so that a subclass of ``Controller`` acts as ``Controller``.
+    coefficients (see `controller.py`). It is kept as its text.
     """
 
     rtol: float = 1e-4
@@ -94,50 +94,50 @@ class Adaptive(DirectSolver):
     def error_power(self) -> int:
         """The power of the step with which the error ratio grows."""
 
-    def opening(self, flow: Flow, rows: Rows) -> Tensor | None:
+    def opening(self, equation: RowEquation, rows: Rows) -> Tensor | None:
         """The evaluation that all attempts at a step from here share, kept as the rows' slope; None if they share none."""
         return None
 
     @abstractmethod
-    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attempt(self, equation: RowEquation, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         """Try every row's step: the new z (n, D), the error ratio E (n,), and the slope at the new z, or None."""
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
-        flow = Flow(field, x, times[0], times[-1])
+        equation = RowEquation(field, x, times[0], times[-1])
         count = x.shape[0]
         states = [x]
         accepted, rejected = torch.zeros(2, count, dtype=torch.int64, device=x.device)
-        rows = flow.start(x, self.first_step)
+        rows = equation.start(x, self.first_step)
         finished = torch.ones(count, dtype=torch.bool, device=x.device)
         past = controller_of(self.controller).fresh(count, x.device)
         for stop in times[1:]:
-            rows = self._leg(flow, rows, flow.variable(stop), accepted, rejected, finished, past)
+            rows = self._leg(equation, rows, equation.variable(stop), accepted, rejected, finished, past)
             # A row that met the step limit has no state at this time. The mask is a copy, since later legs write to it.
             here = finished.clone().reshape((-1,) + (1,) * (x.ndim - 1))
-            there = torch.where(here, flow.state(rows.z, rows.at), math.nan)
+            there = torch.where(here, equation.state(rows.z, rows.at), math.nan)
             states.append(there)
-        end = flow.state(rows.z, rows.at)
-        return Journey(torch.stack(states), accepted, rejected, flow.time(rows.at), finished, end)
+        end = equation.state(rows.z, rows.at)
+        return Journey(torch.stack(states), accepted, rejected, equation.time(rows.at), finished, end)
 
     def _leg(
-        self, flow: Flow, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, past: Tensor
+        self, equation: RowEquation, rows: Rows, stop: float, accepted: Tensor, rejected: Tensor, finished: Tensor, past: Tensor
     ) -> Rows:
         """Bring every row to ``stop``, except those that meet the step limit, and add to the counts of steps."""
         whole = Rows(rows.z.clone(), rows.at.clone(), rows.step.clone(), None if rows.slope is None else rows.slope.clone())
         active = torch.nonzero(finished).reshape(-1)
         rows = whole.take(active)
         if rows.slope is None and len(active):
-            with flow.field.rows(active):
-                rows.slope = self.opening(flow, rows)
+            with equation.field.rows(active):
+                rows.slope = self.opening(equation, rows)
         controller = controller_of(self.controller)
         while len(active):
             wish = rows.step
             left = stop - rows.at
             rows.step = torch.minimum(wish, left)
             entry = rows.guarded()
-            with flow.field.rows(active):
-                z, ratio, slope = self.attempt(flow, entry)
+            with equation.field.rows(active):
+                z, ratio, slope = self.attempt(equation, entry)
             # A derivative of the run holds its steps fixed: their choice is not differentiated.
             ratio, finite = ratio.detach(), torch.isfinite(z.detach()).all(1)
             ratio = torch.where(finite & torch.isfinite(ratio), ratio, math.inf)
@@ -157,7 +157,7 @@ class Adaptive(DirectSolver):
             rejected[active] += ~good
             past[active] = controller.remembered(ratio, past[active])
             spent = accepted[active] + rejected[active] >= self.max_steps
-            lost = ~arrived & (spent | (rows.step < _SHORTEST_STEP * flow.length))
+            lost = ~arrived & (spent | (rows.step < _SHORTEST_STEP * equation.length))
             finished[active[lost]] = False
             # These rows were stopped by values of the field that are not finite, not by the tolerance.
             rows.z[lost & ~finite] = math.nan
@@ -171,7 +171,7 @@ class Adaptive(DirectSolver):
         return whole
 
 
-class Flow:
+class RowEquation:
     """The probability-flow ODE as dz/du for rows at different u, which runs from 0 to ``length``."""
 
     def __init__(self, field: Field, x: Tensor, start: float, stop: float):
@@ -264,20 +264,20 @@ class EmbeddedRungeKutta(Adaptive):
         return self.order
 
     @override
-    def opening(self, flow: Flow, rows: Rows) -> Tensor:
-        return flow.slope(rows.z, rows.at)
+    def opening(self, equation: RowEquation, rows: Rows) -> Tensor:
+        return equation.slope(rows.z, rows.at)
 
     @override
-    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attempt(self, equation: RowEquation, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         method = _PAIRS[self.pair]
         h = rows.step.to(rows.z)[:, None]
-        slopes = [self.opening(flow, rows) if rows.slope is None else rows.slope]
+        slopes = [self.opening(equation, rows) if rows.slope is None else rows.slope]
         z = rows.z
         for stage in (*method.stages, method.weights):
             z = rows.z + h * _combination(stage, slopes)
-            slopes.append(flow.slope(z, rows.at + sum(stage) * rows.step))
+            slopes.append(equation.slope(z, rows.at + sum(stage) * rows.step))
         error = h * _combination(method.error_weights, slopes)
-        scale = self.atol * flow.field.scale + self.rtol * torch.maximum(rows.z.abs(), z.abs())
+        scale = self.atol * equation.field.scale + self.rtol * torch.maximum(rows.z.abs(), z.abs())
         return z, _rms(error / scale), slopes[-1]
 
 
@@ -313,27 +313,27 @@ class DPMAdaptive(Adaptive):
         return self.order
 
     @override
-    def opening(self, flow: Flow, rows: Rows) -> Tensor:
-        if flow.path is None:
+    def opening(self, equation: RowEquation, rows: Rows) -> Tensor:
+        if equation.path is None:
             raise ArgumentError("dpm_adaptive needs a field with a path: Field.from_velocity(fn, path=...)")
         # The noise prediction is carried from step to step, and serves again after a rejected step.
-        return flow.noise(rows.z, rows.at)
+        return equation.noise(rows.z, rows.at)
 
     @override
-    def attempt(self, flow: Flow, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-        path, r1 = flow.field.require_path("a step of dpm_adaptive"), 1 / self.order
+    def attempt(self, equation: RowEquation, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
+        path, r1 = equation.field.require_path("a step of dpm_adaptive"), 1 / self.order
         h = rows.step[:, None]
 
         def rho_after(share: float) -> Tensor:
-            return path.rho(flow.time(rows.at + share * rows.step))[:, None]
+            return path.rho(equation.time(rows.at + share * rows.step))[:, None]
 
         def grown(share: float) -> Tensor:
             """rho (e^(share h) - 1) at the end of that share of the step."""
             return rho_after(share) * torch.expm1(share * h)
 
-        noise = self.opening(flow, rows) if rows.slope is None else rows.slope
+        noise = self.opening(equation, rows) if rows.slope is None else rows.slope
         kind = rows.z.dtype
-        first = flow.noise(rows.z - (grown(r1).to(kind)) * noise, rows.at + r1 * rows.step)
+        first = equation.noise(rows.z - (grown(r1).to(kind)) * noise, rows.at + r1 * rows.step)
         euler = rows.z - grown(1).to(kind) * noise
         middle = euler - (grown(1) / (2 * r1)).to(kind) * (first - noise)
         if self.order == 2:
@@ -341,14 +341,14 @@ class DPMAdaptive(Adaptive):
         else:
             r2 = 2 / 3
             bend = (r2 / r1 * rho_after(r2) * (torch.expm1(r2 * h) / (r2 * h) - 1)).to(kind)
-            second = flow.noise(rows.z - grown(r2).to(kind) * noise - bend * (first - noise), rows.at + r2 * rows.step)
+            second = equation.noise(rows.z - grown(r2).to(kind) * noise - bend * (first - noise), rows.at + r2 * rows.step)
             low = middle
             high = euler - (rho_after(1) / r2 * (torch.expm1(h) / h - 1)).to(kind) * (second - noise)
-        alpha, before = (path.alpha(flow.time(u)).to(kind)[:, None] for u in (rows.at + rows.step, rows.at))
+        alpha, before = (path.alpha(equation.time(u)).to(kind)[:, None] for u in (rows.at + rows.step, rows.at))
         scale = (self.rtol * torch.maximum((alpha * low).abs(), (before * rows.z).abs())).clamp(
-            min=self.atol * flow.field.scale
+            min=self.atol * equation.field.scale
         )
-        return high, _rms(alpha * (high - low) / scale), flow.noise(high, rows.at + rows.step)
+        return high, _rms(alpha * (high - low) / scale), equation.noise(high, rows.at + rows.step)
 
 
 def _combination(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import library
 from diffode.fields import Field
 from diffode.fields.outward import as_torchsde
-from diffode.solvers.adaptive import Flow
+from diffode.solvers.adaptive import RowEquation
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import WithNoise, check_choice
 from diffode.specs import format_spec, options_of
@@ -90,18 +90,18 @@ class ODEBaseline(Baseline):
         if self.variable == "time" or automatic:
             return self._journey(lambda y, t: field.predict("velocity", y, t), x, times, field.scale)
         field.require_path("its log-SNR")
-        flow = Flow(field, x, times[0], times[-1])
-        start = flow.start(x, 1.0).z
-        places = [flow.variable(t) for t in times]
+        equation = RowEquation(field, x, times[0], times[-1])
+        start = equation.start(x, 1.0).z
+        places = [equation.variable(t) for t in times]
 
         def slope(z: Tensor, u: float) -> Tensor:
-            return flow.slope(z, torch.full((len(z),), u, dtype=torch.float64, device=z.device))
+            return equation.slope(z, torch.full((len(z),), u, dtype=torch.float64, device=z.device))
 
         found = self._journey(slope, start, places, field.scale)
         times_of = [
             torch.full((len(z),), u, dtype=torch.float64, device=z.device) for z, u in zip(found.states, places, strict=True)
         ]
-        return replace(found, states=torch.stack([flow.state(z, u) for z, u in zip(found.states, times_of, strict=True)]))
+        return replace(found, states=torch.stack([equation.state(z, u) for z, u in zip(found.states, times_of, strict=True)]))
 
     def _journey(self, slope: Slope, x: Tensor, places: Sequence[float], unit: float) -> Journey:
         """The run; if the library gives up, for instance on non-finite values, the rows are NaN and its message is kept."""

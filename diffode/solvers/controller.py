@@ -113,6 +113,12 @@ def controller_of(value: object) -> Controller:
     ((0.58, -0.21, 0.1), (0.6, -0.2))
     """
     if isinstance(value, Controller):
+        if type(value) is not Controller:
+            # A solver keeps the text of its controller, which would lose what a class derived from it does otherwise.
+            raise ArgumentError(
+                f"controller must be a Controller itself, not a {type(value).__name__}, which has no text in a spec: give "
+                "coefficients, or write a solver of your own"
+            )
         return value
     if _number(value):
         return Controller((float(value),))  # type: ignore[arg-type]
