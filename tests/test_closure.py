@@ -83,7 +83,7 @@ REACHED = {
     "amed:host=ipndm": {("diffode.solvers.adams", "IPNDM"), ("diffode.solvers.runge_kutta", "")},
     "ipndm": {("diffode.solvers.runge_kutta", ""), ("diffode.flows.integrated", WHOLE)},
     "rk_adaptive": {("diffode.solvers.adaptive", "EmbeddedRungeKutta")},
-    "scipy:RK45": {("diffode.solvers.adaptive", "Flow")},
+    "scipy:RK45": {("diffode.solvers.adaptive", "RowEquation")},
 }
 
 

@@ -57,7 +57,7 @@ class Compiled:
 
     def takes(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> bool:
         """Whether all are plain numbers on the CPU, of which no derivative is asked, at a level that is not extreme."""
-        if not _is_plain(x) or not all(_is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
+        if not is_plain(x) or not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
             return False
         narrow, wide = self._ends
         if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
@@ -129,7 +129,7 @@ def _numbers(part: Scalar) -> Array:
     return np.asarray(part.numpy(force=True).reshape(-1) if isinstance(part, Tensor) else part, dtype=np.float64)
 
 
-def _is_plain(part: Tensor) -> bool:
+def is_plain(part: Tensor) -> bool:
     """Whether a tensor is one of numbers on the CPU and nothing more: no derivative, no transform, no trace is asked of it."""
     return (
         type(part) in (Tensor, torch.nn.Parameter)

@@ -265,6 +265,21 @@ class Isotropic(Components):
         along = (weight * (p * at.alpha * self.variance[:, None] + g)).sum(0)
         return (weight.T @ self.means) * column(shift) + x * along[:, None]
 
+    def attended_view(self, x: Tensor, at: Level, p: Scalar, g: Scalar) -> Tensor:
+        """:meth:`view` for a common variance and one level, from x alone.
+
+        The mean of the means is attention with queries x, and the means as keys and values: the exponent of a component is
+        alpha x.mu_k/u plus a number of its own, and u is the same for all.
+        """
+        alpha, c = float(at.alpha), self.common_variance
+        u = alpha**2 * c + float(at.sigma) ** 2
+        bias = self.log_weights - self.norms * (alpha**2 / (2 * u))
+        means = self.means[None, None]
+        mean = torch.nn.functional.scaled_dot_product_attention(
+            x[None, None], means, means, attn_mask=bias.expand(1, 1, len(x), -1), scale=alpha / u
+        )[0, 0]
+        return x * column((p * alpha * c + g) / u) + mean * column((p * at.sigma**2 - g * alpha) / u)
+
     def score_divergence(self, x: Tensor, r: Tensor, at: Level) -> Tensor:
         """sum_k r_k |g_k - score|^2 - sum_k r_k tr S_k^-1, shape (b,), for a common variance.
 

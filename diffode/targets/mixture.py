@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal, row_generators
-from diffode.targets.compiled import Compiled
+from diffode.targets.chunks import Chunk, Parameters, joined, less, per_row
+from diffode.targets.compiled import Compiled, is_plain
 from diffode.targets.components import Components, Isotropic, Level, column, rows_of
 from diffode.targets.content import Content, given_covariances
 from diffode.targets.differences import Differences
@@ -34,6 +35,10 @@ _MOST_CHUNK_ROWS = 2**14
 _ROUND_OFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Largest dimension in which differences cost next to nothing, so that products may lose less.
 _FEW_DIMENSIONS = 3
+#: Least number of dimensions in which attention is faster than two products with a softmax between.
+_ATTENTION_DIMENSIONS = 8
+#: Least number of components; with fewer, a small batch is slower.
+_ATTENTION_COMPONENTS = 256
 #: Estimated error of the responsibilities above which float32 gives way to float64; every float32 answer promises it.
 _FLOAT32_LOSS = 2e-4
 #: Bounds between which squares, and their quotients, fit float32.
@@ -105,7 +110,7 @@ class GaussianMixture(Target):
         self._far = float(self._mean.norm()) > self._reach
         self._narrowest = components.smallest_variance
         self._centred = replace(components, means=centred)
-        self._cast: dict[tuple[torch.dtype, torch.device], _Parameters] = {}
+        self._cast: dict[tuple[torch.dtype, torch.device], Parameters] = {}
 
     @property
     def is_discrete(self) -> bool:
@@ -221,28 +226,28 @@ class GaussianMixture(Target):
         for chunk in self._chunks(x, alpha, sigma):
             joint = chunk.form.log_joint(chunk.x, chunk.at)
             parts.append(chunk.form.sharpened(joint, chunk.x, chunk.at).logsumexp(0))
-        return _joined(parts, x.new_zeros(0))
+        return joined(parts, x.new_zeros(0))
 
     def responsibilities(self, x: Tensor, alpha: Scalar = 1.0, sigma: Scalar = 0.0) -> Tensor:
         """Posterior probability of each component given alpha x_0 + sigma eps = x, shape (B, K)."""
         if compiled := self._compiled_for(x, alpha, sigma):
             return compiled.responsibilities(x, alpha, sigma)
         parts = [chunk.responsibilities.T for chunk in self._chunks(x, alpha, sigma)]
-        return _joined(parts, x.new_zeros(0, self.count))
+        return joined(parts, x.new_zeros(0, self.count))
 
     @override
     def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
         if compiled := self._compiled_for(x, alpha, sigma, denoised_weight, score_weight):
             return compiled.view(x, alpha, sigma, denoised_weight, -score_weight)
         parts = []
-        p, g = _per_row(denoised_weight, x), _per_row(-score_weight, x)
-        for chunk in self._chunks(x, alpha, sigma):
+        p, g = per_row(denoised_weight, x), per_row(-score_weight, x)
+        for chunk in self._chunks(x, alpha, sigma, view=True):
             p_rows, g_rows = rows_of(p, *chunk.span), rows_of(g, *chunk.span)
-            view = chunk.form.view(chunk.x, chunk.responsibilities, chunk.at, p_rows, g_rows)
+            view = chunk.view(p_rows, g_rows)
             if isinstance(p_rows, Tensor) or p_rows != 0:
                 view.add_(column(p_rows) * chunk.centre)
             parts.append(view)
-        return _joined(parts, x)
+        return joined(parts, x)
 
     @override
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
@@ -254,7 +259,7 @@ class GaussianMixture(Target):
             form = chunk.form
             if isinstance(form, Isotropic | Differences):
                 parts.append(form.score_divergence(chunk.x, chunk.responsibilities, chunk.at))
-        return _joined(parts, x.new_zeros(0))
+        return joined(parts, x.new_zeros(0))
 
     @property
     def _one_variance(self) -> bool:
@@ -277,9 +282,9 @@ class GaussianMixture(Target):
     def _compiled(self) -> Compiled | None:
         return Compiled.of(self._centred, self._mean)
 
-    def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False) -> Iterator[_Chunk]:
+    def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False, view: bool = False) -> Iterator[Chunk]:
         """Chunks of rows of x, centred, small enough for the processor's cache, each with the form that keeps its digits."""
-        level = Level(_per_row(alpha, x), _per_row(sigma, x))
+        level = Level(per_row(alpha, x), per_row(sigma, x))
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
         if x.shape[0] == 0:
@@ -288,14 +293,22 @@ class GaussianMixture(Target):
             raise ArgumentError("point masses have no field at sigma = 0; ask at a time with some noise")
         form, dtype = self._form(level, x, careful)
         parameters = self._parameters(dtype, x.device)
+        attends = view and self._attends(form, level, x)
         rows = max(1, _CHUNK_NUMBERS // form.row_size, min(_LEAST_CHUNK_ROWS, _CHUNK_LIMIT // form.row_size))
-        for start in range(0, x.shape[0], min(rows, _MOST_CHUNK_ROWS)):
-            stop = min(start + min(rows, _MOST_CHUNK_ROWS), x.shape[0])
+        # Attention makes blocks of its own, and holds no number for each component and row.
+        rows = _MOST_CHUNK_ROWS if attends else min(rows, _MOST_CHUNK_ROWS)
+        for start in range(0, x.shape[0], rows):
+            stop = min(start + rows, x.shape[0])
             at = level.rows(start, stop)
-            piece = _less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre, self._far)
+            piece = less(x[start:stop].to(dtype), column(at.alpha) * parameters.exact_centre, self._far)
             if isinstance(at.alpha, Tensor) and isinstance(at.sigma, Tensor):
                 at = Level(at.alpha.to(dtype), at.sigma.to(dtype))
-            yield _Chunk((start, stop), piece, parameters.centre, at, form)
+            yield Chunk((start, stop), piece, parameters.centre, at, form, attends)
+
+    def _attends(self, form: Components | Differences, level: Level, x: Tensor) -> bool:
+        """Whether a view is computed as attention, which torch has a fast kernel for, without derivatives, on the CPU."""
+        alike = isinstance(form, Isotropic) and form.common and not level.per_row
+        return alike and self.dim >= _ATTENTION_DIMENSIONS and self.count >= _ATTENTION_COMPONENTS and is_plain(x)
 
     def _form(self, level: Level, x: Tensor, careful: bool) -> tuple[Components | Differences, torch.dtype]:
         """Form and dtype of an evaluation at a level: matrix products if their rounding is harmless, else differences.
@@ -331,47 +344,14 @@ class GaussianMixture(Target):
         data = self._reach**2
         return max(data, ends[1]) < high and (data == 0 or data > low) and (ends[0] > low or self._narrowest > low)
 
-    def _parameters(self, dtype: torch.dtype, device: torch.device) -> _Parameters:
+    def _parameters(self, dtype: torch.dtype, device: torch.device) -> Parameters:
         """The parameters in the dtype and on the device of a computation, kept for later ones."""
         key = (dtype, device)
         if key not in self._cast:
             with torch.inference_mode(False):
                 centre = self._mean.to(device=device)
-                self._cast[key] = _Parameters(self._centred.to(*key), centre.to(dtype), centre)
+                self._cast[key] = Parameters(self._centred.to(*key), centre.to(dtype), centre)
         return self._cast[key]
-
-
-@dataclass(frozen=True)
-class _Parameters:
-    """Centred components, and the centre that was subtracted: in the dtype of a computation, and in float64."""
-
-    components: Components
-    centre: Tensor
-    exact_centre: Tensor
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Some rows of a batch, ready to be evaluated: their span, centred points, the centre, their level, and the form."""
-
-    span: tuple[int, int]
-    x: Tensor
-    centre: Tensor
-    at: Level
-    form: Components | Differences
-
-    @property
-    def responsibilities(self) -> Tensor:
-        """Posterior probabilities of the components, (K, b)."""
-        return self.form.logits(self.x, self.at).softmax(0)
-
-
-def _less(x: Tensor, centre: Tensor, far: bool) -> Tensor:
-    """x minus a float64 centre, (D,) or (b, D), in the dtype of x, rounded only once even if the centre is ``far`` from 0."""
-    high = centre.to(x.dtype)
-    rest = x - high
-    # The first difference, of numbers that are near each other, is exact; the rounding error of the centre goes off second.
-    return rest.sub_((centre - high).to(x.dtype)) if far and x.dtype != centre.dtype else rest
 
 
 def _multiplies_exactly(device: torch.device) -> bool:
@@ -384,15 +364,3 @@ def _multiplies_exactly(device: torch.device) -> bool:
     except RuntimeError:
         # torch can't answer: its older and newer settings of the precision were mixed, or the device has no autocast.
         return False
-
-
-def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The chunks' answers as one tensor of the batch's dtype; ``like`` itself for an empty batch."""
-    if not parts:
-        return like
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like.dtype)
-
-
-def _per_row(value: Scalar, x: Tensor) -> Scalar:
-    """A (B, 1) tensor as (B,), float64 and on the device of x; a number stays a number."""
-    return value.reshape(-1).to(x.device, torch.float64) if isinstance(value, Tensor) else value
