@@ -1,5 +1,6 @@
 """Fields: conversions between views, counting, the one-time probe."""
 
+import contextlib
 import math
 import re
 
@@ -11,6 +12,7 @@ from diffode import Field, paths
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import PREDICTIONS
 from diffode.fields.own import own_field
+from diffode.verify.field.contract import contract
 
 MAKERS = {
     "velocity": Field.from_velocity,
@@ -298,3 +300,14 @@ def test_every_kind_of_own_function_is_taken_as_it_is_named(view, exact):
 def test_fields_made_of_nothing_sensible_are_refused(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+def test_rounding_of_zero_is_no_difference_but_a_small_answer_is_one():
+    """A velocity of 1e-17 of x that changes with the batch is 0; one of 1e-9 is a field that does not take rows alone."""
+    for size, passes in ((1e-17, True), (1e-9, False)):
+        field = Field.from_velocity(lambda x, t, size=size: size * x * (1 + 0.1 * len(x)), "vp")
+        x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        checks = {check.name: check.passed for check in contract(field, x, 0.5)}
+        assert checks["rows independent of their batch"] is passes
+        with contextlib.nullcontext() if passes else pytest.raises(FieldError):
+            diffode.solve(field, x, solver="euler", grid=[0.5, 0.3])

@@ -9,7 +9,7 @@ import torch
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatError
-from diffode.learned.conditional.amed import load_amed, train_amed
+from diffode.learned import load_amed, train_amed
 from diffode.learned.conditional.live import LiveWriter
 
 GRID = [80.0, 20.0, 5.0, 1.0, 0.2]

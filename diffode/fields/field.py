@@ -30,6 +30,9 @@ Function = Callable[[Tensor, Scalar], Tensor]
 #: Largest difference, relative to the largest answer, between answers to one time and to the same time for every row that
 #: count as equal. A network turns timesteps of float32 into waves, which keep only about four digits.
 SAME_TIMES = 1e-4
+#: Least size, relative to x, that differences of answers are held against, so that the rounding of x is none; the velocity of
+#: data that noise does not change is nothing but that rounding.
+_LEAST_SIZE = 1e-6
 #: A row's answers alone and in a batch may differ by the measured rounding of the answers times this factor.
 _ROUNDING_FACTOR = 100
 #: Relative difference that is always allowed between them; up to it the rounding is not even measured.
@@ -38,6 +41,12 @@ _LEAST_DIFFERENCE = 1e-9
 _LARGEST_DIFFERENCE = 0.05
 #: The four views that a field may be given by.
 PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "denoised", "score")
+
+
+def size_of(answers: Tensor, x: Tensor) -> float:
+    """The size that differences of answers are held against: that of the largest, or a small part of that of x."""
+    largest, around = (float(part.detach().abs().max()) for part in (answers, x))
+    return max(largest, _LEAST_SIZE * around, 1e-300)
 
 
 class Field(Counted):
@@ -232,7 +241,7 @@ class Field(Counted):
             raise FieldError(f"asked with a time for every row, t of shape (B,), {error}; {advice}") from error
         with self.rows(first[:1]):
             alone = torch.cat([self._function(rows[i : i + 1], float(times[i])) for i in range(count)])
-        size = max(float(alone.detach().abs().max()), 1e-300)
+        size = size_of(alone, rows)
         if float((alone - answer).detach().abs().max()) > SAME_TIMES * size:
             raise FieldError(f"asked with a time for every row, t of shape (B,), the field gives other answers; {advice}")
         self._untimed = False
@@ -290,7 +299,7 @@ class Field(Counted):
                 answers.append(self._function(pair[i : i + 1], t))
         alone = torch.cat(answers)
         self._check_answer(pair, t, alone)
-        size = max(float(answer.detach().abs().max()), 1e-300)
+        size = size_of(answer, pair)
         error = float((alone - answer).detach().abs().max()) / size
         with self.rows(ends):
             allowed = _LEAST_DIFFERENCE if error <= _LEAST_DIFFERENCE else self.same_rows(pair, t)

@@ -7,7 +7,8 @@ import warnings
 from typing import Any
 
 from diffode.grid_files import TrainedGrid, load_grid
-from diffode.learned.conditional.amed import LearnedAMED, load_amed, train_amed
+from diffode.learned.conditional.amed import LearnedAMED, load_amed
+from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition, load_conditioned
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.fields import Field
 from diffode.learned.arguments import check_count
-from diffode.learned.conditional.amed import train_amed
+from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.limit import Limit

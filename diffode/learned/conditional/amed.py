@@ -7,10 +7,9 @@ may give a network's own features instead. The step and its host are those of :c
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Literal
 
@@ -18,22 +17,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffode import grids, solvers
+from diffode import grids
 from diffode.charts import Chart
-from diffode.errors import ArgumentError, NumericalError
+from diffode.errors import ArgumentError
 from diffode.fields import Field
-from diffode.flows import reference
 from diffode.input_files import believed
-from diffode.learned.arguments import LARGEST, bounded, check_count, path_of
+from diffode.learned.arguments import LARGEST, bounded, path_of
 from diffode.learned.conditional.live import LiveWriter
-from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request, held_out_count
-from diffode.learned.trained import History, Trained
-from diffode.paths import Path
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.tableau import Number, Writer
-from diffode.targets import Target
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 from diffode.training_facts import Facts, read_facts
 
@@ -43,8 +36,6 @@ _MOST_COORDINATES = 8
 _HIDDEN = 64
 #: Number of sines and cosines, together, as which a noise level enters the predictor.
 _WAVES = 8
-#: Largest norm of the gradient of a round of Adam; a longer one is clipped.
-_LARGEST_GRADIENT = 1.0
 #: Name and version of the file format.
 AMED_SCHEMA = "diffode-amed-1"
 #: A function of (x, t) that gives features (B, F) of the user's own.
@@ -246,159 +237,3 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
 def feature_width(dim: int) -> int:
     """Number of features of a row of ``dim`` coordinates."""
     return 3 + (2 * dim if dim <= _MOST_COORDINATES else 0)
-
-
-def train_amed(
-    field: Field | Target | str,
-    steps: int,
-    *,
-    path: Path | str = "edm",
-    grid: grids.Times = "karras",
-    dim: int | Sequence[int] | None = None,
-    host: Literal["euler", "dpm", "ipndm", "dpmpp"] | None = None,
-    order: int = 2,
-    analytic_first_step: bool = True,
-    teacher: Literal["exact"] | int = "exact",
-    per_step: bool = True,
-    direction_range: float = 0.01,
-    time_range: float = 0.0,
-    hook: Hook | None = None,
-    points: int = 2048,
-    batch: int = 256,
-    rounds: int = 400,
-    rate: float = 5e-3,
-    start: Tensor | None = None,
-    seconds: float = math.inf,
-    seed: int = 0,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Trained:
-    """Train AMED's predictor on a field.
-
-    Args:
-        field: a target or its name, or a field with a path.
-        path: path of the target; a field has its own.
-        steps: number N of steps; a run costs 2 N evaluations, one less with ``analytic_first_step``.
-        grid: spec of the grid, or its times.
-        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
-        host: solver to plug into; None is AMED-Solver.
-        order: of the host (ipndm, dpmpp).
-        analytic_first_step: take the first direction from the prior, as the paper does.
-        teacher: ``"exact"`` for the reference flow, or a number M for Heun's method with M extra points in every interval.
-        per_step: match the teacher after every step, with gradients within that step, as the paper does; otherwise match the
-            end alone, with gradients through the whole run.
-        direction_range, time_range: largest distances of c and of a from 1, in [0, 1).
-        hook: a function of (x, t) that gives features (B, F) of your own.
-        points, batch, rounds: number of trajectories, of trajectories in a round, and of rounds of Adam.
-        rate: learning rate of Adam at first; it falls to 0 as a cosine.
-        start: starts (n, *shape) to train on, instead of draws of the prior.
-        seconds: limit of time, the teacher included. If it ends the training early, the predictor so far is returned, and
-            ``stopped_by`` says so.
-        seed: seed of the streams of starts, batches and the network.
-        progress: called with every round as a :class:`Step`, whose ``error`` is the root of the loss: the root mean square
-            error of the end, or of all steps together, in units of the scale.
-        stop: a function called after every round; if it returns True, the predictor so far is returned.
-
-    Returns:
-        :class:`Trained`; ``errors.before`` is that of the predictor before its training, with an inner time in the middle of
-        each step in log rho.
-
-    Raises:
-        ArgumentError: for a wrong argument.
-        FieldError: if the field can't be differentiated.
-        NumericalError: if the loss becomes non-finite: lower ``rate``.
-    """
-    request = Request.of("train_amed", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
-    field, path, limit = request.field, request.path, request.limit
-    for name, value in (("steps", steps), ("points", points), ("batch", batch), ("rounds", rounds)):
-        check_count(name, value, 1)
-    for name, number, most in (
-        ("rate", rate, math.inf), ("direction_range", direction_range, 1), ("time_range", time_range, 1),
-    ):  # fmt: skip
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < most:
-            raise ArgumentError(f"{name} must be a number in [0, {most}), got {number!r}")
-    if hook is not None and not callable(hook):
-        raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
-    times = grids.get(grid, path, steps if grids.is_named(grid) else None).tolist()
-    batches = request.stream("batches")
-    if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:
-        raise ArgumentError(
-            f"AMED needs alpha > 0 at the first time and sigma > 0 at the last, got {times[0]:g} and {times[-1]:g}"
-        )
-
-    def starts(count: int, stream: str) -> Tensor:
-        """States at the first time, to which the exact flow takes draws of the prior."""
-        drawn = path.prior((count, *request.shape), generator=request.stream(stream))
-        return drawn if times[0] == path.t_max else reference(field, drawn, path.t_max, times[0], 1e-7).x
-
-    x = starts(points, "starts") if start is None else start
-    field.check_gradient(x[:2], times[0])
-    targets = _teacher(field, x, times, teacher)
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(request.stream("network").get_state())
-        inputs = feature_width(request.width) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
-        predictor = Predictor(inputs, direction_range, time_range)
-    ends = path.rho(times[0]), path.rho(times[-1])
-    solver = LearnedAMED(
-        predictor=predictor, times=tuple(times), levels=ends, unit=field.scale, host=host, order=order, hook=hook,
-        analytic_first_step=analytic_first_step,
-    )  # fmt: skip
-    others = starts(held_out_count(points), "test")
-    exact = reference(field, others, times[0], times[-1], 1e-7).x
-
-    def held_out() -> float:
-        with torch.no_grad():
-            error = (solver.run(field, others)[-1] - exact).flatten(1).norm(dim=1).mean()
-        value = float(error) / path.alpha(times[-1]) / field.scale
-        return value if math.isfinite(value) else math.inf
-
-    before = held_out()
-    optimiser = torch.optim.Adam(predictor.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds)
-    losses: list[float] = []
-
-    def root(loss: float) -> float:
-        return math.sqrt(loss) / field.scale
-
-    for number in range(1, rounds + 1):
-        rows = torch.randperm(len(x), generator=batches)[:batch]
-        states = solver.run(field, x[rows], cut=per_step)
-        chosen = zip(states[1:], targets[1:], strict=True) if per_step else [(states[-1], targets[-1])]
-        loss = sum(((a - b[rows]).flatten(1).square().sum(1).mean() for a, b in chosen), torch.zeros((), dtype=torch.float64))
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        size = nn.utils.clip_grad_norm_(predictor.parameters(), _LARGEST_GRADIENT)
-        losses.append(float(loss.detach()))
-        if not (math.isfinite(losses[-1]) and math.isfinite(float(size))):
-            raise NumericalError("AMED's training diverged: lower rate, or choose another grid")
-        optimiser.step()
-        schedule.step()
-        request.tell(Step("train the predictor", number, rounds, root(losses[-1])))
-        if number < rounds and limit.reached():
-            break
-    predictor.requires_grad_(False)
-    begun_from = f"{solver.spec}, untrained, @ {grid if isinstance(grid, str) else 'a list of times'}"
-    facts = request.facts(begun_from, before, held_out())
-    solver = replace(solver, predictor=predictor, facts=facts)
-    return Trained(solver, solver.nfe, facts, solver, None, History(tuple(map(root, losses)), steps=len(losses)))
-
-
-def _teacher(field: Field, x: Tensor, times: Sequence[float], teacher: Literal["exact"] | int) -> list[Tensor]:
-    """The states (B, *shape) at the grid's times to which the teacher takes the starts."""
-    if teacher == "exact":
-        found = [x]
-        for s, t in itertools.pairwise(times):
-            found.append(reference(field, found[-1], s, t, 1e-7).x)
-        return found
-    if type(teacher) is not int or teacher < 1:
-        raise ArgumentError(f"teacher must be 'exact' or a number of extra points >= 1, got {teacher!r}")
-    path: Path = field.require_path("a teacher")
-    fine = [times[0]]
-    for s, t in itertools.pairwise(times):
-        ends = math.log(path.rho(s)), math.log(path.rho(t))
-        fine += [path.time_from_rho(math.exp(ends[0] + (ends[1] - ends[0]) * k / (teacher + 1))) for k in range(1, teacher + 1)]
-        fine.append(t)
-    states = solvers.solve(field, x, solver="edm_heun", grid=fine, keep="all").states
-    if states is None:
-        raise NumericalError("the teacher kept no states")
-    return list(states[:: teacher + 1])
