@@ -90,6 +90,7 @@ def test_saved_and_read_it_is_the_same(shipped):
     [
         {"width": 60}, {"width": -4}, {"width": 10**9}, {"width": "64"}, {"depth": 2}, {"depth": True}, {"kind": "transformer"},
         {"kind": "unet"}, {"shape": [3]}, {"shape": []}, {"shape": [2.0]}, {"shape": "2"}, {"scale": 0.0}, {"scale": math.inf},
+        {"scale": 1e200},
         {"scale": "1"}, {"target": "ring9"}, {"target": "gmm40-50d"}, {"target": 3}, {"schema": "other"}, {"width": None},
     ],
 )  # fmt: skip

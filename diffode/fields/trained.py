@@ -23,6 +23,8 @@ from diffode.tensor_files import finite, read_tensors, text, write_tensors
 #: Schema of a file with one denoiser.
 SCHEMA = "diffode-denoiser-1"
 _FOLDER = FilePath(__file__).parent / "weights"
+#: Largest scale of data in a file, and its inverse the smallest: their squares are numbers of float32 too.
+_LARGEST_SCALE = 1e15
 #: Largest width, in units or channels, that a file may give a network: no file fills the memory.
 _MOST_WIDTH = 4096
 #: Largest number of residual layers that a file may give a network.
@@ -110,8 +112,10 @@ def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField
         shape = facts["shape"]
         if not isinstance(shape, list) or not shape or not all(type(n) is int and 1 <= n <= 10**4 for n in shape):
             raise ValueError("shape must be a list of sizes")
-        if not finite(facts, "scale") > 0 or facts["width"] < 4 or facts["width"] % 4:
-            raise ValueError("scale must be positive, width a multiple of 4")
+        if not 1 / _LARGEST_SCALE <= finite(facts, "scale") <= _LARGEST_SCALE:
+            raise ValueError(f"scale must lie in [{1 / _LARGEST_SCALE:g}, {_LARGEST_SCALE:g}]")
+        if facts["width"] < 4 or facts["width"] % 4:
+            raise ValueError("width must be a multiple of 4")
         if len(shape) != (3 if facts["kind"] == "unet" else 1):
             raise ValueError("shape must have one size, or channels, height and width for a unet")
         if get_target(text(facts, "target")).dim != math.prod(shape):
