@@ -15,7 +15,7 @@ from diffode.targets import compiled as compiled_module
 
 pytestmark = pytest.mark.skipif(not native.is_on(), reason="there are no compiled kernels here")
 
-SMALL = [name for name in targets.names() if targets.get(name).engine == "native"]
+SMALL = [name for name in targets.names() if targets.get(name).arithmetic == "native"]
 KINDS = {
     "isotropic": [0.5, 0.02],
     "diagonal": [[0.5, 0.1], [0.02, 3.0]],
@@ -87,7 +87,7 @@ def test_kernels_agree_with_the_formulas_in_many_digits(kind, dim):
     weights = torch.arange(1.0, count + 1, dtype=torch.float64)
     means = 2 * torch.randn(count, dim, generator=generator, dtype=torch.float64)
     mixture = GaussianMixture(weights / weights.sum(), means, covariances)
-    assert mixture.engine == "native"
+    assert mixture.arithmetic == "native"
     x = torch.randn(6, dim, generator=generator, dtype=torch.float64) * 2
     alpha, sigma = 0.8, 0.3
     found = dict(evaluations(mixture, x, alpha, sigma))
@@ -180,7 +180,7 @@ def test_numbers_that_are_none_stay_none():
 
 def test_point_masses_and_data_far_from_zero():
     masses = GaussianMixture.from_points([[1e6, 1.0], [1e6 + 1, 2.0]])
-    assert masses.engine == "native"
+    assert masses.arithmetic == "native"
     x = torch.tensor([[1e6 + 0.4, 1.5]], dtype=torch.float64)
     for (what, found), (_, known) in zip(
         evaluations(masses, x, 1.0, 0.1), evaluations(by_torch(masses), x, 1.0, 0.1), strict=True
@@ -232,9 +232,9 @@ def test_single_precision_goes_in_and_comes_out():
 def test_the_environment_switches_kernels_off():
     code = (
         "from diffode import native, targets; from diffode.studies.versions import environment; "
-        "print(native.engine(), targets.get('ring8').engine, environment()['fields'])"
+        "print(native.version(), targets.get('ring8').arithmetic, environment()['fields'])"
     )
-    for value, said in (("0", "torch torch torch"), ("1", f"{native.engine()} native {native.engine()}")):
+    for value, said in (("0", "torch torch torch"), ("1", f"{native.version()} native {native.version()}")):
         done = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
@@ -251,5 +251,5 @@ def test_results_of_kernels_have_keys_of_their_own(monkeypatch):
 
     cell = Cell("ring8", "edm", 0, "karras", "ddim", 4, 4, "float64", ("endpoint",), 1e-6)
     key = cell_key(cell)
-    monkeypatch.setattr(GaussianMixture, "engine", "torch")
+    monkeypatch.setattr(GaussianMixture, "arithmetic", "torch")
     assert cell_key(cell) != key

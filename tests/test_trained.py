@@ -1,7 +1,6 @@
 """What a training gives: one result, one request, one file and one account of steps, whatever is trained."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ import diffode
 from diffode import learned
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
 from diffode.flows import flow_states
-from diffode.learned import Trained, load, train
+from diffode.learned import Trained, load, methods, train
 from diffode.learned.methods import METHODS
-from diffode.learned.tables import published, training
+from diffode.learned.tables import published
 from diffode.randomness import keyed
 from diffode.tensor_files import read_tensors, write_tensors
 
@@ -216,10 +215,16 @@ def test_wrong_requests_are_named(method, options, words):
 
 
 def test_a_conditioned_table_shares_its_seconds_between_its_two_trainings(monkeypatch):
+    """The table's own training has half of them, and a request to stop ends both."""
+    given, original = [], methods.train_table
+
+    def noting(*arguments, seconds, **options):
+        given.append(seconds.seconds)
+        return original(*arguments, seconds=seconds, **options)
+
     monkeypatch.setattr(published, "ATTEMPTS", 1)
-    monkeypatch.setattr(training, "_LOOK_STEPS", 1)
-    found = train("conditioned", "ring8", 3, points=32, stop=lambda: True)
+    monkeypatch.setattr(methods, "train_table", noting)
+    found = train("conditioned", "ring8", 3, points=32, seconds=1000.0, stop=lambda: True)
+    assert given == [500.0]
     assert found.stopped_by == "request"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert found.errors.before is not None
+    assert found.history.steps == 1

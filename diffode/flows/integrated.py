@@ -125,7 +125,7 @@ def _kept(
             purpose, *rest = asked
             # The key holds the code that the integration imports, and that of a user's field, target and path.
             code = version_of(__name__, type(field), field.target, field.path)
-            key = cache.key_of(purpose, code, field.target.content(), field.target.engine, field.path.spec, *rest, x)
+            key = cache.key_of(purpose, code, field.target.content(), field.target.arithmetic, field.path.spec, *rest, x)
     stored = cache.read(key) if key else None
     if stored is not None and stored.keys() >= names and stored["x"].shape == shape:
         return stored

@@ -15,15 +15,6 @@ from diffode.paths import Path
 LARGEST = 1e30
 
 
-def path_of(field: object, purpose: str) -> Path:
-    """The path of a field; ArgumentError if ``field`` is no field, or has no path."""
-    if not isinstance(field, Field):
-        raise ArgumentError(
-            f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {type(field).__name__}"
-        )
-    return field.require_path(purpose)
-
-
 def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
     """Shape of a row of x: that of an exact field, or of any other field the one given as ``dim``."""
     wanted = field.dim if dim is None else dim

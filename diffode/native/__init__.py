@@ -21,10 +21,10 @@ _OFF = "0"
 
 
 @functools.cache
-def engine() -> str:
+def version() -> str:
     """What computes mixtures in few dimensions: ``"numba VERSION"``, or ``"torch"`` where there are no kernels.
 
-    A target's own ``engine`` says whether these kernels compute it.
+    A target's own ``arithmetic`` says whether these kernels compute it.
     """
     if os.environ.get("DIFFODE_NATIVE", "") == _OFF or importlib.util.find_spec("numba") is None:
         return "torch"
@@ -33,4 +33,4 @@ def engine() -> str:
 
 def is_on() -> bool:
     """Whether kernels are used."""
-    return engine() != "torch"
+    return version() != "torch"

@@ -73,7 +73,7 @@ def _of_solver(spec: str) -> tuple[str, ...]:
 def _of_problem(target: str, path: str) -> tuple[str, ...]:
     """The field's part of a key: hashes of the code and the parameters of a target and its path, or of a user's field."""
     code = _code_of_target(target)
-    on: tuple[str, ...] = () if FieldText.names(target) else (targets.get(target).engine,)
+    on: tuple[str, ...] = () if FieldText.names(target) else (targets.get(target).arithmetic,)
     if not (FieldText.names(target) and path not in paths.names()):
         on += (*_of_entries((paths.registry, [path])), version_of(paths.get(path)), paths.get(path).spec)
     return code, content_of(target, path), *on
@@ -138,8 +138,8 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
         "scipy": importlib.metadata.version("scipy"),
-        # The key of a target's cell holds the target's ``engine`` instead, without a version.
-        "fields": native.engine(),
+        # The key of a target's cell holds the target's ``arithmetic`` instead, without a version.
+        "fields": native.version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
         "cores": str(os.cpu_count()),

@@ -1,7 +1,7 @@
 """Evaluation of a mixture in few dimensions by compiled kernels, where these can stand in for torch.
 
-A mixture has kernels or none (:meth:`Compiled.of`), which its ``engine`` tells to the keys of stored results. Kernels compute
-the evaluations that they take (:meth:`Compiled.takes`), and torch the others, such as those that are differentiated.
+A mixture has kernels or none (:meth:`Compiled.of`), which its ``arithmetic`` tells to the keys of stored results. Kernels
+compute the evaluations that they take (:meth:`Compiled.takes`), and torch the others, such as those that are differentiated.
 """
 
 from __future__ import annotations

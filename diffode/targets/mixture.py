@@ -275,7 +275,7 @@ class GaussianMixture(Target):
 
     @property
     @override
-    def engine(self) -> str:
+    def arithmetic(self) -> str:
         return "torch" if self._compiled is None else "native"
 
     @functools.cached_property

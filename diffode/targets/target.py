@@ -107,7 +107,7 @@ class Target(ABC):
         return self.noised_log_prob(x, 1.0, 0.0)
 
     @property
-    def engine(self) -> str:
+    def arithmetic(self) -> str:
         """What computes its noised laws, which decides their last digits: ``"torch"``, or ``"native"`` for compiled kernels."""
         return "torch"
 

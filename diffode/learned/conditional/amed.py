@@ -22,7 +22,7 @@ from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.input_files import believed
-from diffode.learned.arguments import LARGEST, bounded, path_of
+from diffode.learned.arguments import LARGEST, bounded
 from diffode.learned.conditional.live import LiveWriter
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
@@ -186,7 +186,7 @@ class LearnedAMED(DirectSolver):
                 f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}:use it or its "
                 "two ends, or train anew"
             )
-        path = path_of(field, "AMED")
+        path = field.require_path("AMED")
         if any(abs(path.rho(t) - known) > 0.01 * known for t, known in zip((times[0], times[-1]), self.levels, strict=True)):
             raise ArgumentError(
                 f"this AMED was trained from noise level {self.levels[0]:.4g} to {self.levels[1]:.4g}, which the path of this "
