@@ -253,3 +253,13 @@ def test_results_of_kernels_have_keys_of_their_own(monkeypatch):
     key = cell_key(cell)
     monkeypatch.setattr(GaussianMixture, "arithmetic", "torch")
     assert cell_key(cell) != key
+
+
+def test_a_weight_of_the_denoised_point_that_is_zero_in_one_row_is_not_so_in_others():
+    """Velocities of paths with alpha' = 0 at one time ask for such weights."""
+    mixture, x = targets.get("moons"), torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    level = torch.full((5, 1), 0.7, dtype=torch.float64)
+    weight = torch.tensor([0.0, 1.0, 0.5, 0.0, 2.0], dtype=torch.float64)[:, None]
+    found = mixture.noised_view(x, level, level, weight, 0.3 * level)
+    known = by_torch(mixture).noised_view(x, level, level, weight, 0.3 * level)
+    torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12)
