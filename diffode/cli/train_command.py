@@ -201,7 +201,7 @@ def _draw(trained: Trained, file: FilePath) -> None:
         levels.semilogy(stages.levels.clamp(min=1e-8), marker, label=label, ms=5)
         weights.plot(output_weights(stages), marker, label=label, ms=5)
     levels.set(title="noise levels", xlabel="evaluation", ylabel="rho / scale")
-    levels.legend(fontsize=8, loc="lower left")
+    figure.legend(*levels.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     weights.set(title="weights in the output / level", xlabel="evaluation")
     weights.axhline(0, color="grey", lw=0.5)
     for panel in (loss, levels, weights):
