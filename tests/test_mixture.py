@@ -10,7 +10,7 @@ import torch
 import diffode
 from diffode import GaussianMixture, LowRank, targets
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
-from diffode.targets import mixture as mixture_module
+from diffode.targets import torch_evaluation as evaluation_module
 
 
 def random_mixture(kind, count=5, dim=4, seed=0):
@@ -367,17 +367,17 @@ def test_views_by_attention_are_those_by_products(points, dtype, monkeypatch):
         return original(*arguments, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    monkeypatch.setattr(mixture_module, "_ATTENTION_COMPONENTS", 40)
+    monkeypatch.setattr(evaluation_module, "_ATTENTION_COMPONENTS", 40)
     asked = [(a, s, p, g) for a, s in ((1.0, 2.0), (0.6, 0.8)) for p, g in ((1.0, 0.0), (0.0, -s), (0.3, 0.7))]
     attended = [mixture.noised_view(x, *one) for one in asked]
     assert len(calls) == len(asked)
-    monkeypatch.setattr(mixture_module, "_ATTENTION_COMPONENTS", 41)
+    monkeypatch.setattr(evaluation_module, "_ATTENTION_COMPONENTS", 41)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-4
     for one, found in zip(asked, attended, strict=True):
         torch.testing.assert_close(found, mixture.noised_view(x, *one), rtol=tolerance, atol=tolerance)
     assert len(calls) == len(asked)
     # Derivatives, a level for every row, and few components are left to products.
-    monkeypatch.setattr(mixture_module, "_ATTENTION_COMPONENTS", 40)
+    monkeypatch.setattr(evaluation_module, "_ATTENTION_COMPONENTS", 40)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("attention"))
     assert mixture.noised_view(x.clone().requires_grad_(), 1.0, 2.0, 1.0, 0.0).requires_grad
     level = torch.full((70, 1), 0.8, dtype=torch.float64)

@@ -148,15 +148,15 @@ def test_exponential_and_logarithm_keep_their_digits():
     """Against NumPy: to two units in the last place, from the largest to the smallest arguments that occur."""
     import numba
 
-    from diffode.native import kernels
+    from diffode.native import elementary
 
     @numba.vectorize(["float64(float64)"])
     def exponential(v):
-        return kernels.exponential(v)
+        return elementary.exponential(v)
 
     @numba.vectorize(["float64(float64)"])
     def logarithm(v):
-        return kernels.logarithm(v)
+        return elementary.logarithm(v)
 
     below = -np.concatenate([np.linspace(0, 708, 200_001), np.geomspace(1e-300, 1, 1000)])
     assert float(np.abs(exponential(below) / np.exp(below) - 1).max()) < 3e-16
@@ -168,6 +168,118 @@ def test_exponential_and_logarithm_keep_their_digits():
     error = np.abs(logarithm(positive) - np.log(positive)) / np.maximum(np.abs(np.log(positive)), 1e-300)
     assert float(error[np.log(positive) != 0].max()) < 5e-16
     assert logarithm(1.0) == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own", [False, True])
+def test_components_are_told_apart_far_out(kind, own):
+    """Against sums in 40 digits, where the squares of the distances are rounded by more than their differences."""
+    alike = {"isotropic": [0.3, 0.3], "diagonal": [[0.3, 0.2], [0.3, 0.2]], "full": [[[0.5, 0.2], [0.2, 0.3]]] * 2}[kind]
+    sigma = 0.5
+    for covariances in (alike, KINDS[kind]):
+        mixture = GaussianMixture([0.3, 0.7], [[0.25, 1.0], [0.5, 0.5]], covariances)
+        assert mixture.arithmetic == "native"
+        # On the line of equal densities, beside which a distance of 1/|x| changes the odds, and beyond it.
+        x = torch.tensor([[3e8, 1.5e8], [1e6, 5e5], [2e5, 1e5 + 0.3], [-1e5, -5e4], [1e140, -1e140]], dtype=torch.float64)
+        level = torch.full((len(x), 1), sigma, dtype=torch.float64) if own else sigma
+        found = mixture.responsibilities(x, 1.0, level)
+        exact = torch.tensor([responsibilities_in_digits(mixture, row, 1.0, sigma) for row in x.tolist()], dtype=torch.float64)
+        # Of the exponent, which is (x - midpoint) . (difference of the means)/u, a rounding of each term is left.
+        size = x.abs().amax(1, keepdim=True) if covariances is alike else 0.0 * x[:, :1]
+        tolerance = 4 * 2.0**-53 * size.clamp(max=1e9) + 1e-14
+        assert bool(((found - exact).abs() < tolerance).all()), (kind, found - exact)
+        assert torch.equal(found[2:3], mixture.responsibilities(x[2:3], 1.0, level[2:3] if own else level))
+
+
+def responsibilities_in_digits(mixture, point, alpha, sigma):
+    covariances = mixture.covariances
+    with mpmath.workdps(320):
+        exponents = []
+        for w, mu, c in zip(mixture.weights.tolist(), mixture.means.tolist(), covariances, strict=True):
+            matrix = c if c.ndim == 2 else torch.diag(c.expand(mixture.dim))
+            total = mpmath.mpf(alpha) ** 2 * mpmath.matrix(matrix.tolist()) + mpmath.mpf(sigma) ** 2 * mpmath.eye(mixture.dim)
+            y = mpmath.matrix(point) - mpmath.mpf(alpha) * mpmath.matrix(mu)
+            exponents.append(mpmath.log(w) - mpmath.log(mpmath.det(total)) / 2 - (y.T * total**-1 * y)[0] / 2)
+        highest = max(exponents)
+        parts = [mpmath.exp(e - highest) for e in exponents]
+        return [float(part / mpmath.fsum(parts)) for part in parts]
+
+
+def test_squares_that_overflow_are_left_to_torch():
+    mixture = targets.get("ring8")
+    x = torch.tensor([[1.0, 2.0], [1e160, 1.0], [float("nan"), 1.0], [0.5, -1e200]], dtype=torch.float64)
+    for own in (False, True):
+        level = torch.full((4, 1), 0.5, dtype=torch.float64) if own else 0.5
+        for (what, found), (_, known), (_, alone) in zip(
+            evaluations(mixture, x, 1.0, level),
+            evaluations(by_torch(mixture), x, 1.0, level),
+            evaluations(mixture, x[:1], 1.0, level[:1] if own else level),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12, equal_nan=True, msg=what)
+            assert torch.equal(found[:1], alone), what
+    assert bool(mixture.responsibilities(x, 1.0, 0.5)[[0, 1, 3]].isfinite().all())
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    """A child of a process whose threads have run kernels finds none of them."""
+    code = """
+import os, signal, torch
+from diffode import targets
+from diffode.targets import compiled
+torch.set_num_threads(2)
+compiled._ROWS_OF_A_THREAD = 10
+mixture, x = targets.get("ring8"), torch.randn(100, 2, dtype=torch.float64)
+known = mixture.noised_view(x, 1.0, 1.0, 1.0, 0.0)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if torch.equal(mixture.noised_view(x, 1.0, 1.0, 1.0, 0.0), known) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+
+
+def run_alone(code, folder):
+    """What a process prints that looks for machine code in a folder alone."""
+    setting = "from diffode.native import objects; from pathlib import Path; "
+    setting += f"objects._files = lambda key: [Path({str(folder)!r}) / (key + '.o')]\n"
+    done = subprocess.run([sys.executable, "-c", setting + code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_machine_code_is_compiled_once_and_loaded_without_numba(tmp_path):
+    """A damaged file, or one that others may write, is compiled again; answers are the same to the last bit."""
+    code = """
+import sys, torch
+from diffode import targets
+print(targets.get("bimodal1d").noised_log_prob(torch.tensor([[0.3]], dtype=torch.float64), 1.0, 0.5).item().hex())
+print("numba" in sys.modules)
+"""
+    folder = tmp_path / "objects"
+    number, compiled = run_alone(code, folder).splitlines()
+    assert compiled == "True"
+    (file,) = folder.iterdir()
+    kept = file.read_bytes()
+    assert run_alone(code, folder).splitlines() == [number, "False"]
+    file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    assert run_alone(code, folder).splitlines() == [number, "True"]
+    assert file.read_bytes() == kept
+    file.chmod(0o666)
+    assert run_alone(code, folder).splitlines() == [number, "True"]
+
+
+def test_without_a_place_for_machine_code_each_process_compiles(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    code = """
+import sys, torch
+from diffode import targets
+print(targets.get("bimodal1d").noised_log_prob(torch.tensor([[0.3]], dtype=torch.float64), 1.0, 0.5).item() < 0)
+print("numba" in sys.modules)
+"""
+    assert run_alone(code, blocked / "below").splitlines() == ["True", "True"]
 
 
 def test_numbers_that_are_none_stay_none():

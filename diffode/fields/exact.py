@@ -91,7 +91,8 @@ class ExactField(Field):
             weights = (0.0, 1.0)
         else:
             weights = (self.path.alpha_derivative(when), -self.path.half_variance_rate(when))
-        return self.target.noised_view(flat, alpha, sigma, *weights).reshape(x.shape)
+        view = self.target.noised_view(flat, alpha, sigma, *weights)
+        return view if flat is x else view.reshape(x.shape)
 
     def _at(self, x: Tensor, t: Scalar) -> tuple[Tensor, Scalar, Scalar, Scalar]:
         """x as (B, dim); alpha, sigma and the time as floats, or as (B, 1) float64 tensors for a time per row."""
@@ -111,7 +112,7 @@ class ExactField(Field):
             except (TypeError, ValueError, RuntimeError):
                 raise ArgumentError(f"t must be a number or a tensor of times, got {t!r}") from None
         self.path.check_times(when)
-        return x.flatten(1), self.path.alpha(when), self.path.sigma(when), when
+        return x if x.ndim == 2 else x.flatten(1), self.path.alpha(when), self.path.sigma(when), when
 
 
 def exact_field(target: Target | str, path: Path | str) -> ExactField:

@@ -1,7 +1,8 @@
 """Compiled kernels for Gaussian mixtures in few dimensions: what the torch code of a target computes, several times faster.
 
-They are written in Python and compiled by Numba when they are first used, which takes some seconds and no compiler; what was
-compiled lies in a cache. Without Numba, or with ``DIFFODE_NATIVE=0`` in the environment, everything runs in torch.
+They are written in Python and compiled by Numba when they are first used on a machine, which takes some seconds and no
+compiler; what was compiled is kept (:mod:`diffode.native.objects`). Without Numba, or with ``DIFFODE_NATIVE=0`` in the
+environment, everything runs in torch.
 """
 
 from __future__ import annotations

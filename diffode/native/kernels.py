@@ -1,8 +1,9 @@
-r"""Kernels for mixtures: responsibilities, log-density, views and the divergence of the score, compiled by Numba.
+r"""Kernels for mixtures: responsibilities, log-density, views and the divergence of the score, to be compiled by Numba.
 
 The Gaussians are those of :mod:`diffode.targets.components`: component k is :math:`N(\alpha\mu_k, S_k)` with
 :math:`S_k = B_k\,\mathrm{diag}(u_k)B_k^T`, :math:`u_{kd} = \alpha^2 c_{kd} + \sigma^2`. All is computed from the differences
-:math:`y = x - \alpha\mu_k`, so that no digit is lost however narrow a component is.
+:math:`y = x - \alpha\mu_k`, so that no digit is lost however narrow a component is. Far from all components, where even their
+squares would differ by less than they are rounded, the squares are compared without being formed (:func:`_compare`).
 
 Rows are computed in blocks of a fixed length, a short last block being filled up with its last row. The innermost loops run
 over the rows of a block, which the compiler turns into vector instructions without a remainder: so a row's answer is the same,
@@ -10,7 +11,7 @@ bit for bit, in any batch.
 """
 
 # The kernels are compiled from their source, in which annotations mean nothing and loops are what is fast.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,call-arg,var-annotated,unreachable"
+# mypy: disable-error-code="attr-defined,no-untyped-def,no-untyped-call,untyped-decorator,call-arg,var-annotated,unreachable"
 
 from __future__ import annotations
 
@@ -20,103 +21,31 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic
 
-#: What a kernel computes, as numbers: the places of the words of ``native.Wanted``.
-_VIEW, _LOG_PROB, _RESPONSIBILITIES, _DIVERGENCE = range(4)
+from diffode.native.elementary import INNER, exponential, logarithm
+
+#: What a kernel computes, as numbers: the places of the words of ``native.Wanted``, and then the size of its workplace.
+_VIEW, _LOG_PROB, _RESPONSIBILITIES, _DIVERGENCE, _ROOM = range(5)
 #: Rows of an array of levels: alpha, sigma, and the weights of the denoised point and of the negative score.
 _ALPHA, _SIGMA, _P, _G = range(4)
 #: Number of rows of a block.
 BLOCK = 64
+#: Logarithm of a row's largest density below which its components are compared, as squares lose 1e-12 by then.
+_FAR = -5000.0
 
 _LOG_2PI = math.log(2 * math.pi)
-#: Addend of 1.5 * 2^52 that rounds a float64 to an integer and leaves it in the low bits.
-_ROUNDER = 6755399441055744.0
-#: Lowest argument of the exponential; beyond it the value would be subnormal.
-_LOWEST = -708.0
-_LOG2_E = 1.4426950408889634
-#: The logarithm of 2 as a sum: the first part times an exponent is exact.
-_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-_MANTISSA_BITS, _MANTISSA, _ONE_BITS = 52, (1 << 52) - 1, 1023 << 52
-_ROOT2 = math.sqrt(2)
-#: exp(y) = 1 + y (e_0 + e_1 y + ...) for |y| <= log(2)/2, interpolated at Chebyshev's nodes: relative error 1e-17.
-_E0, _E1, _E2, _E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10 = (
-    1.0, 0.5000000000000006, 0.1666666666666667, 0.04166666666657314, 0.008333333333326141, 0.0013888888932488848,
-    0.00019841269874800683, 2.4801504346680997e-05, 2.75572554255029e-06, 2.7626357373278975e-07, 2.5105206475334834e-08,
-)  # fmt: skip
-
-#: Settings of the compiler: products may be fused with sums, as they then are for every row alike.
-_SETTINGS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True}
 
 
 @intrinsic
-def _bits_of(context, number):
-    """The bits of a float64 as an int64."""
+def _after(context, pointer, count):
+    """The address that lies ``count`` numbers after another."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(types.int64))
+        return builder.gep(arguments[0], [arguments[1]])
 
-    return types.int64(types.float64), generate
-
-
-@intrinsic
-def _of_bits(context, bits):
-    """The float64 with the bits of an int64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(types.float64))
-
-    return types.float64(types.int64), generate
-
-
-@numba.njit(inline="always", **_SETTINGS)
-def exponential(v):
-    """exp(v) for v <= 0, to a unit in the last place; exp(-708) for all below, which no sum with 1 notices."""
-    # What is no number stays none.
-    v = _LOWEST if v < _LOWEST else v
-    shifted = v * _LOG2_E + _ROUNDER
-    n = shifted - _ROUNDER
-    y = (v - n * _LN2_HIGH) - n * _LN2_LOW
-    q = _E10
-    q = q * y + _E9
-    q = q * y + _E8
-    q = q * y + _E7
-    q = q * y + _E6
-    q = q * y + _E5
-    q = q * y + _E4
-    q = q * y + _E3
-    q = q * y + _E2
-    q = q * y + _E1
-    q = q * y + _E0
-    q = q * y + 1.0
-    # The low bits of ``shifted`` are n; moved to the exponent, on top of that of 1, they are 2^n.
-    return q * _of_bits((_bits_of(shifted) << _MANTISSA_BITS) + _ONE_BITS)
-
-
-@numba.njit(inline="always", **_SETTINGS)
-def logarithm(v):
-    """log(v) of a normal positive v, to two units in the last place, as 2 artanh((m - 1)/(m + 1)) + e log 2 with v = m 2^e."""
-    bits = _bits_of(v)
-    exponent = float((bits >> _MANTISSA_BITS) - 1023)
-    mantissa = _of_bits((bits & _MANTISSA) | _ONE_BITS)
-    large = mantissa > _ROOT2
-    mantissa = mantissa * 0.5 if large else mantissa
-    exponent = exponent + 1.0 if large else exponent
-    s = (mantissa - 1.0) / (mantissa + 1.0)
-    z = s * s
-    q = 1.0 / 23.0
-    q = q * z + 1.0 / 21.0
-    q = q * z + 1.0 / 19.0
-    q = q * z + 1.0 / 17.0
-    q = q * z + 1.0 / 15.0
-    q = q * z + 1.0 / 13.0
-    q = q * z + 1.0 / 11.0
-    q = q * z + 1.0 / 9.0
-    q = q * z + 1.0 / 7.0
-    q = q * z + 1.0 / 5.0
-    q = q * z + 1.0 / 3.0
-    return exponent * _LN2_HIGH + (exponent * _LN2_LOW + 2.0 * (s + s * z * q))
+    return types.CPointer(types.float64)(pointer, types.intp), generate
 
 
 # A kernel is specialised by the types of its arguments: ``axes`` is a tuple of as many numbers as a point has coordinates,
@@ -124,13 +53,13 @@ def logarithm(v):
 # axis for levels, that axis has a column for each row of the block, or one for all.
 
 
-@numba.njit(inline="always", **_SETTINGS)
+@numba.njit(inline="always", **INNER)
 def _column(own, r):
     """The column that belongs to a row of the block."""
     return 0 if own is None else r
 
 
-@numba.njit(inline="always", **_SETTINGS)
+@numba.njit(inline="always", **INNER)
 def _along(axes, basis, own, points, scaled_means, k, d, r):
     """The coordinate of x - alpha mu_k along the d-th eigenvector, for a row of the block."""
     at = _column(own, r)
@@ -142,7 +71,7 @@ def _along(axes, basis, own, points, scaled_means, k, d, r):
     return total
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**INNER)
 def _prepare(axes, several, means, eigenvalues, log_weights, level, scaled_means, inverse, factor, bias):
     """What does not depend on x: alpha mu_k, 1/u, (p alpha c + g)/u, and the logarithm of the density at its centre."""
     dim, width = len(axes), level.shape[1]
@@ -162,9 +91,13 @@ def _prepare(axes, several, means, eigenvalues, log_weights, level, scaled_means
                 bias[k, r] -= 0.5 * repeated * logarithm(u)
 
 
-@numba.njit(**_SETTINGS)
-def _weigh(axes, basis, own, several, points, scaled_means, inverse, bias, weights, top, mass):
-    """Densities of the components times their weights, relative to the largest of each row; its logarithm, and their sum."""
+@numba.njit(**INNER)
+def _weigh(axes, basis, own, several, points, scaled_means, inverse, bias, weights, top, shift, mass):
+    """Densities of the components times their weights, relative to the largest of each row; its logarithm, and their sum.
+
+    Returns the number of rows whose squared distances overflow; their weights are not numbers.
+    """
+    lost = 0
     for r in range(BLOCK):
         top[r] = -np.inf
         mass[r] = 0.0
@@ -178,15 +111,70 @@ def _weigh(axes, basis, own, several, points, scaled_means, inverse, bias, weigh
             value = bias[k, _column(own, r)] - 0.5 * distance
             joint[r] = value
             top[r] = value if value > top[r] else top[r]
+    nearest = np.inf
+    for r in range(BLOCK):
+        shift[r] = top[r]
+        nearest = top[r] if top[r] < nearest else nearest
+    if nearest < _FAR:
+        for r in range(BLOCK):
+            if top[r] < _FAR:
+                _compare(axes, basis, own, several, points, scaled_means, inverse, bias, weights, r, top, shift)
+                lost += 0 if top[r] > -np.inf else 1
     for k in range(len(weights)):
         joint = weights[k]
         for r in range(BLOCK):
-            value = exponential(joint[r] - top[r])
+            value = exponential(joint[r] - shift[r])
             joint[r] = value
             mass[r] += value
+    return lost
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**INNER)
+def _compare(axes, basis, own, several, points, scaled_means, inverse, bias, weights, r, top, shift):
+    """Logarithms of a far row's densities relative to that of the likeliest component j, without the squares that cancel.
+
+    With y_k = x - alpha mu_k and S_k^-1 for the k-th form, y_k^T S_k^-1 y_k - y_j^T S_j^-1 y_j is
+    (y_k - y_j)^T S_k^-1 (y_k + y_j) + y_j^T (S_k^-1 - S_j^-1) y_j: y_k - y_j holds no x, and equal forms cancel exactly.
+    """
+    at, j = _column(own, r), 0
+    for k in range(len(weights)):
+        j = k if weights[k, r] == top[r] else j
+    for k in range(len(weights)):
+        form = 0.0
+        for d in range(len(axes)):
+            y = _turned(axes, basis, own, points, scaled_means, k, j, j, 1.0, 0.0, d, r)
+            form += y * y * inverse[k, d * several, at]
+        weights[k, r] = form
+    own_form, highest = weights[j, r], -np.inf
+    for k in range(len(weights)):
+        difference = weights[k, r] - own_form
+        for d in range(len(axes)):
+            apart = _turned(axes, basis, own, points, scaled_means, k, j, k, 0.0, 1.0, d, r)
+            both = _turned(axes, basis, own, points, scaled_means, k, j, k, 2.0, 1.0, d, r)
+            difference += apart * both * inverse[k, d * several, at]
+        value = (bias[k, at] - bias[j, at]) - 0.5 * difference
+        # A component whose own squares overflow, where the likeliest one's do not, has no weight.
+        value = value if value > -np.inf else -np.inf
+        weights[k, r] = value
+        highest = value if value > highest else highest
+    shift[r] = highest
+    top[r] += highest
+
+
+@numba.njit(inline="always", **INNER)
+def _turned(axes, basis, own, points, scaled_means, k, j, other, near, apart, d, r):
+    """The coordinate of near y_j + apart (y_other - y_j) along the d-th eigenvector of component k, for a row."""
+    at = _column(own, r)
+    if basis is None:
+        return near * (points[d, r] - scaled_means[j, d, at]) + apart * (scaled_means[j, d, at] - scaled_means[other, d, at])
+    total = 0.0
+    for f in range(len(axes)):
+        y = near * (points[f, r] - scaled_means[j, f, at]) + apart * (scaled_means[j, f, at] - scaled_means[other, f, at])
+        total += basis[k, f, d] * y
+    return total
+
+
+@numba.njit(**INNER)
 def _pull(axes, basis, own, several, points, scaled_means, scale, k, share, total):
     """Add share (BLOCK,) times S_k^-1 (x - alpha mu_k), or with another ``scale`` in place of 1/u, to total (dim, BLOCK)."""
     for d in range(len(axes)):
@@ -200,7 +188,7 @@ def _pull(axes, basis, own, several, points, scaled_means, scale, k, share, tota
                     total[f, r] += w * basis[k, f, d]
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**INNER)
 def _view(axes, basis, own, several, points, scaled_means, means, centre, level, factor, weights, mass, total):
     """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)] of every row of the block, in total (dim, BLOCK)."""
     total[:] = 0.0
@@ -216,7 +204,7 @@ def _view(axes, basis, own, several, points, scaled_means, means, centre, level,
             total[d, r] = total[d, r] / mass[r] + level[_P, _column(own, r)] * centre[d]
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**INNER)
 def _diverge(axes, basis, own, several, points, scaled_means, inverse, weights, mass, total, apart, ones, answer):
     """The divergence of the score, sum_k r_k (|g_k - score|^2 - tr S_k^-1): unexpanded, so that nothing cancels."""
     total[:] = 0.0
@@ -239,7 +227,8 @@ def _diverge(axes, basis, own, several, points, scaled_means, inverse, weights, 
         answer[r] /= mass[r]
 
 
-def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weights, levels, out):
+@numba.njit(**INNER)
+def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weights, levels, out, work):
     """Compute what is wanted of every row of x and write it to ``out``.
 
     Args:
@@ -254,15 +243,32 @@ def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weigh
         log_weights: (K,).
         levels: alpha, sigma, and the weights p of the denoised point and g of the negative score, (4, 1) or (4, B).
         out: (B, dim), (B, K), or (B, 1).
+        work: room for the numbers that it works with.
+
+    Returns the number of rows whose squared distances overflow; what is written for them is not a number. Asked for ``_ROOM``,
+    it returns the count of numbers that it works with.
     """
     rows, count, dim = x.shape[0], means.shape[0], len(axes)
     width = 1 if own is None else BLOCK
-    several = 0 if eigenvalues.shape[1] == 1 else 1
-    level, scaled_means, bias = np.empty((4, width)), np.empty((count, dim, width)), np.empty((count, width))
-    inverse = np.empty((count, eigenvalues.shape[1], width))
-    factor = np.empty((count, eigenvalues.shape[1], width))
-    points, total, apart = np.empty((dim, BLOCK)), np.empty((dim, BLOCK)), np.empty((dim, BLOCK))
-    weights, top, mass, ones = np.empty((count, BLOCK)), np.empty(BLOCK), np.empty(BLOCK), np.ones(BLOCK)
+    kinds = eigenvalues.shape[1]
+    if wanted == _ROOM:
+        return width * (4 + count * (dim + 1 + 2 * kinds)) + BLOCK * (3 * dim + count + 4)
+    several = 0 if kinds == 1 else 1
+    level, work = carray(work, (4, width)), _after(work, 4 * width)
+    scaled_means, work = carray(work, (count, dim, width)), _after(work, count * dim * width)
+    bias, work = carray(work, (count, width)), _after(work, count * width)
+    inverse, work = carray(work, (count, kinds, width)), _after(work, count * kinds * width)
+    factor, work = carray(work, (count, kinds, width)), _after(work, count * kinds * width)
+    points, work = carray(work, (dim, BLOCK)), _after(work, dim * BLOCK)
+    total, work = carray(work, (dim, BLOCK)), _after(work, dim * BLOCK)
+    apart, work = carray(work, (dim, BLOCK)), _after(work, dim * BLOCK)
+    weights, work = carray(work, (count, BLOCK)), _after(work, count * BLOCK)
+    top, work = carray(work, (BLOCK,)), _after(work, BLOCK)
+    shift, work = carray(work, (BLOCK,)), _after(work, BLOCK)
+    mass, work = carray(work, (BLOCK,)), _after(work, BLOCK)
+    ones = carray(work, (BLOCK,))
+    ones[:] = 1.0
+    lost = 0
     for start in range(0, rows, BLOCK):
         length = min(BLOCK, rows - start)
         if own is not None or start == 0:
@@ -273,7 +279,7 @@ def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weigh
         for r in range(BLOCK):
             for d in range(dim):
                 points[d, r] = x[start + min(r, length - 1), d] - level[_ALPHA, _column(own, r)] * centre[d]
-        _weigh(axes, basis, own, several, points, scaled_means, inverse, bias, weights, top, mass)
+        lost += _weigh(axes, basis, own, several, points, scaled_means, inverse, bias, weights, top, shift, mass)
         if wanted == _LOG_PROB:
             for r in range(length):
                 out[start + r, 0] = top[r] + math.log(mass[r])
@@ -290,16 +296,41 @@ def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weigh
             for r in range(length):
                 for d in range(dim):
                     out[start + r, d] = total[d, r]
+    return lost
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """The function, compiled when it is first called and kept in a cache on disk, if there is a place for one."""
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **_SETTINGS)(function)
-    except RuntimeError:
-        # Numba found no folder that can be written.
-        compiled = numba.njit(**_SETTINGS)(function)
-    return compiled
+def kernel(dim: int, rotated: bool, own: bool) -> Callable[..., Any]:
+    """:func:`_evaluate` for one kind of mixture, as a function with the signature ``SIGNATURE``.
+
+    It takes what is wanted, the numbers of rows, of components and of eigenvalues of each (1 or dim); the addresses of the
+    points, of all parameters one after the other (centre, means, eigenvalues, logarithms of weights, bases), of the levels, of
+    the answer, and of its workplace.
+    """
+    axes, mark = (0,) * dim, True if own else None
+    basis_at = _basis_at if rotated else _no_basis
+
+    def evaluate(wanted, rows, count, kinds, x, parameters, levels, out, work):
+        columns = dim if wanted == _VIEW else count if wanted == _RESPONSIBILITIES else 1
+        centre, means = carray(parameters, (dim,)), carray(_after(parameters, dim), (count, dim))
+        eigenvalues = carray(_after(parameters, dim * (1 + count)), (count, kinds))
+        log_weights = carray(_after(parameters, dim * (1 + count) + count * kinds), (count,))
+        basis = basis_at(_after(parameters, dim * (1 + count) + count * (kinds + 1)), count, dim)
+        level = carray(levels, (4, rows if own else 1))
+        points, answer = carray(x, (rows, dim)), carray(out, (rows, columns))
+        return _evaluate(wanted, axes, basis, mark, points, centre, means, eigenvalues, log_weights, level, answer, work)
+
+    return evaluate
 
 
-evaluate = _compiled(_evaluate)
+@numba.njit(inline="always", **INNER)
+def _basis_at(pointer, count, dim):
+    return carray(pointer, (count, dim, dim))
+
+
+@numba.njit(inline="always", **INNER)
+def _no_basis(pointer, count, dim):
+    return None
+
+
+#: Types of a kernel's result, of its four counts, and of its five addresses.
+SIGNATURE = types.int64(*[types.int64] * 4, *[types.CPointer(types.float64)] * 5)

@@ -6,20 +6,24 @@ compute the evaluations that they take (:meth:`Compiled.takes`), and torch the o
 
 from __future__ import annotations
 
+import array
 import concurrent.futures
 import functools
-from collections.abc import Callable
-from typing import Any, Self, get_args
+import itertools
+import os
+import threading
+from collections.abc import Sequence
+from typing import Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffode import native
-from diffode.native import Wanted
+from diffode.native import Wanted, objects
 from diffode.targets.components import Components, Diagonal, Isotropic
 from diffode.targets.rotated import Rotated
 from diffode.targets.target import Scalar
+from diffode.targets.torch_evaluation import TorchEvaluation, is_plain
 
 #: Bounds of the variances alpha^2 c + sigma^2 between which the kernels' logarithm and quotients are normal numbers.
 _VARIANCES = (1e-280, 1e280)
@@ -28,40 +32,51 @@ _ROWS_OF_A_THREAD = 2**13
 
 #: What kernels compute, as the numbers that they take.
 _NUMBERS: dict[Wanted, int] = {wanted: number for number, wanted in enumerate(get_args(Wanted))}
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
+#: The number by which a kernel is asked for the size of its workplace.
+_ROOM = len(_NUMBERS)
+#: Weights where none are wanted.
+_NO_WEIGHTS = (0.0, 0.0)
 
 
 class Compiled:
-    """The kernels' answers for one mixture, each for x (B, dim), one level (floats) or one for each row ((B,) tensors)."""
+    """The kernels' answers for one mixture, each for x (B, dim), one level (floats) or one for each row ((B, 1) tensors).
 
-    def __init__(self, components: Components, centre: Tensor, eigenvalues: Tensor, basis: Tensor | None):
-        self._means, self._log_weights = (_array(part) for part in (components.means, components.log_weights))
-        self._centre, self._eigenvalues = _array(centre), _array(eigenvalues)
-        self._basis = None if basis is None else _array(basis)
-        self._axes = (0,) * components.dim
+    Rows so far out that the squares of their distances overflow are left to torch.
+    """
+
+    def __init__(self, components: Components, eigenvalues: Tensor, basis: Tensor | None, by_torch: TorchEvaluation):
+        """``eigenvalues`` are (K, dim), or (K, 1); ``basis`` is (K, dim, dim) with eigenvectors in columns."""
+        centre = by_torch.mean
+        self._by_torch, self._dim, self._count, self._kinds = by_torch, components.dim, components.count, eigenvalues.shape[1]
+        self._rotated = basis is not None
+        held = [centre, components.means - centre, eigenvalues, components.log_weights, *([] if basis is None else [basis])]
+        self._parameters = torch.cat([part.detach().to("cpu", torch.float64).reshape(-1) for part in held])
         self._ends = float(eigenvalues.min()), float(eigenvalues.max())
+        #: Numbers that the kernel works with, by whether rows have levels of their own.
+        self._room: dict[bool, int] = {}
 
     @classmethod
-    def of(cls, components: Components, centre: Tensor) -> Self | None:
-        """The kernels for components less the centre; None if there are none for them, or they are switched off."""
+    def of(cls, components: Components, by_torch: TorchEvaluation) -> Self | None:
+        """The kernels for components; None if there are none for them, or they are switched off."""
         if components.dim > native.MOST_DIMENSIONS or not native.is_on():
             return None
         if isinstance(components, Isotropic):
-            return cls(components, centre, components.variance[:, None], None)
+            return cls(components, components.variance[:, None], None, by_torch)
         if isinstance(components, Diagonal):
-            return cls(components, centre, components.variance, None)
+            return cls(components, components.variance, None, by_torch)
         if isinstance(components, Rotated) and components.full:
-            return cls(components, centre, components.eigenvalues, components.basis)
+            return cls(components, components.eigenvalues, components.basis, by_torch)
         return None
 
     def takes(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> bool:
         """Whether all are plain numbers on the CPU, of which no derivative is asked, at a level that is not extreme."""
-        if not is_plain(x) or not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
+        if x.ndim != 2 or x.shape[1] != self._dim or not is_plain(x):
+            return False
+        if not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
             return False
         narrow, wide = self._ends
         if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
-            squares = [np.square(_numbers(part)) for part in (alpha, sigma)]
+            squares = [torch.as_tensor(part, dtype=torch.float64, device="cpu").square() for part in (alpha, sigma)]
             low, high = float((squares[0] * narrow + squares[1]).min()), float((squares[0] * wide + squares[1]).max())
         else:
             low, high = alpha * alpha * narrow + sigma * sigma, alpha * alpha * wide + sigma * sigma
@@ -69,7 +84,7 @@ class Compiled:
 
     def view(self, x: Tensor, alpha: Scalar, sigma: Scalar, p: Scalar, g: Scalar) -> Tensor:
         """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)], (B, dim)."""
-        return self._run("view", x, len(self._axes), alpha, sigma, p, g)
+        return self._run("view", x, self._dim, alpha, sigma, p, g)
 
     def log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
         """log p(x), (B,)."""
@@ -77,71 +92,92 @@ class Compiled:
 
     def responsibilities(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
         """Posterior probabilities of the components, (B, K)."""
-        return self._run("responsibilities", x, len(self._means), alpha, sigma)
+        return self._run("responsibilities", x, self._count, alpha, sigma)
 
     def score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
         """Laplacian of log p(x), (B,)."""
         return self._run("divergence", x, 1, alpha, sigma)[:, 0]
 
-    def _run(
-        self, wanted: Wanted, x: Tensor, width: int, alpha: Scalar, sigma: Scalar, p: Scalar = 0.0, g: Scalar = 0.0
-    ) -> Tensor:
-        # Attributes are looked up once, since a small batch takes the kernel no longer than that.
-        evaluate, number = self._kernel, _NUMBERS[wanted]
-        points = np.ascontiguousarray(x.numpy(force=True), dtype=np.float64)
-        given, out = (alpha, sigma, p, g), np.empty((len(points), width))
-        own = True if any(isinstance(part, Tensor) for part in given) else None
-        if own is None:
-            levels = np.array(given, dtype=np.float64)[:, None]
+    def _run(self, wanted: Wanted, x: Tensor, width: int, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> Tensor:
+        number, rows = _NUMBERS[wanted], x.shape[0]
+        points = x if x.dtype == torch.float64 and x.is_contiguous() else x.detach().to(torch.float64).contiguous()
+        p, g = weights or _NO_WEIGHTS
+        given, out = (alpha, sigma, p, g), torch.empty(rows, width, dtype=torch.float64, device="cpu")
+        own = isinstance(alpha, Tensor) or isinstance(sigma, Tensor) or isinstance(p, Tensor) or isinstance(g, Tensor)
+        threads = min(torch.get_num_threads(), rows // _ROWS_OF_A_THREAD) if rows > _ROWS_OF_A_THREAD else 1
+        if not own:
+            shared = array.array("d", (float(part) for part in given))
+            level = shared.buffer_info()[0]
         else:
-            levels = np.empty((len(given), len(points)))
+            levels = torch.empty(len(given), rows, dtype=torch.float64, device="cpu")
             for row, part in zip(levels, given, strict=True):
-                row[:] = _numbers(part)
-        fixed = (self._centre, self._means, self._eigenvalues, self._log_weights)
-        threads = min(torch.get_num_threads(), len(points) // _ROWS_OF_A_THREAD) if len(points) > _ROWS_OF_A_THREAD else 1
+                row.copy_(part.detach().reshape(-1)) if isinstance(part, Tensor) else row.fill_(part)
+            level = levels.data_ptr()
         if threads < 2:
-            evaluate(number, self._axes, self._basis, own, points, *fixed, levels, out)
-            return torch.from_numpy(out).to(x.dtype)
+            lost = self._evaluate(number, own, rows, points.data_ptr(), level, out.data_ptr())
+        else:
+            # A row's answer does not depend on the others, and so not on the number of threads.
+            ends = [rows * k // threads for k in range(threads + 1)]
+            spans = [slice(*span) for span in itertools.pairwise(ends)]
+            parts = [(points[at], levels[:, at].contiguous() if own else None, out[at]) for at in spans]
 
-        def piece(begin: int, end: int) -> None:
-            at = levels if own is None else np.ascontiguousarray(levels[:, begin:end])
-            evaluate(number, self._axes, self._basis, own, points[begin:end], *fixed, at, out[begin:end])
+            def piece(part: tuple[Tensor, Tensor | None, Tensor]) -> int:
+                some, its_levels, answer = part
+                address = level if its_levels is None else its_levels.data_ptr()
+                return self._evaluate(number, own, len(some), some.data_ptr(), address, answer.data_ptr())
 
-        # A row's answer does not depend on the others, and so not on the number of threads.
-        ends = [len(points) * k // threads for k in range(threads + 1)]
-        list(_pool(threads).map(piece, ends[:-1], ends[1:]))
-        return torch.from_numpy(out).to(x.dtype)
+            lost = sum(_pool(threads).map(piece, parts))
+        if lost:
+            self._leave(wanted, points, given, out)
+        return out if x.dtype == torch.float64 else out.to(x.dtype)
 
-    @functools.cached_property
-    def _kernel(self) -> Callable[..., None]:
-        from diffode.native import kernels
+    def _leave(self, wanted: Wanted, points: Tensor, given: Sequence[Scalar], out: Tensor) -> None:
+        """Let torch write the rows of ``out`` for which a kernel found no number, though their points are numbers."""
+        at = (~out[:, 0].isfinite() & ~points.isnan().any(1)).nonzero()[:, 0]
+        x, rows = points[at], len(points)
+        levels = [part.reshape(-1, 1).expand(rows, 1)[at] if isinstance(part, Tensor) else part for part in given]
+        evaluation = self._by_torch
+        if wanted == "view":
+            out[at] = evaluation.view(x, *levels)
+        elif wanted == "responsibilities":
+            out[at] = evaluation.responsibilities(x, *levels[:2])
+        else:
+            function = evaluation.log_prob if wanted == "log_prob" else evaluation.score_divergence
+            out[at] = function(x, *levels[:2])[:, None]
 
-        return kernels.evaluate
+    def _evaluate(self, number: int, own: bool, rows: int, points: int, levels: int, out: int) -> int:
+        """Run the kernel on some rows, given by addresses; returns the number of those that it can't do."""
+        # Neither the kernel nor an address is kept, since a copy of the mixture would keep them too.
+        kernel, parameters = objects.kernel(self._dim, self._rotated, own), self._parameters.data_ptr()
+        room = self._room.get(own)
+        if room is None:
+            room = self._room[own] = kernel(_ROOM, 0, self._count, self._kinds, 0, parameters, 0, 0, 0)
+        return kernel(number, rows, self._count, self._kinds, points, parameters, levels, out, _workplace(room))
 
 
-def _array(part: Tensor) -> Array:
-    found: Array = np.ascontiguousarray(part.numpy(), dtype=np.float64)
-    return found
+class _Workplaces(threading.local):
+    """Room for numbers that each thread keeps, since asking for it anew takes as long as a small batch."""
+
+    room: Tensor = torch.empty(0)
 
 
-def _numbers(part: Scalar) -> Array:
-    """A number, or a number for each row, as an array."""
-    return np.asarray(part.numpy(force=True).reshape(-1) if isinstance(part, Tensor) else part, dtype=np.float64)
+_workplaces = _Workplaces()
 
 
-def is_plain(part: Tensor) -> bool:
-    """Whether a tensor is one of numbers on the CPU and nothing more: no derivative, no transform, no trace is asked of it."""
-    return (
-        type(part) in (Tensor, torch.nn.Parameter)
-        and part.device.type == "cpu"
-        and part.layout == torch.strided
-        and not (part.requires_grad and torch.is_grad_enabled())
-        and not torch._C._functorch.is_functorch_wrapped_tensor(part)
-        and torch.autograd.forward_ad.unpack_dual(part).tangent is None  # type: ignore[no-untyped-call]
-        and not torch.compiler.is_compiling()
-    )
+def _workplace(room: int) -> int:
+    """The address of room for so many float64 numbers, which the thread's next call may use again."""
+    kept = _workplaces.room
+    if kept.numel() < room:
+        with torch.inference_mode(False):
+            kept = _workplaces.room = torch.empty(room, dtype=torch.float64, device="cpu")
+    return kept.data_ptr()
 
 
 @functools.cache
 def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="diffode-native")
+
+
+# A forked process has none of the threads of its parent, only the pools that they belonged to.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
