@@ -34,6 +34,7 @@ from typing_extensions import override
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
 from diffode.numerics.exponential import phi
+from diffode.numerics.memory import each_once
 from diffode.numerics.polynomials import weights_of
 from diffode.paths import VP, Path, Time
 from diffode.paths import get as get_path
@@ -154,10 +155,12 @@ class NoiseChart(Chart):
     prediction = "noise"
 
     @override
+    @each_once
     def scale(self, t: Time) -> Time:
         return self.path.alpha(t)
 
     @override
+    @each_once
     def clock(self, t: Time) -> Time:
         return self.path.rho(t)
 
@@ -180,6 +183,7 @@ class NoiseTimeChart(NoiseChart):
     name = "noise_time"
     _time_axis = VP()
 
+    @each_once
     def variable(self, t: Time) -> Time:
         """Time at which the linear VP path has the same rho, whatever the path; DEIS fits polynomials in it."""
         return self._time_axis.time_from_rho(self.clock(t))
@@ -207,6 +211,7 @@ class ExponentialChart(Chart):
     #: The sign of h in the functions phi.
     sign: ClassVar[int]
 
+    @each_once
     def variable(self, t: Time) -> Time:
         """lambda(t)."""
         return self.path.log_snr(t)
@@ -233,6 +238,7 @@ class NoiseLogSNRChart(ExponentialChart, NoiseChart):
     sign = 1
 
     @override
+    @each_once
     def weight(self, t: Time) -> Time:
         return -self.path.sigma(t)
 
@@ -250,10 +256,12 @@ class DataChart(ExponentialChart):
     sign = -1
 
     @override
+    @each_once
     def scale(self, t: Time) -> Time:
         return self.path.sigma(t)
 
     @override
+    @each_once
     def clock(self, t: Time) -> Time:
         return _reciprocal(self.path.rho(t))
 
@@ -262,6 +270,7 @@ class DataChart(ExponentialChart):
         return self.path.time_from_rho(_reciprocal(clock))
 
     @override
+    @each_once
     def weight(self, t: Time) -> Time:
         return self.path.alpha(t)
 

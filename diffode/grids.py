@@ -127,6 +127,11 @@ def is_named(grid: object) -> bool:
     return isinstance(grid, Grid)
 
 
+def is_rule(grid: str) -> bool:
+    """Whether a text names a rule of this module, whose times depend on its options, the path and the steps alone."""
+    return grid.partition(":")[0] in _RULES
+
+
 def check(grid: Times) -> None:
     """Raise ArgumentError unless the name and options of a grid are known, or its numbers fall."""
     if not is_named(grid):
@@ -389,7 +394,7 @@ def trained(file: str = "") -> Grid:
     return Grid(place)
 
 
-for _make in (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift, trained):
-    registry.register(_make.__name__, _make)
-for _name in _AYS:
-    registry.register(_name, _ays(_name))
+_MAKERS = (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift)
+_RULES = {make.__name__: make for make in _MAKERS} | {name: _ays(name) for name in _AYS}
+for _name, _make in {**_RULES, "trained": trained}.items():
+    registry.register(_name, _make)

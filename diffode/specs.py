@@ -351,6 +351,7 @@ def _bound(function: Any) -> tuple[Any, ...]:
     return (cells, function.__defaults__, function.__kwdefaults__)
 
 
+@functools.lru_cache(maxsize=1024)
 def parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter] | None:
     """The parameters of a maker; None for one without a signature, as some classes of Python's own are."""
     try:

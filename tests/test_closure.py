@@ -118,7 +118,7 @@ def test_no_solver_reaches_the_whole_zoo():
     for name in solvers.names():
         reached = {module for module, _ in SOURCES.closure(roots_of(name)).parts}
         families = {m for m in reached if m.startswith("diffode.solvers.")}
-        assert len(families) < 20, name
+        assert len(families) <= 20, name
         assert not any(m.startswith(("diffode.verify", "diffode.adapters", "diffode.cli")) for m in reached), name
 
 

@@ -164,3 +164,33 @@ def test_affine_maps_are_told_from_those_that_bend():
     assert affine.affine_map(values + 1e-2 * size * bent, points, 2.0, rounding=size) is not None
     assert affine.affine_map(values * torch.inf, points, 2.0) is None
     assert affine.affine_map(values[:-1], points, 2.0) is None
+
+
+def test_a_method_of_one_number_is_computed_once_for_each(monkeypatch):
+    """Of floats, for each object and each method apart, and for a bounded count of them."""
+    from diffode.numerics import memory
+
+    asked = []
+
+    class Power:
+        def __init__(self, exponent):
+            self.exponent = exponent
+
+        @memory.each_once
+        def of(self, x):
+            asked.append(x)
+            return x**self.exponent
+
+        @memory.each_once
+        def twice(self, x):
+            return 2 * self.of(x)
+
+    square, cube = Power(2), Power(3)
+    assert [square.of(3.0), square.of(3.0), cube.of(3.0), square.twice(3.0), square.of(2.0)] == [9.0, 9.0, 27.0, 18.0, 4.0]
+    assert asked == [3.0, 3.0, 2.0]
+    assert square.of(3) == square.of(3) == 9
+    assert asked[3:] == [3, 3]
+    monkeypatch.setattr(memory, "_MOST", 2)
+    fresh = Power(2)
+    assert [fresh.of(float(i)) for i in (1, 2, 3, 4, 1)] == [1.0, 4.0, 9.0, 16.0, 1.0]
+    assert len(vars(fresh)["_answers"]) <= 3

@@ -2,7 +2,9 @@ r"""The functions :math:`\varphi_k` of exponential integrators."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +29,8 @@ def phi(k: int, z: Any) -> Any:
     if k == 0:
         return math.exp(z)
     if abs(z) < 1:
-        return math.fsum([z**j / _FACTORIALS[j + k] for j in range(_TERMS)])
+        powers = map(operator.pow, itertools.repeat(z, _TERMS), range(_TERMS))
+        return math.fsum(map(operator.truediv, powers, _FACTORIALS[k : k + _TERMS]))
     value = math.expm1(z) / z
     for j in range(1, k):
         value = (value - 1 / _FACTORIALS[j]) / z

@@ -74,11 +74,12 @@ class Multistep(TableSolver):
         lambdas = [chart.variable(time) for time in past]
         h = chart.variable(t) - lambdas[0]
         # These are w_t h phi_k; differences by the share of the step, rather than by the log-SNR, take up other powers of h.
-        w1, w2, w3 = (chart.exponential(k, s, t) for k in (1, 2, 3))
+        w1 = chart.exponential(1, s, t)
         r0 = (lambdas[0] - lambdas[1]) / h
         if len(past) == 2:
-            slope = (w2 if self.exact_second else w1 / 2) / r0
+            slope = (chart.exponential(2, s, t) if self.exact_second else w1 / 2) / r0
             return [w1 + slope, -slope]
+        w2, w3 = chart.exponential(2, s, t), chart.exponential(3, s, t)
         r1 = (lambdas[1] - lambdas[2]) / h
         # The weights are those of m' and m'', combinations of the differences d0 = (m_0 - m_1)/r0 and d1 = (m_1 - m_2)/r1.
         bend = 1 / (r0 + r1)

@@ -15,9 +15,10 @@ from diffode.fields import Field
 from diffode.randomness import Randomness
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.direct_runs import run_direct
+from diffode.solvers.kept_tables import kept
 from diffode.solvers.registry import get, table_solver
 from diffode.solvers.run_options import Draw, Extent, Progress, RunOptions, evaluations
-from diffode.solvers.solution import Solution, Status, non_finite_rows, with_nan
+from diffode.solvers.solution import Solution, Status, is_finite, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, WritesTable
 from diffode.solvers.starts import check_reach, check_start, look_at_start, two_times
 from diffode.solvers.upwards import Upwards, that_runs_upwards
@@ -103,8 +104,9 @@ def table_for(field: Field, solver: WritesTable, extent: Extent) -> Tableau:
     extent.check_steps()
     if nfe is not None:
         within, on = evaluations(field, nfe), field.require_path("a named grid") if path is None else path
+        grid = "karras" if grid is None else grid
         try:
-            return solver.within(on, "karras" if grid is None else grid, within)
+            return kept(solver, on, grid, ("nfe", within), lambda: solver.within(on, grid, within))
         except BudgetError as error:
             if field.calls == 1:
                 raise
@@ -114,7 +116,7 @@ def table_for(field: Field, solver: WritesTable, extent: Extent) -> Tableau:
             ) from error
     if grid is None:
         raise ArgumentError("give grid= (times, or a spec with steps=), or nfe=")
-    return solver.tableau(path, grid, extent.steps)
+    return kept(solver, path, grid, ("steps", extent.steps), lambda: solver.tableau(path, grid, extent.steps))
 
 
 def run_tableau(
@@ -143,21 +145,22 @@ def _run_table(table: Tableau, field: Field, x: Tensor, options: RunOptions) -> 
     field.check_once(x, first)
     with field.counted() as spent:
         states = _follow(table, field, x, draw, options)
-    times = torch.tensor([table.rows[i].time for i in table.outputs], dtype=torch.float64)
     if states[-1].shape != x.shape or states[-1].dtype != x.dtype:
         raise FieldError(
             f"the run made {states[-1].dtype} of shape {tuple(states[-1].shape)} from {x.dtype} of shape {tuple(x.shape)}: "
             "the field must answer with the shape and dtype of its x"
         )
+    times = table.output_times.clone()
+    if is_finite(states[-1]):
+        along = torch.stack(states) if options.keep == "all" else None
+        good = torch.zeros(len(x), dtype=torch.int8, device=x.device)
+        return Solution(states[-1], along, times, spent.calls, good, "", table)
     bad = non_finite_rows(states[-1])
-    if not bool(bad.any()):
-        kept = torch.stack(states) if options.keep == "all" else None
-        return Solution(states[-1], kept, times, spent.calls, bad.to(torch.int8), "", table)
     with field.uncounted():
         message = _diagnose(table, field, x, draw, bad)
     end = with_nan(states[-1], bad)
-    kept = torch.stack([with_nan(s, non_finite_rows(s)) for s in states[:-1]] + [end]) if options.keep == "all" else None
-    solution = Solution(end, kept, times, spent.calls, bad.to(torch.int8) * Status.NON_FINITE, message, table)
+    along = torch.stack([with_nan(s, non_finite_rows(s)) for s in states[:-1]] + [end]) if options.keep == "all" else None
+    solution = Solution(end, along, times, spent.calls, bad.to(torch.int8) * Status.NON_FINITE, message, table)
     if options.on_failure == "raise":
         raise NumericalError(message, solution)
     return solution

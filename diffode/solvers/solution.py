@@ -61,6 +61,12 @@ class Solution:
         return not self.message
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether all numbers are finite: their sum proves it, at a fraction of the cost of a look at each, unless it overflows."""
+    numbers = x.detach()
+    return bool(numbers.sum().isfinite()) or bool(numbers.isfinite().all())
+
+
 def non_finite_rows(x: Tensor) -> Tensor:
     """Mask (B,) of the rows that hold a NaN or an infinity."""
     return ~torch.isfinite(x.detach()).flatten(1).all(dim=1)

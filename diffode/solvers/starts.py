@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, StartWarning
 from diffode.fields import ExactField, Field
-from diffode.solvers.solution import non_finite_rows
+from diffode.solvers.solution import is_finite, non_finite_rows
 
 #: Ratio of a start's root mean square to that of a state above which it is no state, even if rows and dimensions are few.
 _TOO_LARGE = 10.0
@@ -24,9 +24,8 @@ def check_start(x: object) -> None:
         raise ArgumentError(f"x must be a float32 or float64 tensor, got {kind}")
     if x.ndim < 2:
         raise ArgumentError(f"x must be (B, *shape), got {tuple(x.shape)}; use x[None] for a single point")
-    bad = non_finite_rows(x)
-    if bool(bad.any()):
-        raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(bad)[0])}")
+    if not is_finite(x):
+        raise ArgumentError(f"x has non-finite values in row {int(torch.nonzero(non_finite_rows(x))[0])}")
 
 
 def check_reach(x: Tensor, first: float | Tensor) -> None:

@@ -18,22 +18,29 @@ class Step(NamedTuple):
 
     ``evaluate`` lists the evaluations before it (slot of the state, slot of the answer, time), ``terms`` its sum (slot,
     factor), ``draws`` its noise (draw, factor), ``unused`` the slots that no later row needs. ``plain`` is the commonest sum,
-    x_i + b m_j, which one call of PyTorch computes.
+    x_i + b m_j, which one call of PyTorch computes; ``fixed`` says that all factors are numbers and no noise is drawn.
     """
 
     row: int
     evaluate: tuple[tuple[int, int, Number], ...]
     plain: tuple[int, int, float] | None
+    fixed: bool
     terms: tuple[tuple[int, Number], ...]
     draws: tuple[tuple[int, Number], ...]
     unused: tuple[int, ...]
 
     def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
         """The row's state, which is put into its slot; slots that no later row needs are emptied."""
-        row, _, plain, terms, draws, unused = self
+        row, _, plain, fixed, terms, draws, unused = self
         if plain is not None:
             i, j, b = plain
             total = torch.add(slots[i], slots[j], alpha=b)
+        elif fixed:
+            # The general sum, without a question for each factor: most of the time of a small batch goes into those.
+            slot, factor = terms[0]
+            total = slots[slot] * factor
+            for slot, factor in terms[1:]:
+                total.add_(slots[slot], alpha=factor)
         else:
             total = _sum(slots, terms, draws, draw)
         slots[row] = total
@@ -99,6 +106,7 @@ def compiled(rows: Sequence[Row]) -> list[Step]:
                 i,
                 tuple((j, count + j, rows[j].time) for j in evaluate[i]),
                 None if row.draws else _plain(terms[i]),
+                not row.draws and not any(isinstance(factor, Tensor) for _, factor in terms[i]),
                 terms[i],
                 tuple(row.draws.items()),
                 tuple(unused[i]),

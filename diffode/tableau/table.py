@@ -95,7 +95,7 @@ class Tableau:
         if self.batch is not None:
             raise ArgumentError(f"{purpose} needs one table for all rows; this one was written for a batch of {self.batch}")
 
-    @property
+    @functools.cached_property
     def evaluated(self) -> list[int]:
         """Indices of the rows at which the field is called, in order."""
         used = {j for row in self.rows for j in row.evaluations}
@@ -106,7 +106,7 @@ class Tableau:
         """Number of calls of the field in one run."""
         return len(self.evaluated)
 
-    @property
+    @functools.cached_property
     def draws(self) -> int:
         """Number of noise draws of one run."""
         return 1 + max((k for row in self.rows for k in row.draws), default=-1)
@@ -116,6 +116,11 @@ class Tableau:
         """Time of every row, (rows,), float64."""
         self.one_for_all("times")
         return torch.tensor([row.time for row in self.rows], dtype=torch.float64)
+
+    @functools.cached_property
+    def output_times(self) -> Tensor:
+        """The grid's times, (steps + 1,), float64."""
+        return torch.tensor([float(self.rows[i].time) for i in self.outputs], dtype=torch.float64)
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -59,10 +59,13 @@ class Writer:
 
     def finish(self, path: Path | None, solver: str) -> Tableau:
         """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
-        rows = [
-            replace(row, evaluations={j: v for j, v in row.evaluations.items() if isinstance(v, Tensor) or v != 0})
-            for row in self.rows
-        ]
+        rows = [without_zeros(row) for row in self.rows]
         spans = tuple(span for span in self.spans if span)
         known = len(spans) == len(self.spans)
         return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else ())
+
+
+def without_zeros(row: Row) -> Row:
+    """The row without zero coefficients of evaluations: itself, if it has none."""
+    used = {j: v for j, v in row.evaluations.items() if isinstance(v, Tensor) or v != 0}
+    return row if len(used) == len(row.evaluations) else replace(row, evaluations=used)

@@ -1,0 +1,103 @@
+"""Tables that are kept: one that is asked for again is the same, and none is ever stale."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import diffode
+from diffode import Field, solvers
+from diffode.solvers import kept_tables
+
+START = 80 * torch.ones(1, 2, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def none_kept(monkeypatch):
+    monkeypatch.setattr(kept_tables, "_tables", type(kept_tables._tables)())
+    monkeypatch.setattr(kept_tables, "_rows", 0)
+
+
+def field(path="edm"):
+    return Field.from_denoised(lambda x, t: -x, path, probe=False)
+
+
+def table(solver, on="edm", **options):
+    return diffode.solve(field(on), START, solver=solver, **options).tableau
+
+
+@pytest.mark.parametrize("amount", [{"steps": 7}, {"nfe": 7}])
+@pytest.mark.parametrize("grid", ["karras", "karras:rho=5", "log_snr"])
+def test_a_table_that_is_known_is_not_written_again(grid, amount):
+    first = table("dpmpp:order=2", grid=grid, **amount)
+    assert table("dpmpp:order=2", grid=grid, **amount) is first
+    assert table(solvers.get("dpmpp:order=2"), grid=grid, **amount) is first
+    written = solvers.get("dpmpp:order=2").within("edm", grid, 7)
+    assert first.rows == written.rows
+    assert first.outputs == written.outputs
+
+
+def test_listed_times_are_known_by_their_values():
+    times = [80.0, 10.0, 1.0]
+    first = table("heun", grid=times)
+    assert table("heun", grid=tuple(times)) is first
+    assert table("heun", grid=torch.tensor(times, dtype=torch.float64)) is first
+    times[1] = 11.0
+    assert table("heun", grid=times).rows[2].time == 11.0
+
+
+def test_whatever_a_table_depends_on_makes_another_one():
+    known = [
+        table("dpmpp:order=2", grid="karras", steps=7),
+        table("dpmpp:order=3", grid="karras", steps=7),
+        table("dpmpp:order=2", grid="karras", steps=8),
+        table("dpmpp:order=2", grid="karras", nfe=8),
+        table("dpmpp:order=2", grid="karras:rho=6", steps=7),
+        table("dpmpp:order=2", "edm:sigma_max=70", grid="karras", steps=7),
+        table("dpmpp:order=2", "vp", grid="karras", steps=7),
+        table("dpmpp:order=2,analytic_first_step=true", grid="karras", steps=7),
+        table("dpm_m:order=2", grid="karras", steps=7),
+        table("dpmpp:order=2", grid="karras", steps=7, between=(60.0, 0.002)),
+        table("dpmpp_2m_sde:eta=2", grid="karras", steps=7, generator=0),
+        table("dpmpp_2m_sde:eta=2.0", grid="karras", steps=7, generator=0),
+    ]
+    assert len({id(one) for one in known}) == len(known)
+    assert [one.solver for one in known[-2:]] == ["dpmpp_2m_sde:eta=2", "dpmpp_2m_sde:eta=2.0"]
+
+
+def test_solvers_paths_and_grids_of_a_users_own_are_asked_each_time(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Mine(solvers.DDIM):
+        name = "mine"
+
+    for options in (
+        {"solver": Mine(), "grid": "karras"},
+        {"solver": "ddim", "grid": diffode.grids.Grid(lambda path, steps: [80.0 - i for i in range(steps + 1)])},
+    ):
+        assert table(**options, steps=3) is not table(**options, steps=3)
+    given = diffode.paths.FunctionPath(lambda t: t * 0 + 1.0, lambda t: t * 1.0, t_min=0.002, t_max=80.0)
+    assert table("ddim", given, grid="karras", steps=3) is not table("ddim", given, grid="karras", steps=3)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    file = tmp_path / "solver.safetensors"
+    tables = []
+    for seed in (0, 1):
+        trained = diffode.learned.train("bespoke", "ring8", 3, points=32, steps=2 + seed, seed=seed)
+        trained.save(file)
+        start = diffode.exact_field("ring8", "edm").prior(1, generator=0)
+        spec = f"bespoke:file={file}"
+        tables.append(diffode.solve(diffode.exact_field("ring8", "edm"), start, solver=spec, grid="log_snr", nfe=3).tableau)
+    assert tables[0].rows != tables[1].rows
+
+
+def test_only_so_many_rows_are_kept(monkeypatch):
+    monkeypatch.setattr(kept_tables, "_MOST_ROWS", 40)
+    first = table("ddim", grid="karras", steps=9)
+    assert table("ddim", grid="karras", steps=9) is first
+    for steps in (4, 5, 6, 7, 8):
+        table("ddim", grid="karras", steps=steps)
+    assert table("ddim", grid="karras", steps=9) is not first
+    assert kept_tables._rows == sum(len(one.rows) for one in kept_tables._tables.values()) <= 40
+    long = table("ddim", grid="karras", steps=30)
+    assert table("ddim", grid="karras", steps=30) is not long
