@@ -47,6 +47,7 @@ _NAMES = {
     "flow": "flows",
     "reference": "flows",
     "solve": "solvers",
+    "stream": "solvers",
 }
 
 # Type checkers read names that are written out.
@@ -79,6 +80,7 @@ __all__ = [
     "reference",
     "solve",
     "solvers",
+    "stream",
     "studies",
     "tableau",
     "targets",
@@ -109,7 +111,7 @@ if TYPE_CHECKING:
     from diffode.fields import ExactField, Field, exact_field
     from diffode.flows import ExactFlow, flow, reference
     from diffode.paths import Path
-    from diffode.solvers import Solution, Solver, solve
+    from diffode.solvers import Solution, Solver, solve, stream
     from diffode.tableau import BrownianPath, Tableau
     from diffode.targets import GaussianMixture, LowRank, Target
 

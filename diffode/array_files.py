@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
@@ -94,8 +95,19 @@ def read_arrays(file: str | FilePath, what: str | None = None) -> dict[str, Arra
 def write_array(handle: BinaryIO, values: Array) -> None:
     """Write an array as ``.npy``. NumPy's own ``save`` hides the reason why a file can't be written."""
     values = np.asarray(values, order="C")
-    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(values))
-    handle.write(values.reshape(-1).view(np.uint8).data)
+    write_header(handle, values.shape, values.dtype)
+    write_numbers(handle, values)
+
+
+def write_header(handle: BinaryIO, shape: Sequence[int], dtype: Any = np.float64) -> None:
+    """Write the beginning of a ``.npy`` file; as many numbers have to follow, see :func:`write_numbers`."""
+    told = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(handle, told)
+
+
+def write_numbers(handle: BinaryIO, values: Array) -> None:
+    """Write the numbers of an array, or of some of its rows, row after row."""
+    handle.write(np.asarray(values, order="C").reshape(-1).view(np.uint8).data)
 
 
 def _array(stream: Any, size: int) -> Array:

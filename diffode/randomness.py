@@ -7,7 +7,8 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,9 @@ class RowNoise:
         seeds = [int(torch.randint(2**62, (1,), generator=source, device=source.device)) for source in sources]
         self._generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
         self._first = [source.bit_generator.state for source in self._generators]
+        #: States of the generators where the draws of a block begin for these rows, and where those of the next ones will.
+        self._begins: dict[int, list[Any]] = {}
+        self._goes_on: dict[int, list[Any]] = {}
         self._rows = x.shape[0] if each is None else 1
         self._shape, self._draws = tuple(x.shape[1:]), draws
         self._dtype, self._device = x.dtype, x.device
@@ -110,14 +114,30 @@ class RowNoise:
         self._blocks.insert(0, (number, block))
         return block[place]
 
+    def go_on(self, rows: int) -> None:
+        """Draw for the next ``rows`` rows from here on, as a larger batch would have them; each draw was made for those before.
+
+        >>> x = torch.zeros(5, 2)
+        >>> noise, whole = RowNoise(x[:2], 1, 0), RowNoise(x, 1, 0)
+        >>> first = noise(0)
+        >>> noise.go_on(3)
+        >>> torch.equal(torch.cat([first, noise(0)]), whole(0))
+        True
+        """
+        self._begins, self._goes_on, self._blocks = {**self._begins, **self._goes_on}, {}, []
+        self._rows = rows
+
     def _made(self, number: int) -> tuple[Tensor, ...]:
         """The draws of a block."""
         count = min(self._together, self._draws - number * self._together)
         parts = []
-        for source, first in zip(self._generators, self._first, strict=True):
+        begins: list[Any] = self._begins.get(number, [])
+        for source, first in zip(self._generators, begins or self._first, strict=True):
             source.bit_generator.state = first
-            source.bit_generator.advance(number * _JUMP % 2**128)  # type: ignore[attr-defined]
+            if not begins:
+                source.bit_generator.advance(number * _JUMP % 2**128)  # type: ignore[attr-defined]
             parts.append(source.standard_normal((self._rows, count, *self._shape)))
+        self._goes_on[number] = [source.bit_generator.state for source in self._generators]
         values = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, count, *self._shape)), *parts])
         return torch.from_numpy(values).to(self._device, self._dtype).unbind(1)
 
@@ -142,8 +162,14 @@ def keyed_normal(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
 
     Row i depends on the seed, the key and i alone, so that a batch can be split without changing a point.
     """
-    entropy = np.random.SeedSequence([int(seed), zlib.crc32(key.encode())])
-    return torch.from_numpy(np.random.default_rng(entropy).standard_normal(tuple(shape)))
+    return next(keyed_normals(shape[1:], [shape[0]], seed=seed, key=key))
+
+
+def keyed_normals(shape: Sequence[int], counts: Iterable[int], *, seed: int, key: str) -> Iterator[Tensor]:
+    """The rows, of a ``shape``, of :func:`keyed_normal` in pieces: so many at a time."""
+    source = np.random.default_rng(np.random.SeedSequence([int(seed), zlib.crc32(key.encode())]))
+    for count in counts:
+        yield torch.from_numpy(source.standard_normal((count, *shape)))
 
 
 #: Place of the Mersenne Twister's words, 624 numbers of 8 bytes, in the state of PyTorch's generator on the CPU.

@@ -73,6 +73,7 @@ TESTS = {
     "solvers/solution.py": "solvers metrics",
     "solvers/solver.py": "solver_classes solvers solver_laws",
     "solvers/starts.py": "starts",
+    "solvers/streaming.py": "streaming",
     "solvers/trained": "checkpoints learned_files universal",
     "solvers/unipc.py": "conformance solvers solver_laws",
     "solvers/upwards.py": "upwards",

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from diffode.cli.output import NFE_HELP, field_options, field_text, json_option, print_json, writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Number of points that are held in memory, for the picture and the error.
+_HELD = 10_000
 
 
 @click.command("sample")
@@ -17,7 +25,7 @@ from diffode.cli.output import NFE_HELP, field_options, field_text, json_option,
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @click.option("--grid", default="karras", show_default=True, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.")
 @click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help=NFE_HELP)
-@click.option("-n", "--points", type=click.IntRange(1, 10**8), default=1000, show_default=True, help="Number of samples.")
+@click.option("-n", "--points", type=click.IntRange(1, 10**10), default=1000, show_default=True, help="Number of samples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the starting noise.")
 @click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
 @json_option
@@ -45,7 +53,6 @@ def command(
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
     from diffode import solvers, targets
-    from diffode.array_files import write_array
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
     from diffode.flows import reference
@@ -54,6 +61,7 @@ def command(
     from diffode.solvers.run import table_for
     from diffode.solvers.run_options import Extent
     from diffode.solvers.solver import WritesTable
+    from diffode.solvers.streaming import stream
     from diffode.studies import figures
     from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
 
@@ -74,26 +82,38 @@ def command(
     begins = (
         table_for(field, recipe, Extent(field.path, grid, nfe=nfe)).ends[0] if isinstance(recipe, WritesTable) else on.t_max
     )
-    start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
-    solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
-    first, last = float(solution.times[0]), float(solution.times[-1])
-    some = min(points, 256)
-    error = None
-    if not (solution.tableau and solution.tableau.draws):
-        exact = reference(field, start[:some], first, last, tolerance_of(target, on.spec, 1e-7))
-        error = float((solution.x[:some] - exact.x).flatten(1).norm(dim=1).mean())
-    title = f"{target}, {solver} on {on.spec}, NFE {solution.nfe}"
-    picture_shape = shape if FieldText.names(target) else targets.card(target).shape
-    # The points are written before their picture, since some points can't be drawn.
+    start = on.sigma(begins) * keyed_normal((min(points, _HELD), *shape), seed=seed, key=target)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise unwritable(file, failure, "output") from failure
+    # The points are written as they come, and before their picture, since some points can't be drawn.
     with whole_file(file, "output") as handle:
-        write_array(handle, solution.x.numpy())
+        if isinstance(recipe, WritesTable):
+            table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe))
+            chunks = stream(field, points, solver=recipe, grid=grid, nfe=nfe, seed=seed, key=target)
+            shown, used, noisy, ends = (
+                written(handle, points, shape, chunks),
+                table.nfe * field.calls,
+                table.draws > 0,
+                table.ends,
+            )
+        else:
+            # Steps that depend on the solution are those of one batch.
+            start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
+            solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
+            shown, used, noisy = written(handle, points, shape, [solution.x]), solution.nfe, recipe.stochastic
+            ends = float(solution.times[0]), float(solution.times[-1])
+    some = min(points, 256)
+    error = None
+    if not noisy:
+        exact = reference(field, start[:some], *ends, tolerance_of(target, on.spec, 1e-7))
+        error = float((shown[:some] - exact.x).flatten(1).norm(dim=1).mean())
+    title = f"{target}, {solver} on {on.spec}, NFE {used}"
+    picture_shape = shape if FieldText.names(target) else targets.card(target).shape
     reason = None
     try:
-        figures.save(figures.draw_samples(solution.x, field, picture_shape, title), picture)
+        figures.save(figures.draw_samples(shown, field, picture_shape, title), picture)
     except DiffodeError:
         raise
     except Exception as failure:  # The points of a user's field may have any values.
@@ -101,7 +121,7 @@ def command(
     facts = {
         "points": str(file),
         "picture": None if reason else str(picture),
-        "nfe": solution.nfe,
+        "nfe": used,
         "mean_endpoint_error": error,
         "scale": field.scale,
     }
@@ -115,3 +135,19 @@ def command(
         click.echo(f"points: {file}, picture: {picture}" if reason is None else f"points: {file}")
     if reason is not None:
         click.echo(f"picture {picture} could not be drawn: {reason}", err=True)
+
+
+def written(handle: BinaryIO, count: int, shape: Sequence[int], chunks: Iterable[Tensor]) -> Tensor:
+    """Write ``count`` points of a shape as ``.npy``, chunk by chunk; the first ones, up to ``_HELD``."""
+    import torch
+
+    from diffode.array_files import write_header, write_numbers
+
+    held: list[Tensor] = []
+    write_header(handle, (count, *shape))
+    for chunk in chunks:
+        left = _HELD - sum(len(part) for part in held)
+        if left > 0:
+            held.append(chunk[:left].clone())
+        write_numbers(handle, chunk.numpy())
+    return torch.cat(held)

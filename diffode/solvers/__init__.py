@@ -15,6 +15,7 @@ from diffode.solvers.registry import get, names, register, registry, table_solve
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution, Status
 from diffode.solvers.solver import Solver, TableSolver, WritesTable
+from diffode.solvers.streaming import stream
 
 if TYPE_CHECKING:
     from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
@@ -142,6 +143,7 @@ __all__ = [
     "registry",
     "run_tableau",
     "solve",
+    "stream",
     "table_solver",
 ]
 

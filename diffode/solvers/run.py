@@ -137,9 +137,13 @@ def run_tableau(
 
 
 def _run_table(table: Tableau, field: Field, x: Tensor, options: RunOptions) -> Solution:
+    check_reach(x, table.ends[0])
+    return run_rows(table, field, x, options.draws(table, x), options)
+
+
+def run_rows(table: Tableau, field: Field, x: Tensor, draw: Draw | None, options: RunOptions) -> Solution:
+    """The solution of a table from x, with the noise of ``draw``."""
     first, _ = table.ends
-    check_reach(x, first)
-    draw = options.draws(table, x)
     look_at_start(field, x, first)
     # The probe of a user's field calls it on at most two rows before the first evaluation of the run, outside of the count.
     field.check_once(x, first)
