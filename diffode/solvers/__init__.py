@@ -1,6 +1,6 @@
 """Solvers: recipes that write tableaux, one file a family; their registry; and ``solve``.
 
-The classes are imported on first use, so that what uses one does not depend on the code of all.
+Classes and `stream` are imported on first use, so that what uses one does not depend on the code of all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from diffode.solvers.registry import get, names, register, registry, table_solve
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution, Status
 from diffode.solvers.solver import Solver, TableSolver, WritesTable
-from diffode.solvers.streaming import stream
 
 if TYPE_CHECKING:
     from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
@@ -33,11 +32,12 @@ if TYPE_CHECKING:
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston, RungeKutta
+    from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.unipc import UniPC
 
-#: Solver classes, with the modules that they are in.
-_CLASSES = {
+#: Solver classes and `stream`, with the modules that they are in.
+_PLACES = {
     "AMED": "amed",
     "AdamsBashforth": "adams",
     "AdaptiveSDE": "adaptive_sde",
@@ -81,6 +81,7 @@ _CLASSES = {
     "TorchSDE": "baselines",
     "UniPC": "unipc",
     "Universal": "trained.bespoke",
+    "stream": "streaming",
 }
 
 __all__ = [
@@ -149,8 +150,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        return getattr(importlib.import_module(f"diffode.solvers.{_CLASSES[name]}"), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"diffode.solvers.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'diffode.solvers' has no attribute {name!r}")
 
 
