@@ -83,6 +83,7 @@ DOORS = {
     ),
     "solvers.TableSolver.within": lambda **k: solvers.get("dpm").within(**({"path": "edm", "grid": "karras", "nfe": 5} | k)),
     "solvers.solve": lambda **k: diffode.solve(exact(), start(), **({"solver": "dpmpp", "grid": "karras", "nfe": 4} | k)).x,
+    "solvers.stream": lambda **k: next(diffode.stream(exact(), 3, **({"solver": "dpmpp", "grid": "karras", "nfe": 4} | k))),
     "targets.tags": targets.tags,
     "verify.check_field": lambda path: verify.check_field(exact().noise, "noise", path, 1, scale=exact().scale).facts["loss"],
     "verify.gaussian": lambda **k: verify.gaussian(
@@ -104,7 +105,7 @@ DOORS = {
 OWN = {
     "adapters.DiffodeScheduler": "a configuration saved as JSON; as_diffusers_scheduler takes objects",
     "adapters.from_torchsde": "has the same line as from_torchdiffeq; needs torchsde",
-    "grids.spec_of": "a Grid object has no text",
+    "grids.spec_of": "a Grid object has no text", "grids.is_rule": "of a text",
     "learned.LearnedAMED": "a solver", "learned.Trained": "a result", "learned.Facts": "stored as text",
     "learned.condition": "the line of tune_universal", "learned.train": "the line of tune_universal",
     "learned.train_amed": "minutes of training; its path is the field's", "learned.train_table": "the line of tune_universal",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 import html
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from string import Template
@@ -25,7 +23,8 @@ from diffode.fields.own import FieldText
 from diffode.output_files import unwritable
 from diffode.studies import figures
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
-from diffode.studies.report_folder import FIGURES, PAGE, TABLE, check_folder, new_report
+from diffode.studies.report_content import KINDS, check_report, figure_names, made_of
+from diffode.studies.report_folder import FIGURES, PAGE, TABLE, is_current, new_report, say_made_of
 from diffode.studies.store import Result
 from diffode.studies.suite import Suite
 
@@ -34,12 +33,8 @@ _TEMPLATE = FilePath(__file__).parent / "page.html"
 _SHOWN_NFE = 8
 #: Number of the best methods whose samples are shown.
 _SHOWN_METHODS = 2
-#: Kinds of pictures of samples.
-_KINDS = ("clouds", "images")
 #: Number of pictures that are drawn in about the time that a process takes to start.
 _PICTURES = 3
-#: Largest number of characters of a target in a file's name; systems allow 255 in all.
-_LONGEST_NAME = 120
 #: The metric that ranks, in words and as the label of an axis.
 _MEASURES = {
     "endpoint": (
@@ -60,7 +55,8 @@ def write_report(
     """Write ``index.html``, ``figures/*.png`` and ``results.csv`` into a folder, and return the page.
 
     The new report takes the place of the old one when it is finished, see :mod:`diffode.studies.report_folder`; other files in
-    the folder stay. A figure that can't be drawn is a line on the page.
+    the folder stay, and an old report that was made of the same is left as it is. A figure that can't be drawn is a line on the
+    page.
 
     Args:
         suite: the suite of the results.
@@ -76,6 +72,9 @@ def write_report(
         raise ArgumentError(f"nothing is stored for suite {suite.name!r}; run it first: diffode bench {suite.name}")
     place = FilePath(folder)
     check_report(suite, place)
+    content = made_of(suite, results, command)
+    if is_current(place, content):
+        return place / PAGE
     all_curves = curves(results)
     with new_report(place) as made:
         try:
@@ -84,20 +83,11 @@ def write_report(
             missing = draw_figures(all_curves, made / FIGURES, suite.imports, jobs or os.cpu_count() or 1)
             page = _page(suite, results, all_curves, made / FIGURES, missing, command)
             (made / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+            if not missing:
+                say_made_of(made, content)
         except OSError as error:
             raise unwritable(place, error, "report folder") from error
     return place / PAGE
-
-
-def check_report(suite: Suite, folder: str | FilePath) -> None:
-    """Try whether the report of a suite can be written to a folder, before its cells are computed.
-
-    Raises:
-        ArgumentError: if the folder can't be written, or a file is in the way that is no report's.
-    """
-    names = figure_names(cell.target for cell in suite.cells).values()
-    pictures = [f"{FIGURES}/{kind}-{name}.png" for name in names for kind in ("curves", *_KINDS)]
-    check_folder(FilePath(folder), [PAGE, TABLE, *pictures])
 
 
 def write_csv(results: Iterable[Result], file: FilePath) -> None:
@@ -142,19 +132,6 @@ def kind_of_cloud(target: str) -> str | None:
         return "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
     except DiffodeError:  # The target of stored results may no longer exist.
         return None
-
-
-def figure_names(names: Iterable[str]) -> dict[str, str]:
-    """Each target as a part of file names: plain, short, and different even where systems ignore case."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
-    for target in dict.fromkeys(names):
-        plain = re.sub(r"[^A-Za-z0-9_.=-]+", "_", target)
-        if len(plain) > _LONGEST_NAME or plain.lower() in taken:
-            plain = f"{plain[: _LONGEST_NAME - 9]}-{hashlib.sha256(target.encode()).hexdigest()[:8]}"
-        taken.add(plain.lower())
-        found[target] = plain
-    return found
 
 
 def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], file: FilePath) -> str | None:
@@ -236,7 +213,7 @@ def _page(
         standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
         prices=_prices_table(all_curves),
         split=_split_table(results),
-        samples=_pictures(folder, missing, tuple(f"{kind}-" for kind in _KINDS))
+        samples=_pictures(folder, missing, tuple(f"{kind}-" for kind in KINDS))
         or "<p>No two-dimensional or image targets in this suite.</p>",
         figures=_pictures(folder, missing, ("curves-",)),
         failures=_failures(failed),

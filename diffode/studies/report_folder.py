@@ -1,6 +1,7 @@
 """The folder of a report: a new report is made beside the old one and put in its place whole; other files there stay.
 
-``report.json`` lists the files of a report; only files listed there are ever replaced or deleted. Not every system exchanges
+``report.json`` lists the files of a report with their checksums, and a hash of all that the report was made of, so that one
+that is up to date is not made again. Only files listed there are ever replaced or deleted. Not every system exchanges
 one folder for another in one step, and the exchange would take the user's own files away for a moment. The finished files
 are therefore moved one by one, each in one step. ``index.html``, which holds all pictures and tables, comes last, so that it
 shows the whole old report or the whole new one, whenever the process is killed. Until the last file is moved ``report.json``
@@ -10,6 +11,7 @@ lists the files of both reports, so that the next report replaces them all. An e
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -19,6 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from types import ModuleType
+from typing import Any
 
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.output_files import unwritable
@@ -37,6 +40,8 @@ TABLE = "results.csv"
 FIGURES = "figures"
 #: File that lists the files of a report.
 MANIFEST = "report.json"
+#: File, in the folder of a new report only, that says what it is made of.
+_MADE_OF = "made-of"
 #: Schema of the list.
 _SCHEMA = "diffode-report-1"
 #: Largest size of the list, in bytes.
@@ -59,9 +64,29 @@ def check_folder(place: FilePath, names: Iterable[str]) -> None:
             (folder / PAGE).write_bytes(b"\0")
 
 
+def is_current(place: FilePath, made_of: str) -> bool:
+    """Whether a folder holds a whole report that was made of this (a hash), and no file of it was changed since."""
+    try:
+        content = _manifest(place / MANIFEST) or {}
+        sums = content.get("checksums")
+        if content.get("made_of") != made_of or not isinstance(sums, dict) or sums.keys() != set(content["files"]):
+            return False
+        return all(_checksum(place / name) == known for name, known in sums.items())
+    except (OSError, FileFormatError):
+        # A report that can't be read is made again, which says what is wrong.
+        return False
+
+
+def say_made_of(folder: FilePath, made_of: str) -> None:
+    """Say what a new report in its folder is made of, see :func:`is_current`; one of which nothing is said is made again."""
+    (folder / _MADE_OF).write_text(made_of, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def new_report(place: FilePath) -> Iterator[FilePath]:
     """A folder in which to make a report; at the end of the block its files become the report of ``place``, if no error did.
+
+    What :func:`say_made_of` says of the folder goes with it.
 
     Raises:
         ArgumentError: if the folder can't be written, or a file is in the way that no report has listed.
@@ -124,7 +149,8 @@ def _put_in_place(staging: FilePath, place: FilePath) -> None:
         # The folder of figures goes unless other files lie in it.
         if old and not any(name.startswith(FIGURES) for name in new):
             (place / FIGURES).rmdir()
-    _write_manifest(staging, place, new)
+    said = staging / _MADE_OF
+    _write_manifest(staging, place, new, said.read_text(encoding="utf-8") if said.is_file() else "")
 
 
 def _check_names(place: FilePath, names: Iterable[str], listed: set[str]) -> None:
@@ -145,28 +171,42 @@ def _check_names(place: FilePath, names: Iterable[str], listed: set[str]) -> Non
 
 def _listed(place: FilePath) -> set[str]:
     """The files that the report in a folder has listed; none if there is no report."""
-    file = place / MANIFEST
+    content = _manifest(place / MANIFEST)
+    return set() if content is None else set(content["files"])
+
+
+def _manifest(file: FilePath) -> dict[str, Any] | None:
+    """The list of a report, whose ``files`` are names of a report's files; None if there is none."""
     if not os.path.lexists(file):
-        return set()
+        return None
     damaged = f"{file} is not the list of a report: move it away, or choose another --output"
     if not file.is_file() or file.stat().st_size > _LARGEST_MANIFEST:
         raise FileFormatError(damaged)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         names = content["files"] if content["schema"] == _SCHEMA else None
         # A list with a name that no report's file has was not made by a report.
         if not isinstance(names, list) or not all(isinstance(name, str) and LISTED.match(name) for name in names):
             raise ValueError("files must be the names of a report's files")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileFormatError(damaged) from error
-    return set(names)
+    return content
 
 
-def _write_manifest(staging: FilePath, place: FilePath, names: Iterable[str]) -> None:
+def _write_manifest(staging: FilePath, place: FilePath, names: Iterable[str], made_of: str = "") -> None:
+    """List files: with their checksums once they are all there, and ``made_of`` says what they were made of."""
+    content: dict[str, Any] = {"schema": _SCHEMA, "files": sorted(names)}
+    if made_of:
+        content |= {"made_of": made_of, "checksums": {name: _checksum(place / name) for name in content["files"]}}
     made = staging / MANIFEST
-    made.write_text(json.dumps({"schema": _SCHEMA, "files": sorted(names)}, indent=1) + "\n", encoding="utf-8")
+    made.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _flush(made)
     os.replace(made, place / MANIFEST)
+
+
+def _checksum(file: FilePath) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _keep(file: FilePath, copy: FilePath) -> None:
