@@ -199,9 +199,26 @@ def test_tables_in_memory_are_solvers_like_those_in_files(trainings, tmp_path):
         ("dmn", {"points": 64}, "dmn has no number of points"),
         ("bespoke", {"steps": 0}, "steps must be an integer >= 1"),
         ("ld3", {"points": 2.5}, "points must be an integer"),
+        ("ld3", {"steps": 0}, "steps must be an integer >= 1"),
+        *(
+            (name, {"points": few}, "points must be an integer >= 8, got")
+            for name in ("bespoke", "conditioned")
+            for few in (0, 1)
+        ),
         ("amed:rate=fast", {}, "rate must be a number"),
         ("bespoke:begin_from=5", {}, "begin_from must be"),
-        ("bespoke:groups=2", {}, "groups"),
+        ("bespoke:groups=2", {}, r"groups must be integers >= 1 that sum to nfe=3, such as \(1, 2\).*got 2"),
+        ("bespoke:groups=ab", {}, "groups must be integers >= 1.*got 'ab'"),
+        ("bespoke:consistent=yes", {}, "consistent must be one of True, False, got 'yes'"),
+        ("bespoke:trajectory=1e400", {}, "trajectory must be a number >= 0, got inf"),
+        ("conditioned:patience=none", {"steps": 1}, "patience must be an integer >= 0, got None"),
+        ("amed:per_step=2", {}, "per_step must be one of True, False, got 2"),
+        ("amed:time_range=1", {}, r"time_range must be a number in \[0, 1\), got 1"),
+        ("gits:discount=none", {}, r"discount must be a number in \[0\.001, 1000\), got None"),
+        ("gits:discount=0", {}, r"discount must be a number in \[0\.001, 1000\), got 0"),
+        ("gits:solver=0", {}, "a spec must be a string"),
+        ("dmn:power=fast", {}, "power must be a number, got 'fast'"),
+        ("dmn:power=nan", {}, "power must be a number, got nan"),
         ("bespoke", {"seed": -1}, "seed must be an integer"),
         ("bespoke", {"progress": 3}, "progress must be a function"),
         ("bespoke", {"stop": 3}, "stop must be a function"),
@@ -211,7 +228,33 @@ def test_tables_in_memory_are_solvers_like_those_in_files(trainings, tmp_path):
 )
 def test_wrong_requests_are_named(method, options, words):
     with pytest.raises((ArgumentError, UnknownNameError), match=words):
-        train(method, "ring8", 3, **{"points": 16, **options} if "points" not in options and "bespoke" in method else options)
+        train(method, "ring8", 3, **{"points": 16, **options} if "points" not in options and "dmn" not in method else options)
+
+
+class Blunder(TypeError, ValueError, AttributeError, OverflowError):
+    """An error of a user's own function, of every type that a wrong option may raise."""
+
+
+#: Each method that calls a user's functions, with an option.
+WITH_OPTIONS = {
+    "bespoke": "begin_from=ddim", "conditioned": "begin_from=ddim", "amed": "order=2", "ld3": "solver=ddim",
+    "ld3_decoupled": "solver=ddim", "search": "solver=ddim",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+@pytest.mark.parametrize("which", ["progress", "stop"])
+def test_an_error_of_a_users_own_function_comes_through_as_it_is(name, which):
+    """No option is blamed for it, and it has no other cause."""
+    raised = Blunder("mine")
+
+    def own(*_):
+        raise raised
+
+    with pytest.raises(Blunder) as caught:
+        train(f"{name}:{WITH_OPTIONS[name]}", "ring8", 3, **ASKED[name], **{which: own})
+    assert caught.value is raised
+    assert raised.__cause__ is None
 
 
 def test_a_conditioned_table_shares_its_seconds_between_its_two_trainings(monkeypatch):

@@ -278,7 +278,10 @@ def condition(
         )
     if points is None:
         points = starts_for(request.field, width, checkpoint.stages.nfe, _LONGER_STEPS)
-    for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
+    for name, value, least in (
+        ("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("patience", patience, 0),
+        ("directions", directions, 2),
+    ):  # fmt: skip
         check_count(name, value, least)
     problem, held_out = (
         _flat(request.problem(n, stream)) for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))

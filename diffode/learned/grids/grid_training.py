@@ -77,7 +77,7 @@ def train_grid(
         raise UnknownNameError("way to train a grid", method, METHODS)
     request = Request.of("train_grid", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     chosen, on = request.field, request.path
-    recipe = solvers.table_solver(solver or METHODS[method])
+    recipe = solvers.table_solver(METHODS[method] if solver is None else solver)
     if recipe.nfe_per_step != 1:
         raise ArgumentError(
             f"{method} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
