@@ -6,13 +6,16 @@ import pytest
 import torch
 
 import diffode
-from diffode import learned
+from diffode import learned, solvers
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
 from diffode.flows import flow_states
-from diffode.learned import Trained, load, methods, train
+from diffode.learned import Trained, load, methods, request, train
+from diffode.learned.grids.grid_training import train_grid
 from diffode.learned.methods import METHODS
 from diffode.learned.tables import published
+from diffode.learned.universal.batches import UNITS
 from diffode.randomness import keyed
+from diffode.tableau.stages import Stages
 from diffode.tensor_files import read_tensors, write_tensors
 
 #: Each method with a request that takes a second or less.
@@ -111,6 +114,73 @@ def test_a_choice_in_the_codebook_ends_with_its_seconds_and_keeps_the_best_so_fa
     assert (whole.stopped_by, cut.stopped_by) == ("counts", "request")
     assert cut.history.steps == 1
     assert math.isfinite(cut.errors.after)
+
+
+@pytest.fixture
+def problems(monkeypatch):
+    """The problems that trainings make, each in its turn: first that of the starts to train on."""
+    made, original = [], request.problem_for
+
+    def noting(*arguments, **options):
+        made.append(original(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(request, "problem_for", noting)
+    return made
+
+
+def test_a_choice_in_the_codebook_is_never_worse_than_the_single_table(problems):
+    """On the starts to choose on, of any number of tables that were tried: the first one is a bad one."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    of_plain = solvers.get("universal", scale=field.scale, dim=1)
+    first = solvers.get("universal", member=0, scale=UNITS[0] * field.scale, dim=1)
+    for count in (1, 2, 40):
+        heard = []
+        found = learned.tune_universal(field, 4, points=64, progress=heard.append, stop=lambda n=count, h=heard: len(h) >= n)
+        problem, *_ = problems[-2:]
+        start, own = (
+            problem.error(Stages.of(solver.tableau(field.path, "karras", 4)).scaled(1 / field.scale))
+            for solver in (of_plain, found.solver)
+        )
+        assert own <= start
+        if count == 1:
+            assert problem.error(Stages.of(first.tableau(field.path, "karras", 4)).scaled(1 / field.scale)) > 2 * start
+            assert found.solver.member is None
+            assert found.errors.after == found.errors.before
+        assert found.facts.begun_from == "universal"
+
+
+def test_a_choice_that_ends_among_the_last_is_the_best_of_those_before():
+    """The last comparison is on all starts, and the first table in it is the best on few."""
+    heard = []
+    learned.tune_universal("bimodal1d", 4, points=64, progress=heard.append)
+    before = sum(step.total != heard[-1].total for step in heard)
+    assert 0 < before < len(heard)
+    chosen = []
+    for count in (before, before + 1):
+        told = []
+        found = learned.tune_universal(
+            "bimodal1d", 4, points=64, progress=told.append, stop=lambda n=count, t=told: len(t) >= n
+        )
+        assert found.history.steps == count
+        chosen.append(found.solver)
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize(("spec", "steps", "better"), [("ddim", 3, "karras"), ("dpmpp", 4, "log_snr")])
+def test_a_grid_is_held_against_the_better_of_two_named_ones(spec, steps, better, problems):
+    """On the test starts, whose errors differ by more than rounding; a grid that ld3 begins from is its own measure."""
+    named = {grid: Stages.of(solvers.get(spec).tableau("edm", grid, steps)) for grid in ("log_snr", "karras")}
+    for method, options in (("dmn", {}), ("gits", {"points": 8}), ("search", {"points": 8, "stop": lambda: True})):
+        found = train_grid(method, "ring8", steps, solver=spec, **options)
+        test = problems[-1]
+        errors = {grid: test.error(table.scaled(1 / test.unit)) for grid, table in named.items()}
+        other = next(grid for grid in errors if grid != better)
+        assert errors[better] < 0.9 * errors[other]
+        assert found.errors.before == pytest.approx(errors[better], rel=1e-12)
+        assert found.facts.begun_from == f"{spec} @ {better}"
+    found = train_grid("ld3", "ring8", steps, solver=spec, grid=other, points=16, rounds=1)
+    assert found.errors.before == pytest.approx(errors[other], rel=1e-12)
 
 
 def test_levels_that_the_universal_table_does_not_know_have_no_error_before():
