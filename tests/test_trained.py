@@ -71,6 +71,9 @@ def test_a_result_is_read_back_from_its_file_and_runs_the_same(name, trainings, 
     x = field.path.prior((5, 2), generator=0)
     file = tmp_path / "trained.safetensors"
     trained.save(file)
+    for name in (None, 3, b"x"):
+        with pytest.raises(ArgumentError, match=r"^file must be a file's name, a text or a path, got "):
+            trained.save(name)
     read = load(file)
     assert isinstance(read, Trained)
     assert (read.nfe, read.facts.facts(), read.errors) == (trained.nfe, trained.facts.facts(), trained.errors)
