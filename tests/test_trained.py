@@ -15,6 +15,7 @@ from diffode.learned.methods import METHODS
 from diffode.learned.tables import published
 from diffode.learned.universal.batches import UNITS
 from diffode.randomness import keyed
+from diffode.specs import format_spec
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import read_tensors, write_tensors
 
@@ -69,7 +70,7 @@ def test_a_result_is_read_back_from_its_file_and_runs_the_same(name, trainings, 
     trained, _ = trainings[name]
     field = diffode.exact_field("ring8", "vp")
     x = field.path.prior((5, 2), generator=0)
-    file = tmp_path / "trained.safetensors"
+    file = tmp_path / "a, b's=c.safetensors"
     trained.save(file)
     for name in (None, 3, b"x"):
         with pytest.raises(ArgumentError, match=r"^file must be a file's name, a text or a path, got "):
@@ -79,8 +80,9 @@ def test_a_result_is_read_back_from_its_file_and_runs_the_same(name, trainings, 
     assert (read.nfe, read.facts.facts(), read.errors) == (trained.nfe, trained.facts.facts(), trained.errors)
     runs = [diffode.solve(field, x, **one.arguments).x for one in (trained, read)]
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-12, atol=1e-12)
+    assert diffode.solvers.get(read.solver.spec).content() == read.solver.content()
     # Its spec, and for a grid that of the grid, run it anywhere.
-    how = {"grid": f"trained:file={file}"} if trained.grid is not None else {}
+    how = {"grid": format_spec("trained", {"file": str(file)})} if trained.grid is not None else {}
     torch.testing.assert_close(diffode.solve(field, x, solver=read.solver.spec, nfe=3, **how).x, runs[0], rtol=1e-9, atol=1e-9)
 
 

@@ -32,6 +32,7 @@ from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.paths import Path
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.trained.checkpoints import Checkpoint
+from diffode.specs import format_spec
 from diffode.tableau.stages import NoiseFunction, Stages, noise_function
 from diffode.targets import Target
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
@@ -161,7 +162,7 @@ class ConditionedSolver(DirectSolver):
     @property
     def spec(self) -> str:
         """The solver's spec, with the file that it was read from, if any."""
-        return f"{self.name}:file={self.file}" if self.file else self.name
+        return format_spec(self.name, {"file": self.file} if self.file else {})
 
     @property
     def nfe(self) -> int:
