@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal, row_generators
-from diffode.targets.chunks import Chunk, Parameters, joined, less, per_row
+from diffode.targets.arguments import given
+from diffode.targets.chunks import Chunk, Parameters, joined, less
 from diffode.targets.compiled import Compiled, is_plain
 from diffode.targets.components import Components, Isotropic, Level, column, rows_of
 from diffode.targets.content import Content, given_covariances
@@ -201,8 +203,10 @@ class GaussianMixture(Target):
 
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw n samples, shape (n, dim), on the generator's device; of a list of n generators each gives one sample."""
-        if not isinstance(n, int) or n < 0:
-            raise ArgumentError(f"n must be a number of samples >= 0, got {n!r}")
+        if type(n) is not int or n < 0:
+            raise ArgumentError(f"n must be a number of samples >= 0, got {n!r:.60}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ArgumentError(f"dtype must be a floating-point dtype, such as torch.float32, got {dtype!r:.60}")
         each = row_generators(generator, n)
         if each:
             return torch.cat([self.sample(1, generator=one, dtype=dtype) for one in each])
@@ -220,6 +224,7 @@ class GaussianMixture(Target):
 
     @override
     def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        alpha, sigma = given(x, self.dim, alpha, sigma)
         if compiled := self._compiled_for(x, alpha, sigma):
             return compiled.log_prob(x, alpha, sigma)
         parts = []
@@ -230,6 +235,7 @@ class GaussianMixture(Target):
 
     def responsibilities(self, x: Tensor, alpha: Scalar = 1.0, sigma: Scalar = 0.0) -> Tensor:
         """Posterior probability of each component given alpha x_0 + sigma eps = x, shape (B, K)."""
+        alpha, sigma = given(x, self.dim, alpha, sigma)
         if compiled := self._compiled_for(x, alpha, sigma):
             return compiled.responsibilities(x, alpha, sigma)
         parts = [chunk.responsibilities.T for chunk in self._chunks(x, alpha, sigma)]
@@ -237,10 +243,11 @@ class GaussianMixture(Target):
 
     @override
     def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
-        if compiled := self._compiled_for(x, alpha, sigma, denoised_weight, score_weight):
-            return compiled.view(x, alpha, sigma, denoised_weight, -score_weight)
+        alpha, sigma, p, slope = given(x, self.dim, alpha, sigma, denoised_weight, score_weight)
+        g = -slope
+        if compiled := self._compiled_for(x, alpha, sigma, p, g):
+            return compiled.view(x, alpha, sigma, p, g)
         parts = []
-        p, g = per_row(denoised_weight, x), per_row(-score_weight, x)
         for chunk in self._chunks(x, alpha, sigma, view=True):
             p_rows, g_rows = rows_of(p, *chunk.span), rows_of(g, *chunk.span)
             view = chunk.view(p_rows, g_rows)
@@ -251,6 +258,7 @@ class GaussianMixture(Target):
 
     @override
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        alpha, sigma = given(x, self.dim, alpha, sigma)
         if compiled := self._compiled_for(x, alpha, sigma):
             return compiled.score_divergence(x, alpha, sigma)
         # |g_k - score|^2 is summed unexpanded: expanded, it cancels far from the data. One variance for all has its own form.
@@ -269,9 +277,7 @@ class GaussianMixture(Target):
     def _compiled_for(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> Compiled | None:
         """The compiled kernels, if there are any that can take this evaluation in torch's place."""
         kernels = self._compiled
-        if kernels is None or x.ndim != 2 or x.shape[1] != self.dim or not kernels.takes(x, alpha, sigma, *weights):
-            return None
-        return kernels
+        return None if kernels is None or not kernels.takes(x, alpha, sigma, *weights) else kernels
 
     @property
     @override
@@ -284,9 +290,7 @@ class GaussianMixture(Target):
 
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False, view: bool = False) -> Iterator[Chunk]:
         """Chunks of rows of x, centred, small enough for the processor's cache, each with the form that keeps its digits."""
-        level = Level(per_row(alpha, x), per_row(sigma, x))
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
+        level = Level(alpha, sigma)
         if x.shape[0] == 0:
             return
         if self.is_discrete and float(level.sigma.detach().min() if isinstance(level.sigma, Tensor) else level.sigma) ** 2 == 0:
@@ -317,8 +321,11 @@ class GaussianMixture(Target):
         further out than the data they err no more than rounding the point itself costs.) float32 input stays float32 only
         where that saves time and is harmless: one isotropic covariance for all, many dimensions.
         """
-        share = level.alpha**2 / (level.alpha**2 * self._narrowest + level.sigma**2)
+        variance = level.alpha**2 * self._narrowest + level.sigma**2
+        share = math.nan if isinstance(variance, float) and variance == 0 else level.alpha**2 / variance
         amplification = (float(share.detach().max()) if isinstance(share, Tensor) else share) * self._reach**2
+        if math.isnan(amplification):
+            raise ArgumentError("alpha and sigma must be finite numbers whose squares are not both 0")
         many = self.dim > _FEW_DIMENSIONS
         one_variance = many and self._one_variance
         dtype = x.dtype
