@@ -298,12 +298,23 @@ def test_tables_in_memory_are_solvers_like_those_in_files(trainings, tmp_path):
         ("bespoke", {"progress": 3}, "progress must be a function"),
         ("bespoke", {"stop": 3}, "stop must be a function"),
         ("bespoke", {"path": "nowhere"}, "unknown path"),
-        ("bespoke", {"dim": 7}, "dim must be"),
+        ("bespoke", {"dim": 7}, "dim must be .*, got 7; a row of this field has 2 coordinates"),
     ],
 )
 def test_wrong_requests_are_named(method, options, words):
     with pytest.raises((ArgumentError, UnknownNameError), match=words):
         train(method, "ring8", 3, **{"points": 16, **options} if "points" not in options and "dmn" not in method else options)
+
+
+@pytest.mark.parametrize("setting", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["conditioned:begin_from=ddim", "amed", "ld3_decoupled"])
+def test_a_training_takes_its_gradients_where_they_are_switched_off(name, setting):
+    request = {"points": 32, "steps": 2}
+    with setting():
+        found = train(name, "bimodal1d", 3, **request)
+    assert found.errors == train(name, "bimodal1d", 3, **request).errors
+    field = diffode.exact_field("bimodal1d", "edm")
+    assert not diffode.solve(field, field.prior(2, generator=0), **found.arguments).x.requires_grad
 
 
 class Blunder(TypeError, ValueError, AttributeError, OverflowError):

@@ -28,7 +28,8 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
         or any(type(n) is not int or n < 1 for n in shape)
         or (field.dim is not None and math.prod(shape) != field.dim)
     ):
-        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r}")
+        known = "" if field.dim is None else f"; a row of this field has {field.dim} coordinate{'s' if field.dim != 1 else ''}"
+        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r:.60}{known}")
     return shape
 
 

@@ -18,7 +18,7 @@ from diffode.flows import reference
 from diffode.learned.arguments import check_count, check_number
 from diffode.learned.conditional.amed import Hook, LearnedAMED, Predictor, feature_width
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request, held_out_count
+from diffode.learned.request import Request, held_out_count, with_gradients
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
 from diffode.solvers.solver import check_choice
@@ -28,6 +28,7 @@ from diffode.targets import Target
 _LARGEST_GRADIENT = 1.0
 
 
+@with_gradients
 def train_amed(
     field: Field | Target | str,
     steps: int,

@@ -26,7 +26,7 @@ from diffode.learned.fitting.gauss_newton import Problem, descend, output_direct
 from diffode.learned.fitting.problems import starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.learned.trained import History, Trained, check_trained
 from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.paths import Path
@@ -227,6 +227,7 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         return ConditionedSolver(table=table, file=str(file))
 
 
+@with_gradients
 def condition(
     trained: Trained | Checkpoint,
     field: Field | Target | str,

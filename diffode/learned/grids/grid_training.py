@@ -16,7 +16,7 @@ from diffode.grid_files import TrainedGrid
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.grids import levels
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
@@ -33,6 +33,7 @@ _NAMED = ("log_snr", "karras")
 _TEST_STARTS = 512
 
 
+@with_gradients
 def train_grid(
     method: str,
     field: Field | Target | str,
@@ -104,6 +105,7 @@ def train_grid(
     return Trained(recipe, steps, grid, grid, times, history())
 
 
+@with_gradients
 def train_decoupled(
     field: Field | Target | str,
     steps: int,

@@ -23,7 +23,7 @@ from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.tableau.stages import Stages
@@ -41,6 +41,7 @@ _TOLERANCES = {"xatol": 1e-5, "fatol": 1e-9}
 _OVERFLOW = 1e300
 
 
+@with_gradients
 def gits(
     field: Field | Target | str,
     steps: int,
@@ -174,6 +175,7 @@ def denoised_weights(stages: Stages) -> Tensor:
     return by_point[count]
 
 
+@with_gradients
 def ld3(
     field: Field | Target | str,
     steps: int,
@@ -215,6 +217,7 @@ def ld3(
     return _times(request.path, values, problem)
 
 
+@with_gradients
 def ld3_decoupled(
     field: Field | Target | str,
     steps: int,
@@ -238,6 +241,7 @@ def ld3_decoupled(
     return Decoupled(levels, write).stages(values, problem.first, problem.last).scaled(problem.unit)
 
 
+@with_gradients
 def search(
     field: Field | Target | str,
     steps: int,

@@ -18,7 +18,7 @@ from diffode.learned.fitting.parameters import Table
 from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
-from diffode.learned.request import Request, held_out_count
+from diffode.learned.request import Request, held_out_count, with_gradients
 from diffode.learned.tables.published import Published, candidates
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
@@ -43,6 +43,7 @@ _MOST_STEPS = 200
 _SAME = 0.02
 
 
+@with_gradients
 def train_table(
     field: Field | Target | str,
     nfe: int,
@@ -124,6 +125,7 @@ def train_table(
     return _best_of(task, candidates(task.problem, request.path, nfe, begin_from), consistent, groups)
 
 
+@with_gradients
 def train_gaussian(
     eigenvalues: Tensor | Sequence[float],
     nfe: int,

@@ -12,7 +12,7 @@ from diffode.fields import Field
 from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.learned.trained import History, Trained
 from diffode.learned.universal.choice import Choice, choices, fits, ranked, table_of
 from diffode.paths import Path
@@ -37,6 +37,7 @@ _FINER = 2**0.25
 _MOST_POINTS = 10**6
 
 
+@with_gradients
 def tune_universal(
     field: Field | Target | str,
     nfe: int,
