@@ -132,7 +132,7 @@ class Bespoke(TrainedSolver):
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
         if not isinstance(self.file, str):
             raise ArgumentError(
-                f"file must be a name that does not read as number or list, such as ./{self.file}, or in quotes, '{self.file}'"
+                f"file must be a name that does not read as a number or list, such as ./{self.file}, or quoted: '{self.file}'"
             )
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
