@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
 from diffode.errors import ArgumentError, FileFormatError
+from diffode.file_names import place_of
 
 #: Shortens values in messages: texts to 80 characters, lists to 3 levels.
 _SHORT = reprlib.Repr()
@@ -44,11 +45,11 @@ def opened(file: str | FilePath, what: str, most: int) -> Iterator[tuple[BinaryI
         most: its largest size, in bytes.
 
     Raises:
-        ArgumentError: if there is no such file, it is no regular one, or it can't be read.
+        ArgumentError: if ``file`` is no text or path, there is no such file, it is no regular one, or it can't be read.
         FileFormatError: if it is larger.
     """
+    place = place_of(file)
     try:
-        place = FilePath(file)
         found = place.stat()
         if stat.S_ISDIR(found.st_mode):
             raise ArgumentError(f"{what} can't be read: it is a folder")

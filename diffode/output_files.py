@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 from typing import BinaryIO
 
 from diffode.errors import ArgumentError, DiffodeError
+from diffode.file_names import place_of
 
 #: Remedies by the number of a system's error.
 _REMEDIES = {
@@ -59,9 +60,10 @@ def write_whole(file: str | FilePath, content: bytes, what: str = "file") -> Non
 @contextlib.contextmanager
 def whole_file(file: str | FilePath, what: str = "file") -> Iterator[BinaryIO]:
     """A file to write, see :func:`write_whole`, which replaces the old one at the end of the block, unless an error ends it."""
+    named = place_of(file, what)
     try:
         # A link stays a link; the file that it leads to is replaced.
-        place = FilePath(os.path.realpath(file))
+        place = FilePath(os.path.realpath(named))
         _look_at(place)
         with _beside(place) as temporary:
             with temporary.open("xb") as handle:
@@ -86,17 +88,16 @@ def writable(file: str | FilePath, what: str = "output", *, make_folders: bool =
     Raises:
         ArgumentError: if it can't be written; the message names it and a remedy.
     """
+    named = place_of(file, what)
     try:
-        if not str(file):
-            raise ValueError("the name is empty")
-        place = FilePath(os.path.realpath(file))
+        place = FilePath(os.path.realpath(named))
         _look_at(place)
         folders = _made(place.parent) if make_folders else contextlib.nullcontext()
         with folders, _beside(place) as temporary:
             temporary.write_bytes(b"\0")
     except (OSError, ValueError) as error:
         raise unwritable(file, error, what) from error
-    return FilePath(file)
+    return named
 
 
 def _look_at(place: FilePath) -> None:

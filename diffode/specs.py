@@ -28,16 +28,23 @@ _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _NUMBERS = re.compile(r"(times|levels)\s")
 #: A list of integers.
 _LIST = re.compile(r"\d+(\+\d+)+\Z")
+#: A text in quotes, which may hold anything; a quote in it is doubled.
+_QUOTED = r"'(?:[^']|'')*'"
+#: An option, after the beginning or a comma.
+_ITEM = re.compile(rf"(?:\A|,)((?:[^,=]*=\s*{_QUOTED}\s*(?=,|\Z))|[^,]*)")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     """Split a spec into its name and options.
 
-    Values are ``true``/``false``, ``none``, integers, reals, lists of integers such as ``3+3+2``, or else texts. Grids that
-    list numbers, ``times 80 10 1`` and ``levels 14.6 2 0``, have these as option ``at``. ArgumentError for a malformed spec.
+    Values are ``true``/``false``, ``none``, integers, reals, lists of integers such as ``3+3+2``, or else texts. A text with
+    commas, or one that reads as another value, is in quotes: ``file='a,b'``. Grids that list numbers, ``times 80 10 1`` and
+    ``levels 14.6 2 0``, have these as option ``at``. ArgumentError for a malformed spec.
 
     >>> parse_spec("dpmpp:order=2,lower_order_final=always")
     ('dpmpp', {'order': 2, 'lower_order_final': 'always'})
+    >>> parse_spec("bespoke:file='a,b',scale=2")
+    ('bespoke', {'file': 'a,b', 'scale': 2})
     """
     if _NUMBERS.match(_text(spec).strip()):
         name, *words = spec.replace(",", " ").split()
@@ -56,7 +63,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     options: dict[str, Value] = {}
     if colon and not rest:
         raise ArgumentError(f"spec {spec!r} ends after ':'; expected 'name' or 'name:key=value,key=value'")
-    for item in rest.split(",") if rest else ():
+    for item in _ITEM.findall(rest) if rest else ():
         key, equals, text = (part.strip() for part in item.partition("="))
         if not equals or not key.isidentifier() or not text:
             raise ArgumentError(f"spec {spec!r}: {item!r} is not of the form key=value")
@@ -94,6 +101,8 @@ def options_of(instance: Any) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Value:
+    if re.fullmatch(_QUOTED, text):
+        return text[1:-1].replace("''", "'")
     lowered = text.lower()
     if lowered in ("true", "false"):
         return lowered == "true"
@@ -110,16 +119,23 @@ def _parse_value(text: str) -> Value:
 
 
 def written_value(value: Any) -> str:
-    """The text of a value in a spec.
+    """The text of a value in a spec, from which :func:`parse_spec` makes the same value.
 
-    >>> written_value((3, 3, 2)), written_value(None), written_value(0.5)
-    ('3+3+2', 'none', '0.5')
+    >>> written_value((3, 3, 2)), written_value(None), written_value(0.5), written_value("0.5")
+    ('3+3+2', 'none', '0.5', "'0.5'")
     """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "+".join(str(int(part)) for part in value)
-    return repr(float(value)) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return repr(float(value))
+    text = str(value)
+    plain = text and text == text.strip() and not text.startswith("'") and "," not in text
+    if isinstance(value, str) and not (plain and _parse_value(text) == text):
+        text = text.replace("'", "''")
+        return f"'{text}'"
+    return text
 
 
 @dataclasses.dataclass(frozen=True)

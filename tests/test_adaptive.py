@@ -110,6 +110,20 @@ def test_another_library_that_gives_up_is_a_failed_run_and_no_foreign_error(spec
         diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.01])
 
 
+@pytest.mark.parametrize("spec", ["scipy:RK45", "torchdiffeq:dopri5", "torchdiffeq:rk4", "torchdiffeq:euler"])
+def test_an_error_of_a_users_field_is_not_said_to_be_another_librarys(spec):
+    exact, x = start(n=3)
+
+    def own(y, t):
+        if float(torch.as_tensor(t).max()) < 1:
+            raise ValueError("a bug of mine")
+        return exact.noise(y, t)
+
+    field = Field.from_noise(own, exact.path, probe=False)
+    with pytest.raises(ValueError, match=r"^a bug of mine$"):
+        diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 0.5, 0.01], on_failure="return")
+
+
 @pytest.mark.parametrize(
     "method", ["torchdiffeq:dopri5", "torchdiffeq:adaptive_heun", "scipy:RK45", "scipy:LSODA", "scipy:Radau"]
 )

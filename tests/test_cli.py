@@ -210,13 +210,20 @@ def test_train_writes_amed_and_names_what_is_wrong(tmp_path):
     )
     assert "does not take" in diffode("train", "ld3:foo=1", "--target", "ring8", "--nfe", "4", code=2).stderr
     own = ("--target", "ring8", "--nfe", "4")
-    assert "can't be written in a spec" in diffode("train", "bespoke", *own, "--output", "a,b.safetensors", code=2).stderr
     assert "a step for each evaluation" in diffode("train", "gits:solver=edm_heun", *own, code=2).stderr
     assert "writes no file" in diffode("train", "universal", *own, "--force", code=2).stderr
     assert "begin_from must be" in diffode("train", "bespoke:start=5", *own, code=2).stderr
     assert "must end in .safetensors" in diffode(
         "train", "bespoke", "--target", "ring8", "--nfe", "4", "--output", "x.pt", code=2
     ).stderr  # fmt: skip
+
+
+def test_a_file_with_a_comma_in_its_name_runs_by_the_spec_that_is_printed(tmp_path):
+    own = ("--target", "ring8", "--nfe", "4", "--points", "8", "--output", "a,b.safetensors", "--json")
+    facts = json.loads(diffode("train", "gits", *own, cwd=tmp_path).stdout)
+    assert facts["file"] == "trained:file='a,b.safetensors'"
+    how = ("--solver", facts["solver"], "--grid", facts["file"], "--nfe", "4", "--json")
+    assert json.loads(diffode("sample", "ring8", *how, cwd=tmp_path).stdout)["nfe"] == 4
 
 
 def test_cards_are_json_and_adaptive_solvers_have_no_tableau():

@@ -11,11 +11,12 @@ from small_suite import TOML
 from test_array_files import POINTS, npy
 from test_tableau_files import table_file
 
-from diffode import paths, solvers
+from diffode import learned, paths, solvers
 from diffode.array_files import read_array, read_arrays
 from diffode.cli import main
 from diffode.errors import ArgumentError, DiffodeError, FileFormatError
 from diffode.output_files import writable, write_whole
+from diffode.solvers.trained.checkpoints import load_codebooks, load_ranged
 from diffode.studies import load_suite
 from diffode.tableau import Tableau
 
@@ -32,6 +33,33 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, place):
             read(tmp_path / place)
     with pytest.raises(ArgumentError, match=r"unknown suite|can't be read"):
         load_suite(str(tmp_path / place) + (".toml" if "/dev" not in place else ""))
+
+
+class Odd(os.PathLike):
+    """A path that says it is called by bytes."""
+
+    def __fspath__(self):
+        return b"x"
+
+
+@pytest.mark.parametrize("name", [None, 3, True, b"x", ["x"], Odd()])
+def test_what_can_not_name_a_file_is_refused_by_the_name_of_the_argument(name):
+    readers = (
+        read_array, read_arrays, Tableau.load, learned.load, learned.load_amed, learned.load_checkpoint,
+        learned.load_conditioned, learned.load_grid, load_codebooks, load_ranged,
+    )  # fmt: skip
+    table = solvers.get("ddim").tableau(EDM, "karras", 2)
+    for call in (*readers, table.save, lambda file: write_whole(file, b"")):
+        with pytest.raises(ArgumentError, match=r"^file must be a file's name, a text or a path, got "):
+            call(name)
+        with pytest.raises(ArgumentError, match=r"^file must be a file's name, got an empty text$"):
+            call("")
+    with pytest.raises(ArgumentError, match=r"^output must be a file's name, a text or a path, got "):
+        writable(name)
+    # An option of a spec is no text where it reads as a number.
+    for solver in ("conditioned", "amed_learned"):
+        with pytest.raises(ArgumentError, match=r"^file must be "):
+            solvers.get(solver, file=name)
 
 
 def damaged(content, rng):

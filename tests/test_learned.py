@@ -62,6 +62,21 @@ def test_two_gaussian_directions_by_levels_alone_match_a_direct_search():
     assert min(found.held_out) == pytest.approx(direct.fun, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda x: (x, None), "must return a tensor, got tuple$"),
+        (lambda x: x.numpy(force=True), "must return a tensor, got ndarray$"),
+        (lambda x: x[:, :1], r"returned shape \(2, 1\) for x of shape \(2, 2\)"),
+        (lambda x: x.detach(), "can't be differentiated"),
+    ],
+)  # fmt: skip
+def test_a_field_that_answers_wrongly_is_told_what_it_returned(answer, words):
+    field = Field.from_noise(lambda x, t: answer(x), EDM, probe=False)
+    with pytest.raises(FieldError, match=words):
+        train_table(field, 3, dim=2, points=16)
+
+
 def test_training_stops_when_held_out_starts_no_longer_gain():
     """Held out is a Gaussian of quite another variance, for which every step is a step away."""
     problem, other = gaussian_problem(0.01, 1), gaussian_problem(40.0, 1)

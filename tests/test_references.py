@@ -1,5 +1,6 @@
 """References: closed forms against integration, group property, and the error estimate."""
 
+import math
 import re
 
 import numpy as np
@@ -250,3 +251,21 @@ def test_the_flow_of_any_mixture_composes_and_goes_back(field, seed):
 def test_a_reference_is_of_a_field(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_values_that_are_not_finite_are_named_with_the_time_and_the_number_of_rows(known):
+    """The second of three rows gives NaN below t = 1: the time is that of the field, also where log-SNR is the variable."""
+    exact = diffode.exact_field("ring8", "edm")
+
+    def lost(x, t):
+        answer = exact.velocity(x, t).clone()
+        if t < 1:
+            answer[1] = math.nan
+        return answer
+
+    field = Field.from_velocity(lost, exact.path if known else None, probe=False)
+    x = exact.prior(3, generator=0)
+    with pytest.raises(NumericalError, match=r"^the field gave non-finite values at t=0\.\d+, in 1 of 3 rows$") as caught:
+        diffode.reference(field, x, 80.0, 0.1)
+    assert 0.1 <= float(str(caught.value).partition("t=")[2].partition(",")[0]) < 1

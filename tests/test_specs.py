@@ -13,10 +13,13 @@ from diffode.extensions import load_attribute
 from diffode.specs import Registry, format_spec, option_names, parse_spec
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
-reserved = {"true", "false", "none", "nan", "inf", "infinity"}
+#: Texts of any characters, and of those that specs are made of.
+texts = st.one_of(
+    st.text(max_size=8), st.text(alphabet="'\",=:+ 1etrunofas", max_size=12), st.sampled_from(["true", "None", "1e5"])
+)
 values = st.one_of(
     st.booleans(), st.none(), st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False),
-    names.filter(lambda s: s not in reserved), st.lists(st.integers(0, 9), min_size=2, max_size=4).map(tuple),
+    texts, st.lists(st.integers(0, 9), min_size=2, max_size=4).map(tuple),
 )  # fmt: skip
 
 
@@ -25,7 +28,26 @@ def test_a_formatted_spec_parses_back(name, options):
     assert parse_spec(format_spec(name, options)) == (name, options)
 
 
-@pytest.mark.parametrize("spec", ["", ":", "a:", "a:b=", "a:=1", "a:1=2", "a b", "a:b=1,b=2", "../a"])
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("a:b='x,y=1:2'", "x,y=1:2"), ("a: b = 'x' ", "x"), ("a:b=' x '", " x "), ("a:b=''", ""), ("a:b='3'", "3"),
+        ("a:b='it''s'", "it's"), ("a:b=it's", "it's"), ("a:b='", "'"), ("a:b='x'y'", "'x'y'"), ("a:b=\"x\"", '"x"'),
+    ],
+)  # fmt: skip
+def test_a_text_in_quotes_holds_anything_and_quotes_elsewhere_are_its_own(spec, text):
+    assert parse_spec(spec) == ("a", {"b": text})
+    assert parse_spec(f"{spec},c=2") == ("a", {"b": text, "c": 2})
+
+
+def test_only_texts_that_would_be_misread_are_written_in_quotes():
+    given = {"a": "x y", "b": "it's", "c": "a=b", "d": "a,b", "e": "3+4", "f": ""}
+    assert format_spec("n", given) == "n:a=x y,b=it's,c=a=b,d='a,b',e='3+4',f=''"
+
+
+@pytest.mark.parametrize(
+    "spec", ["", ":", "a:", "a:b=", "a:=1", "a:1=2", "a b", "a:b=1,b=2", "../a", "a:b=1,", "a:,b=1", "a:b='x,y"]
+)
 def test_malformed_specs_are_refused(spec):
     with pytest.raises(ArgumentError):
         parse_spec(spec)

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 import diffode
-from diffode import learned
+from diffode import learned, solvers
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
 from diffode.flows import flow_states
-from diffode.learned import Trained, load, methods, train
+from diffode.learned import Trained, load, methods, request, train
+from diffode.learned.grids.grid_training import train_grid
 from diffode.learned.methods import METHODS
 from diffode.learned.tables import published
+from diffode.learned.universal.batches import UNITS
 from diffode.randomness import keyed
+from diffode.specs import format_spec
+from diffode.tableau.stages import Stages
 from diffode.tensor_files import read_tensors, write_tensors
 
 #: Each method with a request that takes a second or less.
@@ -66,15 +70,19 @@ def test_a_result_is_read_back_from_its_file_and_runs_the_same(name, trainings, 
     trained, _ = trainings[name]
     field = diffode.exact_field("ring8", "vp")
     x = field.path.prior((5, 2), generator=0)
-    file = tmp_path / "trained.safetensors"
+    file = tmp_path / "a, b's=c.safetensors"
     trained.save(file)
+    for name in (None, 3, b"x"):
+        with pytest.raises(ArgumentError, match=r"^file must be a file's name, a text or a path, got "):
+            trained.save(name)
     read = load(file)
     assert isinstance(read, Trained)
     assert (read.nfe, read.facts.facts(), read.errors) == (trained.nfe, trained.facts.facts(), trained.errors)
     runs = [diffode.solve(field, x, **one.arguments).x for one in (trained, read)]
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-12, atol=1e-12)
+    assert diffode.solvers.get(read.solver.spec).content() == read.solver.content()
     # Its spec, and for a grid that of the grid, run it anywhere.
-    how = {"grid": f"trained:file={file}"} if trained.grid is not None else {}
+    how = {"grid": format_spec("trained", {"file": str(file)})} if trained.grid is not None else {}
     torch.testing.assert_close(diffode.solve(field, x, solver=read.solver.spec, nfe=3, **how).x, runs[0], rtol=1e-9, atol=1e-9)
 
 
@@ -111,6 +119,73 @@ def test_a_choice_in_the_codebook_ends_with_its_seconds_and_keeps_the_best_so_fa
     assert (whole.stopped_by, cut.stopped_by) == ("counts", "request")
     assert cut.history.steps == 1
     assert math.isfinite(cut.errors.after)
+
+
+@pytest.fixture
+def problems(monkeypatch):
+    """The problems that trainings make, each in its turn: first that of the starts to train on."""
+    made, original = [], request.problem_for
+
+    def noting(*arguments, **options):
+        made.append(original(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(request, "problem_for", noting)
+    return made
+
+
+def test_a_choice_in_the_codebook_is_never_worse_than_the_single_table(problems):
+    """On the starts to choose on, of any number of tables that were tried: the first one is a bad one."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    of_plain = solvers.get("universal", scale=field.scale, dim=1)
+    first = solvers.get("universal", member=0, scale=UNITS[0] * field.scale, dim=1)
+    for count in (1, 2, 40):
+        heard = []
+        found = learned.tune_universal(field, 4, points=64, progress=heard.append, stop=lambda n=count, h=heard: len(h) >= n)
+        problem, *_ = problems[-2:]
+        start, own = (
+            problem.error(Stages.of(solver.tableau(field.path, "karras", 4)).scaled(1 / field.scale))
+            for solver in (of_plain, found.solver)
+        )
+        assert own <= start
+        if count == 1:
+            assert problem.error(Stages.of(first.tableau(field.path, "karras", 4)).scaled(1 / field.scale)) > 2 * start
+            assert found.solver.member is None
+            assert found.errors.after == found.errors.before
+        assert found.facts.begun_from == "universal"
+
+
+def test_a_choice_that_ends_among_the_last_is_the_best_of_those_before():
+    """The last comparison is on all starts, and the first table in it is the best on few."""
+    heard = []
+    learned.tune_universal("bimodal1d", 4, points=64, progress=heard.append)
+    before = sum(step.total != heard[-1].total for step in heard)
+    assert 0 < before < len(heard)
+    chosen = []
+    for count in (before, before + 1):
+        told = []
+        found = learned.tune_universal(
+            "bimodal1d", 4, points=64, progress=told.append, stop=lambda n=count, t=told: len(t) >= n
+        )
+        assert found.history.steps == count
+        chosen.append(found.solver)
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize(("spec", "steps", "better"), [("ddim", 3, "karras"), ("dpmpp", 4, "log_snr")])
+def test_a_grid_is_held_against_the_better_of_two_named_ones(spec, steps, better, problems):
+    """On the test starts, whose errors differ by more than rounding; a grid that ld3 begins from is its own measure."""
+    named = {grid: Stages.of(solvers.get(spec).tableau("edm", grid, steps)) for grid in ("log_snr", "karras")}
+    for method, options in (("dmn", {}), ("gits", {"points": 8}), ("search", {"points": 8, "stop": lambda: True})):
+        found = train_grid(method, "ring8", steps, solver=spec, **options)
+        test = problems[-1]
+        errors = {grid: test.error(table.scaled(1 / test.unit)) for grid, table in named.items()}
+        other = next(grid for grid in errors if grid != better)
+        assert errors[better] < 0.9 * errors[other]
+        assert found.errors.before == pytest.approx(errors[better], rel=1e-12)
+        assert found.facts.begun_from == f"{spec} @ {better}"
+    found = train_grid("ld3", "ring8", steps, solver=spec, grid=other, points=16, rounds=1)
+    assert found.errors.before == pytest.approx(errors[other], rel=1e-12)
 
 
 def test_levels_that_the_universal_table_does_not_know_have_no_error_before():
@@ -199,19 +274,73 @@ def test_tables_in_memory_are_solvers_like_those_in_files(trainings, tmp_path):
         ("dmn", {"points": 64}, "dmn has no number of points"),
         ("bespoke", {"steps": 0}, "steps must be an integer >= 1"),
         ("ld3", {"points": 2.5}, "points must be an integer"),
+        ("ld3", {"steps": 0}, "steps must be an integer >= 1"),
+        *(
+            (name, {"points": few}, "points must be an integer >= 8, got")
+            for name in ("bespoke", "conditioned")
+            for few in (0, 1)
+        ),
         ("amed:rate=fast", {}, "rate must be a number"),
         ("bespoke:begin_from=5", {}, "begin_from must be"),
-        ("bespoke:groups=2", {}, "groups"),
+        ("bespoke:groups=2", {}, r"groups must be integers >= 1 that sum to nfe=3, such as \(1, 2\).*got 2"),
+        ("bespoke:groups=ab", {}, "groups must be integers >= 1.*got 'ab'"),
+        ("bespoke:consistent=yes", {}, "consistent must be one of True, False, got 'yes'"),
+        ("bespoke:trajectory=1e400", {}, "trajectory must be a number >= 0, got inf"),
+        ("conditioned:patience=none", {"steps": 1}, "patience must be an integer >= 0, got None"),
+        ("amed:per_step=2", {}, "per_step must be one of True, False, got 2"),
+        ("amed:time_range=1", {}, r"time_range must be a number in \[0, 1\), got 1"),
+        ("gits:discount=none", {}, r"discount must be a number in \[0\.001, 1000\), got None"),
+        ("gits:discount=0", {}, r"discount must be a number in \[0\.001, 1000\), got 0"),
+        ("gits:solver=0", {}, "a spec must be a string"),
+        ("dmn:power=fast", {}, "power must be a number, got 'fast'"),
+        ("dmn:power=nan", {}, "power must be a number, got nan"),
         ("bespoke", {"seed": -1}, "seed must be an integer"),
         ("bespoke", {"progress": 3}, "progress must be a function"),
         ("bespoke", {"stop": 3}, "stop must be a function"),
         ("bespoke", {"path": "nowhere"}, "unknown path"),
-        ("bespoke", {"dim": 7}, "dim must be"),
+        ("bespoke", {"dim": 7}, "dim must be .*, got 7; a row of this field has 2 coordinates"),
     ],
 )
 def test_wrong_requests_are_named(method, options, words):
     with pytest.raises((ArgumentError, UnknownNameError), match=words):
-        train(method, "ring8", 3, **{"points": 16, **options} if "points" not in options and "bespoke" in method else options)
+        train(method, "ring8", 3, **{"points": 16, **options} if "points" not in options and "dmn" not in method else options)
+
+
+@pytest.mark.parametrize("setting", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["conditioned:begin_from=ddim", "amed", "ld3_decoupled"])
+def test_a_training_takes_its_gradients_where_they_are_switched_off(name, setting):
+    request = {"points": 32, "steps": 2}
+    with setting():
+        found = train(name, "bimodal1d", 3, **request)
+    assert found.errors == train(name, "bimodal1d", 3, **request).errors
+    field = diffode.exact_field("bimodal1d", "edm")
+    assert not diffode.solve(field, field.prior(2, generator=0), **found.arguments).x.requires_grad
+
+
+class Blunder(TypeError, ValueError, AttributeError, OverflowError):
+    """An error of a user's own function, of every type that a wrong option may raise."""
+
+
+#: Each method that calls a user's functions, with an option.
+WITH_OPTIONS = {
+    "bespoke": "begin_from=ddim", "conditioned": "begin_from=ddim", "amed": "order=2", "ld3": "solver=ddim",
+    "ld3_decoupled": "solver=ddim", "search": "solver=ddim",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+@pytest.mark.parametrize("which", ["progress", "stop"])
+def test_an_error_of_a_users_own_function_comes_through_as_it_is(name, which):
+    """No option is blamed for it, and it has no other cause."""
+    raised = Blunder("mine")
+
+    def own(*_):
+        raise raised
+
+    with pytest.raises(Blunder) as caught:
+        train(f"{name}:{WITH_OPTIONS[name]}", "ring8", 3, **ASKED[name], **{which: own})
+    assert caught.value is raised
+    assert raised.__cause__ is None
 
 
 def test_a_conditioned_table_shares_its_seconds_between_its_two_trainings(monkeypatch):

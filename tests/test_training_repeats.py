@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -208,6 +209,11 @@ def test_wrong_limits_are_named():
             Limit(wrong)
     with pytest.raises(ArgumentError, match="stop must be a function"):
         Limit(1.0, stop=3)
+    for answer in (torch.tensor([True, False]), torch.tensor(1.0), np.array([True]), 1, "no"):
+        with pytest.raises(ArgumentError, match="stop must return True or False, got "):
+            Limit(stop=lambda answer=answer: answer).reached()
+    for answer, end in ((None, False), (np.True_, True), (torch.tensor(False), False), (torch.tensor(True), True)):
+        assert Limit(stop=lambda answer=answer: answer).reached() is end
     with pytest.raises(ArgumentError, match="both given"):
         table(start="ddim", begin_from="ddim")
     with pytest.raises(ArgumentError, match="begin_from must be"):

@@ -113,6 +113,7 @@ def command(
 def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str, Any]:
     """Write the result, if it is to be written; returns the facts to print."""
     from diffode.learned import load
+    from diffode.specs import format_spec
 
     if writes:
         trained.save(file)
@@ -120,7 +121,7 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str
     if trained.grid is not None:
         facts["grid"] = " ".join(f"{t:.10g}" for t in trained.grid.tolist())
     if writes and name not in _WRITTEN:
-        facts["file"] = load(file).solver.spec if trained.grid is None else f"trained:file={file}"
+        facts["file"] = load(file).solver.spec if trained.grid is None else format_spec("trained", {"file": str(file)})
     if name in _DRAWN:
         facts["picture"] = str(file.with_suffix(".png"))
         _draw(trained, file.with_suffix(".png"))
@@ -142,8 +143,6 @@ def _check_output(name: str, file: FilePath, writes: bool, force: bool) -> None:
         raise ArgumentError(f"output must end in .safetensors, got {str(file)!r}; the picture gets the same name with .png")
     if not file.parent.is_dir():
         raise ArgumentError(f"the folder of output {str(file)!r} does not exist; make it first")
-    if "," in str(file) or str(file) != str(file).strip():
-        raise ArgumentError(f"output {str(file)!r} can't be written in a spec: no comma and no blanks at its ends")
     if not writes:
         if force:
             raise ArgumentError(f"{name} writes no file unless --output names one: leave --force out, or say where to write it")

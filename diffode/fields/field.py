@@ -182,9 +182,9 @@ class Field(Counted):
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
             answer = self._tried(point, t)
-            known = isinstance(answer, Tensor) and answer.requires_grad
+            self._check_tensor(point, answer)
             # A network's weights may want a gradient where x, detached, has none.
-            (found,) = torch.autograd.grad(answer.sum(), point, allow_unused=True) if known else (None,)
+            (found,) = torch.autograd.grad(answer.sum(), point, allow_unused=True) if answer.requires_grad else (None,)
         if found is None:
             raise FieldError(
                 "the field can't be differentiated: its answer has no gradient in x; remove no_grad, detach and NumPy from it"
@@ -278,11 +278,14 @@ class Field(Counted):
                 "lambda x, t: net(x.float(), t).to(x.dtype)"
             ) from error
 
-    def _check_answer(self, x: Tensor, t: float, answer: object) -> None:
+    def _check_tensor(self, x: Tensor, answer: object) -> None:
         if not isinstance(answer, Tensor):
             raise FieldError(f"the field must return a tensor, got {type(answer).__name__}")
         if answer.shape != x.shape:
             raise FieldError(f"the field returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must match")
+
+    def _check_answer(self, x: Tensor, t: float, answer: Tensor) -> None:
+        self._check_tensor(x, answer)
         if answer.dtype != x.dtype:
             raise FieldError(f"the field returned {answer.dtype} for x of {x.dtype}; cast its answer with .to(x.dtype)")
         if answer.device != x.device:

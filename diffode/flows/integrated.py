@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,10 +61,10 @@ def integrated_states(
     field: Field, path: Path, x: Tensor, times: Sequence[float], tolerance: float, shape: torch.Size
 ) -> Tensor:
     """The flow of x (B, D) at all times but the first, (M - 1, B, D), by dense output; states at two times are kept on disk."""
-    slope = _right_hand_side(_noise_slope(field, path), x, shape)
+    equation, levels = _in_log_snr(field, path), [path.log_snr(t) for t in times]
 
     def integrated(part: Tensor) -> Tensor:
-        states = _dop853(slope, part / path.alpha(times[0]), [path.log_snr(t) for t in times], tolerance, field.scale)
+        states = _dop853(equation, part / path.alpha(times[0]), levels, tolerance, field.scale, shape)
         return torch.stack([path.alpha(t) * z for t, z in zip(times[1:], states[1 - len(times) :], strict=True)])
 
     def made() -> dict[str, Tensor]:
@@ -141,12 +141,9 @@ def _integrate(
     """DOP853 twice, at the tolerance and at a tenth of it; the finer run and the distance between the two."""
     path = field.path
     if path is None or path.alpha(start) == 0 or path.alpha(stop) == 0:
-        runs = [
-            _dop853(_right_hand_side(field.velocity, x, shape), x, (start, stop), rtol, field.scale)[-1]
-            for rtol in _pair(tolerance)
-        ]
+        runs = [_dop853(_in_time(field), x, (start, stop), rtol, field.scale, shape)[-1] for rtol in _pair(tolerance)]
     else:
-        runs = [_in_log_snr(field, path, x, start, stop, rtol, shape) for rtol in _pair(tolerance)]
+        runs = [_run(field, path, x, start, stop, rtol, shape) for rtol in _pair(tolerance)]
     return runs[1], (runs[1] - runs[0]).norm(dim=1).cpu()
 
 
@@ -154,14 +151,13 @@ def _pair(tolerance: float) -> tuple[float, float]:
     return max(tolerance, 10 * _LEAST_TOLERANCE), max(tolerance / 10, _LEAST_TOLERANCE)
 
 
-def _in_log_snr(field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size) -> Tensor:
-    """d(x/alpha)/d lambda = -rho eps, from the log-SNR of one time to that of the other."""
+def _run(field: Field, path: Path, x: Tensor, start: float, stop: float, rtol: float, shape: torch.Size) -> Tensor:
+    """The flow in the log-SNR, from that of one time to that of the other."""
     to_zero = path.sigma(stop) == 0
     last = path.time_from_rho(least_rho(field)) if to_zero else stop
     z, first = leave_zero(field, x / path.alpha(start), start, shape)
-    slope = _right_hand_side(_noise_slope(field, path), x, shape)
     if first != last:
-        z = _dop853(slope, z, (path.log_snr(first), path.log_snr(last)), rtol, field.scale)[-1]
+        z = _dop853(_in_log_snr(field, path), z, (path.log_snr(first), path.log_snr(last)), rtol, field.scale, shape)[-1]
     ends = path.alpha(last) * z
     return field.denoised(ends.reshape(-1, *shape), last).reshape(ends.shape) if to_zero else ends
 
@@ -202,14 +198,25 @@ def least_rho(field: Field) -> float:
     return least
 
 
-def _noise_slope(field: Field, path: Path) -> Callable[[Tensor, float], Tensor]:
-    """d(x/alpha)/d lambda at a log-SNR."""
+class _Equation(NamedTuple):
+    """A flow as an equation: the slope of states (B, *shape) in its own variable, and the time at a value of that."""
+
+    slope: Callable[[Tensor, float], Tensor]
+    time: Callable[[float], float]
+
+
+def _in_time(field: Field) -> _Equation:
+    return _Equation(field.velocity, lambda t: t)
+
+
+def _in_log_snr(field: Field, path: Path) -> _Equation:
+    """d(x/alpha)/d lambda = -rho eps."""
 
     def slope(z: Tensor, log_snr: float) -> Tensor:
         t = path.time_from_log_snr(log_snr)
         return -math.exp(-log_snr) * field.noise(path.alpha(t) * z, t)
 
-    return slope
+    return _Equation(slope, path.time_from_log_snr)
 
 
 def answered(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -229,32 +236,36 @@ def answered(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         ) from error
 
 
-def _right_hand_side(
-    function: Callable[[Tensor, float], Tensor], x: Tensor, shape: torch.Size
-) -> Callable[[float, Array], Array]:
-    """A function of tensors (B, *shape) in SciPy's form: a function of time and one flat vector."""
+def _right_hand_side(equation: _Equation, x: Tensor, shape: torch.Size) -> Callable[[float, Array], Array]:
+    """The slope of an equation in SciPy's form: a function of the variable and one flat vector."""
 
-    def right_hand_side(time: float, state: Array) -> Array:
+    def right_hand_side(at: float, state: Array) -> Array:
         points = torch.from_numpy(state).to(x.device).reshape(-1, *shape)
         with torch.no_grad():
-            answer = answered(function, points, float(time))
-        if answer.shape != points.shape or not bool(torch.isfinite(answer).all()):
-            raise NumericalError(f"the field gave non-finite values or a wrong shape {tuple(answer.shape)} at {float(time):g}")
+            answer = answered(equation.slope, points, float(at))
+        if not bool(torch.isfinite(answer).all()):
+            lost = int((~torch.isfinite(answer)).flatten(1).any(1).sum())
+            raise NumericalError(
+                f"the field gave non-finite values at t={equation.time(float(at)):.6g}, in {lost} of {len(points)} rows"
+            )
         slope: Array = answer.reshape(-1).cpu().numpy()
         return slope
 
     return right_hand_side
 
 
-def _dop853(function: Callable[[float, Array], Array], x: Tensor, times: Sequence[float], rtol: float, scale: float) -> Tensor:
-    """The solution at the second of two times, (1, B, D), or at all of M > 2 times, (M, B, D)."""
-    begin, end = times[0], times[-1]
+def _dop853(equation: _Equation, x: Tensor, values: Sequence[float], rtol: float, scale: float, shape: torch.Size) -> Tensor:
+    """The solution at the second of two values of the variable, (1, B, D), or at all of M > 2 values, (M, B, D)."""
+    begin, end = values[0], values[-1]
     with np.errstate(all="ignore"):
         result = solve_ivp(
-            function, (begin, end), x.reshape(-1).cpu().numpy(), method="DOP853", rtol=rtol, atol=rtol * scale * 1e-2,
-            t_eval=None if len(times) == 2 else np.asarray(times),
+            _right_hand_side(equation, x, shape), (begin, end), x.reshape(-1).cpu().numpy(), method="DOP853", rtol=rtol,
+            atol=rtol * scale * 1e-2, t_eval=None if len(values) == 2 else np.asarray(values),
         )  # fmt: skip
     if not result.success:
-        raise NumericalError(f"the reference could not be integrated from {begin:g} to {end:g}: {result.message}")
-    found = result.y[:, -1:] if len(times) == 2 else result.y
+        times = [equation.time(value) for value in (begin, end)]
+        raise NumericalError(
+            f"the reference could not be integrated from t={times[0]:.6g} to t={times[1]:.6g}: {result.message}"
+        )
+    found = result.y[:, -1:] if len(values) == 2 else result.y
     return torch.from_numpy(found.T.copy()).to(x.device).reshape(-1, *x.shape)

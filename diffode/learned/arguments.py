@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -26,7 +28,8 @@ def row_shape(field: Field, dim: int | Sequence[int] | None) -> tuple[int, ...]:
         or any(type(n) is not int or n < 1 for n in shape)
         or (field.dim is not None and math.prod(shape) != field.dim)
     ):
-        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r}")
+        known = "" if field.dim is None else f"; a row of this field has {field.dim} coordinate{'s' if field.dim != 1 else ''}"
+        raise ArgumentError(f"dim must be a number of coordinates >= 1 or the shape of a row of x, got {dim!r:.60}{known}")
     return shape
 
 
@@ -42,6 +45,15 @@ def check_count(name: str, value: object, least: int, most: float = math.inf) ->
     if type(value) is not int or not least <= value <= most:
         wanted = f">= {least}" if most == math.inf else f"from {least} to {most}"
         raise ArgumentError(f"{name} must be an integer {wanted}, got {value!r:.60}")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raise ArgumentError unless an argument is a finite number from ``least`` on, and below ``most``."""
+    # An integer may be larger than any float.
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not known or not least <= value < most:
+        bounds = f" >= {least:g}" if most == math.inf else f" in [{least:g}, {most:g})"
+        raise ArgumentError(f"{name} must be a number{bounds if least > -math.inf else ''}, got {value!r:.60}")
 
 
 def check_seed(seed: object) -> None:

@@ -10,6 +10,9 @@ import math
 import time
 from collections.abc import Callable
 
+import numpy as np
+from torch import Tensor
+
 from diffode.errors import ArgumentError
 from diffode.training_facts import StoppedBy
 
@@ -19,10 +22,10 @@ class Limit:
 
     Args:
         seconds: the limit, positive.
-        stop: a function that returns True to end the work at once.
+        stop: a function that returns True to end the work at once, and False or None to go on.
 
     Raises:
-        ArgumentError: for a wrong argument.
+        ArgumentError: for a wrong argument, and by :meth:`reached` if ``stop`` returns anything but True, False or None.
     """
 
     def __init__(self, seconds: float = math.inf, stop: Callable[[], bool] | None = None):
@@ -42,7 +45,7 @@ class Limit:
 
     def reached(self, needed: float = 0.0) -> bool:
         """Whether to end now rather than begin work of ``needed`` seconds; ``stopped_by`` then names the reason."""
-        if self._stop is not None and self._stop():
+        if self._stop is not None and _is_true(self._stop()):
             self._note("request")
             return True
         if self.elapsed + needed > self.seconds:
@@ -60,3 +63,12 @@ class Limit:
         self.stopped_by = what
         if self._whole is not None:
             self._whole._note(what)
+
+
+def _is_true(answer: object) -> bool:
+    """Whether a request to stop is made; ArgumentError for an answer that does not say."""
+    if answer is None or isinstance(answer, bool | np.bool_):
+        return bool(answer)
+    if isinstance(answer, Tensor | np.ndarray) and str(answer.dtype).endswith("bool") and answer.shape == ():
+        return bool(answer)
+    raise ArgumentError(f"stop must return True or False, got {answer!r:.60}")

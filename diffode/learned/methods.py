@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
+from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.fields import Field
 from diffode.learned.arguments import check_count
 from diffode.learned.conditional.amed_training import train_amed
@@ -98,15 +98,12 @@ def train(
             continue
         if key not in chosen.takes:
             raise ArgumentError(f"{name} has no number of {key} to choose: leave {key} out")
-        check_count(key, value, 1)
+        if chosen.takes[key] != key:
+            # Its own error would name an argument that the caller has not given.
+            check_count(key, value, 1)
         options[chosen.takes[key]] = value
     common = {"path": path, "dim": dim, "seconds": seconds, "seed": seed, "progress": progress, "stop": stop}
-    try:
-        return chosen.make(field, nfe, **common, **options)
-    except (TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DiffodeError) or not options:
-            raise
-        raise ArgumentError(f"{method!r} has an option that {name} can't use: {error}") from error
+    return chosen.make(field, nfe, **common, **options)
 
 
 def _conditioned(

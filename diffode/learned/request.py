@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,10 +22,17 @@ from diffode.randomness import keyed
 from diffode.targets import Target
 from diffode.training_facts import Facts
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 #: Number of held-out starts, and of test starts, as a share of the starts to train on; at least ``FEWEST``.
 _HELD_OUT_SHARE = 0.5
 #: Largest number of held-out starts, and of test starts.
 _MOST_HELD_OUT = 1024
+
+
+def with_gradients(function: Function) -> Function:
+    """A training that takes gradients as it needs them, also where they are switched off around its call."""
+    return torch.inference_mode(False)(torch.enable_grad()(function))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -25,12 +26,18 @@ def probe_points(centre: Tensor, size: float) -> Tensor:
     Returns:
         Points (1 + dim + 20, dim), the same for the same arguments.
     """
-    dim = len(centre)
+    return centre + size * _unit_probes(len(centre))
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _unit_probes(dim: int) -> Tensor:
+    """The probes around 0 of size 1, which is thousands of times the same in a run over noise levels."""
     draws = torch.randn(_DIRECTIONS * len(_RADII), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     radii = torch.tensor(_RADII, dtype=torch.float64).repeat(_DIRECTIONS)[:, None]
     probes = draws / draws.norm(dim=1, keepdim=True) * radii * math.sqrt(dim)
     unit = torch.eye(dim, dtype=torch.float64)
-    return centre + size * torch.cat([torch.zeros(1, dim, dtype=torch.float64), unit, probes])
+    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), unit, probes])
 
 
 def affine_map(values: Tensor, points: Tensor, size: float, rounding: float = 0.0) -> tuple[Tensor, Tensor, float] | None:

@@ -112,11 +112,16 @@ class ODEBaseline(Baseline):
         if len(distinct) == 1:
             return Journey(x[None].expand(len(places), *x.shape))
         made = itertools.count(1)
+        of_the_field: list[Exception] = []
 
         def counted(z: Tensor, u: float) -> Tensor:
             if next(made) > self.max_evaluations and not self.takes_steps:
                 raise ArithmeticError(f"no end after {self.max_evaluations} evaluations; loosen rtol and atol")
-            return slope(z, u)
+            try:
+                return slope(z, u)
+            except Exception as error:  # anyone's function may raise anything
+                of_the_field.append(error)
+                raise
 
         try:
             states = self.integrate(counted, x, distinct, self.atol * unit)
@@ -124,6 +129,9 @@ class ODEBaseline(Baseline):
         except DiffodeError:
             raise
         except (ArithmeticError, AssertionError, ValueError) as error:
+            # States may leave all bounds on the way, but any other error of a field is not the library's.
+            if error in of_the_field and not isinstance(error, ArithmeticError):
+                raise
             lost = torch.full((len(places), *x.shape), torch.nan, dtype=x.dtype, device=x.device)
             return Journey(lost, message=f"{self.name}'s {self.method} stopped: {error}")
 

@@ -57,8 +57,3 @@ def joined(parts: list[Tensor], like: Tensor) -> Tensor:
     if not parts:
         return like
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like.dtype)
-
-
-def per_row(value: Scalar, x: Tensor) -> Scalar:
-    """A (B, 1) tensor as (B,), float64 and on the device of x; a number stays a number."""
-    return value.reshape(-1).to(x.device, torch.float64) if isinstance(value, Tensor) else value

@@ -39,7 +39,7 @@ _NO_WEIGHTS = (0.0, 0.0)
 
 
 class Compiled:
-    """The kernels' answers for one mixture, each for x (B, dim), one level (floats) or one for each row ((B, 1) tensors).
+    """The kernels' answers for one mixture, each for x (B, dim), one level (floats) or one for each row ((B,) tensors).
 
     Rows so far out that the squares of their distances overflow are left to torch.
     """
@@ -70,9 +70,7 @@ class Compiled:
 
     def takes(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> bool:
         """Whether all are plain numbers on the CPU, of which no derivative is asked, at a level that is not extreme."""
-        if x.ndim != 2 or x.shape[1] != self._dim or not is_plain(x):
-            return False
-        if not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
+        if not is_plain(x) or not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
             return False
         narrow, wide = self._ends
         if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
@@ -111,7 +109,7 @@ class Compiled:
         else:
             levels = torch.empty(len(given), rows, dtype=torch.float64, device="cpu")
             for row, part in zip(levels, given, strict=True):
-                row.copy_(part.detach().reshape(-1)) if isinstance(part, Tensor) else row.fill_(part)
+                row.copy_(part.detach()) if isinstance(part, Tensor) else row.fill_(part)
             level = levels.data_ptr()
         if threads < 2:
             lost = self._evaluate(number, own, rows, points.data_ptr(), level, out.data_ptr())
@@ -135,7 +133,7 @@ class Compiled:
         """Let torch write the rows of ``out`` for which a kernel found no number, though their points are numbers."""
         at = (~out[:, 0].isfinite() & ~points.isnan().any(1)).nonzero()[:, 0]
         x, rows = points[at], len(points)
-        levels = [part.reshape(-1, 1).expand(rows, 1)[at] if isinstance(part, Tensor) else part for part in given]
+        levels = [part.expand(rows)[at] if isinstance(part, Tensor) else part for part in given]
         evaluation = self._by_torch
         if wanted == "view":
             out[at] = evaluation.view(x, *levels)

@@ -47,16 +47,6 @@ class Level:
     alpha: Scalar
     sigma: Scalar
 
-    @classmethod
-    def of(cls, alpha: Scalar, sigma: Scalar, x: Tensor) -> Self:
-        """The level of points x (B, D), of which numbers and (B, 1) tensors are given: two numbers, or two (B,) tensors."""
-        values = (alpha, sigma)
-        if not any(isinstance(value, Tensor) for value in values):
-            return cls(*values)
-        like = x.new_empty(0, dtype=torch.float64)
-        rows = [value.reshape(-1).to(like) if isinstance(value, Tensor) else like.new_tensor(value) for value in values]
-        return cls(*torch.broadcast_tensors(*rows))  # type: ignore[no-untyped-call]
-
     def rows(self, start: int, stop: int) -> Level:
         """The level of the rows ``start:stop``."""
         return Level(rows_of(self.alpha, start, stop), rows_of(self.sigma, start, stop))

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal, row_generators
+from diffode.targets.arguments import given
 from diffode.targets.compiled import Compiled
 from diffode.targets.components import Components, Isotropic
 from diffode.targets.content import Content, given_covariances
@@ -167,8 +168,10 @@ class GaussianMixture(Target):
 
     def sample(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw n samples, shape (n, dim), on the generator's device; of a list of n generators each gives one sample."""
-        if not isinstance(n, int) or n < 0:
-            raise ArgumentError(f"n must be a number of samples >= 0, got {n!r}")
+        if type(n) is not int or n < 0:
+            raise ArgumentError(f"n must be a number of samples >= 0, got {n!r:.60}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ArgumentError(f"dtype must be a floating-point dtype, such as torch.float32, got {dtype!r:.60}")
         each = row_generators(generator, n)
         if each:
             return torch.cat([self.sample(1, generator=one, dtype=dtype) for one in each])
@@ -186,19 +189,22 @@ class GaussianMixture(Target):
 
     @override
     def noised_log_prob(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        alpha, sigma = given(x, self.dim, alpha, sigma)
         return self._evaluation(x, alpha, sigma).log_prob(x, alpha, sigma)
 
     def responsibilities(self, x: Tensor, alpha: Scalar = 1.0, sigma: Scalar = 0.0) -> Tensor:
         """Posterior probability of each component given alpha x_0 + sigma eps = x, shape (B, K)."""
+        alpha, sigma = given(x, self.dim, alpha, sigma)
         return self._evaluation(x, alpha, sigma).responsibilities(x, alpha, sigma)
 
     @override
     def noised_view(self, x: Tensor, alpha: Scalar, sigma: Scalar, denoised_weight: Scalar, score_weight: Scalar) -> Tensor:
-        evaluation = self._evaluation(x, alpha, sigma, denoised_weight, score_weight)
-        return evaluation.view(x, alpha, sigma, denoised_weight, -score_weight)
+        alpha, sigma, p, slope = given(x, self.dim, alpha, sigma, denoised_weight, score_weight)
+        return self._evaluation(x, alpha, sigma, p, slope).view(x, alpha, sigma, p, -slope)
 
     @override
     def noised_score_divergence(self, x: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        alpha, sigma = given(x, self.dim, alpha, sigma)
         return self._evaluation(x, alpha, sigma).score_divergence(x, alpha, sigma)
 
     @property

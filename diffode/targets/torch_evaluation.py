@@ -6,6 +6,7 @@ It takes every input that torch takes: derivatives, other devices, other dtypes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.targets.chunks import Chunk, Parameters, joined, less, per_row
+from diffode.targets.chunks import Chunk, Parameters, joined, less
 from diffode.targets.components import Components, Isotropic, Level, column, rows_of
 from diffode.targets.differences import Differences
 from diffode.targets.target import Scalar
@@ -48,7 +49,10 @@ _FLOAT64_LOSS_COMMON = 1e-8
 
 
 class TorchEvaluation:
-    """The noised laws of a mixture: x is (B, dim), levels and weights are numbers, or (B, 1) with a value for each row."""
+    """The noised laws of a mixture: x is (B, dim), levels and weights are numbers, or (B,) with a value for each row.
+
+    Either both alpha and sigma are numbers or none is.
+    """
 
     def __init__(self, components: Components, mean: Tensor, reach: float):
         """``reach`` is the root mean square distance from the mean of the widest or farthest component."""
@@ -75,7 +79,6 @@ class TorchEvaluation:
     def view(self, x: Tensor, alpha: Scalar, sigma: Scalar, p: Scalar, g: Scalar) -> Tensor:
         """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)], (B, dim)."""
         parts = []
-        p, g = per_row(p, x), per_row(g, x)
         for chunk in self._chunks(x, alpha, sigma, view=True):
             p_rows, g_rows = rows_of(p, *chunk.span), rows_of(g, *chunk.span)
             view = chunk.view(p_rows, g_rows)
@@ -101,9 +104,7 @@ class TorchEvaluation:
 
     def _chunks(self, x: Tensor, alpha: Scalar, sigma: Scalar, *, careful: bool = False, view: bool = False) -> Iterator[Chunk]:
         """Chunks of rows of x, centred, small enough for the processor's cache, each with the form that keeps its digits."""
-        level = Level.of(alpha, sigma, x)
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ArgumentError(f"x must be (B, {self.dim}), got {tuple(x.shape)}")
+        level = Level(alpha, sigma)
         if x.shape[0] == 0:
             return
         least = float(level.sigma.detach().min() if isinstance(level.sigma, Tensor) else level.sigma)
@@ -135,8 +136,11 @@ class TorchEvaluation:
         further out than the data they err no more than rounding the point itself costs.) float32 input stays float32 only
         where that saves time and is harmless: one isotropic covariance for all, many dimensions.
         """
-        share = level.alpha**2 / (level.alpha**2 * self._narrowest + level.sigma**2)
+        variance = level.alpha**2 * self._narrowest + level.sigma**2
+        share = math.nan if isinstance(variance, float) and variance == 0 else level.alpha**2 / variance
         amplification = (float(share.detach().max()) if isinstance(share, Tensor) else share) * self._reach**2
+        if math.isnan(amplification):
+            raise ArgumentError("alpha and sigma must be finite numbers whose squares are not both 0")
         many = self.dim > _FEW_DIMENSIONS
         one_variance = many and self._one_variance
         dtype = x.dtype

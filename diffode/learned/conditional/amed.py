@@ -26,6 +26,7 @@ from diffode.learned.arguments import LARGEST, bounded
 from diffode.learned.conditional.live import LiveWriter
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
+from diffode.specs import format_spec
 from diffode.tableau import Number, Writer
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 from diffode.training_facts import Facts, read_facts
@@ -116,7 +117,7 @@ class LearnedAMED(DirectSolver):
     @property
     def spec(self) -> str:
         """The solver's spec, with the file that it was read from, if any."""
-        return f"{self.name}:file={self.file}" if self.file else self.name
+        return format_spec(self.name, {"file": self.file} if self.file else {})
 
     def check_nfe(self, nfe: int) -> None:
         """Raise BudgetError unless a run costs exactly ``nfe`` evaluations."""

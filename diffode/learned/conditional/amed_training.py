@@ -15,18 +15,20 @@ from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.flows import reference
-from diffode.learned.arguments import check_count
+from diffode.learned.arguments import check_count, check_number
 from diffode.learned.conditional.amed import Hook, LearnedAMED, Predictor, feature_width
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request, held_out_count
+from diffode.learned.request import Request, held_out_count, with_gradients
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
+from diffode.solvers.solver import check_choice
 from diffode.targets import Target
 
 #: Largest norm of the gradient of a round of Adam; a longer one is clipped.
 _LARGEST_GRADIENT = 1.0
 
 
+@with_gradients
 def train_amed(
     field: Field | Target | str,
     steps: int,
@@ -94,8 +96,8 @@ def train_amed(
     for name, number, most in (
         ("rate", rate, math.inf), ("direction_range", direction_range, 1), ("time_range", time_range, 1),
     ):  # fmt: skip
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < most:
-            raise ArgumentError(f"{name} must be a number in [0, {most}), got {number!r}")
+        check_number(name, number, 0, most)
+    check_choice("per_step", per_step, (True, False))
     if hook is not None and not callable(hook):
         raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
     times = grids.get(grid, path, steps if grids.is_named(grid) else None).tolist()

@@ -26,12 +26,13 @@ from diffode.learned.fitting.gauss_newton import Problem, descend, output_direct
 from diffode.learned.fitting.problems import starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.learned.trained import History, Trained, check_trained
 from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.paths import Path
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.solvers.trained.checkpoints import Checkpoint
+from diffode.specs import format_spec
 from diffode.tableau.stages import NoiseFunction, Stages, noise_function
 from diffode.targets import Target
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
@@ -161,7 +162,7 @@ class ConditionedSolver(DirectSolver):
     @property
     def spec(self) -> str:
         """The solver's spec, with the file that it was read from, if any."""
-        return f"{self.name}:file={self.file}" if self.file else self.name
+        return format_spec(self.name, {"file": self.file} if self.file else {})
 
     @property
     def nfe(self) -> int:
@@ -226,6 +227,7 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         return ConditionedSolver(table=table, file=str(file))
 
 
+@with_gradients
 def condition(
     trained: Trained | Checkpoint,
     field: Field | Target | str,
@@ -278,7 +280,10 @@ def condition(
         )
     if points is None:
         points = starts_for(request.field, width, checkpoint.stages.nfe, _LONGER_STEPS)
-    for name, value, least in (("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("directions", directions, 2)):
+    for name, value, least in (
+        ("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("patience", patience, 0),
+        ("directions", directions, 2),
+    ):  # fmt: skip
         check_count(name, value, least)
     problem, held_out = (
         _flat(request.problem(n, stream)) for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))

@@ -67,8 +67,11 @@ class Table(Parameters):
     groups: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.groups is not None and (sum(self.groups) != self.origin.nfe or min(self.groups) < 1):
-            raise ArgumentError(f"groups must be sizes >= 1 that sum to nfe={self.origin.nfe}, got {self.groups}")
+        if self.groups is not None and not _are_sizes(self.groups, self.origin.nfe):
+            raise ArgumentError(
+                f"groups must be integers >= 1 that sum to nfe={self.origin.nfe}, such as (1, 2), in a spec 1+2, "
+                f"got {self.groups!r:.80}"
+            )
         if self.consistent and self.groups is not None and self.groups[0] > 1:
             raise ArgumentError(
                 "a consistent table needs a first group of 1: a point made of the start alone is not consistent"
@@ -146,6 +149,11 @@ class Table(Parameters):
                 if i + 1 < nfe:
                     inside[k] += jacobian[nfe + len(rows) + i] * levels[i + 1]
         return jacobian
+
+
+def _are_sizes(groups: object, total: int) -> bool:
+    """Whether a value is a sequence of positive integers with this sum."""
+    return isinstance(groups, tuple | list) and all(type(n) is int and n >= 1 for n in groups) and sum(groups) == total
 
 
 def to_shares(levels: Tensor) -> Tensor:

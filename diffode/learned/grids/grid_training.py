@@ -16,7 +16,7 @@ from diffode.grid_files import TrainedGrid
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.grids import levels
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
@@ -33,6 +33,7 @@ _NAMED = ("log_snr", "karras")
 _TEST_STARTS = 512
 
 
+@with_gradients
 def train_grid(
     method: str,
     field: Field | Target | str,
@@ -77,7 +78,7 @@ def train_grid(
         raise UnknownNameError("way to train a grid", method, METHODS)
     request = Request.of("train_grid", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     chosen, on = request.field, request.path
-    recipe = solvers.table_solver(solver or METHODS[method])
+    recipe = solvers.table_solver(METHODS[method] if solver is None else solver)
     if recipe.nfe_per_step != 1:
         raise ArgumentError(
             f"{method} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
@@ -104,6 +105,7 @@ def train_grid(
     return Trained(recipe, steps, grid, grid, times, history())
 
 
+@with_gradients
 def train_decoupled(
     field: Field | Target | str,
     steps: int,

@@ -18,12 +18,12 @@ from torch import Tensor
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count
+from diffode.learned.arguments import check_count, check_number
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.tableau.stages import Stages
@@ -31,6 +31,8 @@ from diffode.targets import Target
 
 #: Grids at which direct search starts.
 _FIRST_GRIDS = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
+#: Factors on the cost of later jumps that GITS takes, the second excluded.
+_DISCOUNTS = (1e-3, 1e3)
 #: Smallest step of DMN's grid relative to an even step, in log-SNR.
 _LEAST_STEP = 0.05
 #: Sizes of the simplex, in parameters and in the function, below which Nelder-Mead ends.
@@ -39,6 +41,7 @@ _TOLERANCES = {"xatol": 1e-5, "fatol": 1e-9}
 _OVERFLOW = 1e300
 
 
+@with_gradients
 def gits(
     field: Field | Target | str,
     steps: int,
@@ -76,6 +79,7 @@ def gits(
     fine = grids.get("karras:rho=7", path, teacher)
     check_count("steps", steps, 1, teacher)
     check_count("points", points, 1, 10**9)
+    check_number("discount", discount, *_DISCOUNTS)
     field = request.field
     rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
     start = path.prior((points, *request.shape), generator=request.stream("starts"))
@@ -131,6 +135,7 @@ def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", 
     """
     path = get_path(path)
     check_count("steps", steps, 1, 1000)
+    check_number("power", power)
     recipe = solvers.table_solver(solver)
     base = grids.get("log_snr", path, steps).tolist()
     ends = [path.log_snr(base[0]), path.log_snr(base[-1])]
@@ -170,6 +175,7 @@ def denoised_weights(stages: Stages) -> Tensor:
     return by_point[count]
 
 
+@with_gradients
 def ld3(
     field: Field | Target | str,
     steps: int,
@@ -211,6 +217,7 @@ def ld3(
     return _times(request.path, values, problem)
 
 
+@with_gradients
 def ld3_decoupled(
     field: Field | Target | str,
     steps: int,
@@ -234,6 +241,7 @@ def ld3_decoupled(
     return Decoupled(levels, write).stages(values, problem.first, problem.last).scaled(problem.unit)
 
 
+@with_gradients
 def search(
     field: Field | Target | str,
     steps: int,

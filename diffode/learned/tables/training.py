@@ -12,17 +12,17 @@ from torch import Tensor
 from diffode import paths
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count, check_seed, finite_levels
+from diffode.learned.arguments import check_count, check_number, check_seed, finite_levels
 from diffode.learned.fitting.gauss_newton import Fit, Problem, fit
 from diffode.learned.fitting.parameters import Table
 from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
-from diffode.learned.request import Request, held_out_count
+from diffode.learned.request import Request, held_out_count, with_gradients
 from diffode.learned.tables.published import Published, candidates
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
-from diffode.solvers.solver import check_budget
+from diffode.solvers.solver import check_budget, check_choice
 from diffode.solvers.trained.bespoke import Bespoke
 from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.tableau.stages import Stages
@@ -43,6 +43,7 @@ _MOST_STEPS = 200
 _SAME = 0.02
 
 
+@with_gradients
 def train_table(
     field: Field | Target | str,
     nfe: int,
@@ -102,8 +103,8 @@ def train_table(
     """
     check_budget(nfe)
     request = Request.of("train_table", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
-    if isinstance(trajectory, bool) or not isinstance(trajectory, int | float) or not 0 <= trajectory < math.inf:
-        raise ArgumentError(f"trajectory must be a weight >= 0, got {trajectory!r}")
+    check_number("trajectory", trajectory, 0)
+    check_choice("consistent", consistent, (True, False))
     count = points if points is not None else starts_for(request.field, request.width, nfe)
     check_count("points", count, 8)
     check_count("steps", steps, 1)
@@ -124,6 +125,7 @@ def train_table(
     return _best_of(task, candidates(task.problem, request.path, nfe, begin_from), consistent, groups)
 
 
+@with_gradients
 def train_gaussian(
     eigenvalues: Tensor | Sequence[float],
     nfe: int,

@@ -12,7 +12,7 @@ from diffode.fields import Field
 from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.progress import Progress, Step
-from diffode.learned.request import Request
+from diffode.learned.request import Request, with_gradients
 from diffode.learned.trained import History, Trained
 from diffode.learned.universal.choice import Choice, choices, fits, ranked, table_of
 from diffode.paths import Path
@@ -20,6 +20,7 @@ from diffode.solvers.solver import check_budget
 from diffode.solvers.trained.bespoke import Universal, shipped_members, shipped_tables
 from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.solvers.trained.ranged import Ranged
+from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
 #: Number of starts on which all members are tried in all units.
@@ -36,6 +37,7 @@ _FINER = 2**0.25
 _MOST_POINTS = 10**6
 
 
+@with_gradients
 def tune_universal(
     field: Field | Target | str,
     nfe: int,
@@ -65,9 +67,10 @@ def tune_universal(
         stop: a function called after every table; if it returns True, the best choice so far is returned.
 
     Returns:
-        :class:`Trained`, whose solver is ``universal`` with its member, scale and dimension given. ``errors.before`` is that of
-        the single table for all data, None if it was not trained for the levels. What is saved is the chosen table, which runs
-        on this path as ``bespoke:file=FILE``.
+        :class:`Trained`, whose solver is ``universal`` with its member, scale and dimension given, or without a member if the
+        single table for all data is better on the starts than each that was tried. ``errors.before`` is that of the single
+        table, None if it was not trained for the levels. What is saved is the chosen table, which runs on this path as
+        ``bespoke:file=FILE``.
 
     Raises:
         BudgetError: if there is no codebook for this number of evaluations.
@@ -88,13 +91,20 @@ def tune_universal(
     problem, held_out = (request.problem(points, stream, differentiated=False) for stream in ("choice", "held out"))
     search = _Search(books[nfe], problem, request)
     with chosen.uncounted():
-        error, best = search.best()
-        stages = table_of(books[nfe], held_out, best)
-        after, before = held_out.error(stages), _untuned(held_out, nfe)
-    if not math.isfinite(error):
-        raise NumericalError(f"no universal member gives finite states with nfe={nfe} on this field; look at the field first")
+        best = search.best()
+        stages = table_of(books[nfe], problem, best)
+        plain = _plain(problem, nfe)
+        solver = Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim, nfe=nfe)
+        # A search that ends early may have seen no member that is better than the single table.
+        error, of_plain = (math.inf if table is None else problem.error(table) for table in (stages, plain))
+        if plain is not None and of_plain < error:
+            error, stages, solver = of_plain, plain, Universal(scale=chosen.scale, dim=problem.dim, nfe=nfe)
+        if not math.isfinite(error):
+            raise NumericalError(
+                f"no universal member gives finite states with nfe={nfe} on this field; look at the field first"
+            )
+        before, after = None if plain is None else held_out.error(plain), held_out.error(stages)
     checkpoint = Checkpoint(stages=stages, scale=chosen.scale, **request.facts("universal", before, after).facts())
-    solver = Universal(member=best.member, scale=best.unit * chosen.scale, dim=best.dim, nfe=nfe)
     return Trained(solver, nfe, checkpoint, checkpoint, history=History(steps=search.tried))
 
 
@@ -112,8 +122,8 @@ class _Search:
         #: The best choice so far on the present starts, with its error.
         self._best: tuple[float, Choice] | None = None
 
-    def best(self) -> tuple[float, Choice]:
-        """The choice with the smallest error on all starts, and that error; the best so far if the limit is reached."""
+    def best(self) -> Choice:
+        """The choice with the smallest error on all starts; the best so far if the limit is reached."""
         first = choices(self.book, self.problem, (1, self.problem.dim))
         if not first:
             # This raises an error that names the level out of range.
@@ -126,8 +136,9 @@ class _Search:
             finer = {choice._replace(unit=choice.unit * by) for _, choice in found for by in (1 / _FINER, 1.0, _FINER)}
             finer = {choice for choice in finer if fits(self.book, self.problem, choice)}
             self._total, self._best = self.tried + len(finer), None
-            self._ranked(self.problem, sorted(finer))
-        return self._best or (math.inf, first[0])
+            # The best so far comes first, so that it is what an end during the comparison on all starts leaves.
+            self._ranked(self.problem, [found[0][1], *sorted(finer - {found[0][1]})])
+        return self._best[1] if self._best else first[0]
 
     def _ranked(self, problem: Problem, chosen: Sequence[Choice]) -> list[tuple[float, Choice]]:
         return ranked(self.book, problem, chosen, self._seen)
@@ -140,6 +151,7 @@ class _Search:
             raise _Ended
 
 
-def _untuned(problem: Problem, nfe: int) -> float | None:
+def _plain(problem: Problem, nfe: int) -> Stages | None:
+    """The single table for all data, in units of the scale; None if it was not trained for the problem's levels."""
     book, plain = [table for n, table in shipped_tables().items() if n == nfe], Choice(0, 1.0, problem.dim)
-    return problem.error(table_of(book, problem, plain)) if book and fits(book, problem, plain) else None
+    return table_of(book, problem, plain) if book and fits(book, problem, plain) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
@@ -123,12 +124,16 @@ class Bespoke(TrainedSolver):
     reference = "Shaul et al., arXiv 2403.01329 (bespoke non-stationary solvers); trained by Gauss-Newton"
 
     def __post_init__(self) -> None:
+        if isinstance(self.file, os.PathLike):
+            object.__setattr__(self, "file", os.fspath(self.file))
         if self.table is not None and (self.file or not isinstance(self.table, Checkpoint)):
             raise ArgumentError("table must be a Checkpoint, which takes the place of file=")
         if self.table is None and not self.file:
             raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
         if not isinstance(self.file, str):
-            raise ArgumentError(f"file must be a name that does not read as a number or list, such as ./{self.file}")
+            raise ArgumentError(
+                f"file must be a name that does not read as a number or list, such as ./{self.file}, or quoted: '{self.file}'"
+            )
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
         object.__setattr__(self, "checkpoint", load_checkpoint(self.file) if self.table is None else self.table)
