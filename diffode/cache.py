@@ -1,6 +1,6 @@
 """A folder of small computed arrays keyed by content, so that a machine computes each reference once.
 
-It lies in ``$DIFFODE_CACHE``, else in ``$XDG_CACHE_HOME/diffode`` or ``~/.cache/diffode``. Entries are written to a temporary
+It lies where :mod:`diffode.cache_folder` says. Entries are written to a temporary
 file and renamed, so that a killed process leaves no half-written one; each carries a checksum of its key and its arrays. An
 unreadable or damaged entry is computed again, and a folder that can't be written only costs time.
 """
@@ -18,14 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-
-def folder() -> Path:
-    """The folder of cached arrays."""
-    own = os.environ.get("DIFFODE_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "diffode"
+from diffode.cache_folder import folder
 
 
 def key_of(*parts: object) -> str:

@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
-    "errors", "numerics", "closure", "file_names", "output_files", "input_files", "extensions", "array_files", "tensor_files",
-    "training_facts",
+    "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
+    "tensor_files", "training_facts",
     "specs", "randomness", "cache", "native", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",

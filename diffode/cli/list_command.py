@@ -12,6 +12,7 @@ import click
 
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
+from diffode.cli.remembered import remembered
 
 _KINDS = ("targets", "paths", "grids", "solvers", "metrics", "suites")
 
@@ -29,7 +30,7 @@ def command(kind: str | None, as_json: bool) -> None:
     Example:  diffode list solvers
     """
     kinds = [kind] if kind else list(_KINDS)
-    listed = {name: list(_rows(name)) for name in kinds}
+    listed = remembered(("list", *kinds), lambda: ({name: list(_rows(name)) for name in kinds}, True))
     if as_json:
         print_json({name: [dict(row) for row in rows] for name, rows in listed.items()})
         return

@@ -10,6 +10,7 @@ import click
 from diffode.cli.list_command import options_of_maker
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
+from diffode.cli.remembered import remembered
 
 _KINDS = ("target", "path", "grid", "solver", "metric")
 
@@ -32,6 +33,20 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
               diffode show digits-gmm10
               diffode show path:ddpm
     """
+    told = remembered(("show", spec, steps, path, grid), lambda: _told(spec, steps, path, grid))
+    if as_json:
+        print_json(next(iter(told.values())) if len(told) == 1 else told)
+        return
+    for number, (kind, facts) in enumerate(told.items()):
+        if number:
+            click.echo()
+        _PRINTED.get(kind, _print_facts)(facts)
+    if len(told) > 1:
+        click.echo(f"\n{spec} names {len(told)} things; {' or '.join(f'{kind}:{spec}' for kind in told)} shows one of them")
+
+
+def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[str, Any]], bool]:
+    """What there is to tell, by kind, and whether it depends on this package alone."""
     from diffode.errors import UnknownNameError
 
     registries = _registries()
@@ -56,15 +71,22 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
         "metric": lambda: _metric(asked),
     }
     told = {kind: shows[kind]() for kind in found}
-    if as_json:
-        print_json(next(iter(told.values())) if len(told) == 1 else told)
-        return
-    for number, (kind, facts) in enumerate(told.items()):
-        if number:
-            click.echo()
-        _PRINTED.get(kind, _print_facts)(facts)
-    if len(told) > 1:
-        click.echo(f"\n{asked} names {len(told)} things; {' or '.join(f'{kind}:{asked}' for kind in told)} shows one of them")
+    places = (
+        _is_place(registries[kind], text) for kind, text in [*((k, asked) for k in found), ("path", path), ("grid", grid)]
+    )
+    return told, "file=" not in f"{spec}{path}{grid}" and not any(places)
+
+
+def _is_place(registry: Any, spec: str) -> bool:
+    """Whether a spec names a place in a file or a module, or what such a place makes."""
+    from diffode.specs import parse_spec
+
+    name = parse_spec(registry.canonical(spec))[0]
+    if registry.is_place(name):
+        return True
+    make = registry.entry(name).make
+    make = getattr(make, "func", make)
+    return not str(getattr(make, "__module__", "")).startswith("diffode")
 
 
 def _registries() -> dict[str, Any]:

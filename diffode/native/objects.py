@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffode.cache import folder
+from diffode.cache_folder import folder
 from diffode.errors import DiffodeError
 
 #: Name of the function in an object file.

@@ -1,0 +1,85 @@
+"""Answers of ``list`` and ``show``, kept so that they need neither PyTorch nor the parameters of targets a second time.
+
+An answer is known by what was asked, and by everything that can change it: every file of the package, the versions beside it,
+and the plug-ins that are installed. What a user's own files say is asked each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffode
+from diffode.cache_folder import folder
+
+#: Largest size of an answer, in bytes.
+_LARGEST = 2**22
+#: Kinds of things that other packages may add.
+_PLUG_INS = ("targets", "paths", "grids", "solvers", "metrics")
+#: Suffixes of files of the package on which no answer depends.
+_OTHER = (".pyc", ".o", ".nbc", ".nbi", ".tmp")
+
+
+def remembered(asked: tuple[object, ...], answer: Callable[[], tuple[Any, bool]]) -> Any:
+    """The answer to what is asked; ``answer`` gives it, and whether it depends on the package alone, so that it can be kept."""
+    file = folder() / "answers" / f"{_key(asked)}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        if file.stat().st_size <= _LARGEST:
+            held = json.loads(file.read_text(encoding="utf-8"))
+            if held["sum"] == _sum(held["answer"]):
+                return _unpacked(held["answer"])
+    found, alone = answer()
+    if alone:
+        packed = _packed(found)
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps({"sum": _sum(packed), "answer": packed}), encoding="utf-8")
+            os.replace(temporary, file)
+    return found
+
+
+def _key(asked: tuple[object, ...]) -> str:
+    digest = hashlib.sha256(repr((asked, sys.version, os.environ.get("DIFFODE_NATIVE"))).encode())
+    package = Path(diffode.__file__).parent
+    for file in sorted(package.rglob("*")):
+        if file.suffix not in _OTHER and file.is_file():
+            digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for kind in _PLUG_INS:
+        for point in importlib.metadata.entry_points(group=f"diffode.{kind}"):
+            digest.update(f"{kind} {point.name} {point.value}\n".encode())
+    return digest.hexdigest()
+
+
+def _sum(packed: Any) -> str:
+    return hashlib.sha256(json.dumps(packed).encode()).hexdigest()
+
+
+def _packed(value: Any) -> Any:
+    """A value in terms that JSON has: tuples, and dictionaries with keys that are no texts, are named as such."""
+    if isinstance(value, tuple):
+        return {"tuple": [_packed(item) for item in value]}
+    if isinstance(value, list):
+        return [_packed(item) for item in value]
+    if isinstance(value, dict):
+        return {"pairs": [[_packed(key), _packed(item)] for key, item in value.items()]}
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item) for item in value]
+    if isinstance(value, dict):
+        ((kind, items),) = value.items()
+        if kind == "tuple":
+            return tuple(_unpacked(item) for item in items)
+        return {_unpacked(key): _unpacked(item) for key, item in items}
+    return value
