@@ -90,7 +90,7 @@ def test_evaluations_of_a_group_do_not_use_each_other():
     assert stages.weights[3, 3] == 0
     assert stages.weights[0, 0] != 0
     assert stages.weights[4, 4] != 0
-    with pytest.raises(ArgumentError, match="groups must be sizes"):
+    with pytest.raises(ArgumentError, match="groups must be integers"):
         Table(stages_of("lms:order=3", 5), groups=(2, 2))
     with pytest.raises(ArgumentError, match="first group of 1"):
         Table(stages_of("lms:order=3", 5), groups=(2, 3), consistent=True)

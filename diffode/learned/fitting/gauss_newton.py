@@ -305,9 +305,10 @@ def normal_equations(
                 level = row - (stages.nfe - 1)
                 raw[..., level] -= torch.einsum("bsd,bd->bs", along, one.rate).double()
                 equations.gradient += chain[level] * (one.weight_rate * float(length.mean()) / len(problems) / overall)
-            own = raw @ chain
+            # The samples are last in memory, so that one product of matrices takes the derivatives by the parameters.
+            own = (chain.T @ raw.permute(2, 1, 0).flatten(1)).T
             weight = (reweighted(length, _LEAST_WEIGHT) * one.weight / (len(length) * len(problems)) / overall)[:, None]
-            equations.add(own.flatten(0, 1), (weight * slope).flatten().double(), (weight * share).flatten().double())
+            equations.add(own, (weight * slope).T.flatten().double(), (weight * share).T.flatten().double())
     return equations.gradient, equations.curvature
 
 

@@ -14,6 +14,7 @@ differentiable in time.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import FieldError
-from diffode.tableau.stages import NoiseFunction, Stages
+from diffode.tableau.stages import NoiseFunction, Stages, count_of
 
 #: Step of the central difference in log rho, near the cube root of the precision, where rounding and truncation balance.
 _LEVEL_STEP = {torch.float64: 1e-5, torch.float32: 1e-2}
@@ -74,25 +75,37 @@ class Recording:
     def gradients(self, directions: Tensor, row: int | None = None) -> Tensor:
         """Derivatives (B, S, P) of s . z for directions s (B, S, D), where z is the output, or the state of ``row``."""
         last = self.stages.nfe - 1 if row is None else row
-        return torch.stack([self._backwards(directions[:, k], last) for k in range(directions.shape[1])], dim=1)
+        # With the samples last, sums over few coordinates run along them, and all directions are summed at once.
+        return self._backwards(directions.permute(2, 1, 0).contiguous(), last).permute(2, 1, 0)
 
-    def _backwards(self, direction: Tensor, last: int) -> Tensor:
+    def _backwards(self, adjoint: Tensor, last: int) -> Tensor:
+        """Derivatives (P, S, B) for directions (D, S, B) of the state of a row."""
         stages, count = self.stages, self.stages.nfe
-        adjoint = direction
-        none = direction.new_zeros(len(direction))
-        pulled = [torch.zeros_like(direction) for _ in range(count)]
-        by_scale: list[Tensor] = [none] * count
-        by_weight: list[list[Tensor]] = [[none] * (i + 1) for i in range(count)]
-        by_level: list[Tensor] = [none] * (count - 1)
+        start, evaluations, rates = self._samples_last
+        found = adjoint.new_zeros(count_of(count), *adjoint.shape[1:])
+        by_scale, by_weight, by_level = found.split([count, count * (count + 1) // 2, count - 1])  # type: ignore[no-untyped-call]
+        pulled: list[Tensor] = []
         for i in range(last, -1, -1):
-            by_scale[i] = (adjoint * self.start).sum(1)
+            torch.sum(adjoint * start, 0, out=by_scale[i])
+            if not pulled:
+                pulled = [torch.zeros_like(adjoint) for _ in range(i + 1)]
             for j in range(i + 1):
-                by_weight[i][j] = (adjoint * self.evaluations[j]).sum(1)
-                pulled[j] = pulled[j] + float(stages.weights[i, j]) * adjoint
+                torch.sum(adjoint * evaluations[j], 0, out=by_weight[i * (i + 1) // 2 + j])
+                pulled[j].add_(adjoint, alpha=float(stages.weights[i, j]))
             if i:
-                by_level[i - 1] = (pulled[i] * self._rates[i - 1]).sum(1)
-                (back,) = torch.autograd.grad(
-                    self._answers[i - 1], self._points[i - 1], pulled[i].reshape(self._shape), retain_graph=True
-                )
-                adjoint = back.flatten(1)
-        return torch.stack([*by_scale, *(g for row in by_weight for g in row), *by_level], dim=1)
+                torch.sum(pulled[i] * rates[i - 1], 0, out=by_level[i - 1])
+                adjoint = torch.stack([self._pulled_back(i - 1, one) for one in pulled[i].unbind(1)], dim=1)
+        return found
+
+    def _pulled_back(self, j: int, pull: Tensor) -> Tensor:
+        """The transposed derivative of an evaluation in z, applied to (D, B)."""
+        (back,) = torch.autograd.grad(
+            self._answers[j], self._points[j], pull.T.reshape(self._shape).contiguous(), retain_graph=True
+        )
+        return back.flatten(1).T
+
+    @functools.cached_property
+    def _samples_last(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The start, the evaluations and the rates as (D, 1, B), contiguous."""
+        start, *others = (part.T.contiguous()[:, None] for part in (self.start, *self.evaluations, *self._rates))
+        return start, others[: len(self.evaluations)], others[len(self.evaluations) :]
