@@ -112,7 +112,7 @@ def test_integrated_references_are_cached_by_content(tmp_path, monkeypatch):
     x = field.prior(4, generator=0)
     first = diffode.reference(field, x, 80.0, 1.0)
     (file,) = tmp_path.glob("*.safetensors")
-    monkeypatch.setattr("diffode.flows.integrated.solve_ivp", None)
+    monkeypatch.setattr("scipy.integrate.solve_ivp", None)
     assert torch.equal(diffode.reference(field, x, 80.0, 1.0).x, first.x)
     with pytest.raises(TypeError):
         diffode.reference(field, x, 80.0, 0.9)
@@ -171,7 +171,7 @@ def test_states_at_two_times_are_cached_and_split_by_rows(tmp_path, monkeypatch)
     x = field.prior(7, generator=0)
     whole = flow_states(field, x, (80.0, 1.0), 1e-10)
     with monkeypatch.context() as broken:
-        broken.setattr("diffode.flows.integrated.solve_ivp", None)
+        broken.setattr("scipy.integrate.solve_ivp", None)
         assert torch.equal(flow_states(field, x, (80.0, 1.0), 1e-10), whole)
         for other in ((80.0, 0.9), (80.0, 5.0, 1.0)):
             with pytest.raises(TypeError):

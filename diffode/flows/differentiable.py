@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.integrate import OdeSolution, solve_ivp
 from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
@@ -28,6 +27,9 @@ from diffode.flows.exact import Reference, reference
 from diffode.flows.integrated import answered, least_rho
 from diffode.numerics.quantiles import Array
 from diffode.targets.target import Scalar
+
+if TYPE_CHECKING:
+    from scipy.integrate import OdeSolution
 
 
 def flow(field: Field, tolerance: float = 1e-10) -> ExactFlow:
@@ -264,6 +266,8 @@ class _Rows:
         self, function: Any, ends: tuple[float, float], first: Array, tolerance: float, dense: bool, scale: float = 0.0
     ) -> Any:
         """SciPy's solution; ``scale`` sets the absolute tolerance, and is that of the data unless given."""
+        from scipy.integrate import solve_ivp
+
         with np.errstate(all="ignore"):
             solved = solve_ivp(
                 function, ends, first, method="DOP853", rtol=max(tolerance / 10, 3e-14),

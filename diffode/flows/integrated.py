@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from diffode import cache
@@ -256,6 +255,8 @@ def _right_hand_side(equation: _Equation, x: Tensor, shape: torch.Size) -> Calla
 
 def _dop853(equation: _Equation, x: Tensor, values: Sequence[float], rtol: float, scale: float, shape: torch.Size) -> Tensor:
     """The solution at the second of two values of the variable, (1, B, D), or at all of M > 2 values, (M, B, D)."""
+    from scipy.integrate import solve_ivp
+
     begin, end = values[0], values[-1]
     with np.errstate(all="ignore"):
         result = solve_ivp(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -47,8 +46,16 @@ def made_of(suite: Suite, results: Sequence[Result], command: str) -> str:
     digest = hashlib.sha256(_code().encode())
     for part in (suite.name, suite.summary, suite.imports, suite.cells[0].metrics, command):
         digest.update(f"{part!r}\n".encode())
-    for result in results:
-        digest.update(f"{dataclasses.astuple(result)!r}\n".encode(errors="backslashreplace"))
+    environments: dict[int, str] = {}
+    for r in results:
+        # Thousands of results share an environment.
+        told, c = environments.setdefault(id(r.environment), repr(r.environment)), r.cell
+        digest.update(
+            f"{(c.target, c.path, c.grid, c.solver, c.nfe, c.seed, c.points, c.dtype)}".encode(errors="backslashreplace")
+        )
+        row = (r.key, r.status, r.reason, r.nfe_counted, r.steps, r.seconds, r.scale, r.threads, told)
+        measured = [(m.name, m.value, m.floor, m.low, m.high) for m in r.measurements]
+        digest.update(f"{row} {measured}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()
 
 
