@@ -17,7 +17,7 @@ from small_suite import SMALL, small
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
 from diffode.studies import Result, Store, keyed_cells, load_suite, parse_suite, run_suite
-from diffode.studies.runner import compute
+from diffode.studies.rows import compute
 
 
 def stored(file):

@@ -171,9 +171,18 @@ class Store:
 
     def put(self, result: Result) -> None:
         """Write one result and its measurements in one transaction, in place of an older result."""
-        cell, run = result.cell, self._connection.execute
+        self.put_all([result])
+
+    def put_all(self, results: Iterable[Result]) -> None:
+        """Write results and their measurements, all in one transaction or none, in place of older results."""
         if not self.writable:
             raise StoreError(f"store {self.file} can't be written; choose a writable place with --store or --output")
+        with self._explained("written"), self._transaction():
+            for result in results:
+                self._write(result)
+
+    def _write(self, result: Result) -> None:
+        cell, run = result.cell, self._connection.execute
         row = (
             *(result.key, cell.target, cell.path, cell.grid, cell.solver, cell.nfe, cell.seed, cell.points),
             *(cell.dtype, float(cell.tolerance), result.status, result.reason, result.nfe_counted, result.steps),
@@ -181,11 +190,10 @@ class Store:
             *(json.dumps(result.environment or {}), time.time()),
         )
         measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
-        with self._explained("written"), self._transaction():
-            run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, checksum_of(row, measured)))
-            run("DELETE FROM measurements WHERE key = ?", (result.key,))
-            for measurement in measured:
-                run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
+        run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, checksum_of(row, measured)))
+        run("DELETE FROM measurements WHERE key = ?", (result.key,))
+        for measurement in measured:
+            run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
 
     def done(self, cells: Iterable[tuple[str, Cell]] | None = None) -> set[str]:
         """Keys of the results that are ok, among some (key, cell) pairs or among all. Failed and damaged results, which are
