@@ -11,9 +11,10 @@ from commandline import program
 from small_suite import SMALL, SOLVER, small
 
 import diffode
+from diffode import engines
+from diffode.engines.work import Work, place_of
 from diffode.errors import ArgumentError, StoreError, UnknownNameError, WorkerError
-from diffode.studies import Store, engines, keyed_cells, parse_suite, run_suite
-from diffode.studies.engines.work import Work, place_of
+from diffode.studies import Store, keyed_cells, parse_suite, run_suite
 from diffode.studies.rows import compute_group, compute_proven_group, plain_group, results_of
 from diffode.studies.runner import groups_of
 
@@ -161,17 +162,17 @@ def test_a_users_modules_travel_by_content(user):
         from diffode.studies.rows import plain_group
         suite = parse_suite({dict(SMALL, imports=["mine.py"], study=[{"targets": ["gauss1d"], "solvers": ["mine"]}])!r})
         keyed = keyed_cells(suite)
-        print(_work(suite, map, keyed).text)
-        print(json.dumps([0, plain_group(keyed)]))
+        print("work", _work(suite, map, keyed).text)
+        print("item", json.dumps([0, plain_group(keyed)]))
     """
     sent = program(text, cwd=user).stdout
     for name in ("mine.py", "beside.py"):
         (user / name).unlink()
     done = subprocess.run(
-        [sys.executable, "-c", "from diffode.studies.engines.companion import serve; serve()"],
+        [sys.executable, "-c", "from diffode.engines.companion import serve; serve()"],
         input=sent, capture_output=True, text=True, cwd="/", check=True,
         env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(diffode.__file__))},
     )  # fmt: skip
-    assert done.stdout.startswith('["result", {"environment"'), done.stdout + done.stderr
+    assert done.stdout.startswith('ready\n["result", {"environment"'), done.stdout + done.stderr
     assert '"ok"' in done.stdout
     assert '"failed"' not in done.stdout

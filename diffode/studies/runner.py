@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from diffode import metrics, solvers
+from diffode import engines, metrics, solvers
+from diffode.engines import Engine, Work
 from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.solvers.direct import DirectSolver
-from diffode.studies import engines
 from diffode.studies.cell import Cell
-from diffode.studies.engines import Engine, Work
 from diffode.studies.problem import size_of
 from diffode.studies.rows import Keyed, plain_group, results_of
 from diffode.studies.store import Store
@@ -58,7 +57,7 @@ def run_suite(
     Args:
         suite: the cells.
         store_file: the SQLite file; made if missing. This process alone writes it.
-        engine: what computes, see :mod:`diffode.studies.engines`: a spec such as ``"local"`` or ``"dask://host:8786"``, or a
+        engine: what computes, see :mod:`diffode.engines`: a spec such as ``"local"`` or ``"dask://host:8786"``, or a
             callable; processes on this machine by default.
         jobs: worker processes, one thread each, for engines that begin them here; the number of cores by default.
         force: compute stored cells again.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffode
+from diffode.engines.companion import COMPANIONS
+from diffode.engines.work import Numbered, Work
 from diffode.errors import ArgumentError, WorkerError, WorkerWarning
 from diffode.extensions import library
-from diffode.studies.engines.companion import COMPANIONS
-from diffode.studies.engines.work import Numbered, Work
 
 #: Seconds to wait for a scheduler's answer.
 _ANSWER = 10.0
@@ -66,7 +66,7 @@ class Dask:
             WorkerError: if the scheduler or all workers are lost, have other code, or an item kills its workers.
         """
         if not isinstance(function, Work):
-            raise ArgumentError(f"a cluster needs work as plain data (diffode.studies.engines.Work), got {function!r:.80}")
+            raise ArgumentError(f"a cluster needs work as plain data (diffode.engines.Work), got {function!r:.80}")
         distributed = library("distributed", "'diffode[cluster]'")
         with _quiet(), self._client(distributed) as client:
             yield from _Run(client, self, function, items).results()
@@ -76,7 +76,7 @@ class Dask:
         if self.address is None and self.scheduler_file is None:
             # Workers compute in processes of their own, so that threads are enough here.
             cluster = distributed.LocalCluster(
-                n_workers=1, threads_per_worker=self.jobs or os.cpu_count(), processes=False, dashboard_address=None
+                n_workers=1, threads_per_worker=self.jobs or os.cpu_count(), processes=False, dashboard_address="127.0.0.1:0"
             )
             try:
                 with cluster, distributed.Client(cluster, set_as_default=False) as client:
@@ -90,6 +90,9 @@ class Dask:
         where = self.address or self.scheduler_file
         try:
             if self.scheduler_file is not None:
+                # dask itself would wait for the file for ever.
+                with open(self.scheduler_file, encoding="utf-8") as file:
+                    json.load(file)
                 client = distributed.Client(scheduler_file=self.scheduler_file, timeout=_ANSWER, set_as_default=False)
             else:
                 client = distributed.Client(self.address, timeout=_ANSWER, set_as_default=False)
@@ -174,7 +177,7 @@ class _Run:
                 self._refuse(worker, answer)
                 self._again(number)
         elif future.status == "error":
-            self._failed(number, future.exception())
+            self._failed(number, future.exception(timeout=_ANSWER))
         else:
             # The scheduler was lost, or forgot the task.
             self._again(number)
@@ -212,7 +215,10 @@ class _Run:
     def _find_workers(self) -> None:
         """Wait for workers, and leave those out that have no diffode, or another release."""
         self._wait_for_workers()
-        found = self.client.run(pkgutil.resolve_name, "diffode:__version__", on_error="return")
+        try:
+            found = self.client.run(pkgutil.resolve_name, "diffode:__version__", on_error="return")
+        except (OSError, TimeoutError) as error:
+            raise self._lost() from error
         for name, version in found.items():
             if version != diffode.__version__:
                 has = f"diffode {version}" if isinstance(version, str) else f"no diffode ({version})"
@@ -245,7 +251,8 @@ class _Run:
     def _workers(self) -> list[str]:
         self._check_scheduler()
         try:
-            return list(self.client.scheduler_info(n_workers=-1)["workers"])
+            # Asked with a limit: dask itself would wait minutes for a scheduler that was just lost.
+            return list(self.client.sync(self.client.scheduler.ncores, callback_timeout=_ANSWER))
         except (OSError, TimeoutError) as error:
             raise self._lost() from error
 

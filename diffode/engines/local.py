@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from joblib import Parallel, delayed
 
+from diffode.engines.work import Numbered
 from diffode.errors import ArgumentError, WorkerError
-from diffode.studies.engines.work import Numbered
 
 
 @dataclass(frozen=True, kw_only=True)

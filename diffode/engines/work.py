@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from diffode.closure import version_of
+from diffode.engines.code import Code
 from diffode.errors import ArgumentError, WorkerError
 from diffode.extensions import import_extension, origin
-from diffode.studies.engines.code import Code
 
 #: An item of work with its number, as plain data.
 Numbered = tuple[int, Any]
@@ -52,9 +51,12 @@ class Work:
     def __call__(self, numbered: Numbered) -> Numbered:
         """The result for an item with a number, with this number; WorkerError if the process has other code."""
         number, item = numbered
-        # Each process has one thread, since two processes with two threads each slow each other down on two cores.
-        torch.set_num_threads(1)
-        return number, _ready(self)(item)
+        function = _ready(self)
+        # Each process has one thread, since two processes with two threads each slow each other down on two cores. A process
+        # that only hands work on never loads PyTorch.
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        return number, function(item)
 
     @property
     def text(self) -> str:

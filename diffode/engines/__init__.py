@@ -11,11 +11,11 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from diffode.engines.cluster import Dask
+from diffode.engines.local import Local
+from diffode.engines.work import Engine, Work, place_of, results
 from diffode.errors import ArgumentError
 from diffode.specs import Registry, option_names, parse_spec
-from diffode.studies.engines.cluster import Dask
-from diffode.studies.engines.local import Local
-from diffode.studies.engines.work import Engine, Work, place_of, results
 
 __all__ = ["Dask", "Engine", "Local", "Work", "each", "get", "names", "register", "registry", "results"]
 
@@ -60,7 +60,7 @@ def get(engine: str | Engine | None = None, *, jobs: int | None = None) -> Engin
             raise ArgumentError("jobs goes with an engine that is named by a spec; an engine of your own has its own workers")
         return engine
     scheme, slashes, address = engine.partition("://")
-    spec = f"{scheme}:address={address}" if slashes else engine
+    spec = f"{scheme}:address={address}" if slashes and ":" not in scheme else engine
     known = option_names(registry.entry(parse_spec(spec)[0]).make)
     if given and known is not None and "jobs" not in known:
         raise ArgumentError(f"jobs={jobs} (--jobs) goes with engines that begin their own workers; {engine} does not")
@@ -86,7 +86,7 @@ def each(
         ArgumentError: if there is no such engine, or no worker could find the function.
         WorkerError: if workers are lost, or have other code.
 
-    >>> from diffode.studies import engines
+    >>> from diffode import engines
     >>> dict(engines.each("math:sqrt", [4.0, 9.0], jobs=1))
     {0: 2.0, 1: 3.0}
     """
