@@ -1,4 +1,4 @@
-"""The result store: one SQLite file, one transaction per result, keyed by content; every row carries a checksum.
+"""The result store: one SQLite file, written in transactions, keyed by content; every row carries a checksum.
 
 The keys come from `versions.py`, and a result is valid as long as its cell has the same key; the checksum shows a damaged row.
 """
@@ -21,28 +21,14 @@ from urllib.parse import quote
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
 from diffode.studies.cell import Cell, Result
+from diffode.studies.store_tables import SCHEMA_VERSION, TABLES, TABLES_2, environment_key, tables_of, upgrade
 
 __all__ = ["Result", "Store"]
 
-#: Version of the tables below.
-_SCHEMA_VERSION = 2
-_TABLES = {
-    "results": """CREATE TABLE results (
-    key TEXT PRIMARY KEY,
-    target TEXT NOT NULL, path TEXT NOT NULL, grid TEXT NOT NULL, solver TEXT NOT NULL,
-    nfe INTEGER NOT NULL, seed INTEGER NOT NULL, points INTEGER NOT NULL, dtype TEXT NOT NULL, tolerance REAL NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('ok', 'failed')), reason TEXT NOT NULL,
-    nfe_counted INTEGER, steps INTEGER, seconds REAL, scale REAL,
-    threads INTEGER NOT NULL, environment TEXT NOT NULL, created REAL NOT NULL, checksum TEXT NOT NULL
-) WITHOUT ROWID""",
-    "measurements": """CREATE TABLE measurements (
-    key TEXT NOT NULL REFERENCES results(key) ON DELETE CASCADE,
-    metric TEXT NOT NULL, value REAL NOT NULL, floor REAL NOT NULL, low REAL, high REAL,
-    PRIMARY KEY (key, metric)
-) WITHOUT ROWID""",
-}
 #: Seconds to wait while another process writes.
 _PATIENCE = 30.0
+#: Number of the column of a result's environment.
+_ENVIRONMENT = 17
 #: The first bytes of every SQLite file.
 _MAGIC = b"SQLite format 3\0"
 #: Largest row that is read, in bytes, so that a foreign file can't fill the memory.
@@ -54,7 +40,8 @@ _UNWRITABLE = ("unable to open", "readonly", "read-only")
 class Store:
     """An open result store; use it as a context manager.
 
-    A store in a place that can't be written is opened for reading: ``writable`` is then False. ``damaged`` holds the keys of
+    A store of the last schema is upgraded in place, or read as it is where it can't be written. A store in a place that can't
+    be written is opened for reading: ``writable`` is then False. ``damaged`` holds the keys of
     rows whose checksum did not fit when they were last read; such rows count as not stored.
 
     Raises :class:`StoreError`, with a remedy, when the file is not a store, is locked, or can't be written; committed rows
@@ -127,34 +114,36 @@ class Store:
                 if run("PRAGMA user_version").fetchone()[0] == 0:
                     if run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                         raise StoreError(f"{self.file} is a database, but not a diffode store; choose another file")
-                    for table in _TABLES.values():
+                    for table in TABLES.values():
                         run(table)
-                    run(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                    run(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 run("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     run("ROLLBACK")
                 raise
         self._check(connection)
+        if run("PRAGMA user_version").fetchone()[0] == 2:
+            upgrade(connection)
+            self._check(connection)
         # With WAL, readers work beside one writer, and a commit needs no full flush.
         if run("PRAGMA journal_mode").fetchone()[0] != "wal":
             run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = NORMAL")
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Raise StoreError unless the file is a store of this schema and nothing else."""
+        """Raise StoreError unless the file is a store of this schema or the last, and nothing else."""
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 1:
             raise StoreError(
                 f"store {self.file} was written by an earlier diffode, without checksums: nothing tells whether its rows are "
                 "what was measured; move it away, or choose another file with --store, and run again"
             )
-        if version != _SCHEMA_VERSION:
+        if version not in (2, SCHEMA_VERSION):
             raise StoreError(
-                f"store {self.file} has schema {version}, this diffode writes {_SCHEMA_VERSION}; choose another file"
+                f"store {self.file} has schema {version}, this diffode writes {SCHEMA_VERSION}; choose another file"
             )
-        rows = connection.execute("SELECT name, sql FROM sqlite_master LIMIT 9").fetchall()
-        if dict(rows) != _TABLES:
+        if tables_of(connection) != (TABLES_2 if version == 2 else TABLES):
             raise StoreError(f"{self.file} is not a diffode store, or its tables were changed; choose another file")
 
     def __enter__(self) -> Store:
@@ -183,14 +172,18 @@ class Store:
 
     def _write(self, result: Result) -> None:
         cell, run = result.cell, self._connection.execute
+        described = json.dumps(result.environment or {})
         row = (
             *(result.key, cell.target, cell.path, cell.grid, cell.solver, cell.nfe, cell.seed, cell.points),
             *(cell.dtype, float(cell.tolerance), result.status, result.reason, result.nfe_counted, result.steps),
             *(_real(result.seconds), _real(result.scale), result.threads),
-            *(json.dumps(result.environment or {}), time.time()),
+            *(described, time.time()),
         )
         measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
-        run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, checksum_of(row, measured)))
+        known = environment_key(described)
+        run("INSERT OR IGNORE INTO environments VALUES (?,?)", (known, described))
+        columns = (*row[:_ENVIRONMENT], known, *row[_ENVIRONMENT + 1 :])
+        run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*columns, checksum_of(row, measured)))
         run("DELETE FROM measurements WHERE key = ?", (result.key,))
         for measurement in measured:
             run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
@@ -215,6 +208,7 @@ class Store:
             told = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if told != "ok":
                 raise sqlite3.DatabaseError(f"malformed, {told[:200]}")
+            texts = self._environments()
             rows = self._connection.execute("SELECT * FROM results ORDER BY key")
             lines = self._connection.execute("SELECT * FROM measurements ORDER BY key, metric")
             groups = itertools.groupby(lines, key=lambda line: str(line[0]))
@@ -229,6 +223,8 @@ class Store:
                 # A row has at most as many measurements as its cell has metrics; a file with more is not read further.
                 most = 1000 if cell is None else len(cell.metrics) + 1
                 own = [line[1:] for line in itertools.islice(group[1], most)] if group and group[0] == key else []
+                if texts is not None:
+                    row = (*row[:_ENVIRONMENT], texts.get(row[_ENVIRONMENT]), *row[_ENVIRONMENT + 1 :])
                 result = _result(row, own, cell)
                 if result is None:
                     damaged.add(key)
@@ -236,6 +232,12 @@ class Store:
                     found.append((key, result))
         self.damaged = frozenset(damaged)
         return found
+
+    def _environments(self) -> dict[object, object] | None:
+        """The texts of environments by their keys; None for a store of schema 2, whose rows hold the texts themselves."""
+        if self._connection.execute("PRAGMA user_version").fetchone()[0] == 2:
+            return None
+        return dict(self._connection.execute("SELECT key, content FROM environments").fetchall())
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
