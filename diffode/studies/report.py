@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import html
 import json
@@ -24,6 +23,7 @@ from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
 from diffode.output_files import unwritable
 from diffode.studies import figures
+from diffode.studies.exported import write_csv
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
 from diffode.studies.report_folder import FIGURES, PAGE, TABLE, check_folder, new_report
 from diffode.studies.store import Result
@@ -47,11 +47,6 @@ _MEASURES = {
         "mean end-point error",
     )
 }
-#: Columns of the CSV file.
-_COLUMNS = (
-    *("target", "path", "grid", "solver", "nfe_budget", "nfe", "seed", "points", "dtype"),
-    *("status", "reason", "steps", "seconds", "scale", "threads", "metric", "value", "floor", "low", "high"),
-)
 
 
 def write_report(
@@ -98,21 +93,6 @@ def check_report(suite: Suite, folder: str | FilePath) -> None:
     names = figure_names(cell.target for cell in suite.cells).values()
     pictures = [f"{FIGURES}/{kind}-{name}.png" for name in names for kind in ("curves", *_KINDS)]
     check_folder(FilePath(folder), [PAGE, TABLE, *pictures])
-
-
-def write_csv(results: Iterable[Result], file: FilePath) -> None:
-    """Write a row for each measurement, and one with the reason for each failed result."""
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(_COLUMNS)
-        for r in results:
-            c = r.cell
-            row = [c.target, c.path, c.grid, c.solver, c.nfe, r.nfe_counted, c.seed, c.points, c.dtype]
-            row += [r.status, r.reason, r.steps, r.seconds, r.scale, r.threads]
-            for m in r.measurements:
-                writer.writerow([*row, m.name, m.value, m.floor, m.low, m.high])
-            if not r.measurements:
-                writer.writerow(row)
 
 
 def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:

@@ -200,6 +200,10 @@ class Store:
         found = dict(self._read(dict(asked)))
         return [found[key] for key, _ in asked if key in found]
 
+    def all(self) -> list[Result]:
+        """All stored results, by key, without damaged ones; their cells list no metrics, which the file does not hold."""
+        return [result for _, result in self._read(None)]
+
     def _read(self, wanted: Mapping[str, Cell] | None) -> list[tuple[str, Result]]:
         """The rows whose checksum fits, in a pass over the whole file that puts the keys of others in ``damaged``."""
         found: list[tuple[str, Result]] = []
