@@ -122,7 +122,7 @@ def test_killed_workers_and_schedulers_lose_nothing_that_was_stored(cluster, tmp
         run_suite(suite, file, engine=cluster.engine, progress=kill_scheduler)
     known = int(re.search(r"(\d+) of 32 runs", str(lost.value))[1])
     assert 0 < known < 32
-    cluster.begin(1)
+    cluster.begin()
     assert run_suite(suite, file, engine=cluster.engine).computed == 32 - known
     assert kept(suite, file) == kept(suite, tmp_path / "alone.sqlite")
 
@@ -154,13 +154,34 @@ def test_a_worker_without_the_package_is_named_and_left_out(cluster, tmp_path):
         from distributed import Client
 
         with Client(scheduler_file=str(cluster.file), set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=20)
+            client.wait_for_workers(3, timeout=20)
         with pytest.warns(WorkerWarning, match=r"worker tcp://127.0.0.1:\d+ is left out: it has no diffode .*pip install"):
             summary = run_suite(small(), tmp_path / "s.sqlite", engine=cluster.engine)
         assert (summary.computed, summary.failed) == (8, 0)
     finally:
         other.kill()
         other.wait()
+
+
+def test_any_function_of_a_file_runs_on_a_cluster(cluster, tmp_path):
+    (tmp_path / "squares.py").write_text("def squared(number):\n    print(number)\n    return [number, number**2]\n")
+    place = f"{tmp_path / 'squares.py'}:squared"
+    assert dict(engines.each(place, [1.5, 2], engine=cluster.engine)) == {0: [1.5, 2.25], 1: [2, 4]}
+    (tmp_path / "fails.py").write_text("def squared(number):\n    raise OSError('no weights here')\n")
+    place = f"{tmp_path / 'fails.py'}:squared"
+    with pytest.raises(WorkerError, match=r"the work failed on worker tcp.*: OSError: no weights here"):
+        list(engines.each(place, [1.5, 2], engine=cluster.engine))
+
+
+def test_workers_that_lack_what_a_users_module_needs_are_named(cluster, tmp_path, monkeypatch):
+    """A module that only imports where the study begins, since it reads a variable that the workers have not."""
+    monkeypatch.setenv("ONLY_HERE", "1")
+    (tmp_path / "here.py").write_text("import os\nos.environ['ONLY_HERE']\ndef squared(number):\n    return number\n")
+    with (
+        pytest.warns(WorkerWarning, match=r"is left out: .*here.py' fails when imported: KeyError"),
+        pytest.raises(WorkerError, match=r"no worker can do this work: tcp.*fails when imported.*; tcp.*fails when imported"),
+    ):
+        list(engines.each(f"{tmp_path / 'here.py'}:squared", [1.5, 2], engine=cluster.engine))
 
 
 def test_a_cluster_of_this_machine_is_begun_for_the_run(tmp_path, monkeypatch):

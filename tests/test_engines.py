@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from commandline import program
+from commandline import program, script
 from small_suite import SMALL, SOLVER, small
 
 import diffode
@@ -134,6 +134,19 @@ def test_a_worker_with_other_code_is_refused(monkeypatch):
     other = dataclasses.replace(Work("diffode.studies.rows:compute_group"), version="0" * 64)
     with pytest.raises(WorkerError, match="install the same diffode on all machines"):
         other((0, []))
+
+
+def test_any_function_of_a_file_runs_on_many_items(tmp_path):
+    """A program's own function, in its processes and by way of any engine."""
+    (tmp_path / "program.py").write_text(
+        "import sys\nfrom diffode import engines\n\n"
+        "def squared(number):\n    return [number, number**2]\n\n"
+        "if __name__ == '__main__':\n    print(sorted(engines.each(squared, [1, 2, 3], jobs=2)))\n"
+    )
+    assert script(tmp_path / "program.py").stdout == "[(0, [1, 1]), (1, [2, 4]), (2, [3, 9])]\n"
+    place = f"{tmp_path / 'program.py'}:squared"
+    assert dict(engines.each(place, [3, 4], engine=backwards_and_twice)) == {0: [3, 9], 1: [4, 16]}
+    assert [file.written for file in Work(place).elsewhere().code.files] == [str(tmp_path / "program.py")]
 
 
 OWN = (

@@ -173,6 +173,8 @@ class _Run:
             kind, answer = json.loads(told)
             if kind == "result":
                 yield number, answer
+            elif kind == "error":
+                raise WorkerError(f"the work failed on worker {worker}: {answer}")
             else:
                 self._refuse(worker, answer)
                 self._again(number)

@@ -3,7 +3,8 @@
 A worker lives long and serves many studies, whose modules may have changed in between. It therefore has companions: processes
 that import diffode once, and then make a copy of themselves for each piece of work, which imports the user's code and goes when
 the work is done. Worker and companion speak in lines: ``work`` with the text of a work is answered by ``ready``, ``item`` with
-a number and an item by ``["result", ...]`` or ``["error", text]`` in JSON, or by ``killed`` where the copy was killed.
+a number and an item by ``["result", ...]``, ``["error", text]`` or, where this process is not fit for the work, ``["refused",
+text]`` in JSON, or by ``killed`` where the copy was killed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import IO
 
 from diffode.closure import version_of
 from diffode.engines.work import Work, named
-from diffode.errors import DiffodeError
+from diffode.errors import DiffodeError, WorkerError
 
 #: What a companion imports before it makes copies of itself.
 _PRELOADED = "diffode.studies.rows:compute_group"
@@ -168,12 +169,14 @@ def _compute(line: str, answers: IO[str]) -> str:
 
 def _answered(work: Work, item: str) -> str:
     number, value = json.loads(item)
+    ready = False
     try:
+        work.make_ready()
+        ready = True
         return json.dumps(["result", work((number, value))[1]])
-    except DiffodeError as error:
-        return json.dumps(["error", str(error)])
     except Exception as error:  # A user's module or function may raise anything.
-        return json.dumps(["error", f"{type(error).__name__}: {error}"])
+        told = str(error) if isinstance(error, DiffodeError) else f"{type(error).__name__}: {error}"
+        return json.dumps(["error" if ready and not isinstance(error, WorkerError) else "refused", told])
 
 
 def _put(answers: IO[str], text: str) -> None:

@@ -58,6 +58,10 @@ class Work:
             sys.modules["torch"].set_num_threads(1)
         return number, function(item)
 
+    def make_ready(self) -> None:
+        """Lay out the code and import it; what fails here fails because of the process, not of an item."""
+        _ready(self)
+
     @property
     def text(self) -> str:
         """The work as a text, which :meth:`read` reads."""
@@ -72,7 +76,7 @@ class Work:
 
     def elsewhere(self, specs: Iterable[str] = ()) -> Work:
         """The same work with the code that workers on other machines need; ``specs`` name files and places of the user."""
-        code = Code.of([*self.imports, *([self.function] if ".py:" in self.function else [])], specs)
+        code = Code.of([*self.imports, self.function.rpartition(":")[0]], specs)
         return Work(self.function, self.imports, code, version_of(named(self.function)))
 
 
