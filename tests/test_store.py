@@ -192,24 +192,27 @@ def test_a_store_of_schema_2_in_a_place_that_can_not_be_written_is_read(filled, 
 
 
 def test_processes_that_upgrade_a_store_at_once_all_find_it_upgraded(filled):
+    """20 files, each opened by 6 threads at one moment."""
     file, suite, results = filled
     as_schema_2(file)
     keyed, failed = keyed_cells(suite), []
 
-    def opened(start):
+    def opened(copy, start):
         start.wait()
         try:
-            with Store(file) as store:
+            with Store(copy) as store:
                 assert store.get(keyed) == results
         except (StoreError, AssertionError) as error:
             failed.append(error)
 
-    start = threading.Barrier(6)
-    threads = [threading.Thread(target=opened, args=(start,)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for number in range(20):
+        copy, start = file.with_name(f"{number}.sqlite"), threading.Barrier(6)
+        shutil.copy(file, copy)
+        threads = [threading.Thread(target=opened, args=(copy, start)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert failed == []
 
 
