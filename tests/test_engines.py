@@ -55,6 +55,12 @@ def test_an_engine_that_loses_groups_is_an_error_and_the_rest_is_stored(tmp_path
     assert run_suite(small(), tmp_path / "s.sqlite", jobs=1).computed == 4
 
 
+def test_results_that_are_no_longer_wanted_draw_no_warning():
+    found = engines.get("local:jobs=2")(Work("time:sleep"), [(number, 0.05) for number in range(20)])
+    assert next(iter(found))[1] is None
+    found.close()
+
+
 def test_what_is_stored_stays_when_the_disk_is_full(tmp_path, monkeypatch):
     """The coordinator's disk fills up after the first group."""
     write, written = Store.put_all, []

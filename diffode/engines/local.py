@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -34,10 +35,17 @@ class Local:
         if workers == 1:
             yield from map(function, items)
             return
+        found = Parallel(n_jobs=workers, return_as="generator_unordered")(delayed(function)(item) for item in items)
         try:
-            yield from Parallel(n_jobs=workers, return_as="generator_unordered")(delayed(function)(item) for item in items)
+            for numbered in found:  # noqa: UP028 - ``yield from`` would close what is closed below
+                yield numbered
         except BrokenProcessPool as error:
             raise WorkerError(
                 f"one of {workers} worker processes was killed, by the system when memory runs out or by hand; what was stored "
                 f"stays, and the same command goes on from there: run it again with fewer jobs (--jobs {max(1, workers // 2)})"
             ) from error
+        finally:
+            with warnings.catch_warnings():
+                # Where the results are no longer wanted, as when a disk is full, joblib warns of the items in hand.
+                warnings.simplefilter("ignore", UserWarning)
+                found.close()
