@@ -12,6 +12,8 @@ from small_suite import SMALL, SOLVER, small
 
 import diffode
 from diffode import engines
+from diffode.engines.code import Code
+from diffode.engines.companion import Companion
 from diffode.engines.work import Work, place_of
 from diffode.errors import ArgumentError, StoreError, UnknownNameError, WorkerError
 from diffode.studies import Store, keyed_cells, parse_suite, run_suite
@@ -151,6 +153,21 @@ def test_any_function_of_a_file_runs_on_many_items(tmp_path):
     place = f"{tmp_path / 'program.py'}:squared"
     assert dict(engines.each(place, [3, 4], engine=backwards_and_twice)) == {0: [3, 9], 1: [4, 16]}
     assert [file.written for file in Work(place).elsewhere().code.files] == [str(tmp_path / "program.py")]
+
+
+def test_a_companion_holds_one_work_at_a_time_and_outlives_its_copies(tmp_path):
+    """A file that changes is another work, whose process has not seen the first; a killed copy gives an empty answer."""
+    file, companion, found = tmp_path / "changes.py", Companion(), []
+    try:
+        for body in ("return 2 * number", "return 3 * number", "os.kill(os.getpid(), 9)", "return [number, os.getppid()]"):
+            file.write_text(f"import os\n\ndef changed(number):\n    print(number)\n    {body}\n")
+            text = Work(f"{file}:changed", code=Code.of([str(file)])).text
+            found.append(companion.answer(text, "[0, 7]"))
+        assert found[:3] == ['["result", 14]\n', '["result", 21]\n', ""]
+        assert found[3].startswith('["result", [7, ')
+        assert companion.lives
+    finally:
+        companion.end()
 
 
 OWN = (
