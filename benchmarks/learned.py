@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from diffode import fields, paths, solvers, targets
+from diffode import engines, fields, paths, solvers, targets
 from diffode.errors import ArgumentError
 from diffode.flows import reference
 from diffode.learned import train_table, tune_universal
@@ -116,6 +116,13 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
     if "tuned" not in made:
         made |= universal(field, nfe, x, error)
     return made
+
+
+def cell(asked: list[Any]) -> Row | None:
+    """:func:`filled` for a cell as plain data; None where nothing is missing."""
+    known, tables, name, nfe, starts, seconds, bespoke, conditioned = asked
+    made = filled(known, Path(tables), name, nfe, starts, float(seconds), bespoke, conditioned)
+    return None if made is known else made
 
 
 def universal(field: fields.ExactField, nfe: int, x: torch.Tensor, error: Callable[[torch.Tensor], float]) -> Row:
@@ -222,6 +229,8 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=256, help="test starts")
     parser.add_argument("--bespoke", choices=("yes", "no"), default="yes", help="train a table for each target")
     parser.add_argument("--conditioned", action="store_true", help="condition each table on the sample as well")
+    parser.add_argument("--engine", help="what computes: local (default), dask, dask://HOST:PORT; others need a shared disk")
+    parser.add_argument("--jobs", type=int, default=None, help="worker processes of engines that begin their own")
     parser.add_argument("--rows", default="diffode-report/learned.jsonl")
     chosen = parser.parse_args()
     file = Path(chosen.rows)
@@ -233,10 +242,12 @@ def main() -> None:
         if one["starts"] != chosen.starts:
             parser.error(f"{file} holds rows of {one['starts']} test starts: give another file as --rows")
         rows[one["target"], one["nfe"]] = one
-    for nfe, name in itertools.product(chosen.nfe, chosen.targets):
-        known = rows.get((name, nfe), {})
-        made = filled(known, tables, name, nfe, chosen.starts, chosen.seconds, chosen.bespoke == "yes", chosen.conditioned)
-        if made is known:
+    cells = list(itertools.product(chosen.nfe, chosen.targets))
+    how = [chosen.starts, str(chosen.seconds), chosen.bespoke == "yes", chosen.conditioned]
+    asked = [[rows.get((name, nfe), {}), str(tables.resolve()), name, nfe, *how] for nfe, name in cells]
+    for number, made in engines.each(cell, asked, engine=chosen.engine, jobs=chosen.jobs):
+        nfe, name = cells[number]
+        if made is None:
             continue
         rows[name, nfe] = made
         with file.open("a") as opened:

@@ -1,14 +1,16 @@
 """Measured orders of every deterministic solver: ``make orders`` or ``python benchmarks/orders.py``.
 
 Three nonlinear targets, two grids, by the rule of ``diffode.verify.order``; a measured order further than 0.15 from the
-documented one is marked. Multistep methods of order four start on a ramp (see there). About ten minutes.
+documented one is marked. Multistep methods of order four start on a ramp (see there). About ten minutes on two cores.
+``--engine`` says what computes (docs/cluster.md).
 """
 
 from __future__ import annotations
 
-import torch
+import argparse
+from typing import Any
 
-from diffode import solvers, verify
+from diffode import engines, solvers, verify
 from diffode.errors import ArgumentError
 
 SPECS = (
@@ -31,28 +33,38 @@ RAMPED = (
 PROBLEMS = [(target, grid) for target in ("bimodal1d", "ring8", "spiral") for grid in ("karras", "log_snr")]
 
 
+def row(spec: str) -> list[Any]:
+    """The line of a solver, and the number of its orders that are far from the documented one."""
+    solver = solvers.get(spec)
+    # Low orders need, and can have, more levels before rounding.
+    steps = (128, 256, 512, 1024, 2048, 4096) + ((8192,) if solver.convergence_order == 1 else ())
+    cells, off = [], 0
+    for target, grid in PROBLEMS:
+        try:
+            found = verify.order(spec, target=target, grid=grid, steps=steps, points=16, tolerance=1e-13, ramped=spec in RAMPED)
+        except ArgumentError as error:
+            cells.append(str(error)[:30])
+            continue
+        far = abs(found.slope - solver.order_on(grid)) > 0.15
+        off += far
+        cells.append(f"{found.slope:.2f}" + ("*" if far else ""))
+    return [f"| `{spec}` | {solver.order} | {solver.convergence_order} | " + " | ".join(cells) + " |", off]
+
+
 def main() -> None:
-    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", help="what computes: local (default), dask, dask://HOST:PORT")
+    parser.add_argument("--jobs", type=int, help="worker processes of engines that begin their own")
+    chosen = parser.parse_args()
     print("| solver | claimed | documented | " + " | ".join(f"{t}, {g}" for t, g in PROBLEMS) + " |")
     print("|---|---|---|" + "---|" * len(PROBLEMS))
-    off = 0
-    for spec in SPECS:
-        solver = solvers.get(spec)
-        # Low orders need, and can have, more levels before rounding.
-        steps = (128, 256, 512, 1024, 2048, 4096) + ((8192,) if solver.convergence_order == 1 else ())
-        cells = []
-        for target, grid in PROBLEMS:
-            try:
-                found = verify.order(
-                    spec, target=target, grid=grid, steps=steps, points=16, tolerance=1e-13, ramped=spec in RAMPED
-                )
-            except ArgumentError as error:
-                cells.append(str(error)[:30])
-                continue
-            far = abs(found.slope - solver.order_on(grid)) > 0.15
-            off += far
-            cells.append(f"{found.slope:.2f}" + ("*" if far else ""))
-        print(f"| `{spec}` | {solver.order} | {solver.convergence_order} | " + " | ".join(cells) + " |", flush=True)
+    off, found, shown = 0, dict[int, list[Any]](), 0
+    for number, answer in engines.each(row, SPECS, engine=chosen.engine, jobs=chosen.jobs):
+        found[number] = answer
+        while shown in found:
+            line, far = found[shown]
+            off, shown = off + far, shown + 1
+            print(line, flush=True)
     print(f"\n{off} of {len(SPECS) * len(PROBLEMS)} further than 0.15 from the documented order (*)")
 
 

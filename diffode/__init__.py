@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _ROOMS = (
     "adapters",
     "charts",
+    "engines",
     "errors",
     "fields",
     "flows",
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "adapters",
     "charts",
+    "engines",
     "errors",
     "exact_field",
     "fields",
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from diffode import (
         adapters,
         charts,
+        engines,
         errors,
         fields,
         flows,

@@ -53,6 +53,10 @@ class ConventionWarning(UserWarning):
     """A model of another library does not behave as its convention says: sign, view, time or input scaling may be wrong."""
 
 
+class WorkerWarning(UserWarning):
+    """A worker of a cluster is left out of a run, since it lacks diffode or has other code."""
+
+
 class StartWarning(UserWarning):
     """A start can't be a state at the first time: it is far smaller, or far larger, than a state on the path there."""
 

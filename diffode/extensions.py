@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from diffode.errors import ArgumentError, suggestion
+from diffode.input_files import here
 
 
 def import_extension(module: str) -> ModuleType:
@@ -30,7 +31,7 @@ def import_extension(module: str) -> ModuleType:
         except (Exception, SystemExit) as error:  # A module of anyone's may raise anything, or end the process.
             raise ArgumentError(f"module {module!r} fails when imported: {type(error).__name__}: {error}") from error
     try:
-        if not FilePath(module).is_file():
+        if not here(module).is_file():
             raise ArgumentError(f"extension file {module!r} does not exist")
     except OSError as error:
         raise ArgumentError(f"extension file {module!r} can't be read: {error.strerror or error}") from error
@@ -38,7 +39,7 @@ def import_extension(module: str) -> ModuleType:
     name = f"diffode_extension_{FilePath(module).stem}_{key}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, module)
+    spec = importlib.util.spec_from_file_location(name, here(module))
     if spec is None or spec.loader is None:
         raise ArgumentError(f"extension file {module!r} can't be imported")
     sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -33,6 +33,20 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}"
 
 
+#: Files that were brought to this machine, by the names under which texts written elsewhere know them.
+_BROUGHT: dict[str, FilePath] = {}
+
+
+def bring(written: str, place: FilePath) -> None:
+    """Let a name that a text gives to a file stand for a place on this machine, whose folders may be others."""
+    _BROUGHT[written] = place
+
+
+def here(file: str | FilePath) -> FilePath:
+    """The place of a file on this machine: where it was brought, or else where its name says."""
+    return _BROUGHT.get(str(file)) or FilePath(file)
+
+
 @contextlib.contextmanager
 def opened(file: str | FilePath, what: str, most: int) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file, open for reading, and its size in bytes.
@@ -50,6 +64,7 @@ def opened(file: str | FilePath, what: str, most: int) -> Iterator[tuple[BinaryI
     """
     place = place_of(file)
     try:
+        place = here(place)
         found = place.stat()
         if stat.S_ISDIR(found.st_mode):
             raise ArgumentError(f"{what} can't be read: it is a folder")

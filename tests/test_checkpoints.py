@@ -140,7 +140,7 @@ def test_files_that_are_no_trained_samplers_are_refused_before_use(trained_file,
 def test_a_changed_file_is_run_anew_by_a_study(trained_file, tmp_path):
     from dataclasses import replace
 
-    from diffode.studies.runner import compute
+    from diffode.studies.rows import compute
     from diffode.studies.suite import Cell
     from diffode.studies.versions import cell_key
 

@@ -10,7 +10,7 @@ from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError
 from diffode.solvers import DirectSolver, Journey
 from diffode.studies import keyed_cells, parse_suite
-from diffode.studies.runner import compute
+from diffode.studies.rows import compute
 from diffode.verify import check_sampler
 
 

@@ -25,7 +25,7 @@ from diffode.learned import (
     train_grid,
     train_table,
 )
-from diffode.studies.runner import compute
+from diffode.studies.rows import compute
 from diffode.studies.suite import Cell
 from diffode.studies.versions import cell_key
 

@@ -13,7 +13,7 @@ from diffode.errors import FileFormatError, UnknownNameError
 from diffode.fields.networks import Denoiser
 from diffode.fields.trained import SCHEMA, load_trained, save_trained
 from diffode.studies import load_suite
-from diffode.studies.runner import compute
+from diffode.studies.rows import compute
 
 
 @pytest.mark.parametrize("name", fields.trained_names())

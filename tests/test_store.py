@@ -16,8 +16,9 @@ from small_suite import SMALL, small
 
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
-from diffode.studies import Result, Store, keyed_cells, load_suite, parse_suite, run_suite
-from diffode.studies.runner import compute
+from diffode.studies import Result, Store, keyed_cells, load_suite, parse_suite, run_suite, store_tables
+from diffode.studies.rows import compute
+from diffode.studies.store_tables import TABLES_2
 
 
 def stored(file):
@@ -114,6 +115,107 @@ def test_altered_rows_are_left_out_and_computed_again(filled, alteration):
         assert not store.damaged
 
 
+def test_an_altered_environment_damages_the_rows_that_were_measured_in_it(filled):
+    file, suite, results = filled
+    with Store(file) as store:
+        store.put(replace(results[0], environment={"torch": "3"}))
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT count(*) FROM environments").fetchone()[0] == 2
+        connection.execute("UPDATE environments SET content = replace(content, '2', '4') WHERE content LIKE '%2%'")
+    with Store(file) as store:
+        assert [r.environment for r in store.get(keyed_cells(suite))] == [{"torch": "3"}]
+        assert store.damaged == {results[1].key}
+
+
+def as_schema_2(file):
+    """Rewrite a store with the tables of schema 2, in which each row holds its environment's text."""
+    with sqlite3.connect(file, isolation_level=None) as connection:
+        run = connection.execute
+        texts = dict(run("SELECT key, content FROM environments"))
+        rows = [(*row[:17], texts[row[17]], *row[18:]) for row in run("SELECT * FROM results")]
+        lines = run("SELECT * FROM measurements").fetchall()
+        for table in ("measurements", "results", "environments"):
+            run(f"DROP TABLE {table}")
+        for table in TABLES_2.values():
+            run(table)
+        connection.executemany(f"INSERT INTO results VALUES ({','.join('?' * 20)})", rows)
+        connection.executemany("INSERT INTO measurements VALUES (?,?,?,?,?,?)", lines)
+        run("PRAGMA user_version = 2")
+        run("PRAGMA journal_mode = DELETE")
+
+
+def test_a_store_of_schema_2_is_upgraded_and_keeps_what_it_has(filled):
+    """Rows and checksums stay, those of a damaged row too, whose text is not even UTF-8."""
+    file, suite, results = filled
+    keyed = keyed_cells(suite)
+    third = replace(results[0], key="f" * 32)
+    with Store(file) as store:
+        store.put(third)
+    as_schema_2(file)
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"UPDATE results SET environment = CAST(x'ff' AS TEXT) WHERE key = '{third.key}'")
+    with Store(file) as store:
+        assert store.get([*keyed, (third.key, third.cell)]) == results
+        assert store.damaged == {third.key}
+        store.put(third)
+        assert store.get([*keyed, (third.key, third.cell)]) == [*results, third]
+    assert run_suite(suite, file, jobs=1).stored == 2
+    fresh = file.with_name("fresh.sqlite")
+    Store(fresh).close()
+    tables = [sqlite3.connect(f).execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() for f in (file, fresh)]
+    assert tables[0] == tables[1]
+
+
+def test_an_upgrade_that_fails_leaves_the_store_as_it_was(filled, monkeypatch):
+    file, suite, results = filled
+    as_schema_2(file)
+    before = sqlite3.connect(file).execute("SELECT * FROM results").fetchall()
+    monkeypatch.setitem(store_tables.TABLES, "results", "CREATE TABLE results (")
+    with pytest.raises(StoreError, match="can't be opened"):
+        Store(file)
+    monkeypatch.undo()
+    assert sqlite3.connect(file).execute("SELECT * FROM results").fetchall() == before
+    with Store(file) as store:
+        assert store.get(keyed_cells(suite)) == results
+
+
+def test_a_store_of_schema_2_in_a_place_that_can_not_be_written_is_read(filled, read_only_folder):
+    file, suite, results = filled
+    keyed = keyed_cells(suite)
+    as_schema_2(file)
+    folder, close = read_only_folder
+    shutil.copy(file, folder)
+    close()
+    with Store(folder / "s.sqlite") as store:
+        assert not store.writable
+        assert store.get(keyed) == results
+
+
+def test_processes_that_upgrade_a_store_at_once_all_find_it_upgraded(filled):
+    """20 files, each opened by 6 threads at one moment."""
+    file, suite, results = filled
+    as_schema_2(file)
+    keyed, failed = keyed_cells(suite), []
+
+    def opened(copy, start):
+        start.wait()
+        try:
+            with Store(copy) as store:
+                assert store.get(keyed) == results
+        except (StoreError, AssertionError) as error:
+            failed.append(error)
+
+    for number in range(20):
+        copy, start = file.with_name(f"{number}.sqlite"), threading.Barrier(6)
+        shutil.copy(file, copy)
+        threads = [threading.Thread(target=opened, args=(copy, start)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+
+
 def test_no_flipped_bit_of_a_store_is_read_as_a_result(filled):
     """A bit in each 32 bytes of the file, one at a time: what is read is what was written, or it is refused or left out."""
     file, suite, results = filled
@@ -138,8 +240,8 @@ def test_no_flipped_bit_of_a_store_is_read_as_a_result(filled):
 @pytest.mark.parametrize(
     "change",
     [
-        f"UPDATE results SET environment = '{'[' * 100_000}'",
-        "UPDATE results SET environment = '[1, 2]'",
+        f"UPDATE environments SET content = '{'[' * 100_000}'",
+        "UPDATE environments SET content = '[1, 2]'",
         "UPDATE results SET status = 'failed', reason = CAST(x'00' AS BLOB)",
         "UPDATE results SET scale = 9e999",
     ],

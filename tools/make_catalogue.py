@@ -1,17 +1,18 @@
 """Write docs/catalogue/: one page a family of solvers, generated from the solvers themselves and from exact runs.
 
-``python tools/make_catalogue.py [orders.md]`` takes a few minutes; ``orders.md`` is the output of benchmarks/orders.py, whose
-measured orders then go into the pages. Without it the pages keep the orders that they have.
+``python tools/make_catalogue.py [orders.md] [--engine E]`` takes a few minutes; ``orders.md`` is the output of
+benchmarks/orders.py, whose measured orders then go into the pages. Without it the pages keep the orders that they have.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import inspect
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,7 +22,7 @@ import torch
 from matplotlib.axes import Axes
 
 import diffode
-from diffode import fields, solvers, verify
+from diffode import engines, fields, solvers, verify
 from diffode.errors import ArgumentError, BudgetError
 from diffode.flows import reference
 from diffode.metrics import gaussian_split
@@ -234,17 +235,28 @@ def _gaussian_table(specs: tuple[str, ...], made: list[solvers.Solver]) -> list[
     return lines + [f"| `{spec}` | {gaussian_row(spec)} | {weak(spec)} |" for spec, _ in rows]
 
 
+def family(asked: list[Any]) -> None:
+    """Write the page of a family, and draw its figures."""
+    name, header, orders = asked
+    title, specs = FAMILIES[name]
+    (OUT / f"{name}.md").write_text(page(name, title, specs, header, orders))
+
+
 def main() -> None:
-    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("orders", nargs="?", help="output of benchmarks/orders.py")
+    parser.add_argument("--engine", help="what computes: local (default), dask, dask://HOST:PORT; others need a shared disk")
+    chosen = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
-    header, orders = measured_orders(sys.argv[1] if len(sys.argv) > 1 else None)
+    header, orders = measured_orders(chosen.orders)
+    # A page and its figures are written where they are made.
+    for number, _ in engines.each(family, [[name, header, orders] for name in FAMILIES], engine=chosen.engine):
+        print(list(FAMILIES)[number], flush=True)
     index = ["# The catalogue of solvers", "", "What is wrong in published code is in [solvers.md](../solvers.md).", ""]
     for name, (title, specs) in FAMILIES.items():
-        (OUT / f"{name}.md").write_text(page(name, title, specs, header, orders))
         index.append(
             f"* [{title}]({name}.md): " + ", ".join(f"`{s}`" for s in dict.fromkeys(solvers.get(s).name for s in specs))
         )
-        print(name, flush=True)
     (OUT / "index.md").write_text("\n".join(index) + "\n")
 
 

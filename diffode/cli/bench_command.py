@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from diffode.cli.output import field_options, field_text, json_option, output_option, print_json, print_table, store_option
+from diffode.cli.output import (
+    OUTPUT,
+    field_options,
+    field_text,
+    json_option,
+    output_option,
+    print_json,
+    print_table,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from diffode.studies import Result, Suite
@@ -21,6 +30,11 @@ if TYPE_CHECKING:
 @click.command("bench")
 @click.argument("suite", default="quick")
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Worker processes, one thread each; default: the cores.")
+@click.option(
+    "--engine",
+    default=None,
+    help="What computes: local (default), dask (a cluster of this machine), dask://HOST:PORT, or yours.",
+)
 @click.option("--force", is_flag=True, help="Compute stored results again.")
 @click.option(
     "--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Run these seeds instead of the suite's."
@@ -36,6 +50,7 @@ if TYPE_CHECKING:
 def command(
     suite: str,
     jobs: int | None,
+    engine: str | None,
     force: bool,
     seeds: tuple[int, ...],
     imports: tuple[str, ...],
@@ -60,7 +75,9 @@ def command(
     Example:  diffode bench quick
               diffode bench my_suite.toml --import my_solvers.py
               diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
+              diffode bench full --engine dask://login-node:8786
     """
+    from diffode.errors import WorkerError
     from diffode.studies import Store, keyed_cells, run_suite
     from diffode.studies.report_content import check_report, current_report
 
@@ -77,7 +94,12 @@ def command(
         check_report(chosen, place)
     file = store_file(output, store)
     with _progress(f"{chosen.name}: {len(chosen.cells):,} runs") as advance:
-        summary = run_suite(chosen, file, jobs=jobs, force=force, progress=advance)
+        try:
+            summary = run_suite(chosen, file, engine=engine, jobs=jobs, force=force, progress=advance)
+        except WorkerError as error:
+            places = {"--output": None if output == OUTPUT else output, "--store": store, "--engine": engine}
+            own += [word for key, value in places.items() if value is not None for word in (key, str(value))]
+            raise WorkerError(f"{error}; go on with: {rerun_command(suite, imports, seeds, own)}") from error
     click.echo(
         f"{summary.computed:,} computed in {summary.seconds:.1f} s, {summary.stored:,} found stored, {summary.failed:,} failed",
         err=True,

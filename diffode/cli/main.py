@@ -20,6 +20,7 @@ from diffode.errors import DiffodeError
 _COMMANDS = {
     "bench": "Run a suite, print a ranked table and write a report.",
     "report": "Write the report of a suite from stored results.",
+    "export": "Write stored results as CSV or Parquet for other programs.",
     "list": "List targets, paths, grids, solvers, metrics or suites.",
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
     "recommend": "Rank stored results for a budget, and say how sure that is.",

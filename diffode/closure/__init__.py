@@ -7,6 +7,7 @@ imports them all, so the closure stops there: ``Closure.specs`` holds the specs 
 """
 
 from diffode.closure.graph import SOURCES, Closure, Part, Sources, parts_of, version_of
+from diffode.closure.places import user_file
 from diffode.closure.syntax import REST, WHOLE
 
-__all__ = ["REST", "SOURCES", "WHOLE", "Closure", "Part", "Sources", "parts_of", "version_of"]
+__all__ = ["REST", "SOURCES", "WHOLE", "Closure", "Part", "Sources", "parts_of", "user_file", "version_of"]

@@ -56,6 +56,14 @@ def file_of(module: str) -> Path | None:
     return None if any(part in _INSTALLED for part in file.parts) and not _plugs_in(top) else file
 
 
+def user_file(module: str) -> Path | None:
+    """The file of Python of a user's module that is not installed; None for other modules."""
+    file = file_of(module)
+    if file is None or file.suffix != ".py" or module.split(".")[0] == "diffode":
+        return None
+    return None if any(part in _INSTALLED for part in file.parts) else file
+
+
 @functools.cache
 def _plugs_in(package: str) -> bool:
     """Whether an installed package extends diffode through an entry point of one of its groups."""

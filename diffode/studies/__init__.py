@@ -1,5 +1,6 @@
 """Studies: many combinations run, stored, ranked and reported."""
 
+from diffode.studies.exported import export
 from diffode.studies.runner import Summary, keyed_cells, run_suite
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Cell, Suite, load_suite, parse_suite, suite_names
@@ -10,6 +11,7 @@ __all__ = [
     "Store",
     "Suite",
     "Summary",
+    "export",
     "keyed_cells",
     "load_suite",
     "parse_suite",

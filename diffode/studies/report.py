@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from string import Template
 
@@ -22,6 +21,7 @@ from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
 from diffode.output_files import unwritable
 from diffode.studies import figures
+from diffode.studies.exported import write_csv
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
 from diffode.studies.report_content import KINDS, check_report, figure_names, made_of
 from diffode.studies.report_folder import FIGURES, PAGE, TABLE, is_current, new_report, say_made_of
@@ -42,11 +42,6 @@ _MEASURES = {
         "mean end-point error",
     )
 }
-#: Columns of the CSV file.
-_COLUMNS = (
-    *("target", "path", "grid", "solver", "nfe_budget", "nfe", "seed", "points", "dtype"),
-    *("status", "reason", "steps", "seconds", "scale", "threads", "metric", "value", "floor", "low", "high"),
-)
 
 
 def write_report(
@@ -88,21 +83,6 @@ def write_report(
         except OSError as error:
             raise unwritable(place, error, "report folder") from error
     return place / PAGE
-
-
-def write_csv(results: Iterable[Result], file: FilePath) -> None:
-    """Write a row for each measurement, and one with the reason for each failed result."""
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(_COLUMNS)
-        for r in results:
-            c = r.cell
-            row = [c.target, c.path, c.grid, c.solver, c.nfe, r.nfe_counted, c.seed, c.points, c.dtype]
-            row += [r.status, r.reason, r.steps, r.seconds, r.scale, r.threads]
-            for m in r.measurements:
-                writer.writerow([*row, m.name, m.value, m.floor, m.low, m.high])
-            if not r.measurements:
-                writer.writerow(row)
 
 
 def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:

@@ -1,30 +1,29 @@
-"""Runs of suites: cells in parallel processes, each result stored by the process that made it."""
+"""Runs of suites: groups of cells go to an engine, and this process stores the rows that come back."""
 
 from __future__ import annotations
 
 import functools
-import os
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-import torch
-from joblib import Parallel, delayed
-
-from diffode import metrics, solvers
+from diffode import engines, metrics, solvers
+from diffode.engines import Engine, Work
 from diffode.errors import ArgumentError, StoreError, WorkerError
-from diffode.extensions import import_extension
 from diffode.solvers.direct import DirectSolver
-from diffode.studies.cell import Cell, Result
-from diffode.studies.computation import computed
+from diffode.studies.cell import Cell
 from diffode.studies.problem import size_of
+from diffode.studies.rows import Keyed, plain_group, results_of
 from diffode.studies.store import Store
 from diffode.studies.suite import Suite
-from diffode.studies.versions import cell_keys, environment
+from diffode.studies.versions import cell_keys
 
-Keyed = tuple[str, Cell]
+#: Largest number of cells of a group.
+_MOST_CELLS = 128
+#: Largest cost of a group in the arbitrary units of ``size_of``, some ten seconds.
+_MOST_COST = 1e11
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ def run_suite(
     suite: Suite,
     store_file: str | FilePath,
     *,
+    engine: str | Engine | None = None,
     jobs: int | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -56,19 +56,19 @@ def run_suite(
 
     Args:
         suite: the cells.
-        store_file: the SQLite file; made if missing.
-        jobs: worker processes; the number of cores by default. Each uses one thread.
+        store_file: the SQLite file; made if missing. This process alone writes it.
+        engine: what computes, see :mod:`diffode.engines`: a spec such as ``"local"`` or ``"dask://host:8786"``, or a
+            callable; processes on this machine by default.
+        jobs: worker processes, one thread each, for engines that begin them here; the number of cores by default.
         force: compute stored cells again.
-        progress: called as ``progress(done, to_do)`` whenever a group of cells is finished, and once at the start.
+        progress: called as ``progress(done, to_do)`` whenever a group of cells is stored, and once at the start.
 
-    A killed run loses at most one unfinished cell per worker; the next run goes on from there. Failed cells are stored with
-    their reason and tried again. Raises ArgumentError for wrong arguments, StoreError for a store that can't be used, and
-    WorkerError if a worker process is killed.
+    A killed run loses the groups that its workers had in hand, of about a hundred cells each, fewer if they are costly; the
+    next run goes on from there. Failed cells are stored with their reason and tried again. Raises ArgumentError for wrong
+    arguments, StoreError for a store that can't be used, and WorkerError if workers are lost.
     """
     began = time.perf_counter()
-    workers = jobs if jobs is not None else (os.cpu_count() or 1)
-    if workers < 1:
-        raise ArgumentError(f"jobs must be >= 1, got {workers}")
+    chosen = engines.get(engine, jobs=jobs)
     senseless = tuple((cell, reason) for cell in suite.cells if (reason := reason_against(cell)))
     if len(senseless) == len(suite.cells):
         raise ArgumentError(f"no run of suite {suite.name!r} makes sense: {senseless[0][1]}")
@@ -82,16 +82,30 @@ def run_suite(
                 f"store {store_file} can't be written, and {len(todo):,} runs are to be stored; choose a writable place with "
                 "--store or --output"
             )
-    groups = _groups(todo)
-    finished = failed = 0
-    if progress:
-        progress(0, len(todo))
-    for count, bad in _run_groups(groups, suite, FilePath(store_file), min(workers, max(1, len(groups)))):
-        finished += count
-        failed += bad
+        finished = failed = 0
         if progress:
-            progress(finished, len(todo))
+            progress(0, len(todo))
+        groups = groups_of(todo)
+        try:
+            for number, answer in engines.results(chosen, _work(suite, chosen, todo), list(map(plain_group, groups))):
+                found = results_of(groups[number], answer)
+                store.put_all(found)
+                finished += len(found)
+                failed += sum(result.status != "ok" for result in found)
+                if progress:
+                    progress(finished, len(todo))
+        except WorkerError as error:
+            known = len(cells) - len(todo) + finished
+            raise WorkerError(f"{error}; {known:,} of {len(cells):,} runs are stored") from error
     return Summary(len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began, damaged, senseless)
+
+
+def _work(suite: Suite, engine: Engine, cells: Sequence[Keyed]) -> Work:
+    """The work of a suite on an engine; workers elsewhere get the user's code, and prove that they have what the keys say."""
+    if getattr(engine, "begins_workers", False):
+        return Work("diffode.studies.rows:compute_group", suite.imports)
+    specs = {text for _, c in cells for text in (c.target, c.path, c.grid, c.solver, *c.metrics)}
+    return Work("diffode.studies.rows:compute_proven_group", suite.imports).elsewhere(sorted(specs))
 
 
 def keyed_cells(suite: Suite) -> list[Keyed]:
@@ -105,54 +119,32 @@ def sensible_cells(suite: Suite) -> list[Cell]:
     return [cell for cell in suite.cells if reason_against(cell) is None]
 
 
-def _groups(cells: Iterable[Keyed]) -> list[list[Keyed]]:
-    """Groups of cells that share starts and references; the costliest come first, so that none is left for the end."""
-    groups: dict[object, list[Keyed]] = {}
+def groups_of(cells: Iterable[Keyed]) -> list[list[Keyed]]:
+    """Groups of about a hundred cells, each for one worker, the costliest first, so that none is left for the end.
+
+    Cells that share starts and references stay together where there are not too many, and fewer costly cells make a group.
+    """
+    shared: dict[object, list[Keyed]] = {}
     for key, cell in cells:
-        shared = (cell.target, cell.path, cell.seed, cell.grid, cell.points, cell.dtype, cell.tolerance)
-        groups.setdefault(shared, []).append((key, cell))
-    return sorted(groups.values(), key=_cost, reverse=True)
+        start = (cell.target, cell.path, cell.seed, cell.grid, cell.points, cell.dtype, cell.tolerance)
+        shared.setdefault(start, []).append((key, cell))
+    groups: list[list[Keyed]] = []
+    open_for: dict[tuple[str, str], list[Keyed]] = {}
+    for own in shared.values():
+        problem = (own[0][1].target, own[0][1].path)
+        parts = max(math.ceil(len(own) / _MOST_CELLS), min(len(own), math.ceil(_cost(own) / _MOST_COST)))
+        for part in range(parts):
+            piece = own[part * len(own) // parts : (part + 1) * len(own) // parts]
+            group = open_for.get(problem)
+            if group is None or len(group) + len(piece) > _MOST_CELLS or _cost(group) + _cost(piece) > _MOST_COST:
+                group = open_for[problem] = []
+                groups.append(group)
+            group += piece
+    return sorted(groups, key=_cost, reverse=True)
 
 
 def _cost(group: Sequence[Keyed]) -> float:
     return size_of(group[0][1].target) * group[0][1].points * (500 + sum(cell.nfe for _, cell in group))
-
-
-def _run_groups(
-    groups: Sequence[Sequence[Keyed]], suite: Suite, store_file: FilePath, workers: int
-) -> Iterable[tuple[int, int]]:
-    if workers == 1:
-        return (_run_group(group, suite.imports, store_file) for group in groups)
-    return _run_in_processes(groups, suite, store_file, workers)
-
-
-def _run_in_processes(
-    groups: Sequence[Sequence[Keyed]], suite: Suite, store_file: FilePath, workers: int
-) -> Iterator[tuple[int, int]]:
-    try:
-        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(
-            delayed(_run_group)(group, suite.imports, store_file) for group in groups
-        )
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            f"one of {workers} worker processes was killed, by the system when memory runs out or by hand; what was stored "
-            f"stays, and the same command goes on from there: run it again with fewer jobs (--jobs {max(1, workers // 2)})"
-        ) from error
-
-
-def _run_group(group: Sequence[Keyed], imports: Sequence[str], store_file: FilePath) -> tuple[int, int]:
-    """Compute and store some cells; returns their number, and the number of those that failed."""
-    # Each process has one thread, since two processes with two threads each slow each other down on two cores.
-    torch.set_num_threads(1)
-    for module in imports:
-        import_extension(module)
-    failed = 0
-    with Store(store_file) as store:
-        for key, cell in group:
-            result = compute(key, cell)
-            store.put(result)
-            failed += result.status != "ok"
-    return len(group), failed
 
 
 def reason_against(cell: Cell) -> str | None:
@@ -177,14 +169,3 @@ def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
                 "that draw noise a [[study]] of their own, with metrics of samples: moments, mode_weights, ..."
             )
     return None
-
-
-def compute(key: str, cell: Cell) -> Result:
-    """Run and measure one cell; any error but StoreError becomes a failed result with a reason."""
-    try:
-        return replace(computed(key, cell), environment=environment())
-    except StoreError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        return Result(key, cell, "failed", reason, threads=torch.get_num_threads(), environment=environment())

@@ -1,4 +1,4 @@
-"""The result store: one SQLite file, one transaction per result, keyed by content; every row carries a checksum.
+"""The result store: one SQLite file, written in transactions, keyed by content; every row carries a checksum.
 
 The keys come from `versions.py`, and a result is valid as long as its cell has the same key; the checksum shows a damaged row.
 """
@@ -6,6 +6,7 @@ The keys come from `versions.py`, and a result is valid as long as its cell has 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -21,28 +22,18 @@ from urllib.parse import quote
 from diffode.errors import StoreError
 from diffode.metrics import Measurement
 from diffode.studies.cell import Cell, Result
+from diffode.studies.store_tables import SCHEMA_VERSION, TABLES, TABLES_2, environment_key, tables_of, upgrade
 
 __all__ = ["Result", "Store"]
 
-#: Version of the tables below.
-_SCHEMA_VERSION = 2
-_TABLES = {
-    "results": """CREATE TABLE results (
-    key TEXT PRIMARY KEY,
-    target TEXT NOT NULL, path TEXT NOT NULL, grid TEXT NOT NULL, solver TEXT NOT NULL,
-    nfe INTEGER NOT NULL, seed INTEGER NOT NULL, points INTEGER NOT NULL, dtype TEXT NOT NULL, tolerance REAL NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('ok', 'failed')), reason TEXT NOT NULL,
-    nfe_counted INTEGER, steps INTEGER, seconds REAL, scale REAL,
-    threads INTEGER NOT NULL, environment TEXT NOT NULL, created REAL NOT NULL, checksum TEXT NOT NULL
-) WITHOUT ROWID""",
-    "measurements": """CREATE TABLE measurements (
-    key TEXT NOT NULL REFERENCES results(key) ON DELETE CASCADE,
-    metric TEXT NOT NULL, value REAL NOT NULL, floor REAL NOT NULL, low REAL, high REAL,
-    PRIMARY KEY (key, metric)
-) WITHOUT ROWID""",
-}
 #: Seconds to wait while another process writes.
 _PATIENCE = 30.0
+#: Number of the column of a result's environment.
+_ENVIRONMENT = 17
+#: Pages of the log of writes, of 4 kB each, that make SQLite write them to the file itself.
+_LOG_PAGES = 8000
+#: Types of the counts of a result.
+_OPTIONAL_COUNTS = {int, type(None)}
 #: The first bytes of every SQLite file.
 _MAGIC = b"SQLite format 3\0"
 #: Largest row that is read, in bytes, so that a foreign file can't fill the memory.
@@ -54,7 +45,8 @@ _UNWRITABLE = ("unable to open", "readonly", "read-only")
 class Store:
     """An open result store; use it as a context manager.
 
-    A store in a place that can't be written is opened for reading: ``writable`` is then False. ``damaged`` holds the keys of
+    A store of the last schema is upgraded in place, or read as it is where it can't be written. A store in a place that can't
+    be written is opened for reading: ``writable`` is then False. ``damaged`` holds the keys of
     rows whose checksum did not fit when they were last read; such rows count as not stored.
 
     Raises :class:`StoreError`, with a remedy, when the file is not a store, is locked, or can't be written; committed rows
@@ -127,34 +119,43 @@ class Store:
                 if run("PRAGMA user_version").fetchone()[0] == 0:
                     if run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                         raise StoreError(f"{self.file} is a database, but not a diffode store; choose another file")
-                    for table in _TABLES.values():
+                    for table in TABLES.values():
                         run(table)
-                    run(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                    run(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 run("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     run("ROLLBACK")
                 raise
         self._check(connection)
+        if run("PRAGMA user_version").fetchone()[0] == 2:
+            upgrade(connection)
+            self._check(connection)
         # With WAL, readers work beside one writer, and a commit needs no full flush.
         if run("PRAGMA journal_mode").fetchone()[0] != "wal":
             run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = NORMAL")
+        # Keys are hashes, so that a group's rows lie on as many pages; they are written to the file itself less often.
+        run(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Raise StoreError unless the file is a store of this schema and nothing else."""
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        """Raise StoreError unless the file is a store of this schema or the last, and nothing else."""
+        # One transaction, since another process may upgrade the store in between.
+        connection.execute("BEGIN")
+        try:
+            version, tables = connection.execute("PRAGMA user_version").fetchone()[0], tables_of(connection)
+        finally:
+            connection.execute("ROLLBACK")
         if version == 1:
             raise StoreError(
                 f"store {self.file} was written by an earlier diffode, without checksums: nothing tells whether its rows are "
                 "what was measured; move it away, or choose another file with --store, and run again"
             )
-        if version != _SCHEMA_VERSION:
+        if version not in (2, SCHEMA_VERSION):
             raise StoreError(
-                f"store {self.file} has schema {version}, this diffode writes {_SCHEMA_VERSION}; choose another file"
+                f"store {self.file} has schema {version}, this diffode writes {SCHEMA_VERSION}; choose another file"
             )
-        rows = connection.execute("SELECT name, sql FROM sqlite_master LIMIT 9").fetchall()
-        if dict(rows) != _TABLES:
+        if tables != (TABLES_2 if version == 2 else TABLES):
             raise StoreError(f"{self.file} is not a diffode store, or its tables were changed; choose another file")
 
     def __enter__(self) -> Store:
@@ -171,21 +172,26 @@ class Store:
 
     def put(self, result: Result) -> None:
         """Write one result and its measurements in one transaction, in place of an older result."""
-        cell, run = result.cell, self._connection.execute
+        self.put_all([result])
+
+    def put_all(self, results: Iterable[Result]) -> None:
+        """Write results and their measurements, all in one transaction or none, in place of older results."""
         if not self.writable:
             raise StoreError(f"store {self.file} can't be written; choose a writable place with --store or --output")
-        row = (
-            *(result.key, cell.target, cell.path, cell.grid, cell.solver, cell.nfe, cell.seed, cell.points),
-            *(cell.dtype, float(cell.tolerance), result.status, result.reason, result.nfe_counted, result.steps),
-            *(_real(result.seconds), _real(result.scale), result.threads),
-            *(json.dumps(result.environment or {}), time.time()),
-        )
-        measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
+        rows, lines, texts = [], [], dict[str, str]()
+        for result in results:
+            described = json.dumps(result.environment or {})
+            known = texts.setdefault(described, environment_key(described))
+            row = (*_columns(result), described, time.time())
+            measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
+            rows.append((*row[:_ENVIRONMENT], known, *row[_ENVIRONMENT + 1 :], checksum_of(row, measured)))
+            lines += [(result.key, *measurement) for measurement in measured]
         with self._explained("written"), self._transaction():
-            run(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", (*row, checksum_of(row, measured)))
-            run("DELETE FROM measurements WHERE key = ?", (result.key,))
-            for measurement in measured:
-                run("INSERT INTO measurements VALUES (?,?,?,?,?,?)", (result.key, *measurement))
+            write = self._connection.executemany
+            write("INSERT OR IGNORE INTO environments VALUES (?,?)", [(known, text) for text, known in texts.items()])
+            # An older row's measurements go with it.
+            write(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 20)})", rows)
+            write("INSERT OR REPLACE INTO measurements VALUES (?,?,?,?,?,?)", lines)
 
     def done(self, cells: Iterable[tuple[str, Cell]] | None = None) -> set[str]:
         """Keys of the results that are ok, among some (key, cell) pairs or among all. Failed and damaged results, which are
@@ -199,35 +205,60 @@ class Store:
         found = dict(self._read(dict(asked)))
         return [found[key] for key, _ in asked if key in found]
 
+    def all(self) -> list[Result]:
+        """All stored results, by key, without damaged ones; their cells list no metrics, which the file does not hold."""
+        return [result for _, result in self._read(None)]
+
     def _read(self, wanted: Mapping[str, Cell] | None) -> list[tuple[str, Result]]:
         """The rows whose checksum fits, in a pass over the whole file that puts the keys of others in ``damaged``."""
-        found: list[tuple[str, Result]] = []
-        damaged: set[str] = set()
         with self._explained("read"):
             told = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if told != "ok":
                 raise sqlite3.DatabaseError(f"malformed, {told[:200]}")
-            rows = self._connection.execute("SELECT * FROM results ORDER BY key")
-            lines = self._connection.execute("SELECT * FROM measurements ORDER BY key, metric")
-            groups = itertools.groupby(lines, key=lambda line: str(line[0]))
-            group = next(groups, None)
-            for row in rows:
-                key = str(row[0])
-                while group is not None and group[0] < key:
-                    group = next(groups, None)
-                cell = None if wanted is None else wanted.get(key)
-                if wanted is not None and cell is None:
-                    continue
-                # A row has at most as many measurements as its cell has metrics; a file with more is not read further.
-                most = 1000 if cell is None else len(cell.metrics) + 1
-                own = [line[1:] for line in itertools.islice(group[1], most)] if group and group[0] == key else []
-                result = _result(row, own, cell)
-                if result is None:
-                    damaged.add(key)
-                else:
-                    found.append((key, result))
+            try:
+                found, damaged = self._rows(wanted)
+            except sqlite3.OperationalError as error:
+                if "decode" not in str(error):
+                    raise
+                # A text that is no UTF-8 makes its row damaged, and must not keep others from being read.
+                self._connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
+                found, damaged = self._rows(wanted)
         self.damaged = frozenset(damaged)
         return found
+
+    def _rows(self, wanted: Mapping[str, Cell] | None) -> tuple[list[tuple[str, Result]], set[str]]:
+        """The good rows and the keys of the damaged ones."""
+        found: list[tuple[str, Result]] = []
+        damaged: set[str] = set()
+        texts = self._environments()
+        rows = self._connection.execute("SELECT * FROM results ORDER BY key")
+        lines = self._connection.execute("SELECT * FROM measurements ORDER BY key, metric")
+        groups = itertools.groupby(lines, key=_first)
+        group = next(groups, None)
+        for row in rows:
+            key = str(row[0])
+            while group is not None and group[0] < key:
+                group = next(groups, None)
+            cell = None if wanted is None else wanted.get(key)
+            if wanted is not None and cell is None:
+                continue
+            # A row has at most as many measurements as its cell has metrics; a file with more is not read further.
+            most = 1000 if cell is None else len(cell.metrics) + 1
+            own = [line[1:] for line in itertools.islice(group[1], most)] if group and group[0] == key else []
+            if texts is not None:
+                row = (*row[:_ENVIRONMENT], texts.get(row[_ENVIRONMENT]), *row[_ENVIRONMENT + 1 :])
+            result = _result(row, own, cell)
+            if result is None:
+                damaged.add(key)
+            else:
+                found.append((key, result))
+        return found, damaged
+
+    def _environments(self) -> dict[object, object] | None:
+        """The texts of environments by their keys; None for a store of schema 2, whose rows hold the texts themselves."""
+        if self._connection.execute("PRAGMA user_version").fetchone()[0] == 2:
+            return None
+        return dict(self._connection.execute("SELECT key, content FROM environments").fetchall())
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -255,8 +286,6 @@ class Store:
 def _connected(place: str, patience: float, *, uri: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(place, timeout=patience, isolation_level=None, uri=uri)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_ROW)
-    # A text that is no UTF-8 makes its row damaged, and must not keep others from being read.
-    connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
     for pragma in ("foreign_keys = ON", "trusted_schema = OFF", "cell_size_check = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
@@ -277,9 +306,36 @@ def _remedy(message: str) -> str:
     return "choose a writable place with --store or --output"
 
 
+def _columns(result: Result) -> tuple[object, ...]:
+    """The columns of a result's row that come before its environment."""
+    cell = result.cell
+    return (
+        *(result.key, cell.target, cell.path, cell.grid, cell.solver, cell.nfe, cell.seed, cell.points),
+        *(cell.dtype, float(cell.tolerance), result.status, result.reason, result.nfe_counted, result.steps),
+        *(_real(result.seconds), _real(result.scale), result.threads),
+    )
+
+
 def _real(value: float | None) -> float | None:
     """A number as SQLite returns it: None for NaN, and no sign of zero."""
     return None if value is None or math.isnan(value) else float(value) + 0.0
+
+
+def _first(line: Sequence[object]) -> str:
+    return str(line[0])
+
+
+def _finite(numbers: Sequence[object]) -> bool:
+    return all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+
+
+@functools.lru_cache(maxsize=256)
+def _described(environment: str) -> tuple[tuple[str, str], ...]:
+    """The items of an environment's text; ValueError or AttributeError if it is none."""
+    items = tuple(json.loads(environment).items())
+    if not all(isinstance(text, str) for item in items for text in item):
+        raise ValueError("an environment holds texts")
+    return items
 
 
 def checksum_of(row: Sequence[object], measurements: Iterable[Sequence[object]]) -> str:
@@ -299,23 +355,17 @@ def _result(row: Sequence[object], measurements: Sequence[Sequence[object]], cel
         known = cell or Cell(*told, metrics=(), tolerance=tolerance)  # type: ignore[arg-type]
         if told != (known.target, known.path, known.seed, known.grid, known.solver, known.nfe, known.points, known.dtype):
             return None
-        described = json.loads(str(environment))
-        texts = [reason, *described, *described.values()]
-        counts, reals = (
-            [n for n in (nfe_counted, steps, threads) if n is not None],
-            [r for r in (seconds, scale) if r is not None],
-        )
-        values = [value for _, *rest in measurements for value in rest[:2]]
         if not (
-            all(isinstance(text, str) for text in texts)
-            and all(isinstance(count, int) for count in counts)
-            and all(isinstance(real, float) and math.isfinite(real) for real in (*reals, *values))
+            isinstance(reason, str)
             and status in ("ok", "failed")
+            and _OPTIONAL_COUNTS.issuperset((type(nfe_counted), type(steps), type(threads)))
+            and _finite([real for real in (seconds, scale) if real is not None])
+            and _finite([value for line in measurements for value in line[1:3]])
         ):
             return None
         return Result(
-            str(key), known, str(status), str(reason), nfe_counted, steps, seconds, scale, threads,  # type: ignore[arg-type]
-            described, tuple(Measurement(*m) for m in measurements),  # type: ignore[arg-type]
+            str(key), known, str(status), reason, nfe_counted, steps, seconds, scale, threads,  # type: ignore[arg-type]
+            dict(_described(str(environment))), tuple(Measurement(*m) for m in measurements),  # type: ignore[arg-type]
         )  # fmt: skip
     except (TypeError, ValueError, AttributeError, RecursionError):
         return None

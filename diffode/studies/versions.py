@@ -36,18 +36,18 @@ def cell_key(cell: Cell) -> str:
 
 def cell_keys(cells: Iterable[Cell]) -> Iterator[str]:
     """The keys of cells. Files that solvers read are read once per call, so that thousands of cells cost little."""
-    told_of: dict[object, tuple[str, ...]] = {}
+    told_of: dict[object, str] = {}
     for cell in cells:
         solver = ("solver", cell.solver)
         problem = ("problem", cell.target, cell.path)
         measured = ("measured", cell.grid, cell.metrics)
         if solver not in told_of:
-            told_of[solver] = _of_solver(cell.solver)
+            told_of[solver] = cache.key_of(_of_solver(cell.solver))
         if problem not in told_of:
-            told_of[problem] = _of_problem(cell.target, cell.path)
+            told_of[problem] = cache.key_of(_of_problem(cell.target, cell.path))
         if measured not in told_of:
             code = _of_entries((grids.registry, [cell.grid]), (metrics.registry, cell.metrics))
-            told_of[measured] = (*code, grids.content(cell.grid))
+            told_of[measured] = cache.key_of((*code, grids.content(cell.grid)))
         yield cache.key_of("cell", told_of[solver], told_of[problem], told_of[measured], cell)[:32]
 
 
