@@ -14,14 +14,20 @@ import itertools
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from peers import azula_run, diffusers_run, installed, jax_score, textbook, torchsde_run
 from torch import Tensor
 
 import diffode
 from diffode import Field, GaussianMixture, native, solvers
+from diffode.solvers import kept_tables
 from diffode.studies.versions import processor_name
 
 REPEATS = 15
@@ -114,11 +120,88 @@ def solver_overhead() -> None:
         show(f"DDPM on eps = -x with given noise, B={batch}, D=2, {steps} steps", found, "hand-written DDPM", "<= 1.25")
 
 
-def textbook(x: Tensor, means: Tensor, log_weights: Tensor, variance: float) -> Tensor:
-    """The score of an isotropic mixture as one would write it from the formula, row-major."""
-    distance = x.square().sum(1, keepdim=True) - 2 * x @ means.T + means.square().sum(1)
-    r = torch.softmax(log_weights - distance / (2 * variance), 1)
-    return (r @ means - x) / variance
+def whole_solves() -> None:
+    """``solve`` with all its checks: the first run of a solver writes its table, later ones find it kept."""
+    path, steps = diffode.paths.get("edm"), 100
+    field = Field.from_denoised(minus, path, probe=False)
+    for batch, repeats in ((1, 101), (100_000, 7)):
+        x = 80 * torch.randn(batch, 2, dtype=torch.float64)
+        for spec in ("dpmpp:order=2", "ddpm"):
+            table = solvers.get(spec).tableau(path, "karras", steps)
+            noise = torch.randn(table.draws, batch, 2, dtype=torch.float64) if table.draws else None
+            rows = [(r.states, r.evaluations, r.draws) for r in table.rows[1:]]
+
+            def by_hand(x: Tensor = x, rows: list[Any] = rows, noise: Tensor | None = noise) -> Tensor:
+                """The same sums, with the answers and noise that they name."""
+                previous = current = x
+                for (a,), b, c in ((tuple(s.values()), tuple(e.values()), tuple(d.values())) for s, e, d in rows):
+                    previous, current = current, minus(x, 0.0)
+                    x = torch.mul(x, a).add_(current, alpha=b[0])
+                    if len(b) == 2:
+                        x.add_(previous, alpha=b[1])
+                    if c and noise is not None:
+                        x.add_(noise[0], alpha=c[0])
+                return x
+
+            def again(x: Tensor = x, spec: str = spec, noise: Tensor | None = noise) -> Tensor:
+                return diffode.solve(field, x, solver=spec, grid="karras", steps=steps, noise=noise).x
+
+            def first(again: Callable[[], Tensor] = again) -> Tensor:
+                kept_tables.forget()
+                return again()
+
+            found = medians({"by hand": by_hand, "solve": again, "solve, nothing kept": first}, repeats)
+            wanted = "<= 12 us a step, nothing kept <= 25" if batch == 1 else "<= 1.1"
+            show(f"solve({spec}), B={batch}, {steps} steps", found, "by hand", wanted)
+            print("  us a step: " + ", ".join(f"{name} {seconds / steps * 1e6:.1f}" for name, seconds in found.items()))
+
+
+def streams() -> None:
+    """Samples of a ring in constant memory."""
+    field = diffode.exact_field("ring8", "edm")
+    for solver in ("dpmpp:order=2", "ddpm"):
+        for n in (200_000, 2_000_000):
+            began = time.process_time()
+            count = sum(len(chunk) for chunk in diffode.stream(field, n, solver=solver, nfe=10))
+            seconds = time.process_time() - began
+            print(
+                f"\nstream({solver}), {count:,} points, NFE 10: {seconds:.2f} s of CPU, {seconds / n * 1e7:.2f} s for 1e7 "
+                f"(wanted: <= 2); {_megabytes():.0f} MB resident at most so far, with all libraries (wanted: <= 300)"
+            )
+
+
+def _megabytes() -> float:
+    """The largest resident memory of this process so far, in megabytes."""
+    with contextlib.suppress(ImportError):
+        resource = importlib.import_module("resource")
+        # Linux counts in kilobytes, macOS in bytes.
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / (1e6 if sys.platform == "darwin" else 1e3)
+    return float("nan")
+
+
+def training() -> None:
+    """A table for a ring, to the end of its training."""
+    began = time.process_time()
+    trained = diffode.learned.train_table("ring8", 6)
+    print(
+        f"\ntrain_table('ring8', nfe=6): {time.process_time() - began:.1f} s of CPU, held-out error {trained.errors.after:.2e} "
+        f"(of the published sampler it began from: {trained.errors.before:.2e}; wanted: 1.05e-03)"
+    )
+
+
+def commands() -> None:
+    """The wall time of commands that tell something, the first time and again."""
+    with tempfile.TemporaryDirectory() as cache:
+        for words in (["list"], ["show", "dpmpp"], ["show", "spiral"]):
+            times = []
+            for _ in range(3):
+                began = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, "-m", "diffode", *words], check=True, capture_output=True,
+                    env={**os.environ, "DIFFODE_CACHE": cache},
+                )  # fmt: skip
+                times.append(time.perf_counter() - began)
+            print(f"\ndiffode {' '.join(words)}: {times[0]:.2f} s, then {min(times[1:]):.2f} s (wanted: <= 0.5)")
 
 
 def exact_field() -> None:
@@ -186,22 +269,6 @@ def compiled_fields() -> None:
         show(f"Velocity of {name}, B={batch}{times}", found, "kernels", f"torch >= {wanted}")
 
 
-def jax_score(x: Tensor, means: Tensor, weights: Tensor) -> Callable[[], object]:
-    jax = importlib.import_module("jax")
-    jax.config.update("jax_enable_x64", True)
-    jnp = importlib.import_module("jax.numpy")
-    m, lw = jnp.asarray(means.numpy()), jnp.log(jnp.asarray(weights.numpy()))
-
-    @jax.jit
-    def score(y: object) -> object:
-        distance = (y * y).sum(1, keepdims=True) - 2 * y @ m.T + (m * m).sum(1)
-        r = jax.nn.softmax(lw - distance / 1.0, axis=1)
-        return (r @ m - y) / 0.5
-
-    points = jnp.asarray(x.numpy())
-    return lambda: score(points).block_until_ready()
-
-
 def end_to_end() -> None:
     """DPM-Solver++ 2M (or what the library has of its cost) over 1e5 points of a ring, 20 evaluations."""
     angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
@@ -257,66 +324,6 @@ def adaptive() -> None:
     show("Adaptive, 1e4 points of a ring, the same accuracy", medians(candidates, 7), "torchdiffeq dopri5", "<= 1.5")
 
 
-def diffusers_run(z: Tensor, denoised: Callable[[Tensor, float], Tensor]) -> Callable[[], object]:
-    schedulers = importlib.import_module("diffusers")
-    scheduler = schedulers.EDMDPMSolverMultistepScheduler(
-        sigma_min=0.002, sigma_max=80.0, sigma_data=1.0, final_sigmas_type="sigma_min"
-    )
-
-    def run() -> Tensor:
-        scheduler.set_timesteps(20)
-        x = 80 * z
-        for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-            level = float(sigma)
-            d = denoised(x, level)
-            # The scheduler preconditions; hand it the network output that means this denoised point.
-            skip, out = 1 / (level**2 + 1), level / (level**2 + 1) ** 0.5
-            x = scheduler.step((d - skip * x) / out, t, x).prev_sample
-        return x
-
-    return run
-
-
-def azula_run(z: Tensor, denoised: Callable[[Tensor, float], Tensor]) -> Callable[[], object]:
-    """Its exponential Adams-Bashforth method on denoised points: the same cost as DPM-Solver++ 2M."""
-    sample, denoise, noise = (importlib.import_module(f"azula.{name}") for name in ("sample", "denoise", "noise"))
-
-    class Exact(denoise.Denoiser):  # type: ignore[misc, name-defined]
-        schedule = noise.VESchedule(sigma_min=0.002, sigma_max=80.0)
-
-        def forward(self, x: Tensor, t: Tensor) -> object:
-            return denoise.DiracPosterior(denoised(x, float(self.schedule.sigma(t))))
-
-    sampler = sample.xEABSampler(Exact(), order=2, steps=20, silent=True, dtype=torch.float64)
-    return lambda: sampler(80 * z)
-
-
-def torchsde_run(z: Tensor, denoised: Callable[[Tensor, float], Tensor], grid: Tensor) -> Callable[[], object]:
-    torchsde = importlib.import_module("torchsde")
-
-    class Flow(torch.nn.Module):
-        noise_type, sde_type = "diagonal", "ito"
-
-        def f(self, t: Tensor, x: Tensor) -> Tensor:
-            level = 80 - float(t) + 0.002
-            return -(x - denoised(x, level)) / level
-
-        def g(self, t: Tensor, x: Tensor) -> Tensor:
-            return torch.zeros_like(x)
-
-    times = torch.tensor([0.0, 79.0])
-    return lambda: torchsde.sdeint(Flow(), 80 * z, times, dt=79 / 20, method="euler")
-
-
-def installed(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        print(f"(not installed, left out: {name})")
-        return False
-    return True
-
-
 def main() -> None:
     torch.manual_seed(0)
     threads = int(os.environ.get("DIFFODE_THREADS", os.cpu_count() or 1))
@@ -328,7 +335,11 @@ def main() -> None:
     print()
     torch.set_num_threads(1)
     solver_overhead()
+    whole_solves()
     compiled_fields()
+    streams()
+    training()
+    commands()
     torch.set_num_threads(threads)
     exact_field()
     end_to_end()

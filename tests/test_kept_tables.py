@@ -13,9 +13,10 @@ START = 80 * torch.ones(1, 2, dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
-def none_kept(monkeypatch):
-    monkeypatch.setattr(kept_tables, "_tables", type(kept_tables._tables)())
-    monkeypatch.setattr(kept_tables, "_rows", 0)
+def none_kept():
+    kept_tables.forget()
+    yield
+    kept_tables.forget()
 
 
 def field(path="edm"):

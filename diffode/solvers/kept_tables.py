@@ -44,6 +44,14 @@ def kept(
     return table
 
 
+def forget() -> None:
+    """Forget all tables, so that the next run of each solver writes its own."""
+    global _rows
+    with _lock:
+        _tables.clear()
+        _rows = 0
+
+
 def _keep(key: Hashable, table: Tableau) -> None:
     global _rows
     with _lock:
