@@ -334,6 +334,10 @@ def main() -> None:
             print(f"{name} {importlib.metadata.version(name)}", end="  ")
     print()
     torch.set_num_threads(1)
+    # The C library gives freed blocks back to the system, page by page, until it has seen a large one go: then no run pays for
+    # the pages of another.
+    large = torch.empty(31 * 2**17, dtype=torch.float64)
+    del large
     solver_overhead()
     whole_solves()
     compiled_fields()

@@ -20,6 +20,7 @@ from pathlib import Path as FilePath
 from urllib.parse import quote
 
 from diffode.errors import StoreError
+from diffode.file_names import place_of
 from diffode.metrics import Measurement
 from diffode.studies.cell import Cell, Result
 from diffode.studies.store_tables import SCHEMA_VERSION, TABLES, TABLES_2, environment_key, tables_of, upgrade
@@ -54,7 +55,7 @@ class Store:
     """
 
     def __init__(self, file: str | FilePath, *, patience: float = _PATIENCE):
-        self.file = FilePath(file)
+        self.file = place_of(file, "store")
         self.writable = True
         self.damaged: frozenset[str] = frozenset()
         self._copied: tempfile.TemporaryDirectory[str] | None = None
@@ -279,7 +280,7 @@ class Store:
             yield
         except StoreError:
             raise
-        except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
             raise StoreError(f"store {self.file} can't be {action}: {error}; {_remedy(str(error))}") from error
 
 
