@@ -11,6 +11,7 @@ import torch
 
 import diffode
 from diffode import GaussianMixture, native, targets
+from diffode.native import objects
 from diffode.targets import compiled as compiled_module
 
 pytestmark = pytest.mark.skipif(not native.is_on(), reason="there are no compiled kernels here")
@@ -241,45 +242,69 @@ print(os.waitpid(child, 0)[1])
     assert done.stdout.strip() == "0"
 
 
-def run_alone(code, folder):
-    """What a process prints that looks for machine code in a folder alone."""
-    setting = "from diffode.native import objects; from pathlib import Path; "
-    setting += f"objects._files = lambda key: [Path({str(folder)!r}) / (key + '.o')]\n"
-    done = subprocess.run([sys.executable, "-c", setting + code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_machine_code_is_compiled_once_and_loaded_without_numba(tmp_path):
-    """A damaged file, or one that others may write, is compiled again; answers are the same to the last bit."""
+def test_machine_code_is_loaded_without_numba_and_gives_the_same_bits():
+    mixture, x = targets.get("bimodal1d"), torch.tensor([[0.3]], dtype=torch.float64)
+    known = mixture.noised_log_prob(x, 1.0, 0.5).item()
     code = """
 import sys, torch
 from diffode import targets
 print(targets.get("bimodal1d").noised_log_prob(torch.tensor([[0.3]], dtype=torch.float64), 1.0, 0.5).item().hex())
 print("numba" in sys.modules)
 """
-    folder = tmp_path / "objects"
-    number, compiled = run_alone(code, folder).splitlines()
-    assert compiled == "True"
-    (file,) = folder.iterdir()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [known.hex(), "False"]
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Two places for machine code, of which the first can be written."""
+    found = [tmp_path / "first", tmp_path / "second"]
+    monkeypatch.setattr(objects, "_files", lambda key: [place / f"{key}.o" for place in found])
+    return found
+
+
+def test_machine_code_is_compiled_once_for_each_key(places, monkeypatch):
+    """And again where the file is damaged, or others may have written it."""
+    targets.get("bimodal1d").noised_log_prob(torch.zeros(1, 1, dtype=torch.float64), 1.0, 0.5)
+    monkeypatch.undo()
+    real = objects._read(objects._key(1, False, False))
+    monkeypatch.setattr(objects, "_files", lambda key: [place / f"{key}.o" for place in places])
+    compiled = []
+    monkeypatch.setattr(objects, "_compiled", lambda *kind: compiled.append(kind) or (None, real))
+
+    def kernel(dim=1):
+        before = len(compiled)
+        objects._kernel(dim, False, False)
+        return len(compiled) > before
+
+    assert kernel()
+    assert not kernel()
+    assert kernel(2)
+    file = places[0] / f"{objects._key(1, False, False)}.o"
     kept = file.read_bytes()
-    assert run_alone(code, folder).splitlines() == [number, "False"]
-    file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    assert run_alone(code, folder).splitlines() == [number, "True"]
-    assert file.read_bytes() == kept
-    file.chmod(0o666)
-    assert run_alone(code, folder).splitlines() == [number, "True"]
+    for spoil in (
+        lambda: file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1])),
+        lambda: file.write_bytes(b""),
+        lambda: file.write_bytes((places[0] / f"{objects._key(2, False, False)}.o").read_bytes()),
+        lambda: file.chmod(0o666),
+        file.unlink,
+    ):
+        spoil()
+        assert kernel()
+        assert not kernel()
+        assert file.read_bytes() == kept
 
 
-def test_without_a_place_for_machine_code_each_process_compiles(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    code = """
-import sys, torch
-from diffode import targets
-print(targets.get("bimodal1d").noised_log_prob(torch.tensor([[0.3]], dtype=torch.float64), 1.0, 0.5).item() < 0)
-print("numba" in sys.modules)
-"""
-    assert run_alone(code, blocked / "below").splitlines() == ["True", "True"]
+def test_machine_code_goes_where_it_can_be_written(places):
+    places[0].write_text("no folder")
+    objects._write("key", b"code")
+    assert objects._read("key") == b"code"
+    assert [file.name for file in places[1].iterdir()] == ["key.o"]
+    (places[1] / "key.o").unlink()
+    places[1].rmdir()
+    places[1].write_text("no folder either")
+    objects._write("key", b"code")
+    assert objects._read("key") is None
 
 
 def test_numbers_that_are_none_stay_none():
