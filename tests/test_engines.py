@@ -87,6 +87,8 @@ def test_what_is_stored_stays_when_the_disk_is_full(tmp_path, monkeypatch):
         ("locale", None, "did you mean 'local'?"),
         ("local:job=2", None, "has no option 'job'; did you mean 'jobs'?"),
         ("local:jobs=0", None, "jobs must be >= 1, got 0"),
+        ("local:jobs=true", None, "jobs must be >= 1, got True"),
+        ("dask:patience=x", None, "patience must be >= 0"),
         ("dask:in_flight=0", None, "in_flight must be >= 1"),
         ("dask://host:1", 2, "goes with a cluster begun here"),
         (map, 2, "has its own workers"),
@@ -96,6 +98,22 @@ def test_what_is_stored_stays_when_the_disk_is_full(tmp_path, monkeypatch):
 def test_wrong_engines_are_named(engine, jobs, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         engines.get(engine, jobs=jobs)
+
+
+@pytest.mark.parametrize("place", ["math:nope", "no_such_module:f", "math", ":sqrt", "math:"])
+def test_functions_that_are_not_there_are_named(place):
+    with pytest.raises(ArgumentError, match="function"):
+        list(engines.each(place, [1.0], jobs=1))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, 5, [(0, {}, 1)], [([], {})], [(0.0, {})], [(True, {})], [(0, None)], [(0, [])],
+     [(0, {"environment": {}, "rows": []})], [(0, {"environment": {}, "rows": [[1]] * 4})]],
+)  # fmt: skip
+def test_engines_that_give_no_results_are_errors_that_say_what_is_stored(given, tmp_path):
+    with pytest.raises(WorkerError, match=r"an engine .*; 0 of 8 runs are stored"):
+        run_suite(small(), tmp_path / "s.sqlite", engine=lambda function, items: given)
 
 
 def test_anyone_can_register_an_engine(monkeypatch, tmp_path, alone):

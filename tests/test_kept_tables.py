@@ -80,6 +80,22 @@ def test_solvers_paths_and_grids_of_a_users_own_are_asked_each_time(tmp_path):
     assert table("ddim", given, grid="karras", steps=3) is not table("ddim", given, grid="karras", steps=3)
 
 
+def test_what_an_option_names_in_a_module_is_asked_each_time(tmp_path, monkeypatch):
+    (tmp_path / "spreads.py").write_text("SCALE = 1.0\n\n\ndef g(t):\n    return SCALE * t**0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = "euler_maruyama:diffusion=spreads:g"
+    first = table(spec, grid="karras", steps=4, generator=0)
+    __import__("spreads").SCALE = 2.0
+    assert table(spec, grid="karras", steps=4, generator=0).rows != first.rows
+
+
+def test_the_times_of_a_table_are_the_callers_own():
+    first = diffode.solve(field(), START, solver="ddim", grid="karras", steps=4)
+    first.tableau.output_times.zero_()
+    first.times.zero_()
+    assert diffode.solve(field(), START, solver="ddim", grid="karras", steps=4).times[0] == 80.0
+
+
 def test_a_file_that_changes_is_read_again(tmp_path):
     file = tmp_path / "solver.safetensors"
     tables = []

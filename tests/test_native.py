@@ -352,6 +352,48 @@ def test_torch_takes_over_where_more_than_numbers_is_asked(monkeypatch):
         mixture.noised_view(torch.zeros(2, 3, dtype=torch.float64), 1.0, 1.0, 0.0, 1.0)
 
 
+def test_tensors_whose_memory_does_not_hold_their_numbers_and_traces_are_left_to_torch():
+    """Negated views, zeros without memory, empty batches, and traces, also as the first thing that is asked of a mixture."""
+    mixture = GaussianMixture([0.3, 0.7], [[0.0, 1.0], [2.0, -1.0]], [0.5, 0.02])
+    with warnings.catch_warnings():
+        # torch warns that traces of this kind go out of use, and of every decision that one takes for granted.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            lambda x: mixture.noised_view(x, 0.9, 0.5, 0.7, 0.3), torch.ones(3, 2, dtype=torch.float64), check_trace=False
+        )
+    x = torch.randn(70, 2, dtype=torch.float64)
+    torch.testing.assert_close(traced(x), mixture.noised_view(x, 0.9, 0.5, 0.7, 0.3), rtol=1e-12, atol=1e-12)
+    recorded = torch.fx.experimental.proxy_tensor.make_fx(lambda x: mixture.noised_view(x, 0.9, 0.5, 0.7, 0.3))(x + 1)
+    torch.testing.assert_close(recorded(x), mixture.noised_view(x, 0.9, 0.5, 0.7, 0.3), rtol=1e-12, atol=1e-12)
+    for odd in (torch._neg_view(x), torch._efficientzerotensor((3, 2), dtype=torch.float64)):
+        plain = odd.resolve_neg() + 0
+        for (what, found), (_, known) in zip(
+            evaluations(mixture, odd, 0.9, 0.5), evaluations(mixture, plain, 0.9, 0.5), strict=True
+        ):
+            torch.testing.assert_close(found, known, rtol=1e-11, atol=1e-12, msg=what)
+    level = torch.zeros(0, 1, dtype=torch.float64)
+    for what, found in evaluations(mixture, x[:0], 0.9, level):
+        assert len(found) == 0, what
+
+
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_lacks():
+    """One that held the lock of the kernels when the process was forked."""
+    code = """
+import os, signal, torch
+from diffode import targets
+from diffode.native import objects
+objects._lock.acquire()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    targets.get("ring8").noised_view(torch.zeros(1, 2, dtype=torch.float64), 1.0, 1.0, 1.0, 0.0)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+
+
 def test_single_precision_goes_in_and_comes_out():
     mixture = targets.get("spiral")
     x = torch.randn(50, 2)

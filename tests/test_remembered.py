@@ -116,6 +116,28 @@ def test_commands_answer_again_without_torch(words, tmp_path):
     assert run(words, tmp_path) == (first, False)
 
 
+@pytest.mark.parametrize(
+    ("spec", "alone"),
+    [
+        ("dpmpp:order=2", True),
+        ("ddim", True),
+        ("bespoke:file = s.safetensors", False),
+        ("euler_maruyama:diffusion=own.py:g", False),
+        ("euler_maruyama:diffusion=mymod:g", False),
+        ("plugged", False),
+    ],
+)
+def test_only_what_is_made_of_numbers_and_words_by_this_package_is_kept(spec, alone, tmp_path, monkeypatch):
+    from diffode import solvers
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.safetensors").write_text("")
+    monkeypatch.setattr(solvers.registry, "_entries", dict(solvers.registry._entries))
+    made = type("Mine", (solvers.DDIM,), {"__module__": "diffode_extra", "name": "plugged"})
+    solvers.register("plugged", made)
+    assert module.is_of_package(solvers.registry, spec) is alone
+
+
 def test_solvers_in_files_are_shown_as_they_are_now(tmp_path):
     (tmp_path / "mine.py").write_text(
         '"""Mine."""\nfrom diffode.solvers import DDIM\n\n\nclass Mine(DDIM):\n    """The first."""\n\n    name = "mine"\n'

@@ -102,6 +102,12 @@ def test_a_row_that_fails_is_named_by_its_place_in_the_stream():
     assert torch.nonzero(points.isnan().any(1)).flatten().tolist() == [12_345]
 
 
+def shaped(shape):
+    field = Field.from_denoised(lambda x, t: 0 * x, "edm")
+    field.shape = shape
+    return field
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -111,6 +117,11 @@ def test_a_row_that_fails_is_named_by_its_place_in_the_stream():
         ({"dtype": torch.float16}, "dtype must be"),
         ({"nfe": None}, "give grid="),
         ({"key": 3}, "key must be a text"),
+        ({"key": "\ud800"}, "key must be a text"),
+        ({"grid": [10.0, 1.0], "nfe": None, "between": (10.0, 1.0)}, "between goes with a named grid"),
+        ({"field": shaped((2.0,))}, "field.shape must be the sizes"),
+        ({"field": shaped(5)}, "field.shape must be the sizes"),
+        ({"field": shaped((-1,))}, "field.shape must be the sizes"),
         ({"seed": "a"}, "seed must be an integer >= 0"),
         ({"seed": -1}, "seed must be an integer >= 0"),
         ({"on_failure": "ignore"}, "on_failure must be"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
-from diffode.cli.remembered import remembered
+from diffode.cli.remembered import is_of_package, remembered
 
 _KINDS = ("targets", "paths", "grids", "solvers", "metrics", "suites")
 
@@ -30,13 +30,28 @@ def command(kind: str | None, as_json: bool) -> None:
     Example:  diffode list solvers
     """
     kinds = [kind] if kind else list(_KINDS)
-    listed = remembered(("list", *kinds), lambda: ({name: list(_rows(name)) for name in kinds}, True))
+    listed = remembered(("list", *kinds), lambda: ({name: list(_rows(name)) for name in kinds}, _all_of_package(kinds)))
     if as_json:
         print_json({name: [dict(row) for row in rows] for name, rows in listed.items()})
         return
     for name, rows in listed.items():
         header = list(rows[0]) if rows else ["name"]
         print_table(name, header, [[row[column] for column in header] for row in rows])
+
+
+def _registries() -> dict[str, Any]:
+    from diffode import grids, metrics, paths, solvers, targets
+
+    return {
+        "targets": targets.registry, "paths": paths.registry, "grids": grids.registry, "solvers": solvers.registry,
+        "metrics": metrics.registry,
+    }  # fmt: skip
+
+
+def _all_of_package(kinds: Sequence[str]) -> bool:
+    """Whether everything that is registered is this package's own."""
+    registries = [registry for kind, registry in _registries().items() if kind in kinds]
+    return all(is_of_package(registry, name) for registry in registries for name in registry.names())
 
 
 def _rows(kind: str) -> Iterator[dict[str, str]]:
@@ -54,16 +69,7 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             described = ", ".join(targets.tags(target))
             yield {"name": name, "summary": targets.card(name).summary, "dim": str(target.dim), "tags": described}
     else:
-        from diffode import grids, metrics, paths, solvers
-        from diffode.specs import Registry
-
-        registries: dict[str, Registry[object]] = {
-            "paths": paths.registry,  # type: ignore[dict-item]
-            "grids": grids.registry,  # type: ignore[dict-item]
-            "solvers": solvers.registry,  # type: ignore[dict-item]
-            "metrics": metrics.registry,  # type: ignore[dict-item]
-        }
-        registry = registries[kind]
+        registry = _registries()[kind]
         also: dict[str, list[str]] = {}
         for elsewhere, spec in registry.aliases.items():
             also.setdefault(spec.partition(":")[0], []).append(elsewhere)

@@ -23,6 +23,8 @@ from diffode.cache_folder import folder
 _LARGEST = 2**22
 #: Kinds of things that other packages may add.
 _PLUG_INS = ("targets", "paths", "grids", "solvers", "metrics")
+#: Libraries whose release may change a number.
+_LIBRARIES = ("numpy", "scipy", "torch")
 #: Suffixes of files of the package on which no answer depends.
 _OTHER = (".pyc", ".o", ".nbc", ".nbi", ".tmp")
 
@@ -46,6 +48,19 @@ def remembered(asked: tuple[object, ...], answer: Callable[[], tuple[Any, bool]]
     return found
 
 
+def is_of_package(registry: Any, spec: str) -> bool:
+    """Whether what a spec names is made by this package from nothing but numbers and words, no file or place of a user's."""
+    from diffode.extensions import is_place
+    from diffode.specs import parse_spec
+
+    name, options = parse_spec(registry.canonical(spec)) if spec not in registry.names() else (spec, {})
+    if registry.is_place(name) or any(isinstance(v, str) and (is_place(v) or Path(v).exists()) for v in options.values()):
+        return False
+    make = registry.entry(name).make
+    make = getattr(make, "func", make)
+    return str(getattr(make, "__module__", "")).partition(".")[0] == "diffode"
+
+
 def _key(asked: tuple[object, ...]) -> str:
     digest = hashlib.sha256(repr((asked, sys.version, os.environ.get("DIFFODE_NATIVE"))).encode())
     package = Path(diffode.__file__).parent
@@ -53,6 +68,8 @@ def _key(asked: tuple[object, ...]) -> str:
         if file.suffix not in _OTHER and file.is_file():
             digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for library in _LIBRARIES:
+        digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
     for kind in _PLUG_INS:
         for point in importlib.metadata.entry_points(group=f"diffode.{kind}"):
             digest.update(f"{kind} {point.name} {point.value}\n".encode())

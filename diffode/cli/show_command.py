@@ -10,7 +10,7 @@ import click
 from diffode.cli.list_command import options_of_maker
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
-from diffode.cli.remembered import remembered
+from diffode.cli.remembered import is_of_package, remembered
 
 _KINDS = ("target", "path", "grid", "solver", "metric")
 
@@ -71,22 +71,8 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
         "metric": lambda: _metric(asked),
     }
     told = {kind: shows[kind]() for kind in found}
-    places = (
-        _is_place(registries[kind], text) for kind, text in [*((k, asked) for k in found), ("path", path), ("grid", grid)]
-    )
-    return told, "file=" not in f"{spec}{path}{grid}" and not any(places)
-
-
-def _is_place(registry: Any, spec: str) -> bool:
-    """Whether a spec names a place in a file or a module, or what such a place makes."""
-    from diffode.specs import parse_spec
-
-    name = parse_spec(registry.canonical(spec))[0]
-    if registry.is_place(name):
-        return True
-    make = registry.entry(name).make
-    make = getattr(make, "func", make)
-    return not str(getattr(make, "__module__", "")).startswith("diffode")
+    texts = [*((kind, asked) for kind in found), ("path", path), ("grid", grid)]
+    return told, all(is_of_package(registries[kind], text) for kind, text in texts)
 
 
 def _registries() -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Dask:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ArgumentError(f"{name} must be >= 1, got {value!r}")
-        if not self.patience >= 0:
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int | float) or not self.patience >= 0:
             raise ArgumentError(f"patience must be >= 0 seconds, got {self.patience!r}")
         if self.address is not None and self.scheduler_file is not None:
             raise ArgumentError("give address or scheduler_file, not both: each names a scheduler")

@@ -26,7 +26,7 @@ class Local:
     begins_workers = True
 
     def __post_init__(self) -> None:
-        if self.jobs is not None and (not isinstance(self.jobs, int) or self.jobs < 1):
+        if self.jobs is not None and (type(self.jobs) is not int or self.jobs < 1):
             raise ArgumentError(f"jobs must be >= 1, got {self.jobs!r}")
 
     def __call__(self, function: Callable[[Numbered], Numbered], items: Sequence[Numbered]) -> Iterator[Numbered]:

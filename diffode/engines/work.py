@@ -99,7 +99,12 @@ def _ready(work: Work) -> Callable[[Any], Any]:
 def named(function: str) -> Callable[[Any], Any]:
     """The function that a place names."""
     module, _, name = function.rpartition(":")
-    found: Callable[[Any], Any] = getattr(import_extension(module) if module.endswith(".py") else _imported(module), name)
+    if not module or not name:
+        raise ArgumentError(f"function must be 'module:name' or 'file.py:name', got {function!r:.80}")
+    try:
+        found: Callable[[Any], Any] = getattr(import_extension(module) if module.endswith(".py") else _imported(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ArgumentError(f"there is no function {function!r:.80}: {error}") from error
     return found
 
 
@@ -132,7 +137,13 @@ def results(engine: Engine, work: Work, items: Sequence[Any]) -> Iterator[tuple[
         WorkerError: if the engine ends without all of them.
     """
     waiting = set(range(len(items)))
-    for number, result in engine(work, list(enumerate(items))):
+    given = engine(work, list(enumerate(items)))
+    if not isinstance(given, Iterable):
+        raise WorkerError(f"an engine must give (number, result) as they come, got a {type(given).__name__}")
+    for numbered in given:
+        if not isinstance(numbered, tuple | list) or len(numbered) != 2 or type(numbered[0]) is not int:
+            raise WorkerError(f"an engine must give (number, result), got {numbered!r:.80}")
+        number, result = numbered
         if number in waiting:
             waiting.remove(number)
             yield number, result

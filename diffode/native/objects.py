@@ -41,6 +41,16 @@ _alive: list[Any] = []
 _kernels: dict[tuple[int, bool, bool], Kernel] = {}
 
 
+def _renew_lock() -> None:
+    """A forked process has none of the threads that may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def kernel(dim: int, rotated: bool, own: bool) -> Kernel:
     """The kernel for a kind of mixture, see ``kernels.kernel``; it releases the interpreter's lock while it runs."""
     kind = (dim, rotated, own)

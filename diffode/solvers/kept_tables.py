@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffode import grids
+from diffode.extensions import is_place
 from diffode.paths import Path
 from diffode.solvers.solver import WritesTable
 from diffode.tableau import Tableau
@@ -83,7 +84,8 @@ def _plain(value: object) -> Hashable | None:
 def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+    # A text may name a place in a user's module.
+    return value is None or type(value) in (bool, int, float) or (type(value) is str and not is_place(value))
 
 
 def _of_grid(grid: grids.Times) -> Hashable | None:

@@ -154,7 +154,7 @@ def run_rows(table: Tableau, field: Field, x: Tensor, draw: Draw | None, options
             f"the run made {states[-1].dtype} of shape {tuple(states[-1].shape)} from {x.dtype} of shape {tuple(x.shape)}: "
             "the field must answer with the shape and dtype of its x"
         )
-    times = table.output_times.clone()
+    times = table.output_times
     if is_finite(states[-1]):
         along = torch.stack(states) if options.keep == "all" else None
         good = torch.zeros(len(x), dtype=torch.int8, device=x.device)

@@ -80,10 +80,14 @@ def stream(
         raise ArgumentError(f"field must be a diffode field, got {type(field).__name__}")
     if field.shape is None:
         raise ArgumentError("the field must know the shape of its rows: set field.shape, such as (2,) or (1, 8, 8)")
-    if not isinstance(key, str):
-        raise ArgumentError(f"key must be a text, got {key!r}")
+    if not isinstance(field.shape, tuple | list) or not all(type(size) is int and size >= 1 for size in field.shape):
+        raise ArgumentError(f"field.shape must be the sizes of a row, such as (2,) or (1, 8, 8), got {field.shape!r:.60}")
+    if not isinstance(key, str) or not key.isprintable():
+        raise ArgumentError(f"key must be a text of characters that can be printed, got {key!r}")
     recipe = table_solver(get(solver).for_field(field.scale, math.prod(field.shape)))
     path = field.require_path("the noise of its starts")
+    if between is not None and grid is not None and not grids.is_named(grid):
+        raise ArgumentError("between goes with a named grid; explicit times have their own ends")
     path = path if between is None else path.between(*two_times(between))
     table = table_for(field, recipe, Extent(path, grid, steps, nfe))
     options = RunOptions(generator=seed if table.draws else None, on_failure=on_failure)

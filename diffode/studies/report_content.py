@@ -62,7 +62,8 @@ def made_of(suite: Suite, results: Sequence[Result], command: str) -> str:
 @functools.cache
 def _code() -> str:
     """The code of this folder, which makes reports, and the versions of what draws."""
-    own = (file.read_text(encoding="utf-8") for file in sorted(FilePath(__file__).parent.glob("*.*")) if file.suffix != ".pyc")
+    here = FilePath(__file__).parent
+    own = (file.read_text(encoding="utf-8") for file in sorted([*here.glob("[!.]*.py"), *here.glob("[!.]*.html")]))
     return "\n".join([*own, *(f"{library} {importlib.metadata.version(library)}" for library in _LIBRARIES)])
 
 

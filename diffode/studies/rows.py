@@ -15,6 +15,8 @@ from diffode.studies.computation import computed
 from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]
+#: Number of values of a row: key, status, reason, counts, times and measurements.
+_ROW = 9
 
 
 def compute(key: str, cell: Cell) -> Result:
@@ -63,9 +65,14 @@ def compute_proven_group(group: Sequence[Sequence[Any]]) -> dict[str, Any]:
 
 def results_of(cells: Sequence[Keyed], answer: Mapping[str, Any]) -> list[Result]:
     """The results of a group's cells from what a worker answered."""
-    described = dict(answer["environment"])
+    try:
+        described, rows = dict(answer["environment"]), [tuple(row) for row in answer["rows"]]
+        if len(rows) != len(cells) or not all(len(row) == _ROW for row in rows):
+            raise ValueError("it holds other rows")
+    except (TypeError, ValueError, KeyError) as error:
+        raise WorkerError(f"an engine returned no rows of results: {type(error).__name__}: {error}") from error
     found = []
-    for (key, cell), row in zip(cells, answer["rows"], strict=True):
+    for (key, cell), row in zip(cells, rows, strict=True):
         own, status, reason, nfe_counted, steps, seconds, scale, threads, measured = row
         if own != key:
             raise WorkerError(f"an engine returned the row of {own!r} as that of {key!r}")

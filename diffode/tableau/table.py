@@ -117,9 +117,13 @@ class Tableau:
         self.one_for_all("times")
         return torch.tensor([row.time for row in self.rows], dtype=torch.float64)
 
-    @functools.cached_property
+    @property
     def output_times(self) -> Tensor:
         """The grid's times, (steps + 1,), float64."""
+        return self._output_times.clone()
+
+    @functools.cached_property
+    def _output_times(self) -> Tensor:
         return torch.tensor([float(self.rows[i].time) for i in self.outputs], dtype=torch.float64)
 
     @property

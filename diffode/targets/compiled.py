@@ -47,7 +47,9 @@ class Compiled:
     def __init__(self, components: Components, eigenvalues: Tensor, basis: Tensor | None, by_torch: TorchEvaluation):
         """``eigenvalues`` are (K, dim), or (K, 1); ``basis`` is (K, dim, dim) with eigenvectors in columns."""
         centre = by_torch.mean
-        self._by_torch, self._dim, self._count, self._kinds = by_torch, components.dim, components.count, eigenvalues.shape[1]
+        # Under a trace sizes are tensors.
+        self._dim, self._count, self._kinds = int(components.dim), int(components.count), int(eigenvalues.shape[1])
+        self._by_torch = by_torch
         self._rotated = basis is not None
         held = [centre, components.means - centre, eigenvalues, components.log_weights, *([] if basis is None else [basis])]
         self._parameters = torch.cat([part.detach().to("cpu", torch.float64).reshape(-1) for part in held])
@@ -70,7 +72,11 @@ class Compiled:
 
     def takes(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> bool:
         """Whether all are plain numbers on the CPU, of which no derivative is asked, at a level that is not extreme."""
-        if not is_plain(x) or not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor)):
+        if (
+            not is_plain(x)
+            or x.shape[0] == 0
+            or not all(is_plain(part) for part in (alpha, sigma, *weights) if isinstance(part, Tensor))
+        ):
             return False
         narrow, wide = self._ends
         if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):

@@ -194,8 +194,13 @@ def is_plain(part: Tensor) -> bool:
         type(part) in (Tensor, torch.nn.Parameter)
         and part.is_cpu
         and part.layout == torch.strided
+        # What lies at the address of these tensors are not their numbers.
+        and not part.is_neg()
+        and not part._is_zerotensor()
         and not (part.requires_grad and torch.is_grad_enabled())
         and not torch._C._functorch.is_functorch_wrapped_tensor(part)
         and torch.autograd.forward_ad.unpack_dual(part).tangent is None  # type: ignore[no-untyped-call]
         and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
     )
