@@ -343,3 +343,13 @@ def test_dpm_fast_spends_its_budget_and_never_runs_into_infinity():
         diffode.solve(field, x, solver="dpm_fast", grid=[80.0, 0.0], nfe=10)
     with pytest.raises(ArgumentError, match="leave them out, or nfe"):
         diffode.solve(field, x, solver="dpm_fast:evaluations=7", grid=[80.0, 0.1], nfe=10)
+
+
+def test_numbers_are_finite_by_their_sum_or_each():
+    """Also finite numbers whose sum is not, and infinities that cancel."""
+    from diffode.solvers.solution import is_finite
+
+    assert is_finite(torch.full((4, 2), 1e308, dtype=torch.float64))
+    assert is_finite(torch.zeros(0, 2))
+    for wrong in ([math.inf], [math.inf, -math.inf], [math.nan, 1.0], [1e308, 1e308, math.inf]):
+        assert not is_finite(torch.tensor(wrong, dtype=torch.float64))
