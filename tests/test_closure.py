@@ -115,10 +115,12 @@ def test_a_member_of_a_family_can_change_without_the_others():
 
 
 def test_no_solver_reaches_the_whole_zoo():
+    made_in = {name: getattr(solvers.registry.entry(name).make, "__module__", "") for name in solvers.names()}
+    families = {module for module in made_in.values() if module.startswith("diffode.solvers.")}
+    assert len(families) > 10
     for name in solvers.names():
         reached = {module for module, _ in SOURCES.closure(roots_of(name)).parts}
-        families = {m for m in reached if m.startswith("diffode.solvers.")}
-        assert len(families) <= 20, name
+        assert len(families & reached) < len(families) / 2, name
         assert not any(m.startswith(("diffode.verify", "diffode.adapters", "diffode.cli")) for m in reached), name
 
 

@@ -39,19 +39,20 @@ def command(kind: str | None, as_json: bool) -> None:
         print_table(name, header, [[row[column] for column in header] for row in rows])
 
 
-def _registries() -> dict[str, Any]:
+def registries() -> dict[str, Any]:
+    """The registries by the word for one of their things."""
     from diffode import grids, metrics, paths, solvers, targets
 
     return {
-        "targets": targets.registry, "paths": paths.registry, "grids": grids.registry, "solvers": solvers.registry,
-        "metrics": metrics.registry,
+        "target": targets.registry, "path": paths.registry, "grid": grids.registry, "solver": solvers.registry,
+        "metric": metrics.registry,
     }  # fmt: skip
 
 
 def _all_of_package(kinds: Sequence[str]) -> bool:
     """Whether everything that is registered is this package's own."""
-    registries = [registry for kind, registry in _registries().items() if kind in kinds]
-    return all(is_of_package(registry, name) for registry in registries for name in registry.names())
+    chosen = [registry for word, registry in registries().items() if f"{word}s" in kinds]
+    return all(is_of_package(registry, name) for registry in chosen for name in registry.names())
 
 
 def _rows(kind: str) -> Iterator[dict[str, str]]:
@@ -69,7 +70,7 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             described = ", ".join(targets.tags(target))
             yield {"name": name, "summary": targets.card(name).summary, "dim": str(target.dim), "tags": described}
     else:
-        registry = _registries()[kind]
+        registry = registries()[kind.removesuffix("s")]
         also: dict[str, list[str]] = {}
         for elsewhere, spec in registry.aliases.items():
             also.setdefault(spec.partition(":")[0], []).append(elsewhere)

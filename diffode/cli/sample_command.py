@@ -78,10 +78,9 @@ def command(
     field, on = field_of(target, path), path_of(target, path)
     shape = shape_of(field)
     recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
+    table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
-    begins = (
-        table_for(field, recipe, Extent(field.path, grid, nfe=nfe)).ends[0] if isinstance(recipe, WritesTable) else on.t_max
-    )
+    begins = on.t_max if table is None else table.ends[0]
     start = on.sigma(begins) * keyed_normal((min(points, _HELD), *shape), seed=seed, key=target)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +88,7 @@ def command(
         raise unwritable(file, failure, "output") from failure
     # The points are written as they come, and before their picture, since some points can't be drawn.
     with whole_file(file, "output") as handle:
-        if isinstance(recipe, WritesTable):
-            table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe))
+        if table is not None:
             chunks = stream(field, points, solver=recipe, grid=grid, nfe=nfe, seed=seed, key=target)
             shown, used, noisy, ends = (
                 written(handle, points, shape, chunks),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diffode.cli.list_command import options_of_maker
+from diffode.cli.list_command import options_of_maker, registries
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
@@ -49,19 +49,19 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
     """What there is to tell, by kind, and whether it depends on this package alone."""
     from diffode.errors import UnknownNameError
 
-    registries = _registries()
+    known = registries()
     word, colon, rest = spec.partition(":")
-    kinds = [word] if colon and rest and word in _KINDS and not any(word in r.names() for r in registries.values()) else None
+    kinds = [word] if colon and rest and word in _KINDS and not any(word in r.names() for r in known.values()) else None
     asked = rest if kinds else spec
-    found = [kind for kind in kinds or _KINDS if _knows(registries[kind], asked)]
+    found = [kind for kind in kinds or _KINDS if _knows(known[kind], asked)]
     if not found:
         # If the kind was named, its registry raises the best error.
         if kinds:
-            registries[kinds[0]].check(asked)
-        names = [name for registry in registries.values() for name in registry.names()]
-        advice = registries["solver"].advised(asked)
+            known[kinds[0]].check(asked)
+        names = [name for registry in known.values() for name in registry.names()]
+        advice = known["solver"].advised(asked)
         kind = "target, path, grid, solver or metric"
-        also = [name for registry in registries.values() for name in registry.aliases]
+        also = [name for registry in known.values() for name in registry.aliases]
         raise UnknownNameError(kind, asked.partition(":")[0], names, also=also, advice=advice)
     shows = {
         "target": lambda: _target(asked),
@@ -72,16 +72,7 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
     }
     told = {kind: shows[kind]() for kind in found}
     texts = [*((kind, asked) for kind in found), ("path", path), ("grid", grid)]
-    return told, all(is_of_package(registries[kind], text) for kind, text in texts)
-
-
-def _registries() -> dict[str, Any]:
-    from diffode import grids, metrics, paths, solvers, targets
-
-    return {
-        "target": targets.registry, "path": paths.registry, "grid": grids.registry, "solver": solvers.registry,
-        "metric": metrics.registry,
-    }  # fmt: skip
+    return told, all(is_of_package(known[kind], text) for kind, text in texts)
 
 
 def _knows(registry: Any, spec: str) -> bool:
@@ -113,7 +104,7 @@ def _path(spec: str, steps: int) -> dict[str, Any]:
         "description": plain_text(inspect.getdoc(type(path)) or ""),
         "t_max": path.t_max,
         "t_min": path.t_min,
-        "options": options_of_maker(_registries()["path"].entry(spec.partition(":")[0]).make),
+        "options": options_of_maker(registries()["path"].entry(spec.partition(":")[0]).make),
         "times": rows,
     }
 

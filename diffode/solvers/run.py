@@ -20,7 +20,7 @@ from diffode.solvers.registry import get, table_solver
 from diffode.solvers.run_options import Draw, Extent, Progress, RunOptions, evaluations
 from diffode.solvers.solution import Solution, Status, is_finite, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, WritesTable
-from diffode.solvers.starts import check_reach, check_start, look_at_start, two_times
+from diffode.solvers.starts import check_reach, check_start, look_at_start, part_of
 from diffode.solvers.upwards import Upwards, that_runs_upwards
 from diffode.tableau import Tableau
 
@@ -89,9 +89,7 @@ def solve(
         raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
     if upwards:
         recipe = Upwards(solver=that_runs_upwards(recipe))
-    if between is not None and grid is not None and not grids.is_named(grid):
-        raise ArgumentError("between goes with a named grid; explicit times have their own ends")
-    path = field.path if between is None else field.require_path("a named grid").between(*two_times(between))
+    path = field.path if between is None else part_of(field.require_path("a named grid"), between, grid)
     extent, options = Extent(path, grid, steps, nfe), RunOptions(noise, generator, keep, progress, on_failure)
     if isinstance(recipe, DirectSolver):
         return run_direct(recipe, field, x, extent, options)

@@ -9,8 +9,10 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from diffode import grids
 from diffode.errors import ArgumentError, StartWarning
 from diffode.fields import ExactField, Field
+from diffode.paths import Path
 from diffode.solvers.solution import is_finite, non_finite_rows
 
 #: Ratio of a start's root mean square to that of a state above which it is no state, even if rows and dimensions are few.
@@ -45,6 +47,13 @@ def two_times(between: object) -> tuple[float, float]:
     ):
         raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
     return float(between[0]), float(between[1])
+
+
+def part_of(path: Path, between: object, grid: grids.Times | None) -> Path:
+    """The part of a path for the argument ``between``; ArgumentError unless it is two times and the grid a named one."""
+    if grid is not None and not grids.is_named(grid):
+        raise ArgumentError("between goes with a named grid; explicit times have their own ends")
+    return path.between(*two_times(between))
 
 
 def look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:

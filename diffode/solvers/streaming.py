@@ -17,7 +17,7 @@ from diffode.solvers.registry import get, table_solver
 from diffode.solvers.run import run_rows, table_for
 from diffode.solvers.run_options import Extent, RunOptions
 from diffode.solvers.solver import Solver
-from diffode.solvers.starts import two_times
+from diffode.solvers.starts import part_of
 from diffode.tableau import Tableau
 
 #: Numbers of the rows that run together: few enough that they stay near the processor, and enough to cost no more than a batch.
@@ -86,9 +86,7 @@ def stream(
         raise ArgumentError(f"key must be a text of characters that can be printed, got {key!r}")
     recipe = table_solver(get(solver).for_field(field.scale, math.prod(field.shape)))
     path = field.require_path("the noise of its starts")
-    if between is not None and grid is not None and not grids.is_named(grid):
-        raise ArgumentError("between goes with a named grid; explicit times have their own ends")
-    path = path if between is None else path.between(*two_times(between))
+    path = path if between is None else part_of(path, between, grid)
     table = table_for(field, recipe, Extent(path, grid, steps, nfe))
     options = RunOptions(generator=seed if table.draws else None, on_failure=on_failure)
     scale = path.sigma(table.ends[0])
