@@ -14,10 +14,10 @@ from test_tableau_files import table_file
 from diffode import learned, paths, solvers
 from diffode.array_files import read_array, read_arrays
 from diffode.cli import main
-from diffode.errors import ArgumentError, DiffodeError, FileFormatError
+from diffode.errors import ArgumentError, DiffodeError, FileFormatError, StoreError
 from diffode.output_files import writable, write_whole
 from diffode.solvers.trained.checkpoints import load_codebooks, load_ranged
-from diffode.studies import load_suite
+from diffode.studies import Store, load_suite
 from diffode.tableau import Tableau
 
 EDM = paths.get("edm")
@@ -219,3 +219,9 @@ def test_errors_of_the_system_end_in_a_message(here, capsys, monkeypatch, error,
     found, said = run(capsys, "list", "metrics")
     assert found == code
     assert words in said
+
+
+@pytest.mark.parametrize("file", [None, 3, b"x", "", "a\0b"])
+def test_what_names_no_file_names_no_store(file):
+    with pytest.raises((ArgumentError, StoreError), match="store"):
+        Store(file)

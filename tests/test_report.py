@@ -1,7 +1,6 @@
 """Reports: put in their place whole, at the cost of no file but their own, and written whatever a picture does."""
 
 import csv
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -20,13 +19,12 @@ from diffode.studies import (
     keyed_cells,
     parse_suite,
     report,
-    report_content,
     report_folder,
     run_suite,
 )
 from diffode.studies.ranking import curves
 from diffode.studies.report import write_report
-from diffode.studies.report_content import current_report, figure_names
+from diffode.studies.report_content import figure_names
 from diffode.studies.suite import Cell, plain_name
 
 
@@ -137,50 +135,6 @@ def test_a_report_that_fails_leaves_no_folder_behind(tmp_path):
         with pytest.raises(ArgumentError, match=reason):
             write(place, results_of("ring8"))
     assert set(content(tmp_path)) == {"file"}
-
-
-# -- up to date ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_report_that_is_up_to_date_is_left_as_it_is(tmp_path, monkeypatch):
-    """It is made again if a result, the command, the code or a file of it has changed, or a picture was missing."""
-    drawn = []
-    original = report.draw_figures
-    monkeypatch.setattr(report, "draw_figures", lambda *arguments: drawn.append(1) or original(*arguments))
-    results = results_of("gauss1d")
-
-    known_suite = Suite("small", "for the tests", tuple(r.cell for r in results))
-
-    def made(results=results, command="diffode bench x", suite=known_suite):
-        before = len(drawn)
-        known = current_report(suite, results, tmp_path, command=command)
-        page = write_report(suite, results, tmp_path, command=command, jobs=1)
-        assert page == tmp_path / "index.html"
-        assert (known is None) == (len(drawn) > before)
-        return len(drawn) > before
-
-    assert made()
-    assert not made()
-    assert made(results_of("gauss1d", value=0.125))
-    assert made()
-    assert made(command="diffode bench y")
-    assert made()
-    assert made(suite=dataclasses.replace(known_suite, summary="another"))
-    assert made()
-    for name in ("index.html", "results.csv", "figures/curves-gauss1d.png"):
-        file = tmp_path / name
-        kept = file.read_bytes()
-        file.write_bytes(kept + b" ")
-        assert made(), name
-        file.unlink()
-        assert made(), name
-        assert not made()
-    monkeypatch.setattr(report_content, "_code", lambda: "other code")
-    assert made()
-    monkeypatch.undo()
-    monkeypatch.setattr(report, "draw_figures", lambda *_: drawn.append(1) or {"curves-gauss1d.png": "no memory"})
-    assert made(command="diffode bench z")
-    assert made(command="diffode bench z")
 
 
 # -- whole ---------------------------------------------------------------------------------------------------------------

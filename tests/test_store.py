@@ -14,7 +14,7 @@ import pytest
 from commandline import started
 from small_suite import SMALL, small
 
-from diffode.errors import ArgumentError, StoreError
+from diffode.errors import StoreError
 from diffode.metrics import Measurement
 from diffode.studies import Result, Store, keyed_cells, load_suite, parse_suite, run_suite, store_tables
 from diffode.studies.rows import compute
@@ -82,12 +82,6 @@ ALTERATIONS = (
     "INSERT INTO measurements SELECT key, 'another', value, floor, low, high FROM measurements",
     "UPDATE results SET reason = CAST(x'ff' AS TEXT)",
 )
-
-
-@pytest.mark.parametrize("file", [None, 3, b"x", "", "a\0b"])
-def test_what_names_no_file_names_no_store(file):
-    with pytest.raises((ArgumentError, StoreError), match="store"):
-        Store(file)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ TESTS = {
     "tableau/files.py": "tableau_files",
     "tableau/propagation.py": "tableau verify",
     "tableau/stages.py": "common_form learned_derivatives learned codebook",
-    "native": "native exact_fields",
+    "native": "native machine_code exact_fields",
     "targets/compiled.py": "native",
     "targets/torch_evaluation.py": "mixture exact_fields native",
     "targets": "mixture exact_fields target_laws low_rank cache",

@@ -23,7 +23,7 @@ from diffode.errors import StoreError
 from diffode.file_names import place_of
 from diffode.metrics import Measurement
 from diffode.studies.cell import Cell, Result
-from diffode.studies.store_tables import SCHEMA_VERSION, TABLES, TABLES_2, environment_key, tables_of, upgrade
+from diffode.studies.store_tables import SCHEMA_VERSION, TABLES, TABLES_2, environment_key, tables_of, transaction, upgrade
 
 __all__ = ["Result", "Store"]
 
@@ -115,19 +115,13 @@ class Store:
         run = connection.execute
         if run("PRAGMA user_version").fetchone()[0] == 0:
             # Only one process makes the tables; others wait here and then find them.
-            run("BEGIN IMMEDIATE")
-            try:
+            with transaction(connection):
                 if run("PRAGMA user_version").fetchone()[0] == 0:
                     if run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                         raise StoreError(f"{self.file} is a database, but not a diffode store; choose another file")
                     for table in TABLES.values():
                         run(table)
                     run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                run("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    run("ROLLBACK")
-                raise
         self._check(connection)
         if run("PRAGMA user_version").fetchone()[0] == 2:
             upgrade(connection)
@@ -187,7 +181,7 @@ class Store:
             measured = [(m.name, _real(m.value), _real(m.floor), _real(m.low), _real(m.high)) for m in result.measurements]
             rows.append((*row[:_ENVIRONMENT], known, *row[_ENVIRONMENT + 1 :], checksum_of(row, measured)))
             lines += [(result.key, *measurement) for measurement in measured]
-        with self._explained("written"), self._transaction():
+        with self._explained("written"), transaction(self._connection):
             write = self._connection.executemany
             write("INSERT OR IGNORE INTO environments VALUES (?,?)", [(known, text) for text, known in texts.items()])
             # An older row's measurements go with it.
@@ -260,18 +254,6 @@ class Store:
         if self._connection.execute("PRAGMA user_version").fetchone()[0] == 2:
             return None
         return dict(self._connection.execute("SELECT key, content FROM environments").fetchall())
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            # SQLite rolls a transaction back itself when the disk fails.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _explained(self, action: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
+from collections.abc import Iterator
 
 #: Version of the tables below.
 SCHEMA_VERSION = 3
@@ -43,6 +44,20 @@ def tables_of(connection: sqlite3.Connection) -> dict[str, str]:
     return dict(connection.execute("SELECT name, sql FROM sqlite_master LIMIT 9").fetchall())
 
 
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is written in the block, or nothing; other processes that write wait."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        # SQLite rolls a transaction back itself when the disk fails.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
 def upgrade(connection: sqlite3.Connection) -> None:
     """Turn the tables of schema 2 into those of today, in one transaction; rows keep their checksums, damaged ones too."""
     run = connection.execute
@@ -51,8 +66,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
     run("PRAGMA foreign_keys = OFF")
     run("PRAGMA legacy_alter_table = ON")
     try:
-        run("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             # Another process may have been faster.
             if run("PRAGMA user_version").fetchone()[0] == 2:
                 # A text that is no UTF-8 is a damaged row's, and no reason to leave others behind: hence bytes.
@@ -69,11 +83,6 @@ def upgrade(connection: sqlite3.Connection) -> None:
                 run(f"INSERT INTO results SELECT {given} FROM results_2")
                 run("DROP TABLE results_2")
                 run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            run("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                run("ROLLBACK")
-            raise
     finally:
         run("PRAGMA legacy_alter_table = OFF")
         run("PRAGMA foreign_keys = ON")
