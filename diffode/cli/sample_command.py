@@ -111,7 +111,8 @@ def command(
     picture_shape = shape if FieldText.names(target) else targets.card(target).shape
     reason = None
     try:
-        figures.save(figures.draw_samples(shown, field, picture_shape, title), picture)
+        part = "" if len(shown) == points else f", the first {len(shown):,} of {points:,} points"
+        figures.save(figures.draw_samples(shown, field, picture_shape, title + part), picture)
     except DiffodeError:
         raise
     except Exception as failure:  # The points of a user's field may have any values.
