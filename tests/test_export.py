@@ -102,3 +102,29 @@ def test_the_command_writes_a_suite_or_all_that_is_stored(results, tmp_path):
     assert "give --csv FILE" in diffode("export", "--store", "s.sqlite", cwd=tmp_path, code=2).stderr
     assert "no result store at" in diffode("export", "--csv", "a.csv", cwd=tmp_path, code=2).stderr
     assert "can't be written" in diffode("export", "--csv", "no/a.csv", "--store", "s.sqlite", cwd=tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+def test_an_export_replaces_neither_its_store_nor_its_other_file(results, tmp_path, suffix):
+    """By whatever name they are called."""
+    with Store(tmp_path / "s.sqlite") as store:
+        store.put_all(results)
+    kept = (tmp_path / "s.sqlite").read_bytes()
+    (tmp_path / "link").symlink_to(f"s.sqlite{suffix}")
+    for file in (f"s.sqlite{suffix}", f"../{tmp_path.name}/s.sqlite{suffix}", "link"):
+        for form in ("--csv", "--parquet"):
+            run = diffode("export", "--store", "s.sqlite", form, file, cwd=tmp_path, code=2)
+            assert "would replace the store" in run.stderr
+    run = diffode("export", "--store", "s.sqlite", "--csv", "both", "--parquet", "./both", cwd=tmp_path, code=2)
+    assert "would replace the other file" in run.stderr
+    assert (tmp_path / "s.sqlite").read_bytes() == kept
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("names", [("seconds",), ("key",), ("x", "x.floor")])
+def test_a_metric_with_the_name_of_a_column_is_refused(results, tmp_path, names):
+    measured = tuple(Measurement(name, 1.0, 0.0) for name in names)
+    with pytest.raises(ArgumentError, match="two columns would be called"):
+        export([replace(results[0], measurements=measured)], tmp_path / "a.csv", line="cell")
+    assert not (tmp_path / "a.csv").exists()
+    assert export([replace(results[0], measurements=measured)], tmp_path / "a.csv") == len(names)

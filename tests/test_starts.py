@@ -2,13 +2,14 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 import diffode
 from diffode.errors import ArgumentError, StartWarning
-from diffode.solvers.starts import least_mean_square
+from diffode.solvers.starts import least_mean_square, two_times
 
 PATHS = ["edm", "vp", "rectified_flow", "vp_cosine", "trigonometric", "ddpm"]
 
@@ -76,9 +77,20 @@ def test_a_start_from_the_prior_is_called_too_small_once_in_1e12_times():
 def test_wrong_ends_are_named():
     field = diffode.exact_field("ring8", "edm")
     x = field.marginal(2, 0.7, generator=0)
-    for between in ((True, 0.1), (0.002, 0.7), (0.7, 0.7), (0.7,), "0.7", (0.7, -1.0), (float("nan"), 0.1), (0.7, None)):
+    for between in (
+        (True, 0.1),
+        (0.002, 0.7),
+        (0.7, 0.7),
+        (0.7,),
+        "0.7",
+        (0.7, -1.0),
+        (float("nan"), 0.1),
+        (0.7, None),
+        (10**400, 0.1),
+    ):
         with pytest.raises(ArgumentError):
             run(field, x, between=between)
+    assert two_times((np.float32(0.5), torch.tensor(0.25))) == (0.5, 0.25)
     with pytest.raises(ArgumentError, match="between goes with a named grid"):
         diffode.solve(field, x, solver="euler", grid=[0.7, 0.1], between=(0.7, 0.1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -51,11 +52,17 @@ def command(
     files = [(name, form) for name, form in chosen if name is not None]
     if not files:
         raise click.UsageError("give --csv FILE or --parquet FILE, or both")
+    file = store_file(output, store)
+    # A file may be written under any of its names; SQLite keeps the latest rows in files beside the store.
+    taken = {os.path.realpath(f"{file}{suffix}"): f"the store {file}" for suffix in ("", "-wal", "-shm", "-journal")}
     for name, form in files:
+        place = os.path.realpath(name)
+        if place in taken:
+            raise ArgumentError(f"--{form} {name} would replace {taken[place]}: choose another file")
+        taken[place] = f"the other file, {name}"
         check_export(name, form)
     if suite is None and (seeds or imports):
         raise click.UsageError("--seed and --import go with a SUITE; without one all that is stored is written")
-    file = store_file(output, store)
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run diffode bench first, or give --store")
     with Store(file) as opened:

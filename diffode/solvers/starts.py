@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 
@@ -39,14 +40,13 @@ def check_reach(x: Tensor, first: float | Tensor) -> None:
 
 def two_times(between: object) -> tuple[float, float]:
     """The argument ``between`` as two floats; ArgumentError if it is not two times."""
-    if (
-        not isinstance(between, tuple | list)
-        or len(between) != 2
-        or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in between)
-        or not between[0] > between[1]
-    ):
-        raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r}")
-    return float(between[0]), float(between[1])
+    if isinstance(between, tuple | list) and len(between) == 2 and not any(isinstance(t, bool | str) for t in between):
+        # An integer may be larger than any float.
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            first, last = map(float, between)
+            if first > last:
+                return first, last
+    raise ArgumentError(f"between must be two times, the noisier first, such as (0.7, 0.002); got {between!r:.80}")
 
 
 def part_of(path: Path, between: object, grid: grids.Times | None) -> Path:

@@ -81,6 +81,10 @@ def export(results: Iterable[Result], file: str | FilePath, *, line: Line = "mea
     names = list(dict.fromkeys(name for r in known for name in dict.fromkeys(m.name for m in r.measurements)))
     types = {name: kind for name, (kind, _) in (COLUMNS | (MEASURED if line == "measurement" else {})).items()}
     if line == "cell":
+        of_metrics = [column for name in names for column in (name, f"{name}.floor")]
+        for column in of_metrics:
+            if column in types or column in STORED or of_metrics.count(column) > 1:
+                raise ArgumentError(f"two columns would be called {column!r}, one of them a metric's: use line='measurement'")
         types |= {column: "float64" for name in names for column in (name, f"{name}.floor")}
     types |= {name: kind for name, (kind, _) in STORED.items()}
     lines = _by_measurement(known) if line == "measurement" else _by_cell(known, names)
