@@ -19,7 +19,7 @@ ROOMS = (
     "tensor_files", "training_facts",
     "specs", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
-    "charts", "flows", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
+    "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
 )  # fmt: skip
 
@@ -37,6 +37,7 @@ INNER = {
         "tables",
         "conditional",
         "grids",
+        "maps",
         "loading",
         "methods",
     ),

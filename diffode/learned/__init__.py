@@ -14,6 +14,9 @@ from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search
 from diffode.learned.limit import Limit
 from diffode.learned.loading import load
+from diffode.learned.maps.table import MAP_METHODS
+from diffode.learned.maps.trained_map import TrainedMap
+from diffode.learned.maps.training import train_map
 from diffode.learned.methods import train
 from diffode.learned.progress import Step
 from diffode.learned.tables.training import train_gaussian, train_table
@@ -23,6 +26,7 @@ from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint
 from diffode.training_facts import Facts
 
 __all__ = [
+    "MAP_METHODS",
     "Checkpoint",
     "Errors",
     "Facts",
@@ -32,6 +36,7 @@ __all__ = [
     "Step",
     "Trained",
     "TrainedGrid",
+    "TrainedMap",
     "condition",
     "dmn",
     "gits",
@@ -48,6 +53,7 @@ __all__ = [
     "train_decoupled",
     "train_gaussian",
     "train_grid",
+    "train_map",
     "train_table",
     "tune_universal",
 ]

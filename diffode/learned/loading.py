@@ -12,9 +12,13 @@ from diffode.grid_files import GRID_SCHEMA, load_grid
 from diffode.input_files import believed, shown
 from diffode.learned.conditional.amed import AMED_SCHEMA, LearnedAMED, load_amed
 from diffode.learned.conditional.conditioned import CONDITIONED_SCHEMA, ConditionedSolver, load_conditioned
+from diffode.learned.maps.trained_map import SavedMap, TrainedMap
 from diffode.learned.trained import Saved, Trained
+from diffode.maps import LearnedMap
+from diffode.maps.files import MAP_SCHEMA
 from diffode.solvers.trained.bespoke import Bespoke
 from diffode.solvers.trained.checkpoints import CHECKPOINT_SCHEMA
+from diffode.solvers.trained.mapped import MapSolver
 from diffode.tensor_files import schema_of
 
 
@@ -41,6 +45,13 @@ def load(file: str | FilePath) -> Trained:
             # The path and the solver are only looked up: a file may name code that it should not run.
             times = torch.tensor(grid.times_on(paths.registry.registered(grid.path)), dtype=torch.float64)
             return Trained(solvers.registry.registered(grid.solver), grid.steps, grid, grid, times)
+    if schema == MAP_SCHEMA:
+        mapped = MapSolver(file=str(file))
+        content_of_map = mapped.phi
+        if not isinstance(content_of_map, LearnedMap) or content_of_map.facts is None:
+            raise FileFormatError(f"{file} holds no trained map")
+        jumps = next(iter(content_of_map.held_out), 1)
+        return TrainedMap(mapped, jumps, content_of_map.facts, SavedMap(content_of_map))
     solver: ConditionedSolver | LearnedAMED
     if schema == CONDITIONED_SCHEMA:
         solver = load_conditioned(file)

@@ -48,6 +48,14 @@ class ForBudget(Protocol):
         """Raise BudgetError unless a run over the whole path costs exactly ``nfe`` evaluations."""
 
 
+@runtime_checkable
+class LaysTimes(Protocol):
+    """What a solver for a budget has besides if its times follow from the number of evaluations."""
+
+    def lay(self, path: Path, nfe: int) -> list[float]:
+        """The times of a run with ``nfe`` evaluations on a path."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DirectSolver(Solver):
     """A solver that follows the field itself: subclass it and write :meth:`follow`.

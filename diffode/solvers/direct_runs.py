@@ -11,7 +11,7 @@ from diffode import grids
 from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import Field
 from diffode.randomness import Randomness, generator_from
-from diffode.solvers.direct import DirectSolver, ForBudget, Journey
+from diffode.solvers.direct import DirectSolver, ForBudget, Journey, LaysTimes
 from diffode.solvers.run_options import Extent, RunOptions, evaluations
 from diffode.solvers.solution import Solution, Status, non_finite_rows, with_nan
 from diffode.solvers.starts import check_reach, look_at_start
@@ -79,7 +79,9 @@ def _laid(solver: DirectSolver, field: Field, x: Tensor, extent: Extent, options
             )
         solver.check_nfe(budget)
         # The solver lays its own times between the path's ends.
-        grid = None if grids.is_named(grid) else grid
+        if grid is None or grids.is_named(grid):
+            on = field.require_path("a budget") if path is None else path
+            grid = solver.lay(on, budget) if isinstance(solver, LaysTimes) else None
     if options.noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
     if solver.analytic_first_step is not False and not solver.takes_analytic_first_step:

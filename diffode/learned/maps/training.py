@@ -1,0 +1,98 @@
+"""Training of flow maps, by any method of the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path as FilePath
+
+from diffode.errors import ArgumentError
+from diffode.fields import Field
+from diffode.learned.arguments import check_count
+from diffode.learned.limit import Limit
+from diffode.learned.maps.options import options_of
+from diffode.learned.maps.run import Run
+from diffode.learned.maps.sources import Sources
+from diffode.learned.maps.trained_map import TrainedMap
+from diffode.learned.progress import Progress
+from diffode.learned.request import Request, with_gradients
+from diffode.maps import LearnedMap
+from diffode.paths import Path
+from diffode.solvers.solver import check_budget
+from diffode.targets import Target
+
+#: Number of steps unless it is given.
+_STEPS = 4000
+#: Number of trajectories unless it is given: by number of coordinates, up to each.
+_POINTS = ((1, 16_384), (3, 32_768), (10**9, 65_536))
+
+
+@with_gradients
+def train_map(
+    method: str,
+    field: Field | Target | str,
+    nfe: int | Iterable[int] = (1, 2, 4),
+    *,
+    path: Path | str = "edm",
+    dim: int | Sequence[int] | None = None,
+    points: int | None = None,
+    steps: int | None = None,
+    seconds: float | Limit = math.inf,
+    seed: int = 0,
+    begin_from: LearnedMap | str | FilePath | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainedMap:
+    """Train a flow map of a field, by a published method.
+
+    Args:
+        method: a name of ``diffode.learned.MAP_METHODS`` with options, as ``"meanflow:law=uniform"``; ``flow_map`` learns from
+            exact trajectories.
+        field: a target or its name, or a field with a path: exact, or a network as the teacher.
+        nfe: the numbers of jumps for which it is judged, and for which grids are kept. The first one decides.
+        path: path of the target; a field has its own.
+        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
+        points: number of trajectories, for methods that learn from them.
+        steps: number of steps of the optimiser.
+        seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
+        seed: seed of all streams: the network, trajectories, batches, held-out starts, test starts.
+        begin_from: a map, or the file of one, from whose weights the training begins.
+        progress: called with every step; ``error`` is the loss, ``held_out`` the last error on held-out starts.
+        stop: a function called after every step; if it returns True, the best so far is returned.
+
+    Returns:
+        :class:`TrainedMap`: ``.map(x, s, t)``, ``.solver``, ``.held_out`` (errors by number of jumps, on starts that neither
+        trained nor chose), ``.history``, ``.save(file)``. ``errors.before`` is that of the Gaussian flow of the data's mean and
+        scale, ``errors.after`` that of the map with the first of ``nfe`` jumps.
+
+    Raises:
+        UnknownNameError: for an unknown method. ArgumentError: for a wrong argument or option, a method that needs data of a
+            field that tells none, a teacher that it can't use.
+        NumericalError: if the loss becomes non-finite.
+
+    >>> trained = train_map("flow_map:width=16,depth=1", "gauss1d", nfe=(1,), points=256, steps=3)
+    >>> trained.map.angles[0] > trained.map.angles[1]
+    True
+    """
+    row, options = options_of(method)
+    budgets = _budgets(nfe)
+    limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
+    request = Request.of("train_map", field, path=path, dim=dim, seed=seed, seconds=limit, progress=progress)
+    total = _STEPS if steps is None else steps
+    check_count("steps", total, 1)
+    count = next(most for dims, most in _POINTS if request.width <= dims) if points is None else points
+    check_count("points", count, 2)
+    sources = Sources(request, count)
+    if options["teacher"] == "none":
+        _ = sources.data
+    run = Run(row, options, request, sources, budgets, total, begin_from)
+    return run.trained()
+
+
+def _budgets(nfe: int | Iterable[int]) -> tuple[int, ...]:
+    given = (nfe,) if isinstance(nfe, int) else tuple(nfe) if isinstance(nfe, Iterable) else (nfe,)
+    if not given or len(set(given)) < len(given):
+        raise ArgumentError(f"nfe must be one or more different numbers of evaluations, got {nfe!r:.60}")
+    for one in given:
+        check_budget(one)
+    return given

@@ -1,0 +1,160 @@
+r"""A flow map as a solver: ``map:file=FILE`` jumps from time to time, one evaluation of the map's network a jump.
+
+A consistency function goes to its last time only. Beyond one jump it samples as its authors do: jump to the end, add noise,
+jump again (Song et al., arXiv 2303.01469, algorithm 1), so that such runs draw noise and have the law of the data at best, not
+the ends of the flow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffode.errors import ArgumentError, TrainedElsewhereWarning
+from diffode.fields import ExactField, Field
+from diffode.maps import FlowMap, FunctionMap, LearnedMap, load_map
+from diffode.paths import Path
+from diffode.randomness import normal
+from diffode.solvers.direct import DirectSolver, Journey
+from diffode.solvers.solver import check_budget
+from diffode.specs import format_spec
+from diffode.tensor_files import content_of
+
+#: Relative difference of the data's scale from that of the training above which a map warns.
+_SAME_SCALE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSolver(DirectSolver):
+    """A flow map that was trained, from a ``file``, or any map as ``of``: takes every number of evaluations.
+
+    ``diffode train`` and ``.save(file)`` of a trained map write such files. It lays its own times for a number of evaluations,
+    between the ends of its training, and keeps to listed times. The field is not called: what is counted are the map's own
+    evaluations. It warns with TrainedElsewhereWarning if the field's data have another scale than those of the training.
+    """
+
+    file: str = ""
+    of: FlowMap | None = field(default=None, repr=False, compare=False)
+    phi: FlowMap = field(init=False, repr=False, compare=False)
+    #: The content of the map, by which two solvers without a file are told apart.
+    digest: str = field(init=False, repr=False)
+
+    name = "map"
+    reference = "Boffi, Albergo, Vanden-Eijnden, arXiv 2406.07507 (flow maps); Song et al., arXiv 2303.01469 (consistency)"
+    #: It has no order of convergence: more jumps need not be better.
+    order = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.file, os.PathLike):
+            object.__setattr__(self, "file", os.fspath(self.file))
+        if (self.of is None) == (not self.file):
+            raise ArgumentError("map needs file=, a flow map that `diffode train` wrote, or of=, a map in memory")
+        if not isinstance(self.file, str):
+            raise ArgumentError(
+                f"file must be a name that does not read as a number or list, such as ./{self.file}, or quoted: '{self.file}'"
+            )
+        if self.of is not None and not isinstance(self.of, FlowMap):
+            raise ArgumentError(
+                f"of must be a flow map, such as diffode.maps.FunctionMap(phi, path), got {type(self.of).__name__}"
+            )
+        object.__setattr__(self, "phi", load_map(self.file) if self.of is None else self.of)
+        object.__setattr__(self, "digest", self.content())
+
+    @property
+    def spec(self) -> str:
+        """The solver's spec, with the file that it was read from, if any."""
+        return format_spec(self.name, {"file": self.file} if self.file else {})
+
+    @override
+    def content(self) -> str:
+        if isinstance(self.phi, LearnedMap):
+            return content_of([self.phi.clock.mean, *self.phi.net.state_dict().values()])
+        return f"{type(self.phi).__name__} {self.phi.name}"
+
+    @property
+    @override
+    def stochastic(self) -> bool:
+        return self.phi.fixed_end
+
+    @property
+    def takes_steps(self) -> bool:
+        """False: a number of evaluations is one of jumps, for which it lays its own times."""
+        return False
+
+    def check_nfe(self, nfe: int) -> None:
+        """Raise ArgumentError unless ``nfe`` is a number of evaluations that a run can cost."""
+        check_budget(nfe)
+        if nfe % self.phi.cost:
+            raise ArgumentError(
+                f"one jump of {self.spec!r} costs {self.phi.cost} evaluations, of which nfe={nfe} is no multiple"
+            )
+
+    def lay(self, path: Path, nfe: int) -> list[float]:
+        """The times of a run with ``nfe`` evaluations on a path."""
+        return self._on(path).times(nfe // self.phi.cost)
+
+    @override
+    def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
+        phi = self._on(field.require_path("a flow map"))
+        self._say_elsewhere(field, phi)
+        states = [x]
+        with torch.no_grad():
+            for number, (s, t) in enumerate(itertools.pairwise(times)):
+                if not phi.fixed_end:
+                    states.append(phi(states[-1], s, t))
+                else:
+                    end = phi(states[-1], s, phi.ends[1])
+                    last = number == len(times) - 2
+                    states.append(end if last else self._noised(end, phi, t, generator))
+                field.spend(phi.cost)
+        return Journey(torch.stack(states))
+
+    def _noised(self, end: Tensor, phi: FlowMap, t: float, generator: torch.Generator | None) -> Tensor:
+        """Points at the map's last time with the noise of an earlier time added."""
+        ratio = phi.path.alpha(t) / phi.path.alpha(phi.ends[1])
+        spread = max(phi.path.sigma(t) ** 2 - (ratio * phi.path.sigma(phi.ends[1])) ** 2, 0.0) ** 0.5
+        noise = normal(end.shape, generator=generator if generator is not None else 0).to(end)
+        found: Tensor = ratio * end + spread * noise
+        return found
+
+    def _on(self, path: Path) -> FlowMap:
+        """The map in the times of a path; ArgumentError if it knows one path only, and that is another."""
+        if isinstance(self.phi, LearnedMap):
+            return self.phi.on(path)
+        if self.phi.path.spec != path.spec:
+            raise ArgumentError(f"this map is on the path {self.phi.path.spec!r}, the field on {path.spec!r}")
+        return self.phi
+
+    def _say_elsewhere(self, field: Field, phi: FlowMap) -> None:
+        if not isinstance(phi, LearnedMap):
+            return
+        trained = phi.clock
+        apart = abs(field.scale - trained.scale) > _SAME_SCALE * trained.scale
+        if isinstance(field, ExactField) and field.dim == trained.dim:
+            apart |= bool((field.target.mean.cpu() - trained.mean).norm() > _SAME_SCALE * trained.scale * trained.dim**0.5)
+        if apart:
+            known = "" if phi.facts is None else f" ({phi.facts.target})"
+            warnings.warn(
+                f"{self.spec!r} was trained for data of scale {trained.scale:.6g}{known}, not for this field's, of scale "
+                f"{field.scale:.6g}: it gives the data of its training",
+                TrainedElsewhereWarning,
+                stacklevel=2,
+            )
+
+
+def as_flow_map(given: object, path: Path | str = "edm") -> FlowMap:
+    """A flow map of what is given: a map, the name of a file with one, or a function (x, s, t) on a path."""
+    if isinstance(given, FlowMap):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return load_map(os.fspath(given))
+    if callable(given):
+        return FunctionMap(given, path)
+    raise ArgumentError(f"a flow map is a file, a function (x, s, t) or a diffode.maps.FlowMap, got {type(given).__name__}")
