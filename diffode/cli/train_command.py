@@ -12,7 +12,7 @@ import click
 from diffode.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from diffode.learned import Trained
+    from diffode.learned import Trained, TrainedMap
 
 #: Trainings whose solver runs from its file alone, which is always written.
 _WRITTEN = ("bespoke", "conditioned", "amed", "ld3_decoupled")
@@ -26,10 +26,33 @@ _ENDED = {
 }
 
 
+class Budgets(click.ParamType[tuple[int, ...]]):
+    """Numbers of evaluations from 1 to 200, separated by commas."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers of a text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a number of evaluations, or several, as 1,2,4", param, ctx)
+        if not all(1 <= number <= 200 for number in numbers) or len(set(numbers)) < len(numbers):
+            self.fail(f"{value!r} must be different numbers from 1 to 200", param, ctx)
+        return numbers
+
+
 @click.command("train")
 @click.argument("spec")
 @click.option("--target", required=True, help="Target that is trained on.")
-@click.option("--nfe", type=click.IntRange(1, 200), required=True, help="Number of evaluations.")
+@click.option(
+    "--nfe",
+    type=Budgets(),
+    required=True,
+    help="Number of evaluations; for a flow map one or more, as 1,2,4, the first decides.",
+)
 @click.option("--path", default="edm", show_default=True, help="Path spec.")
 @click.option(
     "--seconds",
@@ -47,12 +70,13 @@ _ENDED = {
     default=None,
     help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors, and none for a grid or universal.",
 )
-@click.option("--force", is_flag=True, help="Write over a file that exists.")
+@click.option("--force", is_flag=True, help="Write over a file that exists, and begin an interrupted training anew.")
+@click.option("--resume", is_flag=True, help="Go on with a flow map's training that was interrupted.")
 @json_option
 def command(
     spec: str,
     target: str,
-    nfe: int,
+    nfe: tuple[int, ...],
     path: str,
     seconds: float | None,
     points: int | None,
@@ -60,6 +84,7 @@ def command(
     seed: int,
     output: str | None,
     force: bool,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Train SPEC on a target.
@@ -67,33 +92,41 @@ def command(
     SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT), conditioned (a
     table whose numbers depend on the sample; option units), universal (the member of the universal codebook that suits the
     target), amed (options host, order, time_range, per_step), gits, dmn, ld3 or search (a grid for a solver of one evaluation
-    per step, which is printed; option solver=NAME), or ld3_decoupled (a grid whose evaluations have their own levels, as a
-    table). Errors are on starts outside of training, in units of the data's scale. A table's file runs anywhere as the solver
-    bespoke:file=FILE, a grid's as the grid trained:file=FILE. The same command gives the same numbers unless --seconds ends it
-    early. Ctrl-C keeps the best so far.
+    per step, which is printed; option solver=NAME), ld3_decoupled (a grid whose evaluations have their own levels, as a table),
+    or a way to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode list methods names all, diffode show
+    meanflow tells more). Errors are on starts outside of training, in units of the data's scale. A table's file runs anywhere
+    as the solver bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives
+    the same numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6
               diffode train universal --target ring8 --nfe 6
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
+              diffode train shortcut --target ring8 --nfe 1,2,4
     """
     from diffode import learned
     from diffode.cli.training_log import TrainingLog, curve, interrupts
-    from diffode.errors import UnknownNameError
+    from diffode.errors import ArgumentError, UnknownNameError
+    from diffode.learned import MAP_METHODS
     from diffode.learned.methods import METHODS
     from diffode.specs import parse_spec
 
     name, _ = parse_spec(spec)
     if name not in METHODS:
         raise UnknownNameError("trainable", name, METHODS)
-    file = FilePath(output or f"{name}-{target}-{nfe}.safetensors")
-    writes = name in _WRITTEN or output is not None
-    _check_output(name, file, writes, force)
+    is_map = name in MAP_METHODS
+    if len(nfe) > 1 and not is_map:
+        raise ArgumentError(f"nfe must be one number of evaluations for {name}; flow maps take several")
+    file = FilePath(output or f"{name}-{target}-{'-'.join(map(str, nfe))}.safetensors")
+    writes = name in _WRITTEN or is_map or output is not None
+    interrupted = file.with_suffix(".interrupted.safetensors")
+    _check_output(name, file, writes, force or resume)
+    _check_resume(interrupted, is_map, resume, force)
     try:
         with TrainingLog() as log, interrupts(log) as interrupt:
             trained = learned.train(
-                spec, target, nfe, path=path, points=points, steps=steps, seconds=seconds or math.inf, seed=seed,
-                progress=log.step, stop=interrupt,
+                spec, target, nfe if is_map else nfe[0], path=path, points=points, steps=steps, seconds=seconds or math.inf,
+                seed=seed, progress=log.step, stop=interrupt, resume_file=interrupted if is_map else None,
             )  # fmt: skip
             facts = _kept(trained, name, file, writes)
             log.finish()
@@ -106,17 +139,21 @@ def command(
         print_json(facts)
     else:
         _print(facts)
+    if interrupted.exists():
+        click.echo("the same command with --resume goes on; with --force it begins anew", err=True)
     if trained.stopped_by == "request":
         sys.exit(130)
 
 
 def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str, Any]:
     """Write the result, if it is to be written; returns the facts to print."""
-    from diffode.learned import load
+    from diffode.learned import TrainedMap, load
     from diffode.specs import format_spec
 
     if writes:
         trained.save(file)
+    if isinstance(trained, TrainedMap):
+        return _map_facts(trained, file)
     facts: dict[str, Any] = {"solver": load(file).solver.spec if name in _WRITTEN else trained.solver.spec}
     if trained.grid is not None:
         facts["grid"] = " ".join(f"{t:.10g}" for t in trained.grid.tolist())
@@ -132,6 +169,33 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str
     if trained.history.steps:
         facts["steps"] = trained.history.steps
     return {**facts, "seconds": trained.seconds, "stopped by": trained.stopped_by}
+
+
+def _map_facts(trained: TrainedMap, file: FilePath) -> dict[str, Any]:
+    """The facts of a flow map, of which its file was written, with a picture of its losses and errors."""
+    from diffode.learned import load
+
+    _draw_map(trained, file.with_suffix(".png"))
+    facts: dict[str, Any] = {"solver": load(file).solver.spec, "picture": str(file.with_suffix(".png"))}
+    facts |= {"method": trained.map.method, "Gaussian flow's error": trained.errors.before}
+    facts |= {f"held-out error of {n} jump{'' if n == 1 else 's'}": error for n, error in trained.held_out.items()}
+    return {**facts, "steps": trained.history.steps, "seconds": trained.seconds, "stopped by": trained.stopped_by}
+
+
+def _check_resume(file: FilePath, is_map: bool, resume: bool, force: bool) -> None:
+    """Raise ArgumentError if a training can't go on, or would begin anew by mistake; with ``force`` it may."""
+    from diffode.errors import ArgumentError
+
+    if resume and not is_map:
+        raise ArgumentError("resume goes with flow maps; other trainings begin anew")
+    if resume and force:
+        raise ArgumentError("give --resume to go on or --force to begin anew, not both")
+    if resume and not file.exists():
+        raise ArgumentError(f"there is no interrupted training to go on with, {str(file)!r}: leave --resume out")
+    if is_map and file.exists() and not resume:
+        if not force:
+            raise ArgumentError(f"{str(file)!r} is an interrupted training: go on with --resume, or begin anew with --force")
+        file.unlink()
 
 
 def _check_output(name: str, file: FilePath, writes: bool, force: bool) -> None:
@@ -174,6 +238,26 @@ def _print(facts: dict[str, Any]) -> None:
         elif key == "times smaller":
             shown = f"{shown} than the error of what it began from"
         click.echo(f"{key:{width}s}  {shown}")
+
+
+def _draw_map(trained: TrainedMap, file: FilePath) -> None:
+    """Draw the loss of every step, and the held-out errors along the training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, errors = figure.subplots(1, 2)
+    steps, checks = trained.history.steps, len(trained.history.held_out)
+    loss.semilogy(range(1, steps + 1), [max(value, 1e-300) for value in trained.history.error], lw=0.6)
+    loss.set(title=f"{trained.map.method}, {trained.facts.target}", xlabel="step", ylabel="loss")
+    places = [steps * (k + 1) / checks for k in range(checks)]
+    errors.semilogy(places, trained.history.held_out, "o-", ms=3, label=f"{trained.nfe} jump{'' if trained.nfe == 1 else 's'}")
+    if trained.errors.before:
+        errors.axhline(trained.errors.before, color="grey", ls="--", lw=1, label="Gaussian flow")
+    errors.set(title="held-out starts", xlabel="step", ylabel="mean error / scale")
+    errors.legend(fontsize=8)
+    for panel in (loss, errors):
+        panel.grid(alpha=0.3)
+    figure.savefig(file, dpi=90)
 
 
 def _draw(trained: Trained, file: FilePath) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
@@ -13,13 +14,15 @@ from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.limit import Limit
+from diffode.learned.maps.table import MAP_METHODS, MapMethod
+from diffode.learned.maps.training import train_map
 from diffode.learned.progress import Progress
 from diffode.learned.tables.training import train_table
 from diffode.learned.trained import Trained
 from diffode.learned.universal.tuning import tune_universal
 from diffode.paths import Path
 from diffode.solvers.solver import check_budget
-from diffode.specs import parse_spec
+from diffode.specs import format_spec, parse_spec
 from diffode.targets import Target
 
 #: Share of a limit of seconds after which a conditioned table's own training ends and its conditioning begins.
@@ -43,7 +46,7 @@ class Method(NamedTuple):
 def train(
     method: str,
     field: Field | Target | str,
-    nfe: int,
+    nfe: int | Sequence[int],
     *,
     path: Path | str = "edm",
     dim: int | Sequence[int] | None = None,
@@ -53,24 +56,28 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    resume_file: str | FilePath | None = None,
 ) -> Trained:
     """Train a solver or a grid for a field, by a method's name.
 
     Args:
         method: ``bespoke`` (all numbers of a table), ``conditioned`` (a table whose numbers depend on the sample),
             ``universal`` (the best member of the codebook), ``amed``, a grid by ``gits``, ``dmn``, ``ld3`` or ``search``, or
-            ``ld3_decoupled``; with options, as ``"ld3:solver=ipndm"``. The options are the further arguments of
-            ``train_table``, ``condition``, ``tune_universal``, ``train_amed``, and of the functions of these names.
+            ``ld3_decoupled``; a flow map by a method of ``MAP_METHODS``, such as ``flow_map`` or ``meanflow``; with options,
+            as ``"ld3:solver=ipndm"``. The options are the further arguments of ``train_table``, ``condition``,
+            ``tune_universal``, ``train_amed``, of the functions of these names, and those of a row of the table.
         field: a target or its name, or a field with a path.
-        nfe: number of evaluations.
+        nfe: number of evaluations; for flow maps one or more, of which the first decides.
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of starts to train on; the default is the method's.
-        steps: largest number of steps of the training: of Gauss-Newton, or of Adam for ``amed``; the default is the method's.
+        steps: largest number of steps of the training: of Gauss-Newton, or of the optimiser for ``amed`` and flow maps; the
+            default is the method's.
         seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
         seed: seed of the starts; those of training, held out and of the test are separate streams.
         progress: called with every :class:`Step`.
         stop: a function called after every step; if it returns True, the best so far is returned.
+        resume_file: for flow maps, a file of an interrupted training, as in :func:`train_map`.
 
     Returns:
         :class:`Trained`: ``diffode.solve(field, x, **trained.arguments)`` runs it.
@@ -88,7 +95,10 @@ def train(
     if name not in METHODS:
         raise UnknownNameError("way to train", name, METHODS)
     chosen = METHODS[name]
-    check_budget(nfe)
+    if name not in MAP_METHODS:
+        if not isinstance(nfe, int):
+            raise ArgumentError(f"nfe must be one number of evaluations for {name}, got {nfe!r:.60}; flow maps take several")
+        check_budget(nfe)
     wrong = next((key for key in options if key not in chosen.options), None)
     if wrong is not None:
         known = ", ".join(chosen.options) or "none"
@@ -102,7 +112,11 @@ def train(
             # Its own error would name an argument that the caller has not given.
             check_count(key, value, 1)
         options[chosen.takes[key]] = value
-    common = {"path": path, "dim": dim, "seconds": seconds, "seed": seed, "progress": progress, "stop": stop}
+    common: dict[str, Any] = {"path": path, "dim": dim, "seconds": seconds, "seed": seed, "progress": progress, "stop": stop}
+    if resume_file is not None:
+        if name not in MAP_METHODS:
+            raise ArgumentError(f"{name} can't go on with an interrupted training: leave resume_file out")
+        common["resume_file"] = resume_file
     return chosen.make(field, nfe, **common, **options)
 
 
@@ -134,6 +148,15 @@ def _grid(method: str) -> Callable[..., Trained]:
     return make
 
 
+def _map(row: MapMethod) -> Method:
+    def make(field: Field | Target | str, nfe: int | Sequence[int], **given: Any) -> Trained:
+        options = {key: given.pop(key) for key in row.defaults if key in given}
+        return train_map(format_spec(row.name, options), field, nfe, **given)
+
+    takes = {"steps": "steps", **({"points": "points"} if row.trajectories else {})}
+    return Method(make, tuple(row.defaults), takes)
+
+
 #: Options of grids whose levels are trained.
 _LEVELS = ("solver", "grid", "rounds")
 #: The methods by name.
@@ -155,4 +178,5 @@ METHODS = {
     "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),
     "ld3_decoupled": Method(train_decoupled, _LEVELS, {"points": "points", "steps": "rounds"}),
     "search": Method(_grid("search"), ("solver",), {"points": "points"}),
+    **{name: _map(row) for name, row in MAP_METHODS.items()},
 }

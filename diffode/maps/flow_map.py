@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError, FieldError
 from diffode.maps.clock import AngleClock
-from diffode.maps.networks import AngleMap, network
+from diffode.maps.networks import AngleMap, OneTime, network
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.targets.target import Scalar
@@ -172,7 +172,9 @@ class LearnedMap(FlowMap):
         if key not in self._by_kind:
             copy = network(self.kind, self.shape, width=self.width, depth=self.depth)
             copy.load_state_dict(self.net.state_dict())
-            made = AngleMap(copy, self.parametrisation).to(device=like.device, dtype=like.dtype)
+            made = AngleMap(OneTime(copy) if self.one_time else copy, self.parametrisation).to(
+                device=like.device, dtype=like.dtype
+            )
             self._by_kind[key] = made.requires_grad_(False)
         return self._by_kind[key]
 

@@ -94,6 +94,19 @@ def network(kind: str, shape: tuple[int, ...], *, width: int, depth: int = 0) ->
     raise ArgumentError(f"kind must be perceptron or unet, got {kind!r}")
 
 
+class OneTime(nn.Module):
+    """A network that is told where it is and not where it goes, as a velocity is: F(y, a, a) whatever b."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    @override
+    def forward(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        found: Tensor = self.net(y, a, a)
+        return found
+
+
 class AngleMap(nn.Module):
     """The map of a network in the angle clock: ``(y, a, b) -> y_b`` for states (B, D) and angles (B,).
 

@@ -27,7 +27,7 @@ OPTIMISERS = ("adam", "muon", "soap")
 
 
 class Optimisers:
-    """One optimiser, or two that share the parameters.
+    """One optimiser, or two that share the parameters; ``all`` of them.
 
     Args:
         parameters: the network's.
@@ -40,20 +40,20 @@ class Optimisers:
         matrices = [p for p in parameters if kind != "adam" and p.ndim == 2 and min(p.shape) > 1]
         chosen = {id(p) for p in matrices}
         rest = [p for p in parameters if id(p) not in chosen]
-        self._all: list[torch.optim.Optimizer] = [torch.optim.Adam([*rest, *weigher], lr=rate, betas=_BETAS)]
+        self.all: list[torch.optim.Optimizer] = [torch.optim.Adam([*rest, *weigher], lr=rate, betas=_BETAS)]
         if matrices:
-            self._all.append(Muon(matrices, _MUON_RATE * rate) if kind == "muon" else SOAP(matrices, rate))
-        self._rates = [float(one.param_groups[0]["lr"]) for one in self._all]
+            self.all.append(Muon(matrices, _MUON_RATE * rate) if kind == "muon" else SOAP(matrices, rate))
+        self._rates = [float(one.param_groups[0]["lr"]) for one in self.all]
         self._parameters = list(parameters)
 
     def step(self, loss: Tensor, share: float, largest: float) -> None:
         """A step down a loss, with a share of the first rate and the gradient cut to a norm."""
-        for one, rate in zip(self._all, self._rates, strict=True):
+        for one, rate in zip(self.all, self._rates, strict=True):
             one.zero_grad()
             one.param_groups[0]["lr"] = rate * share
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, largest)
-        for one in self._all:
+        for one in self.all:
             one.step()
 
 
@@ -109,7 +109,12 @@ class SOAP(torch.optim.Optimizer):
         state, factors = self.state[p], (gradient @ gradient.T, gradient.T @ gradient)
         if not state:
             # The first gradient only begins the factors, as in the authors' program.
-            state.update(number=0, factors=list(factors), mean=torch.zeros_like(p), square=torch.zeros_like(p))
+            state.update(
+                number=torch.zeros((), dtype=torch.int64),
+                factors=list(factors),
+                mean=torch.zeros_like(p),
+                square=torch.zeros_like(p),
+            )
             state["bases"] = [torch.linalg.eigh(factor)[1] for factor in factors]
             return
         state["number"] += 1
@@ -119,7 +124,7 @@ class SOAP(torch.optim.Optimizer):
         turned = left.T @ gradient @ right
         state["mean"].lerp_(gradient, 1 - _BETAS[0])
         state["square"].lerp_(turned.square(), 1 - _BETAS[1])
-        number = state["number"]
+        number = int(state["number"])
         mean = (left.T @ state["mean"] @ right) / (1 - _BETAS[0] ** number)
         size = (state["square"] / (1 - _BETAS[1] ** number)).sqrt() + _SMALL
         p.add_(left @ (mean / size) @ right.T, alpha=-rate)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from diffode.errors import ArgumentError, NumericalError
 from diffode.flows import reference
-from diffode.learned.maps.answers import OneTime
 from diffode.learned.maps.losses import loss_of, weigher
 from diffode.learned.maps.optimisers import Optimisers
 from diffode.learned.maps.residuals import Context
@@ -26,7 +26,7 @@ from diffode.learned.request import Request
 from diffode.learned.trained import History
 from diffode.maps import LearnedMap, load_map
 from diffode.maps.flow_map import uniform
-from diffode.maps.networks import AngleMap, network
+from diffode.maps.networks import AngleMap, OneTime, network
 from diffode.solvers.trained.mapped import MapSolver
 from diffode.specs import format_spec
 
@@ -52,9 +52,10 @@ class Run:
         budgets: tuple[int, ...],
         total: int,
         begin_from: LearnedMap | str | FilePath | None,
+        asked: str,
     ):
         self.row, self.options, self.request, self.sources = row, options, request, sources
-        self.budgets, self.total = budgets, total
+        self.budgets, self.total, self.asked = budgets, total, asked
         kind, shape = options["kind"], request.shape
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(request.stream("network").get_state())
@@ -71,6 +72,12 @@ class Run:
         self.best: tuple[float, dict[str, Tensor]] = (math.inf, copy.deepcopy(self.average.state_dict()))
         self.losses: list[float] = []
         self.errors: list[float] = []
+        self.optimisers = Optimisers([*self.net.parameters()], options["optimiser"], options["rate"], self.weigher.parameters())
+        #: Networks that stages have left, by number of the stage; the number of steps taken; seconds of earlier parts.
+        self.frozen: dict[int, nn.Module] = {}
+        self.number, self.before_seconds = 0, 0.0
+        #: The best and the errors of planned checks, where an unplanned one came after them.
+        self.planned: tuple[tuple[float, dict[str, Tensor]], list[float]] | None = None
 
     def _as_map(self, net: nn.Module) -> AngleMap:
         return AngleMap(OneTime(net) if self.options["one_time"] else net, self.options["parametrisation"])
@@ -101,13 +108,10 @@ class Run:
 
     def trained(self) -> TrainedMap:
         """Train, and give the best that held-out starts have seen."""
-        optimisers = Optimisers(
-            [*self.net.parameters()], self.options["optimiser"], self.options["rate"], self.weigher.parameters()
-        )
         before = self._error(None, 1, self._problem(_HELD_OUT, "test"))
         every = max(1, self.total // _CHECKS)
-        number = 0
-        for number in range(1, self.total + 1):
+        for number in range(self.number + 1, self.total + 1):
+            self.number = number
             self.context.share = (number - 1) / self.total
             self._freeze(number)
             loss = loss_of(
@@ -122,18 +126,22 @@ class Run:
                     f"the training of {self.row.name} diverged at step {number}: lower rate= (it is "
                     f"{self.options['rate']:g}), or begin from a trained map (begin_from)"
                 )
-            optimisers.step(loss, self._rate(number), _LARGEST_GRADIENT)
+            self.optimisers.step(loss, self._rate(number), _LARGEST_GRADIENT)
             self._grow_average(number)
             self.losses.append(value)
             last = number == self.total
             ended = self.request.limit.reached() and not last
-            if number % every == 0 or last or ended:
+            if number % every == 0 or last:
+                self._check()
+            elif ended:
+                # An end that was not planned is looked at, but a training that goes on later does not know of it.
+                self.planned = self.best, list(self.errors)
                 self._check()
             held_out = self.errors[-1] if self.errors else None
             self.request.tell(Step(f"train {self.row.name}", number, self.total, math.sqrt(max(value, 0.0)), held_out))
             if ended:
                 break
-        return self._result(before, number)
+        return self._result(before)
 
     def _rate(self, number: int) -> float:
         """The share of the first rate that a step has: all, then a cosine to 0."""
@@ -153,8 +161,12 @@ class Run:
         stages = self.options.get("rounds", self.options.get("freeze", 1))
         stage = int((number - 1) / self.total * stages)
         if stage and stage - 1 not in self.context.frozen:
-            kept = copy.deepcopy(self.answer).requires_grad_(False)
-            self.context.frozen[stage - 1] = kept
+            self.keep_frozen(stage - 1, copy.deepcopy(self.average))
+
+    def keep_frozen(self, stage: int, net: nn.Module) -> None:
+        """Let a network be what a stage has left."""
+        self.frozen[stage] = net.requires_grad_(False)
+        self.context.frozen[stage] = self._as_map(net)
 
     def _check(self) -> None:
         error = self._error(self.answer, self.budgets[0], self.held_out)
@@ -202,7 +214,7 @@ class Run:
             found[jumps] = candidates[errors.index(min(errors))]
         return found
 
-    def _result(self, before: float, steps: int) -> TrainedMap:
+    def _result(self, before: float) -> TrainedMap:
         self.average.load_state_dict(self.best[1])
         test = self._problem(_HELD_OUT, "test")
         fixed = self.options["fixed_end"]
@@ -212,6 +224,7 @@ class Run:
             # A consistency function is judged for one jump, whatever was asked for: further ones draw noise.
             errors = {1: self._error(self.answer, 1, test)}
         facts = self.request.facts(self.begun, before, next(iter(errors.values())))
+        facts = replace(facts, seconds=facts.seconds + self.before_seconds)
         shown = {k: v for k, v in self.options.items() if v != self.row.defaults[k]}
         found = LearnedMap(
             copy.deepcopy(self.average), self.options["kind"], self.request.shape, self.options["width"], self.options["depth"],
@@ -219,5 +232,5 @@ class Run:
             self.options["one_time"], grids, errors, format_spec(self.row.name, shown), facts,
         )  # fmt: skip
         solver = MapSolver(of=found)
-        history = History(tuple(self.losses), tuple(self.errors), steps)
+        history = History(tuple(self.losses), tuple(self.errors), self.number)
         return TrainedMap(solver, next(iter(errors)), facts, SavedMap(found), None, history)

@@ -42,6 +42,7 @@ class MapMethod:
         teachers: the teachers that it can learn from: ``exact`` (the field that is given, exact or a network), ``none`` (data),
             ``own`` (the map itself).
         departures: what differs from the paper.
+        trajectories: whether it learns from exact trajectories, of which there is a number.
         options: its own options, and defaults that differ from ``COMMON``.
     """
 
@@ -52,6 +53,7 @@ class MapMethod:
     cost: str
     teachers: tuple[str, ...] = ("exact",)
     departures: str = ""
+    trajectories: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,6 +80,7 @@ MAP_METHODS = {
             residuals.pairs,
             "regression on pairs; the recommended one where an exact or fine teacher is at hand",
             "1 call of the network; the trajectories once",
+            trajectories=True,
         ),
         MapMethod(
             "distillation",
@@ -86,6 +89,7 @@ MAP_METHODS = {
             "Luhman and Luhman, arXiv 2101.02388 (knowledge distillation)",
             "1 call of the network; the trajectories once",
             departures="the squared distance in place of a perceptual one; the map is right for one jump alone",
+            trajectories=True,
         ),
         MapMethod(
             "reflow",
@@ -94,6 +98,7 @@ MAP_METHODS = {
             "Liu, Gong, Liu, arXiv 2209.03003, algorithm 1, rounds after the first",
             "1 call of the network; the trajectories once a round",
             departures="the first round, flow matching, is the field that is given; further ones couple by the network before",
+            trajectories=True,
             options={"parametrisation": "average", "one_time": True, "rounds": 1},
         ),
         MapMethod(

@@ -12,6 +12,7 @@ from diffode.learned.arguments import check_count
 from diffode.learned.limit import Limit
 from diffode.learned.maps.options import options_of
 from diffode.learned.maps.run import Run
+from diffode.learned.maps.snapshots import resume, save_snapshot
 from diffode.learned.maps.sources import Sources
 from diffode.learned.maps.trained_map import TrainedMap
 from diffode.learned.progress import Progress
@@ -40,6 +41,7 @@ def train_map(
     seconds: float | Limit = math.inf,
     seed: int = 0,
     begin_from: LearnedMap | str | FilePath | None = None,
+    resume_file: str | FilePath | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainedMap:
@@ -57,6 +59,8 @@ def train_map(
         seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
         seed: seed of all streams: the network, trajectories, batches, held-out starts, test starts.
         begin_from: a map, or the file of one, from whose weights the training begins.
+        resume_file: a file for an interrupted training. If it exists, the training goes on from it, and gives the numbers that
+            it would have given at once; if this one is ended early, it is written, and removed when all steps were taken.
         progress: called with every step; ``error`` is the loss, ``held_out`` the last error on held-out starts.
         stop: a function called after every step; if it returns True, the best so far is returned.
 
@@ -80,13 +84,26 @@ def train_map(
     request = Request.of("train_map", field, path=path, dim=dim, seed=seed, seconds=limit, progress=progress)
     total = _STEPS if steps is None else steps
     check_count("steps", total, 1)
+    if points is not None and not row.trajectories:
+        raise ArgumentError(f"{row.name} draws its states anew at every step and has no number of points: leave points out")
     count = next(most for dims, most in _POINTS if request.width <= dims) if points is None else points
     check_count("points", count, 2)
     sources = Sources(request, count)
     if options["teacher"] == "none":
         _ = sources.data
-    run = Run(row, options, request, sources, budgets, total, begin_from)
-    return run.trained()
+    asked = f"{method} on {request.target}, {request.path.spec}, {total} steps, {count} points, seed {seed}, nfe {budgets}"
+    run = Run(row, options, request, sources, budgets, total, begin_from, asked)
+    if resume_file is None:
+        return run.trained()
+    file = FilePath(resume_file)
+    if file.exists():
+        resume(run, file)
+    trained = run.trained()
+    if trained.stopped_by != "counts":
+        save_snapshot(run, file)
+    else:
+        file.unlink(missing_ok=True)
+    return trained
 
 
 def _budgets(nfe: int | Iterable[int]) -> tuple[int, ...]:
