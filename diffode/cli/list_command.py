@@ -14,14 +14,25 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("targets", "paths", "grids", "solvers", "metrics", "suites")
+_KINDS = ("targets", "paths", "grids", "solvers", "metrics", "methods", "suites")
+
+
+#: Trainings whose functions are made, and have no words of their own.
+_OWN_WORDS = {
+    "conditioned": "a table whose numbers depend on the sample",
+    "amed": "AMED: the times of inner evaluations from a network",
+    "gits": "a grid by dynamic programming over the local errors of Euler's method",
+    "dmn": "a grid that minimises a bound on the global error",
+    "ld3": "a grid whose levels are trained through the solver",
+    "search": "the best of the published grids",
+}
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List what is registered: targets, paths, grids, solvers, metrics, suites, or all of them.
+    """List what is registered: targets, paths, grids, solvers, metrics, methods of training, suites, or all of them.
 
     Options are shown with their defaults, and with their possible values where these are few; diffode show NAME tells more.
     Solvers also have the names that other programs use for them.
@@ -62,6 +73,8 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
         for name in suite_names():
             suite = load_suite(name)
             yield {"name": name, "summary": suite.summary, "runs": f"{len(suite.cells):,}"}
+    elif kind == "methods":
+        yield from _methods()
     elif kind == "targets":
         from diffode import targets
 
@@ -79,6 +92,22 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             options = ", ".join(f"{key}={value}" for key, value in options_of_maker(entry.make).items())
             row = {"name": name, "summary": plain_text(entry.summary), "options": options}
             yield {**row, "also called": ", ".join(also.get(name, ()))} if also else row
+
+
+def _methods() -> Iterator[dict[str, str]]:
+    """The ways to train: what each gives, from what it learns, and what it makes small."""
+    from diffode.learned import MAP_METHODS
+    from diffode.learned.methods import METHODS
+
+    learns = {"exact": "field", "none": "data", "own": "data and itself"}
+    for name, method in METHODS.items():
+        row = MAP_METHODS.get(name)
+        if row is None:
+            summary = plain_text((inspect.getdoc(method.make) or "").partition("\n")[0]) or _OWN_WORDS.get(name, "")
+            yield {"name": name, "gives": "solver or grid", "learns from": "field", "summary": summary}
+        else:
+            from_ = " or ".join(learns[teacher] for teacher in row.teachers)
+            yield {"name": name, "gives": "flow map", "learns from": from_, "summary": row.objective}
 
 
 def options_of_maker(make: Callable[..., Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from diffode.cli.list_command import options_of_maker, registries
+from diffode.cli.methods_told import is_method, method_told
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
@@ -25,13 +26,15 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
     """Show the meaning of a name or spec of any kind.
 
     A target: its card, dimension, tags. A path: alpha, sigma and rho at some times. A grid: its times. A solver: source, order,
-    options, tableau. A metric: its description. A name of several kinds is shown as each; path:NAME, solver:NAME and the like
+    options, tableau. A metric: its description. A way to train a flow map: what it makes small, source, cost, departures,
+    options. A name of several kinds is shown as each; path:NAME, solver:NAME and the like
     choose one.
 
     \b
     Example:  diffode show dpmpp:order=2 --steps 4
               diffode show digits-gmm10
               diffode show path:ddpm
+              diffode show meanflow
     """
     told = remembered(("show", spec, steps, path, grid), lambda: _told(spec, steps, path, grid))
     if as_json:
@@ -48,9 +51,12 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
 def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[str, Any]], bool]:
     """What there is to tell, by kind, and whether it depends on this package alone."""
     from diffode.errors import UnknownNameError
+    from diffode.learned import MAP_METHODS
 
     known = registries()
     word, colon, rest = spec.partition(":")
+    if (word == "method" and rest) or is_method(spec):
+        return {"method": method_told(rest if word == "method" else spec)}, True
     kinds = [word] if colon and rest and word in _KINDS and not any(word in r.names() for r in known.values()) else None
     asked = rest if kinds else spec
     found = [kind for kind in kinds or _KINDS if _knows(known[kind], asked)]
@@ -58,9 +64,9 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
         # If the kind was named, its registry raises the best error.
         if kinds:
             known[kinds[0]].check(asked)
-        names = [name for registry in known.values() for name in registry.names()]
+        names = [name for registry in known.values() for name in registry.names()] + list(MAP_METHODS)
         advice = known["solver"].advised(asked)
-        kind = "target, path, grid, solver or metric"
+        kind = "target, path, grid, solver, metric or method"
         also = [name for registry in known.values() for name in registry.aliases]
         raise UnknownNameError(kind, asked.partition(":")[0], names, also=also, advice=advice)
     shows = {

@@ -76,10 +76,12 @@ def load_map(file: str | FilePath, path: paths.Path | str | None = None) -> Lear
         if len(mean) != math.prod(shape):
             raise ValueError("mean must have a number for each coordinate of a row")
         angles = _angles(description["angles"], 1)
-        grids = {_jumps(key): _angles(value, _jumps(key)) for key, value in dict(description["grids"]).items()}
+        if not all(isinstance(description[key], dict) for key in ("grids", "held_out")):
+            raise ValueError("grids and held_out must be objects")
+        grids = {_jumps(key): _angles(value, _jumps(key)) for key, value in description["grids"].items()}
         if any((grid[0], grid[-1]) != angles for grid in grids.values()):
             raise ValueError("grids must begin and end at the map's own angles")
-        held_out = {_jumps(key): math.inf if v is None else float(v) for key, v in dict(description["held_out"]).items()}
+        held_out = {_jumps(key): math.inf if v is None else float(v) for key, v in description["held_out"].items()}
         if any(math.isnan(value) or value < 0 for value in held_out.values()):
             raise ValueError("held_out must hold errors")
         with torch.device("meta"):

@@ -196,8 +196,12 @@ class LearnedMap(FlowMap):
 
     @override
     def times(self, count: int) -> list[float]:
-        angles = self.grids.get(count) or uniform(self.angles, count)
-        return [self._time(angle) for angle in angles]
+        own = [float(self.clock.angle(self.path, t)) for t in (self.path.t_max, self.path.t_min)]
+        if all(abs(one - known) <= _SAME_ANGLE for one, known in zip(own, self.angles, strict=True)):
+            return [self._time(angle) for angle in self.grids.get(count) or uniform(self.angles, count)]
+        # The path's ends are kept: a start is at its first time. If the map was not trained there, it will say so.
+        inner = uniform((own[0], own[1]), count)[1:-1]
+        return [self.path.t_max, *(self._time(angle) for angle in inner), self.path.t_min]
 
     def _time(self, angle: float) -> float:
         """The time of an angle; an end of the path itself where it is one."""
@@ -223,7 +227,7 @@ class LearnedMap(FlowMap):
             first, last = self.ends
             raise ArgumentError(
                 f"{name}={wrong:g} is outside of the times that this map was trained for, {first:g} to {last:g} on "
-                f"{self.path.spec}"
+                f"{self.path.spec}: run it between these, or train one on this path"
             )
         return angle.clamp(least, most)
 

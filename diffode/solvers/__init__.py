@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston, RungeKutta
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
+    from diffode.solvers.trained.mapped import MapSolver
     from diffode.solvers.unipc import UniPC
 
 #: Solver classes and `stream`, with the modules that they are in.
@@ -68,6 +69,7 @@ _PLACES = {
     "IPNDM": "adams",
     "IPNDMVariable": "adams",
     "LMS": "adams",
+    "MapSolver": "trained.mapped",
     "Midpoint": "runge_kutta",
     "PredictorCorrector": "predictor_corrector",
     "RK4": "runge_kutta",
@@ -122,6 +124,7 @@ __all__ = [
     "Heun",
     "IPNDMVariable",
     "Journey",
+    "MapSolver",
     "Midpoint",
     "PredictorCorrector",
     "Ralston",

@@ -40,6 +40,9 @@ def options_of(method: str) -> tuple[MapMethod, dict[str, Any]]:
 
 def _checked(name: str, row: MapMethod, key: str, value: Any, default: Any) -> Any:
     """An option's value; ArgumentError for one that it can't have."""
+    if value is None and default is not None:
+        # A spec reads the word none as None.
+        value = "none"
     choices: Sequence[Any] | None = {
         "parametrisation": tuple(PARAMETRISATIONS),
         "law": ("uniform", "logit_normal", "lognormal", "scm", *(("dyadic",) if row.options.get("law") == "dyadic" else ())),

@@ -1,0 +1,434 @@
+"""Flow maps: the angle clock, parametrisations, networks as maps, runs, and files."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from maps_exact import exact_map, slope
+
+import diffode
+from diffode import learned, maps, paths
+from diffode.errors import ArgumentError, BudgetError, FieldError, FileFormatError, TrainedElsewhereWarning, UnknownNameError
+from diffode.maps import AngleClock, FunctionMap, LearnedMap
+from diffode.maps.networks import AngleMap, OneTime, features, network
+from diffode.maps.parametrisations import PARAMETRISATIONS, parametrisation
+from diffode.tensor_files import read_tensors, write_tensors
+
+PATHS = ["edm", "rectified_flow", "vp", "vp_cosine", "trigonometric"]
+
+
+def angles(n, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    a = 0.02 + 1.5 * torch.rand(n, generator=draw, dtype=torch.float64)
+    return a, a * torch.rand(n, generator=draw, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_clock_takes_any_path_to_a_state_of_variance_one_and_back(name):
+    path = paths.get(name)
+    clock = AngleClock(torch.tensor([3.0, -1.0], dtype=torch.float64), 2.5)
+    draw = torch.Generator().manual_seed(0)
+    data = clock.mean + clock.scale * torch.randn(40_000, 2, generator=draw, dtype=torch.float64)
+    noise = torch.randn(40_000, 2, generator=draw, dtype=torch.float64)
+    for t in (path.t_max, (path.t_max + path.t_min) / 3, path.t_min):
+        x = path.alpha(t) * data + path.sigma(t) * noise
+        y = clock.state(x, path, t)
+        theta = clock.angle(path, t)
+        known = math.cos(theta) * (data - clock.mean) / clock.scale + math.sin(theta) * noise
+        assert torch.allclose(y, known, atol=1e-12)
+        assert float(y.square().mean()) == pytest.approx(1, abs=0.02)
+        assert torch.allclose(clock.point(y, path, t), x, rtol=1e-12, atol=1e-12)
+        if 0 < theta < math.pi / 2:
+            assert float(clock.time(path, theta)) == pytest.approx(t, rel=1e-9)
+
+
+def test_the_clock_takes_a_time_for_every_row():
+    path, clock = paths.get("vp"), AngleClock(torch.zeros(1, dtype=torch.float64), 1.5)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    together = clock.state(x, path, t)
+    for k in range(3):
+        assert torch.equal(together[k], clock.state(x[k : k + 1], path, float(t[k]))[0])
+        assert float(clock.angle(path, t)[k]) == pytest.approx(clock.angle(path, float(t[k])), abs=1e-15)
+
+
+def test_the_velocity_of_the_clock_is_the_slope_of_the_flow():
+    field = diffode.exact_field("ring8", "edm")
+    clock, h = AngleClock.of(field), 1e-4
+    x = field.marginal(6, 0.9, generator=0)
+    theta = clock.angle(field.path, 0.9)
+    velocity = clock.velocity(field, clock.state(x, field.path, 0.9), torch.full((6,), theta, dtype=torch.float64))
+    there = []
+    for shifted in (theta + h, theta - h):
+        t = float(clock.time(field.path, shifted))
+        there.append(clock.state(diffode.reference(field, x, 0.9, t).x, field.path, t))
+    assert torch.allclose((there[0] - there[1]) / (2 * h), velocity, atol=2e-6)
+
+
+def test_the_clock_refuses_data_without_a_size():
+    for scale in (0.0, math.inf, math.nan, -1.0):
+        with pytest.raises(ArgumentError, match="scale"):
+            AngleClock(torch.zeros(1, dtype=torch.float64), scale)
+    with pytest.raises(ArgumentError, match="mean"):
+        AngleClock(torch.zeros(0, dtype=torch.float64), 1.0)
+    with pytest.raises(ArgumentError, match="dim="):
+        AngleClock.of(diffode.Field.from_velocity(lambda x, t: x, path="edm"))
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_a_parametrisation_is_the_identity_where_it_does_not_go_anywhere(name):
+    a, _ = angles(50)
+    keep, gain = parametrisation(name).coefficients(a, a)
+    assert torch.allclose(keep, torch.ones_like(a), atol=1e-15)
+    assert torch.allclose(gain, torch.zeros_like(a), atol=1e-15)
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_rates_of_a_parametrisation_are_those_of_differences(name):
+    (a, b), h = angles(50), 1e-6
+    form = parametrisation(name)
+    by_a, by_b = form.rates(a, b)
+    for rates, ahead, behind in ((by_a, (a + h, b), (a - h, b)), (by_b, (a, b + h), (a, b - h))):
+        for rate, one, other in zip(rates, form.coefficients(*ahead), form.coefficients(*behind), strict=True):
+            assert torch.allclose((one - other) / (2 * h), rate, rtol=1e-6, atol=1e-7)
+
+
+def test_published_forms_are_theirs_in_their_own_coordinates():
+    a, b = angles(20)
+    y, answer = torch.randn(20, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
+
+    def there(name):
+        keep, gain = parametrisation(name).coefficients(a, b)
+        return keep * y + gain * answer
+
+    # EDM's x = y/cos, sigma = tan, data of scale 1: f = c_skip x + c_out F, with the end's level for epsilon.
+    x, sigma, end = y / a.cos(), a.tan(), b.tan()
+    skip, out = 1 / ((sigma - end) ** 2 + 1), (sigma - end) / (sigma**2 + 1).sqrt()
+    assert torch.allclose(there("edm"), (skip * x + out * answer) * b.cos(), rtol=1e-12)
+    # CTM: G = (t/s) x + (1 - t/s) g.
+    assert torch.allclose(there("ddim"), (end / sigma * x + (1 - end / sigma) * answer) * b.cos(), rtol=1e-12)
+    # Rectified flow's x = y/(cos + sin), t = sin/(cos + sin): an average velocity.
+    size = a.cos() + a.sin(), b.cos() + b.sin()
+    t = a.sin() / size[0], b.sin() / size[1]
+    assert torch.allclose(there("average"), (y / size[0] + (t[1] - t[0]) * answer) * size[1], rtol=1e-12)
+    # TrigFlow: f = cos(s) x - sin(s) F at t = 0.
+    keep, gain = parametrisation("trig").coefficients(a, torch.zeros_like(a))
+    assert torch.allclose(keep, a.cos())
+    assert torch.allclose(gain, -a.sin())
+
+
+def test_unknown_parametrisations_are_told():
+    with pytest.raises(UnknownNameError, match="average"):
+        parametrisation("avrage")
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("perceptron", (3,)), ("unet", (1, 8, 8))])
+def test_a_new_network_is_the_gaussian_flow_and_its_rows_are_apart(kind, shape):
+    torch.manual_seed(0)
+    net = network(kind, shape, width=8, depth=2)
+    y, (a, b) = torch.randn(4, math.prod(shape)), (part.float() for part in angles(4))
+    assert torch.equal(AngleMap(net, "angle")(y, a, b), y)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    whole = net(y, a, b)
+    assert torch.allclose(whole[1:2], net(y[1:2], a[1:2], b[1:2]), atol=1e-5)
+    assert not torch.allclose(whole, net(y, a, b * 0.5))
+    assert torch.equal(OneTime(net)(y, a, b), OneTime(net)(y, a, b * 0.5))
+
+
+def test_a_network_of_another_kind_is_told():
+    with pytest.raises(ArgumentError, match="perceptron or unet"):
+        network("transformer", (2,), width=8)
+    for shape in ((2,), (1, 7, 7), (1, 8, 6)):
+        with pytest.raises(ArgumentError, match="even size"):
+            network("unet", shape, width=8)
+
+
+def test_features_are_finite_and_smooth_at_the_ends():
+    ends = torch.tensor([0.0, 1e-9, math.pi / 2 - 1e-9, math.pi / 2], dtype=torch.float64)
+    assert torch.isfinite(features(ends, ends.flip(0))).all()
+    # Low levels are resolved: twice the level is another feature by log 2.
+    low = features(torch.tensor([1e-4, 2e-4]), torch.zeros(2))
+    assert float(low[1, 2] - low[0, 2]) == pytest.approx(math.log(2) / 4, abs=1e-3)
+
+
+def test_derivatives_of_a_map_are_those_of_differences():
+    torch.manual_seed(0)
+    net = network("perceptron", (2,), width=16, depth=2).double()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    phi, h = AngleMap(net, "trig"), 1e-6
+    y, (a, b) = torch.randn(5, 2, dtype=torch.float64), angles(5)
+    v = torch.randn(5, 2, dtype=torch.float64)
+    value, rate = phi.at_end(y, a, b)
+    assert torch.allclose(value, phi(y, a, b))
+    assert torch.allclose(rate, (phi(y, a, b + h) - phi(y, a, b - h)) / (2 * h), atol=1e-7)
+    value, rate = phi.at_start(y, a, b, v)
+    assert torch.allclose(rate, (phi(y + h * v, a + h, b) - phi(y - h * v, a - h, b)) / (2 * h), atol=1e-7)
+    assert torch.allclose(phi.velocity(y, a), (phi(y, a, a + h) - phi(y, a, a - h)) / (2 * h), atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return learned.train_map("flow_map:width=16,depth=1", "ring8", nfe=(1, 2), points=256, steps=40)
+
+
+@pytest.fixture
+def file(small, tmp_path):
+    small.save(tmp_path / "ring.safetensors")
+    return tmp_path / "ring.safetensors"
+
+
+def test_a_map_runs_with_every_budget_and_counts_its_jumps(small):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(7, generator=0)
+    for nfe in (1, 2, 3, 8, 11):
+        run = diffode.solve(field, x, solver=small.solver, nfe=nfe)
+        assert run.nfe == nfe
+        assert len(run.times) == nfe + 1
+        y = x
+        for s, t in zip(run.times[:-1].tolist(), run.times[1:].tolist(), strict=True):
+            y = small.map(y, s, t)
+        assert torch.equal(run.x, y)
+    assert field.nfe == 25
+
+
+def test_listed_times_are_kept_to(small):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(7, generator=0)
+    run = diffode.solve(field, x, solver=small.solver, grid=[80.0, 1.0, 0.1], keep="all")
+    assert run.times.tolist() == [80.0, 1.0, 0.1]
+    assert torch.equal(run.states[2], small.map(small.map(x, 80.0, 1.0), 1.0, 0.1))
+
+
+def test_a_map_is_the_same_on_every_path(small):
+    """The state in the angle clock decides; the same noise and data on another path have the same ends."""
+    edm, flow = (diffode.exact_field("ring8", name) for name in ("edm", "rectified_flow"))
+    x = edm.prior(9, generator=0)
+    clock = small.map.clock
+    s = 40.0
+    t = float(clock.time(flow.path, clock.angle(edm.path, s)))
+    y = clock.state(x, edm.path, 80.0)
+    one = small.map(clock.point(y, edm.path, s), s, 0.5)
+    end = float(clock.time(flow.path, clock.angle(edm.path, 0.5)))
+    other = small.map.on("rectified_flow")(clock.point(y, flow.path, t), t, end)
+    states = clock.state(one, edm.path, 0.5), clock.state(other, flow.path, end)
+    assert torch.allclose(*states, atol=1e-5)
+
+
+def test_a_time_for_every_row_is_that_of_each_row(small):
+    x = torch.randn(4, 2, dtype=torch.float64)
+    s, t = torch.tensor([80.0, 10.0, 1.0, 0.3]), torch.tensor([0.01, 2.0, 0.5, 0.3])
+    whole = small.map(x, s, t)
+    for k in range(4):
+        alone = small.map(x[k : k + 1], float(s[k]), float(t[k]))
+        assert torch.allclose(whole[k], alone[0], atol=1e-6)
+    # No way at all is the identity.
+    assert torch.allclose(whole[3], x[3], atol=1e-6)
+
+
+def test_float32_stays_float32(small):
+    assert small.map(torch.randn(3, 2), 80.0, 0.1).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("x", "s", "t", "word"),
+    [
+        (torch.randn(3, 2), 81.0, 0.1, "s=81 is outside"),
+        (torch.randn(3, 2), 80.0, 0.0001, "t=0.0001 is outside"),
+        (torch.randn(3, 2), 80.0, -1.0, "t must be a finite time"),
+        (torch.randn(3, 2), math.nan, 1.0, "s must be a finite time"),
+        (torch.randn(3, 2), torch.ones(2), 0.1, "time for each row"),
+        (torch.randn(3, 2), "80", 0.1, "s must be a number"),
+        (torch.randn(3, 3), 80.0, 0.1, "rows of 2 numbers"),
+        (torch.ones(3, 2, dtype=torch.int64), 80.0, 0.1, "float32 or float64"),
+        (np.ones((3, 2)), 80.0, 0.1, "float32 or float64"),
+    ],
+)
+def test_wrong_questions_to_a_map_are_told(small, x, s, t, word):
+    with pytest.raises(ArgumentError, match=word):
+        small.map(x, s, t)
+
+
+def test_a_map_on_other_data_says_so(small):
+    field = diffode.exact_field("spiral", "edm")
+    with pytest.warns(TrainedElsewhereWarning, match="trained for data of scale"):
+        diffode.solve(field, field.prior(2, generator=0), solver=small.solver, nfe=1)
+    other = diffode.exact_field("gauss1d", "edm")
+    with (
+        pytest.warns(TrainedElsewhereWarning),
+        pytest.raises(ArgumentError, match="rows of 2"),
+    ):
+        diffode.solve(other, other.prior(2, generator=0), solver=small.solver, nfe=1)
+
+
+def test_wrong_runs_of_maps_are_told(small, tmp_path):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(2, generator=0)
+    with pytest.raises(ArgumentError, match="nfe must be an integer"):
+        diffode.solve(field, x, solver=small.solver, nfe=0)
+    with pytest.raises(ArgumentError, match="file="):
+        diffode.solve(field, x, solver="map", nfe=1)
+    with pytest.raises(ArgumentError, match=r"none.safetensors"):
+        diffode.solve(field, x, solver=f"map:file={tmp_path / 'none.safetensors'}", nfe=1)
+    with pytest.raises(ArgumentError, match="flow map"):
+        diffode.solvers.MapSolver(of=lambda x, s, t: x)
+    with pytest.raises((ArgumentError, BudgetError)):
+        diffode.solve(field, x, solver=small.solver, nfe=1, noise=torch.zeros(1, 2, 2))
+
+
+def test_a_run_begins_where_its_start_is(small):
+    """A path that begins at more noise than the map was trained for is refused; a part of it is run between its ends."""
+    field = diffode.exact_field("ring8", "rectified_flow")
+    with pytest.raises(ArgumentError, match="outside of the times"):
+        diffode.solve(field, field.prior(2, generator=0), solver=small.solver, nfe=1)
+    run = diffode.solve(field, torch.randn(2, 2), solver=small.solver, nfe=3, between=(0.9, 0.1))
+    assert run.times[0] == 0.9
+    assert run.times[-1] == 0.1
+
+
+def test_anyones_function_is_a_map():
+    field = diffode.exact_field("gauss1d", "edm")
+    phi = FunctionMap(diffode.flow(field), "edm")
+    x = field.prior(5, generator=0)
+    run = diffode.solve(field, x, solver=diffode.solvers.MapSolver(of=phi), nfe=3)
+    assert run.nfe == 3
+    assert torch.allclose(run.x, diffode.reference(field, x, 80.0, 0.002).x, atol=1e-12)
+    elsewhere = diffode.exact_field("gauss1d", "vp")
+    with pytest.raises(ArgumentError, match="on the path"):
+        diffode.solve(elsewhere, elsewhere.prior(2, generator=0), solver=diffode.solvers.MapSolver(of=phi), nfe=1)
+    with pytest.raises(FieldError, match="shape of x"):
+        FunctionMap(lambda x, s, t: x[:, :0], "edm")(x, 80.0, 1.0)
+    with pytest.raises(ArgumentError, match="function of"):
+        FunctionMap(3, "edm")
+
+
+def consistency(lam):
+    """The exact consistency function of a Gaussian on EDM's path, as a map with a fixed end."""
+    path = paths.get("edm")
+
+    def jump(x, s, t):
+        return x * ((lam + t**2) / (lam + s**2)).sqrt()[:, None]
+
+    return FunctionMap(jump, path, fixed_end=True)
+
+
+def test_consistency_functions_sample_stochastically_and_keep_the_law():
+    """With the exact function of N(0, lam), re-noising keeps the variance lam + eps^2 for any times."""
+    field = diffode.exact_field("gauss1d", "edm")
+    lam = float(field.target.scale) ** 2
+    solver = diffode.solvers.MapSolver(of=consistency(lam))
+    assert solver.stochastic
+    x = (lam + 80.0**2) ** 0.5 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    run = diffode.solve(field, x, solver=solver, grid=[80.0, 2.5, 0.5, 0.002], generator=1)
+    assert run.nfe == 3
+    assert float(run.x.var()) == pytest.approx(lam + 0.002**2, rel=0.02)
+    # Two seeds differ, but one jump draws nothing.
+    other = diffode.solve(field, x, solver=solver, grid=[80.0, 2.5, 0.5, 0.002], generator=2)
+    assert not torch.equal(run.x, other.x)
+    once = [diffode.solve(field, x, solver=solver, nfe=1, generator=seed).x for seed in (1, 2)]
+    assert torch.equal(*once)
+
+
+def test_a_learned_consistency_function_goes_to_its_end_only():
+    trained = learned.train_map("ct:width=8,depth=1", "gauss1d", nfe=1, steps=3)
+    assert trained.map.fixed_end
+    assert trained.solver.stochastic
+    x = torch.randn(2, 1)
+    trained.map(x, 80.0, 0.002)
+    with pytest.raises(ArgumentError, match="goes to t=0"):
+        trained.map(x, 80.0, 1.0)
+
+
+def test_the_exact_map_of_a_gaussian_is_one_in_every_form():
+    """The helper of other tests is right: the map does not depend on the form, and is the flow."""
+    a, b = angles(30)
+    y = torch.randn(30, 1, dtype=torch.float64)
+    for name in PARAMETRISATIONS:
+        assert torch.allclose(exact_map(name, 0.3)(y, a, b), slope(a, b, 0.3)[:, None] * y, rtol=1e-10)
+
+
+def test_files_bring_back_the_map(small, file):
+    back = learned.load(file)
+    x = torch.randn(6, 2, dtype=torch.float64)
+    assert torch.equal(back.map(x, 80.0, 0.1), small.map(x, 80.0, 0.1))
+    assert back.held_out == small.held_out
+    assert back.facts == small.facts
+    assert back.map.grids == small.map.grids
+    assert back.solver.spec == f"map:file={file}"
+    assert back.solver.content() == small.solver.content()
+    field = diffode.exact_field("ring8", "edm")
+    run = diffode.solve(field, field.prior(3, generator=0), solver=f"map:file={file}", nfe=2)
+    assert torch.equal(run.x, diffode.solve(field, field.prior(3, generator=0), solver=small.solver, nfe=2).x)
+
+
+def test_a_map_without_facts_is_not_saved(small, tmp_path):
+    bare = LearnedMap(
+        small.map.net, "perceptron", (2,), 16, 1, "angle", small.map.clock, small.map.angles, small.map.path
+    )  # fmt: skip
+    with pytest.raises(ArgumentError, match="facts"):
+        maps.save_map(bare, tmp_path / "bare.safetensors")
+
+
+def changed(description, tensors, **what):
+    return {**description, **what}, tensors
+
+
+WRONG = {
+    "width": [0, -1, 5000, 17, 1.5, "16", None, True],
+    "depth": [-1, 65, 2, "1", None, 0],
+    "kind": ["unet", "transformer", 3, None],
+    "shape": [[], [3], [2, 2], "2", [0], [10**9], [1.0], None],
+    "parametrisation": ["", "average velocity", None, 7],
+    "scale": [0, -1, 1e300, "1", None, True],
+    "angles": [[1.5], [0.1, 1.5], [2.0, 0.1], [1.5, -0.1], "1.5", [1.5, None], None, [1.5, 1.5]],
+    "fixed_end": [0, "false", None],
+    "one_time": [1, None],
+    "grids": [{"0": [1.5]}, {"2": [1.5, 0.1]}, {"x": [1.5, 0.1]}, {"2": [1.5, 1.6, 0.1]}, [], None, {"1": [1.4, 0.2]}],
+    "held_out": [{"1": -1.0}, {"1": "small"}, {"-1": 0.1}, None],
+    "method": [None, 3],
+    "schema": ["diffode-map-2", None],
+    "seed": ["0", None],
+    "path": ["nowhere", 3, "file.py:path"],
+    "stopped_by": ["nothing", None],
+    "held_out_error": ["0.1"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_wrong_files_are_refused(file, tmp_path, key, value):
+    description, tensors = read_tensors(file, "diffode-map-1")
+    write_tensors(tmp_path / "wrong.safetensors", tensors, {**description, key: value})
+    with pytest.raises(FileFormatError):
+        maps.load_map(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda t: {k: v for k, v in t.items() if k != "mean"},
+        lambda t: {**t, "mean": torch.zeros(3, dtype=torch.float64)},
+        lambda t: {**t, "mean": torch.full((2,), math.nan, dtype=torch.float64)},
+        lambda t: {**t, "net.enter.weight": t["net.enter.weight"][:, :-1].contiguous()},
+        lambda t: {**t, "net.enter.weight": t["net.enter.weight"].double()},
+        lambda t: {**t, "net.leave.bias": torch.full((2,), math.inf)},
+        lambda t: {k: v for k, v in t.items() if k != "net.leave.bias"},
+        lambda t: {**t, "net.more": torch.zeros(2)},
+    ],
+)
+def test_files_with_wrong_tensors_are_refused(file, tmp_path, damage):
+    description, tensors = read_tensors(file, "diffode-map-1")
+    write_tensors(tmp_path / "wrong.safetensors", damage(tensors), description)
+    with pytest.raises(FileFormatError):
+        maps.load_map(tmp_path / "wrong.safetensors")
+
+
+def test_files_lack_no_key(file, tmp_path):
+    description, tensors = read_tensors(file, "diffode-map-1")
+    for key in json.loads(json.dumps(description)):
+        without = {k: v for k, v in description.items() if k != key}
+        write_tensors(tmp_path / "wrong.safetensors", tensors, without)
+        with pytest.raises(FileFormatError):
+            maps.load_map(tmp_path / "wrong.safetensors")
