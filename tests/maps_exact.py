@@ -48,7 +48,7 @@ class GaussianStates:
     """Sources of states of a Gaussian, in float64: the teacher is exact, and so is everything given the state."""
 
     def __init__(self, lam, seed=0, angles=(1.5264, 0.00056)):
-        self.lam, self.angles, self.dtype = lam, angles, torch.float64
+        self.lam, self.angles, self.dtype, self.device = lam, angles, torch.float64, torch.device("cpu")
         self.generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, n):

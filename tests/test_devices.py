@@ -7,8 +7,8 @@ import torch
 
 import diffode
 from diffode import metrics, solvers, targets
-from diffode.errors import FieldError
-from diffode.learned import condition, search, train_amed, train_table, tune_universal
+from diffode.errors import ArgumentError, FieldError
+from diffode.learned import MAP_METHODS, condition, search, train_amed, train_map, train_table, tune_universal
 from diffode.metrics import Outcome
 from diffode.verify import log_likelihood, sample_with_likelihood
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 DEVICE = "cuda"
 VIEWS = ("velocity", "noise", "denoised", "score", "divergence", "log_prob")
 #: Trained solvers that are made from a file of their own.
-WITH_FILES = {"amed_learned", "bespoke", "conditioned"}
+WITH_FILES = {"amed_learned", "bespoke", "conditioned", "map"}
 
 
 @contextlib.contextmanager
@@ -242,3 +242,31 @@ def test_schedulers_and_samplers_of_other_libraries_run_on_a_device():
     right = diffode.adapters.as_torchdiffeq(diffode.exact_field("ring8", "edm"))
     t = torch.tensor(3.0, dtype=torch.float64)
     torch.testing.assert_close(right(t.to(DEVICE), x.to(DEVICE)).cpu(), right(t, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", list(MAP_METHODS))
+def test_flow_maps_train_on_a_device(method):
+    """Random numbers are those of the CPU, so that a few steps give the same map up to rounding."""
+    request = {"points": 200} if MAP_METHODS[method].trajectories else {}
+    spec = f"{method}:width=16,depth=1,batch=64,rate=1e-3"
+    on_cpu, on_device = (train_map(spec, "ring8", nfe=1, steps=6, device=device, **request) for device in ("cpu", DEVICE))
+    assert on_device.held_out[1] == pytest.approx(on_cpu.held_out[1], rel=2e-2)
+    x = torch.randn(9, 2, dtype=torch.float64)
+    found = on_device.map(x.to(DEVICE), 80.0, 0.002)
+    assert found.device.type == DEVICE
+    assert torch.allclose(found.cpu(), on_device.map(x, 80.0, 0.002), atol=1e-9)
+
+
+def test_a_flow_map_trained_on_a_device_goes_on_after_an_interrupt(tmp_path):
+    file = tmp_path / "resume.safetensors"
+    spec = "tcm:width=16,depth=1,batch=64,optimiser=soap"
+    whole = train_map(spec, "ring8", nfe=1, steps=40, device=DEVICE)
+    asked = []
+    train_map(spec, "ring8", nfe=1, steps=40, device=DEVICE, resume_file=file, stop=lambda: len(asked.append(0) or asked) == 25)
+    rest = train_map(spec, "ring8", nfe=1, steps=40, device=DEVICE, resume_file=file)
+    assert rest.held_out[1] == pytest.approx(whole.held_out[1], rel=1e-3)
+
+
+def test_a_device_that_is_not_there_is_told():
+    with pytest.raises(ArgumentError, match="device must be"):
+        train_map("ct:width=8,depth=1", "ring8", nfe=1, steps=1, device="cuda:77")

@@ -70,6 +70,7 @@ class Budgets(click.ParamType[tuple[int, ...]]):
     default=None,
     help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors, and none for a grid or universal.",
 )
+@click.option("--device", default="cpu", show_default=True, help="Where a flow map's network is trained, such as cuda.")
 @click.option("--force", is_flag=True, help="Write over a file that exists, and begin an interrupted training anew.")
 @click.option("--resume", is_flag=True, help="Go on with a flow map's training that was interrupted.")
 @json_option
@@ -83,6 +84,7 @@ def command(
     steps: int | None,
     seed: int,
     output: str | None,
+    device: str,
     force: bool,
     resume: bool,
     as_json: bool,
@@ -126,7 +128,7 @@ def command(
         with TrainingLog() as log, interrupts(log) as interrupt:
             trained = learned.train(
                 spec, target, nfe if is_map else nfe[0], path=path, points=points, steps=steps, seconds=seconds or math.inf,
-                seed=seed, progress=log.step, stop=interrupt, resume_file=interrupted if is_map else None,
+                seed=seed, progress=log.step, stop=interrupt, device=device, resume_file=interrupted if is_map else None,
             )  # fmt: skip
             facts = _kept(trained, name, file, writes)
             log.finish()

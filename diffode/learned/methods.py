@@ -54,6 +54,7 @@ def train(
     steps: int | None = None,
     seconds: float = math.inf,
     seed: int = 0,
+    device: str = "cpu",
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
     resume_file: str | FilePath | None = None,
@@ -75,6 +76,7 @@ def train(
             default is the method's.
         seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
         seed: seed of the starts; those of training, held out and of the test are separate streams.
+        device: for flow maps, the device on which the network is trained.
         progress: called with every :class:`Step`.
         stop: a function called after every step; if it returns True, the best so far is returned.
         resume_file: for flow maps, a file of an interrupted training, as in :func:`train_map`.
@@ -113,6 +115,10 @@ def train(
             check_count(key, value, 1)
         options[chosen.takes[key]] = value
     common: dict[str, Any] = {"path": path, "dim": dim, "seconds": seconds, "seed": seed, "progress": progress, "stop": stop}
+    if name in MAP_METHODS:
+        common["device"] = device
+    elif device != "cpu":
+        raise ArgumentError(f"{name} is trained on the CPU, or where its field is: leave device out")
     if resume_file is not None:
         if name not in MAP_METHODS:
             raise ArgumentError(f"{name} can't go on with an interrupted training: leave resume_file out")

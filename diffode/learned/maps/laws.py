@@ -59,10 +59,10 @@ def levels(sources: Sources, count: int, grid: str) -> Tensor:
     """Angles (count + 1,) of a grid, falling: ``angle`` for equal steps, or any grid of the package on the path."""
     first, last = sources.angles
     if grid == "angle":
-        return torch.linspace(first, last, count + 1, dtype=torch.float64)
+        return torch.linspace(first, last, count + 1, dtype=torch.float64).to(sources.device, sources.dtype)
     times = grids.get(grid, sources.path, count)
     found = sources.clock.angle(sources.path, times)
-    return torch.as_tensor(found, dtype=torch.float64)
+    return torch.as_tensor(found, dtype=torch.float64).to(sources.device, sources.dtype)
 
 
 def dyadic(sources: Sources, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -115,7 +115,7 @@ class SOAP(torch.optim.Optimizer):
                 mean=torch.zeros_like(p),
                 square=torch.zeros_like(p),
             )
-            state["bases"] = [torch.linalg.eigh(factor)[1] for factor in factors]
+            state["bases"] = [torch.linalg.eigh(factor)[1].contiguous() for factor in factors]
             return
         state["number"] += 1
         for known, factor in zip(state["factors"], factors, strict=True):
@@ -130,5 +130,6 @@ class SOAP(torch.optim.Optimizer):
         p.add_(left @ (mean / size) @ right.T, alpha=-rate)
         if number % _TURN == 0:
             state["bases"] = [
-                torch.linalg.qr(factor @ basis)[0] for factor, basis in zip(state["factors"], state["bases"], strict=True)
+                torch.linalg.qr(factor @ basis)[0].contiguous()
+                for factor, basis in zip(state["factors"], state["bases"], strict=True)
             ]

@@ -33,6 +33,12 @@ def options_of(method: str) -> tuple[MapMethod, dict[str, Any]]:
             listed = ", ".join(known)
             raise ArgumentError(f"{name} does not take the option {key!r}{suggestion(key, known)}; options: {listed}")
         known[key] = _checked(name, row, key, value, known[key])
+    fixed = {"ctm": "ddim", "reflow": "average"}.get(name)
+    if fixed is not None and known["parametrisation"] != fixed:
+        raise ArgumentError(f"{name} is written for parametrisation={fixed}, got {known['parametrisation']!r}")
+    for key in ("fixed_end", "one_time"):
+        if known[key] != row.defaults[key]:
+            raise ArgumentError(f"{key} is part of what {name} is, and can't be changed")
     if "segments" in known and known["levels"] % known["segments"]:
         raise ArgumentError(f"levels must be a multiple of segments, got {known['levels']} and {known['segments']}")
     return row, known
@@ -71,6 +77,8 @@ def _checked(name: str, row: MapMethod, key: str, value: Any, default: Any) -> A
     if isinstance(default, int):
         check_count(key, value, 1)
         return value
-    most = {"ends": 1.0, "same": 1.0, "average": 1.0, "edge": 1.0, "warm_up": 1.0}.get(key, math.inf)
+    most = {"ends": 1.0, "same": 1.0, "average": 1.0, "edge": 1.0, "warm_up": 1.0, "whole": 1.0}.get(key, math.inf)
     check_number(key, value, 0, most)
+    if key in ("rate", "border") and value == 0:
+        raise ArgumentError(f"{key} must be positive, got {value!r}")
     return float(value)

@@ -71,6 +71,12 @@ class Context:
         """Angles a >= b of the method's law."""
         return laws.two(self.sources, n, self.options["law"], same=same, ends=self.options["ends"])
 
+    def held(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The target's map with numbers that do not train, which lets the gradient of its points through."""
+        numbers = {name: value.detach() for name, value in self.target.named_parameters()}
+        found: Tensor = torch.func.functional_call(self.target, numbers, (y, a, b))
+        return found
+
     def velocity(self, y: Tensor, a: Tensor, noised: Noised | None = None) -> Tensor:
         """The velocity that the method learns from: the teacher's, that of the data, or the map's own on its diagonal."""
         teacher = self.options["teacher"]
@@ -130,7 +136,7 @@ def _coupled(c: Context) -> Tensor:
     if stage < 0:
         return known.states[-1]
     if stage not in c.coupled:
-        angles = torch.linspace(float(known.angles[0]), float(known.angles[-1]), _COUPLING_STEPS + 1, dtype=known.angles.dtype)
+        angles = torch.linspace(float(known.angles[0]), float(known.angles[-1]), _COUPLING_STEPS + 1).to(known.angles)
         y = known.states[0]
         with torch.no_grad():
             for a, b in itertools.pairwise(angles):
@@ -151,7 +157,7 @@ def consistency(c: Context, n: int) -> list[Term]:
 
     The lower neighbour is a step of the teacher (distillation), or has the same data and noise (training).
     """
-    angles = laws.levels(c.sources, _count(c), c.options["grid"]).to(c.sources.dtype)
+    angles = laws.levels(c.sources, _count(c), c.options["grid"])
     place = _place(c, n, angles)
     a, r = angles[place], angles[place + 1]
     noised = c.sources.noised(a)
@@ -180,7 +186,7 @@ def _segment_end(c: Context, r: Tensor) -> Tensor:
     """The angle (n,) at which a consistency function ends: the last, or the lower end of the segment that r is in."""
     segments = c.options.get("segments", 1)
     first, last = c.sources.angles
-    lower = torch.linspace(first, last, segments + 1, dtype=r.dtype)[1:]
+    lower = torch.linspace(first, last, segments + 1, dtype=r.dtype, device=r.device)[1:]
     # An angle that is an end belongs to the segment above it, whose map is the identity there.
     return lower[torch.searchsorted(-lower, -r - 1e-6).clamp(max=segments - 1)]
 
@@ -211,7 +217,7 @@ def easy_consistency(c: Context, n: int) -> list[Term]:
 
 def truncated(c: Context, n: int) -> list[Term]:
     """TCM: a first stage of consistency training; then above the noise level of the data alone, the first stage below it."""
-    border = torch.atan(torch.tensor(c.options["border"], dtype=c.sources.dtype))
+    border = torch.atan(torch.tensor(c.options["border"], dtype=c.sources.dtype, device=c.sources.device))
     if 0 not in c.frozen:
         return easy_consistency(c, n)
     edge = max(1, round(c.options["edge"] * n))
@@ -265,7 +271,7 @@ def progressive(c: Context, n: int) -> list[Term]:
     """Progressive distillation: one step of the map for two of the one before it, whose steps are half as long."""
     rounds = c.options["rounds"]
     stage = min(int(c.share * rounds), rounds - 1)
-    angles = laws.levels(c.sources, 2 ** (rounds - 1 - stage), c.options["grid"]).to(c.sources.dtype)
+    angles = laws.levels(c.sources, 2 ** (rounds - 1 - stage), c.options["grid"])
     place = (c.sources.uniform(n) * (len(angles) - 1)).long().clamp(max=len(angles) - 2)
     a, b = angles[place], angles[place + 1]
     r = (a + b) / 2
@@ -279,17 +285,25 @@ def progressive(c: Context, n: int) -> list[Term]:
     return [Term(c.map(y, a, b) - target, span=(a, b))]
 
 
+def _walked(c: Context, y: Tensor, a: Tensor, r: Tensor) -> Tensor:
+    """The states to which several steps of the teacher take states y from angles a to r."""
+    steps = c.options["steps"]
+    for k in range(steps):
+        y = c.sources.step(y, a + (r - a) * (k / steps), a + (r - a) * ((k + 1) / steps), c.options["step"])
+    return y
+
+
 def trajectory(c: Context, n: int) -> list[Term]:
     """CTM: the semigroup with a step of the teacher, compared after both are pushed to the end; denoising on the diagonal."""
     a, b = c.pair(n)
-    r = a + (b - a) * c.sources.uniform(n)
+    # The teacher goes a part of the way, or all of it: without that, nothing holds the maps to inner times.
+    r = a + (b - a) * torch.where(c.sources.uniform(n) < c.options["whole"], torch.ones_like(a), c.sources.uniform(n))
     last = torch.full_like(a, c.sources.angles[1])
     noised = c.sources.noised(a)
-    y = noised.at(r) if c.options["teacher"] == "none" else c.sources.step(noised.y, a, r, c.options["step"])
+    y = _walked(c, noised.y, a, r)
     with torch.no_grad():
         target = c.target(c.target(y, r, b), b, last)
-    # The second map pushes to the end with numbers that do not train, but lets the gradient through.
-    mine = c.target(c.map(noised.y, a, b), b, last)
+    mine = c.held(c.map(noised.y, a, b), b, last)
     ones = torch.ones_like(a)
     at = laws.one(c.sources, n, "lognormal")
     clean = c.sources.noised(at)

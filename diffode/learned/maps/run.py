@@ -61,6 +61,8 @@ class Run:
             torch.set_rng_state(request.stream("network").get_state())
             self.net = network(kind, shape, width=options["width"], depth=options["depth"])
             self.weigher = weigher()
+        self.net.to(sources.device)
+        self.weigher.to(sources.device)
         self.begun = "the Gaussian flow of the data's mean and scale"
         if begin_from is not None:
             self._begin(begin_from)
@@ -179,16 +181,16 @@ class Run:
     ) -> float:
         """Mean distance of the ends after some jumps, in units of the scale; of the Gaussian flow if there is no map."""
         start, exact = problem
-        y = start.to(self.sources.dtype)
+        y = start.to(self.sources.device, self.sources.dtype)
         if phi is not None:
             jumps = 1 if self.options["fixed_end"] else jumps
             angles = self._own_grid(jumps) if grid is None else grid
             with torch.no_grad():
                 for s, t in itertools.pairwise(angles):
-                    a, b = (torch.full((len(y),), angle, dtype=y.dtype) for angle in (s, t))
+                    a, b = (y.new_full((len(y),), angle) for angle in (s, t))
                     y = phi(y, a, b)
         # A distance in y is one of x in units of alpha times the scale, times the cosine of the angle.
-        error = float((y.to(torch.float64) - exact).norm(dim=1).mean()) / math.cos(self.sources.angles[1])
+        error = float((y.cpu().to(torch.float64) - exact).norm(dim=1).mean()) / math.cos(self.sources.angles[1])
         return error if math.isfinite(error) else math.inf
 
     def _own_grid(self, jumps: int) -> tuple[float, ...]:
@@ -215,7 +217,9 @@ class Run:
         return found
 
     def _result(self, before: float) -> TrainedMap:
-        self.average.load_state_dict(self.best[1])
+        best = copy.deepcopy(self.average)
+        best.load_state_dict(self.best[1])
+        self.answer = self._as_map(best)
         test = self._problem(_HELD_OUT, "test")
         fixed = self.options["fixed_end"]
         grids = {1: uniform(self.sources.angles, 1)} if fixed else self._grids()
@@ -227,7 +231,7 @@ class Run:
         facts = replace(facts, seconds=facts.seconds + self.before_seconds)
         shown = {k: v for k, v in self.options.items() if v != self.row.defaults[k]}
         found = LearnedMap(
-            copy.deepcopy(self.average), self.options["kind"], self.request.shape, self.options["width"], self.options["depth"],
+            copy.deepcopy(best).cpu(), self.options["kind"], self.request.shape, self.options["width"], self.options["depth"],
             self.options["parametrisation"], self.sources.clock, self.sources.angles, self.request.path, fixed,
             self.options["one_time"], grids, errors, format_spec(self.row.name, shown), facts,
         )  # fmt: skip

@@ -40,7 +40,7 @@ def save_snapshot(run: Run, file: str | FilePath) -> None:
         "schema": SNAPSHOT_SCHEMA, "request": run.asked, "number": run.number,
         "best": best if math.isfinite(best) else None, "seconds": run.request.limit.elapsed + run.before_seconds,
     }  # fmt: skip
-    write_tensors(file, {key: value.detach().contiguous().clone() for key, value in tensors.items()}, description)
+    write_tensors(file, {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, description)
 
 
 def _flat(place: str, value: Any) -> dict[str, Tensor]:

@@ -72,17 +72,24 @@ class Sources:
         field: the teacher: the exact field, or a network.
         clock: the angle clock of its data.
         angles: the first and the last angle.
-        dtype: dtype of the states.
+        dtype, device: dtype of the states, and the device that they are on. Random numbers are drawn on the CPU, so that they
+            are the same on all devices.
     """
 
-    def __init__(self, request: Request, points: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        request: Request,
+        points: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
         self.field: Field = request.field
         self.path: Path = request.path
         self.shape = request.shape
         self.clock = AngleClock.of(request.field, request.width)
         ends = [self.clock.angle(self.path, t) for t in (self.path.t_max, self.path.t_min)]
         self.angles = float(ends[0]), float(ends[1])
-        self.points, self.dtype = points, dtype
+        self.points, self.dtype, self.device = points, dtype, torch.device(device)
         self.generator = request.stream("batches")
         self._starts = request.stream("starts")
         self._known: Trajectories | None = None
@@ -105,16 +112,16 @@ class Sources:
 
     def uniform(self, n: int) -> Tensor:
         """Numbers in [0, 1), (n,)."""
-        return torch.rand(n, generator=self.generator, dtype=torch.float64).to(self.dtype)
+        return torch.rand(n, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
 
     def normal(self, *size: int) -> Tensor:
         """Standard normal numbers."""
-        return normal(size, generator=self.generator).to(self.dtype)
+        return normal(size, generator=self.generator).to(self.device, self.dtype)
 
     def noised(self, a: Tensor) -> Noised:
         """Data with noise at angles (B,)."""
         drawn = self.data.sample(len(a), generator=self.generator)
-        d = ((drawn - self.clock.mean) / self.clock.scale).to(self.dtype)
+        d = ((drawn - self.clock.mean) / self.clock.scale).to(self.device, self.dtype)
         eps = self.normal(*d.shape)
         return Noised(a.cos()[:, None] * d + a.sin()[:, None] * eps, d, eps)
 
@@ -159,8 +166,11 @@ class Sources:
             if run.states is None:
                 raise ArgumentError("the teacher kept no states")
             found, times, origin = run.states, run.times.tolist(), f"{solver} @ {grid}, {steps} evaluations"
-        states = torch.stack([self.clock.state(x, self.path, t).to(self.dtype) for x, t in zip(found, times, strict=True)])
-        levels = torch.tensor([float(self.clock.angle(self.path, t)) for t in times], dtype=self.dtype)
+        states = torch.stack(
+            [self.clock.state(x, self.path, t).to(self.device, self.dtype) for x, t in zip(found, times, strict=True)]
+        )
+        angles_at = [float(self.clock.angle(self.path, t)) for t in times]
+        levels = torch.tensor(angles_at, dtype=self.dtype, device=self.device)
         return Trajectories(levels, states, origin)
 
     def _flow(self, start: Tensor, times: Sequence[float]) -> Tensor:
@@ -173,7 +183,7 @@ class Sources:
 
     def rows(self, n: int) -> Tensor:
         """Indices of n trajectories, with repetition."""
-        return torch.randint(len(self.trajectories.states[0]), (n,), generator=self.generator)
+        return torch.randint(len(self.trajectories.states[0]), (n,), generator=self.generator).to(self.device)
 
     def levels(self, n: int, ends: float) -> tuple[Tensor, Tensor]:
         """Indices (n,) of levels from and to which to go, the first before the second.
@@ -185,5 +195,5 @@ class Sources:
         begin = torch.where(self.uniform(n) < ends, 0, begin)
         after = (last - begin).to(self.dtype)
         stop = begin + 1 + (self.uniform(n) * after).long().clamp(max=last)
-        stop = torch.minimum(stop, torch.tensor(last))
+        stop = stop.clamp(max=last)
         return begin, torch.where(self.uniform(n) < ends, last, stop)

@@ -67,7 +67,17 @@ SHARED = (
     "All methods run in the angle clock with one network, one optimiser, an average of the weights as the answer, a cosine for "
     "the rate, and the map's own present weights in targets; a share of the times lies at the two ends, where it is judged."
 )
-_FIXED = {"fixed_end": True, "parametrisation": "edm", "levels": 80, "grid": "karras", "step": "euler", "ends": 0.0}
+_FIXED = {
+    "optimiser": "adam",
+    "rate": 2e-3,
+    "fixed_end": True,
+    "parametrisation": "edm",
+    "levels": 80,
+    "grid": "karras",
+    "step": "euler",
+    "ends": 0.0,
+}
+_ADAM = {"optimiser": "adam", "rate": 2e-3}
 _SELF = {"teacher": "none", "same": 0.5}
 
 #: The methods by name.
@@ -118,7 +128,7 @@ MAP_METHODS = {
             "Salimans and Ho, arXiv 2202.00512, algorithm 2",
             "1 call of the network with and 2 without a gradient; 4 of the teacher in the first round",
             departures="one network for all rounds, which begins where the last one ended; steps are equal in the angle",
-            options={"parametrisation": "ddim", "rounds": 6, "grid": "angle", "ends": 0.0},
+            options={**_ADAM, "parametrisation": "ddim", "rounds": 6, "grid": "angle", "ends": 0.0},
         ),
         MapMethod(
             "cd",
@@ -187,7 +197,7 @@ MAP_METHODS = {
             "Lu and Song, arXiv 2410.11081, algorithm 1 (sCD)",
             "1 call of the network with a forward derivative, 1 with a gradient, 1 of the teacher",
             departures="no learned weight; the warm-up lasts a quarter of the training",
-            options={"fixed_end": True, "parametrisation": "trig", "law": "scm", "ends": 0.1, "warm_up": 0.25},
+            options={**_ADAM, "fixed_end": True, "parametrisation": "trig", "law": "scm", "ends": 0.1, "warm_up": 0.25},
         ),
         MapMethod(
             "sct",
@@ -197,7 +207,7 @@ MAP_METHODS = {
             "1 call of the network with a forward derivative, 1 with a gradient",
             ("none",),
             departures="as scd",
-            options={"fixed_end": True, "parametrisation": "trig", "law": "scm", "ends": 0.1, "warm_up": 0.25},
+            options={**_ADAM, "fixed_end": True, "parametrisation": "trig", "law": "scm", "ends": 0.1, "warm_up": 0.25},
         ),
         MapMethod(
             "multistep_cd",
@@ -214,10 +224,9 @@ MAP_METHODS = {
             "|G(G(x_s, s->t), t->0) - G(G(step(x_s, s->r), r->t), t->0)|^2 + |g(x_s, s, s) - x_0|^2",
             residuals.trajectory,
             "Kim et al., arXiv 2310.02279, equations 9 and 11",
-            "4 to 5 calls of the network, 2 of the teacher",
-            ("exact", "none"),
-            departures="no adversarial term; one step of Heun; a constant weight of denoising",
-            options={"parametrisation": "ddim", "step": "heun", "denoising": 0.5},
+            "4 to 5 calls of the network, 8 of the teacher",
+            departures="no adversarial term; four steps of Heun, a quarter of them all the way; a constant weight of denoising",
+            options={**_ADAM, "parametrisation": "ddim", "step": "heun", "denoising": 0.5, "steps": 4, "whole": 0.25},
         ),
         MapMethod(
             "shortcut",
@@ -273,7 +282,7 @@ MAP_METHODS = {
             "Sabour, Fidler, Kreis, arXiv 2506.14603, equation 8",
             "1 call of the network with a forward derivative, 1 with a gradient, 1 of the teacher",
             departures="no guided teacher and no adversarial stage; the warm-up lasts a quarter of the training",
-            options={"warm_up": 0.25},
+            options={**_ADAM, "warm_up": 0.25},
         ),
         MapMethod(
             "lsd",
@@ -304,6 +313,7 @@ MAP_METHODS = {
             ("none", "exact"),
             departures="no guidance inside the target",
             options={
+                **_ADAM,
                 "parametrisation": "average",
                 "law": "logit_normal",
                 "same": 0.75,
@@ -322,6 +332,7 @@ MAP_METHODS = {
             ("none", "exact"),
             departures="the map's own diagonal in place of an auxiliary head; no guidance",
             options={
+                **_ADAM,
                 "parametrisation": "average",
                 "law": "logit_normal",
                 "same": 0.5,

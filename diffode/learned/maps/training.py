@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path as FilePath
 
+import torch
+
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.learned.arguments import check_count
@@ -40,6 +42,7 @@ def train_map(
     steps: int | None = None,
     seconds: float | Limit = math.inf,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     begin_from: LearnedMap | str | FilePath | None = None,
     resume_file: str | FilePath | None = None,
     progress: Progress | None = None,
@@ -58,6 +61,7 @@ def train_map(
         steps: number of steps of the optimiser.
         seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
         seed: seed of all streams: the network, trajectories, batches, held-out starts, test starts.
+        device: the device on which the network is trained; the map that it gives runs anywhere.
         begin_from: a map, or the file of one, from whose weights the training begins.
         resume_file: a file for an interrupted training. If it exists, the training goes on from it, and gives the numbers that
             it would have given at once; if this one is ended early, it is written, and removed when all steps were taken.
@@ -88,7 +92,7 @@ def train_map(
         raise ArgumentError(f"{row.name} draws its states anew at every step and has no number of points: leave points out")
     count = next(most for dims, most in _POINTS if request.width <= dims) if points is None else points
     check_count("points", count, 2)
-    sources = Sources(request, count)
+    sources = Sources(request, count, device=_usable(device))
     if options["teacher"] == "none":
         _ = sources.data
     asked = f"{method} on {request.target}, {request.path.spec}, {total} steps, {count} points, seed {seed}, nfe {budgets}"
@@ -104,6 +108,18 @@ def train_map(
     else:
         file.unlink(missing_ok=True)
     return trained
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """A device on which tensors can be made; ArgumentError for others."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise ArgumentError(f"device must be one of this machine, such as cpu or cuda, got {device!r}: {error}") from error
+    if found.type == "meta":
+        raise ArgumentError("device must be one of this machine, such as cpu or cuda, got meta, which holds no numbers")
+    return found
 
 
 def _budgets(nfe: int | Iterable[int]) -> tuple[int, ...]:

@@ -1,0 +1,136 @@
+"""What every method of training a flow map learns: errors by number of jumps, on two sets of starts, and files of the maps.
+
+``python benchmarks/maps.py [--targets ...] [--methods ...] [--seeds 0 1 2] [--steps N] [--device cpu|cuda] [--jobs J]
+[--output FOLDER]``. Every training is a process of its own with one thread. FOLDER gets ``results.jsonl``, a line a training,
+and, for the first seed, the map as ``TARGET-METHOD.safetensors``. Printed are the tables of ``docs/few_step.md``: the mean and
+the range over the seeds of the mean distance to the exact end, in units of the data's scale, on 256 starts and on 4,096 others
+that no training has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+TARGETS = ("bimodal1d", "ring8", "digits-gmm10")
+JUMPS = (1, 2, 4, 8)
+#: Two sets of starts: seed of the stream, and how many.
+STARTS = {"256": (424242, 256), "4096": (777, 4096)}
+
+
+def trained(method: str, target: str, seed: int, steps: int, device: str, file: str) -> dict[str, Any]:
+    """Train one map and measure it."""
+    import torch
+
+    import diffode
+    from diffode.flows import flow_states
+    from diffode.learned import train_map
+
+    torch.set_num_threads(1)
+    began, processor = time.perf_counter(), time.process_time()
+    found = train_map(method, target, nfe=JUMPS, steps=steps, seed=seed, device=device)
+    seconds = time.perf_counter() - began, time.process_time() - processor
+    if file:
+        found.save(file)
+    field = diffode.exact_field(target, "edm")
+    errors: dict[str, dict[int, float]] = {}
+    for name, (stream, count) in STARTS.items():
+        x = field.path.prior((count, field.dim), generator=stream)
+        exact = flow_states(field, x, (field.path.t_max, field.path.t_min))[-1]
+        errors[name] = {}
+        for jumps in (1,) if found.map.fixed_end else JUMPS:
+            run = diffode.solve(field, x, solver=found.solver, nfe=jumps)
+            errors[name][jumps] = float((run.x - exact).norm(dim=1).mean()) / field.scale
+    return {
+        "method": method, "target": target, "seed": seed, "steps": found.history.steps, "device": device, "errors": errors,
+        "before": found.errors.before, "seconds": seconds[0], "processor": seconds[1],
+    }  # fmt: skip
+
+
+def shown(values: list[float]) -> str:
+    """The mean of some seeds, and their range."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{statistics.fmean(values):.3g} ({min(values):.2g}-{max(values):.2g})"
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    """Markdown tables by target: a line a method, errors on the larger set of starts by number of jumps."""
+    text = []
+    for target in sorted({line["target"] for line in lines}):
+        of = [line for line in lines if line["target"] == target]
+        before = statistics.fmean(line["before"] for line in of)
+        text += [f"\n**{target}** (the Gaussian flow: {before:.3g})\n", "| method | " + " | ".join(
+            f"{n} jump{'' if n == 1 else 's'}" for n in JUMPS) + " | 1 jump, 256 starts | steps | seconds |", "|---" * 8 + "|"]  # fmt: skip
+        groups = defaultdict(list)
+        for line in of:
+            groups[line["method"]].append(line)
+        order = sorted(groups, key=lambda name: statistics.fmean(g["errors"]["4096"]["1"] for g in groups[name]))
+        for name in order:
+            group = groups[name]
+            cells = [shown([g["errors"]["4096"][str(n)] for g in group if str(n) in g["errors"]["4096"]]) for n in JUMPS]
+            cells.append(shown([g["errors"]["256"]["1"] for g in group]))
+            cells += [str(group[0]["steps"]), f"{statistics.fmean(g['seconds'] for g in group):.0f}"]
+            text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def main() -> None:
+    from diffode.learned import MAP_METHODS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="*", default=TARGETS)
+    parser.add_argument("--methods", nargs="*", default=list(MAP_METHODS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no training after so many seconds")
+    parser.add_argument("--output", default="maps")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(trained(**json.loads(chosen.one))))
+        return
+    folder, began = Path(chosen.output), time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[dict[str, Any]] = []
+    asked = [
+        {"method": m, "target": t, "seed": s, "steps": chosen.steps, "device": chosen.device,
+         "file": str(folder / f"{t}-{m.partition(':')[0]}.safetensors") if s == chosen.seeds[0] else ""}
+        for s in chosen.seeds for m in chosen.methods for t in chosen.targets
+    ]  # fmt: skip
+
+    def one(request: dict[str, Any]) -> None:
+        if time.perf_counter() - began > chosen.seconds:
+            return
+        command = [sys.executable, __file__, "--one", json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{request['method']} on {request['target']} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+            return
+        line = json.loads(done.stdout.strip().splitlines()[-1])
+        lines.append(line)
+        with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        list(pool.map(one, asked))
+    print(tables(lines))
+    print(f"\n{len(lines)} trainings in {time.perf_counter() - began:.0f} s, {chosen.jobs} at a time on {chosen.device}")
+
+
+if __name__ == "__main__":
+    main()
