@@ -44,7 +44,7 @@ def stream(
     """Samples of a field as an iterator of chunks, each (rows, *shape), in memory that does not grow with their number.
 
     The starts are N(0, sigma^2 I) at the first time. Point i depends on the field, the solver, the grid, ``seed``, ``key`` and
-    ``n``, but not on ``rows``: rows run together in batches of a fixed size. With compiled kernels (mixtures in up to three
+    ``n``, but not on ``rows``: rows run together in batches of a fixed size. With compiled kernels (of mixtures, mostly in few
     dimensions), or any field whose rows do not depend on their batch to the last bit, it does not depend on ``n`` either.
 
     Args:
