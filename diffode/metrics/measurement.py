@@ -92,10 +92,7 @@ class Outcome:
     @property
     def law(self) -> ExactField:
         """The exact field: the field itself, or the one that it approximates; ArgumentError if that is unknown."""
-        truth = self.field if isinstance(self.field, ExactField) else self.field.truth
-        if truth is None:
-            raise ArgumentError("this metric needs the exact law of the data, which is not known for a field without a target")
-        return truth
+        return law_of(self.field)
 
     @property
     def exact(self) -> ExactField:
@@ -116,6 +113,14 @@ class Outcome:
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the last time, (n, dim), on the device of the ends; each stream gives another set."""
         return self.law.marginal(n, self.times[-1], generator=self.stream(stream)).to(self.end.device)
+
+
+def law_of(field: Field) -> ExactField:
+    """The exact field: the field itself, or the one that it approximates; ArgumentError if that is unknown."""
+    truth = field if isinstance(field, ExactField) else field.truth
+    if truth is None:
+        raise ArgumentError("this metric needs the exact law of the data, which is not known for a field without a target")
+    return truth
 
 
 class Needs(NamedTuple):
