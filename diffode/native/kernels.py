@@ -193,6 +193,15 @@ def _view(axes, basis, own, several, points, scaled_means, means, centre, level,
     """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)] of every row of the block, in total (dim, BLOCK)."""
     total[:] = 0.0
     for k in range(len(weights)):
+        if basis is None:
+            # One loop for all that is summed, so that a row's numbers are read and written once.
+            for r in range(BLOCK):
+                share, at = weights[k, r], _column(own, r)
+                for d in range(len(axes)):
+                    w = share * factor[k, d * several, at]
+                    w *= _along(axes, basis, own, points, scaled_means, k, d, r)
+                    total[d, r] = (total[d, r] + w) + share * (level[P, at] * means[k, d])
+            continue
         _pull(axes, basis, own, several, points, scaled_means, factor, k, weights[k], total)
         if own is None and level[P, 0] == 0.0:
             continue
