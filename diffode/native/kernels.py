@@ -34,6 +34,8 @@ ALPHA, SIGMA, P, G = range(4)
 BLOCK = 64
 #: Logarithm of a row's largest density below which its components are compared, as squares lose 1e-12 by then.
 _FAR = -5000.0
+#: Relative density below which a component has none: more than the smallest value of the exponential.
+_NOTHING = 1e-307
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -230,8 +232,10 @@ def _diverge(axes, basis, own, several, points, scaled_means, inverse, weights, 
         _pull(axes, basis, own, several, points, scaled_means, inverse, k, ones, apart)
         for d in range(len(axes)):
             for r in range(BLOCK):
-                square = apart[d, r] * apart[d, r]
-                answer[r] += weights[k, r] * (square - inverse[k, d * several, _column(own, r)])
+                part = apart[d, r] * apart[d, r] - inverse[k, d * several, _column(own, r)]
+                # The square of a component without weight may overflow.
+                part = part if weights[k, r] > _NOTHING else 0.0
+                answer[r] += weights[k, r] * part
     for r in range(BLOCK):
         answer[r] /= mass[r]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import importlib
 import importlib.metadata
 import os
 import re
@@ -95,10 +94,11 @@ def _compiled(kind: Kind) -> tuple[Kernel, bytes | None]:
     import llvmlite.binding as llvm
     import numba
 
-    from diffode.native import elementary, kernels
+    from diffode.native import elementary, kernels, wide
 
-    module_name, *given = kind
-    written = importlib.import_module(f"diffode.native.{module_name}").kernel(*given)
+    name, *given = kind
+    makers: dict[Any, Callable[..., Any]] = {"kernels": kernels.kernel, "wide": wide.kernel}
+    written = makers[name](*given)
     made: Any = numba.cfunc(kernels.SIGNATURE, **elementary.SETTINGS)(written)
     _alive.append(made)
     compiled = _PROTOTYPE(made.address)
