@@ -241,6 +241,7 @@ def exact_field() -> None:
 COMPILED = (
     ("ring8", 100_000, False, 3), ("spiral", 100_000, False, 4), ("ring8", 128, False, 4), ("gmm40", 128, False, 8),
     ("spiral", 128, False, 12), ("pinwheel", 128, False, 6), ("gmm40", 100_000, True, 8), ("ring8", 1, False, 1),
+    ("digits-gmm10", 10_000, False, 2), ("digits-gmm10", 128, False, 2),
 )  # fmt: skip
 
 

@@ -200,7 +200,7 @@ class NoiseTimeChart(NoiseChart):
         start, stop = math.asinh(self.clock(s)), math.asinh(self.clock(t))
         grid = (start + stop) / 2 + (stop - start) / 2 * _NODES
         origin, end = self.variable(s), self.variable(t)
-        u = [(self._time_axis.time_from_rho(math.sinh(y)) - origin) / (end - origin) for y in grid]
+        u = (self._time_axis.times_from_rho([math.sinh(y) for y in grid.tolist()]) - origin) / (end - origin)
         mass = self.scale(t) * (stop - start) / 2 * _WEIGHTS * np.cosh(grid)
         return [float(np.dot(mass, np.power(u, k))) for k in range(count)]
 

@@ -127,6 +127,8 @@ def written_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple | list):
+        if any(int(part) != part for part in value):
+            raise ArgumentError(f"a list in a spec holds whole numbers, got {value!r:.60}: give it to the class itself")
         return "+".join(str(int(part)) for part in value)
     if isinstance(value, float):
         return repr(float(value))

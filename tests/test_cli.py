@@ -235,3 +235,13 @@ def test_cards_are_json_and_adaptive_solvers_have_no_tableau():
 
 def test_a_misspelt_command_is_answered_with_the_right_one():
     assert "did you mean 'bench'" in diffode("bnech", code=2).stderr
+
+
+def test_show_names_what_is_wrong_with_a_known_name_and_knows_papers_names_and_lists_of_times():
+    assert "'order' is not of the form key=value" in diffode("show", "dpmpp:order", code=2).stderr
+    assert "no option 'oder'" in diffode("show", "dpmpp:oder=2", code=2).stderr
+    assert "did you mean 'dpmpp'" in diffode("show", "dpmp", code=2).stderr
+    told = json.loads(diffode("show", "DPM++ 2M", "--json").stdout)
+    assert told["spec"] == "dpmpp:lower_order_final=never"
+    listed = json.loads(diffode("show", "dpmpp", "--grid", "0.7,0.2,0.1", "--json").stdout)
+    assert [row["time"] for row in listed["tableau"]] == [0.7, 0.2, 0.1]

@@ -128,3 +128,17 @@ def test_a_metric_with_the_name_of_a_column_is_refused(results, tmp_path, names)
         export([replace(results[0], measurements=measured)], tmp_path / "a.csv", line="cell")
     assert not (tmp_path / "a.csv").exists()
     assert export([replace(results[0], measurements=measured)], tmp_path / "a.csv") == len(names)
+
+
+def test_what_parquet_can_not_hold_is_written_as_in_csv_or_refused_by_name(results, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is an extra, diffode[parquet]")
+    odd = [replace(results[0], reason="half \ud800 a pair"), *results[1:]]
+    export(odd, tmp_path / "a.csv")
+    export(odd, tmp_path / "b.PARQUET")
+    assert parquet.read_table(tmp_path / "b.PARQUET").to_pylist()[0]["reason"] == "half \\ud800 a pair"
+    assert read_csv(tmp_path / "a.csv")[0]["reason"] == "half \\ud800 a pair"
+    large = [replace(results[0], cell=replace(results[0].cell, seed=2**64))]
+    with pytest.raises(ArgumentError, match=f"seed {2**64} does not fit the 64 bits of a Parquet column"):
+        export(large, tmp_path / "c.parquet")
+    assert export(large, tmp_path / "c.csv") == 2
+    assert not (tmp_path / "c.parquet").exists()

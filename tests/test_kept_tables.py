@@ -1,5 +1,6 @@
 """Tables that are kept: one that is asked for again is the same, and none is ever stale."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import diffode
 from diffode import Field, solvers
 from diffode.solvers import kept_tables
+from diffode.tableau import Row
 
 START = 80 * torch.ones(1, 2, dtype=torch.float64)
 
@@ -118,3 +120,41 @@ def test_only_so_many_rows_are_kept(monkeypatch):
     assert kept_tables._rows == sum(len(one.rows) for one in kept_tables._tables.values()) <= 40
     long = table("ddim", grid="karras", steps=30)
     assert table("ddim", grid="karras", steps=30) is not long
+
+
+def test_a_table_that_was_handed_out_can_not_be_changed():
+    """A later run shares it: its rows refuse changes, and lists that it gives are copies."""
+    first = table("dpmpp:order=2", grid="karras", steps=5)
+    row = first.rows[2]
+    for coefficients in (row.states, row.evaluations, row.draws):
+        before = dict(coefficients)
+        for change in (
+            lambda held=coefficients: held.__setitem__(0, 2.0),
+            lambda held=coefficients: held.update({0: 2.0}),
+            lambda held=coefficients: held.pop(0),
+            lambda held=coefficients: held.setdefault(77, 2.0),
+            lambda held=coefficients: held.__ior__({0: 2.0}),
+            lambda held=coefficients: held.clear(),
+        ):
+            with pytest.raises(TypeError, match="can't be changed"):
+                change()
+        assert coefficients == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.states = {}
+    first.evaluated.append(99)
+    first.output_times.zero_()
+    known = first.rows
+    assert table("dpmpp:order=2", grid="karras", steps=5).rows == known
+    assert first.evaluated == list(range(5))
+    copied = copy.deepcopy(first)
+    assert copied.rows == known
+    with pytest.raises(TypeError, match="can't be changed"):
+        copied.rows[1].states[0] = 2.0
+
+
+def test_a_row_keeps_none_of_the_mappings_that_it_was_made_from():
+    given = {0: 1.0}
+    row = Row(0.5, given)
+    given[0] = 2.0
+    assert row.states == {0: 1.0}
+    assert dataclasses.replace(row, states={0: 3.0}).states == {0: 3.0}

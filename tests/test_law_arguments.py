@@ -128,3 +128,19 @@ def test_samples_are_counted_by_an_integer_and_have_a_floating_point_dtype():
     for dtype in ("float32", torch.int64, torch.complex64, float):
         with pytest.raises(ArgumentError, match="dtype must be a floating-point dtype"):
             mixture.sample(2, generator=0, dtype=dtype)
+
+
+def test_levels_on_the_meta_device_hold_no_numbers():
+    mixture = GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32):
+        with pytest.raises(ArgumentError, match="sigma must be numbers, got a tensor on the meta device"):
+            mixture.noised_log_prob(x, 1.0, torch.ones(3, 1, dtype=dtype, device="meta"))
+
+
+def test_the_divergence_of_point_masses_with_next_to_no_noise_is_that_of_the_nearest():
+    """-dim/sigma^2 at the points and beside them, where the squares of the others overflow; by kernels and by torch."""
+    masses = GaussianMixture.from_points([[0.0, 0.0], [1.0, 2.0]])
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
+    for function in (masses.noised_score_divergence, masses._by_torch.score_divergence):
+        assert function(x, 1.0, 1e-100).tolist() == pytest.approx([-2e200, -2e200], rel=1e-12)

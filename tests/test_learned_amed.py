@@ -164,3 +164,10 @@ def test_training_ends_with_its_seconds():
 def test_what_amed_can_not_be_trained_on_is_refused(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+def test_the_best_predictor_is_returned_and_not_the_last():
+    """Steps so long that the loss grows tenfold: what is returned errs no more than the predictor before its training."""
+    trained = train_amed("ring8", 2, points=64, batch=8, rounds=10, rate=0.5)
+    assert trained.errors.after <= trained.errors.before
+    assert trained.history.error[-1] > 10 * trained.history.error[0]

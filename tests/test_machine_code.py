@@ -57,25 +57,25 @@ def test_machine_code_is_compiled_once_for_each_key(places, monkeypatch):
     """And again where the file is damaged, or others may have written it."""
     targets.get("bimodal1d").noised_log_prob(torch.zeros(1, 1, dtype=torch.float64), 1.0, 0.5)
     monkeypatch.undo()
-    real = objects._read(objects._key(1, False, False))
+    real = objects._read(objects._key(("kernels", 1, False, False)))
     monkeypatch.setattr(objects, "_files", lambda key: [place / f"{key}.o" for place in places])
     compiled = []
-    monkeypatch.setattr(objects, "_compiled", lambda *kind: compiled.append(kind) or (None, real))
+    monkeypatch.setattr(objects, "_compiled", lambda kind: compiled.append(kind) or (None, real))
 
     def kernel(dim=1):
         before = len(compiled)
-        objects._kernel(dim, False, False)
+        objects._kernel(("kernels", dim, False, False))
         return len(compiled) > before
 
     assert kernel()
     assert not kernel()
     assert kernel(2)
-    file = places[0] / f"{objects._key(1, False, False)}.o"
+    file, other = (places[0] / f"{objects._key(('kernels', dim, False, False))}.o" for dim in (1, 2))
     kept = file.read_bytes()
     for spoil in (
         lambda: file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1])),
         lambda: file.write_bytes(b""),
-        lambda: file.write_bytes((places[0] / f"{objects._key(2, False, False)}.o").read_bytes()),
+        lambda: file.write_bytes(other.read_bytes()),
         lambda: file.chmod(0o666),
         file.unlink,
     ):

@@ -356,3 +356,35 @@ def test_metrics_say_what_they_need_of_a_run():
     assert own.needs == (False, True)
     with pytest.raises(UnknownNameError):
         metrics.needs_of("nothing")
+
+
+def test_exact_draws_that_are_kept_are_those_of_their_stream_and_no_one_elses():
+    """Another number, time, seed or stream gives others, and who changes the draws changes none of the kept ones."""
+    run = outcome(points=50)
+    law = run.law
+    fresh = law.marginal(50, run.times[-1], generator=run.stream(2))
+    first = run.exact_draws(50, 2)
+    assert torch.equal(first, fresh)
+    first.zero_()
+    assert torch.equal(run.exact_draws(50, 2), fresh)
+    assert torch.equal(replace(run).exact_draws(50, 2), fresh)
+    assert not torch.equal(run.exact_draws(50, 3), fresh)
+    assert not torch.equal(replace(run, seed=1).exact_draws(50, 2), fresh)
+    assert run.exact_draws(49, 2).shape == (49, 2)
+    for stream in range(4, 20):
+        run.exact_draws(50, stream)
+    assert torch.equal(run.exact_draws(50, 2), fresh)
+
+
+def test_a_target_of_a_users_own_is_asked_for_draws_each_time(monkeypatch):
+    class Own(diffode.GaussianMixture):
+        pass
+
+    field = diffode.exact_field(Own([1.0], [[0.0, 0.0]], [1.0]), "edm")
+    x = field.prior(8, generator=0)
+    run = Outcome(field, x, diffode.solve(field, x, solver="ddim", steps=2, grid="karras"))
+    asked, marginal = [], type(field).marginal
+    monkeypatch.setattr(type(field), "marginal", lambda *given, **more: asked.append(1) or marginal(*given, **more))
+    for _ in range(2):
+        run.exact_draws(8, 1)
+    assert len(asked) == 2

@@ -15,7 +15,7 @@ from diffode.targets import compiled as compiled_module
 
 pytestmark = pytest.mark.skipif(not native.is_on(), reason="there are no compiled kernels here")
 
-SMALL = [name for name in targets.names() if targets.get(name).arithmetic == "native"]
+SMALL = [name for name in targets.names() if targets.get(name).dim <= native.MOST_DIMENSIONS]
 KINDS = {
     "isotropic": [0.5, 0.02],
     "diagonal": [[0.5, 0.1], [0.02, 3.0]],
@@ -41,9 +41,10 @@ def evaluations(mixture, x, alpha, sigma):
     yield "divergence", mixture.noised_score_divergence(x, alpha, sigma)
 
 
-def test_small_targets_are_compiled_and_no_others():
+def test_small_targets_and_full_covariances_are_compiled_and_no_others():
     assert {targets.get(name).dim for name in SMALL} == {1, 2}
-    assert all(targets.get(name).dim > native.MOST_DIMENSIONS for name in set(targets.names()) - set(SMALL))
+    compiled = {name for name in targets.names() if targets.get(name).arithmetic == "native"}
+    assert compiled - set(SMALL) == {"line16", "digits-gmm10", "patches-gmm"}
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["one level", "a level for every row"])

@@ -309,3 +309,9 @@ def test_each_wrong_option_of_the_cosine_path_is_refused_alone():
 def test_a_path_beyond_its_end_is_refused(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+def test_times_of_many_levels_are_those_of_each_to_the_last_bit():
+    vp = paths.get("vp")
+    levels = torch.logspace(-6, 6, 301, dtype=torch.float64).tolist()
+    assert vp.times_from_rho(levels).tolist() == [vp.time_from_rho(level) for level in levels]

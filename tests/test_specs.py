@@ -176,3 +176,9 @@ def test_only_what_can_be_called_is_registered_under_a_text():
             registry.register("one", make)
     with pytest.raises(ArgumentError, match="thing name None must be letters"):
         registry.register(None, dict)
+
+
+def test_a_list_that_no_spec_can_hold_is_refused():
+    with pytest.raises(ArgumentError, match=re.escape("whole numbers, got (1.5, 2.5)")):
+        format_spec("x", {"a": (1.5, 2.5)})
+    assert format_spec("x", {"a": (3.0, 2)}) == "x:a=3+2"

@@ -1,5 +1,7 @@
 """Where a run begins: at the time that it was told, and not without a word at another."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 
 import diffode
 from diffode.errors import ArgumentError, StartWarning
-from diffode.solvers.starts import least_mean_square, two_times
+from diffode.solvers.starts import bound_of_least_mean_square, least_mean_square, two_times
 
 PATHS = ["edm", "vp", "rectified_flow", "vp_cosine", "trigonometric", "ddpm"]
 
@@ -106,3 +108,21 @@ def test_a_path_between_times_is_the_same_path_there():
         assert torch.equal(
             diffode.grids.get("log_snr", part, 4)[[0, -1]], torch.tensor([late, path.t_min], dtype=torch.float64)
         )
+
+
+def test_the_bound_that_spares_scipy_lies_above_what_it_bounds():
+    counts = [*range(1, 300), *(int(10 ** (k / 20)) for k in range(50, 200))]
+    ratios = [bound_of_least_mean_square(n) / least_mean_square(n) for n in counts]
+    assert min(ratios) > 1
+    assert bound_of_least_mean_square(1000) < 0.8
+
+
+def test_a_run_from_a_usual_start_does_not_wait_for_scipys_functions():
+    code = """
+import sys, diffode
+field = diffode.exact_field("ring8", "edm")
+diffode.solve(field, field.prior(1000, generator=0), solver="dpmpp:order=2", nfe=5)
+print("scipy.special" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

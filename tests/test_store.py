@@ -395,3 +395,17 @@ def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path, monkeypatch):
 def test_an_unwritable_store_says_so(tmp_path):
     with pytest.raises(StoreError, match="writable place"):
         Store("/proc/nowhere/store.sqlite")
+
+
+def test_a_row_of_schema_2_that_its_tables_forbid_is_left_behind_and_the_others_are_upgraded(filled):
+    file, suite, results = filled
+    as_schema_2(file)
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE results SET status = 'oh' WHERE key = ?", (results[0].key,))
+    with Store(file) as store:
+        assert store.get(keyed_cells(suite)) == results[1:]
+        kept = store._connection.execute("SELECT DISTINCT key FROM measurements").fetchall()
+        assert kept == [(r.key,) for r in results[1:]]
+        store.put(results[0])
+        assert store.get(keyed_cells(suite)) == results

@@ -78,7 +78,7 @@ def command(
               diffode bench full --engine dask://login-node:8786
     """
     from diffode.errors import WorkerError
-    from diffode.studies import Store, keyed_cells, run_suite
+    from diffode.studies import Store, run_suite
     from diffode.studies.report_content import check_report, current_report
 
     chosen = chosen_suite(suite, imports, seeds)
@@ -111,8 +111,11 @@ def command(
         click.echo(f"{len(summary.senseless):,} runs make no sense and are left out: {next(iter(reasons))}", err=True)
         for reason in list(reasons)[1:]:
             click.echo(f"  {reason}", err=True)
-    with Store(file) as opened:
-        results = opened.get(keyed_cells(chosen))
+    if summary.results is None:
+        with Store(file) as opened:
+            results = opened.get(summary.cells)
+    else:
+        results = list(summary.results)
     page, again = None, rerun_command(suite, imports, seeds, own)
     if not no_report:
         page = current_report(chosen, results, place, command=again)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,9 @@ def is_of_package(registry: Any, spec: str) -> bool:
     from diffode.extensions import is_place
     from diffode.specs import parse_spec
 
+    if not re.search("[A-Za-z]", spec):
+        # A list of numbers, as grids may be.
+        return True
     name, options = parse_spec(registry.canonical(spec)) if spec not in registry.names() else (spec, {})
     if registry.is_place(name) or any(isinstance(v, str) and (is_place(v) or Path(v).exists()) for v in options.values()):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -13,6 +14,8 @@ from diffode.cli.output import NFE_HELP, field_options, field_text, json_option,
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffode.metrics import Streamed
 
 #: Number of points that are held in memory, for the picture and the error.
 _HELD = 10_000
@@ -28,6 +31,7 @@ _HELD = 10_000
 @click.option("-n", "--points", type=click.IntRange(1, 10**10), default=1000, show_default=True, help="Number of samples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the starting noise.")
 @click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
+@click.option("--metric", "specs", multiple=True, help="A metric of all points, such as moments or sliced_w2; may be repeated.")
 @json_option
 def command(
     target: str,
@@ -42,6 +46,7 @@ def command(
     points: int,
     seed: int,
     output: str,
+    specs: Sequence[str],
     as_json: bool,
 ) -> None:
     """Sample TARGET: writes the points as .npy, shape (n, *row), and a picture as .png.
@@ -50,9 +55,10 @@ def command(
 
     \b
     Example:  diffode sample spiral --solver unipc:order=3 --nfe 12 --output spiral.npy
+              diffode sample ring8 -n 1000000 --metric moments --metric mode_weights
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
-    from diffode import solvers, targets
+    from diffode import metrics, solvers, targets
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
     from diffode.flows import reference
@@ -82,6 +88,12 @@ def command(
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]
     start = on.sigma(begins) * keyed_normal((min(points, _HELD), *shape), seed=seed, key=target)
+    ends = (on.t_max, on.t_min) if table is None else table.ends
+    measured = [metrics.streamed(spec, field, between=ends, seed=seed) for spec in specs]
+    if table is not None and table.draws and any(metrics.needs_of(spec).flow for spec in specs):
+        raise ArgumentError(
+            f"--metric endpoint compares with the exact flow, which {solver!r} does not follow since it draws noise"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
@@ -89,18 +101,14 @@ def command(
     # The points are written as they come, and before their picture, since some points can't be drawn.
     with whole_file(file, "output") as handle:
         if table is not None:
-            chunks = stream(field, points, solver=recipe, grid=grid, nfe=nfe, seed=seed, key=target)
-            shown, used, noisy, ends = (
-                written(handle, points, shape, chunks),
-                table.nfe * field.calls,
-                table.draws > 0,
-                table.ends,
-            )
+            pairs = stream(field, points, solver=recipe, grid=grid, nfe=nfe, seed=seed, key=target, with_starts=True)
+            shown, used, noisy = written(handle, points, shape, pairs, measured), table.nfe * field.calls, table.draws > 0
         else:
             # Steps that depend on the solution are those of one batch.
             start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
             solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
-            shown, used, noisy = written(handle, points, shape, [solution.x]), solution.nfe, recipe.stochastic
+            pairs = iter([(solution.x, start)])
+            shown, used, noisy = written(handle, points, shape, pairs, measured), solution.nfe, recipe.stochastic
             ends = float(solution.times[0]), float(solution.times[-1])
     some = min(points, 256)
     error = None
@@ -117,12 +125,14 @@ def command(
         raise
     except Exception as failure:  # The points of a user's field may have any values.
         reason = f"{type(failure).__name__}: {failure}"
+    found = {spec: metric.value() for spec, metric in zip(specs, measured, strict=True)}
     facts = {
         "points": str(file),
         "picture": None if reason else str(picture),
         "nfe": used,
         "mean_endpoint_error": error,
         "scale": field.scale,
+        "metrics": {spec: asdict(measurement) for spec, measurement in found.items()},
     }
     if as_json:
         print_json(facts)
@@ -131,20 +141,29 @@ def command(
             click.echo(f"{title}: it draws noise, so there is no exact end point to compare with")
         else:
             click.echo(f"{title}: mean end-point error {error:.3e} (scale {field.scale:.3g}, first {some} points)")
+        for spec, measurement in found.items():
+            click.echo(f"{spec}: {measurement.value:.3e} (floor {measurement.floor:.3e})")
         click.echo(f"points: {file}, picture: {picture}" if reason is None else f"points: {file}")
     if reason is not None:
         click.echo(f"picture {picture} could not be drawn: {reason}", err=True)
 
 
-def written(handle: BinaryIO, count: int, shape: Sequence[int], chunks: Iterable[Tensor]) -> Tensor:
-    """Write ``count`` points of a shape as ``.npy``, chunk by chunk; the first ones, up to ``_HELD``."""
+def written(
+    handle: BinaryIO, count: int, shape: Sequence[int], pairs: Iterable[tuple[Tensor, Tensor]], measured: Sequence[Streamed]
+) -> Tensor:
+    """Write ``count`` points of a shape as ``.npy``, chunk by chunk, and measure them; the first ones, up to ``_HELD``.
+
+    ``pairs`` are ends, which are the points, and the starts that they come from.
+    """
     import torch
 
     from diffode.array_files import write_header, write_numbers
 
     held: list[Tensor] = []
     write_header(handle, (count, *shape))
-    for chunk in chunks:
+    for chunk, starts in pairs:
+        for metric in measured:
+            metric.add(chunk, starts)
         left = _HELD - sum(len(part) for part in held)
         if left > 0:
             held.append(chunk[:left].clone())

@@ -93,7 +93,8 @@ def _knows(registry: Any, spec: str) -> bool:
         else:
             registry.entry(name)
     except ArgumentError as error:
-        if "option" in str(error):
+        # A registered name whose spec can't be read is not unknown: what is wrong is the rest of it.
+        if "option" in str(error) or spec.partition(":")[0].strip() in registry.names():
             raise
         return False
     return registry.of is not None or ":" not in name
@@ -183,15 +184,21 @@ def _print_target(facts: dict[str, Any]) -> None:
 
 
 def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
-    from diffode import paths, solvers
+    from diffode import grids, paths, solvers
     from diffode.solvers.solver import Solver, WritesTable
     from diffode.specs import option_names, parse_spec
 
     # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec sets these.
     solver: Solver = solvers.get(spec).for_field(1.0, 2)
-    table = solver.tableau(paths.get(path), grid, steps) if isinstance(solver, WritesTable) else None
+    times = grids.spec_of(grid)
+    # A list of times has as many steps as it says.
+    table = (
+        solver.tableau(paths.get(path), times, steps if grids.is_named(times) else None)
+        if isinstance(solver, WritesTable)
+        else None
+    )
     options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
-    entry = solvers.registry.entry(parse_spec(spec)[0])
+    entry = solvers.registry.entry(parse_spec(solvers.registry.canonical(spec))[0])
     facts: dict[str, Any] = {
         "spec": solver.spec,
         "description": plain_text(inspect.getdoc(type(solver)) or ""),

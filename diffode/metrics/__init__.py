@@ -3,6 +3,7 @@
 Coupled errors (same start, exact flow) come first, then errors of moments and densities, and sampled distances last.
 """
 
+from diffode.metrics.chunked import Streamed, streamed, streamed_names
 from diffode.metrics.coupled import endpoint, model, total, trajectory
 from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
 from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
@@ -31,6 +32,7 @@ __all__ = [
     "Measurement",
     "Needs",
     "Outcome",
+    "Streamed",
     "error_split",
     "gaussian_split",
     "gaussian_w2",
@@ -40,4 +42,6 @@ __all__ = [
     "needs_of",
     "register",
     "registry",
+    "streamed",
+    "streamed_names",
 ]

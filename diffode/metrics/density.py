@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.fields import ExactField
 from diffode.metrics.measurement import Measurement, Outcome
 from diffode.targets import GaussianMixture
 
 #: Share of its weight below which a mode counts as lost.
-_LOST_SHARE = 0.1
+LOST_SHARE = 0.1
 
 
 def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
@@ -50,7 +51,7 @@ def _with_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Ten
 
 def mode_weights(outcome: Outcome) -> Measurement:
     """Total variation distance of the end points' weights, which are mean responsibilities, from the mixture's weights."""
-    target, weights = _mixture(outcome), _weights(outcome, outcome.end)
+    target, weights = mixture_of(outcome.law), _weights(outcome, outcome.end)
     floor = _weights(outcome, outcome.exact_draws(len(outcome.end), 2))
     value, least = (float((w - target.weights).abs().sum()) / 2 for w in (weights, floor))
     return Measurement("mode_weights", value, least)
@@ -58,23 +59,28 @@ def mode_weights(outcome: Outcome) -> Measurement:
 
 def lost_modes(outcome: Outcome) -> Measurement:
     """Number of modes that got less than a tenth of their weight; the floor is the number for as many exact draws."""
-    target = _mixture(outcome)
+    target = mixture_of(outcome.law)
 
     def lost(x: Tensor) -> float:
-        return float((_weights(outcome, x) < _LOST_SHARE * target.weights).sum())
+        return float((_weights(outcome, x) < LOST_SHARE * target.weights).sum())
 
     return Measurement("lost_modes", lost(outcome.end), lost(outcome.exact_draws(len(outcome.end), 2)))
 
 
-def _mixture(outcome: Outcome) -> GaussianMixture:
-    mixture = outcome.law.target.as_mixture()
+def mixture_of(law: ExactField) -> GaussianMixture:
+    """The mixture that the data is; ArgumentError if it is none."""
+    mixture = law.target.as_mixture()
     if mixture is None:
         raise ArgumentError("mode metrics need a Gaussian mixture")
     return mixture
 
 
-def _weights(outcome: Outcome, x: Tensor) -> Tensor:
-    path, last = outcome.law.path, outcome.times[-1]
+def responsibilities(law: ExactField, scale: float, last: float, x: Tensor) -> Tensor:
+    """Posterior probabilities of the mixture's components at points (B, dim) of the last time, (B, K)."""
     # Point masses have no responsibilities at sigma = 0, so sigma stays at least far below the distances between them.
-    sigma = max(path.sigma(last), 1e-6 * outcome.field.scale)
-    return _mixture(outcome).responsibilities(x, path.alpha(last), sigma).mean(0).cpu()
+    sigma = max(law.path.sigma(last), 1e-6 * scale)
+    return mixture_of(law).responsibilities(x, law.path.alpha(last), sigma)
+
+
+def _weights(outcome: Outcome, x: Tensor) -> Tensor:
+    return responsibilities(outcome.law, outcome.field.scale, outcome.times[-1], x).mean(0).cpu()

@@ -39,17 +39,27 @@ def _measured(name: str, value: float, floor: float, resampled: Tensor) -> Measu
     return Measurement(name, value, floor, max(0.0, value - half), value + half)
 
 
-def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
-    """Root mean square, over random directions, of the W2 distances between one-dimensional projections."""
+def check_projections(projections: int) -> None:
+    """Raise ArgumentError for what is no number of directions."""
     if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
         raise ArgumentError(f"projections must be an integer >= 1, got {projections!r}")
+
+
+def directions(dim: int, projections: int) -> Tensor:
+    """The unit vectors along which points are projected, (dim, projections), the same in every call."""
+    drawn = torch.randn(dim, projections, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    unit: Tensor = drawn / drawn.norm(dim=0)
+    return unit
+
+
+def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
+    """Root mean square, over random directions, of the W2 distances between one-dimensional projections."""
+    check_projections(projections)
     (x, exact, other), chosen = _drawn(outcome, resamples, "sliced_w2", 1)
-    generator = torch.Generator().manual_seed(11)
-    directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions = (directions / directions.norm(dim=0)).to(x.device)
+    along = directions(x.shape[1], projections).to(x.device)
 
     def distance(x: Tensor, y: Tensor) -> float:
-        gaps = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
+        gaps = (x @ along).sort(dim=0).values - (y @ along).sort(dim=0).values
         return float(gaps.square().mean().sqrt())
 
     resampled = [distance(x[left], exact[right]) for left, right in chosen]

@@ -27,19 +27,21 @@ from numba.extending import intrinsic
 from diffode.native.elementary import INNER, exponential, logarithm
 
 #: What a kernel computes, as numbers: the places of the words of ``native.Wanted``, and then the size of its workplace.
-_VIEW, _LOG_PROB, _RESPONSIBILITIES, _DIVERGENCE, _ROOM = range(5)
+VIEW, LOG_PROB, RESPONSIBILITIES, DIVERGENCE, ROOM = range(5)
 #: Rows of an array of levels: alpha, sigma, and the weights of the denoised point and of the negative score.
-_ALPHA, _SIGMA, _P, _G = range(4)
+ALPHA, SIGMA, P, G = range(4)
 #: Number of rows of a block.
 BLOCK = 64
 #: Logarithm of a row's largest density below which its components are compared, as squares lose 1e-12 by then.
 _FAR = -5000.0
+#: Relative density below which a component has none: more than the smallest value of the exponential.
+_NOTHING = 1e-307
 
-_LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = math.log(2 * math.pi)
 
 
 @intrinsic
-def _after(context, pointer, count):
+def after(context, pointer, count):
     """The address that lies ``count`` numbers after another."""
 
     def generate(context, builder, signature, arguments):
@@ -78,16 +80,16 @@ def _prepare(axes, several, means, eigenvalues, log_weights, level, scaled_means
     repeated = 1 if several else dim
     for k in range(len(means)):
         for r in range(width):
-            bias[k, r] = log_weights[k] - 0.5 * dim * _LOG_2PI
+            bias[k, r] = log_weights[k] - 0.5 * dim * LOG_2PI
         for d in range(dim):
             for r in range(width):
-                scaled_means[k, d, r] = level[_ALPHA, r] * means[k, d]
+                scaled_means[k, d, r] = level[ALPHA, r] * means[k, d]
         for d in range(inverse.shape[1]):
             c = eigenvalues[k, d]
             for r in range(width):
-                u = level[_ALPHA, r] * level[_ALPHA, r] * c + level[_SIGMA, r] * level[_SIGMA, r]
+                u = level[ALPHA, r] * level[ALPHA, r] * c + level[SIGMA, r] * level[SIGMA, r]
                 inverse[k, d, r] = 1.0 / u
-                factor[k, d, r] = (level[_P, r] * level[_ALPHA, r] * c + level[_G, r]) / u
+                factor[k, d, r] = (level[P, r] * level[ALPHA, r] * c + level[G, r]) / u
                 bias[k, r] -= 0.5 * repeated * logarithm(u)
 
 
@@ -193,15 +195,24 @@ def _view(axes, basis, own, several, points, scaled_means, means, centre, level,
     """sum_k r_k [p D_k + g S_k^-1 (x - alpha mu_k)] of every row of the block, in total (dim, BLOCK)."""
     total[:] = 0.0
     for k in range(len(weights)):
+        if basis is None:
+            # One loop for all that is summed, so that a row's numbers are read and written once.
+            for r in range(BLOCK):
+                share, at = weights[k, r], _column(own, r)
+                for d in range(len(axes)):
+                    w = share * factor[k, d * several, at]
+                    w *= _along(axes, basis, own, points, scaled_means, k, d, r)
+                    total[d, r] = (total[d, r] + w) + share * (level[P, at] * means[k, d])
+            continue
         _pull(axes, basis, own, several, points, scaled_means, factor, k, weights[k], total)
-        if own is None and level[_P, 0] == 0.0:
+        if own is None and level[P, 0] == 0.0:
             continue
         for d in range(len(axes)):
             for r in range(BLOCK):
-                total[d, r] += weights[k, r] * (level[_P, _column(own, r)] * means[k, d])
+                total[d, r] += weights[k, r] * (level[P, _column(own, r)] * means[k, d])
     for d in range(len(axes)):
         for r in range(BLOCK):
-            total[d, r] = total[d, r] / mass[r] + level[_P, _column(own, r)] * centre[d]
+            total[d, r] = total[d, r] / mass[r] + level[P, _column(own, r)] * centre[d]
 
 
 @numba.njit(**INNER)
@@ -221,8 +232,10 @@ def _diverge(axes, basis, own, several, points, scaled_means, inverse, weights, 
         _pull(axes, basis, own, several, points, scaled_means, inverse, k, ones, apart)
         for d in range(len(axes)):
             for r in range(BLOCK):
-                square = apart[d, r] * apart[d, r]
-                answer[r] += weights[k, r] * (square - inverse[k, d * several, _column(own, r)])
+                part = apart[d, r] * apart[d, r] - inverse[k, d * several, _column(own, r)]
+                # The square of a component without weight may overflow.
+                part = part if weights[k, r] > _NOTHING else 0.0
+                answer[r] += weights[k, r] * part
     for r in range(BLOCK):
         answer[r] /= mass[r]
 
@@ -245,27 +258,27 @@ def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weigh
         out: (B, dim), (B, K), or (B, 1).
         work: room for the numbers that it works with.
 
-    Returns the number of rows whose squared distances overflow; what is written for them is not a number. Asked for ``_ROOM``,
+    Returns the number of rows whose squared distances overflow; what is written for them is not a number. Asked for ``ROOM``,
     it returns the count of numbers that it works with.
     """
     rows, count, dim = x.shape[0], means.shape[0], len(axes)
     width = 1 if own is None else BLOCK
     kinds = eigenvalues.shape[1]
-    if wanted == _ROOM:
+    if wanted == ROOM:
         return width * (4 + count * (dim + 1 + 2 * kinds)) + BLOCK * (3 * dim + count + 4)
     several = 0 if kinds == 1 else 1
-    level, work = carray(work, (4, width)), _after(work, 4 * width)
-    scaled_means, work = carray(work, (count, dim, width)), _after(work, count * dim * width)
-    bias, work = carray(work, (count, width)), _after(work, count * width)
-    inverse, work = carray(work, (count, kinds, width)), _after(work, count * kinds * width)
-    factor, work = carray(work, (count, kinds, width)), _after(work, count * kinds * width)
-    points, work = carray(work, (dim, BLOCK)), _after(work, dim * BLOCK)
-    total, work = carray(work, (dim, BLOCK)), _after(work, dim * BLOCK)
-    apart, work = carray(work, (dim, BLOCK)), _after(work, dim * BLOCK)
-    weights, work = carray(work, (count, BLOCK)), _after(work, count * BLOCK)
-    top, work = carray(work, (BLOCK,)), _after(work, BLOCK)
-    shift, work = carray(work, (BLOCK,)), _after(work, BLOCK)
-    mass, work = carray(work, (BLOCK,)), _after(work, BLOCK)
+    level, work = carray(work, (4, width)), after(work, 4 * width)
+    scaled_means, work = carray(work, (count, dim, width)), after(work, count * dim * width)
+    bias, work = carray(work, (count, width)), after(work, count * width)
+    inverse, work = carray(work, (count, kinds, width)), after(work, count * kinds * width)
+    factor, work = carray(work, (count, kinds, width)), after(work, count * kinds * width)
+    points, work = carray(work, (dim, BLOCK)), after(work, dim * BLOCK)
+    total, work = carray(work, (dim, BLOCK)), after(work, dim * BLOCK)
+    apart, work = carray(work, (dim, BLOCK)), after(work, dim * BLOCK)
+    weights, work = carray(work, (count, BLOCK)), after(work, count * BLOCK)
+    top, work = carray(work, (BLOCK,)), after(work, BLOCK)
+    shift, work = carray(work, (BLOCK,)), after(work, BLOCK)
+    mass, work = carray(work, (BLOCK,)), after(work, BLOCK)
     ones = carray(work, (BLOCK,))
     ones[:] = 1.0
     lost = 0
@@ -278,16 +291,16 @@ def _evaluate(wanted, axes, basis, own, x, centre, means, eigenvalues, log_weigh
             _prepare(axes, several, means, eigenvalues, log_weights, level, scaled_means, inverse, factor, bias)
         for r in range(BLOCK):
             for d in range(dim):
-                points[d, r] = x[start + min(r, length - 1), d] - level[_ALPHA, _column(own, r)] * centre[d]
+                points[d, r] = x[start + min(r, length - 1), d] - level[ALPHA, _column(own, r)] * centre[d]
         lost += _weigh(axes, basis, own, several, points, scaled_means, inverse, bias, weights, top, shift, mass)
-        if wanted == _LOG_PROB:
+        if wanted == LOG_PROB:
             for r in range(length):
                 out[start + r, 0] = top[r] + math.log(mass[r])
-        elif wanted == _RESPONSIBILITIES:
+        elif wanted == RESPONSIBILITIES:
             for r in range(length):
                 for k in range(count):
                     out[start + r, k] = weights[k, r] / mass[r]
-        elif wanted == _DIVERGENCE:
+        elif wanted == DIVERGENCE:
             _diverge(axes, basis, own, several, points, scaled_means, inverse, weights, mass, total, apart, ones, top)
             for r in range(length):
                 out[start + r, 0] = top[r]
@@ -310,11 +323,11 @@ def kernel(dim: int, rotated: bool, own: bool) -> Callable[..., Any]:
     basis_at = _basis_at if rotated else _no_basis
 
     def evaluate(wanted, rows, count, kinds, x, parameters, levels, out, work):
-        columns = dim if wanted == _VIEW else count if wanted == _RESPONSIBILITIES else 1
-        centre, means = carray(parameters, (dim,)), carray(_after(parameters, dim), (count, dim))
-        eigenvalues = carray(_after(parameters, dim * (1 + count)), (count, kinds))
-        log_weights = carray(_after(parameters, dim * (1 + count) + count * kinds), (count,))
-        basis = basis_at(_after(parameters, dim * (1 + count) + count * (kinds + 1)), count, dim)
+        columns = dim if wanted == VIEW else count if wanted == RESPONSIBILITIES else 1
+        centre, means = carray(parameters, (dim,)), carray(after(parameters, dim), (count, dim))
+        eigenvalues = carray(after(parameters, dim * (1 + count)), (count, kinds))
+        log_weights = carray(after(parameters, dim * (1 + count) + count * kinds), (count,))
+        basis = basis_at(after(parameters, dim * (1 + count) + count * (kinds + 1)), count, dim)
         level = carray(levels, (4, rows if own else 1))
         points, answer = carray(x, (rows, dim)), carray(out, (rows, columns))
         return _evaluate(wanted, axes, basis, mark, points, centre, means, eigenvalues, log_weights, level, answer, work)

@@ -38,7 +38,9 @@ Kernel = Callable[..., int]
 _lock = threading.Lock()
 #: What a loaded function lives in, for as long as the process does.
 _alive: list[Any] = []
-_kernels: dict[tuple[int, bool, bool], Kernel] = {}
+#: A kernel's module in this package, and what its function ``kernel`` is given.
+Kind = tuple[str | int | bool, ...]
+_kernels: dict[Kind, Kernel] = {}
 
 
 def _renew_lock() -> None:
@@ -51,23 +53,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def kernel(dim: int, rotated: bool, own: bool) -> Kernel:
-    """The kernel for a kind of mixture, see ``kernels.kernel``; it releases the interpreter's lock while it runs."""
-    kind = (dim, rotated, own)
+def kernel(*kind: str | int | bool) -> Kernel:
+    """The kernel of a kind, such as ``("kernels", 2, False, True)``; it releases the interpreter's lock while it runs."""
     if kind not in _kernels:
         # Two threads that ask for the same kernel wait for one compilation.
         with _lock:
             if kind not in _kernels:
-                _kernels[kind] = _kernel(*kind)
+                _kernels[kind] = _kernel(kind)
     return _kernels[kind]
 
 
-def _kernel(dim: int, rotated: bool, own: bool) -> Kernel:
+def _kernel(kind: Kind) -> Kernel:
     try:
-        key = _key(dim, rotated, own)
+        key = _key(kind)
         code = _read(key)
         if code is None:
-            function, code = _compiled(dim, rotated, own)
+            function, code = _compiled(kind)
             if code is None:
                 return function
             _write(key, code)
@@ -79,23 +80,26 @@ def _kernel(dim: int, rotated: bool, own: bool) -> Kernel:
         ) from error
 
 
-def _key(dim: int, rotated: bool, own: bool) -> str:
+def _key(kind: Kind) -> str:
     import llvmlite.binding as llvm
 
     compilers = [sys.version, *(importlib.metadata.version(name) for name in ("numba", "llvmlite"))]
     machine = [llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     source = [file.read_text("utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))]
-    return hashlib.sha256(repr((dim, rotated, own, compilers, machine, source)).encode()).hexdigest()
+    return hashlib.sha256(repr((kind, compilers, machine, source)).encode()).hexdigest()
 
 
-def _compiled(dim: int, rotated: bool, own: bool) -> tuple[Kernel, bytes | None]:
+def _compiled(kind: Kind) -> tuple[Kernel, bytes | None]:
     """A kernel compiled by Numba, and its machine code, if that stands on its own."""
     import llvmlite.binding as llvm
     import numba
 
-    from diffode.native import elementary, kernels
+    from diffode.native import elementary, kernels, wide
 
-    made: Any = numba.cfunc(kernels.SIGNATURE, **elementary.SETTINGS)(kernels.kernel(dim, rotated, own))
+    name, *given = kind
+    makers: dict[Any, Callable[..., Any]] = {"kernels": kernels.kernel, "wide": wide.kernel}
+    written = makers[name](*given)
+    made: Any = numba.cfunc(kernels.SIGNATURE, **elementary.SETTINGS)(written)
     _alive.append(made)
     compiled = _PROTOTYPE(made.address)
     # No kernel raises or allocates, so that Numba's functions for that, which its library would have to provide, are dead.

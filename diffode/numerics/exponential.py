@@ -2,6 +2,7 @@ r"""The functions :math:`\varphi_k` of exponential integrators."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -26,6 +27,12 @@ def phi(k: int, z: Any) -> Any:
     """
     if isinstance(z, Tensor):
         return _of_tensor(k, z)
+    return _of_number(k, z)
+
+
+# Rows of a step, such as a predictor and its corrector, ask for the same ones.
+@functools.lru_cache(maxsize=256, typed=True)
+def _of_number(k: int, z: float) -> float:
     if k == 0:
         return math.exp(z)
     if abs(z) < 1:

@@ -28,16 +28,20 @@ def each_once(method: Method) -> Method:
     (9.0, 9.0)
     """
 
+    # Classes may have methods of the same name, one above the other.
+    place = f"_answers of {method.__qualname__}"
+
     @functools.wraps(method)
     def once(self: Any, x: Any) -> Any:
         if type(x) is not float:
             return method(self, x)
-        answers: dict[Any, Any] = self.__dict__.setdefault("_answers", {})
-        found = answers.get((method, x))
-        if found is None:
+        try:
+            return self.__dict__[place][x]
+        except KeyError:
+            answers: dict[float, Any] = self.__dict__.setdefault(place, {})
             if len(answers) > _MOST:
                 answers.clear()
-            found = answers[method, x] = method(self, x)
-        return found
+            answer = answers[x] = method(self, x)
+            return answer
 
     return cast(Method, once)

@@ -13,12 +13,23 @@ def lagrange(nodes: Sequence[float]) -> list[np.ndarray]:
     >>> [coefficients.tolist() for coefficients in lagrange([0.0, 1.0])]
     [[1.0, -1.0], [0.0, 1.0]]
     """
+    return [np.array(coefficients) for coefficients in _lagrange(nodes)]
+
+
+def _lagrange(nodes: Sequence[float]) -> list[list[float]]:
+    """As numbers of Python: of the few that there are, arrays would take most of the time of writing a table."""
     result = []
     for j, node in enumerate(nodes):
-        coefficients = np.ones(1)
+        coefficients = [1.0]
         for i, other in enumerate(nodes):
             if i != j:
-                coefficients = np.convolve(coefficients, [-other, 1.0]) / (node - other)
+                # (c_0 + c_1 u + ...)(u - other)/(node - other), power by power.
+                width, lower, product = node - other, 0.0, []
+                for c in coefficients:
+                    product.append((lower - c * other) / width)
+                    lower = c
+                product.append(lower / width)
+                coefficients = product
         result.append(coefficients)
     return result
 
@@ -32,4 +43,11 @@ def weights_of(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     >>> weights_of([0.0, -1.0], [1.0, 1 / 2])
     [1.5, -0.5]
     """
-    return [float(np.dot(coefficients, moments)) for coefficients in lagrange(nodes)]
+    weights = []
+    for coefficients in _lagrange(nodes):
+        # Term by term: what ``sum`` gives depends on the version of Python.
+        total = 0.0
+        for c, moment in zip(coefficients, moments, strict=True):
+            total += c * moment
+        weights.append(total)
+    return weights

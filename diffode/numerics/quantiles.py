@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import log_ndtr
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Weights, means and standard deviations of a one-dimensional mixture.
@@ -65,6 +64,9 @@ def _gap(law: Law, x: Array, wanted: Array, use_lower: np.ndarray[Any, np.dtype[
 
 def log_tails(law: Law, x: Array) -> tuple[Array, Array]:
     """Logarithms of P(X <= x) and P(X > x)."""
+    # Imported where it is used, since that takes a third of a second, which commands that compute nothing do without.
+    from scipy.special import log_ndtr
+
     weights, means, widths = law
     z = (x[:, None] - means) / widths
     log_weights = np.log(weights)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from typing_extensions import override
 
 from diffode.errors import ArgumentError
@@ -110,6 +112,11 @@ class VP(Path):
     def time_from_log_snr(self, log_snr: Time) -> Time:
         result: Time = self._time_of(softplus(-2 * log_snr))
         return result
+
+    def times_from_rho(self, rho: Sequence[float]) -> np.ndarray:
+        """The times of many noise levels > 0, each that of ``time_from_rho`` to the last bit, at a fraction of its cost."""
+        z = 2 * np.array([math.log(level) for level in rho])
+        return np.asarray(self._time_of(z.clip(min=0) + np.array([math.log1p(math.exp(-abs(v))) for v in z.tolist()])))
 
     def _time_of(self, twice: Any) -> Any:
         # ``twice`` = -2 log alpha is a quadratic in t; this form of its root has no cancellation.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ _NUMBERS = 2**14
 _LEAST_ROWS = 256
 
 
+@overload
 def stream(
     field: Field,
     n: int,
@@ -40,11 +41,49 @@ def stream(
     dtype: torch.dtype = torch.float64,
     on_failure: Literal["raise", "return"] = "raise",
     between: tuple[float, float] | None = None,
-) -> Iterator[Tensor]:
+    with_starts: Literal[False] = False,
+) -> Iterator[Tensor]: ...
+
+
+@overload
+def stream(
+    field: Field,
+    n: int,
+    *,
+    solver: str | Solver,
+    grid: grids.Times | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    key: str = "stream",
+    rows: int = 65_536,
+    dtype: torch.dtype = torch.float64,
+    on_failure: Literal["raise", "return"] = "raise",
+    between: tuple[float, float] | None = None,
+    with_starts: Literal[True],
+) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def stream(
+    field: Field,
+    n: int,
+    *,
+    solver: str | Solver,
+    grid: grids.Times | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    key: str = "stream",
+    rows: int = 65_536,
+    dtype: torch.dtype = torch.float64,
+    on_failure: Literal["raise", "return"] = "raise",
+    between: tuple[float, float] | None = None,
+    with_starts: bool = False,
+) -> Iterator[Tensor] | Iterator[tuple[Tensor, Tensor]]:
     """Samples of a field as an iterator of chunks, each (rows, *shape), in memory that does not grow with their number.
 
     The starts are N(0, sigma^2 I) at the first time. Point i depends on the field, the solver, the grid, ``seed``, ``key`` and
-    ``n``, but not on ``rows``: rows run together in batches of a fixed size. With compiled kernels (mixtures in up to three
+    ``n``, but not on ``rows``: rows run together in batches of a fixed size. With compiled kernels (of mixtures, mostly in few
     dimensions), or any field whose rows do not depend on their batch to the last bit, it does not depend on ``n`` either.
 
     Args:
@@ -57,6 +96,7 @@ def stream(
         rows: number of points of a chunk; the last one may have fewer.
         dtype: of the points.
         on_failure: ``"raise"`` raises :class:`NumericalError` when a row becomes non-finite, ``"return"`` NaN-fills it.
+        with_starts: whether chunks are pairs, ends and the starts they come from, for ``metrics.streamed("endpoint", field)``.
 
     Raises:
         ArgumentError: for a wrong argument; CapabilityError for a solver that writes no table.
@@ -90,13 +130,17 @@ def stream(
     table = table_for(field, recipe, Extent(path, grid, steps, nfe))
     options = RunOptions(generator=seed if table.draws else None, on_failure=on_failure)
     scale = path.sigma(table.ends[0])
-    return _in_chunks(_batches(table, field, n, scale, seed, key, dtype, options), rows)
+    batches = _batches(table, field, n, scale, seed, key, dtype, options)
+    if with_starts:
+        pairs = _in_chunks((torch.stack(pair, dim=1) for pair in batches), rows)
+        return ((pair[:, 0], pair[:, 1]) for pair in pairs)
+    return _in_chunks((ends for ends, _ in batches), rows)
 
 
 def _batches(
     table: Tableau, field: Field, n: int, scale: float, seed: int, key: str, dtype: torch.dtype, options: RunOptions
-) -> Iterator[Tensor]:
-    """The ends of all rows, batch by batch."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The ends and starts of all rows, batch by batch."""
     shape = field.shape or ()
     size = max(_LEAST_ROWS, _NUMBERS // max(1, math.prod(shape)))
     counts = (min(size, n - begin) for begin in range(0, n, size))
@@ -108,7 +152,7 @@ def _batches(
         else:
             draw = options.draws(table, x)
         try:
-            yield run_rows(table, field, x, draw, options).x
+            yield run_rows(table, field, x, draw, options).x, x
         except NumericalError as error:
             begin = number * size
             raise NumericalError(f"of rows {begin:,} to {begin + len(x) - 1:,}: {error}", error.solution) from error

@@ -72,7 +72,7 @@ def export(results: Iterable[Result], file: str | FilePath, *, line: Line = "mea
         ArgumentError: if an argument is none of these, the file can't be written, or Parquet needs pyarrow and it is missing.
     """
     place = FilePath(file)
-    form = form or ("parquet" if place.suffix == ".parquet" else "csv")
+    form = form or ("parquet" if place.suffix.lower() == ".parquet" else "csv")
     for name, value, known_values in (("line", line, get_args(Line)), ("form", form, get_args(Form))):
         if value not in known_values:
             raise ArgumentError(f"{name} must be one of {', '.join(known_values)}, got {value!r}")
@@ -169,7 +169,21 @@ def _write_parquet(types: dict[str, str], lines: Iterable[Sequence[Any]], file: 
     count = 0
     with whole_file(file, "export") as handle, parquet.ParquetWriter(handle, schema) as writer:
         for chunk in _chunks(lines):
-            columns = [arrow.array(values, schema.field(i).type) for i, values in enumerate(zip(*chunk, strict=True))]
+            columns = [
+                arrow.array(_fitting(name, kind, values), schema.field(name).type)
+                for (name, kind), values in zip(types.items(), zip(*chunk, strict=True), strict=True)
+            ]
             writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
             count += len(chunk)
     return count
+
+
+def _fitting(name: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
+    """A column's values as Parquet can hold them: texts of whole characters, as in CSV, and integers of 64 bits."""
+    if kind == "string":
+        return [v if v is None else str(v).encode("utf-8", "backslashreplace").decode() for v in values]
+    if kind == "int64":
+        large = next((v for v in values if v is not None and not -(2**63) <= v < 2**63), None)
+        if large is not None:
+            raise ArgumentError(f"{name} {large} does not fit the 64 bits of a Parquet column; export as CSV")
+    return values

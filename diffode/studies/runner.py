@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 from diffode import engines, metrics, solvers
@@ -16,7 +16,7 @@ from diffode.solvers.direct import DirectSolver
 from diffode.studies.cell import Cell
 from diffode.studies.problem import size_of
 from diffode.studies.rows import Keyed, plain_group, results_of
-from diffode.studies.store import Store
+from diffode.studies.store import Result, Store
 from diffode.studies.suite import Suite
 from diffode.studies.versions import cell_keys
 
@@ -31,7 +31,8 @@ class Summary:
     """The numbers of a suite's cells: in total, found stored, computed now, and failed among the computed.
 
     ``damaged`` counts stored rows whose checksum did not fit and that were computed again. ``senseless`` lists cells that can't
-    succeed, with the reasons; they are neither run nor stored.
+    succeed, with the reasons; they are neither run nor stored. ``cells`` are the others with their keys, and ``results`` their
+    results as they were read, if nothing was to be computed, else None.
     """
 
     total: int
@@ -41,6 +42,8 @@ class Summary:
     seconds: float
     damaged: int = 0
     senseless: tuple[tuple[Cell, str], ...] = ()
+    cells: tuple[Keyed, ...] = field(default=(), repr=False, compare=False)
+    results: tuple[Result, ...] | None = field(default=None, repr=False, compare=False)
 
 
 def run_suite(
@@ -74,7 +77,8 @@ def run_suite(
         raise ArgumentError(f"no run of suite {suite.name!r} makes sense: {senseless[0][1]}")
     cells = keyed_cells(suite)
     with Store(store_file) as store:
-        done = set() if force else store.done(cells)
+        held = [] if force else store.get(cells)
+        done = {result.key for result in held if result.status == "ok"}
         todo = [(key, cell) for key, cell in cells if key not in done]
         damaged = len(store.damaged)
         if todo and not store.writable:
@@ -97,7 +101,8 @@ def run_suite(
         except WorkerError as error:
             known = len(cells) - len(todo) + finished
             raise WorkerError(f"{error}; {known:,} of {len(cells):,} runs are stored") from error
-    return Summary(len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began, damaged, senseless)
+    numbers = (len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began, damaged)
+    return Summary(*numbers, senseless, tuple(cells), None if todo else tuple(held))
 
 
 def _work(suite: Suite, engine: Engine, cells: Sequence[Keyed]) -> Work:

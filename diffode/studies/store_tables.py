@@ -59,7 +59,10 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Turn the tables of schema 2 into those of today, in one transaction; rows keep their checksums, damaged ones too."""
+    """Turn the tables of schema 2 into those of today, in one transaction; rows keep their checksums, damaged ones too.
+
+    Damaged rows that hold what the tables forbid are left behind; they are computed again.
+    """
     run = connection.execute
     connection.create_function("environment_key", 1, environment_key, deterministic=True)
     # References to the table must keep its name, and nothing may follow from its rows' departure.
@@ -80,7 +83,9 @@ def upgrade(connection: sqlite3.Connection) -> None:
                 )
                 columns = [row[1] for row in run("PRAGMA table_info(results_2)")]
                 given = ", ".join(known if column == "environment" else column for column in columns)
-                run(f"INSERT INTO results SELECT {given} FROM results_2")
+                # Rows with values that the tables forbid are damaged, and can't be carried along.
+                run(f"INSERT OR IGNORE INTO results SELECT {given} FROM results_2")
+                run("DELETE FROM measurements WHERE key NOT IN (SELECT key FROM results)")
                 run("DROP TABLE results_2")
                 run(f"PRAGMA user_version = {SCHEMA_VERSION}")
     finally:

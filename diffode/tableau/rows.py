@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -12,14 +13,36 @@ Number = float | Tensor
 Coefficients = Mapping[int, Number]
 
 
+class Fixed(dict[int, Number]):
+    """Coefficients that can't be changed, since runs to come may share them; ``dict(...)`` gives some that can.
+
+    >>> Fixed({0: 1.0})[0]
+    1.0
+    """
+
+    def _refused(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("the coefficients of a row can't be changed: make another row, such as replace(row, states={0: 1.0})")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refused
+
+    def __reduce__(self) -> tuple[type[Fixed], tuple[dict[int, Number]]]:
+        return Fixed, (dict(self),)
+
+
 @dataclass(frozen=True)
 class Row:
     """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it.
 
-    The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch.
+    The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch. Mappings are
+    copied, and can't be changed afterwards.
     """
 
     time: Number
     states: Coefficients = field(default_factory=dict)
     evaluations: Coefficients = field(default_factory=dict)
     draws: Coefficients = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A row has no other way of setting its attributes, being frozen.
+        held = self.__dict__
+        held["states"], held["evaluations"], held["draws"] = Fixed(self.states), Fixed(self.evaluations), Fixed(self.draws)

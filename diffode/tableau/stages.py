@@ -12,6 +12,8 @@ numbers for every s. Its vector holds c, then b row by row, then log rho of the 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,11 +52,13 @@ class Stages:
                 f"stages need scales (N,), weights (N, N) and levels (N + 1,), got {tuple(self.scales.shape)}, "
                 f"{tuple(self.weights.shape)} and {tuple(self.levels.shape)}"
             )
-        if not all(bool(torch.isfinite(part).all()) for part in (self.scales, self.weights, self.levels)):
+        # Of so few numbers, plain ones are looked at sooner than tensors.
+        levels, weights = self.levels.tolist(), self.weights.tolist()
+        if not all(map(math.isfinite, itertools.chain(self.scales.tolist(), levels, *weights))):
             raise ArgumentError("stages must be finite")
-        if bool((self.levels[:-1] <= 0).any()) or float(self.levels[-1]) < 0:
+        if any(level <= 0 for level in levels[:-1]) or levels[-1] < 0:
             raise ArgumentError("levels must be positive (the last may be 0)")
-        if bool(self.weights.triu(1).any()):
+        if any(any(row[i + 1 :]) for i, row in enumerate(weights)):
             raise ArgumentError("weights must be lower triangular: a state uses earlier evaluations only")
 
     @property
@@ -68,13 +72,14 @@ class Stages:
 
     def run(self, noise: NoiseFunction, start: Tensor) -> Tensor:
         """The output z_N from z_0 (B, *shape)."""
-        evaluations = [noise(start, float(self.levels[0]))]
+        scales, weights, levels = self.scales.tolist(), self.weights.tolist(), self.levels.tolist()
+        evaluations = [noise(start, levels[0])]
         for i in range(self.nfe):
-            z = start * float(self.scales[i])
-            for j, e in enumerate(evaluations):
-                z = z.add(e, alpha=float(self.weights[i, j]))
+            z = torch.mul(start, scales[i])
+            for weight, e in zip(weights[i], evaluations, strict=False):
+                z = z.add(e, alpha=weight)
             if i + 1 < self.nfe:
-                evaluations.append(noise(z, float(self.levels[i + 1])))
+                evaluations.append(noise(z, levels[i + 1]))
         return z
 
     def tableau(self, path: Path | str, solver: str = "", times: tuple[float, float] | None = None) -> Tableau:

@@ -29,13 +29,17 @@ from diffode.randomness import drawn_once
 from diffode.tableau import files
 from diffode.tableau.program import Step, compiled
 from diffode.tableau.propagation import Propagated, propagate
-from diffode.tableau.rows import Row
+from diffode.tableau.rows import Number, Row
 
 if TYPE_CHECKING:
     from diffode.fields import Field
 
 #: A run driven from outside, see :meth:`Tableau.driven`.
 Driven = Generator[tuple[int, Tensor], Tensor | tuple[Tensor, Tensor], Tensor]
+
+
+def _is_finite(value: Number) -> bool:
+    return math.isfinite(value) if type(value) is float else bool(torch.isfinite(torch.as_tensor(value)).all())
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Tableau:
             values = [row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()]
             if i and not (row.states or row.evaluations):
                 raise ArgumentError(f"row {i} (t={row.time}) is empty: it must use some earlier state or evaluation")
-            if not all(bool(torch.isfinite(v).all()) if isinstance(v, Tensor) else math.isfinite(v) for v in values):
+            if not all(map(_is_finite, values)):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
 
     def __repr__(self) -> str:
@@ -95,16 +99,19 @@ class Tableau:
         if self.batch is not None:
             raise ArgumentError(f"{purpose} needs one table for all rows; this one was written for a batch of {self.batch}")
 
-    @functools.cached_property
+    @property
     def evaluated(self) -> list[int]:
         """Indices of the rows at which the field is called, in order."""
-        used = {j for row in self.rows for j in row.evaluations}
-        return sorted(used)
+        return list(self._evaluated)
+
+    @functools.cached_property
+    def _evaluated(self) -> tuple[int, ...]:
+        return tuple(sorted({j for row in self.rows for j in row.evaluations}))
 
     @property
     def nfe(self) -> int:
         """Number of calls of the field in one run."""
-        return len(self.evaluated)
+        return len(self._evaluated)
 
     @functools.cached_property
     def draws(self) -> int:

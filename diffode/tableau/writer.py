@@ -33,7 +33,7 @@ class Writer:
 
     def add(self, time: Number, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
         """Append a state and return its row."""
-        self.rows.append(Row(time, dict(states), dict(evaluations), dict(draws or {})))
+        self.rows.append(Row(time, states, evaluations, draws or {}))
         return len(self.rows) - 1
 
     def draw(self, span: tuple[float, float] | None = None) -> int:

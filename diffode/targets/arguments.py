@@ -55,7 +55,12 @@ def _unlike(x: Tensor, scalars: tuple[Any, ...]) -> tuple[Scalar, ...]:
     for k, value in enumerate(scalars):
         if isinstance(value, Tensor):
             shape = value.shape
-            if value.layout is torch.strided and shape in ((rows, 1), (rows,)) and value.dtype is torch.float64:
+            if (
+                value.layout is torch.strided
+                and not value.is_meta
+                and shape in ((rows, 1), (rows,))
+                and value.dtype is torch.float64
+            ):
                 found[k] = (value if value.device == device else value.to(device)).reshape(-1)
             else:
                 found[k] = _rows_of_scalar(x, _NAMES[k], value)
@@ -71,6 +76,8 @@ def _unlike(x: Tensor, scalars: tuple[Any, ...]) -> tuple[Scalar, ...]:
 
 def _rows_of_scalar(x: Tensor, name: str, value: Tensor) -> Tensor:
     rows = x.shape[0]
+    if value.is_meta and not x.is_meta:
+        raise ArgumentError(f"{name} must be numbers, got a tensor on the meta device, which holds none; x is on {x.device}")
     real = not value.dtype.is_complex and value.layout == torch.strided
     # A single number is that of all rows.
     if real and (value.shape in ((rows, 1), (rows,)) or value.numel() == 1):

@@ -1,4 +1,4 @@
-"""Evaluation of a mixture in few dimensions by compiled kernels, where these can stand in for torch.
+"""Evaluation of a mixture by compiled kernels, where there are some and they can stand in for torch.
 
 A mixture has kernels or none (:meth:`Compiled.of`), which its ``arithmetic`` tells to the keys of stored results. Kernels
 compute the evaluations that they take (:meth:`Compiled.takes`), and torch the others, such as those that are differentiated.
@@ -29,6 +29,11 @@ from diffode.targets.torch_evaluation import TorchEvaluation, is_plain
 _VARIANCES = (1e-280, 1e280)
 #: Smallest number of rows that a thread of its own is worth.
 _ROWS_OF_A_THREAD = 2**13
+#: The same number in tens of dimensions.
+_WIDE_ROWS_OF_A_THREAD = 2**10
+#: Largest quotient of a covariance's trace by its smallest eigenvalue for the kernel in tens of dimensions, whose exponents
+#: err by about this times the unit round-off, 1e-12.
+_CONDITION = 1e4
 
 #: What kernels compute, as the numbers that they take.
 _NUMBERS: dict[Wanted, int] = {wanted: number for number, wanted in enumerate(get_args(Wanted))}
@@ -54,14 +59,21 @@ class Compiled:
         held = [centre, components.means - centre, eigenvalues, components.log_weights, *([] if basis is None else [basis])]
         self._parameters = torch.cat([part.detach().to("cpu", torch.float64).reshape(-1) for part in held])
         self._ends = float(eigenvalues.min()), float(eigenvalues.max())
+        self._wide = self._dim > native.MOST_DIMENSIONS
+        #: Least sigma^2/alpha^2 at which all covariances are within ``_CONDITION``, where that matters.
+        self._least_noise = _least_noise(eigenvalues) if self._wide else 0.0
         #: Numbers that the kernel works with, by whether rows have levels of their own.
         self._room: dict[bool, int] = {}
 
     @classmethod
     def of(cls, components: Components, by_torch: TorchEvaluation) -> Self | None:
         """The kernels for components; None if there are none for them, or they are switched off."""
-        if components.dim > native.MOST_DIMENSIONS or not native.is_on():
+        if not native.is_on():
             return None
+        if components.dim > native.MOST_DIMENSIONS:
+            full = isinstance(components, Rotated) and components.full and components.dim <= native.MOST_DIMENSIONS_OF_FULL
+            if not full or components.count * components.dim**2 > native.MOST_NUMBERS_OF_FULL:
+                return None
         if isinstance(components, Isotropic):
             return cls(components, components.variance[:, None], None, by_torch)
         if isinstance(components, Diagonal):
@@ -71,7 +83,10 @@ class Compiled:
         return None
 
     def takes(self, x: Tensor, alpha: Scalar, sigma: Scalar, *weights: Scalar) -> bool:
-        """Whether all are plain numbers on the CPU, of which no derivative is asked, at a level that is not extreme."""
+        """Whether all are plain numbers on the CPU, of which no derivative is asked, at a level that is not extreme.
+
+        In tens of dimensions rows share the level, and no covariance is too narrow in a direction.
+        """
         if (
             not is_plain(x)
             or x.shape[0] == 0
@@ -84,6 +99,8 @@ class Compiled:
             low, high = float((squares[0] * narrow + squares[1]).min()), float((squares[0] * wide + squares[1]).max())
         else:
             low, high = alpha * alpha * narrow + sigma * sigma, alpha * alpha * wide + sigma * sigma
+        if self._wide and (_own(alpha, sigma, *weights) or sigma * sigma < alpha * alpha * self._least_noise):
+            return False
         return _VARIANCES[0] <= low and high <= _VARIANCES[1]
 
     def view(self, x: Tensor, alpha: Scalar, sigma: Scalar, p: Scalar, g: Scalar) -> Tensor:
@@ -107,8 +124,9 @@ class Compiled:
         points = x if x.dtype == torch.float64 and x.is_contiguous() else x.detach().to(torch.float64).contiguous()
         p, g = weights or _NO_WEIGHTS
         given, out = (alpha, sigma, p, g), torch.empty(rows, width, dtype=torch.float64, device="cpu")
-        own = isinstance(alpha, Tensor) or isinstance(sigma, Tensor) or isinstance(p, Tensor) or isinstance(g, Tensor)
-        threads = min(torch.get_num_threads(), rows // _ROWS_OF_A_THREAD) if rows > _ROWS_OF_A_THREAD else 1
+        own = _own(*given)
+        worth = _WIDE_ROWS_OF_A_THREAD if self._wide else _ROWS_OF_A_THREAD
+        threads = min(torch.get_num_threads(), rows // worth) if rows > worth else 1
         if not own:
             shared = array.array("d", (float(part) for part in given))
             level = shared.buffer_info()[0]
@@ -152,11 +170,23 @@ class Compiled:
     def _evaluate(self, number: int, own: bool, rows: int, points: int, levels: int, out: int) -> int:
         """Run the kernel on some rows, given by addresses; returns the number of those that it can't do."""
         # Neither the kernel nor an address is kept, since a copy of the mixture would keep them too.
-        kernel, parameters = objects.kernel(self._dim, self._rotated, own), self._parameters.data_ptr()
+        kind = ("wide",) if self._wide else ("kernels", self._dim, self._rotated, own)
+        kernel, parameters = objects.kernel(*kind), self._parameters.data_ptr()
         room = self._room.get(own)
         if room is None:
             room = self._room[own] = kernel(_ROOM, 0, self._count, self._kinds, 0, parameters, 0, 0, 0)
         return kernel(number, rows, self._count, self._kinds, points, parameters, levels, out, _workplace(room))
+
+
+def _own(*given: Scalar) -> bool:
+    """Whether each row has a level or weights of its own."""
+    return any(isinstance(part, Tensor) for part in given)
+
+
+def _least_noise(eigenvalues: Tensor) -> float:
+    """The smallest s >= 0 at which tr(C_k + s) <= _CONDITION min(C_k + s) for all k, the eigenvalues of C_k being (K, dim)."""
+    excess = eigenvalues.sum(1) - _CONDITION * eigenvalues.amin(1)
+    return max(0.0, float(excess.max()) / (_CONDITION - eigenvalues.shape[1]))
 
 
 class _Workplaces(threading.local):

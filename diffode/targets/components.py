@@ -293,7 +293,9 @@ class Isotropic(Components):
         spread = spread.scatter(0, likeliest[None], 0.0)
         centre = r.T @ self.means - anchor
         variance = (r * spread).sum(0) - centre.square().sum(1)
-        return variance * (at.alpha / u[0]) ** 2 - self.dim * (r / u).sum(0)
+        # Factor by factor, since the square alone may overflow where the variance is 0.
+        slope = at.alpha / u[0]
+        return variance * slope * slope - self.dim * (r / u).sum(0)
 
 
 @dataclass(frozen=True)

@@ -57,4 +57,5 @@ class Differences:
         y = self.components.filter(y, lambda c: 1 / at.variance(c))
         mean = (r * y).sum(1, keepdim=True)
         trace = self.components.spectral_sum(lambda c: 1 / at.variance(c))
-        return (r * ((y - mean).square().sum(0) - trace)).sum(0)
+        # The square of a component without weight may overflow.
+        return (r * ((y - mean).square().sum(0) - trace).masked_fill(r == 0, 0.0)).sum(0)

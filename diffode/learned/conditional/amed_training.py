@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from diffode.targets import Target
 
 #: Largest norm of the gradient of a round of Adam; a longer one is clipped.
 _LARGEST_GRADIENT = 1.0
+#: Number of times in a training that the predictor is compared with those before, on all starts.
+_COMPARED = 20
 
 
 @with_gradients
@@ -73,12 +76,12 @@ def train_amed(
         points, batch, rounds: number of trajectories, of trajectories in a round, and of rounds of Adam.
         rate: learning rate of Adam at first; it falls to 0 as a cosine.
         start: starts (n, *shape) to train on, instead of draws of the prior.
-        seconds: limit of time, the teacher included. If it ends the training early, the predictor so far is returned, and
+        seconds: limit of time, the teacher included. If it ends the training early, the best predictor so far is returned, and
             ``stopped_by`` says so.
         seed: seed of the streams of starts, batches and the network.
         progress: called with every round as a :class:`Step`, whose ``error`` is the root of the loss: the root mean square
             error of the end, or of all steps together, in units of the scale.
-        stop: a function called after every round; if it returns True, the predictor so far is returned.
+        stop: a function called after every round; if it returns True, the best predictor so far is returned.
 
     Returns:
         :class:`Trained`; ``errors.before`` is that of the predictor before its training, with an inner time in the middle of
@@ -141,11 +144,24 @@ def train_amed(
     def root(loss: float) -> float:
         return math.sqrt(loss) / field.scale
 
-    for number in range(1, rounds + 1):
-        rows = torch.randperm(len(x), generator=batches)[:batch]
+    def loss_of(rows: Tensor | slice) -> Tensor:
         states = solver.run(field, x[rows], cut=per_step)
         chosen = zip(states[1:], targets[1:], strict=True) if per_step else [(states[-1], targets[-1])]
-        loss = sum(((a - b[rows]).flatten(1).square().sum(1).mean() for a, b in chosen), torch.zeros((), dtype=torch.float64))
+        return sum(((a - b[rows]).flatten(1).square().sum(1).mean() for a, b in chosen), torch.zeros((), dtype=torch.float64))
+
+    least, best = math.inf, copy.deepcopy(predictor.state_dict())
+
+    def keep_best() -> None:
+        """Remember the predictor if its loss of all starts is the least so far; that of a batch would be chance."""
+        nonlocal least, best
+        with torch.no_grad():
+            found = float(loss_of(slice(None)))
+        if found <= least:
+            least, best = found, copy.deepcopy(predictor.state_dict())
+
+    keep_best()
+    for number in range(1, rounds + 1):
+        loss = loss_of(torch.randperm(len(x), generator=batches)[:batch])
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         size = nn.utils.clip_grad_norm_(predictor.parameters(), _LARGEST_GRADIENT)
@@ -155,8 +171,12 @@ def train_amed(
         optimiser.step()
         schedule.step()
         request.tell(Step("train the predictor", number, rounds, root(losses[-1])))
-        if number < rounds and limit.reached():
+        ended = number < rounds and limit.reached()
+        if ended or number == rounds or number % math.ceil(rounds / _COMPARED) == 0:
+            keep_best()
+        if ended:
             break
+    predictor.load_state_dict(best)
     predictor.requires_grad_(False)
     begun_from = f"{solver.spec}, untrained, @ {grid if isinstance(grid, str) else 'a list of times'}"
     facts = request.facts(begun_from, before, held_out())

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from diffode import grids, solvers
@@ -284,7 +283,7 @@ def search(
     begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FIRST_GRIDS]
     best, least, runs = begins[0].start.numpy(), math.inf, 0
 
-    def error(values: np.ndarray) -> float:
+    def compared(values: np.ndarray) -> float:
         nonlocal best, least, runs
         try:
             found = problem.error(begins[0].stages(torch.from_numpy(values), problem.first, problem.last))
@@ -295,10 +294,17 @@ def search(
         if found < least:
             best, least = values.copy(), found
         request.tell(Step("search the levels", runs, None, least))
-        if limit.reached():
-            raise _Ended
         return min(found, _OVERFLOW)
 
+    def error(values: np.ndarray) -> float:
+        found = compared(values)
+        if limit.reached():
+            raise _Ended
+        return found
+
+    # The named grids are compared in any case, so that a search that is stopped at once returns the best of them.
+    for parameters in begins:
+        compared(parameters.start.numpy())
     with contextlib.suppress(_Ended):
         for parameters in begins:
             _simplex(error, parameters.start.numpy())
@@ -317,6 +323,9 @@ def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
 
 def _simplex(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
     """Nelder-Mead from a simplex with sides of 1/2 (a factor 1.6 on a step), and once more from its result."""
+    # Imported where it is used: this module is loaded for its name alone whenever solvers are listed.
+    from scipy.optimize import minimize
+
     for _ in range(2):
         simplex = np.vstack([start, start + 0.5 * np.eye(len(start))])
         limits = {"initial_simplex": simplex, "maxiter": 300 * len(start), "maxfev": 400 * len(start)}

@@ -9,6 +9,7 @@ evaluation enters through the denoised point: with :math:`D_0 = z_0 - \rho_0 e_0
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -82,6 +83,8 @@ def _within(value: float, span: tuple[float, float]) -> bool:
     return span[0] * (1 - 1e-9) <= value <= span[1] * (1 + 1e-9)
 
 
+@functools.cache
+@torch.inference_mode(False)
 def _oldest(nfe: int) -> Tensor:
     """Indices of the weights of the first evaluation in the vector of a sampler."""
     _, columns = torch.tril_indices(nfe, nfe)
