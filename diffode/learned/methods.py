@@ -12,6 +12,9 @@ from diffode.learned.arguments import check_count
 from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
+from diffode.learned.heads.head_training import train_head
+from diffode.learned.heads.jump_training import train_jump
+from diffode.learned.heads.node_training import train_nodes
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
 from diffode.learned.tables.training import train_table
@@ -58,9 +61,12 @@ def train(
 
     Args:
         method: ``bespoke`` (all numbers of a table), ``conditioned`` (a table whose numbers depend on the sample),
-            ``universal`` (the best member of the codebook), ``amed``, a grid by ``gits``, ``dmn``, ``ld3`` or ``search``, or
-            ``ld3_decoupled``; with options, as ``"ld3:solver=ipndm"``. The options are the further arguments of
-            ``train_table``, ``condition``, ``tune_universal``, ``train_amed``, and of the functions of these names.
+            ``universal`` (the best member of the codebook), ``amed``, ``jump`` (a table that asks the field at inner levels
+            alone), ``head`` (such a table with a network after each evaluation), ``nodes`` (the map on nodes, without a
+            field), a grid by ``gits``, ``dmn``, ``ld3`` or ``search``, or ``ld3_decoupled``; with options, as
+            ``"ld3:solver=ipndm"``. The options are the further arguments of ``train_table``, ``condition``,
+            ``tune_universal``, ``train_amed``, ``train_jump``, ``train_head``, ``train_nodes``, and of the functions of these
+            names.
         field: a target or its name, or a field with a path.
         nfe: number of evaluations.
         path: path of the target; a field has its own.
@@ -150,6 +156,9 @@ METHODS = {
         ("grid", "host", "order", "teacher", "per_step", "direction_range", "time_range", "batch", "rate", "rounds"),
         {"points": "points", "steps": "rounds"},
     ),
+    "jump": Method(train_jump, (), {"points": "points", "steps": "steps"}),
+    "head": Method(train_head, ("kind", "units", "layers"), {"points": "points", "steps": "steps"}),
+    "nodes": Method(train_nodes, ("count", "kind", "span"), {"points": "points"}),
     "gits": Method(_grid("gits"), ("solver", "teacher", "discount"), {"points": "points"}),
     "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
     "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),

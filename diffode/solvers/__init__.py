@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston, RungeKutta
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
+    from diffode.solvers.trained.generators import Head, Jump, OfNodes
     from diffode.solvers.unipc import UniPC
 
 #: Solver classes and `stream`, with the modules that they are in.
@@ -64,11 +65,14 @@ _PLACES = {
     "Euler": "runge_kutta",
     "EulerAncestral": "ancestral",
     "EulerMaruyama": "euler_maruyama",
+    "Head": "trained.generators",
     "Heun": "runge_kutta",
     "IPNDM": "adams",
     "IPNDMVariable": "adams",
+    "Jump": "trained.generators",
     "LMS": "adams",
     "Midpoint": "runge_kutta",
+    "OfNodes": "trained.generators",
     "PredictorCorrector": "predictor_corrector",
     "RK4": "runge_kutta",
     "Ralston": "runge_kutta",
@@ -119,10 +123,13 @@ __all__ = [
     "EulerMaruyama",
     "ForBudget",
     "FunctionSolver",
+    "Head",
     "Heun",
     "IPNDMVariable",
     "Journey",
+    "Jump",
     "Midpoint",
+    "OfNodes",
     "PredictorCorrector",
     "Ralston",
     "Restart",
