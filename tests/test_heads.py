@@ -377,6 +377,7 @@ def test_a_field_of_ones_own_is_trained_on_with_its_own_mean():
         ("head", "ring8", 1, {"points": 3}, "points must be an integer"),
         ("jump", "ring8", 1, {"points": 3}, "points must be an integer >= 8, got 3"),
         ("jump", "ring8", 1, {"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ("jump", "ring8", 1, {"path": "rectified_flow:t_max=1"}, "training needs 0 < rho < infinity at both ends"),
         ("jump:units=3", "ring8", 1, {}, "jump does not take the option 'units'"),
     ],
 )  # fmt: skip
