@@ -52,7 +52,7 @@ _LAYERS, _HIDDEN = 3, 192
 #: The training of the last head, when it is the only one and when others follow, and of all heads.
 _ALONE, _LAST, _TOGETHER = Descent(4000, 1024, 5e-3), Descent(2000, 1024, 5e-3), Descent(400, 256, 7e-4)
 #: The level of the one evaluation of a perceptron, relative to that of the jump table. Short trials of levels mislead: they
-#: like lower ones, which are worse after thousands of steps.
+#: like lower ones, which are worse after thousands of steps. In few dimensions the level of the table stays.
 _HIGHER = 1.25
 #: Shares of a limit of seconds after which pairs, and the training of the last head, end.
 _PAIRS_SHARE, _LAST_SHARE = 0.5, 0.7
@@ -213,7 +213,8 @@ def _with_networks(
     best = networks.begun(table.numbers, request.width, hidden, layers, weights)
     told: list[tuple[float, float]] = []
     if nfe == 1:
-        higher = replace(table.numbers, levels=table.numbers.levels * _HIGHER).confined(*table.pairs.levels)
+        factor = _HIGHER if request.width > _FEW_DIMENSIONS else 1.0
+        higher = replace(table.numbers, levels=table.numbers.levels * factor).confined(*table.pairs.levels)
         best, told = last(Perceptrons(higher.vector().float(), best.heads), _ALONE, limit)
     else:
         best, told = last(best, _LAST, limit.part(_LAST_SHARE))

@@ -87,7 +87,7 @@ def train_jump(
         ArgumentError, BudgetError: for a wrong argument. FieldError: if the field can't be differentiated.
         NumericalError: if no table begins with finite states.
 
-    >>> trained = train_jump("bimodal1d", 1, points=256)
+    >>> trained = train_jump("bimodal1d", 1, points=1024)
     >>> trained.errors.after < 0.06  # the best of hundreds of published samplers: 0.73
     True
     """
