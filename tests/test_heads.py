@@ -146,11 +146,11 @@ def test_the_derivative_of_a_table_is_exact(nfe):
 
 def test_the_derivative_of_heads_is_exact_and_so_is_their_curvature():
     """By numbers, levels and outputs of two heads; J^T W J against the same J by differences."""
-    asked, generator = pairs("bimodal1d", 30), torch.Generator().manual_seed(1)
+    asked, generator = pairs("ring8", 30), torch.Generator().manual_seed(1)
     numbers = ddim_numbers(asked, levels(0.9, 0.4))
-    inputs = [normal(30, 2), normal(30, 3)]
+    inputs = [normal(30, 4), normal(30, 6)]
     layers = tuple(features.drawn_layer(one, 4, (1.0, 3.0), generator) for one in inputs)
-    begin = features.Featured(numbers, layers, tuple(0.1 * normal(5, 1, seed=k) for k in (1, 2)))
+    begin = features.Featured(numbers, layers, tuple(0.1 * normal(5, 2, seed=k) for k in (1, 2)))
     gradient, curvature = features.normal_equations(begin, asked, 4, torch.Generator())
     vector = begin.vector()
 

@@ -83,6 +83,10 @@ def test_in_two_dimensions_linear_is_scipys_and_cubic_reproduces_squares():
     wanted = torch.stack([y[:, 0] ** 2 - y[:, 1] + y[:, 0] * y[:, 1], 2 * y[:, 0] * y[:, 1] ** 2], dim=1)
     # Central differences are exact for squares, away from the edge.
     torch.testing.assert_close((cubic.run(z) - empty.run(z))[inner], wanted[inner], rtol=1e-10, atol=1e-10)
+    # What is linear is kept up to the edge.
+    slanted = Nodes(clock, (80.0, 0.002), 2.0, torch.stack([a - 2 * b, a + b], dim=2), "cubic").run(z) - empty.run(z)
+    wanted = torch.stack([y[:, 0] - 2 * y[:, 1], y[:, 0] + y[:, 1]], dim=1)
+    torch.testing.assert_close(slanted, wanted, rtol=1e-10, atol=1e-10)
     assert (linear.multiply_adds, cubic.multiply_adds) == (8, 32)
 
 
