@@ -33,7 +33,7 @@ FORMS = {
     "er_sde": ("form=consistent",),
 }  # fmt: skip
 #: These are made from a file that training wrote; tests of training hold them.
-OF_A_FILE = {"bespoke", "amed_learned", "conditioned", "map"}
+OF_A_FILE = {"bespoke", "amed_learned", "conditioned", "head", "jump", "map", "nodes"}
 
 
 def _specs(name):

@@ -37,6 +37,7 @@ INNER = {
         "tables",
         "conditional",
         "grids",
+        "heads",
         "maps",
         "loading",
         "methods",
@@ -218,8 +219,8 @@ def test_files_that_tools_and_pages_name_exist():
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
     "numerics", "native", "paths", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields", "solvers",
-    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/tables", "learned/universal",
-    "verify/field", "verify/theory", "verify/sampler",
+    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/tables",
+    "learned/universal", "verify/field", "verify/theory", "verify/sampler",
 )  # fmt: skip
 
 

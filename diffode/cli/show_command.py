@@ -209,6 +209,7 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         "NFE a step": solver.nfe_per_step,
         "stochastic": solver.stochastic,
         **({"NFE of this run": table.nfe, "noise draws of this run": table.draws} if table else {}),
+        **facts_of_training(solver),
         "options": options,
         "defaults": options_of_maker(entry.make),
     }
@@ -229,6 +230,27 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     )
     shown = grid if table is None else f"Tableau on {path}, {grid}, {len(table.outputs) - 1} steps"
     return {**facts, "tableau": rows, "title": shown, "prediction": table.prediction if table else None}
+
+
+def facts_of_training(solver: Any) -> dict[str, Any]:
+    """What a generator was trained for, how good it is and what it costs beside the field, if the solver is one."""
+    from diffode.solvers.trained.generators import Generator
+
+    if not isinstance(solver, Generator):
+        return {}
+    numbers = solver.trainee
+    facts = numbers.facts
+    told: dict[str, Any] = {"NFE": solver.nfe, "multiply-adds a row": solver.multiply_adds, "dimension": numbers.dim}
+    if facts is not None:
+        told |= {
+            "trained on": f"{facts.target}, path {facts.path}, noise levels {solver.ends[0]:.4g} to {solver.ends[1]:.4g}",
+            "held-out error": facts.held_out_error,
+            "begun from": f"{facts.begun_from}, error {facts.start_error}",
+        }
+    for key, name in (("teacher", "teacher"), ("teacher_error", "teacher error"), ("training_error", "training error")):
+        if hasattr(numbers, key):
+            told[name] = getattr(numbers, key)
+    return told
 
 
 def _print_solver(facts: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffode.learned import Trained, TrainedMap
 
 #: Trainings whose solver runs from its file alone, which is always written.
-_WRITTEN = ("bespoke", "conditioned", "amed", "ld3_decoupled")
+_WRITTEN = ("bespoke", "conditioned", "amed", "jump", "head", "nodes", "ld3_decoupled")
 #: Trainings that draw a picture beside the file.
 _DRAWN = ("bespoke", "ld3_decoupled")
 #: The end of a training in words, by ``stopped_by``.
@@ -93,16 +93,19 @@ def command(
 
     SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT), conditioned (a
     table whose numbers depend on the sample; option units), universal (the member of the universal codebook that suits the
-    target), amed (options host, order, time_range, per_step), gits, dmn, ld3 or search (a grid for a solver of one evaluation
-    per step, which is printed; option solver=NAME), ld3_decoupled (a grid whose evaluations have their own levels, as a table),
-    or a way to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode list methods names all, diffode show
-    meanflow tells more). Errors are on starts outside of training, in units of the data's scale. A table's file runs anywhere
-    as the solver bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives
-    the same numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
+    target), amed (options host, order, time_range, per_step), jump (a table for few evaluations that asks the field at inner
+    levels alone), head (such a table with a network after each evaluation; options kind, units, layers), nodes (the exact map
+    on nodes in one or two dimensions, which asks no field; options count, kind), gits, dmn, ld3 or search (a grid for a solver
+    of one evaluation per step, which is printed; option solver=NAME), ld3_decoupled (a grid with levels of its own), or a way
+    to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode list methods names all, diffode show meanflow tells
+    more). Errors are on starts outside of training, in units of the data's scale. A table's file runs anywhere as the solver
+    bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives the same numbers
+    unless --seconds ends it early. Ctrl-C keeps the best so far.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6
               diffode train universal --target ring8 --nfe 6
+              diffode train head --target ring8 --nfe 2
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
               diffode train shortcut --target ring8 --nfe 1,2,4
     """
@@ -170,6 +173,9 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str
         facts["times smaller"] = before / max(after, 1e-300)
     if trained.history.steps:
         facts["steps"] = trained.history.steps
+    products = getattr(trained.solver, "multiply_adds", None)
+    if products is not None:
+        facts["multiply-adds a row"] = products
     return {**facts, "seconds": trained.seconds, "stopped by": trained.stopped_by}
 
 

@@ -1,4 +1,4 @@
-"""Solvers that learn: trained tables and grids, AMED, tables conditioned on the sample, and the files that hold them.
+"""Solvers that learn: trained tables and grids, AMED, tables conditioned on the sample, few-step generators, and their files.
 
 :func:`train` trains by a method's name, every training gives a :class:`Trained`, and :func:`load` reads its file.
 """
@@ -12,6 +12,9 @@ from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition, load_conditioned
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search
+from diffode.learned.heads.head_training import train_head
+from diffode.learned.heads.jump_training import train_jump
+from diffode.learned.heads.node_training import train_nodes
 from diffode.learned.limit import Limit
 from diffode.learned.loading import load
 from diffode.learned.maps.table import MAP_METHODS
@@ -53,7 +56,10 @@ __all__ = [
     "train_decoupled",
     "train_gaussian",
     "train_grid",
+    "train_head",
+    "train_jump",
     "train_map",
+    "train_nodes",
     "train_table",
     "tune_universal",
 ]

@@ -18,12 +18,15 @@ from diffode.maps import LearnedMap
 from diffode.maps.files import MAP_SCHEMA
 from diffode.solvers.trained.bespoke import Bespoke
 from diffode.solvers.trained.checkpoints import CHECKPOINT_SCHEMA
+from diffode.solvers.trained.generators import Head, Jump, OfNodes
+from diffode.solvers.trained.jumps import JUMPS_SCHEMA, load_jumps
 from diffode.solvers.trained.mapped import MapSolver
+from diffode.solvers.trained.nodes import NODES_SCHEMA
 from diffode.tensor_files import schema_of
 
 
 def load(file: str | FilePath) -> Trained:
-    """Read what a training saved: a table, a conditioned table, an AMED, or a grid with the solver that it is for.
+    """Read what a training saved: a table, a conditioned table, an AMED, a jump table, its heads, a map on nodes, or a grid.
 
     Args:
         file: a file that ``.save(file)`` of a result or ``diffode train`` wrote.
@@ -52,14 +55,22 @@ def load(file: str | FilePath) -> Trained:
             raise FileFormatError(f"{file} holds no trained map")
         jumps = next(iter(content_of_map.held_out), 1)
         return TrainedMap(mapped, jumps, content_of_map.facts, SavedMap(content_of_map))
-    solver: ConditionedSolver | LearnedAMED
+    solver: ConditionedSolver | LearnedAMED | Jump | OfNodes
+    content: Saved
     if schema == CONDITIONED_SCHEMA:
         solver = load_conditioned(file)
-        content: Saved = solver.table
+        content = solver.table
         facts = solver.table.facts
     elif schema == AMED_SCHEMA:
         solver = content = load_amed(file)
         facts = solver.facts
+    elif schema == JUMPS_SCHEMA:
+        content = load_jumps(file)
+        solver = Head(file=str(file)) if content.heads else Jump(file=str(file))
+        facts = content.facts
+    elif schema == NODES_SCHEMA:
+        solver = OfNodes(file=str(file))
+        content, facts = solver.trainee, solver.trainee.facts
     else:
         raise FileFormatError(f"{file} has schema {shown(schema)}, which is of no result of training")
     if facts is None:

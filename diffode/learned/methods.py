@@ -13,6 +13,9 @@ from diffode.learned.arguments import check_count
 from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
+from diffode.learned.heads.head_training import train_head
+from diffode.learned.heads.jump_training import train_jump
+from diffode.learned.heads.node_training import train_nodes
 from diffode.learned.limit import Limit
 from diffode.learned.maps.table import MAP_METHODS, MapMethod
 from diffode.learned.maps.training import train_map
@@ -63,10 +66,12 @@ def train(
 
     Args:
         method: ``bespoke`` (all numbers of a table), ``conditioned`` (a table whose numbers depend on the sample),
-            ``universal`` (the best member of the codebook), ``amed``, a grid by ``gits``, ``dmn``, ``ld3`` or ``search``, or
-            ``ld3_decoupled``; a flow map by a method of ``MAP_METHODS``, such as ``flow_map`` or ``meanflow``; with options,
-            as ``"ld3:solver=ipndm"``. The options are the further arguments of ``train_table``, ``condition``,
-            ``tune_universal``, ``train_amed``, of the functions of these names, and those of a row of the table.
+            ``universal`` (the best member of the codebook), ``amed``, ``jump`` (a table that asks the field at inner levels
+            alone), ``head`` (such a table with a network after each evaluation), ``nodes`` (the map on nodes), a grid by
+            ``gits``, ``dmn``, ``ld3`` or ``search``, or ``ld3_decoupled``; a flow map by a method of ``MAP_METHODS``, such as
+            ``flow_map`` or ``meanflow``; with options, as ``"ld3:solver=ipndm"``. The options are the further arguments of
+            ``train_table``, ``condition``, ``tune_universal``, ``train_amed``, ``train_jump``, ``train_head``,
+            ``train_nodes``, of the functions of these names, and those of a row of the table.
         field: a target or its name, or a field with a path.
         nfe: number of evaluations; for flow maps one or more, of which the first decides.
         path: path of the target; a field has its own.
@@ -179,6 +184,9 @@ METHODS = {
         ("grid", "host", "order", "teacher", "per_step", "direction_range", "time_range", "batch", "rate", "rounds"),
         {"points": "points", "steps": "rounds"},
     ),
+    "jump": Method(train_jump, (), {"points": "points", "steps": "steps"}),
+    "head": Method(train_head, ("kind", "units", "layers"), {"points": "points", "steps": "steps"}),
+    "nodes": Method(train_nodes, ("count", "kind", "span"), {"points": "points"}),
     "gits": Method(_grid("gits"), ("solver", "teacher", "discount"), {"points": "points"}),
     "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
     "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),

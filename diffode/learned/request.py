@@ -97,6 +97,10 @@ class Request:
         """A stream of random numbers of this training."""
         return keyed(self.seed, self.purpose, name)
 
+    def check_gradient(self) -> None:
+        """Raise FieldError if the field can't be differentiated in x."""
+        self.field.check_gradient(self.path.prior((2, *self.shape), generator=0), self.path.t_max)
+
     def problem(self, count: int, stream: str, trajectory: float = 0.0, *, differentiated: bool = True) -> Problem:
         """A problem of ``count`` starts from a stream, with their exact ends."""
         return problem_for(

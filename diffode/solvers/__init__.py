@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston, RungeKutta
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
+    from diffode.solvers.trained.generators import Head, Jump, OfNodes
     from diffode.solvers.trained.mapped import MapSolver
     from diffode.solvers.unipc import UniPC
 
@@ -65,12 +66,15 @@ _PLACES = {
     "Euler": "runge_kutta",
     "EulerAncestral": "ancestral",
     "EulerMaruyama": "euler_maruyama",
+    "Head": "trained.generators",
     "Heun": "runge_kutta",
     "IPNDM": "adams",
     "IPNDMVariable": "adams",
+    "Jump": "trained.generators",
     "LMS": "adams",
     "MapSolver": "trained.mapped",
     "Midpoint": "runge_kutta",
+    "OfNodes": "trained.generators",
     "PredictorCorrector": "predictor_corrector",
     "RK4": "runge_kutta",
     "Ralston": "runge_kutta",
@@ -121,11 +125,14 @@ __all__ = [
     "EulerMaruyama",
     "ForBudget",
     "FunctionSolver",
+    "Head",
     "Heun",
     "IPNDMVariable",
     "Journey",
+    "Jump",
     "MapSolver",
     "Midpoint",
+    "OfNodes",
     "PredictorCorrector",
     "Ralston",
     "Restart",

@@ -27,6 +27,7 @@ from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
 from diffode.solvers.solver import Solver, WritesTable, lack_of
 from diffode.solvers.trained.bespoke import Bespoke, Universal
+from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.mapped import MapSolver
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
@@ -93,6 +94,9 @@ for _solver in (
     Bespoke,
     Universal,
     MapSolver,
+    Jump,
+    Head,
+    OfNodes,
 ):
     registry.register(_solver.name, _solver)
 for _order in (1, 2, 3):
