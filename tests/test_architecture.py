@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
     "tensor_files", "training_facts",
-    "specs", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
+    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
@@ -213,7 +213,8 @@ def test_files_that_tools_and_pages_name_exist():
 
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
-    "numerics", "native", "paths", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields", "solvers",
+    "numerics", "hippo", "native", "paths", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields",
+    "solvers",
     "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/tables", "learned/universal",
     "verify/field", "verify/theory", "verify/sampler",
 )  # fmt: skip
