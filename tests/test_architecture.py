@@ -127,6 +127,7 @@ LAZY = {
     ("adapters/adapted.py", "diffode.verify.field.diagnosis"): "SymPy, which a field without mistakes needs not",
     ("flows/differentiable.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
     ("flows/integrated.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
+    ("hippo/__init__.py", "diffode.hippo.module"): "PyTorch, which only the layer needs",
     ("native/objects.py", "diffode.native"): "what Numba compiles, where nothing is compiled yet",
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",

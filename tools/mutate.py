@@ -33,6 +33,7 @@ TESTS = {
     "numerics/quantiles.py": "numerics references flows",
     "paths": "paths path_laws grids given_paths",
     "hippo": "hippo_measures hippo_runs hippo_theory hippo_arguments",
+    "hippo/module.py": "hippo_layer",
     "charts.py": "charts conformance stochastic solvers",
     "grids.py": "grids path_laws solver_laws",
     "randomness.py": "noise training_repeats sde_samplers",

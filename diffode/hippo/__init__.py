@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffode.errors import ArgumentError
 from diffode.hippo import public_rules, scan, signals
 from diffode.hippo.cauchy import cauchy_kernel
 from diffode.hippo.fout import FouT
@@ -14,37 +13,23 @@ from diffode.hippo.legs import LegS
 from diffode.hippo.legt import LegT
 from diffode.hippo.measure import Measure
 from diffode.hippo.memory import Memory
+from diffode.hippo.registry import get, names, register, registry
 from diffode.hippo.signals import Signal
 from diffode.hippo.structure import DPLR, Spectrum, all_pass, s4d, s4d_transfer
-from diffode.specs import Registry
 
 __all__ = [
-    "DPLR", "FouT", "Hold", "LagT", "LegS", "LegT", "Measure", "Memory", "Polynomial", "Rule", "Signal", "Spectrum", "all_pass",
-    "cauchy_kernel", "get", "hold_of", "names", "public_rules", "register", "registry", "s4d", "s4d_transfer", "scan",
-    "signals",
+    "DPLR", "FouT", "Hippo", "Hold", "LagT", "LegS", "LegT", "Measure", "Memory", "Polynomial", "Rule", "Signal", "Spectrum",
+    "all_pass", "cauchy_kernel", "get", "hold_of", "names", "public_rules", "register", "registry", "s4d", "s4d_transfer",
+    "scan", "signals",
 ]  # fmt: skip
 
-registry: Registry[Measure] = Registry("measure", Measure)
-for _measure in (LegS, LegT, LagT, FouT):
-    registry.register(_measure.name, _measure)
+if TYPE_CHECKING:
+    from diffode.hippo.module import Hippo
 
 
-def get(measure: str | Measure, order: int, **options: Any) -> Memory:
-    """The memory of an order that a measure's spec describes; UnknownNameError or ArgumentError if it describes none.
+def __getattr__(name: str) -> Any:
+    if name == "Hippo":
+        from diffode.hippo.module import Hippo
 
-    >>> get("legt:window=0.25", 64).measure.window
-    0.25
-    """
-    if isinstance(measure, Measure):
-        if options:
-            raise ArgumentError(f"options {', '.join(options)} go with a spec; this measure has its own already")
-        return Memory(measure, order)
-    return Memory(registry.make(measure, **options), order)
-
-
-def names() -> list[str]:
-    """All registered measures' names."""
-    return registry.names()
-
-
-register = registry.register
+        return Hippo
+    raise AttributeError(f"module 'diffode.hippo' has no attribute {name!r}")

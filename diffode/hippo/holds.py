@@ -58,6 +58,11 @@ class Hold(ABC):
     def cell(self, measure: Measure, order: int, step: float) -> tuple[Array, Array]:
         """(M, G) of a step, (N, N) and (N, degree + 1)."""
 
+    def cells(self, measure: Measure, order: int, steps: Array) -> tuple[Array, Array]:
+        """(M, G) of several steps, (steps, N, N) and (steps, N, degree + 1)."""
+        moved, inputs = zip(*(self.cell(measure, order, float(step)) for step in steps), strict=True)
+        return np.stack(moved), np.stack(inputs)
+
     def walked(self, measure: Measure, steps: Array, a: Array, state: Array) -> Iterator[Array]:
         """The states (channels, N) after each of some steps that are not alike, with inputs a (L, channels, degree + 1)."""
         return cells_walked(lambda step: self.cell(measure, state.shape[1], step), steps, a, state)
@@ -76,30 +81,49 @@ def polynomials(u: Array, times: Array, degree: int) -> Array:
     Returns:
         (L - 1, channels, degree + 1).
     """
-    length, width = len(u) - 1, np.diff(times)
+    length = len(u) - 1
     found = np.zeros((length, u.shape[1], degree + 1))
     own = min(degree, length)
     if own == 0:
         found[..., 0] = u[:-1]
-        return found
-    if own == 1:
+    elif own == 1:
         found[..., 0], found[..., 1] = u[:-1], np.diff(u, axis=0)
-        return found
-    first = np.clip(np.arange(length) - own // 2, 0, length - own)
-    index = first[:, None] + np.arange(own + 1)
-    # Newton's divided differences, in units of the step, and then powers.
-    places = (times[index] - times[:-1, None]) / width[:, None]
-    differences = u[index].astype(np.float64)
-    for level in range(1, own + 1):
+    else:
+        index, places = stencils(times, own)
+        found[..., : own + 1] = _interpolated(places, u[index].astype(np.float64)).transpose(0, 2, 1)
+    return found
+
+
+def stencils(times: Array, degree: int) -> tuple[Array, Array]:
+    """The samples around each step, by index, and their places in units of the step: (L - 1, degree + 1) each."""
+    length = len(times) - 1
+    first = np.clip(np.arange(length) - degree // 2, 0, length - degree)
+    index = first[:, None] + np.arange(degree + 1)
+    return index, (times[index] - times[:-1, None]) / np.diff(times)[:, None]
+
+
+def weights(times: Array, degree: int) -> tuple[Array, Array]:
+    """What :func:`polynomials` computes, as weights of samples: their index (L - 1, n), and (L - 1, degree + 1, n)."""
+    own = min(degree, len(times) - 1)
+    index, places = stencils(times, own)
+    found = np.zeros((len(index), degree + 1, own + 1))
+    found[:, : own + 1] = _interpolated(places, np.broadcast_to(np.eye(own + 1), (*places.shape, own + 1)))
+    return index, found
+
+
+def _interpolated(places: Array, values: Array) -> Array:
+    """The polynomials through values (steps, n, channels) at places (steps, n), in its powers: (steps, n, channels)."""
+    differences, powers = values.copy(), np.zeros(values.shape)
+    count = places.shape[1]
+    # Newton's divided differences first.
+    for level in range(1, count):
         gaps = places[:, level:] - places[:, :-level]
         differences[:, level:] = np.diff(differences[:, level - 1 :], axis=1) / gaps[..., None]
-    powers = np.zeros((length, own + 1, u.shape[1]))
-    for k in range(own, -1, -1):
+    for k in range(count - 1, -1, -1):
         # powers <- powers (x - place) + difference.
         powers[:, 1:] = powers[:, :-1] - places[:, k, None, None] * powers[:, 1:]
         powers[:, 0] = differences[:, k] - places[:, k, None] * powers[:, 0]
-    found[..., : own + 1] = powers.transpose(0, 2, 1)
-    return found
+    return powers
 
 
 @dataclass(frozen=True)
@@ -132,6 +156,10 @@ class Polynomial(Hold):
     @override
     def cell(self, measure: Measure, order: int, step: float) -> tuple[Array, Array]:
         return measure.cell(order, step, self.degree)
+
+    @override
+    def cells(self, measure: Measure, order: int, steps: Array) -> tuple[Array, Array]:
+        return measure.cells(order, steps, self.degree)
 
     @override
     def walked(self, measure: Measure, steps: Array, a: Array, state: Array) -> Iterator[Array]:

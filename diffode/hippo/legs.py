@@ -64,17 +64,30 @@ class LegS(Measure):
 
     @override
     def propagator(self, order: int, step: float) -> Array:
+        return np.asarray(self._propagators(order, np.array([step]))[0])
+
+    def _propagators(self, order: int, steps: Array) -> Array:
+        """The matrices M(r), (steps, N, N)."""
         x, w = gauss(order)
         there = legendre(order, x)
-        # The rounding of nodes and weights shows in what a step of no length does, and is taken off.
-        found = step * (((legendre(order, step * x) - there) * w) @ there.T)
-        found = np.tril(found, -1)
-        np.fill_diagonal(found, step ** np.arange(1.0, order + 1))
+        found = np.empty((len(steps), order, order))
+        many = max(1, _AT_ONCE // (8 * order * order))
+        for k in range(0, len(steps), many):
+            r = steps[k : k + many, None]
+            # The rounding of nodes and weights shows in what a step of no length does, and is taken off.
+            change = (legendre(order, r * x) - there[:, None]).transpose(1, 0, 2)
+            found[k : k + many] = np.tril(r[..., None] * ((change * w) @ there.T), -1)
+        found[:, np.arange(order), np.arange(order)] = steps[:, None] ** np.arange(1.0, order + 1)
         return found
 
     @override
     def cell(self, order: int, step: float, degree: int) -> tuple[Array, Array]:
-        return self.propagator(order, step), parts(order, np.array([step]), np.array([1 - step]), degree)[0]
+        moved, inputs = self.cells(order, np.array([step]), degree)
+        return moved[0], inputs[0]
+
+    @override
+    def cells(self, order: int, steps: Array, degree: int) -> tuple[Array, Array]:
+        return self._propagators(order, steps), parts(order, steps, 1 - steps, degree)
 
     @override
     def walked(self, steps: Array, a: Array, state: Array) -> Iterator[Array]:

@@ -127,6 +127,11 @@ class Measure(ABC):
         factorials = np.cumprod([1.0, *range(1, degree + 1)])
         return grown[:order, :order], grown[:order, order:] * factorials
 
+    def cells(self, order: int, steps: Array, degree: int) -> tuple[Array, Array]:
+        """The cells of several steps, (steps, N, N) and (steps, N, degree + 1)."""
+        moved, inputs = zip(*(self.cell(order, float(step), degree) for step in steps), strict=True)
+        return np.stack(moved), np.stack(inputs)
+
     def walked(self, steps: Array, a: Array, state: Array) -> Iterator[Array]:
         """The states (channels, N) after each of some steps, the inputs a (L, channels, degree + 1) solved exactly."""
         order, degree = state.shape[1], a.shape[2] - 1
