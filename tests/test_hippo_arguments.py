@@ -144,6 +144,42 @@ def test_arguments_of_a_memory_are_checked():
     refused(lambda: hippo.get("legt", 300).spectrum(), "order", "256")
 
 
+#: Things that are no argument of anything here, or of little.
+ODD = [None, "x", [], {}, object(), np.array([]), np.nan, np.inf, -1, 0, 1e300, 10**400, True, b"a", len, [[1, 2], [3]],
+       np.array(["a"]), 1j, torch.tensor(float("nan"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD, ids=[str(i) for i in range(len(ODD))])
+@pytest.mark.parametrize("spec", ["legs", "legt", "lagt:alpha=0.5", "fout"])
+def test_odd_arguments_are_answered_or_refused_everywhere(spec, value):
+    memory, ones, later = hippo.get(spec, 5), np.ones(6), 1 + np.linspace(0, 1, 6)
+    calls = [
+        memory.kernel, memory.projection_kernel, memory.dual, memory.propagator, memory.transfer, memory.gradient,
+        lambda v: memory.gradient(0.0, v), lambda v: memory.reconstruct(v, 0.0), lambda v: memory.reconstruct(np.ones(5), v),
+        lambda v: memory.reconstruct(np.ones(5), 0.0, v), lambda v: memory.project(np.sin, v),
+        lambda v: memory.project(lambda s: v, 1.0), lambda v: memory.project(np.sin, 1.0, breaks=v),
+        lambda v: memory.project(np.sin, 1.0, since=v), lambda v: memory.project(np.sin, 1.0, tolerance=v),
+        lambda v: memory.solution(np.sin, 1.0, since=v), lambda v: memory.power(v, 1.0), lambda v: memory.power(1.0, v),
+        lambda v: memory.exponential(v, 1.0), lambda v: memory.exponential(0.1, v), memory.sine,
+        lambda v: memory.run(v, later), lambda v: memory.run(ones, v), lambda v: memory.run(ones, later, v),
+        lambda v: memory.run(ones, later, keep=v), lambda v: memory.run(ones, later, start=v),
+        lambda v: memory.readout(ones, later, v), lambda v: memory.response(v, 0.1, 4),
+        lambda v: memory.response(np.ones(5), v, 4), lambda v: hippo.get(v, 5), lambda v: hippo.get(spec, v),
+        lambda v: hippo.s4d(v, 5), lambda v: hippo.s4d("inv", v), lambda v: hippo.all_pass(v, 4),
+        lambda v: hippo.s4d_transfer(v, 4), lambda v: hippo.cauchy_kernel(memory, v, 0.1, 8),
+        lambda v: hippo.cauchy_kernel(memory, np.ones(5), v, 8), hippo.signals.get, hippo.signals.get("ecg"),
+        hippo.signals.sine, hippo.signals.white, hippo.signals.step, hippo.LegT, hippo.LagT, hippo.Polynomial, hippo.Rule,
+        hippo.Hippo, lambda v: hippo.Hippo(4, v), hippo.Hippo(4), lambda v: hippo.Hippo(4)(torch.ones(1, 3, 1), v),
+    ]  # fmt: skip
+    for call in calls:
+        try:
+            found = call(value)
+        except DiffodeError:
+            continue
+        if isinstance(found, np.ndarray):
+            assert np.isfinite(found).all()
+
+
 def test_a_constant_function_may_answer_with_one_number():
     np.testing.assert_allclose(hippo.get("legs", 3).project(lambda t: 2.0, 1.0), [2, 0, 0], atol=1e-14)
 

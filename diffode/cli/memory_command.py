@@ -44,8 +44,8 @@ def command(
 
     SIGNAL is a .npy array or a .csv table: samples, or times and samples in two columns; or the name of a signal that is known
     (sine, white, step, mackey_glass, ecg), which is sampled in 4096 steps. Errors are root mean squares, relative to the
-    signal's, over the window of a measure (the last quarter for lagt), in three parts: projection, closure, discretisation. A Fourier
-    memory takes the odd order below an even one.
+    signal's, over the window of a measure (the last quarter for lagt), in three parts: projection, closure, discretisation.
+    A Fourier memory takes the odd order below an even one.
 
     \b
     Example:  diffode memory signal.npy --measures legs,legt:window=0.25 --order 16,64

@@ -84,10 +84,9 @@ def signal_of(u: Any) -> Array:
 
 def times_of(times: Any, length: int) -> Array:
     """The times of a signal's samples, (L,): given, or a step from time 0 on; ArgumentError unless they rise."""
-    if np.ndim(times) == 0 and not isinstance(times, str):
-        step = number_of(times, "times (a step)", 0.0)
-        return np.arange(length) * step
     found = numbers_of(times, "times")
+    if found.ndim == 0:
+        return np.arange(length) * number_of(times, "times (a step)", 0.0)
     if found.shape != (length,):
         raise ArgumentError(f"times must be as many as the samples of u, ({length},), or one step; got shape {found.shape}")
     falls = np.flatnonzero(~(np.diff(found) > 0))

@@ -253,13 +253,13 @@ class Memory:
         The signal is that since time 0 for ``legs``, that of all past for other measures. With closure the ODE's own answer
         is another, ``transfer(mu) * exp(mu * now)``.
         """
-        rate = complex(numbers_of(mu, "mu", complex_too=True).reshape(-1)[0]) if np.ndim(mu) == 0 else None
-        if rate is None:
+        given = numbers_of(mu, "mu", complex_too=True)
+        if given.ndim:
             raise ArgumentError(f"mu must be one number, real or complex, got {mu!r:.80}")
-        at = self._now(now)
+        rate, at = complex(given), self._now(now)
         with np.errstate(all="ignore"):
             found = bounded(self.measure.of_exponential(self.order, rate, at), "the memory of an exponential")
-        return found if isinstance(mu, complex | np.complexfloating) else found.real
+        return found if given.dtype.kind == "c" else found.real
 
     def sine(self, frequency: Any, now: Any = None, *, phase: Any = 0.0) -> Array:
         """The exact coefficients at time ``now`` of sin(frequency s + phase), frequency in radians a unit of time: (N,)."""
@@ -371,8 +371,11 @@ class Memory:
 
 def _breaks(breaks: Iterable[float]) -> Array:
     """Times in rising order, each once."""
-    given = breaks if isinstance(breaks, np.ndarray) else list(breaks)
-    return np.unique(numbers_of(np.ravel(given) if len(given) else np.empty(0), "breaks"))
+    try:
+        given = breaks if isinstance(breaks, np.ndarray) else list(breaks)
+    except TypeError:
+        raise ArgumentError(f"breaks must be times, got {breaks!r:.60}") from None
+    return np.unique(numbers_of(given if len(given) else np.empty(0), "breaks"))
 
 
 def _protected(values: Array) -> Array:

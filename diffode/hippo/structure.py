@@ -95,6 +95,8 @@ def s4d(kind: str, order: int) -> Array:
     np.complex128(-0.5+1283.4j)
     """
     count = order_of(order)
+    if not isinstance(kind, str):
+        raise ArgumentError(f"kind must be one of real, lin, inv, legs, got {kind!r:.60}")
     n = np.arange((count + 1) // 2)
     if kind == "real":
         return -(np.arange(count) + 1.0).astype(complex)
@@ -104,7 +106,7 @@ def s4d(kind: str, order: int) -> Array:
         return -0.5 + 1j * count / np.pi * (count / (2 * n + 1) - 1)
     if kind == "legs":
         return dplr_of(LegS(), count).eigenvalues[::-1][: len(n)].copy()
-    raise UnknownNameError("S4D initialisation", str(kind), ("real", "lin", "inv", "legs"))
+    raise UnknownNameError("S4D initialisation", kind, ("real", "lin", "inv", "legs"))
 
 
 def all_pass(s: Any, order: int) -> Array:
@@ -124,5 +126,8 @@ def all_pass(s: Any, order: int) -> Array:
 def s4d_transfer(s: Any, order: int) -> Array:
     """The transfer function (s - A_D)^{-1} B/2 of S4D-LegS, A_D the normal part of LegS, by its exact law: (*s.shape, N)."""
     values = numbers_of(s, "s", complex_too=True).astype(complex)
+    left_out = all_pass(values, order)
+    if (left_out == -1).any():
+        raise ArgumentError("s must not be a pole of S4D-LegS")
     whole = np.moveaxis(LegS().transfer(order_of(order), values), 0, -1)
-    return np.asarray(whole / (1 + all_pass(values, order))[..., None])
+    return np.asarray(whole / (1 + left_out)[..., None])

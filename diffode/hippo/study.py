@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,7 @@ def of_known(memory: Memory, signal: Signal, samples: int, hold: str | Hold, *, 
     """
     times = np.linspace(0, 1, samples + 1)
     found = memory.run(signal(times), times, hold)
-    answer = memory.solution(signal, 1.0, breaks=signal.breaks, tolerance=_TOLERANCE)
-    exact = memory.project(signal, 1.0, since=0.0, breaks=signal.breaks, tolerance=_TOLERANCE)
+    answer, exact = _exact(memory, signal)
     length = _span(memory, 1.0, span)
     edges = np.unique(
         np.concatenate([1 - length * np.linspace(0, 1, _PANELS + 1), [b for b in signal.breaks if b > 1 - length]])
@@ -91,6 +91,13 @@ def of_known(memory: Memory, signal: Signal, samples: int, hold: str | Hold, *, 
     at = (edges[:-1, None] + np.diff(edges)[:, None] * x).ravel()
     weights = (np.diff(edges)[:, None] * w).ravel()
     return _compared(memory, 1.0, at, signal(at), weights, (found, answer, exact))
+
+
+@functools.lru_cache(maxsize=64)
+def _exact(memory: Memory, signal: Signal) -> tuple[Array, Array]:
+    """What the ODE makes of a signal on [0, 1], and its projection: kept for runs with other holds and steps."""
+    answer = memory.solution(signal, 1.0, breaks=signal.breaks, tolerance=_TOLERANCE)
+    return answer, memory.project(signal, 1.0, since=0.0, breaks=signal.breaks, tolerance=_TOLERANCE)
 
 
 def of_samples(memory: Memory, u: Any, times: Any, hold: str | Hold, *, span: float | None = None) -> Reconstruction:
