@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale orders learned universal mutation coverage fuzz
+.PHONY: bench test test-slow lint setup clean speed scale memory orders learned universal mutation coverage fuzz
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -59,6 +59,11 @@ universal: $(READY)  # about three hours: trains the universal tables and codebo
 speed: $(READY)  # leave the machine alone while it runs
 	@echo "==> speed against the alternatives, as ratios within one run"
 	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/speed.py
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py
+
+memory: $(READY)  # a few minutes
+	@echo "==> memories of signals: measures, holds and signals, with their errors in parts"
+	$(BIN)/python tools/make_memory.py
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
     "tensor_files", "training_facts",
-    "specs", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
+    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
@@ -129,6 +129,7 @@ LAZY = {
     ("adapters/adapted.py", "diffode.verify.field.diagnosis"): "SymPy, which a field without mistakes needs not",
     ("flows/differentiable.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
     ("flows/integrated.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
+    ("hippo/__init__.py", "diffode.hippo.module"): "PyTorch, which only the layer needs",
     ("native/objects.py", "diffode.native"): "what Numba compiles, where nothing is compiled yet",
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",
@@ -218,8 +219,8 @@ def test_files_that_tools_and_pages_name_exist():
 
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
-    "numerics", "native", "paths", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields", "solvers",
-    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/tables",
+    "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields", "solvers",
+    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps", "learned/tables",
     "learned/universal", "verify/field", "verify/theory", "verify/sampler",
 )  # fmt: skip
 

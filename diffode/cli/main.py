@@ -29,6 +29,7 @@ _COMMANDS = {
     "check-field": "Find the usual mistakes in a field of your own, and their fixes.",
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",
+    "memory": "Run memories along a signal; print their errors and draw them.",
 }
 
 
