@@ -219,9 +219,9 @@ def test_files_that_tools_and_pages_name_exist():
 
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
-    "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets", "fields", "solvers",
-    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps", "learned/tables",
-    "learned/universal", "verify/field", "verify/theory", "verify/sampler",
+    "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets",
+    "fields", "solvers", "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps",
+    "learned/tables", "learned/universal", "verify/field", "verify/theory", "verify/sampler",
 )  # fmt: skip
 
 
