@@ -259,7 +259,7 @@ def test_flow_maps_train_on_a_device(method):
 
 def test_a_flow_map_trained_on_a_device_goes_on_after_an_interrupt(tmp_path):
     file = tmp_path / "resume.safetensors"
-    spec = "tcm:width=16,depth=1,batch=64,optimiser=soap"
+    spec = "tcm:width=16,depth=1,batch=64,optimiser=muon"
     whole = train_map(spec, "ring8", nfe=1, steps=40, device=DEVICE)
     asked = []
     train_map(spec, "ring8", nfe=1, steps=40, device=DEVICE, resume_file=file, stop=lambda: len(asked.append(0) or asked) == 25)

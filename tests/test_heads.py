@@ -18,8 +18,9 @@ from diffode.learned.heads.jump_fit import Numbers, ddim_numbers
 from diffode.learned.heads.pairs import clock_of, pairs_of
 from diffode.learned.heads.soap import SOAP
 from diffode.learned.request import Request
+from diffode.maps import AngleClock
 from diffode.solvers.trained.generators import Head, Jump
-from diffode.solvers.trained.jumps import JUMPS_SCHEMA, Clock, Jumps, Network, load_jumps
+from diffode.solvers.trained.jumps import JUMPS_SCHEMA, Jumps, Network, load_jumps
 from diffode.tensor_files import read_tensors, write_tensors
 
 EDM = paths.get("edm")
@@ -82,7 +83,7 @@ def test_the_field_is_asked_at_inner_levels_alone_and_never_at_the_start(ring):
 def test_the_recursion_is_the_one_that_is_written_down():
     """Two evaluations by hand, in z and D, with a head of two units."""
     field = diffode.exact_field("ring8", "edm")
-    clock = Clock(levels(0.5, -0.25), 2.0)
+    clock = AngleClock(levels(0.5, -0.25), 2.0)
     heads = tuple(Network(((normal(2 * k, 2, seed=k), normal(2, seed=9)), (normal(2, 2, seed=5), normal(2, seed=6))), "tanh")
                   for k in (2, 3))  # fmt: skip
     weights = levels(0.3, 0.0, -0.2, 0.7).reshape(2, 2)

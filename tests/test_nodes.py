@@ -12,8 +12,8 @@ from diffode import paths, solvers
 from diffode.errors import ArgumentError, FileFormatError
 from diffode.flows import flow_states
 from diffode.learned import train_nodes
+from diffode.maps import AngleClock
 from diffode.solvers.trained.generators import OfNodes
-from diffode.solvers.trained.jumps import Clock
 from diffode.solvers.trained.nodes import NODES_SCHEMA, Nodes, load_nodes, monotone_slopes
 from diffode.tensor_files import read_tensors, write_tensors
 
@@ -68,7 +68,7 @@ def test_in_one_dimension_the_cubic_is_scipys_and_monotone():
 
 
 def test_in_two_dimensions_linear_is_scipys_and_cubic_reproduces_squares():
-    clock = Clock(torch.zeros(2, dtype=torch.float64), 1.0)
+    clock = AngleClock(torch.zeros(2, dtype=torch.float64), 1.0)
     axis = torch.linspace(-2, 2, 9, dtype=torch.float64)
     a, b = torch.meshgrid(axis, axis, indexing="ij")
     ends = torch.stack([a * a - b + a * b, 2 * a * b * b], dim=2)

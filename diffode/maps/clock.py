@@ -14,6 +14,7 @@ flow and the variance-preserving paths are the same problem in other coordinates
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ from diffode.fields.field import columns
 from diffode.paths import Path
 from diffode.targets.target import Scalar
 
+#: The denoised prediction as a function of z = x/alpha (B, D) and rho.
+Denoised = Callable[[Tensor, float], Tensor]
 #: Smallest and largest scale of data that a clock takes: their squares are numbers of float32 too.
 LARGEST_SCALE = 1e15
 
@@ -93,6 +96,22 @@ class AngleClock:
         """x (B, D) of states y (B, D) at a time, or at times (B,)."""
         alpha, size = path.alpha(t), self._size(path, t)
         return columns(alpha, y) * self.mean.to(y) + columns(size, y) * y
+
+    def cosine(self, level: float) -> float:
+        """cos(theta) at a noise level rho."""
+        return self.scale / math.hypot(self.scale, level)
+
+    def inward(self, z: Tensor, level: float) -> Tensor:
+        """y (B, D) of z = x/alpha at a noise level rho."""
+        return (z - self.mean.to(z)) * (self.cosine(level) / self.scale)
+
+    def outward(self, y: Tensor, level: float) -> Tensor:
+        """z = x/alpha (B, D) of y at a noise level rho."""
+        return y * (self.scale / self.cosine(level)) + self.mean.to(y)
+
+    def asked(self, denoised: Denoised, y: Tensor, level: float) -> Tensor:
+        """d = (D - m)/c (B, D) at y and a noise level rho, from a denoised prediction."""
+        return (denoised(self.outward(y, level), level) - self.mean.to(y)) / self.scale
 
     def _size(self, path: Path, t: Scalar) -> Scalar:
         """sqrt(alpha^2 c^2 + sigma^2)."""

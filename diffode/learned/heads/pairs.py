@@ -16,8 +16,9 @@ from diffode.flows import flow_states
 from diffode.flows.closed import known_flow
 from diffode.learned.arguments import finite_levels
 from diffode.learned.request import Request
+from diffode.maps import AngleClock
+from diffode.maps.clock import Denoised
 from diffode.paths import Path
-from diffode.solvers.trained.jumps import Clock, Denoised
 from diffode.tableau import Tableau
 
 #: The table that makes ends where exact ones cost too much, its grid, and its number of evaluations.
@@ -47,7 +48,7 @@ class Pairs:
         weight: weight of each pair in a mean, (B,), 1 in the mean over all pairs that these stand for.
     """
 
-    clock: Clock
+    clock: AngleClock
     levels: tuple[float, float]
     denoised: Denoised
     start: Tensor
@@ -93,15 +94,15 @@ class Pairs:
         return lengths
 
 
-def clock_of(field: Field, width: int) -> Clock:
+def clock_of(field: Field, width: int) -> AngleClock:
     """The angle clock of a field's data; the mean of others than exact ones is what they answer to 0 at the first time."""
     if isinstance(field, ExactField):
-        return Clock(field.target.mean, field.scale)
+        return AngleClock(field.target.mean, field.scale)
     path = field.require_path("a generator")
     shape = field.shape if field.shape is not None else (width,)
     with torch.no_grad(), field.uncounted():
         mean = field.predict("denoised", torch.zeros(1, *shape, dtype=torch.float64), path.t_max)
-    return Clock(mean.reshape(-1), field.scale)
+    return AngleClock(mean.reshape(-1), field.scale)
 
 
 def denoised_of(field: Field, path: Path, shape: tuple[int, ...]) -> Denoised:
@@ -114,7 +115,7 @@ def denoised_of(field: Field, path: Path, shape: tuple[int, ...]) -> Denoised:
     return denoised
 
 
-def pairs_of(request: Request, clock: Clock, count: int, stream: str, *, stop: Callable[[], bool] | None = None) -> Pairs:
+def pairs_of(request: Request, clock: AngleClock, count: int, stream: str, *, stop: Callable[[], bool] | None = None) -> Pairs:
     """``count`` starts from the prior of a path, by a stream of the request, and their ends.
 
     Few ends, or those in few dimensions, are exact. Others are made in float32 by a published table, whose mean error is

@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError, TrainedElsewhereWarning
 from diffode.fields import ExactField, Field
+from diffode.maps.clock import Denoised
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
-from diffode.solvers.trained.jumps import Denoised, Jumps, load_jumps
+from diffode.solvers.trained.jumps import Jumps, load_jumps
 from diffode.solvers.trained.nodes import Nodes, load_nodes
 from diffode.specs import format_spec
 from diffode.training_facts import Facts

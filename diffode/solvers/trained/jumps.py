@@ -27,11 +27,11 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.input_files import believed, shown
+from diffode.maps import AngleClock
+from diffode.maps.clock import Denoised
 from diffode.tensor_files import content_of, finite, float64, read_tensors, text, write_tensors
 from diffode.training_facts import Facts, read_facts
 
-#: The denoised prediction as a function of z = x/alpha (B, D) and rho.
-Denoised = Callable[[Tensor, float], Tensor]
 #: Name of a network's activation.
 Activation = Literal["tanh", "silu"]
 #: Functions by the name of an activation.
@@ -96,30 +96,6 @@ def follow(
 
 
 @dataclass(frozen=True)
-class Clock:
-    """The angle clock of data: their mean m (D,) and scale c."""
-
-    mean: Tensor
-    scale: float
-
-    def cosine(self, level: float) -> float:
-        """cos(theta) at a noise level rho."""
-        return self.scale / math.hypot(self.scale, level)
-
-    def inward(self, z: Tensor, level: float) -> Tensor:
-        """y (B, D) of z = x/alpha at a level."""
-        return (z - self.mean.to(z)) * (self.cosine(level) / self.scale)
-
-    def outward(self, y: Tensor, level: float) -> Tensor:
-        """z = x/alpha (B, D) of y at a level."""
-        return y * (self.scale / self.cosine(level)) + self.mean.to(y)
-
-    def asked(self, denoised: Denoised, y: Tensor, level: float) -> Tensor:
-        """d = (D - m)/c (B, D) at y and a level."""
-        return (denoised(self.outward(y, level), level) - self.mean.to(y)) / self.scale
-
-
-@dataclass(frozen=True)
 class Jumps:
     """A jump table, its heads if it has any, and what it was trained for.
 
@@ -136,7 +112,7 @@ class Jumps:
         facts: origin and held-out errors.
     """
 
-    clock: Clock
+    clock: AngleClock
     levels: Tensor
     kept: Tensor
     weights: Tensor
@@ -247,7 +223,7 @@ def load_jumps(file: str | FilePath) -> Jumps:
             raise ValueError(f"it must hold a table and {layers} layers for each of {count} evaluations")
         heads = tuple(_network(tensors, k, layers, activation) for k in range(count)) if layers else ()
         return Jumps(
-            Clock(mean, scale), levels, kept, weights, heads, text(description, "content"), text(description, "teacher"),
+            AngleClock(mean, scale), levels, kept, weights, heads, text(description, "content"), text(description, "teacher"),
             _or_infinite(description, "teacher_error"), _or_infinite(description, "training_error"),
             Facts(**read_facts(description)),
         )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
-from diffode.solvers.trained.jumps import Clock
+from diffode.maps import AngleClock
 from diffode.tensor_files import content_of, finite, float64, read_tensors, text, write_tensors
 from diffode.training_facts import Facts, read_facts
 
@@ -46,7 +46,7 @@ class Nodes:
         facts: origin and held-out error.
     """
 
-    clock: Clock
+    clock: AngleClock
     levels: tuple[float, float]
     span: float
     ends: Tensor
@@ -212,4 +212,4 @@ def load_nodes(file: str | FilePath) -> Nodes:
             raise ValueError(f"kind must be linear or cubic, got {kind[:20]!r}")
         chosen: Kind = "linear" if kind == "linear" else "cubic"
         facts = Facts(**read_facts(description))
-        return Nodes(Clock(mean, scale), both, span, ends, chosen, text(description, "content"), facts)
+        return Nodes(AngleClock(mean, scale), both, span, ends, chosen, text(description, "content"), facts)
