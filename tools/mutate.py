@@ -35,7 +35,7 @@ TESTS = {
     "charts.py": "charts conformance stochastic solvers",
     "grids.py": "grids path_laws solver_laws",
     "randomness.py": "noise training_repeats sde_samplers",
-    "flows": "flows references reference_errors",
+    "flows": "flows average_velocity references reference_errors",
     "tableau": "tableau solvers conformance stochastic",
     "tableau/brownian.py": "stochastic sde_samplers verify",
     "tableau/files.py": "tableau_files",
