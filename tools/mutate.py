@@ -86,6 +86,7 @@ TESTS = {
     "verify/field": "verify_field checks symbolic",
     "verify/field/likelihood.py": "likelihood",
     "verify/theory": "verify",
+    "verify/maps": "check_map",
     "verify/theory/affine.py": "certificate",
     "verify/theory/bounds.py": "certificate",
     "verify/theory/score_error.py": "certificate",
