@@ -43,7 +43,7 @@ INNER = {
         "methods",
     ),
     # The last two keep former names alive.
-    "verify": ("report", "field", "theory", "sampler", "verdict", "diagnosis"),
+    "verify": ("report", "field", "theory", "sampler", "maps", "verdict", "diagnosis"),
 }
 
 
@@ -85,7 +85,7 @@ def test_imports_point_up_the_list(file):
         assert ROOMS.index(room) <= own, f"{file} imports {room}"
 
 
-@pytest.mark.parametrize("room", ["verify", "verify.field", "verify.theory", "verify.sampler"])
+@pytest.mark.parametrize("room", ["verify", "verify.field", "verify.theory", "verify.sampler", "verify.maps"])
 def test_no_public_name_is_that_of_a_module_beside_it(room):
     """``from diffode.verify import order`` can mean one thing only."""
     folder = PACKAGE.joinpath(*room.split("."))
@@ -222,6 +222,7 @@ NUMERICAL = (
     "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets",
     "fields", "solvers", "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps",
     "learned/tables", "learned/universal", "verify/field", "verify/theory", "verify/sampler",
+    "verify/maps",
 )  # fmt: skip
 
 

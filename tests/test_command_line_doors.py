@@ -197,7 +197,7 @@ blob = diffode.GaussianMixture([1.0], [[0.0, 1.0]], [0.3])
 diffode.solvers.register("mine", Heun, chart="noise")
 """
 
-COMMANDS = ("bench", "report", "list", "show", "recommend", "verify", "check", "check-field", "train", "sample")
+COMMANDS = ("bench", "report", "list", "show", "recommend", "verify", "check", "check-field", "check-map", "train", "sample")
 
 
 def run(*arguments):

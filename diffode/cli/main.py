@@ -27,6 +27,7 @@ _COMMANDS = {
     "verify": "Hold a field against the equations that define it.",
     "check": "Judge a sampler, of diffode or of others: order, limit, evaluations, repeatability.",
     "check-field": "Find the usual mistakes in a field of your own, and their fixes.",
+    "check-map": "Judge a flow map, learned or your own, against the exact flow and its law.",
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",
     "memory": "Run memories along a signal; print their errors and draw them.",

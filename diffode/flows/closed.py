@@ -53,7 +53,7 @@ def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar,
 def _across(target: GaussianMixture, path: Path, offset: Tensor, start: Scalar, stop: Scalar) -> Tensor:
     """sqrt(S_stop S_start^-1) applied to rows, for the covariance that all components share."""
     before, after = (path.alpha(t) ** 2 for t in (start, stop))
-    noise_before, noise_after = (_noise_variance(path, t) for t in (start, stop))
+    noise_before, noise_after = (noise_variance(path, t) for t in (start, stop))
 
     def factor(c: Tensor) -> Tensor:
         of_row = c[..., None]
@@ -82,13 +82,13 @@ def line_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, sto
 
 def _law(weights: Tensor, positions: Tensor, widths: Tensor, path: Path, t: Scalar) -> OfLine:
     """The noised mixture along the line at a time, or at a time for every row."""
-    alpha, noise = path.alpha(t), _noise_variance(path, t)
+    alpha, noise = path.alpha(t), noise_variance(path, t)
     if isinstance(alpha, Tensor) and isinstance(noise, Tensor) and alpha.ndim:
         alpha, noise = alpha.cpu()[:, None], noise.cpu()[:, None]
     return weights, alpha * positions, (alpha**2 * widths + noise) ** 0.5
 
 
-def _noise_variance(path: Path, t: Scalar) -> Scalar:
+def noise_variance(path: Path, t: Scalar) -> Scalar:
     """sigma^2, whose derivative is finite where sigma is 0, though that of sigma may not be."""
     if isinstance(t, Tensor) and t.requires_grad:
         made: Tensor = _NoiseVariance.apply(t, path)  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import ExactField, Field
+from diffode.flows.average import NEAR_INTEGRATED, NEAR_KNOWN, gaussian_average, gaussian_of, step_average
 from diffode.flows.closed import Final, known_flow
 from diffode.flows.exact import Reference, reference
 from diffode.flows.integrated import answered, least_rho
@@ -96,6 +97,53 @@ class ExactFlow:
         if not bool(torch.isfinite(ends).all()):
             raise NumericalError("the flow is not finite; is the field singular at one of the times?")
         return ends.reshape(x.shape).to(x.dtype)
+
+    def average_velocity(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
+        """The average velocity (Phi(x, s, t) - x)/(t - s), and the velocity where t = s, in the shape and dtype of x.
+
+        Near t = s no digits are lost: the Gaussian has a closed form, other fields a step of order 8 in place of the quotient
+        (`average.py`). A flow that is integrated errs by its tolerance times x/(t - s), for |t - s| above a fiftieth of the
+        later time. The derivatives are those of the map; they agree with MeanFlow's identity
+        u = v(x, s) + (t - s) (du/ds + v . grad_x u).
+
+        Raises:
+            ArgumentError: as the map does.
+
+        >>> import diffode
+        >>> flow = diffode.flow(diffode.exact_field("gauss1d", "edm"))
+        >>> x = torch.tensor([[0.5]], dtype=torch.float64)
+        >>> u = flow.average_velocity(x, 1.0, 1.0 + 1e-9)
+        >>> abs(float(u - flow.field.velocity(x, 1.0))) < 1e-9
+        True
+        """
+        begin, end = self._times(x, "s", s), self._times(x, "t", t)
+        single = not isinstance(begin, Tensor) and not isinstance(end, Tensor)
+        flat = x.flatten(1).to(torch.float64)
+        rows = [torch.as_tensor(time, dtype=torch.float64, device=x.device).expand(len(x)) for time in (begin, end)]
+        gaussian = gaussian_of(self.field)
+        if gaussian is not None and isinstance(self.field, ExactField):
+            found = gaussian_average(gaussian, self.field.path, flat, rows[0], rows[1])
+            return found.reshape(x.shape).to(x.dtype)
+
+        def velocity(points: Tensor, time: Tensor) -> Tensor:
+            asked: Scalar = float(time[0]) if single else time
+            return self.field.velocity(points.reshape(-1, *x.shape[1:]), asked).flatten(1)
+
+        most = NEAR_INTEGRATED if known_flow(self.field) is None else NEAR_KNOWN
+        apart = (rows[1] - rows[0]).detach().abs()
+        far = apart > most * torch.maximum(rows[0].abs(), rows[1].abs()).detach()
+        found = torch.zeros_like(flat)
+        if bool((~far).any()):
+            near = ~far
+            with self.field.uncounted():
+                slopes, settled = step_average(velocity, flat[near], rows[0][near], rows[1][near])
+            found = found.index_put((near,), slopes)
+            far = far.index_put((near,), ~settled & (apart[near] > 0))
+        if bool(far.any()):
+            ends = begin if not isinstance(begin, Tensor) else begin[far], end if not isinstance(end, Tensor) else end[far]
+            moved = self(flat[far].reshape(-1, *x.shape[1:]), *ends).flatten(1) - flat[far]
+            found = found.index_put((far,), moved / (rows[1] - rows[0])[far][:, None])
+        return found.reshape(x.shape).to(x.dtype)
 
     def reference(self, x: Tensor, s: Scalar, t: Scalar) -> Reference:
         """The same ends without derivatives, but with estimates of their errors, as in :func:`diffode.reference`."""

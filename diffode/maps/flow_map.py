@@ -57,6 +57,13 @@ class FlowMap(ABC):
         """The map in a few words."""
         return type(self).__name__
 
+    def on(self, path: Path | str) -> FlowMap:
+        """The map in the times of a path; ArgumentError if it knows its own path only, and that is another."""
+        wanted = get_path(path)
+        if wanted.spec != self.path.spec:
+            raise ArgumentError(f"this map is on the path {self.path.spec!r}, the field on {wanted.spec!r}")
+        return self
+
     def times(self, count: int) -> list[float]:
         """The times (count + 1) of a run with ``count`` jumps from end to end: uniform in log-SNR unless it knows better."""
         first, last = self.ends
@@ -75,6 +82,7 @@ class FunctionMap(FlowMap):
         path: the path, or its spec.
         dim: number of coordinates of a row, if only one will do.
         fixed_end: whether it goes to the path's ``t_min`` only.
+        any_path: whether the function takes the times of whatever path :meth:`on` is given.
 
     >>> import diffode
     >>> exact = diffode.flow(diffode.exact_field("gauss1d", "edm"))
@@ -84,11 +92,18 @@ class FunctionMap(FlowMap):
     """
 
     def __init__(
-        self, function: Callable[..., Any], path: Path | str = "edm", dim: int | None = None, *, fixed_end: bool = False
+        self,
+        function: Callable[..., Any],
+        path: Path | str = "edm",
+        dim: int | None = None,
+        *,
+        fixed_end: bool = False,
+        any_path: bool = False,
     ):
         if not callable(function):
             raise ArgumentError(f"a flow map must be a function of (x, s, t), got {type(function).__name__}")
         self.function, self.path, self._dim, self.fixed_end = function, get_path(path), dim, fixed_end
+        self.any_path = any_path
         self.ends = self.path.t_max, self.path.t_min
 
     @property
@@ -100,6 +115,12 @@ class FunctionMap(FlowMap):
     @override
     def name(self) -> str:
         return getattr(self.function, "__qualname__", type(self.function).__name__)
+
+    @override
+    def on(self, path: Path | str) -> FlowMap:
+        if not self.any_path:
+            return super().on(path)
+        return FunctionMap(self.function, path, self._dim, fixed_end=self.fixed_end, any_path=True)
 
     @override
     def __call__(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
@@ -162,6 +183,7 @@ class LearnedMap(FlowMap):
         """The noisiest and the cleanest time of its path that it was trained for."""
         return self._time(self.angles[0]), self._time(self.angles[1])
 
+    @override
     def on(self, path: Path | str) -> Self:
         """The same map in the times of another path."""
         return replace(self, path=get_path(path))

@@ -1,7 +1,7 @@
 """Proofs and measurements: the equations of a field, likelihoods, bounds, and the orders and laws of solvers.
 
-``field`` verifies fields and ``sampler`` anyone's samplers, whose checks make a report (`report.py`); ``theory`` holds orders,
-stability and bounds. `diagnosis.py` and `verdict.py` hold nothing but former names.
+``field`` verifies fields, ``sampler`` anyone's samplers and ``maps`` anyone's flow maps, whose checks make a report
+(`report.py`); ``theory`` holds orders, stability and bounds. `diagnosis.py` and `verdict.py` hold nothing but former names.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from diffode.verify.field.equations import Points, Residuals, continuity, fokker
 from diffode.verify.field.evolution import Evolution, evolve
 from diffode.verify.field.likelihood import log_likelihood, sample_with_likelihood
 from diffode.verify.field.verification import verify_field
+from diffode.verify.maps.verdict import check_map
 from diffode.verify.report import Check, Report, former_name
 from diffode.verify.sampler.verdict import check_sampler
 from diffode.verify.theory.bounds import Bound, Certificate, certificate
@@ -32,6 +33,7 @@ __all__ = [
     "Residuals",
     "certificate",
     "check_field",
+    "check_map",
     "check_sampler",
     "continuity",
     "contract",

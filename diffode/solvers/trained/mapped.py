@@ -7,6 +7,8 @@ the ends of the flow.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 import os
 import warnings
@@ -18,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffode.errors import ArgumentError, TrainedElsewhereWarning
+from diffode.extensions import is_place, load_attribute
 from diffode.fields import ExactField, Field
 from diffode.maps import FlowMap, FunctionMap, LearnedMap, load_map
 from diffode.paths import Path
@@ -27,6 +30,8 @@ from diffode.solvers.solver import check_budget
 from diffode.specs import format_spec
 from diffode.tensor_files import content_of
 
+#: Dimensions in which a map of any dimension is asked for its content.
+_DIMENSIONS = (1, 2, 3, 8, 10, 16, 64)
 #: Relative difference of the data's scale from that of the training above which a map warns.
 _SAME_SCALE = 0.01
 
@@ -35,13 +40,15 @@ _SAME_SCALE = 0.01
 class MapSolver(DirectSolver):
     """A flow map that was trained, from a ``file``, or any map as ``of``: takes every number of evaluations.
 
+    ``of`` is a map in memory, or ``file.py:attribute`` or ``module:attribute`` of a map or of a function (x, s, t), which takes
+    the times of the field's path.
     ``diffode train`` and ``.save(file)`` of a trained map write such files. It lays its own times for a number of evaluations,
     between the ends of its training, and keeps to listed times. The field is not called: what is counted are the map's own
     evaluations. It warns with TrainedElsewhereWarning if the field's data have another scale than those of the training.
     """
 
     file: str = ""
-    of: FlowMap | None = field(default=None, repr=False, compare=False)
+    of: FlowMap | str | None = field(default=None, repr=False, compare=False)
     phi: FlowMap = field(init=False, repr=False, compare=False)
     #: The content of the map, by which two solvers without a file are told apart.
     digest: str = field(init=False, repr=False)
@@ -55,28 +62,33 @@ class MapSolver(DirectSolver):
         if isinstance(self.file, os.PathLike):
             object.__setattr__(self, "file", os.fspath(self.file))
         if (self.of is None) == (not self.file):
-            raise ArgumentError("map needs file=, a flow map that `diffode train` wrote, or of=, a map in memory")
+            raise ArgumentError(
+                "map needs file=, a flow map that `diffode train` wrote, or of=, a map in memory or the place of your own"
+            )
         if not isinstance(self.file, str):
             raise ArgumentError(
                 f"file must be a name that does not read as a number or list, such as ./{self.file}, or quoted: '{self.file}'"
             )
-        if self.of is not None and not isinstance(self.of, FlowMap):
+        placed = isinstance(self.of, str) and is_place(self.of)
+        if self.of is not None and not placed and not isinstance(self.of, FlowMap):
             raise ArgumentError(
-                f"of must be a flow map, such as diffode.maps.FunctionMap(phi, path), got {type(self.of).__name__}"
+                f"of must be a flow map, such as diffode.maps.FunctionMap(phi, path), or the place of one, such as "
+                f"my_map.py:phi; got {self.of if isinstance(self.of, str) else type(self.of).__name__}"
             )
-        object.__setattr__(self, "phi", load_map(self.file) if self.of is None else self.of)
+        object.__setattr__(self, "phi", load_map(self.file) if self.of is None else as_flow_map(self.of))
         object.__setattr__(self, "digest", self.content())
 
     @property
     def spec(self) -> str:
-        """The solver's spec, with the file that it was read from, if any."""
-        return format_spec(self.name, {"file": self.file} if self.file else {})
+        """The solver's spec, with the file or the place that it was read from, if any."""
+        return format_spec(self.name, {"file": self.file} if self.file else {"of": self.of} if isinstance(self.of, str) else {})
 
     @override
     def content(self) -> str:
         if isinstance(self.phi, LearnedMap):
             return content_of([self.phi.clock.mean, *self.phi.net.state_dict().values()])
-        return f"{type(self.phi).__name__} {self.phi.name}"
+        # The code of a map is in a result's key; what it read from elsewhere shows in what it answers.
+        return f"{type(self.phi).__name__} {self.phi.name} {_answers(self.phi)}"
 
     @property
     @override
@@ -98,11 +110,11 @@ class MapSolver(DirectSolver):
 
     def lay(self, path: Path, nfe: int) -> list[float]:
         """The times of a run with ``nfe`` evaluations on a path."""
-        return self._on(path).times(nfe // self.phi.cost)
+        return self.phi.on(path).times(nfe // self.phi.cost)
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
-        phi = self._on(field.require_path("a flow map"))
+        phi = self.phi.on(field.require_path("a flow map"))
         self._say_elsewhere(field, phi)
         states = [x]
         with torch.no_grad():
@@ -124,14 +136,6 @@ class MapSolver(DirectSolver):
         found: Tensor = ratio * end + spread * noise
         return found
 
-    def _on(self, path: Path) -> FlowMap:
-        """The map in the times of a path; ArgumentError if it knows one path only, and that is another."""
-        if isinstance(self.phi, LearnedMap):
-            return self.phi.on(path)
-        if self.phi.path.spec != path.spec:
-            raise ArgumentError(f"this map is on the path {self.phi.path.spec!r}, the field on {path.spec!r}")
-        return self.phi
-
     def _say_elsewhere(self, field: Field, phi: FlowMap) -> None:
         if not isinstance(phi, LearnedMap):
             return
@@ -149,12 +153,37 @@ class MapSolver(DirectSolver):
             )
 
 
-def as_flow_map(given: object, path: Path | str = "edm") -> FlowMap:
-    """A flow map of what is given: a map, the name of a file with one, or a function (x, s, t) on a path."""
-    if isinstance(given, FlowMap):
-        return given
-    if isinstance(given, str | os.PathLike):
-        return load_map(os.fspath(given))
-    if callable(given):
-        return FunctionMap(given, path)
-    raise ArgumentError(f"a flow map is a file, a function (x, s, t) or a diffode.maps.FlowMap, got {type(given).__name__}")
+def _answers(phi: FlowMap) -> str:
+    """A hash of what a map answers at some points, in its dimension or in all that it takes out of some usual ones."""
+    first, last = phi.ends
+    found = []
+    for dim in _DIMENSIONS if phi.dim is None else (phi.dim,):
+        # Anyone's map may raise anything for points of a kind that it does not take.
+        with contextlib.suppress(Exception), torch.no_grad():
+            found.append(phi(phi.path.sigma(first) * normal((4, dim), generator=0), first, last).detach().cpu())
+    return content_of(found)
+
+
+def as_flow_map(given: object, path: Path | str | None = None) -> FlowMap:
+    """A flow map of what is given, in the times of a path if one is given.
+
+    Args:
+        given: a map; a file that a training wrote; a function (x, s, t), which takes the times of whatever path it is on; or
+            ``module:attribute`` or ``file.py:attribute`` of a map or a function.
+        path: a path or its spec; a function is on EDM's without one.
+
+    Raises:
+        ArgumentError: if it is none of these, or a map of another path.
+    """
+    found = load_attribute(given) if isinstance(given, str) and is_place(given) else given
+    if isinstance(found, FlowMap):
+        made = found
+    elif isinstance(found, str | os.PathLike):
+        made = load_map(os.fspath(found))
+    elif callable(found) and not inspect.isclass(found):
+        made = FunctionMap(found, "edm" if path is None else path, any_path=True)
+    else:
+        raise ArgumentError(
+            f"a flow map is a file, a function (x, s, t), or a diffode.maps.FlowMap, got {type(found).__name__}"
+        )
+    return made if path is None else made.on(path)

@@ -1,0 +1,252 @@
+"""The verdict on flow maps: the exact one passes on every path, and every planted defect is called by its name."""
+
+import json
+import math
+
+import planted_maps as planted
+import pytest
+import torch
+from commandline import diffode as command
+
+import diffode
+from diffode.errors import ArgumentError
+from diffode.maps import FunctionMap
+from diffode.verify import check_map
+
+SMALL = {"points": 64, "draws": 2000}
+
+
+def field_of(name="bimodal1d", path="rectified_flow"):
+    return diffode.exact_field(name, path)
+
+
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow", "trigonometric"])
+@pytest.mark.parametrize("name", ["gauss2d", "bimodal1d", "line16"])
+def test_the_exact_flow_is_the_flow_map(name, path):
+    field = field_of(name, path)
+    report = check_map(diffode.flow(field), field, **SMALL)
+    assert report.passed, str(report)
+    assert report.facts["verdict"].startswith("is the flow map of this field to ")
+    assert report.facts["error"] < 1e-13
+    for equation in ("boundary", "semigroup", "diagonal", "Lagrangian equation", "Eulerian equation"):
+        assert report.check(equation).value < 1e-6
+
+
+def test_an_integrated_flow_passes_too():
+    field = field_of("ring8", "edm")
+    report = check_map(diffode.flow(field, tolerance=1e-6), field, points=24, draws=400)
+    assert report.passed, str(report)
+    assert report.check("Eulerian equation").value < 1e-3
+
+
+#: Each defect, with words of the verdict and the checks that fail.
+DEFECTS = [
+    (planted.ddim, "a denoiser, whose map is a DDIM step|a velocity, whose map is an Euler step", {"pairs", "semigroup"}),
+    (planted.euler, "is a velocity, whose map is an Euler step", {"pairs", "semigroup"}),
+    (planted.gaussian, "flow of a Gaussian of the data's mean and scale", {"pairs", "diagonal", "sliced W2"}),
+    (planted.swapped, "times swapped", {"pairs"}),
+    (planted.doubled, "is the flow map times 2", {"pairs", "boundary"}),
+    (planted.average, "an average velocity, not the points", {"pairs"}),
+    (planted.displacement, "the displacement of a point", {"pairs", "boundary"}),
+    (planted.identity, "is the identity", {"pairs", "diagonal"}),
+    (planted.denoiser, "is the denoiser", {"pairs", "boundary"}),
+    (planted.end_only, r"is a consistency function only, which goes to t=0.001", {"pairs", "boundary"}),
+    (planted.end_right_only, r"is right to t=0.001 only", {"pairs", "semigroup"}),
+    (planted.other_path, "is the flow on another path, trigonometric", {"pairs"}),
+    (planted.leaks, "not rows independent", {"rows independent of their batch"}),
+    (planted.noisy, "not deterministic", {"deterministic"}),
+    (planted.overwrites, "not leaving x alone", {"leaves its x alone"}),
+    (planted.one_time, "not takes times for every row|not time", {"takes times for every row"}),
+    (planted.explodes, "not finite", {"finite"}),
+    (planted.raises, "not of the shape", {"answers with the shape and dtype of x"}),
+]
+
+
+@pytest.mark.parametrize(("make", "words", "failed"), DEFECTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_planted_defect_is_called_by_its_name(make, words, failed):
+    field = field_of()
+    report = check_map(make(field), field, **SMALL)
+    assert not report.passed
+    assert any(word in report.facts["verdict"] for word in words.split("|")), report.facts["verdict"]
+    assert failed <= {check.name for check in report.failed}, str(report)
+
+
+def test_a_ddim_step_is_told_from_an_euler_step_where_they_differ():
+    field = field_of("bimodal1d", "vp")
+    assert "DDIM step" in check_map(planted.ddim(field), field, **SMALL).facts["verdict"]
+    assert "Euler step" in check_map(planted.euler(field), field, **SMALL).facts["verdict"]
+
+
+def test_a_hundredth_too_large_fails_at_the_boundary_and_passes_for_its_ends_alone():
+    field = field_of()
+    report = check_map(planted.scaled(field), field, **SMALL)
+    assert {check.name for check in report.failed} == {"boundary", "verdict"}
+    strict = check_map(planted.scaled(field), field, tolerance=1e-3, **SMALL)
+    assert "is the flow map times 1.01" in strict.facts["verdict"]
+    assert any("divide its answer by 1.01" in fix for fix in strict.advice)
+
+
+def test_the_right_law_with_another_coupling_is_called_that():
+    field = diffode.exact_field(planted.EVEN, "edm")
+    report = check_map(planted.mirrored(field), field, **SMALL)
+    assert "has the law of the data, not the coupling of the flow" in report.facts["verdict"]
+    assert not report.passed
+    for name in ("moments", "weights of modes", "sliced W2"):
+        assert report.check(name).passed
+
+
+def test_a_lost_mode_of_weight_one_in_a_thousand_is_named():
+    field = diffode.exact_field(planted.RARE, "edm")
+    report = check_map(planted.drops_a_mode(field), field, points=64)
+    assert "loses the mode of weight 0.001" in report.facts["verdict"]
+    assert report.check("weights of modes").passed is False
+    # Its mean error is small, since few starts go there.
+    assert report.check("pairs").passed
+    assert check_map(diffode.flow(field), field, points=64).passed
+
+
+def test_a_consistency_function_is_held_to_its_end_only():
+    field = field_of("bimodal1d", "edm")
+    flow, last = diffode.flow(field), field.path.t_min
+
+    def consistency(x, s, t):
+        return flow(x, s, torch.full_like(t, last))
+
+    report = check_map(FunctionMap(consistency, "edm", fixed_end=True), field, **SMALL)
+    assert report.passed
+    assert "is a consistency function of this field" in report.facts["verdict"]
+    assert "it goes to t=0.002 only" in report.facts["verdict"]
+    assert report.check("semigroup").passed is None
+    assert report.check("Eulerian equation").value < 1e-6
+
+
+def test_derivatives_are_right_where_a_map_leaves_the_graph_or_is_single():
+    """A step of t on the way out of PyTorch, or float32 inside, may not cost an exact map its verdict."""
+    field = field_of("gauss2d", "vp")
+    flow = diffode.flow(field)
+
+    def leaves(x, s, t):
+        return flow(x, float(s[0]), float(t[0])) if bool((s == s[0]).all() & (t == t[0]).all()) else flow(x, s, t)
+
+    def single(x, s, t):
+        return flow(x.float(), s, t).to(x.dtype)
+
+    for phi, most in ((leaves, 1e-8), (single, 1e-3)):
+        report = check_map(phi, field, **SMALL)
+        assert report.passed, str(report)
+        assert report.check("Lagrangian equation").value < most
+        assert report.check("Eulerian equation").value < most
+
+
+def test_the_pairs_tell_quantiles_of_errors():
+    field = field_of()
+    flow = diffode.flow(field)
+
+    def off(x, s, t):
+        # One row in four is off by a tenth of the scale.
+        return flow(x, s, t) + 0.1 * field.scale * (x > 0.7) * (s != t)[:, None]
+
+    report = check_map(off, field, points=512, draws=500)
+    pair = next(p for p in report.facts["pairs"] if p["t"] == field.path.t_min and p["s"] == field.path.t_max)
+    share = float((field.marginal(512, field.path.t_max, generator=3) > 0.7).double().mean())
+    assert pair["mean"] == pytest.approx(0.1 * share, rel=0.3)
+    assert pair["median"] < 1e-12
+    assert pair["ninety"] == pytest.approx(0.1, rel=2e-3)
+    assert pair["most"] == pytest.approx(0.1, rel=2e-3)
+
+
+@pytest.mark.parametrize(("r", "steep", "known"), [(3, 5, 1.0e-2), (3, 10, 1.8e-3), (4, 10, 8.4e-3), (6, 2, 1.3e-1)])
+def test_no_map_of_a_slope_errs_less_than_the_bound_and_a_clipped_one_attains_it(r, steep, known):
+    """Two modes of half distance 1 and width 1/r: the mean error of the K-Lipschitz map next to the flow, by quadrature."""
+    from diffode.targets import GaussianMixture
+    from diffode.verify.maps.pairs import least_error
+    from diffode.verify.maps.trial import MapTrial
+
+    field = diffode.exact_field(GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[r**-2.0], [r**-2.0]]), "edm")
+    flow, size = diffode.flow(field), 80.0
+
+    def clipped(x, s, t):
+        end, line = flow(x, s, t), steep * x / size
+        return torch.where(end.abs() < line.abs(), end, line)
+
+    trial = MapTrial.of(FunctionMap(clipped, "edm"), field, 4096, 0.05, 0)
+    bound = least_error(trial)
+    assert bound == pytest.approx(known, rel=0.06)
+    error = trial.errors(trial.call(trial.states[0], 80.0, 0.002), trial.states[-1], 0.002)
+    assert float(error.mean()) == pytest.approx(bound, abs=5 * float(error.std()) / 64)
+    # A steeper map may err less, and the exact one has no bound above 0.
+    assert least_error(MapTrial.of(FunctionMap(flow, "edm"), field, 16, 0.05, 0)) < 1e-9
+    report = check_map(clipped, field, **SMALL)
+    assert f"errs by {bound:.1e} at least" in report.check("slope").detail
+
+
+def test_an_asymmetric_law_and_a_plane_have_no_such_bound():
+    for name in ("bimodal1d", "gauss2d"):
+        field = field_of(name, "edm")
+        assert "at least" not in check_map(diffode.flow(field), field, **SMALL).check("slope").detail
+
+
+def test_a_field_of_ones_own_is_judged_without_its_law():
+    field = diffode.Field.from_denoised(lambda x, t: x / (1 + torch.as_tensor(t).reshape(-1, 1) ** 2), "edm", probe=False)
+
+    def phi(x, s, t):
+        return x * ((1 + t**2) / (1 + s**2)).sqrt()[:, None]
+
+    report = check_map(FunctionMap(phi, "edm", dim=3), field, **SMALL)
+    assert report.passed, str(report)
+    assert report.check("sliced W2").passed is None
+    with pytest.raises(ArgumentError, match="number of coordinates"):
+        check_map(phi, field)
+
+
+WRONG = [
+    ({"field": 3}, "field must be a diffode field"),
+    ({"points": 3}, "points must be an integer from 16"),
+    ({"draws": 3}, "draws must be an integer from 16"),
+    ({"tolerance": 0.0}, "tolerance must be a positive number"),
+    ({"seed": -1}, "seed must be"),
+    ({"path": "vp"}, "path goes with the spec of a target"),
+    ({"phi": 7}, "a flow map is a file"),
+    ({"phi": FunctionMap(lambda x, s, t: x, "vp")}, "on the path 'vp"),
+    ({"phi": FunctionMap(lambda x, s, t: x, "edm", dim=3)}, "rows of 3 numbers"),
+]
+
+
+@pytest.mark.parametrize(("changed", "words"), WRONG)
+def test_wrong_arguments_are_named(changed, words):
+    arguments = {"phi": lambda x, s, t: x, "field": field_of("gauss1d", "edm"), **changed}
+    with pytest.raises(ArgumentError, match=words):
+        check_map(**arguments)
+
+
+def test_a_target_by_name_is_on_the_map_s_path():
+    phi = FunctionMap(diffode.flow(field_of("gauss1d", "vp")), "vp")
+    assert check_map(phi, "gauss1d", **SMALL).passed
+    assert not check_map(lambda x, s, t: x, "gauss1d", "vp", **SMALL).passed
+
+
+SOURCE = """
+import diffode
+
+flow = diffode.flow(diffode.exact_field("gauss1d", "edm"))
+
+
+def phi(x, s, t):
+    print("a user's print")
+    return flow(x, s, t)
+
+
+def wrong(x, s, t):
+    return x.clone()
+"""
+
+
+def test_the_command_judges_a_function_of_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    small = ("--target", "gauss1d", "--points", "64", "--draws", "500")
+    found = json.loads(command("check-map", "mine.py:phi", *small, "--json", cwd=tmp_path).stdout)
+    assert found["passed"]
+    assert found["verdict"].startswith("is the flow map of this field")
+    assert math.isfinite(found["error"])
+    assert "is the identity" in command("check-map", "mine.py:wrong", *small, cwd=tmp_path, code=1).stdout
+    assert "none.safetensors" in command("check-map", "none.safetensors", *small, cwd=tmp_path, code=2).stderr
