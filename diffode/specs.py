@@ -250,7 +250,11 @@ class Registry(Generic[T]):
 
     def check_registered(self, spec: str) -> None:
         """:meth:`check` for specs from foreign files: it makes nothing, and refuses a place."""
-        self._registered(parse_spec(self.canonical(spec))[0])
+        name, options = parse_spec(self.canonical(spec))
+        self._registered(name)
+        place = next((value for value in options.values() if isinstance(value, str) and is_place(value)), None)
+        if place is not None:
+            raise ArgumentError(f"{self.kind} {name!r} of a file may not name code of its own, {place!r}")
         self.check(spec)
 
     def advised(self, name: str) -> str:

@@ -432,3 +432,21 @@ def test_files_lack_no_key(file, tmp_path):
         write_tensors(tmp_path / "wrong.safetensors", tensors, without)
         with pytest.raises(FileFormatError):
             maps.load_map(tmp_path / "wrong.safetensors")
+
+
+def test_a_file_can_not_name_a_map_that_is_code(tmp_path):
+    """Solvers named by foreign files are only looked up: a place in an option would run its code."""
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')\n")
+    with pytest.raises(ArgumentError, match="may not name code of its own"):
+        diffode.solvers.registry.registered(f"map:of={tmp_path / 'own.py'}:phi")
+
+
+def test_a_map_of_ones_own_runs_by_its_place(tmp_path):
+    (tmp_path / "own_map.py").write_text(
+        "def phi(x, s, t):\n    return x * ((1 + t**2) / (1 + s**2)).sqrt().reshape(-1, *[1] * (x.ndim - 1))\n"
+    )
+    field = diffode.exact_field(diffode.targets.get("gauss1d"), "edm")
+    x = field.prior(3, generator=0)
+    run = diffode.solve(field, x, solver=f"map:of={tmp_path / 'own_map.py'}:phi", nfe=2)
+    assert run.nfe == 2
+    assert torch.allclose(run.x, x * ((1 + 0.002**2) / (1 + 80.0**2)) ** 0.5)

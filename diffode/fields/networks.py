@@ -77,13 +77,16 @@ class UNet(nn.Module):
         self.level = Embedding(width)
         self.enter, self.leave = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, channels, 3, padding=1)
         self.down, self.middle, self.up = Block(width, width, width), Block(width, width, width), Block(2 * width, width, width)
+        #: Factor of the bridge, by which Skip-Tuning (`skip_tuned.py`) weakens or strengthens it.
+        self.bridge = 1.0
 
     @override
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         level = self.level(log_sigma)
         fine = self.down(self.enter(x), level)
         coarse = self.middle(torch.nn.functional.avg_pool2d(fine, 2), level)
-        joined = torch.cat([fine, torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")], 1)
+        across = fine if self.bridge == 1 else self.bridge * fine
+        joined = torch.cat([across, torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")], 1)
         found: Tensor = self.leave(torch.nn.functional.silu(self.up(joined, level)))
         return found
 

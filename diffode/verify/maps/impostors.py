@@ -112,9 +112,7 @@ def _known(trial: MapTrial) -> Iterator[Impostor]:
         lambda x, s, t: field.denoised(x, times[s]),
     )
     yield Impostor("the flow with its times swapped", "it goes from t to s: call it as phi(x, t, s)", backwards)
-    yield Impostor(
-        "an average velocity, not the points", "return x + (t - s) u; diffode.adapters.from_mean_flow does it", average
-    )
+    yield Impostor("an average velocity, not the points", "return x + (t - s) u", average)
     yield Impostor(
         "the displacement of a point, not the point", "return x plus what it returns", lambda x, s, t: exact(x, s, t) - x
     )
