@@ -277,6 +277,22 @@ def test_integers_are_numbers_too():
     assert hippo.get("legs", 4).run([1, 2, 3], [1, 2, 3]).dtype == np.float64
 
 
+def test_steps_that_differ_by_rounding_alone_share_their_matrices():
+    """Three steps again and again, as a table of times gives them, and times in float32."""
+    times = np.cumsum(np.tile([0.1, 0.2, 0.3], 400)) + 5
+    measure = hippo.get("legt", 4).measure
+    assert len(np.unique(np.diff(times))) > 10
+    steps = measure.steps(times)
+    assert len(np.unique(steps)) == 3
+    assert steps.sum() == pytest.approx(times[-1] - times[0], rel=1e-14)
+    u = np.sin(times)
+    exact = one_by_one(hippo.get("legt", 4), u, times, "foh")
+    np.testing.assert_allclose(hippo.get("legt", 4).run(u, times, "foh", "all"), exact, atol=1e-12)
+    single = np.linspace(0, 1, 1001, dtype=np.float32)
+    memory, wave = hippo.get("legt:window=0.3", 4), np.sin(np.arange(1001))
+    np.testing.assert_array_equal(memory.run(wave, single), memory.run(wave, np.linspace(0, 1, 1001)))
+
+
 def test_a_step_stands_for_times_from_0_on():
     memory, u = hippo.get("legt", 4), np.sin(np.arange(50))
     np.testing.assert_array_equal(memory.run(u, 0.1), memory.run(u, 0.1 * np.arange(50)))
