@@ -57,7 +57,9 @@ def test_every_way_of_running_gives_the_same_states(spec, hold, grid):
 
 
 @pytest.mark.parametrize("hold", ["zoh", "cubic"])
-@pytest.mark.parametrize("times", [np.linspace(0, 1, 5002), np.linspace(0, 1, 5002) ** 1.3, np.linspace(0.2, 1, 5002)])
+@pytest.mark.parametrize(
+    "times", [np.linspace(0, 1, 5002), *(np.linspace(0, 1, 5002) ** p for p in (1.3, 1.005)), np.linspace(0.2, 1, 5002)]
+)
 def test_long_histories_of_legs_are_joined_from_blocks(times, hold):
     memory, u = hippo.get("legs", 24), RANDOM.standard_normal(5002)
     every = memory.run(u, times, hold, "all")
@@ -154,6 +156,17 @@ def test_rules_of_scipy_are_what_public_rules_say():
         own_moved, own_inputs = hippo.hold_of(wrong).cell(memory.measure, 6, h)
         np.testing.assert_allclose(own_moved, moved, atol=1e-13)
         np.testing.assert_allclose(own_inputs, np.column_stack([inputs, 0 * inputs]), atol=1e-13)
+
+
+def test_public_rules_of_legs_are_their_formulas():
+    """hippo-code: A/t' on both sides, input at the end; the blog: A/t and A/t', input at the beginning."""
+    memory, unit, r = hippo.get("legs", 6), np.eye(6), 0.8
+    late, early = 1 - r, (1 - r) / r
+    left = np.linalg.inv(unit - late / 2 * memory.A)
+    for hold, before, ends in (("hippo_code", late, 1.0), ("bilinear_held", early, 0.0)):
+        moved, inputs = hippo.hold_of(hold).cell(memory.measure, 6, r)
+        np.testing.assert_allclose(moved, left @ (unit + before / 2 * memory.A), atol=1e-13)
+        np.testing.assert_allclose(inputs, np.outer(left @ memory.B * before, [1.0, ends]), atol=1e-13)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -275,6 +288,22 @@ def test_float32_signals_have_float32_memories(spec):
 
 def test_integers_are_numbers_too():
     assert hippo.get("legs", 4).run([1, 2, 3], [1, 2, 3]).dtype == np.float64
+
+
+def test_steps_that_differ_by_rounding_alone_share_their_matrices():
+    """Three steps again and again, as a table of times gives them, and times in float32."""
+    times = np.cumsum(np.tile([0.1, 0.2, 0.3], 400)) + 5
+    measure = hippo.get("legt", 4).measure
+    assert len(np.unique(np.diff(times))) > 10
+    steps = measure.steps(times)
+    assert len(np.unique(steps)) == 3
+    assert steps.sum() == pytest.approx(times[-1] - times[0], rel=1e-14)
+    u = np.sin(times)
+    exact = one_by_one(hippo.get("legt", 4), u, times, "foh")
+    np.testing.assert_allclose(hippo.get("legt", 4).run(u, times, "foh", "all"), exact, atol=1e-12)
+    single = np.linspace(0, 1, 1001, dtype=np.float32)
+    memory, wave = hippo.get("legt:window=0.3", 4), np.sin(np.arange(1001))
+    np.testing.assert_array_equal(memory.run(wave, single), memory.run(wave, np.linspace(0, 1, 1001)))
 
 
 def test_a_step_stands_for_times_from_0_on():

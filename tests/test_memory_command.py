@@ -140,8 +140,11 @@ def test_parts_of_an_error_add_up_and_are_what_they_say(spec):
     assert errors.total <= sum(parts) * (1 + 1e-12)
     assert max(parts) <= errors.total + sum(parts) - max(parts) + 1e-12
     assert (errors.closure == 0) == memory.measure.closed
+    exact = memory.reconstruct(memory.project(signal, 1.0, since=0.0), found.times, 1.0)
+    size = np.sqrt(np.mean(found.signal**2))
+    assert errors.projection * size == pytest.approx(np.sqrt(np.mean((exact - found.signal) ** 2)), rel=0.01, abs=1e-12)
     again = np.sqrt(np.mean((memory.reconstruct(found.coefficients, found.times, 1.0) - found.signal) ** 2))
-    assert errors.total * np.sqrt(np.mean(found.signal**2)) == pytest.approx(again, rel=0.01)
+    assert errors.total * size == pytest.approx(again, rel=0.01)
 
 
 @pytest.mark.parametrize("spec", ["legs", "legt:window=0.3", "fout:window=0.3", "lagt:scale=0.05"])

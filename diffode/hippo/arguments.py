@@ -85,6 +85,7 @@ def signal_of(u: Any) -> Array:
 def times_of(times: Any, length: int) -> Array:
     """The times of a signal's samples, (L,): given, or a step from time 0 on; ArgumentError unless they rise."""
     found = numbers_of(times, "times")
+    single = np.asarray(times).dtype == np.float32
     if found.ndim == 0:
         return np.arange(length) * number_of(times, "times (a step)", 0.0)
     if found.shape != (length,):
@@ -93,12 +94,25 @@ def times_of(times: Any, length: int) -> Array:
     if falls.size:
         k = int(falls[0])
         raise ArgumentError(f"times must rise, got {found[k]:g} and then {found[k + 1]:g} at index {k + 1}; sort them first")
+    if single and length > 2 and np.ptp(np.diff(found)) <= _ROUNDINGS * np.spacing(np.float32(np.abs(found).max())):
+        # Equal steps, as far as float32 tells.
+        return np.linspace(found[0], found[-1], length)
     return found
 
 
 def equal_steps(steps: Array, largest: float) -> bool:
     """Whether steps between times up to ``largest`` are one step, but for the rounding of these times."""
     return bool(steps.max() - steps.min() <= _ROUNDINGS * np.spacing(largest))
+
+
+def gathered(steps: Array, largest: float) -> Array:
+    """Steps between times up to ``largest``; those that differ by the rounding of these times alone become their mean."""
+    order = np.argsort(steps)
+    group = np.concatenate([[0], np.cumsum(np.diff(steps[order]) > _ROUNDINGS * np.spacing(largest))])
+    means = np.bincount(group, steps[order]) / np.bincount(group)
+    found = np.empty_like(steps)
+    found[order] = means[group]
+    return found
 
 
 def finite(values: Array, what: str, remedy: str) -> Array:

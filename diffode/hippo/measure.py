@@ -21,7 +21,7 @@ import numpy as np
 from scipy import linalg
 
 from diffode.errors import ArgumentError
-from diffode.hippo.arguments import finite
+from diffode.hippo.arguments import finite, gathered
 from diffode.specs import format_spec, options_of
 
 Array = np.ndarray[Any, Any]
@@ -140,7 +140,8 @@ class Measure(ABC):
     def steps(self, times: Array) -> Array:
         """The steps between times, as this measure counts them."""
         if not self.logarithmic:
-            return np.diff(times)
+            steps = np.diff(times)
+            return gathered(steps, float(np.abs(times).max())) if len(steps) else steps
         if times[0] < 0:
             raise ArgumentError(
                 f"times must not be negative with measure {self.name!r}, which remembers from time 0 on; got {times[0]:g}"
