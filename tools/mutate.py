@@ -90,7 +90,7 @@ TESTS = {
     "learned/fitting": "learned_derivatives learned_trajectory learned",
     "learned/grids": "learned_levels learned_files",
     "learned/maps": "map_training map_residuals flow_maps map_files",
-    "learned/heads": "heads nodes",
+    "learned/heads": "heads heads_requests nodes",
     "learned/tables": "learned training_repeats",
     "learned/universal": "codebook learned_family universal_choice universal",
     "metrics": "metrics",
