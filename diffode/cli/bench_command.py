@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--field", default=None, help="Run the suite's solvers on MODULE:ATTR, FILE.py:ATTR or trained:NAME instead.")
 @click.option("--path", default=None, help="Path of that field; a diffode Field has its own.")
+@click.option("--map", "maps", multiple=True, help="Run this flow map as well: a file, FILE.py:ATTR or MODULE:ATTR.")
 @field_options
 @click.option("--no-report", is_flag=True, help="Only compute and rank.")
 @output_option
@@ -56,6 +57,7 @@ def command(
     imports: tuple[str, ...],
     field: str | None,
     path: str | None,
+    maps: tuple[str, ...],
     kind: str | None,
     dim: str | None,
     scale: float | None,
@@ -75,6 +77,7 @@ def command(
     Example:  diffode bench quick
               diffode bench my_suite.toml --import my_solvers.py
               diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
+              diffode bench quick --map ring8-map.safetensors --map my_map.py:phi
               diffode bench full --engine dask://login-node:8786
     """
     from diffode.errors import WorkerError
@@ -89,6 +92,9 @@ def command(
         own = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     elif any(value is not None for value in (path, kind, dim, scale, truth)):
         raise click.UsageError("--path, --kind, --dim, --scale and --target go with --field; a suite names its own targets")
+    if maps:
+        chosen = with_maps(chosen, maps)
+        own += [word for one in maps for word in ("--map", one)]
     place = report_folder(output, chosen)
     if not no_report:
         check_report(chosen, place)
@@ -162,6 +168,23 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     name = plain_name(f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}")
     summary = f"The solvers of {suite.name} on {field}"
     return replace(suite, name=name, summary=summary, cells=tuple(dict.fromkeys(cells)))
+
+
+def with_maps(suite: Suite, maps: Sequence[str]) -> Suite:
+    """A suite with flow maps beside its solvers, on all its problems and budgets; they lay their own times."""
+    from dataclasses import replace
+
+    from diffode import solvers
+    from diffode.extensions import is_place
+    from diffode.specs import format_spec
+
+    specs = [format_spec("map", {"of" if is_place(one) else "file": one}) for one in maps]
+    for spec in specs:
+        # A map that can't be read is told of before anything runs.
+        solvers.get(spec)
+    grid = suite.cells[0].grid
+    more = (replace(cell, solver=spec, grid=grid) for spec in specs for cell in suite.cells)
+    return replace(suite, name=f"{suite.name}-maps", cells=tuple(dict.fromkeys((*suite.cells, *more))))
 
 
 def report_folder(output: str, suite: Suite) -> FilePath:

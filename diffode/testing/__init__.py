@@ -1,4 +1,4 @@
-"""Tests for plug-ins: the laws that every solver, target and path keeps, and Hypothesis strategies.
+"""Tests for plug-ins: the laws that every solver, target, path and flow map keeps, and Hypothesis strategies.
 
 A plug-in's author runs one line in a test; the error names each broken law, with its numbers and the place:
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffode.testing.map_laws import check_map
 from diffode.testing.path_laws import check_path
 from diffode.testing.solver_laws import check_solver
 from diffode.testing.target_laws import check_target
@@ -48,6 +49,7 @@ __all__ = [
     "KINDS",
     "STOCHASTIC",
     "Kind",
+    "check_map",
     "check_path",
     "check_solver",
     "check_target",
