@@ -86,6 +86,7 @@ DOORS = {
     "solvers.stream": lambda **k: next(diffode.stream(exact(), 3, **({"solver": "dpmpp", "grid": "karras", "nfe": 4} | k))),
     "targets.tags": targets.tags,
     "verify.check_field": lambda path: verify.check_field(exact().noise, "noise", path, 1, scale=exact().scale).facts["loss"],
+    "verify.check_map": lambda path: verify.check_map(lambda x, s, t: x, "gauss1d", path, points=16, draws=16).facts["error"],
     "verify.gaussian": lambda **k: verify.gaussian(
         **({"solver": "ddim", "eigenvalues": [0.6], "path": "edm", "grid": "karras", "steps": 4} | k)
     ).split,
@@ -108,6 +109,10 @@ OWN = {
     "grids.spec_of": "a Grid object has no text", "grids.is_rule": "of a text",
     "learned.LearnedAMED": "a solver", "learned.Trained": "a result", "learned.Facts": "stored as text",
     "learned.condition": "the line of tune_universal", "learned.train": "the line of tune_universal",
+    "learned.TrainedMap": "a result", "learned.train_map": "the line of tune_universal",
+    "learned.train_head": "the line of tune_universal", "learned.train_jump": "the line of tune_universal",
+    "learned.train_nodes": "the line of tune_universal",
+    "solvers.MapSolver.lay": "what a run asks for its times, with the path that it has made",
     "learned.train_amed": "minutes of training; its path is the field's", "learned.train_table": "the line of tune_universal",
     "learned.train_gaussian": "the line of tune_universal", "learned.tune_universal": "seconds of training",
     "studies.Cell": "stored as text", "studies.Result": "stored as text",
