@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from small_suite import SMALL
 
 import diffode
+from diffode.metrics import Measurement
+from diffode.studies import Result, Store, keyed_cells, parse_suite
 
 settings.register_profile("diffode", derandomize=True, deadline=None, max_examples=40, print_blob=False)
 settings.load_profile("diffode")
@@ -26,3 +31,35 @@ def generator() -> torch.Generator:
 def exact() -> diffode.fields.ExactField:
     """The exact field of two modes on a line."""
     return diffode.exact_field("bimodal1d", "vp")
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A store of two rows that no run was needed for, its suite and its results."""
+    suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"]}]})
+    file = tmp_path / "s.sqlite"
+    with Store(file) as store:
+        for number, (key, cell) in enumerate(sorted(keyed_cells(suite))):
+            measured = (Measurement("endpoint", 0.25 + number, 1e-9),)
+            store.put(Result(key, cell, "ok", "", 4, 4, 0.125, 1.0, 1, {"torch": "2"}, measured))
+        results = store.get(sorted(keyed_cells(suite)))
+    return file, replace(suite, cells=tuple(r.cell for r in results)), results
+
+
+@pytest.fixture
+def read_only_folder():
+    """A folder to be filled; once it is closed, nobody (not root either, who is someone else then) can write in it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user = Path(name), os.geteuid()
+        folder.chmod(0o755)
+
+        def close():
+            for file in folder.iterdir():
+                file.chmod(0o444)
+            folder.chmod(0o555)
+            if user == 0:
+                os.seteuid(65534)
+
+        yield folder, close
+        os.seteuid(user)
+        folder.chmod(0o755)

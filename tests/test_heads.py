@@ -12,7 +12,7 @@ from diffode.flows import reference
 from diffode.learned import train, train_head, train_jump
 from diffode.learned.heads import features, jump_fit
 from diffode.learned.heads.jump_fit import Numbers, ddim_numbers
-from diffode.learned.heads.pairs import clock_of, pairs_of
+from diffode.learned.heads.pairs import pairs_of
 from diffode.learned.heads.soap import SOAP
 from diffode.learned.request import Request
 from diffode.maps import AngleClock
@@ -26,7 +26,7 @@ EDM = paths.get("edm")
 def pairs(name, count=64, seed=0):
     """Pairs of a field, and the request that they belong to."""
     asked = Request.of("test", name, seed=seed)
-    return pairs_of(asked, clock_of(asked.field, asked.width), count, "training")
+    return pairs_of(asked, AngleClock.of(asked.field, asked.width), count, "training")
 
 
 def normal(*shape, seed=0):
@@ -48,7 +48,7 @@ def ring():
 def test_a_table_that_was_never_trained_is_exact_on_one_gaussian(nfe, path):
     """The flow of N(m, c^2 I) is the identity in y, whatever the levels."""
     field = diffode.exact_field(diffode.GaussianMixture([1.0], [[3.0, -1.0]], [[0.49, 0.49]]), path)
-    on, clock = field.path, clock_of(field, 2)
+    on, clock = field.path, AngleClock.of(field, 2)
     ends = on.rho(on.t_max), on.rho(on.t_min)
     asked = pairs_of(Request.of("test", field), clock, 50, "training")
     numbers = ddim_numbers(asked, torch.logspace(1, -1, nfe, dtype=torch.float64))

@@ -1,24 +1,19 @@
 """The store of results: what is read is what was written, whatever happens to the file, the disk or the process."""
 
-import os
 import random
 import shutil
 import sqlite3
-import tempfile
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from commandline import started
-from small_suite import SMALL, small
+from small_suite import small
 
 from diffode.errors import StoreError
-from diffode.metrics import Measurement
-from diffode.studies import Result, Store, keyed_cells, load_suite, parse_suite, run_suite, store_tables
+from diffode.studies import Store, keyed_cells, load_suite, run_suite
 from diffode.studies.rows import compute
-from diffode.studies.store_tables import TABLES_2
 
 
 def stored(file):
@@ -84,19 +79,6 @@ ALTERATIONS = (
 )
 
 
-@pytest.fixture
-def filled(tmp_path):
-    """A store of two rows that no run was needed for, its suite and its results."""
-    suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"]}]})
-    file = tmp_path / "s.sqlite"
-    with Store(file) as store:
-        for number, (key, cell) in enumerate(sorted(keyed_cells(suite))):
-            measured = (Measurement("endpoint", 0.25 + number, 1e-9),)
-            store.put(Result(key, cell, "ok", "", 4, 4, 0.125, 1.0, 1, {"torch": "2"}, measured))
-        results = store.get(sorted(keyed_cells(suite)))
-    return file, replace(suite, cells=tuple(r.cell for r in results)), results
-
-
 @pytest.mark.parametrize("alteration", ALTERATIONS)
 def test_altered_rows_are_left_out_and_computed_again(filled, alteration):
     """Whatever is changed in the first of two rows, or taken from it or added to it."""
@@ -125,95 +107,6 @@ def test_an_altered_environment_damages_the_rows_that_were_measured_in_it(filled
     with Store(file) as store:
         assert [r.environment for r in store.get(keyed_cells(suite))] == [{"torch": "3"}]
         assert store.damaged == {results[1].key}
-
-
-def as_schema_2(file):
-    """Rewrite a store with the tables of schema 2, in which each row holds its environment's text."""
-    with sqlite3.connect(file, isolation_level=None) as connection:
-        run = connection.execute
-        texts = dict(run("SELECT key, content FROM environments"))
-        rows = [(*row[:17], texts[row[17]], *row[18:]) for row in run("SELECT * FROM results")]
-        lines = run("SELECT * FROM measurements").fetchall()
-        for table in ("measurements", "results", "environments"):
-            run(f"DROP TABLE {table}")
-        for table in TABLES_2.values():
-            run(table)
-        connection.executemany(f"INSERT INTO results VALUES ({','.join('?' * 20)})", rows)
-        connection.executemany("INSERT INTO measurements VALUES (?,?,?,?,?,?)", lines)
-        run("PRAGMA user_version = 2")
-        run("PRAGMA journal_mode = DELETE")
-
-
-def test_a_store_of_schema_2_is_upgraded_and_keeps_what_it_has(filled):
-    """Rows and checksums stay, those of a damaged row too, whose text is not even UTF-8."""
-    file, suite, results = filled
-    keyed = keyed_cells(suite)
-    third = replace(results[0], key="f" * 32)
-    with Store(file) as store:
-        store.put(third)
-    as_schema_2(file)
-    with sqlite3.connect(file) as connection:
-        connection.execute(f"UPDATE results SET environment = CAST(x'ff' AS TEXT) WHERE key = '{third.key}'")
-    with Store(file) as store:
-        assert store.get([*keyed, (third.key, third.cell)]) == results
-        assert store.damaged == {third.key}
-        store.put(third)
-        assert store.get([*keyed, (third.key, third.cell)]) == [*results, third]
-    assert run_suite(suite, file, jobs=1).stored == 2
-    fresh = file.with_name("fresh.sqlite")
-    Store(fresh).close()
-    tables = [sqlite3.connect(f).execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() for f in (file, fresh)]
-    assert tables[0] == tables[1]
-
-
-def test_an_upgrade_that_fails_leaves_the_store_as_it_was(filled, monkeypatch):
-    file, suite, results = filled
-    as_schema_2(file)
-    before = sqlite3.connect(file).execute("SELECT * FROM results").fetchall()
-    monkeypatch.setitem(store_tables.TABLES, "results", "CREATE TABLE results (")
-    with pytest.raises(StoreError, match="can't be opened"):
-        Store(file)
-    monkeypatch.undo()
-    assert sqlite3.connect(file).execute("SELECT * FROM results").fetchall() == before
-    with Store(file) as store:
-        assert store.get(keyed_cells(suite)) == results
-
-
-def test_a_store_of_schema_2_in_a_place_that_can_not_be_written_is_read(filled, read_only_folder):
-    file, suite, results = filled
-    keyed = keyed_cells(suite)
-    as_schema_2(file)
-    folder, close = read_only_folder
-    shutil.copy(file, folder)
-    close()
-    with Store(folder / "s.sqlite") as store:
-        assert not store.writable
-        assert store.get(keyed) == results
-
-
-def test_processes_that_upgrade_a_store_at_once_all_find_it_upgraded(filled):
-    """20 files, each opened by 6 threads at one moment."""
-    file, suite, results = filled
-    as_schema_2(file)
-    keyed, failed = keyed_cells(suite), []
-
-    def opened(copy, start):
-        start.wait()
-        try:
-            with Store(copy) as store:
-                assert store.get(keyed) == results
-        except (StoreError, AssertionError) as error:
-            failed.append(error)
-
-    for number in range(20):
-        copy, start = file.with_name(f"{number}.sqlite"), threading.Barrier(6)
-        shutil.copy(file, copy)
-        threads = [threading.Thread(target=opened, args=(copy, start)) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert failed == []
 
 
 def test_no_flipped_bit_of_a_store_is_read_as_a_result(filled):
@@ -293,25 +186,6 @@ def test_a_store_without_checksums_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(StoreError, match=r"earlier diffode, without checksums.*move it away"):
         Store(file)
     assert file.read_bytes() == before
-
-
-@pytest.fixture
-def read_only_folder():
-    """A folder to be filled; once it is closed, nobody (not root either, who is someone else then) can write in it."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, user = Path(name), os.geteuid()
-        folder.chmod(0o755)
-
-        def close():
-            for file in folder.iterdir():
-                file.chmod(0o444)
-            folder.chmod(0o555)
-            if user == 0:
-                os.seteuid(65534)
-
-        yield folder, close
-        os.seteuid(user)
-        folder.chmod(0o755)
 
 
 @pytest.mark.parametrize("logged", [False, True])
@@ -395,17 +269,3 @@ def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path, monkeypatch):
 def test_an_unwritable_store_says_so(tmp_path):
     with pytest.raises(StoreError, match="writable place"):
         Store("/proc/nowhere/store.sqlite")
-
-
-def test_a_row_of_schema_2_that_its_tables_forbid_is_left_behind_and_the_others_are_upgraded(filled):
-    file, suite, results = filled
-    as_schema_2(file)
-    with sqlite3.connect(file) as connection:
-        connection.execute("PRAGMA ignore_check_constraints = ON")
-        connection.execute("UPDATE results SET status = 'oh' WHERE key = ?", (results[0].key,))
-    with Store(file) as store:
-        assert store.get(keyed_cells(suite)) == results[1:]
-        kept = store._connection.execute("SELECT DISTINCT key FROM measurements").fetchall()
-        assert kept == [(r.key,) for r in results[1:]]
-        store.put(results[0])
-        assert store.get(keyed_cells(suite)) == results

@@ -57,16 +57,20 @@ class AngleClock:
 
     @classmethod
     def of(cls, field: Field, dim: int | None = None) -> AngleClock:
-        """The clock of a field: with the mean of its data where they are known, else with mean 0 in ``dim`` coordinates."""
+        """The clock of a field; for the mean of data that are not known stands what it answers to 0 at the first time.
+
+        ``dim`` is the number of coordinates of a row, for a field that does not tell it.
+        """
         if isinstance(field, ExactField):
             return cls(field.target.mean.detach().cpu().to(torch.float64), float(field.scale))
-        truth = getattr(field, "truth", None)
-        if isinstance(truth, ExactField):
-            return cls(truth.target.mean.detach().cpu().to(torch.float64), float(field.scale))
         width = field.dim if dim is None else dim
         if width is None:
             raise ArgumentError("this field does not tell its number of coordinates: give dim=")
-        return cls(torch.zeros(width, dtype=torch.float64), float(field.scale))
+        shape = field.shape if field.shape is not None else (width,)
+        first = field.require_path("the angle clock").t_max
+        with torch.no_grad(), field.uncounted():
+            mean = field.predict("denoised", torch.zeros(1, *shape, dtype=torch.float64), first)
+        return cls(mean.detach().cpu().reshape(-1), float(field.scale))
 
     @property
     def dim(self) -> int:

@@ -52,6 +52,12 @@ def directions(dim: int, projections: int) -> Tensor:
     return unit
 
 
+def projected_distance(x: Tensor, y: Tensor, along: Tensor) -> float:
+    """Root mean square, over the directions (dim, P), of the W2 distances between projections of as many points (n, dim)."""
+    gaps = (x @ along).sort(dim=0).values - (y @ along).sort(dim=0).values
+    return float(gaps.square().mean().sqrt())
+
+
 def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
     """Root mean square, over random directions, of the W2 distances between one-dimensional projections."""
     check_projections(projections)
@@ -59,8 +65,7 @@ def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> 
     along = directions(x.shape[1], projections).to(x.device)
 
     def distance(x: Tensor, y: Tensor) -> float:
-        gaps = (x @ along).sort(dim=0).values - (y @ along).sort(dim=0).values
-        return float(gaps.square().mean().sqrt())
+        return projected_distance(x, y, along)
 
     resampled = [distance(x[left], exact[right]) for left, right in chosen]
     return _measured("sliced_w2", distance(x, exact), distance(other, exact), torch.tensor(resampled, dtype=torch.float64))

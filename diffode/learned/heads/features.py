@@ -16,15 +16,10 @@ from torch import Tensor
 
 from diffode.errors import FieldError
 from diffode.learned.fitting.gauss_newton import output_directions
-from diffode.learned.heads.jump_fit import Numbers, asked_with_levels, run
+from diffode.learned.heads.jump_fit import CHUNK, LEAST_WEIGHT, Numbers, asked_with_levels, run
 from diffode.learned.heads.pairs import Pairs
 from diffode.numerics.least_squares import reweighted
 from diffode.solvers.trained.jumps import Jumps, Network, follow
-
-#: Shortest error as a share of the median; a shorter one weighs as much as this one.
-_LEAST_WEIGHT = 0.02
-#: Number of rows whose graphs are in memory together.
-_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,8 @@ def features(inputs: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
 def normal_equations(featured: Featured, pairs: Pairs, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gradient and Gauss-Newton matrix of the mean error by all that is free."""
     sums = _Sums(featured)
-    for begin in range(0, len(pairs.start), _CHUNK):
-        part = pairs.part(slice(begin, begin + _CHUNK))
+    for begin in range(0, len(pairs.start), CHUNK):
+        part = pairs.part(slice(begin, begin + CHUNK))
         values = featured.numbers.vector()[:, None].repeat(1, len(part.start)).requires_grad_(True)
         shifts = [torch.zeros_like(part.start).requires_grad_(True) for _ in featured.outputs]
         known: list[Tensor] = []
@@ -99,7 +94,7 @@ def normal_equations(featured: Featured, pairs: Pairs, count: int, generator: to
         error = end.detach() - part.end
         length = error.norm(dim=1)
         along, share, slope = output_directions(error, length, count, generator)
-        weight = (reweighted(length, _LEAST_WEIGHT) * part.weight / len(pairs.start))[:, None]
+        weight = (reweighted(length, LEAST_WEIGHT) * part.weight / len(pairs.start))[:, None]
         found = [
             torch.autograd.grad((end * along[:, s]).sum(), [values, *shifts], retain_graph=s + 1 < along.shape[1])
             for s in range(along.shape[1])

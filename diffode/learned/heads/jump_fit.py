@@ -24,9 +24,9 @@ _LEVEL_STEP = 1e-5
 #: Smallest inner level, relative to the last level.
 ABOVE_LAST = 1.01
 #: Shortest error as a share of the median; a shorter one weighs as much as this one.
-_LEAST_WEIGHT = 0.02
+LEAST_WEIGHT = 0.02
 #: Number of rows whose graphs are in memory together.
-_CHUNK = 2048
+CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def run(numbers: Numbers, pairs: Pairs, heads: Sequence[Callable[[Tensor], Tenso
 def normal_equations(numbers: Numbers, pairs: Pairs, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gradient and Gauss-Newton matrix of the mean error by all numbers of the vector."""
     equations = NormalEquations(len(numbers.vector()))
-    for begin in range(0, len(pairs.start), _CHUNK):
-        part = pairs.part(slice(begin, begin + _CHUNK))
+    for begin in range(0, len(pairs.start), CHUNK):
+        part = pairs.part(slice(begin, begin + CHUNK))
         rows = len(part.start)
         values = numbers.vector()[:, None].repeat(1, rows).requires_grad_(True)
         columns = [value[:, None] for value in values.unbind(0)]
@@ -117,7 +117,7 @@ def normal_equations(numbers: Numbers, pairs: Pairs, count: int, generator: torc
         error = end.detach() - part.end
         length = error.norm(dim=1)
         along, share, slope = output_directions(error, length, count, generator)
-        weight = reweighted(length, _LEAST_WEIGHT) * part.weight / len(pairs.start)
+        weight = reweighted(length, LEAST_WEIGHT) * part.weight / len(pairs.start)
         for k in range(along.shape[1]):
             (found,) = torch.autograd.grad((end * along[:, k]).sum(), values, retain_graph=k + 1 < along.shape[1])
             equations.add(found.T, weight * slope[:, k], weight * share[:, k])

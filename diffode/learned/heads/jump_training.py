@@ -15,11 +15,12 @@ from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import Fit, descend
 from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.heads.jump_fit import ABOVE_LAST, Numbers, ddim_numbers, error_of, normal_equations
-from diffode.learned.heads.pairs import Pairs, clock_of, pairs_of
+from diffode.learned.heads.pairs import Pairs, pairs_of
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
 from diffode.learned.request import Request, held_out_count, with_gradients
 from diffode.learned.trained import History, Trained
+from diffode.maps import AngleClock
 from diffode.paths import Path
 from diffode.solvers.solver import check_budget
 from diffode.solvers.trained.generators import Head, Jump, content_of_field
@@ -119,7 +120,7 @@ def jump_points(request: Request, nfe: int) -> int:
 
 def fit_jump(request: Request, nfe: int, count: int, steps: int, limit: Limit) -> Fitted:
     """The best jump table of a request, on ``count`` starts."""
-    clock = clock_of(request.field, request.width)
+    clock = AngleClock.of(request.field, request.width)
     pairs, held_out = (
         pairs_of(request, clock, n, stream) for n, stream in ((count, "training"), (held_out_count(count), "held out"))
     )

@@ -12,11 +12,12 @@ from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import Field
 from diffode.flows import flow_states
 from diffode.learned.arguments import check_count, check_number, finite_levels
-from diffode.learned.heads.pairs import clock_of, pairs_of
+from diffode.learned.heads.pairs import pairs_of
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request
 from diffode.learned.trained import History, Trained
+from diffode.maps import AngleClock
 from diffode.paths import Path
 from diffode.solvers.solver import check_budget, check_choice
 from diffode.solvers.trained.generators import OfNodes, content_of_field
@@ -82,7 +83,7 @@ def train_nodes(
     check_choice("kind", kind, (None, "linear", "cubic"))
     check_number("span", span, 0.1, 40)
     check_count("points", points, 8)
-    clock, levels = clock_of(request.field, width), finite_levels(request.path)
+    clock, levels = AngleClock.of(request.field, width), finite_levels(request.path)
     chosen = kind if kind is not None else "cubic" if width == 1 else "linear"
     shape = (*(count,) * width, width)
     empty = Nodes(clock, levels, float(span), torch.zeros(shape, dtype=torch.float64), chosen)

@@ -11,20 +11,19 @@ from torch import Tensor
 
 from diffode import solvers
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField, Field
+from diffode.fields import Field
 from diffode.flows import flow_states
 from diffode.flows.closed import known_flow
 from diffode.learned.arguments import finite_levels
+from diffode.learned.fitting.teacher import EVALUATIONS, FEW_DIMENSIONS, GRID, TABLE
 from diffode.learned.request import Request
 from diffode.maps import AngleClock
 from diffode.maps.clock import Denoised
 from diffode.paths import Path
 from diffode.tableau import Tableau
 
-#: The table that makes ends where exact ones cost too much, its grid, and its number of evaluations.
-_TABLE, _GRID, _EVALUATIONS = "ipndm:order=4", "shift:s=1", 24
-#: Largest number of dimensions in which ends are exact whatever their number, and of exact ends in more.
-_FEW_DIMENSIONS, _FEW_ENDS = 3, 4096
+#: Largest number of exact ends in more than a few dimensions.
+_FEW_ENDS = 4096
 #: Number of starts on which the error of the table is measured.
 _MEASURED = 128
 #: Number of times that chances above 1 are cut to 1, and the rest raised.
@@ -94,17 +93,6 @@ class Pairs:
         return lengths
 
 
-def clock_of(field: Field, width: int) -> AngleClock:
-    """The angle clock of a field's data; the mean of others than exact ones is what they answer to 0 at the first time."""
-    if isinstance(field, ExactField):
-        return AngleClock(field.target.mean, field.scale)
-    path = field.require_path("a generator")
-    shape = field.shape if field.shape is not None else (width,)
-    with torch.no_grad(), field.uncounted():
-        mean = field.predict("denoised", torch.zeros(1, *shape, dtype=torch.float64), path.t_max)
-    return AngleClock(mean.reshape(-1), field.scale)
-
-
 def denoised_of(field: Field, path: Path, shape: tuple[int, ...]) -> Denoised:
     """The denoised prediction (B, D) at z = x/alpha (B, D) and a level."""
 
@@ -124,19 +112,19 @@ def pairs_of(request: Request, clock: AngleClock, count: int, stream: str, *, st
     path, field = request.path, request.field
     levels = finite_levels(path)
     x = path.prior((count, *request.shape), generator=request.stream(stream))
-    exact = request.width <= _FEW_DIMENSIONS or count <= _FEW_ENDS or known_flow(field) is not None
+    exact = request.width <= FEW_DIMENSIONS or count <= _FEW_ENDS or known_flow(field) is not None
     times = (path.t_max, path.t_min)
     if exact:
         end, made, error = flow_states(field, x, times)[-1], "exact ends", 0.0
     else:
-        table = solvers.table_solver(_TABLE).within(path, _GRID, _EVALUATIONS)
+        table = solvers.table_solver(TABLE).within(path, GRID, EVALUATIONS)
         with torch.no_grad(), field.uncounted():
             end, ran = _run(table, field, x, stop)
             x = x[:ran]
             few = x[:_MEASURED]
             known = flow_states(field, few, times)[-1]
         error = float((end[:_MEASURED] - known).flatten(1).norm(dim=1).mean()) / (field.scale * path.alpha(path.t_min))
-        made = f"{_TABLE} @ {_GRID}, {_EVALUATIONS} evaluations in float32"
+        made = f"{TABLE} @ {GRID}, {EVALUATIONS} evaluations in float32"
     z, last = (part.flatten(1) / path.alpha(t) for part, t in zip((x, end), times, strict=True))
     return Pairs(
         clock, levels, denoised_of(field, path, request.shape), clock.inward(z, levels[0]), (last - clock.mean) / clock.scale,
@@ -153,5 +141,5 @@ def _run(table: Tableau, field: Field, x: Tensor, stop: Callable[[], bool] | Non
         ends.append(table.run(field, x[begin : begin + _CHUNK].float()).double())
     end = torch.cat(ends)
     if not bool(torch.isfinite(end).all()):
-        raise ArgumentError(f"points must be at most {_FEW_ENDS} here: {_TABLE} @ {_GRID} gives non-finite ends of this field")
+        raise ArgumentError(f"points must be at most {_FEW_ENDS} here: {TABLE} @ {GRID} gives non-finite ends of this field")
     return end, len(end)

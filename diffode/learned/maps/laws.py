@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from diffode import grids
-from diffode.errors import UnknownNameError
 from diffode.learned.maps.sources import Sources
 
 #: Mean and standard deviation of log tan(theta) in MeanFlow (arXiv 2505.13447): logit-normal times of rectified flow.
@@ -74,13 +72,6 @@ def dyadic(sources: Sources, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return a, a - step / 2, (a - step).clamp(min=last)
 
 
-def weights_of(law: str) -> tuple[float, float]:
-    """Mean and standard deviation of log tan(theta) of a law; UnknownNameError for one that has none."""
-    if law not in _NORMAL:
-        raise UnknownNameError("law of times", law, LAWS)
-    return _NORMAL[law]
-
-
 def _share(z: float) -> float:
     """The normal distribution function."""
     return 0.5 * math.erfc(-z / math.sqrt(2))
@@ -89,5 +80,3 @@ def _share(z: float) -> float:
 _NORMAL = {"logit_normal": _LOGIT_NORMAL, "lognormal": _LOGNORMAL, "scm": _SCM}
 #: The laws by name.
 LAWS = ("uniform", *_NORMAL)
-#: A law of two angles.
-Law = Callable[[Sources, int], tuple[Tensor, Tensor]]

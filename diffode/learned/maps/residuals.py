@@ -82,7 +82,7 @@ class Context:
         teacher = self.options["teacher"]
         if teacher == "none" and noised is not None:
             return noised.velocity(a)
-        if teacher == "own" or (noised is None and teacher == "none"):
+        if teacher == "own":
             with torch.no_grad():
                 return self.target.velocity(y, a)
         return self.sources.velocity(y, a)
@@ -206,13 +206,16 @@ def _compared(c: Context, noised: Noised, a: Tensor, r: Tensor, b: Tensor) -> Te
 def easy_consistency(c: Context, n: int) -> list[Term]:
     """ECT: consistency training between noise levels t and r = t (1 - 2^-(stage + 1) (1 + 8 sigmoid(-t)))."""
     a = laws.two(c.sources, n, c.options["law"], ends=c.options["ends"])[0]
-    stage = int(c.share * c.options["stages"])
-    level = a.tan()
-    # Its noise levels are those of data of scale 1/2.
-    ratio = 1 - (1 + 8 * torch.sigmoid(-level / 2)) / 2.0 ** (stage + 1)
-    r = (level * ratio.clamp(min=0.0)).atan().clamp(min=c.sources.angles[1])
+    r = _lower(a, int(c.share * c.options["stages"])).clamp(min=c.sources.angles[1])
     noised = c.sources.noised(a)
     return [_compared(c, noised, a, torch.minimum(r, a), torch.full_like(a, c.sources.angles[1]))]
+
+
+def _lower(a: Tensor, stage: int) -> Tensor:
+    """The angle r of ECT's lower noise level; its levels are those of data of scale 1/2."""
+    level = a.tan()
+    ratio = 1 - (1 + 8 * torch.sigmoid(-level / 2)) / 2.0 ** (stage + 1)
+    return (level * ratio.clamp(min=0.0)).atan()
 
 
 def truncated(c: Context, n: int) -> list[Term]:
@@ -223,8 +226,7 @@ def truncated(c: Context, n: int) -> list[Term]:
     edge = max(1, round(c.options["edge"] * n))
     a = laws.two(c.sources, n - edge, c.options["law"], ends=c.options["ends"])[0]
     a = torch.maximum(a, border)
-    level = a.tan()
-    r = (level * (1 - (1 + 8 * torch.sigmoid(-level / 2)) / 2.0 ** c.options["stages"])).clamp(min=0.0).atan()
+    r = _lower(a, c.options["stages"] - 1)
     last = c.sources.angles[1]
     noised, end = c.sources.noised(a), torch.full_like(a, last)
     y = noised.at(r)

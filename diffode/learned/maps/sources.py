@@ -13,20 +13,20 @@ from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
 from diffode.flows import flow_states
 from diffode.flows.integrated import integrated_states
+from diffode.learned.fitting.teacher import EVALUATIONS, FEW_DIMENSIONS, GRID, TABLE
 from diffode.learned.request import Request
 from diffode.maps import AngleClock
 from diffode.paths import Path
 from diffode.randomness import normal
+from diffode.tableau import Tableau
 from diffode.targets import Target
 
 #: Levels of the trajectories that are integrated to the end of float64's use, at equal angles.
 _LEVELS = 33
 #: Relative tolerance of integrated trajectories.
 _TOLERANCE = 1e-6
-#: Largest number of coordinates in which trajectories are integrated; beyond, a solver of high order makes them.
-_MOST_INTEGRATED = 3
-#: Solver, grid and number of evaluations of trajectories in more dimensions, a few thousandths of the scale off.
-TEACHER = ("ipndm:order=4", "shift:s=1", 24)
+#: Number of trajectories that a table makes at once.
+_CHUNK = 4096
 
 
 class Noised(NamedTuple):
@@ -105,8 +105,8 @@ class Sources:
         truth = self.field if isinstance(self.field, ExactField) else getattr(self.field, "truth", None)
         if not isinstance(truth, ExactField):
             raise ArgumentError(
-                "this method trains on data, which this field does not tell: give a target or an exact field, or a method with "
-                "a teacher, such as cd"
+                "this method trains on data, which this field does not tell: give a target or an exact field, or a method that "
+                "learns from trajectories, such as flow_map"
             )
         return truth.target
 
@@ -156,22 +156,29 @@ class Sources:
         return self._known
 
     def _followed(self, start: Tensor) -> Trajectories:
-        if self.dim <= _MOST_INTEGRATED:
+        if self.dim <= FEW_DIMENSIONS:
             angles = torch.linspace(*self.angles, _LEVELS, dtype=torch.float64)
             times = [self.path.t_max, *(float(self.clock.time(self.path, float(a))) for a in angles[1:-1]), self.path.t_min]
             found, origin = self._flow(start, times), "the exact flow"
         else:
-            solver, grid, steps = TEACHER
-            run = solvers.solve(self.field, start, solver=solver, grid=grid, steps=steps, keep="all")
-            if run.states is None:
-                raise ArgumentError("the teacher kept no states")
-            found, times, origin = run.states, run.times.tolist(), f"{solver} @ {grid}, {steps} evaluations"
+            table = solvers.table_solver(TABLE).tableau(self.path, GRID, EVALUATIONS)
+            times, origin = table.output_times.tolist(), f"{TABLE} @ {GRID}, {EVALUATIONS} evaluations"
+            # States of chunks are cut to the dtype of the training, so that all of them in double precision are never there.
+            chunks = [self._walked(table, part).to(self.dtype) for part in torch.split(start, _CHUNK)]
+            found = torch.cat(chunks, dim=1)
         states = torch.stack(
             [self.clock.state(x, self.path, t).to(self.device, self.dtype) for x, t in zip(found, times, strict=True)]
         )
         angles_at = [float(self.clock.angle(self.path, t)) for t in times]
         levels = torch.tensor(angles_at, dtype=self.dtype, device=self.device)
         return Trajectories(levels, states, origin)
+
+    def _walked(self, table: Tableau, start: Tensor) -> Tensor:
+        """The states (M, B, *shape) at the output times of a table."""
+        states = solvers.run_tableau(table, self.field, start, keep="all").states
+        if states is None:
+            raise ArgumentError("the teacher kept no states")
+        return states
 
     def _flow(self, start: Tensor, times: Sequence[float]) -> Tensor:
         """The exact states at times; by integration where the closed form is a quantile map, which takes much longer."""

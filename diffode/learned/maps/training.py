@@ -93,7 +93,8 @@ def train_map(
     count = next(most for dims, most in _POINTS if request.width <= dims) if points is None else points
     check_count("points", count, 2)
     sources = Sources(request, count, device=_usable(device))
-    if options["teacher"] == "none":
+    if not row.trajectories:
+        # States of other methods are noised data, whoever teaches.
         _ = sources.data
     asked = f"{method} on {request.target}, {request.path.spec}, {total} steps, {count} points, seed {seed}, nfe {budgets}"
     run = Run(row, options, request, sources, budgets, total, begin_from, asked)

@@ -6,9 +6,9 @@ import math
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from diffode.solvers.trained.jumps import Jumps, load_jumps
 from diffode.solvers.trained.nodes import Nodes, load_nodes
 from diffode.specs import format_spec
 from diffode.training_facts import Facts
+
+Numbers = TypeVar("Numbers", Jumps, Nodes)
 
 #: Relative difference of a level from that of the training above which a run is refused, and of a scale above which it warns.
 _SAME_LEVEL = 0.01
@@ -141,6 +143,16 @@ class Generator(DirectSolver):
             end = self.ends_of(field, denoised, x.flatten(1) / path.alpha(times[0])) * path.alpha(times[-1])
         return Journey(torch.stack([x, end.reshape(x.shape)]))
 
+    def _found(self, option: str, given: Numbers | None, kind: type[Numbers], load: Callable[[str], Numbers]) -> Numbers:
+        """The numbers that were given as an option, or are in the file; ArgumentError unless it is one of both."""
+        if isinstance(self.file, os.PathLike):
+            object.__setattr__(self, "file", os.fspath(self.file))
+        if given is not None and (self.file or not isinstance(given, kind)):
+            raise ArgumentError(f"{option} must be what training gave, and takes the place of file=")
+        if not isinstance(self.file, str) or (given is None and not self.file):
+            raise ArgumentError(f"{self.name} needs file=, the name of a file that `diffode train {self.name}` wrote")
+        return load(self.file) if given is None else given
+
     def _look_at(self, field: Field) -> None:
         """Warn where a field's data are known not to be those of the training."""
         facts, own = self.trainee.facts, ""
@@ -172,13 +184,7 @@ class Jump(Generator):
     reference = "this package: a first evaluation of a Gaussian in place of the field, after Dockhorn et al., arXiv 2210.05475"
 
     def __post_init__(self) -> None:
-        if isinstance(self.file, os.PathLike):
-            object.__setattr__(self, "file", os.fspath(self.file))
-        if self.jumps is not None and (self.file or not isinstance(self.jumps, Jumps)):
-            raise ArgumentError("jumps must be what training gave, and takes the place of file=")
-        if not isinstance(self.file, str) or (self.jumps is None and not self.file):
-            raise ArgumentError(f"{self.name} needs file=, the name of a file that `diffode train {self.name}` wrote")
-        found = load_jumps(self.file) if self.jumps is None else self.jumps
+        found = self._found("jumps", self.jumps, Jumps, load_jumps)
         if bool(found.heads) != (self.name == "head"):
             other = "head" if found.heads else "jump"
             raise ArgumentError(f"{self.file or 'jumps'} holds a {other}, which runs as the solver {other}:file=FILE")
@@ -237,13 +243,7 @@ class OfNodes(Generator):
     reference = "interpolation; in one dimension Fritsch and Carlson, SIAM J. Numer. Anal. 17, 238 (1980)"
 
     def __post_init__(self) -> None:
-        if isinstance(self.file, os.PathLike):
-            object.__setattr__(self, "file", os.fspath(self.file))
-        if self.nodes is not None and (self.file or not isinstance(self.nodes, Nodes)):
-            raise ArgumentError("nodes must be what training gave, and takes the place of file=")
-        if not isinstance(self.file, str) or (self.nodes is None and not self.file):
-            raise ArgumentError("nodes needs file=, the name of a file that `diffode train nodes` wrote")
-        found = load_nodes(self.file) if self.nodes is None else self.nodes
+        found = self._found("nodes", self.nodes, Nodes, load_nodes)
         object.__setattr__(self, "numbers", found)
         object.__setattr__(self, "digest", found.digest)
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from diffode.fields import ExactField
 from diffode.fields.exact import mixture_of
+from diffode.metrics.density import LOST_SHARE
 from diffode.metrics.gaussian import gaussian_w2
+from diffode.metrics.sampled import directions, projected_distance
 from diffode.randomness import keyed
 from diffode.verify.maps.trial import MapTrial
 from diffode.verify.report import Check
@@ -21,8 +23,6 @@ _MANY, _FEW = 20_000, 4_000
 _LOW = 3
 #: A distance may be this multiple of that of exact draws, beside what is allowed.
 _FLOORS = 2.0
-#: Share of its weight below which a mode is lost.
-_LOST = 0.1
 #: Expected number of points of a mode from which its loss is no chance.
 _EXPECTED = 12.0
 #: Error of a weight that draws explain, in standard errors.
@@ -71,12 +71,7 @@ def _of_moments(x: Tensor, y: Tensor) -> float:
 def _sliced(x: Tensor, y: Tensor) -> float:
     """Root mean square over directions of W2 between projections, times the root of the dimension, as a distance of points."""
     dim = x.shape[1]
-    if dim == 1:
-        return float((x.sort(dim=0).values - y.sort(dim=0).values).square().mean().sqrt())
-    directions = torch.randn(dim, _DIRECTIONS, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
-    directions = (directions / directions.norm(dim=0)).to(x)
-    gaps = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
-    return float(gaps.square().mean().sqrt()) * math.sqrt(dim)
+    return projected_distance(x, y, directions(dim, _DIRECTIONS).to(x)) * math.sqrt(dim)
 
 
 def _modes(trial: MapTrial, exact: ExactField, made: Tensor, true: Tensor, last: float) -> Check:
@@ -87,7 +82,7 @@ def _modes(trial: MapTrial, exact: ExactField, made: Tensor, true: Tensor, last:
     alpha, sigma = trial.path.alpha(last), max(trial.path.sigma(last), 1e-6 * exact.scale)
     weights = mixture.weights.cpu()
     own, drawn = (mixture.responsibilities(x, alpha, sigma).mean(0).cpu() for x in (made, true))
-    lost = (own < _LOST * weights) & (weights * len(made) >= _EXPECTED)
+    lost = (own < LOST_SHARE * weights) & (weights * len(made) >= _EXPECTED)
     if bool(lost.any()):
         which = weights[lost].tolist()
         text = ", ".join(f"{w:.3g}" for w in which[:4]) + (" ..." if len(which) > 4 else "")
