@@ -324,6 +324,23 @@ def test_consistency_functions_sample_stochastically_and_keep_the_law():
     assert torch.equal(*once)
 
 
+def test_points_are_noised_anew_where_alpha_falls_and_the_end_is_noisy():
+    """On a variance-preserving path that ends at half of the noise, the exact function keeps the law of its last time."""
+    path, lam = paths.get("vp:t_min=0.4"), 4.0
+
+    def size(t):
+        return path.alpha(t) ** 2 * lam + path.sigma(t) ** 2
+
+    def jump(x, s, t):
+        return x * (size(t) / size(s)).sqrt()[:, None]
+
+    field = diffode.exact_field(diffode.GaussianMixture([1.0], [[0.0]], [lam]), path)
+    solver = diffode.solvers.MapSolver(of=FunctionMap(jump, path, fixed_end=True))
+    x = field.prior(100_000, generator=3)
+    run = diffode.solve(field, x, solver=solver, grid=[path.t_max, 0.7, 0.5, 0.4], generator=1)
+    assert float(run.x.var()) == pytest.approx(size(0.4), rel=0.02)
+
+
 def test_a_learned_consistency_function_goes_to_its_end_only():
     trained = learned.train_map("ct:width=8,depth=1", "gauss1d", nfe=1, steps=3)
     assert trained.map.fixed_end

@@ -67,6 +67,17 @@ def test_all_teachers_of_a_method_agree_on_the_exact_map(name):
             assert float(term.residual.detach().abs().max()) < 1e-10
 
 
+def test_segments_of_multistep_consistency_end_below_where_they_begin():
+    """From an angle one goes to the nearest end of a segment below it, from the first step above an end too."""
+    (term,) = terms_of("multistep_cd", 0.7)
+    first, last = GaussianStates(0.7).angles
+    ends = torch.linspace(first, last, 5, dtype=torch.float64)[1:]
+    a, b = term.span
+    below = torch.where(ends < a[:, None] - 1e-9, ends, -1.0).max(1).values
+    assert torch.allclose(b, below, atol=1e-12)
+    assert len(set(b.tolist())) == 4
+
+
 @pytest.mark.parametrize("lam", [0.2, 0.7, 3.0])
 def test_consistency_training_with_few_levels_stops_at_the_product_of_cosines(lam):
     """Where levels are few its fixed point is not the flow: the residual's mean given a state vanishes for the product."""
