@@ -78,6 +78,27 @@ def test_segments_of_multistep_consistency_end_below_where_they_begin():
     assert len(set(b.tolist())) == 4
 
 
+@pytest.mark.parametrize("name", ["scd", "sct", "ayf_emd"])
+def test_a_tangent_moves_points_against_their_derivative_along_the_trajectory(name):
+    """A step down the loss changes Phi by - |B| g with g along D_a Phi: the other sign would lead away from the flow."""
+    states, seen = GaussianStates(0.7), []
+
+    def noised(a):
+        seen.append(GaussianStates.noised(states, a))
+        return seen[-1]
+
+    states.noised = noised
+    options = options_of(name)[1]
+    wrong = exact_map(options["parametrisation"], 0.4)
+    (term,) = MAP_METHODS[name].residual(Context(wrong, wrong, states, options, 1.0), 200)
+    a, b = term.span
+    _, rate = wrong.at_start(seen[0].y, a, b, states.velocity(seen[0].y, a))
+    gain = wrong.parametrisation.coefficients(a, b)[1][:, None]
+    agreement = gain * term.residual * rate
+    assert float(agreement.min()) >= -1e-15
+    assert float(agreement.mean()) > 1e-4
+
+
 @pytest.mark.parametrize("lam", [0.2, 0.7, 3.0])
 def test_consistency_training_with_few_levels_stops_at_the_product_of_cosines(lam):
     """Where levels are few its fixed point is not the flow: the residual's mean given a state vanishes for the product."""
