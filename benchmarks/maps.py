@@ -34,11 +34,12 @@ def trained(method: str, target: str, seed: int, steps: int, device: str, file: 
 
     import diffode
     from diffode.flows import flow_states
-    from diffode.learned import train_map
+    from diffode.learned import MAP_METHODS, train_map
 
     torch.set_num_threads(1)
     began, processor = time.perf_counter(), time.process_time()
-    found = train_map(method, target, nfe=JUMPS, steps=steps, seed=seed, device=device)
+    fixed = MAP_METHODS[method.partition(":")[0]].defaults["fixed_end"]
+    found = train_map(method, target, nfe=1 if fixed else JUMPS, steps=steps, seed=seed, device=device)
     seconds = time.perf_counter() - began, time.process_time() - processor
     if file:
         found.save(file)

@@ -55,8 +55,11 @@ def read_facts(description: Mapping[str, Any]) -> dict[str, Any]:
     words = {key: text(description, key) for key in ("path", "target", "begun_from", "stopped_by")}
     if words["stopped_by"] not in STOPPED_BY:
         raise ValueError(f"stopped_by must be one of {', '.join(STOPPED_BY)}, got {words['stopped_by'][:40]!r}")
-    if type(description["seed"]) is not int:
-        raise ValueError("seed must be an integer")
+    if type(description["seed"]) is not int or not 0 <= description["seed"] < 2**63:
+        raise ValueError("seed must be an integer from 0 on")
+    for key in ("held_out_error", "start_error", "seconds"):
+        if description[key] is not None and finite(description, key) < 0:
+            raise ValueError(f"{key} must not be negative")
     held_out, begun = (
         None if description[key] is None else finite(description, key) for key in ("held_out_error", "start_error")
     )

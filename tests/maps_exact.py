@@ -1,7 +1,5 @@
 """The exact flow map of one Gaussian in the angle clock, and states of it, for tests of what trains maps."""
 
-import math
-
 import torch
 
 from diffode.learned.maps.sources import Noised, Trajectories
@@ -95,4 +93,8 @@ def straight_map(lam, angles):
     return AngleMap(answers, "average")
 
 
-ANGLE_OF_EDM = math.atan(80.0)
+def angles(n, seed=0):
+    """Angles a, and smaller ones b."""
+    draw = torch.Generator().manual_seed(seed)
+    a = 0.02 + 1.5 * torch.rand(n, generator=draw, dtype=torch.float64)
+    return a, a * torch.rand(n, generator=draw, dtype=torch.float64)

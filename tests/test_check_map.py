@@ -58,7 +58,7 @@ DEFECTS = [
     (planted.overwrites, "not leaving x alone", {"leaves its x alone"}),
     (planted.one_time, "not takes times for every row|not time", {"takes times for every row"}),
     (planted.explodes, "not finite", {"finite"}),
-    (planted.raises, "not of the shape", {"answers with the shape and dtype of x"}),
+    (planted.raises, "raised RuntimeError", {"answers with the shape and dtype of x"}),
 ]
 
 

@@ -60,10 +60,13 @@ WRONG = {
     "held_out": [{"1": -1.0}, {"1": "small"}, {"-1": 0.1}, None],
     "method": [None, 3],
     "schema": ["diffode-map-2", None],
-    "seed": ["0", None],
+    "seed": ["0", None, -1, 10**29],
     "path": ["nowhere", 3, "file.py:path"],
     "stopped_by": ["nothing", None],
-    "held_out_error": ["0.1"],
+    "held_out_error": ["0.1", -1],
+    "start_error": [-1],
+    "seconds": [-1],
+    "both_ways": [0, None],
 }
 
 

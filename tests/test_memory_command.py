@@ -59,6 +59,8 @@ FILES = {
     "nan.csv": "1\nnan\n2\n",
     "empty.csv": "",
     "header.csv": "a,b\n",
+    "typo.csv": "0,1x\n1,2\n2,3\n",
+    "trailing.csv": "0,1,\n1,2,\n",
     "single.csv": "3\n",
     "falling.csv": "0,1\n2,1\n1,1\n",
     "wide.csv": "1,2,3\n4,5,6\n",
@@ -76,6 +78,8 @@ FILES = {
         (["nan.csv"], "line 2"),
         (["empty.csv"], "empty"),
         (["header.csv"], "empty"),
+        (["typo.csv"], "line 1"),
+        (["trailing.csv"], "line 1"),
         (["single.csv"], "two samples"),
         (["falling.csv"], "rise"),
         (["wide.csv"], "(2, 3)"),
@@ -190,3 +194,12 @@ def test_the_mackey_glass_signal_solves_its_equation():
         return p[1] * slope - (0.2 * y / (1 + y**10) - 0.1 * x)
 
     assert np.abs(least_squares(gap, [0.9, 0.25], xtol=1e-15, ftol=1e-15, gtol=1e-15).fun).max() <= 1e-5
+
+
+def test_errors_are_relative_whatever_the_size_of_the_signal():
+    """Squares of numbers of 1e-300 are 0, but their errors are not."""
+    u = np.sin(np.arange(200) / 7) + (np.arange(200) > 90)
+    found = [study.of_samples(hippo.get("legs", 8), size * u, 0.01, "foh").errors for size in (1.0, 1e-300, 1e120)]
+    for one in found[1:]:
+        assert one.total == pytest.approx(found[0].total, rel=1e-9)
+        assert one.discretisation == pytest.approx(found[0].discretisation, rel=1e-9)

@@ -112,6 +112,10 @@ def test_a_shortcut_model_ends_where_euler_does_for_every_budget(variance, known
     "call",
     [
         lambda: one_step_slope(0.0),
+        lambda: one_step_slope(40.0),
+        lambda: target_noise(40.0),
+        lambda: lipschitz_price(1e300, 10.0),
+        lambda: lipschitz_price("4", 1.0),
         lambda: lipschitz_price(2.0, 0.0),
         lambda: target_noise(2.0, 0.1, 0.5),
         lambda: bootstrapped_factor(0.0, 8),

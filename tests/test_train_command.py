@@ -1,5 +1,6 @@
 """``diffode train``: outputs are tried first, progress is readable, Ctrl-C keeps the best so far, grids become files."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from commandline import diffode
 from diffode import learned, output_files
 from diffode.cli import train_command, training_log
 from diffode.errors import ArgumentError
-from diffode.learned import load_checkpoint, load_grid
+from diffode.learned import limit, load_checkpoint, load_grid
 from diffode.learned.tables import published
 
 RING = ("--target", "ring8", "--nfe", "3", "--points", "16")
@@ -146,3 +147,54 @@ def test_a_limit_of_seconds_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = run("bespoke", "--seconds", "0.1", "--output", "s.safetensors").stdout
     assert "the limit of seconds, before all steps were taken: another machine may get further or less far" in shown
+
+
+def of_map(*words):
+    words = ["shortcut:width=8,depth=1,batch=8", "--target", "ring8", "--nfe", "1,2", "--steps", "9", *words]
+    return CliRunner().invoke(train_command.command, words)
+
+
+def test_a_flow_map_is_written_with_its_picture_and_neither_overwrites_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.png").write_text("precious")
+    for words in ((), ("--json",)):
+        said = of_map("--output", "mine.safetensors", *words).exception
+        assert isinstance(said, ArgumentError)
+        assert "'mine.png' exists" in str(said)
+    assert (tmp_path / "mine.png").read_text() == "precious"
+    facts = json.loads(of_map("--output", "map.safetensors", "--json").stdout)
+    assert facts["solver"] == "map:file=map.safetensors"
+    assert facts["held-out error of 2 jumps"] == learned.load("map.safetensors").held_out[2]
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert "exists" in str(of_map("--output", "map.safetensors").exception)
+    assert of_map("--output", "map.safetensors", "--force").exit_code == 0
+
+
+def test_an_interrupted_flow_map_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = json.loads(of_map("--output", "whole.safetensors", "--json").stdout)
+    with monkeypatch.context() as patch:
+        # A clock that is at the limit after four steps.
+        calls = itertools.count(1)
+        patch.setattr(limit.Limit, "elapsed", property(lambda _: float(next(calls))))
+        part = of_map("--output", "part.safetensors", "--seconds", "4", "--json")
+    assert json.loads(part.stdout)["stopped by"] == "seconds"
+    assert json.loads(part.stdout)["steps"] < 9
+    assert "--resume goes on" in part.stderr
+    rest = json.loads(of_map("--output", "part.safetensors", "--resume", "--json").stdout)
+    assert rest["steps"] == whole["steps"] == 9
+    assert rest["held-out error of 2 jumps"] == whole["held-out error of 2 jumps"]
+    assert not (tmp_path / "part.interrupted.safetensors").exists()
+    said = of_map("--output", "none.safetensors", "--resume").exception
+    assert "no interrupted training" in str(said)
+    assert "not both" in str(of_map("--output", "none.safetensors", "--resume", "--force").exception)
+    (tmp_path / "folder.interrupted.safetensors").mkdir()
+    assert "is a folder" in str(of_map("--output", "folder.safetensors").exception)
+
+
+def test_numbers_of_evaluations_are_told():
+    for nfe in ("0", "1,1", "a", "1,,2", "201", ""):
+        words = ["shortcut", "--target", "ring8", "--nfe", nfe]
+        assert CliRunner().invoke(train_command.command, words).exit_code == 2
+    said = CliRunner().invoke(train_command.command, ["bespoke", "--target", "ring8", "--nfe", "1,2"]).exception
+    assert "one number of evaluations for bespoke" in str(said)

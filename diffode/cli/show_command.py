@@ -235,7 +235,10 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
 def facts_of_training(solver: Any) -> dict[str, Any]:
     """What a generator was trained for, how good it is and what it costs beside the field, if the solver is one."""
     from diffode.solvers.trained.generators import Generator
+    from diffode.solvers.trained.mapped import MapSolver
 
+    if isinstance(solver, MapSolver):
+        return _facts_of_map(solver.phi)
     if not isinstance(solver, Generator):
         return {}
     numbers = solver.trainee
@@ -253,12 +256,28 @@ def facts_of_training(solver: Any) -> dict[str, Any]:
     return told
 
 
+def _facts_of_map(phi: Any) -> dict[str, Any]:
+    """What a flow map is, and what its training says of it."""
+    from diffode.maps import LearnedMap
+
+    told: dict[str, Any] = {"map": phi.name, "goes": f"from t={phi.ends[0]:.4g} to t={phi.ends[1]:.4g} on {phi.path.spec}"}
+    if phi.fixed_end:
+        told["goes"] += ", to this end only"
+    if isinstance(phi, LearnedMap):
+        network = f"{phi.kind} of width {phi.width} and depth {phi.depth}, {phi.parametrisation}"
+        told |= {"dimension": phi.dim, "network": network}
+        told |= {f"held-out error of {n} jump{'' if n == 1 else 's'}": error for n, error in phi.held_out.items()}
+        if phi.facts is not None:
+            told |= {"trained on": phi.facts.target, "Gaussian flow's error": phi.facts.start_error}
+    return told
+
+
 def _print_solver(facts: dict[str, Any]) -> None:
     facts = dict(facts)
     rows, title, prediction = (facts.pop(key) for key in ("tableau", "title", "prediction"))
     _print_facts(facts)
     if prediction is None:
-        click.echo("\nIt has no tableau: its steps depend on the solution.")
+        click.echo("\nIt has no tableau: it runs by itself, and its steps depend on the solution or it is a map.")
         return
     click.echo(f"\n{title}: x_i = sum A_ij x_j + sum B_ij m_j + sum C_ik xi_k, m = {prediction}, xi = noise")
     for row in rows:

@@ -125,7 +125,7 @@ def command(
     file = FilePath(output or f"{name}-{target}-{'-'.join(map(str, nfe))}.safetensors")
     writes = name in _WRITTEN or is_map or output is not None
     interrupted = file.with_suffix(".interrupted.safetensors")
-    _check_output(name, file, writes, force or resume)
+    _check_output(name, file, writes, force or resume, draws=is_map or name in _DRAWN)
     _check_resume(interrupted, is_map, resume, force)
     try:
         with TrainingLog() as log, interrupts(log) as interrupt:
@@ -200,13 +200,15 @@ def _check_resume(file: FilePath, is_map: bool, resume: bool, force: bool) -> No
         raise ArgumentError("give --resume to go on or --force to begin anew, not both")
     if resume and not file.exists():
         raise ArgumentError(f"there is no interrupted training to go on with, {str(file)!r}: leave --resume out")
+    if file.is_dir():
+        raise ArgumentError(f"{str(file)!r}, in which an interrupted training is kept, is a folder: choose another --output")
     if is_map and file.exists() and not resume:
         if not force:
             raise ArgumentError(f"{str(file)!r} is an interrupted training: go on with --resume, or begin anew with --force")
         file.unlink()
 
 
-def _check_output(name: str, file: FilePath, writes: bool, force: bool) -> None:
+def _check_output(name: str, file: FilePath, writes: bool, force: bool, *, draws: bool) -> None:
     """Raise ArgumentError, before the training, for a file that can't be written or must not be overwritten."""
     from diffode.cli.output import writable
     from diffode.errors import ArgumentError
@@ -219,11 +221,12 @@ def _check_output(name: str, file: FilePath, writes: bool, force: bool) -> None:
         if force:
             raise ArgumentError(f"{name} writes no file unless --output names one: leave --force out, or say where to write it")
         return
-    files = (file, file.with_suffix(".png")) if name in _DRAWN else (file,)
+    files = (file, file.with_suffix(".png")) if draws else (file,)
     if any(one.is_dir() for one in files):
         raise ArgumentError(f"output {str(file)!r} or its picture is a folder")
-    if file.exists() and not force:
-        raise ArgumentError(f"output {str(file)!r} exists: choose another name with --output, or write over it with --force")
+    present = next((one for one in files if one.exists()), None)
+    if present is not None and not force:
+        raise ArgumentError(f"output {str(present)!r} exists: choose another name with --output, or write over it with --force")
     for one in files:
         writable(one)
 

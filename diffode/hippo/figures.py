@@ -44,7 +44,7 @@ def draw_memories(title: str, lines: Sequence[Line]) -> Figure:
         error.loglog(orders, [max(e.total, _LOWEST) for _, e in own], "o-", ms=4, color=colour[name], label=name)
         error.loglog(orders, [max(e.projection, _LOWEST) for _, e in own], ":", lw=1, color=colour[name])
     low, high = float(longest.signal.min()), float(longest.signal.max())
-    margin = 0.3 * (high - low) or 1.0
+    margin = 0.3 * (high - low) or max(1.0, 0.3 * abs(high))
     # A memory that overshoots at its ends must not hide the rest.
     signal.set(title="the signal, and what the memories hold of it", xlabel="time", ylim=(low - margin, high + margin))
     residual.set(title="residual", xlabel="time")

@@ -61,11 +61,12 @@ def _table(place: FilePath, name: str) -> Array:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
+        parts = _BETWEEN.split(text)
         try:
-            row = [float(part) for part in _BETWEEN.split(text)]
+            row = [float(part) for part in parts]
         except ValueError:
-            if not rows and not names:
-                # The names of the columns, once.
+            if not rows and not names and not any(map(_is_number, parts)):
+                # The names of the columns, once. A line with a number in it is one of data that is wrong.
                 names = True
                 continue
             raise FileFormatError(f"{name}, line {number}: expected numbers, got {shown(text)}") from None
@@ -77,3 +78,11 @@ def _table(place: FilePath, name: str) -> Array:
             )
         rows.append(row)
     return np.array(rows, dtype=np.float64)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

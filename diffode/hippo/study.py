@@ -141,8 +141,11 @@ def _compared(
 ) -> Reconstruction:
     found, answer, exact = (memory.reconstruct(c, at, now) for c in memories)
 
+    largest = float(np.abs(signal).max(initial=0.0)) or 1.0
+
     def size(values: Array) -> float:
-        return math.sqrt(weights @ values**2 / weights.sum())
+        # In units of the largest value, since squares of tiny ones are 0.
+        return math.sqrt(weights @ (values / largest) ** 2 / weights.sum())
 
     # A signal that is 0 where it is looked at has no relative error.
     unit = size(signal) or 1.0

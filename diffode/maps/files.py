@@ -37,6 +37,7 @@ def save_map(phi: LearnedMap, file: str | FilePath) -> None:
         **phi.facts.description(), "schema": MAP_SCHEMA, "method": phi.method, "kind": phi.kind, "shape": list(phi.shape),
         "width": phi.width, "depth": phi.depth, "parametrisation": phi.parametrisation, "scale": phi.clock.scale,
         "angles": list(phi.angles), "fixed_end": phi.fixed_end, "one_time": phi.one_time,
+        "both_ways": phi.both_ways,
         "grids": {str(n): list(grid) for n, grid in phi.grids.items()},
         "held_out": {str(n): value if math.isfinite(value) else None for n, value in phi.held_out.items()},
     }  # fmt: skip
@@ -57,7 +58,7 @@ def load_map(file: str | FilePath, path: paths.Path | str | None = None) -> Lear
         for key, most in (("width", _MOST_WIDTH), ("depth", _MOST_DEPTH)):
             if type(description[key]) is not int or not 0 <= description[key] <= most:
                 raise ValueError(f"{key} must be an integer from 0 to {most}")
-        for key in ("fixed_end", "one_time"):
+        for key in ("fixed_end", "one_time", "both_ways"):
             if type(description[key]) is not bool:
                 raise ValueError(f"{key} must be true or false")
         kind, shape = text(description, "kind"), description["shape"]
@@ -102,7 +103,8 @@ def load_map(file: str | FilePath, path: paths.Path | str | None = None) -> Lear
             net.requires_grad_(False), kind, tuple(shape), description["width"], description["depth"], name,
             AngleClock(mean, float(description["scale"])), (angles[0], angles[1]),
             paths.registry.registered(facts.path) if path is None else paths.get(path),
-            description["fixed_end"], description["one_time"], grids, held_out, text(description, "method"), facts,
+            description["fixed_end"], description["one_time"], description["both_ways"], grids, held_out,
+            text(description, "method"), facts,
         )  # fmt: skip
 
 

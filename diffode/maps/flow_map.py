@@ -6,6 +6,7 @@ consistency function always goes to one end. Anyone's function ``(x, s, t)`` is 
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -102,6 +103,7 @@ class FunctionMap(FlowMap):
     ):
         if not callable(function):
             raise ArgumentError(f"a flow map must be a function of (x, s, t), got {type(function).__name__}")
+        _check_signature(function)
         self.function, self.path, self._dim, self.fixed_end = function, get_path(path), dim, fixed_end
         self.any_path = any_path
         self.ends = self.path.t_max, self.path.t_min
@@ -132,6 +134,20 @@ class FunctionMap(FlowMap):
         return found.to(x.dtype)
 
 
+def _check_signature(function: Callable[..., Any]) -> None:
+    """Raise ArgumentError for a function that can't be called with (x, s, t)."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # Some functions of other languages tell no signature.
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise ArgumentError(f"a flow map must be a function of (x, s, t), but of {name}{signature}: {error}") from None
+
+
 @dataclass(frozen=True, eq=False)
 class LearnedMap(FlowMap):
     """A network as a flow map, on any path: what it learned is a function in the angle clock.
@@ -144,6 +160,7 @@ class LearnedMap(FlowMap):
         angles: the largest and the smallest angle that it was trained for.
         path: the path whose times it takes; :meth:`on` gives the same map on another.
         fixed_end: whether it goes to its last angle only.
+        both_ways: whether it was trained to go to more noise as well as to less.
         one_time: whether its network is a velocity that does not know where it goes, as that of a rectified flow.
         grids: angles of the best runs that are known, by number of jumps.
         held_out: mean end-point error on held-out starts, in units of the scale, by number of jumps.
@@ -162,6 +179,7 @@ class LearnedMap(FlowMap):
     path: Path
     fixed_end: bool = False
     one_time: bool = False
+    both_ways: bool = False
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
     held_out: Mapping[int, float] = field(default_factory=dict)
     method: str = ""
@@ -212,6 +230,8 @@ class LearnedMap(FlowMap):
                 f"this map is a consistency function, which goes to t={self.ends[1]:g} only; noise its points anew to get "
                 "elsewhere"
             )
+        if not self.both_ways and bool((end > begin + _SAME_ANGLE).any()):
+            raise ArgumentError("t must not be noisier than s: this map was trained to go towards the data only")
         y = self.clock.state(x, self.path, s)
         there = self.in_angles(x)(y, begin.to(x), end.to(x))
         return self.clock.point(there, self.path, t).reshape(x.shape)

@@ -26,10 +26,13 @@ from diffode.tableau import Tableau, Writer
 LowerOrderFinal = Literal["always", "below_10", "never"]
 
 
+_NO_TABLE = (
+    "has no tableau, since it runs by itself: its steps depend on the solution, or it is a map; run it with diffode.solve"
+)
 #: What only some solvers can do, by the name of the method, each with what to say of a solver that can't.
 _CAPABILITIES = {
-    "tableau": "has no tableau, since its coefficients depend on the solution; run it with diffode.solve",
-    "within": "has no tableau, since its coefficients depend on the solution; run it with diffode.solve",
+    "tableau": _NO_TABLE,
+    "within": _NO_TABLE,
     "write": "writes no rows step by step; run it with diffode.solve",
     "follow": "does not follow a field itself; run it with diffode.solve",
 }

@@ -65,9 +65,16 @@ def resume(run: Run, file: str | FilePath) -> None:
             raise ValueError("number must be the number of a step")
         best = math.inf if description["best"] is None else finite(description, "best")
         seconds = finite(description, "seconds")
+        if best < 0 or seconds < 0:
+            raise ValueError("best and seconds must not be negative")
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(value).all()) and name != "errors":
+                raise ValueError(f"{name} must be finite")
     if asked != run.asked:
         raise ArgumentError(f"{file} is of another training, {asked}; this is {run.asked}")
     with believed(file, "an interrupted training", "begin the training anew"):
+        if number >= run.total:
+            raise ValueError(f"number must be that of a step before the last, {run.total}")
         run.sources.generator.set_state(tensors["generator"].to(torch.uint8))
         for stage in sorted({int(key.split(".")[1]) for key in tensors if key.startswith("frozen.")}):
             run.keep_frozen(stage, _loaded(copy.deepcopy(run.average), tensors, f"frozen.{stage}."))

@@ -43,6 +43,7 @@ class MapMethod:
             ``own`` (the map itself).
         departures: what differs from the paper.
         trajectories: whether it learns from exact trajectories, of which there is a number.
+        both_ways: whether its map goes to more noise as well as to less.
         options: its own options, and defaults that differ from ``COMMON``.
     """
 
@@ -54,6 +55,7 @@ class MapMethod:
     teachers: tuple[str, ...] = ("exact",)
     departures: str = ""
     trajectories: bool = False
+    both_ways: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -349,6 +351,7 @@ MAP_METHODS = {
             "Boffi et al., arXiv 2406.07507, equation 16 (flow map matching without a teacher)",
             "2 calls of the network, one with a forward derivative",
             ("none",),
+            both_ways=True,
         ),
     )
 }

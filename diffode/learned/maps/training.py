@@ -26,6 +26,8 @@ from diffode.targets import Target
 
 #: Number of steps unless it is given.
 _STEPS = 4000
+#: Numbers of jumps unless they are given.
+_JUMPS = (1, 2, 4)
 #: Number of trajectories unless it is given: by number of coordinates, up to each.
 _POINTS = ((1, 16_384), (3, 32_768), (10**9, 65_536))
 
@@ -34,7 +36,7 @@ _POINTS = ((1, 16_384), (3, 32_768), (10**9, 65_536))
 def train_map(
     method: str,
     field: Field | Target | str,
-    nfe: int | Iterable[int] = (1, 2, 4),
+    nfe: int | Iterable[int] | None = None,
     *,
     path: Path | str = "edm",
     dim: int | Sequence[int] | None = None,
@@ -54,7 +56,8 @@ def train_map(
         method: a name of ``diffode.learned.MAP_METHODS`` with options, as ``"meanflow:law=uniform"``; ``flow_map`` learns from
             exact trajectories.
         field: a target or its name, or a field with a path: exact, or a network as the teacher.
-        nfe: the numbers of jumps for which it is judged, and for which grids are kept. The first one decides.
+        nfe: the numbers of jumps for which it is judged, and for which grids are kept; (1, 2, 4) unless given. The first one
+            decides. A consistency function, such as cd gives, is judged for one jump: further ones draw noise.
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of trajectories, for methods that learn from them.
@@ -83,7 +86,7 @@ def train_map(
     True
     """
     row, options = options_of(method)
-    budgets = _budgets(nfe)
+    budgets = _budgets(nfe, row.name, options["fixed_end"])
     limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
     request = Request.of("train_map", field, path=path, dim=dim, seed=seed, seconds=limit, progress=progress)
     total = _STEPS if steps is None else steps
@@ -123,10 +126,17 @@ def _usable(device: torch.device | str) -> torch.device:
     return found
 
 
-def _budgets(nfe: int | Iterable[int]) -> tuple[int, ...]:
+def _budgets(nfe: int | Iterable[int] | None, name: str, fixed_end: bool) -> tuple[int, ...]:
+    if nfe is None:
+        return (1,) if fixed_end else _JUMPS
     given = (nfe,) if isinstance(nfe, int) else tuple(nfe) if isinstance(nfe, Iterable) else (nfe,)
     if not given or len(set(given)) < len(given):
         raise ArgumentError(f"nfe must be one or more different numbers of evaluations, got {nfe!r:.60}")
     for one in given:
         check_budget(one)
+    if fixed_end and given != (1,):
+        raise ArgumentError(
+            f"{name} trains a consistency function, which is judged for one jump, since further ones draw noise: nfe must be "
+            f"1, got {nfe!r:.60}"
+        )
     return given

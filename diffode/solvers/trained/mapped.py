@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -115,6 +116,13 @@ class MapSolver(DirectSolver):
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
         phi = self.phi.on(field.require_path("a flow map"))
+        if phi.dim is not None and phi.dim != math.prod(x.shape[1:]):
+            raise ArgumentError(f"this map takes rows of {phi.dim} numbers, got {tuple(x.shape[1:])}")
+        if phi.fixed_end and len(times) > 2 and generator is None:
+            raise ArgumentError(
+                f"{self.spec!r} goes to its end only, and draws noise for {len(times) - 2} further jumps: pass generator= "
+                "(a seed or torch.Generator)"
+            )
         self._say_elsewhere(field, phi)
         states = [x]
         with torch.no_grad():
@@ -123,16 +131,18 @@ class MapSolver(DirectSolver):
                     states.append(phi(states[-1], s, t))
                 else:
                     end = phi(states[-1], s, phi.ends[1])
-                    last = number == len(times) - 2
-                    states.append(end if last else self._noised(end, phi, t, generator))
+                    # Without a generator there is one jump, after which nothing is noised.
+                    if generator is not None and number < len(times) - 2:
+                        end = self._noised(end, phi, t, generator)
+                    states.append(end)
                 field.spend(phi.cost)
         return Journey(torch.stack(states))
 
-    def _noised(self, end: Tensor, phi: FlowMap, t: float, generator: torch.Generator | None) -> Tensor:
+    def _noised(self, end: Tensor, phi: FlowMap, t: float, generator: torch.Generator) -> Tensor:
         """Points at the map's last time with the noise of an earlier time added."""
         ratio = phi.path.alpha(t) / phi.path.alpha(phi.ends[1])
         spread = max(phi.path.sigma(t) ** 2 - (ratio * phi.path.sigma(phi.ends[1])) ** 2, 0.0) ** 0.5
-        noise = normal(end.shape, generator=generator if generator is not None else 0).to(end)
+        noise = normal(end.shape, generator=generator).to(end)
         found: Tensor = ratio * end + spread * noise
         return found
 

@@ -94,7 +94,8 @@ def _judged(trial: MapTrial, draws: int | None) -> Report:
     checks = contract(trial)
     if any(check.passed is False for check in checks):
         broken = next(check for check in checks if check.passed is False)
-        sentence = f"is no map that can be used: not {_negated(broken)}"
+        why = broken.detail if broken.detail.startswith("raised") else f"not {_negated(broken)}"
+        sentence = f"is no map that can be used: {why}"
         if not all(check.passed for check in checks[:2]) or broken.name == "deterministic":
             return _report(trial, checks, sentence, (), ())
         return _report(trial, [*checks, *_safely(identities, trial, "identities")], sentence, (), ())

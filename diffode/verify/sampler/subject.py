@@ -19,6 +19,7 @@ from diffode.paths import get as get_path
 from diffode.solvers import Solver
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.solver import WritesTable
+from diffode.solvers.trained.mapped import MapSolver
 from diffode.specs import parse_spec
 from diffode.verify.sampler import foreign
 from diffode.verify.sampler.scheduler_levels import PURE_NOISE, CannotJudgeError
@@ -152,6 +153,8 @@ def _never_run(field: Field, x: Tensor, times: Sequence[float], generator: torch
 
 
 def _own(solver: Solver) -> Sampler:
+    if isinstance(solver, MapSolver):
+        raise ArgumentError(f"{solver.spec!r} is a flow map, which follows no steps: judge it with verify.check_map")
     if isinstance(solver, DirectSolver):
         if not solver.takes_steps:
             raise ArgumentError(

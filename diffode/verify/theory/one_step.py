@@ -29,8 +29,8 @@ from diffode.numerics.quantiles import Law, quantile_map
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Number of nodes of the quadratures.
 _NODES = 4001
-#: Separation from which the slope is larger than any that is asked for.
-_STEEP = 30.0
+#: Largest separation whose slope is a number of float64, and the largest whose modes the quadratures resolve.
+_MOST, _NARROWEST = 37.0, 1e3
 #: Standard scores of the outermost points of a mode.
 _TAIL = 9.0
 
@@ -53,10 +53,10 @@ def lipschitz_price(separation: float, slope: float) -> float:
     >>> round(lipschitz_price(4.0, 10.0), 4)
     0.0084
     """
-    _check(separation)
+    _check(separation, _NARROWEST)
     if not slope > 0:
         raise ArgumentError(f"slope must be positive, got {slope!r}")
-    if separation < _STEEP and slope >= one_step_slope(separation):
+    if separation <= _MOST and slope >= one_step_slope(separation):
         return 0.0
     # In the coordinate of the data y = Phi(z), phi dz = p dy, all is smooth however steep the map is.
     y = np.linspace(0, 1 + _TAIL / separation, _NODES)
@@ -148,9 +148,9 @@ def bootstrapped_factor(variance: float, finest: int, jumps: int = 1) -> float:
     return found
 
 
-def _check(separation: float) -> None:
-    if not separation > 0 or not math.isfinite(separation):
-        raise ArgumentError(f"separation must be positive and finite, got {separation!r}")
+def _check(separation: float, most: float = _MOST) -> None:
+    if isinstance(separation, bool) or not isinstance(separation, int | float) or not 0 < separation <= most:
+        raise ArgumentError(f"separation must be positive and at most {most:g}, got {separation!r:.60}")
 
 
 def _modes(separation: float, alpha: float, sigma: float) -> Law:
