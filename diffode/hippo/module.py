@@ -114,22 +114,6 @@ class Hippo(nn.Module):
             raise NumericalError(
                 f"the memory is not finite: it is too large for {u.dtype}; take a shorter step or another hold"
             )
-        if not bool(torch.isfinite(states.detach().sum())):
-            raise NumericalError(
-                f"the memory is not finite: it is too large for {u.dtype}; take a shorter step or another hold"
-            )
-        if not bool(torch.isfinite(states.detach().sum())):
-            raise NumericalError(
-                f"the memory is not finite: it is too large for {u.dtype}; take a shorter step or another hold"
-            )
-        if not bool(torch.isfinite(states.detach().sum())):
-            raise NumericalError(
-                f"the memory is not finite: it is too large for {u.dtype}; take a shorter step or another hold"
-            )
-        if not bool(torch.isfinite(states.detach().sum())):
-            raise NumericalError(
-                f"the memory is not finite: it is too large for {u.dtype}; take a shorter step or another hold"
-            )
         return states.reshape(length, batch, channels, order).transpose(0, 1)
 
     def _check(self, u: Any) -> None:
