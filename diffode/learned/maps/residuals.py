@@ -91,11 +91,6 @@ class Context:
 Residual = Callable[[Context, int], list[Term]]
 
 
-def squared(difference: Tensor) -> Tensor:
-    """Squares of the norms of rows, (B,)."""
-    return difference.square().sum(1)
-
-
 def pairs(c: Context, n: int) -> list[Term]:
     """Regression on exact trajectories, between any two of their levels."""
     known, rows = c.sources.trajectories, c.sources.rows(n)
