@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory orders learned universal mutation coverage fuzz
+.PHONY: bench test test-slow lint setup clean speed scale memory few_step orders learned universal maps mutation coverage fuzz
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -64,6 +64,14 @@ speed: $(READY)  # leave the machine alone while it runs
 memory: $(READY)  # a few minutes
 	@echo "==> memories of signals: measures, holds and signals, with their errors in parts"
 	$(BIN)/python tools/make_memory.py
+
+few_step: $(READY)  # half a minute
+	@echo "==> what few-step generators learn: docs/few_step.md and its pictures"
+	$(BIN)/python tools/make_few_step.py
+
+maps: $(READY)  # about 40 minutes of one core: trains the flow maps that ship again
+	rm -f diffode/solvers/trained/maps/*.safetensors
+	$(BIN)/python tools/train_maps.py
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

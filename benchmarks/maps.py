@@ -1,10 +1,11 @@
 """What every method of training a flow map learns: errors by number of jumps, on two sets of starts, and files of the maps.
 
 ``python benchmarks/maps.py [--targets ...] [--methods ...] [--seeds 0 1 2] [--steps N] [--device cpu|cuda] [--jobs J]
-[--output FOLDER]``. Every training is a process of its own with one thread. FOLDER gets ``results.jsonl``, a line a training,
-and, for the first seed, the map as ``TARGET-METHOD.safetensors``. Printed are the tables of ``docs/few_step.md``: the mean and
-the range over the seeds of the mean distance to the exact end, in units of the data's scale, on 256 starts and on 4,096 others
-that no training has seen.
+[--shipped] [--output FOLDER]``. Every training is a process of its own with one thread; ``--shipped`` measures the maps that
+ship, whose seed is 0, and trains none. FOLDER gets ``results.jsonl``, a line a training, and, for the first seed, the map as
+``TARGET-METHOD.safetensors``. Printed are the tables of ``docs/few_step.md`` and ``docs/flow_maps.md``: the mean and the range
+over the seeds of the mean distance to the exact end, in units of the data's scale, on 256 starts and on 4,096 others that no
+training has seen.
 """
 
 from __future__ import annotations
@@ -13,27 +14,33 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 TARGETS = ("bimodal1d", "ring8", "digits-gmm10")
 JUMPS = (1, 2, 4, 8)
+#: Steps of tools/train_maps.py.
+SHIPPED_STEPS = 3000
 #: Two sets of starts: seed of the stream, and how many.
 STARTS = {"256": (424242, 256), "4096": (777, 4096)}
+
+
+#: The width of a network in a method's spec, which is that of a target's in a table.
+_WIDTH = re.compile(r":width=\d+$|width=\d+,|,width=\d+")
 
 
 def trained(method: str, target: str, seed: int, steps: int, device: str, file: str) -> dict[str, Any]:
     """Train one map and measure it."""
     import torch
 
-    import diffode
-    from diffode.flows import flow_states
     from diffode.learned import MAP_METHODS, train_map
 
     torch.set_num_threads(1)
@@ -43,19 +50,44 @@ def trained(method: str, target: str, seed: int, steps: int, device: str, file: 
     seconds = time.perf_counter() - began, time.process_time() - processor
     if file:
         found.save(file)
+    return {
+        "method": method, "target": target, "seed": seed, "steps": found.history.steps, "device": device,
+        "errors": measured(found.solver, target), "before": found.errors.before, "seconds": seconds[0], "processor": seconds[1],
+    }  # fmt: skip
+
+
+def shipped(targets: Sequence[str]) -> list[dict[str, Any]]:
+    """The maps that ship, measured."""
+    from diffode.solvers import ShippedMap, shipped_maps
+
+    lines = []
+    for target, method in shipped_maps():
+        if target in targets:
+            solver = ShippedMap(method=method)
+            phi = solver.by_target()[target].phi
+            lines.append({
+                "method": phi.method, "target": target, "seed": phi.facts.seed, "steps": SHIPPED_STEPS, "device": "cpu",
+                "errors": measured(solver, target), "before": phi.facts.start_error, "seconds": phi.facts.seconds,
+            })  # fmt: skip
+    return lines
+
+
+def measured(solver: Any, target: str) -> dict[str, dict[int, float]]:
+    """Mean distances to the exact end in units of the scale, by set of starts and number of jumps."""
+    import diffode
+    from diffode.flows import flow_states
+
     field = diffode.exact_field(target, "edm")
     errors: dict[str, dict[int, float]] = {}
     for name, (stream, count) in STARTS.items():
         x = field.path.prior((count, field.dim), generator=stream)
         exact = flow_states(field, x, (field.path.t_max, field.path.t_min))[-1]
         errors[name] = {}
-        for jumps in (1,) if found.map.fixed_end else JUMPS:
-            run = diffode.solve(field, x, solver=found.solver, nfe=jumps)
+        # Runs that draw noise have no coupled error.
+        for jumps in (n for n in JUMPS if not solver.draws_noise(n)):
+            run = diffode.solve(field, x, solver=solver, nfe=jumps)
             errors[name][jumps] = float((run.x - exact).norm(dim=1).mean()) / field.scale
-    return {
-        "method": method, "target": target, "seed": seed, "steps": found.history.steps, "device": device, "errors": errors,
-        "before": found.errors.before, "seconds": seconds[0], "processor": seconds[1],
-    }  # fmt: skip
+    return errors
 
 
 def shown(values: list[float]) -> str:
@@ -79,7 +111,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
         text.append("|---" * (len(JUMPS) + 4) + "|")
         groups = defaultdict(list)
         for line in of:
-            groups[line["method"]].append(line)
+            groups[_WIDTH.sub("", line["method"])].append(line)
         order = sorted(groups, key=lambda name: statistics.fmean(g["errors"]["4096"]["1"] for g in groups[name]))
         for name in order:
             group = groups[name]
@@ -101,6 +133,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no training after so many seconds")
+    parser.add_argument("--shipped", action="store_true", help="measure the maps that ship, and train none")
     parser.add_argument("--output", default="maps")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -110,6 +143,12 @@ def main() -> None:
     folder, began = Path(chosen.output), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
+    if chosen.shipped:
+        lines = shipped(chosen.targets)
+        with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in json.loads(json.dumps(lines)))
+        print(tables(json.loads(json.dumps(lines))))
+        return
     asked = [
         {"method": m, "target": t, "seed": s, "steps": chosen.steps, "device": chosen.device,
          "file": str(folder / f"{t}-{m.partition(':')[0]}.safetensors") if s == chosen.seeds[0] else ""}

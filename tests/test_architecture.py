@@ -39,6 +39,7 @@ INNER = {
         "grids",
         "heads",
         "maps",
+        "costs",
         "loading",
         "methods",
     ),

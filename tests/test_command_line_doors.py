@@ -113,6 +113,7 @@ OWN = {
     "learned.train_head": "the line of tune_universal", "learned.train_jump": "the line of tune_universal",
     "learned.train_nodes": "the line of tune_universal",
     "solvers.MapSolver.lay": "what a run asks for its times, with the path that it has made",
+    "solvers.ShippedMap.lay": "likewise",
     "learned.train_amed": "minutes of training; its path is the field's", "learned.train_table": "the line of tune_universal",
     "learned.train_gaussian": "the line of tune_universal", "learned.tune_universal": "seconds of training",
     "studies.Cell": "stored as text", "studies.Result": "stored as text",

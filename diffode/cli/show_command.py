@@ -236,9 +236,12 @@ def facts_of_training(solver: Any) -> dict[str, Any]:
     """What a generator was trained for, how good it is and what it costs beside the field, if the solver is one."""
     from diffode.solvers.trained.generators import Generator
     from diffode.solvers.trained.mapped import MapSolver
+    from diffode.solvers.trained.shipped import ShippedMap
 
     if isinstance(solver, MapSolver):
         return _facts_of_map(solver.phi)
+    if isinstance(solver, ShippedMap):
+        return {f"held-out errors on {target}": _errors_by_jumps(one.phi) for target, one in solver.by_target().items()}
     if not isinstance(solver, Generator):
         return {}
     numbers = solver.trainee
@@ -254,6 +257,12 @@ def facts_of_training(solver: Any) -> dict[str, Any]:
         if hasattr(numbers, key):
             told[name] = getattr(numbers, key)
     return told
+
+
+def _errors_by_jumps(phi: Any) -> str:
+    """Errors by number of jumps in a line, and that of the Gaussian flow."""
+    errors = ", ".join(f"{n} jump{'' if n == 1 else 's'} {error:.3g}" for n, error in phi.held_out.items())
+    return f"{errors}; the Gaussian flow {phi.facts.start_error:.3g}"
 
 
 def _facts_of_map(phi: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError, FieldError
 from diffode.maps.clock import AngleClock
-from diffode.maps.networks import AngleMap, OneTime, network
+from diffode.maps.networks import AngleMap, OneTime, multiply_adds, network
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.targets.target import Scalar
@@ -195,6 +195,11 @@ class LearnedMap(FlowMap):
     @override
     def dim(self) -> int:
         return self.clock.dim
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of products a row that a jump costs."""
+        return multiply_adds(self.net, self.dim)
 
     @property
     def ends(self) -> tuple[float, float]:  # type: ignore[override]

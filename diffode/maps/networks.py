@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from diffode.errors import ArgumentError
@@ -92,6 +93,15 @@ def network(kind: str, shape: tuple[int, ...], *, width: int, depth: int = 0) ->
             raise ArgumentError(f"a unet needs rows (channels, size, size) with an even size, got {shape}")
         return UNet((shape[0], shape[1], shape[2]), width)
     raise ArgumentError(f"kind must be perceptron or unet, got {kind!r}")
+
+
+def multiply_adds(net: nn.Module, dim: int) -> int:
+    """Number of products that an answer of a network (y, a, b) costs a row, counted by PyTorch while it makes one."""
+    inputs = torch.zeros(1, dim), torch.ones(1), torch.ones(1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        net(*inputs)
+    # A product and its sum count as two.
+    return int(counted.get_total_flops()) // 2
 
 
 class OneTime(nn.Module):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
     from diffode.solvers.trained.mapped import MapSolver
+    from diffode.solvers.trained.shipped import ShippedMap, shipped_maps
     from diffode.solvers.unipc import UniPC
 
 #: Solver classes and `stream`, with the modules that they are in.
@@ -73,6 +74,8 @@ _PLACES = {
     "Jump": "trained.generators",
     "LMS": "adams",
     "MapSolver": "trained.mapped",
+    "ShippedMap": "trained.shipped",
+    "shipped_maps": "trained.shipped",
     "Midpoint": "runge_kutta",
     "OfNodes": "trained.generators",
     "PredictorCorrector": "predictor_corrector",
@@ -139,6 +142,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "SciPyIVP",
+    "ShippedMap",
     "Solution",
     "Solver",
     "Status",
@@ -153,6 +157,7 @@ __all__ = [
     "register",
     "registry",
     "run_tableau",
+    "shipped_maps",
     "solve",
     "stream",
     "table_solver",

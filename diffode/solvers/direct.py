@@ -52,8 +52,8 @@ class ForBudget(Protocol):
 class LaysTimes(Protocol):
     """What a solver for a budget has besides if its times follow from the number of evaluations."""
 
-    def lay(self, path: Path, nfe: int) -> list[float]:
-        """The times of a run with ``nfe`` evaluations on a path."""
+    def lay(self, field: Field, path: Path, nfe: int) -> list[float]:
+        """The times of a run with ``nfe`` evaluations of a field on a path."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ def _laid(solver: DirectSolver, field: Field, x: Tensor, extent: Extent, options
         # The solver lays its own times between the path's ends.
         if grid is None or grids.is_named(grid):
             on = field.require_path("a budget") if path is None else path
-            grid = solver.lay(on, budget) if isinstance(solver, LaysTimes) else None
+            grid = solver.lay(field, on, budget) if isinstance(solver, LaysTimes) else None
     if options.noise is not None:
         raise ArgumentError(f"solver {solver.spec!r} draws its own noise; pass generator= instead of noise=")
     if solver.analytic_first_step is not False and not solver.takes_analytic_first_step:

@@ -29,6 +29,7 @@ from diffode.solvers.solver import Solver, WritesTable, lack_of
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.mapped import MapSolver
+from diffode.solvers.trained.shipped import ShippedMap
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
 
@@ -94,6 +95,7 @@ for _solver in (
     Bespoke,
     Universal,
     MapSolver,
+    ShippedMap,
     Jump,
     Head,
     OfNodes,

@@ -117,6 +117,10 @@ class Solver(metaclass=SolverType):
         """Whether it draws noise."""
         return False
 
+    def draws_noise(self, nfe: int) -> bool:
+        """Whether a run with ``nfe`` evaluations draws noise: a solver may do without in its shortest run."""
+        return self.stochastic
+
     def content(self) -> str:
         """A hash of all that its spec leaves out, such as the numbers in a file; else an empty text."""
         return ""

@@ -26,6 +26,11 @@ class Cell:
     metrics: tuple[str, ...]
     tolerance: float
 
+    @property
+    def method(self) -> str:
+        """The solver, with its grid unless that is ``karras``."""
+        return self.solver if self.grid == "karras" else f"{self.solver} @ {self.grid}"
+
 
 @dataclass(frozen=True)
 class Result:

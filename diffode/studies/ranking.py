@@ -55,13 +55,20 @@ class Curve:
         return reached
 
 
-def curves(results: Iterable[Result]) -> list[Curve]:
-    """The curves of all good results, in the order of the suite. Seeds are averaged; a budget whose run has the same NFE as
-    that of a smaller budget adds no point.
+def ranking_metric(results: Sequence[Result]) -> str:
+    """The metric that ranks: the first of the first study; an empty text if there are no results."""
+    return results[0].cell.metrics[0] if results else ""
+
+
+def curves(results: Sequence[Result]) -> list[Curve]:
+    """The curves of all good results that have the metric that ranks, in the order of the suite.
+
+    Seeds are averaged; a budget whose run has the same NFE as that of a smaller budget adds no point.
     """
     gathered: dict[tuple[str, str, str, str], dict[int, list[tuple[int, float, float]]]] = {}
+    ranks = ranking_metric(results)
     for result in results:
-        measured = next((m for m in result.measurements if m.name == result.cell.metrics[0]), None)
+        measured = next((m for m in result.measurements if m.name == ranks), None)
         if result.status != "ok" or measured is None or result.nfe_counted is None or not result.scale:
             continue
         cell = result.cell
@@ -211,10 +218,9 @@ def splits(results: Iterable[Result]) -> list[Split]:
         parts = [r.value(name) for name in ("endpoint", "model", "total")]
         if r.status == "ok" and r.scale and None not in parts:
             cell = r.cell
-            method = cell.solver if cell.grid == "karras" else f"{cell.solver} @ {cell.grid}"
             solver, model, total = (part / r.scale for part in parts if part is not None)
             by_method = gathered.setdefault((cell.target, cell.path, cell.nfe), {})
-            by_method.setdefault(method, []).append((solver, model, total))
+            by_method.setdefault(cell.method, []).append((solver, model, total))
     found = []
     for (target, path, nfe), methods in sorted(gathered.items()):
         means = {m: [sum(part) / len(part) for part in zip(*values, strict=True)] for m, values in methods.items()}

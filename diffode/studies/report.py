@@ -22,6 +22,7 @@ from diffode.fields.own import FieldText
 from diffode.output_files import unwritable
 from diffode.studies import figures
 from diffode.studies.exported import write_csv
+from diffode.studies.further import further, own_costs
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
 from diffode.studies.report_content import KINDS, check_report, figure_names, made_of
 from diffode.studies.report_folder import FIGURES, PAGE, TABLE, is_current, new_report, say_made_of
@@ -193,6 +194,8 @@ def _page(
         standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
         prices=_prices_table(all_curves),
         split=_split_table(results),
+        further=_further_tables(results),
+        costs=_costs_table(results),
         samples=_pictures(folder, missing, tuple(f"{kind}-" for kind in KINDS))
         or "<p>No two-dimensional or image targets in this suite.</p>",
         figures=_pictures(folder, missing, ("curves-",)),
@@ -219,6 +222,44 @@ def _split_table(results: Sequence[Result]) -> str:
         "the network's flow to the exact one, and the solver's end points to the exact flow, in units of the scale.</p>"
     )
     return note + table(["network", "path", "NFE", "best solver", "solver's error", "model's error", "together"], rows)
+
+
+def _further_tables(results: Sequence[Result]) -> str:
+    """The metrics that do not rank, folded."""
+    parts = []
+    for one in further(results):
+        rows = [[method, *("" if value is None else f"{value:.3g}" for value in values)] for method, values in one.rows]
+        parts.append(
+            f"<div><h3>{html.escape(one.metric)} on {html.escape(one.target)}, {html.escape(one.path)}</h3>"
+            f"{table(['solver', *(f'NFE {n}' for n in one.nfe)], rows)}<p class=note>floor {one.floor:.3g}</p></div>"
+        )
+    if not parts:
+        return ""
+    note = (
+        "<h2>Other metrics</h2><p class=note>In their own units, by target. The floor is what an exact sampler with as many "
+        "points has. Solvers that draw noise, and maps that do so beyond one jump, follow no flow and are found here alone.</p>"
+    )
+    return f"{note}<details><summary>Show the tables</summary><div class=tables>{''.join(parts)}</div></details>"
+
+
+def _costs_table(results: Sequence[Result]) -> str:
+    """What trained solvers cost."""
+    rows = [
+        [
+            one.solver, one.target, one.asks,
+            "not counted" if one.cost.multiply_adds is None else f"{one.cost.multiply_adds:,}",
+            "-" if one.cost.training is None else f"{one.cost.training:.0f} s",
+        ]
+        for one in own_costs(results)
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    note = (
+        "<h2>What trained solvers cost</h2><p class=note>An evaluation asks the field, or a network of the solver's own in its "
+        "place; products (multiply-adds) are those of its own networks, for one row and one evaluation. All other solvers have "
+        "neither.</p>"
+    )
+    return note + table(["solver", "target", "an evaluation asks", "own products", "training took"], rows)
 
 
 def _prices_table(all_curves: Sequence[Curve]) -> str:

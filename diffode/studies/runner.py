@@ -154,18 +154,18 @@ def _cost(group: Sequence[Keyed]) -> float:
 
 def reason_against(cell: Cell) -> str | None:
     """The reason why a cell can't succeed, as its solver and metrics make no sense in a study; None if they do."""
-    return _reason(cell.solver, cell.metrics)
+    return _reason(cell.solver, cell.metrics, cell.nfe)
 
 
 @functools.lru_cache(maxsize=4096)
-def _reason(solver: str, chosen: tuple[str, ...]) -> str | None:
+def _reason(solver: str, chosen: tuple[str, ...], nfe: int) -> str | None:
     recipe = solvers.get(solver)
     if isinstance(recipe, DirectSolver) and not recipe.takes_budget:
         return (
             f"a study's axis is the number of evaluations, and {solver} chooses its own steps; hold its tolerances against "
             "errors with diffode.solve and solution.nfe"
         )
-    if not recipe.stochastic:
+    if not recipe.draws_noise(nfe):
         return None
     for metric in chosen:
         if metrics.needs_of(metric).flow:

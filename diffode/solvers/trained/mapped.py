@@ -96,6 +96,10 @@ class MapSolver(DirectSolver):
     def stochastic(self) -> bool:
         return self.phi.fixed_end
 
+    @override
+    def draws_noise(self, nfe: int) -> bool:
+        return self.phi.fixed_end and nfe > self.phi.cost
+
     @property
     def takes_steps(self) -> bool:
         """False: a number of evaluations is one of jumps, for which it lays its own times."""
@@ -109,8 +113,8 @@ class MapSolver(DirectSolver):
                 f"one jump of {self.spec!r} costs {self.phi.cost} evaluations, of which nfe={nfe} is no multiple"
             )
 
-    def lay(self, path: Path, nfe: int) -> list[float]:
-        """The times of a run with ``nfe`` evaluations on a path."""
+    def lay(self, field: Field, path: Path, nfe: int) -> list[float]:
+        """The times of a run with ``nfe`` evaluations of a field on a path, whatever the field."""
         return self.phi.on(path).times(nfe // self.phi.cost)
 
     @override
