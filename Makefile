@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory orders learned universal mutation coverage fuzz
+.PHONY: bench test test-slow lint setup clean speed scale memory sources orders learned universal mutation coverage fuzz
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -64,6 +64,10 @@ speed: $(READY)  # leave the machine alone while it runs
 memory: $(READY)  # a few minutes
 	@echo "==> memories of signals: measures, holds and signals, with their errors in parts"
 	$(BIN)/python tools/make_memory.py
+
+sources: $(READY)  # a few minutes
+	@echo "==> fields whose noise is no normal one: Poisson flows, from mixture to mixture"
+	$(BIN)/python tools/make_sources.py
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"
