@@ -55,6 +55,16 @@ def test_cells_without_a_source_are_what_they_were():
     assert len(keys) == 4
 
 
+def test_a_suite_is_run_with_another_source():
+    from diffode.cli.bench_command import from_source
+
+    other = from_source(suite(), "student:dof=8")
+    assert other.cells == suite(source="student:dof=8").cells
+    assert other.name == "sources-from-student_dof_8"
+    with pytest.raises(ArgumentError, match="coordinates, the target"):
+        from_source(suite(), "ring8")
+
+
 def test_texts_of_targets_with_sources():
     assert parts_of(problem_text("ring8", "ring8")) == ("ring8", "ring8")
     with pytest.raises(ArgumentError, match="names a source already"):
