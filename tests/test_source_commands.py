@@ -34,11 +34,11 @@ def test_a_study_runs_on_a_field_with_a_source(tmp_path):
     with Store(tmp_path / "results.sqlite") as store:
         found = store.get(summary.cells)
     field = diffode.exact_field("bimodal1d", "edm", "student:dof=8")
-    x = starts("bimodal1d from student:dof=8.0", "edm", 0, 32, 80.0)
+    x = starts("bimodal1d from student:dof=8", "edm", 0, 32, 80.0)
     end = diffode.solve(field, x, solver="heun", grid="karras", nfe=9).x
     exact = diffode.reference(field, x, 80.0, 0.002, 1e-9).x
     heun = next(r for r in found if r.cell.solver == "heun")
-    assert heun.cell.target == "bimodal1d from student:dof=8.0"
+    assert heun.cell.target == "bimodal1d from student:dof=8"
     assert heun.value("endpoint") == pytest.approx(float((end - exact).norm(dim=1).mean()), rel=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_texts_of_targets_with_sources():
 
 
 def test_starts_do_not_depend_on_their_number():
-    text = "ring8 from student:dof=3.0"
+    text = "ring8 from student:dof=3"
     few, many = (starts(text, "edm", 0, n, 80.0) for n in (10, 600))
     assert torch.equal(few, many[:10])
     field = field_of(text, "edm")

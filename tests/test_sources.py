@@ -135,7 +135,9 @@ def test_the_scale_mixture_is_the_closed_form_on_points(dof, dim):
     data, source = points(4, dim), StudentT(dof)
     law = ScaleMixture(data, dof)
     for sigma in (0.002, 0.05, 0.3, 80.0):
-        x = torch.cat([data.sample(6, generator=1) + sigma * source.sample(6, dim, generator=2), data.means[:1]])
+        x = torch.cat(
+            [data.sample(6, generator=1) + sigma * source.sample(6, dim, generator=2), data.means[:1], data.means[:1] + 0.7]
+        )
         denoised, exact = law.view(x, 1.0, sigma, Weights(1.0, 0.0, 0.0)), closed_form(data, dof, x, sigma)
         assert float((denoised - exact).abs().max()) < 1e-12
         assert float((source.noised(data).view(x, 1.0, sigma, Weights(1.0, 0.0, 0.0)) - exact).abs().max()) < 1e-12

@@ -47,7 +47,7 @@ class StudentT(Source):
     """Student-t noise with ``dof`` degrees of freedom D > 0, the same scale matrix I for all; infinity is N(0, I).
 
     >>> StudentT(128.0).spec
-    'student:dof=128.0'
+    'student:dof=128'
     """
 
     dof: float = math.nan
@@ -66,7 +66,7 @@ class StudentT(Source):
     @property
     @override
     def spec(self) -> str:
-        return format_spec("student", {"dof": self.dof})
+        return format_spec("student", {"dof": int(self.dof) if self.dof.is_integer() else self.dof})
 
     @property
     @override
