@@ -13,6 +13,7 @@ from diffode.sources import StudentT, Weights
 from diffode.sources.nodes import NodeLaw, Nodes
 from diffode.sources.student import ScaleMixture
 from diffode.targets import GaussianMixture, LowRank
+from diffode.verify import verify_field
 from diffode.verify.field.equations import continuity, fokker_planck, score_is_gradient, typical_points, views
 
 F64 = torch.float64
@@ -169,6 +170,23 @@ def test_lines_of_force_carry_no_flux_between_charges(dof):
         sigma = float(r) / dof**0.5
         slope = field.velocity(row[None], sigma)[0] / dof**0.5
         assert torch.allclose(slope, strength[:2] / strength[2], rtol=1e-12, atol=1e-12)
+
+
+def test_the_checks_of_fields_hold_with_a_source():
+    """Every check that applies passes, and those of the SDE, which is that of normal noise, are left out."""
+    report = verify_field(diffode.exact_field("bimodal1d", "rectified_flow", "poisson"))
+    assert report.passed, report
+    names = {check.name for check in report.checks}
+    assert {"continuity equation", "score = grad log p", "weak form, Monte Carlo, flow", "likelihood along the flow"} <= names
+    assert not any("Fokker" in name or "reverse" in name for name in names)
+    wrong = diffode.exact_field("bimodal1d", "rectified_flow", "poisson")
+    wrong.law = sources.get("student:dof=8").noised(wrong.target)
+    failed = verify_field(wrong).failed
+    assert [check.name for check in failed] == ["weak form, Monte Carlo, flow"]
+
+
+def test_the_poisson_flow_has_a_name():
+    assert sources.get("poisson").spec == "student:dof=1"
 
 
 def test_many_degrees_of_freedom_are_edm_at_rate_one_over_d():

@@ -62,6 +62,7 @@ def _adopted(found: Any, place: str) -> Callable[..., Source] | None:
 registry: Registry[Source] = Registry("source", Source, adopted=_adopted)
 registry.register("normal", Normal)
 registry.register("student", StudentT)
+registry.register("poisson", StudentT, summary="The Poisson flow of PFGM: Student-t noise with one degree of freedom.", dof=1)
 registry.register("density", Density)
 
 
