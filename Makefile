@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory few_step orders learned universal maps mutation coverage fuzz
+.PHONY: bench test test-slow lint setup clean speed scale memory sources few_step orders learned universal maps mutation coverage fuzz
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -72,6 +72,10 @@ few_step: $(READY)  # half a minute
 maps: $(READY)  # about 40 minutes of one core: trains the flow maps that ship again
 	rm -f diffode/solvers/trained/maps/*.safetensors
 	$(BIN)/python tools/train_maps.py
+
+sources: $(READY)  # a few minutes
+	@echo "==> fields whose noise is no normal one: Poisson flows, from mixture to mixture"
+	$(BIN)/python tools/make_sources.py
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
     "tensor_files", "training_facts",
-    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
+    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "sources", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",

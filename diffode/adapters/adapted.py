@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from diffode.fields.field import Function
 from diffode.fields.model import Model
 from diffode.paths import Path
 from diffode.randomness import generator_from, normal
+from diffode.sources import Source
+from diffode.sources import get as get_source
+from diffode.targets import GaussianMixture, Target
 
 #: Least noise level at the path's end, in units of the data's scale, at which the prediction of noise is checked there.
 _NOISY_LEVEL = 8.0
@@ -28,6 +32,8 @@ _MIDDLE_LEVEL = 3.0
 _LEAST_SLOPE = -0.03
 #: Largest slope there, which is 0.1 for Gaussian data of the given scale.
 _LARGEST_SLOPE = 1.3
+#: Number of draws of a source with which the convention is checked.
+_SOURCE_DRAWS = 2048
 #: Rows of noise on which both are checked.
 _POINTS = 8
 
@@ -39,7 +45,8 @@ class AdaptedField(Field):
     """A field made from another library's model, which warns when it does not behave as its convention says.
 
     With ``data`` it is diagnosed when it is made, as ``diffode check-field`` does, and the warning names the mistake. Without
-    data its first run checks, with five calls on 8 rows, two properties of every denoiser: only gross mistakes show.
+    data its first run checks, with five calls on 8 rows, two properties of every denoiser: only gross mistakes show. ``source``
+    is the law of the noise where it is no normal one, or points of it; it is checked with data alone.
 
     ``mistakes`` are readings of the model that users of its library mistake for the right one: a sentence that names the fix,
     and the view and function that the model would be after it.
@@ -56,13 +63,16 @@ class AdaptedField(Field):
         mistakes: Mistakes | None = None,
         scale: float | None = None,
         data: Tensor | None = None,
+        source: Source | Target | str | Tensor | None = None,
     ):
         if data is not None:
-            _check_data(data)
+            _check_data(data, "data")
             scale = float(data.double().var(0).mean().sqrt()) if scale is None else scale
         super().__init__(function, prediction, path, scale=1.0 if scale is None else scale)
+        self.source = source_of(source)
         self.name, self._model, self._mistakes = name, model, dict(mistakes or {})
-        self._looked, self._sized = path is None, scale is not None
+        # What a denoiser does of itself is known of normal noise alone.
+        self._looked, self._sized = path is None or self.source is not None, scale is not None
         if data is not None:
             self.dim = data[0].numel()
             if path is not None:
@@ -138,17 +148,21 @@ class AdaptedField(Field):
         from diffode.verify.field.diagnosis import READING, check_field, clearly_less, unpredicted
 
         path, shape = self.require_path("its convention"), tuple(shape)
+        noise = None
+        if self.source is not None and data is not None:
+            noise = self.source.sample(_SOURCE_DRAWS, math.prod(shape), generator=0).reshape(-1, *shape)
         try:
             with torch.no_grad(), self._model.probing():
                 # Without data every reading costs a run, so that only this library's own mistakes are tried.
                 found = (
                     None
                     if data is None
-                    else check_field(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                    else check_field(self._function, self.prediction, path, shape, scale=self.scale, data=data, source=noise)
                 )
-                asked = unpredicted(self._function, self.prediction, path, shape, scale=self.scale, data=data)
+                known: dict[str, Any] = {"scale": self.scale, "data": data, "source": noise}
+                asked = unpredicted(self._function, self.prediction, path, shape, **known)
                 named = {
-                    sentence: unpredicted(function, view, path, shape, scale=self.scale, data=data)
+                    sentence: unpredicted(function, view, path, shape, **known)
                     for sentence, (view, function) in self._mistakes.items()
                 }
             advice = [] if found is None else [c.detail for c in found.failed if c.detail and c.name != READING]
@@ -244,6 +258,14 @@ def _ratio(path: Path, t: Tensor) -> Tensor:
     return found
 
 
-def _check_data(data: object) -> None:
+def source_of(source: Source | Target | str | Tensor | None) -> Source | None:
+    """The source that is meant; data of it, (n, *shape), are one that draws from them, each as often as another."""
+    if not isinstance(source, Tensor):
+        return get_source(source)
+    _check_data(source, "source")
+    return get_source(GaussianMixture.from_points(source.flatten(1)))
+
+
+def _check_data(data: object, name: str) -> None:
     if not isinstance(data, Tensor) or data.ndim < 2 or len(data) < 16 or not bool(torch.isfinite(data).all()):
-        raise ArgumentError("data must be a finite tensor (n, *shape) of at least 16 points")
+        raise ArgumentError(f"{name} must be a finite tensor (n, *shape) of at least 16 points")

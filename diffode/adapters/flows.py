@@ -20,7 +20,9 @@ from diffode.paths import FunctionPath, Path
 from diffode.paths import get as get_path
 from diffode.solvers.adaptive import Adaptive
 from diffode.solvers.baselines import ODEBaseline, TorchDiffEq
+from diffode.sources import Source
 from diffode.specs import format_spec, parse_spec
+from diffode.targets import Target
 
 
 def from_torchdiffeq(
@@ -61,6 +63,7 @@ def from_flow_matching(
     scheduler: Callable[[Tensor], Any] | None = None,
     scale: float | None = None,
     data: Tensor | None = None,
+    source: Source | Target | str | Tensor | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Field:
     """A field from a velocity model with data at t = 1: flow_matching's ``model(x, t)``, torchcfm's ``model(t, x)``.
@@ -74,6 +77,8 @@ def from_flow_matching(
         scheduler: a scheduler of flow_matching's, ``scheduler(t).alpha_t`` and ``.sigma_t``, instead of ``path``.
         scale: root mean variance of the data.
         data: some data, (n, *shape), which check the model at once.
+        source: for a model between two data sets: points of the one at their t = 0, (n, *shape), or its law, as a source, a
+            target or a spec. They take the place of normal noise in the check; such a field has no score.
         extra: keyword arguments of every call.
     """
     if order not in ("x, t", "t, x"):
@@ -111,6 +116,7 @@ def from_flow_matching(
     return AdaptedField(
         lambda x, t: -theirs(x, 1 - t),
         "velocity", on, model=called, name="the flow-matching model", mistakes=mistakes, scale=scale, data=data,
+        source=source,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from diffode.cli.output import (
     output_option,
     print_json,
     print_table,
+    source_option,
     store_option,
 )
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--field", default=None, help="Run the suite's solvers on MODULE:ATTR, FILE.py:ATTR or trained:NAME instead.")
 @click.option("--path", default=None, help="Path of that field; a diffode Field has its own.")
+@source_option
 @click.option("--map", "maps", multiple=True, help="Run this flow map as well: a file, FILE.py:ATTR or MODULE:ATTR.")
 @field_options
 @click.option("--no-report", is_flag=True, help="Only compute and rank.")
@@ -57,6 +59,7 @@ def command(
     imports: tuple[str, ...],
     field: str | None,
     path: str | None,
+    source: str | None,
     maps: tuple[str, ...],
     kind: str | None,
     dim: str | None,
@@ -77,6 +80,7 @@ def command(
     Example:  diffode bench quick
               diffode bench my_suite.toml --import my_solvers.py
               diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
+              diffode bench my_suite.toml --source student:dof=128
               diffode bench quick --map ring8-map.safetensors --map my_map.py:phi
               diffode bench full --engine dask://login-node:8786
     """
@@ -86,6 +90,10 @@ def command(
 
     chosen = chosen_suite(suite, imports, seeds)
     own: list[str] = []
+    if source is not None:
+        if field is not None:
+            raise click.UsageError("--source goes with a suite's targets, whose fields are known, and not with --field")
+        chosen, own = from_source(chosen, source), ["--source", source]
     if field is not None:
         chosen = on_own_field(chosen, field_text(field, kind, dim, scale, truth), path, known_truth=truth is not None)
         options = {"--field": field, "--path": path, "--kind": kind, "--dim": dim, "--scale": scale, "--target": truth}
@@ -168,6 +176,22 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     name = plain_name(f"{suite.name}-{FieldText.read(field).place.rpartition(':')[2]}")
     summary = f"The solvers of {suite.name} on {field}"
     return replace(suite, name=name, summary=summary, cells=tuple(dict.fromkeys(cells)))
+
+
+def from_source(suite: Suite, source: str) -> Suite:
+    """The suite's runs with noise of another law."""
+    from dataclasses import replace
+
+    from diffode.fields.problem_text import problem_text
+    from diffode.studies.problem import field_of
+    from diffode.studies.suite import plain_name
+
+    texts = {target: problem_text(target, source) for target in dict.fromkeys(c.target for c in suite.cells)}
+    for text in texts.values():
+        # A source that does not go with a target is told of before anything runs.
+        field_of(text, suite.cells[0].path)
+    cells = tuple(replace(cell, target=texts[cell.target]) for cell in suite.cells)
+    return replace(suite, name=plain_name(f"{suite.name}-from-{source}"), cells=cells)
 
 
 def with_maps(suite: Suite, maps: Sequence[str]) -> Suite:

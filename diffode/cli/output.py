@@ -27,6 +27,9 @@ NFE_HELP = (
     "field: 8 steps of a guided model are --nfe 16."
 )
 
+source_option = click.option(
+    "--source", default=None, help="Law of the noise: student:dof=128, density:law=logistic or a target; normal unless given."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
 output_option = click.option("--output", default=OUTPUT, show_default=True, help="Folder of the reports and the store.")
 store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from diffode.cli.output import NFE_HELP, field_options, field_text, json_option, print_json, writable
+from diffode.cli.output import NFE_HELP, field_options, field_text, json_option, print_json, source_option, writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ _HELD = 10_000
 @field_options
 @click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
+@source_option
 @click.option("--grid", default="karras", show_default=True, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.")
 @click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help=NFE_HELP)
 @click.option("-n", "--points", type=click.IntRange(1, 10**10), default=1000, show_default=True, help="Number of samples.")
@@ -41,6 +42,7 @@ def command(
     truth: str | None,
     solver: str,
     path: str | None,
+    source: str | None,
     grid: str,
     nfe: int,
     points: int,
@@ -56,20 +58,21 @@ def command(
     \b
     Example:  diffode sample spiral --solver unipc:order=3 --nfe 12 --output spiral.npy
               diffode sample ring8 -n 1000000 --metric moments --metric mode_weights
+              diffode sample ring8 --source student:dof=128 --solver ipndm:order=3
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
     from diffode import metrics, solvers, targets
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
+    from diffode.fields.problem_text import parts_of, problem_text
     from diffode.flows import reference
     from diffode.output_files import unwritable, whole_file
-    from diffode.randomness import keyed_normal
     from diffode.solvers.run import table_for
     from diffode.solvers.run_options import Extent
     from diffode.solvers.solver import WritesTable
     from diffode.solvers.streaming import stream
     from diffode.studies import figures
-    from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
+    from diffode.studies.problem import field_of, path_of, shape_of, starts, tolerance_of
 
     file = FilePath(output)
     if file.suffix != ".npy":
@@ -81,13 +84,14 @@ def command(
         target = field_text(target, kind, dim, scale, truth)
     elif kind or dim or scale or truth:
         raise ArgumentError(f"--kind, --dim, --scale and --target go with a field of your own, not with target {target!r}")
+    target = problem_text(target, source)
     field, on = field_of(target, path), path_of(target, path)
     shape = shape_of(field)
     recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]
-    start = on.sigma(begins) * keyed_normal((min(points, _HELD), *shape), seed=seed, key=target)
+    start = starts(target, path, seed, min(points, _HELD), begins)
     ends = (on.t_max, on.t_min) if table is None else table.ends
     measured = [metrics.streamed(spec, field, between=ends, seed=seed) for spec in specs]
     if table is not None and table.draws and any(metrics.needs_of(spec).flow for spec in specs):
@@ -105,7 +109,7 @@ def command(
             shown, used, noisy = written(handle, points, shape, pairs, measured), table.nfe * field.calls, table.draws > 0
         else:
             # Steps that depend on the solution are those of one batch.
-            start = on.sigma(begins) * keyed_normal((points, *shape), seed=seed, key=target)
+            start = starts(target, path, seed, points, begins)
             solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
             pairs = iter([(solution.x, start)])
             shown, used, noisy = written(handle, points, shape, pairs, measured), solution.nfe, recipe.stochastic
@@ -116,7 +120,7 @@ def command(
         exact = reference(field, start[:some], *ends, tolerance_of(target, on.spec, 1e-7))
         error = float((shown[:some] - exact.x).flatten(1).norm(dim=1).mean())
     title = f"{target}, {solver} on {on.spec}, NFE {used}"
-    picture_shape = shape if FieldText.names(target) else targets.card(target).shape
+    picture_shape = shape if FieldText.names(target) else targets.card(parts_of(target)[0]).shape
     reason = None
     try:
         part = "" if len(shown) == points else f", the first {len(shown):,} of {points:,} points"

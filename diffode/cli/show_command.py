@@ -13,7 +13,7 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("target", "path", "grid", "solver", "metric")
+_KINDS = ("target", "source", "path", "grid", "solver", "metric")
 
 
 @click.command("show")
@@ -25,7 +25,8 @@ _KINDS = ("target", "path", "grid", "solver", "metric")
 def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
     """Show the meaning of a name or spec of any kind.
 
-    A target: its card, dimension, tags. A path: alpha, sigma and rho at some times. A grid: its times. A solver: source, order,
+    A target: its card, dimension, tags. A source: its description and options.
+    A path: alpha, sigma and rho at some times. A grid: its times. A solver: source, order,
     options, tableau. A metric: its description. A way to train a flow map: what it makes small, source, cost, departures,
     options. A name of several kinds is shown as each; path:NAME, solver:NAME and the like
     choose one.
@@ -66,11 +67,12 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
             known[kinds[0]].check(asked)
         names = [name for registry in known.values() for name in registry.names()] + list(MAP_METHODS)
         advice = known["solver"].advised(asked)
-        kind = "target, path, grid, solver, metric or method"
+        kind = "target, source, path, grid, solver, metric or method"
         also = [name for registry in known.values() for name in registry.aliases]
         raise UnknownNameError(kind, asked.partition(":")[0], names, also=also, advice=advice)
     shows = {
         "target": lambda: _target(asked),
+        "source": lambda: _source(asked),
         "path": lambda: _path(asked, steps),
         "grid": lambda: _grid(asked, path, steps),
         "solver": lambda: _solver(asked, path, grid, steps),
@@ -98,6 +100,15 @@ def _knows(registry: Any, spec: str) -> bool:
             raise
         return False
     return registry.of is not None or ":" not in name
+
+
+def _source(spec: str) -> dict[str, Any]:
+    from diffode import sources
+
+    maker = registries()["source"].entry(spec.partition(":")[0]).make
+    if ":" in spec:
+        sources.get(spec)
+    return {"source": spec, "description": plain_text(inspect.getdoc(maker) or ""), "options": options_of_maker(maker)}
 
 
 def _path(spec: str, steps: int) -> dict[str, Any]:

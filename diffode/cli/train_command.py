@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffode.cli.output import json_option, print_json
+from diffode.cli.output import json_option, print_json, source_option
 
 if TYPE_CHECKING:
     from diffode.learned import Trained, TrainedMap
@@ -53,6 +54,7 @@ class Budgets(click.ParamType[tuple[int, ...]]):
     required=True,
     help="Number of evaluations; for a flow map one or more, as 1,2,4, the first decides.",
 )
+@source_option
 @click.option("--path", default="edm", show_default=True, help="Path spec.")
 @click.option(
     "--seconds",
@@ -78,6 +80,7 @@ def command(
     spec: str,
     target: str,
     nfe: tuple[int, ...],
+    source: str | None,
     path: str,
     seconds: float | None,
     points: int | None,
@@ -105,6 +108,7 @@ def command(
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6
               diffode train universal --target ring8 --nfe 6
+              diffode train bespoke --target ring8 --source student:dof=8 --nfe 6
               diffode train head --target ring8 --nfe 2
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
               diffode train shortcut --target ring8 --nfe 1,2,4
@@ -112,17 +116,20 @@ def command(
     from diffode import learned
     from diffode.cli.training_log import TrainingLog, curve, interrupts
     from diffode.errors import ArgumentError, UnknownNameError
+    from diffode.fields.problem_text import problem_text
     from diffode.learned import MAP_METHODS
     from diffode.learned.methods import METHODS
     from diffode.specs import parse_spec
 
+    target = problem_text(target, source)
     name, _ = parse_spec(spec)
     if name not in METHODS:
         raise UnknownNameError("trainable", name, METHODS)
     is_map = name in MAP_METHODS
     if len(nfe) > 1 and not is_map:
         raise ArgumentError(f"nfe must be one number of evaluations for {name}; flow maps take several")
-    file = FilePath(output or f"{name}-{target}-{'-'.join(map(str, nfe))}.safetensors")
+    plain = target if source is None else re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
+    file = FilePath(output or f"{name}-{plain}-{'-'.join(map(str, nfe))}.safetensors")
     writes = name in _WRITTEN or is_map or output is not None
     interrupted = file.with_suffix(".interrupted.safetensors")
     _check_output(name, file, writes, force or resume, draws=is_map or name in _DRAWN)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from diffode.cli.output import apart_from_prints, json_option, print_report, writable
+from diffode.cli.output import apart_from_prints, json_option, print_report, source_option, writable
 
 _DEFAULT_PICTURE = "diffode-verify.png"
 
@@ -18,6 +18,7 @@ _DEFAULT_PICTURE = "diffode-verify.png"
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @click.option("--kind", default=None, help="What a function of your own gives: velocity, noise, denoised or score.")
 @click.option("--target", default=None, help="Target that your field is to be the field of; gives it density and data.")
+@source_option
 @click.option("--density", default=None, help="MODULE:ATTR of log p(x, t) of your field.")
 @click.option("--dim", default=None, help="Coordinates a row of x has, or the shape of a row such as 3x32x32.")
 @click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data.")
@@ -31,6 +32,7 @@ def command(
     path: str | None,
     kind: str | None,
     target: str | None,
+    source: str | None,
     density: str | None,
     dim: str | None,
     scale: float | None,
@@ -47,6 +49,7 @@ def command(
 
     \b
     Example:  diffode verify ring8
+              diffode verify ring8 --source student:dof=128
               diffode verify my_field.py:velocity --kind velocity --path vp --target ring8
     """
     if derivation:
@@ -59,6 +62,7 @@ def command(
     from diffode.errors import ArgumentError
     from diffode.extensions import load_attribute
     from diffode.fields.own import FieldText, row_shape
+    from diffode.fields.problem_text import problem_text
     from diffode.verify import verify_field
     from diffode.verify.field.picture import save_residuals
 
@@ -68,6 +72,8 @@ def command(
     writable(file, "picture")
     options: dict[str, Any] = {"seed": seed}
     if FieldText.names(field):
+        if source is not None:
+            raise ArgumentError(f"--source goes with a target, not with a field of your own, {field!r}")
         own = FieldText(field, kind, None if dim is None else row_shape(dim), scale, target).field(path)
         options |= {"dim": own.shape, "truth": own.truth if target else None}
         if density is not None:
@@ -75,7 +81,8 @@ def command(
     else:
         if kind or density or target or dim:
             raise ArgumentError(f"--kind, --density, --target and --dim go with a field of your own, not with target {field!r}")
-        own = fields.exact_field(targets.get(field), paths.get(path or "edm"))
+        own = fields.exact_field(targets.get(field), paths.get(path or "edm"), source)
+        field = problem_text(field, source)
     with apart_from_prints():
         report = verify_field(own, **options)
     checks = report.checks

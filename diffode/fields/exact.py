@@ -13,6 +13,8 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.paths.path import held
 from diffode.randomness import Randomness, generator_from, normal, row_generators
+from diffode.sources import Law, Source, Weights
+from diffode.sources import get as get_source
 from diffode.targets import GaussianMixture, Target
 from diffode.targets import get as get_target
 from diffode.targets.target import Scalar
@@ -24,19 +26,25 @@ class ExactField(Field):
     ``x`` is (B, *shape) with the target's ``dim`` coordinates in each row, float32 or float64; ``t`` is a float or a (B,)
     tensor, in the path's domain; ArgumentError for others. No setting of torch (autocast, the default dtype, the precision of
     matrix products) changes an answer. It has the attribute ``target`` beside those of :class:`Field`.
+
+    With a ``source`` the noise x_1 is no normal one: ``noise`` is E[x_1|x], and the score no multiple of it. ``law`` is then
+    the law of alpha x_0 + sigma x_1, else None.
     """
 
     path: Path
 
-    def __init__(self, target: Target | str, path: Path | str):
-        target, path = get_target(target), get_path(path)
+    def __init__(self, target: Target | str, path: Path | str, source: Source | Target | str | None = None):
+        target, path, source = get_target(target), get_path(path), get_source(source)
         super().__init__(self._velocity, "velocity", path, scale=target.scale, probe=False)
         self.path = path
         self.target = target
+        self.source = source
+        self.law: Law | None = None if source is None else source.noised(target)
         self.dim, self.shape = target.dim, (target.dim,)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.target!r} on {self.path.spec})"
+        noise = "" if self.source is None else f" from {self.source.spec}"
+        return f"{type(self).__name__}({self.target!r} on {self.path.spec}{noise})"
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by its name, in the shape and dtype of x; counts one evaluation."""
@@ -46,6 +54,8 @@ class ExactField(Field):
     def log_prob(self, x: Tensor, t: Scalar) -> Tensor:
         """log p_t(x), shape (B,)."""
         flat, alpha, sigma, _ = self._at(x, t)
+        if self.law is not None:
+            return self._finite(self.law.log_prob(flat, alpha, sigma), "log-density", t)
         return self.target.noised_log_prob(flat, alpha, sigma)
 
     def divergence(self, x: Tensor, t: Scalar) -> Tensor:
@@ -55,6 +65,9 @@ class ExactField(Field):
         if len(gone):
             at = float(gone[0])
             raise FieldError(f"the divergence is not available at t={at:g}, where alpha is 0; ask at a smaller t")
+        if self.law is not None:
+            spread = self.law.divergence(flat.to(torch.float64), alpha, sigma, self._weights("velocity", alpha, sigma, when))
+            return self._finite(spread.to(x.dtype), "divergence", t)
         # v = (alpha'/alpha) x - (sigma sigma' - sigma^2 alpha'/alpha) score; the second factor is g^2/2.
         drift = self.path.drift(when)
         half_square = self.path.half_variance_rate(when) - sigma**2 * drift
@@ -75,7 +88,8 @@ class ExactField(Field):
         self.path.check_times(float(t))
         source = generator_from(generator if each is None else 0)
         data = self.target.sample(n, generator=source)
-        noise = normal(data.shape, generator=source)
+        shape = data.shape
+        noise = normal(shape, generator=source) if self.source is None else self.source.sample(*shape, generator=source)
         return held(self.path.alpha(float(t)) * data + self.path.sigma(float(t)) * noise, dtype)
 
     def _velocity(self, x: Tensor, t: Scalar) -> Tensor:
@@ -83,6 +97,8 @@ class ExactField(Field):
 
     def _view(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         flat, alpha, sigma, when = self._at(x, t)
+        if self.law is not None:
+            return self._sourced(self.law, prediction, flat, alpha, sigma, when).reshape(x.shape)
         if prediction == "denoised":
             weights: tuple[Scalar, Scalar] = (1.0, 0.0)
         elif prediction == "noise":
@@ -93,6 +109,32 @@ class ExactField(Field):
             weights = (self.path.alpha_derivative(when), -self.path.half_variance_rate(when))
         view = self.target.noised_view(flat, alpha, sigma, *weights)
         return view if flat is x else view.reshape(x.shape)
+
+    def _sourced(self, law: Law, view: Prediction, x: Tensor, alpha: Scalar, sigma: Scalar, when: Scalar) -> Tensor:
+        """A view with a source, (B, dim)."""
+        if view == "score":
+            return self._finite(law.score(x, alpha, sigma), view, when)
+        return self._finite(law.view(x, alpha, sigma, self._weights(view, alpha, sigma, when)), view, when)
+
+    def _weights(self, view: Prediction, alpha: Scalar, sigma: Scalar, when: Scalar) -> Weights:
+        """A view in terms of E[x_0|x] and E[x_1|x]."""
+        if view == "denoised":
+            return Weights(1.0, 0.0, 0.0)
+        if view == "noise":
+            return Weights(0.0, 1.0, sigma)
+        try:
+            rate = self.path.sigma_derivative(when)
+        except ZeroDivisionError:
+            rate = math.inf
+        return Weights(self.path.alpha_derivative(when), rate, self.path.half_variance_rate(when))
+
+    def _finite(self, answer: Tensor, what: str, when: Scalar) -> Tensor:
+        """The answer of a law with a source, whose noise may have no finite mean where sigma' is infinite."""
+        if isinstance(when, Tensor) or not math.isfinite(when) or bool(torch.isfinite(answer.detach().sum())):
+            return answer
+        if self.path.sigma(when) > 0 and self.path.alpha(when) > 0:
+            return answer
+        raise FieldError(f"the {what} is not finite at t={when:g}, where alpha or sigma is 0: ask at a time with both")
 
     def _at(self, x: Tensor, t: Scalar) -> tuple[Tensor, Scalar, Scalar, Scalar]:
         """x as (B, dim); alpha, sigma and the time as floats, or as (B, 1) float64 tensors for a time per row."""
@@ -115,19 +157,31 @@ class ExactField(Field):
         return x if x.ndim == 2 else x.flatten(1), self.path.alpha(when), self.path.sigma(when), when
 
 
-def exact_field(target: Target | str, path: Path | str) -> ExactField:
-    """The exact field of a target (or its spec) along a path (or its spec); UnknownNameError for an unknown name.
+def exact_field(target: Target | str, path: Path | str, source: Source | Target | str | None = None) -> ExactField:
+    """The exact field of a target (or its spec) along a path (or its spec).
 
+    Args:
+        target: the law of the data x_0.
+        path: alpha and sigma.
+        source: the law of the noise x_1, see :func:`diffode.sources.get`; N(0, I) unless given.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        ArgumentError: for a source whose law with this target has no closed form.
+
+    >>> poisson = exact_field("ring8", "edm", source="student:dof=1")
+    >>> poisson.denoised(torch.zeros(1, 2, dtype=torch.float64), 80.0).abs().max().item() < 1e-12
+    True
     >>> field = exact_field("ring8", "edm")
     >>> field.denoised(torch.zeros(1, 2, dtype=torch.float64), 80.0).abs().max().item() < 1e-12
     True
     """
-    return ExactField(target, path)
+    return ExactField(target, path, source)
 
 
 def mixture_of(field: Field) -> GaussianMixture | None:
-    """The mixture of Gaussians whose exact field a field is; None for a field of another law, or one that is not exact."""
-    return field.target.as_mixture() if isinstance(field, ExactField) else None
+    """The mixture of Gaussians whose exact field, with normal noise, a field is; None for a field of any other law."""
+    return field.target.as_mixture() if isinstance(field, ExactField) and field.source is None else None
 
 
 def _vector(value: Scalar, x: Tensor) -> Scalar:

@@ -8,7 +8,7 @@ With :math:`x_t = \alpha x_0 + \sigma\varepsilon`, denoised :math:`D = E[x_0|x_t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -19,11 +19,12 @@ from diffode.errors import ArgumentError, DiffodeError, FieldError
 from diffode.fields.counting import Counted
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.randomness import generator_from, normal
+from diffode.randomness import Randomness, generator_from, normal
 from diffode.targets.target import Scalar
 
 if TYPE_CHECKING:
     from diffode.fields.exact import ExactField
+    from diffode.sources import Source
 
 Prediction = Literal["velocity", "noise", "denoised", "score"]
 Function = Callable[[Tensor, Scalar], Tensor]
@@ -62,6 +63,7 @@ class Field(Counted):
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
         calls: network calls that one evaluation costs; 1 unless given (guidance makes two).
+        source: the law of the noise if it is no normal one, else None.
         nfe: network calls since the field was made, of all threads. A run counts its own, see :meth:`counted`.
     """
 
@@ -95,6 +97,7 @@ class Field(Counted):
         self.dim: int | None = None
         self.shape: tuple[int, ...] | None = None
         self.truth: ExactField | None = None
+        self.source: Source | None = None
         self._function = function
         self._unprobed = self._untimed = probe
 
@@ -132,6 +135,14 @@ class Field(Counted):
         """A field from its score, fn(x, t) = grad log p_t(x)."""
         return cls(function, "score", path, scale=scale, probe=probe)
 
+    def first_noise(self, shape: Sequence[int], *, generator: Randomness) -> Tensor:
+        """sigma x_1 at ``path.t_max``, float64, from which runs start in practice; without a source that is ``path.prior``."""
+        path = self.require_path("its noise")
+        if self.source is None:
+            return path.prior(shape, generator=generator)
+        noise = self.source.sample(shape[0], math.prod(shape[1:]), generator=generator)
+        return path.sigma(path.t_max) * noise.reshape(tuple(shape))
+
     def velocity(self, x: Tensor, t: Scalar) -> Tensor:
         """dx/dt of the probability-flow ODE."""
         return self.predict("velocity", x, t)
@@ -160,6 +171,11 @@ class Field(Counted):
         if prediction == self.prediction:
             return answer
         path = self.require_path(f"its {prediction}")
+        if self.source is not None and "score" in (prediction, self.prediction):
+            raise FieldError(
+                f"the {prediction} can't be had from the {self.prediction}: with noise from source {self.source.spec!r} the "
+                "score is no multiple of the noise; ask for velocity, denoised or noise"
+            )
         path.check_times(t)
         of_x, of_native = conversion(path, self.prediction, prediction, t)
         return columns(of_x, x) * x + columns(of_native, x) * answer

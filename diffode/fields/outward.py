@@ -88,6 +88,11 @@ def as_torchsde(field: Field, eta: float = 1.0, *, start: float | None = None, s
     path = _checked(field).require_path("a reverse SDE")
     if not 0 <= eta < float("inf"):
         raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {eta!r}")
+    if eta and field.source is not None:
+        raise ArgumentError(
+            f"the reverse SDE takes the score for a multiple of normal noise; this field's comes from {field.source.spec!r}: "
+            "take eta=0, its flow"
+        )
     return ReverseSDE(field, eta, path.t_max if start is None else start, path.t_min if stop is None else stop)
 
 

@@ -98,7 +98,8 @@ class FieldText:
     @staticmethod
     def names(text: str) -> bool:
         """Whether a text names such a field, as opposed to a target's spec ``name:key=value``."""
-        place = text.partition(",")[0]
+        # A target with a source, "TARGET from SOURCE", is none, though its source may be named by a place.
+        place = text.partition(" from ")[0].partition(",")[0]
         return ":" in place and "=" not in place and not place.endswith(":")
 
     @classmethod

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffode.fields import ExactField, Field, columns
+from diffode.fields import Field, columns
+from diffode.fields.exact import mixture_of
 from diffode.flows.closed import noise_variance
 from diffode.flows.mean_rates import mean_rates
 from diffode.numerics.polynomials import lagrange
@@ -78,7 +79,7 @@ def gaussian_average(target: GaussianMixture, path: Path, x: Tensor, s: Tensor, 
 
 def gaussian_of(field: Field) -> GaussianMixture | None:
     """The one Gaussian of an exact field; None if it is another law."""
-    mixture = field.target.as_mixture() if isinstance(field, ExactField) else None
+    mixture = mixture_of(field)
     return mixture if mixture is not None and mixture.count == 1 else None
 
 

@@ -12,6 +12,8 @@ from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field, columns
 from diffode.numerics.quantiles import Law, quantile_map
 from diffode.paths import Path
+from diffode.sources import Law as NoisedLaw
+from diffode.sources.pairs import Pairs
 from diffode.targets import GaussianMixture
 from diffode.targets.target import Flow, Scalar
 
@@ -31,6 +33,8 @@ def known_flow(field: Field) -> KnownFlow | None:
     """The flow of a field in closed form: one Gaussian, means on a line with a common covariance, or what its target knows."""
     if not isinstance(field, ExactField):
         return None
+    if field.law is not None:
+        return _known_from_source(field.law, field.path)
     path, mixture = field.path, field.target.as_mixture()
     if mixture is None:
         own = field.target.exact_flow(path)
@@ -40,6 +44,57 @@ def known_flow(field: Field) -> KnownFlow | None:
     if mixture.line is None or mixture.is_discrete:
         return None
     return KnownFlow(lambda x, start, stop: line_flow(mixture, path, x, start, stop), "quantile")
+
+
+def _known_from_source(law: NoisedLaw, path: Path) -> KnownFlow | None:
+    """The flow between two mixtures, if both are one Gaussian or there is one dimension, and neither is of points."""
+    if not isinstance(law, Pairs) or not all(bool((spectrum > 0).all()) for spectrum in law.spectra):
+        return None
+    if len(law.log_weights) == 1:
+        return KnownFlow(lambda x, start, stop: _pair_flow(law, path, x, start, stop), "closed-form")
+    if law.dim > 1:
+        return None
+    return KnownFlow(lambda x, start, stop: _pairs_flow(law, path, x, start, stop), "quantile")
+
+
+def _pair_flow(law: Pairs, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
+    """Ends (B, D) and errors (B,) for one pair of Gaussians: in the pair's own basis z' = z u'/(2 u)."""
+    (first, last), (before, after) = (
+        [of(*_level(path, t))[0].to(x) for t in (start, stop)] for of in (law.centres, law.widths)
+    )
+    offset = x - first
+    factor = (after / before).sqrt()
+    if law.basis is None:
+        ends = last + factor * offset
+    else:
+        basis, inverse = (part[0].to(x) for part in law.basis)
+        ends = last + (factor * (offset @ inverse.mT)) @ basis.mT
+    return ends, _rounding(x, ends)
+
+
+def _pairs_flow(law: Pairs, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
+    """Ends (B, 1) and errors (B,) of the monotone map between two mixtures on the line."""
+    before, after = (
+        (law.log_weights.exp(), of_rows(law.centres(*level)), of_rows(law.widths(*level)).sqrt())
+        for level in (_level(path, start), _level(path, stop))
+    )
+    moved, errors = _moved(before, after, x[:, 0])
+    ends = moved[:, None]
+    return ends, errors + _rounding(x, ends)
+
+
+def of_rows(values: Tensor) -> Tensor:
+    """Numbers of pairs, (C, 1, 1) or (C, B, 1), as (C,) or (B, C)."""
+    found = values[..., 0].mT.cpu()
+    return found[0] if len(found) == 1 else found
+
+
+def _level(path: Path, t: Scalar) -> tuple[Scalar, Scalar]:
+    """alpha and sigma at a time, or (B, 1) at a time for every row."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    if isinstance(alpha, Tensor) and isinstance(sigma, Tensor) and alpha.ndim:
+        return alpha[:, None], sigma[:, None]
+    return alpha, sigma
 
 
 def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,9 @@ def _kept(
             purpose, *rest = asked
             # The key holds the code that the integration imports, and that of a user's field, target and path.
             code = version_of(__name__, type(field), field.target, field.path)
-            key = cache.key_of(purpose, code, field.target.content(), field.target.arithmetic, field.path.spec, *rest, x)
+            noise = [] if field.source is None else [field.source.spec, field.source.content(), version_of(field.source)]
+            target = field.target.content(), field.target.arithmetic
+            key = cache.key_of(purpose, code, *target, field.path.spec, *rest, x, *noise)
     stored = cache.read(key) if key else None
     if stored is not None and stored.keys() >= names and stored["x"].shape == shape:
         return stored
@@ -175,12 +177,13 @@ def leave_zero(field: Field, z: Tensor, start: float, shape: Sequence[int]) -> t
     first = path.time_from_rho(rho)
     with torch.no_grad():
         noise = field.noise((path.alpha(first) * z).reshape(-1, *shape), first).reshape(z.shape)
-    return z + rho / 2 * noise, first
+    # Noise from a source need not vanish with rho; the half would only take a smaller error off.
+    return z + rho * noise / (2 if field.source is None else 1), first
 
 
 def check_leaves_zero(field: Field, path: Path, start: float) -> None:
     """Raise ArgumentError if a flow from point masses starts without noise."""
-    mixture = mixture_of(field)
+    mixture = field.target.as_mixture() if isinstance(field, ExactField) else None
     if mixture is not None and mixture.is_discrete:
         raise ArgumentError(
             f"start={start:g} has sigma = 0, where point masses have no flow to noise: start later, for instance at "
@@ -190,7 +193,7 @@ def check_leaves_zero(field: Field, path: Path, start: float) -> None:
 
 def least_rho(field: Field) -> float:
     """Noise level rho at which a flow to sigma = 0 ends, or one from there begins; it is tiny beside all widths of the data."""
-    target = mixture_of(field)
+    target = field.target.as_mixture() if isinstance(field, ExactField) else None
     least = _LAST_RHO * field.scale
     if target is not None and not target.is_discrete:
         least = min(least, _LAST_IN_WIDTHS * math.sqrt(target.components.smallest_variance))

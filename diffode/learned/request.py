@@ -12,6 +12,7 @@ import torch
 from diffode import fields, paths
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.fields.problem_text import field_of_text
 from diffode.learned.arguments import check_seed, row_shape
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.fitting.problems import FEWEST, problem_for
@@ -28,6 +29,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _HELD_OUT_SHARE = 0.5
 #: Largest number of held-out starts, and of test starts.
 _MOST_HELD_OUT = 1024
+
+#: Trainings that presume normal noise, by their purpose, and what they give.
+_NORMAL = {
+    "train_jump": "jump tables",
+    "train_head": "tables with heads",
+    "train_nodes": "maps on nodes",
+    "train_map": "flow maps",
+}
 
 
 def with_gradients(function: Function) -> Function:
@@ -81,11 +90,16 @@ class Request:
                 f"{type(field).__name__}"
             )
         else:
-            chosen = fields.exact_field(field, paths.get(path))
+            chosen = field_of_text(field, path) if isinstance(field, str) else fields.exact_field(field, paths.get(path))
             on, target = chosen.path, field if isinstance(field, str) else type(field).__name__
         if progress is not None and not callable(progress):
             raise ArgumentError(f"progress must be a function of a step of the training, or None, got {progress!r:.60}")
         check_seed(seed)
+        if chosen.source is not None and purpose in _NORMAL:
+            raise ArgumentError(
+                f"{_NORMAL[purpose]} begin with the flow of a Gaussian with normal noise; this field's comes from source "
+                f"{chosen.source.spec!r}: train a table (bespoke), or a grid (ld3)"
+            )
         return cls(purpose, chosen, on, target, row_shape(chosen, dim), seed, limit, progress)
 
     @property
@@ -99,7 +113,7 @@ class Request:
 
     def check_gradient(self) -> None:
         """Raise FieldError if the field can't be differentiated in x."""
-        self.field.check_gradient(self.path.prior((2, *self.shape), generator=0), self.path.t_max)
+        self.field.check_gradient(self.field.first_noise((2, *self.shape), generator=0), self.path.t_max)
 
     def problem(self, count: int, stream: str, trajectory: float = 0.0, *, differentiated: bool = True) -> Problem:
         """A problem of ``count`` starts from a stream, with their exact ends."""

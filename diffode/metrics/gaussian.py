@@ -109,6 +109,10 @@ def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measuremen
     It takes targets with one component and solvers that write tables, also those that draw noise; ArgumentError for others.
     """
     target, table = outcome.exact.target, outcome.solution.tableau
+    if outcome.exact.source is not None:
+        raise ArgumentError(
+            f"gaussian_error follows normal noise; this field's is from source {outcome.exact.source.spec!r}: take endpoint"
+        )
     if not target.is_gaussian:
         raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
     if table is None:

@@ -27,6 +27,8 @@ def error_split(field: ExactField, tableau: Tableau, z: Tensor, tolerance: float
     Raises ArgumentError for z of another shape, or a first time at which alpha is 0.
     """
     path, target = field.path, field.target
+    if field.source is not None:
+        raise ArgumentError(f"error_split begins at a normal prior; this field's noise is from source {field.source.spec!r}")
     if z.ndim != 2 or z.shape[0] == 0:
         raise ArgumentError(f"z must be standard normals (B, {target.dim}), one at least, got shape {tuple(z.shape)}")
     first, last = tableau.ends

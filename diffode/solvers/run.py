@@ -20,7 +20,7 @@ from diffode.solvers.registry import get, table_solver
 from diffode.solvers.run_options import Draw, Extent, Progress, RunOptions, evaluations
 from diffode.solvers.solution import Solution, Status, is_finite, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, WritesTable
-from diffode.solvers.starts import check_reach, check_start, look_at_start, part_of
+from diffode.solvers.starts import check_noise, check_reach, check_start, look_at_start, part_of
 from diffode.solvers.upwards import Upwards, that_runs_upwards
 from diffode.tableau import Tableau
 
@@ -89,6 +89,7 @@ def solve(
         raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
     if upwards:
         recipe = Upwards(solver=that_runs_upwards(recipe))
+    check_noise(field, f"solver {recipe.spec!r}", recipe.stochastic)
     path = field.path if between is None else part_of(field.require_path("a named grid"), between, grid)
     extent, options = Extent(path, grid, steps, nfe), RunOptions(noise, generator, keep, progress, on_failure)
     if isinstance(recipe, DirectSolver):
@@ -142,6 +143,7 @@ def _run_table(table: Tableau, field: Field, x: Tensor, options: RunOptions) -> 
 def run_rows(table: Tableau, field: Field, x: Tensor, draw: Draw | None, options: RunOptions) -> Solution:
     """The solution of a table from x, with the noise of ``draw``."""
     first, _ = table.ends
+    check_noise(field, "this table", table.draws > 0)
     look_at_start(field, x, first)
     # The probe of a user's field calls it on at most two rows before the first evaluation of the run, outside of the count.
     field.check_once(x, first)

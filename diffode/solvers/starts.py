@@ -55,13 +55,23 @@ def part_of(path: Path, between: object, grid: grids.Times | None) -> Path:
     return path.between(*two_times(between))
 
 
+def check_noise(field: Field, name: str, draws: bool) -> None:
+    """Raise ArgumentError for a run that draws normal noise, or needs the score, where the noise is no normal one."""
+    if field.source is not None and draws:
+        raise ArgumentError(
+            f"{name} draws normal noise and takes the score for a multiple of it; this field's noise comes from source "
+            f"{field.source.spec!r}: take a deterministic solver, such as 'ipndm:order=3' or 'heun'"
+        )
+
+
 def look_at_start(field: Field, x: Tensor, t: float | Tensor) -> None:
     """Warn if x has so little noise, or is so large, that it can't be a state at time t.
 
     The sum of a state's squares is, for all data, at least sigma^2 times a chi-squared variable. Its largest size depends on
     the data, which only an exact field knows.
     """
-    if field.path is None or isinstance(t, Tensor) or not x.numel():
+    # How large a state is with noise from a source is not known here; that of few degrees of freedom has no variance.
+    if field.path is None or isinstance(t, Tensor) or not x.numel() or field.source is not None:
         return
     alpha, sigma = field.path.alpha(t), field.path.sigma(t)
     size = float(x.detach().norm()) / math.sqrt(x.numel())

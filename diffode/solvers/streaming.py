@@ -145,8 +145,13 @@ def _batches(
     size = max(_LEAST_ROWS, _NUMBERS // max(1, math.prod(shape)))
     counts = (min(size, n - begin) for begin in range(0, n, size))
     draw: Callable[[int], Tensor] | None = None
-    for number, normal in enumerate(keyed_normals(shape, counts, seed=seed, key=key)):
-        x = (scale * normal).to(dtype)
+    if field.source is None:
+        pieces = keyed_normals(shape, counts, seed=seed, key=key)
+    else:
+        drawn = field.source.keyed_draws(math.prod(shape), counts, seed=seed, key=key)
+        pieces = (piece.reshape(-1, *shape) for piece in drawn)
+    for number, noise in enumerate(pieces):
+        x = (scale * noise).to(dtype)
         if isinstance(draw, RowNoise):
             draw.go_on(len(x))
         else:

@@ -14,12 +14,11 @@ from diffode import grids, metrics, solvers
 from diffode.errors import NumericalError
 from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
-from diffode.randomness import keyed_normal
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run_options import evaluations
 from diffode.solvers.solver import WritesTable
 from diffode.studies.cell import Cell, Result
-from diffode.studies.problem import field_of, path_of, shape_of, tolerance_of
+from diffode.studies.problem import field_of, path_of, shape_of, starts, tolerance_of
 from diffode.tableau import Tableau
 
 
@@ -82,9 +81,7 @@ def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: 
 
 @functools.lru_cache(maxsize=64)
 def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
-    """sigma z at the first time, with z fixed by seed and target, so that every solver starts from the same points."""
-    shape = shape_of(field_of(target, path))
-    return path_of(target, path).sigma(first) * keyed_normal((points, *shape), seed=seed, key=target)
+    return starts(target, path, seed, points, first)
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffode import fields, solvers, targets
+from diffode import solvers, targets
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.flows import reference
 from diffode.output_files import write_whole
-from diffode.randomness import keyed_normal
 from diffode.solvers import Solution
+from diffode.studies.problem import starts
 from diffode.studies.ranking import Curve
 
 #: Number of points of a cloud.
@@ -71,9 +72,9 @@ def draw_curves(target: str, own: Sequence[Curve], palette: Mapping[str, str]) -
 
 def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Figure:
     """End points and trajectories of a 2-D target over its density: the exact flow, then each solver at one NFE."""
-    field = fields.exact_field(target, path)
+    field = field_of_text(target, path)
     first, last = field.path.t_max, field.path.t_min
-    start = field.path.sigma(first) * keyed_normal((_CLOUD, 2), seed=0, key=f"{target} cloud")
+    start = starts(target, path, 0, _CLOUD, first, f"{target} cloud")
     runs: list[tuple[str, Tensor, Tensor]] = [
         ("exact flow", reference(field, start, first, last, 1e-5).x, _exact_lines(field, start[:_TRAJECTORIES]))
     ]
@@ -97,10 +98,10 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
 
 def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Figure:
     """Samples of an image target: a row for the exact flow and one for each solver, from the same starts."""
-    shape = targets.card(target).shape
-    field = fields.exact_field(target, path)
+    shape = targets.card(parts_of(target)[0]).shape
+    field = field_of_text(target, path)
     first, last = field.path.t_max, field.path.t_min
-    start = field.path.sigma(first) * keyed_normal((_IMAGES, field.target.dim), seed=0, key=f"{target} images")
+    start = starts(target, path, 0, _IMAGES, first, f"{target} images")
     rows = [("exact flow", reference(field, start, first, last, 1e-6).x)]
     for method in methods:
         solution = solvers.solve(field, start, solver=method, nfe=nfe, generator=_SEED)

@@ -1,4 +1,4 @@
-"""The field of a cell: a target's exact field, a trained network that ships, or a user's field."""
+"""The field of a cell: a target's exact field, with a source or without, a trained network that ships, or a user's field."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 
 import torch
 
-from diffode import cache, fields, paths, targets
+from diffode import cache, paths, sources, targets
 from diffode.errors import ArgumentError, DiffodeError, FieldError
 from diffode.fields import ExactField, Field, TrainedField
 from diffode.fields.own import FieldText
+from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.paths import Path
-from diffode.randomness import generator_from, normal
+from diffode.randomness import generator_from, keyed_normal, normal
 
 #: Ratio of the smallest tolerance of a reference to the relative rounding in the field's answers.
 _ROUNDING_FACTOR = 100
@@ -20,12 +21,30 @@ _ROUNDING_FACTOR = 100
 
 @functools.lru_cache(maxsize=64)
 def field_of(target: str, path: str | None) -> Field:
-    """The field of a cell's target on its path; without a path, on the field's own, or EDM's for a target."""
+    """The field of a cell's target on its path; without a path, on the field's own, or EDM's for a target.
+
+    A target with a source is a text ``TARGET from SOURCE``, see :mod:`diffode.fields.problem_text`.
+    """
+    data, source = parts_of(target)
+    if source is not None and FieldText.names(data):
+        raise ArgumentError(f"source {source!r} goes with a target, whose field is known; {data!r} names a field of your own")
     if FieldText.names(target):
         field = FieldText.read(target).field(path)
         field.require_path("a study")
         return field
-    return fields.exact_field(targets.get(target), paths.get(path or "edm"))
+    return field_of_text(target, paths.get(path or "edm"))
+
+
+def starts(target: str, path: str | None, seed: int, points: int, first: float, key: str = "") -> torch.Tensor:
+    """sigma x_1 at the first time, fixed by seed and target, so that every solver starts from the same points.
+
+    ``key`` is that of the draws, and the target unless given.
+    """
+    field, own = field_of(target, path), key or target
+    size, sigma = (points, *shape_of(field)), path_of(target, path).sigma(first)
+    if field.source is None:
+        return sigma * keyed_normal(size, seed=seed, key=own)
+    return sigma * next(field.source.keyed_draws(math.prod(size[1:]), [points], seed=seed, key=own)).reshape(size)
 
 
 def shape_of(field: Field) -> tuple[int, ...]:
@@ -41,7 +60,9 @@ def content_of(target: str, path: str) -> str:
     points, computed on one thread (its weights, for instance, may change under the same name).
     """
     if not FieldText.names(target):
-        return targets.get(target).content()
+        data, source = parts_of(target)
+        content, noise = targets.get(data).content(), sources.get(source)
+        return content if noise is None else cache.key_of(content, noise.spec, noise.content())
     field = field_of(target, path)
     on = field.require_path("a study")
     if isinstance(field, TrainedField):
@@ -90,5 +111,10 @@ def size_of(target: str) -> int:
     if FieldText.names(target):
         text = FieldText.read(target)
         return 10_000 if text.dim is None else 1000 * math.prod(text.dim)
-    known = targets.get(target)
-    return (known.modes or 1) * known.dim
+    data, source = parts_of(target)
+    known, noise = targets.get(data), sources.get(source)
+    modes = known.modes or 1
+    if noise is not None:
+        # A mixture as the source has its own components, the others some tens of nodes.
+        modes *= (noise.of.modes or 1) if isinstance(noise, sources.TargetSource) else 50
+    return modes * known.dim

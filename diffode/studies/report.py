@@ -19,6 +19,7 @@ from diffode import targets
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
+from diffode.fields.problem_text import parts_of
 from diffode.output_files import unwritable
 from diffode.studies import figures
 from diffode.studies.exported import write_csv
@@ -110,7 +111,8 @@ def kind_of_cloud(target: str) -> str | None:
     if FieldText.names(target):
         return None
     try:
-        return "clouds" if targets.get(target).dim == 2 else "images" if targets.card(target).shape else None
+        data = parts_of(target)[0]
+        return "clouds" if targets.get(data).dim == 2 else "images" if targets.card(data).shape else None
     except DiffodeError:  # The target of stored results may no longer exist.
         return None
 

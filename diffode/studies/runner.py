@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 from diffode import engines, metrics, solvers
 from diffode.engines import Engine, Work
 from diffode.errors import ArgumentError, StoreError, WorkerError
+from diffode.fields.problem_text import parts_of
 from diffode.solvers.direct import DirectSolver
 from diffode.studies.cell import Cell
 from diffode.studies.problem import size_of
@@ -109,7 +110,7 @@ def _work(suite: Suite, engine: Engine, cells: Sequence[Keyed]) -> Work:
     """The work of a suite on an engine; workers elsewhere get the user's code, and prove that they have what the keys say."""
     if getattr(engine, "begins_workers", False):
         return Work("diffode.studies.rows:compute_group", suite.imports)
-    specs = {text for _, c in cells for text in (c.target, c.path, c.grid, c.solver, *c.metrics)}
+    specs = {text for _, c in cells for text in (*filter(None, parts_of(c.target)), c.path, c.grid, c.solver, *c.metrics)}
     return Work("diffode.studies.rows:compute_proven_group", suite.imports).elsewhere(sorted(specs))
 
 
@@ -154,6 +155,9 @@ def _cost(group: Sequence[Keyed]) -> float:
 
 def reason_against(cell: Cell) -> str | None:
     """The reason why a cell can't succeed, as its solver and metrics make no sense in a study; None if they do."""
+    source = parts_of(cell.target)[1]
+    if source is not None and solvers.get(cell.solver).draws_noise(cell.nfe):
+        return f"{cell.solver} draws normal noise, and the noise of source {source} is no normal one"
     return _reason(cell.solver, cell.metrics, cell.nfe)
 
 

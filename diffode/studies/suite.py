@@ -20,6 +20,7 @@ from diffode import grids, metrics, paths, solvers, targets
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
+from diffode.fields.problem_text import parts_of, problem_text
 from diffode.input_files import read_bytes, shown
 from diffode.specs import parse_spec
 from diffode.studies.cell import Cell
@@ -33,6 +34,8 @@ __all__ = ["Cell", "Suite", "load_suite", "parse_suite", "suite_names"]
 _LISTS = ("targets", "paths", "grids", "solvers", "nfe", "seeds")
 #: Other keys of a study, with their defaults.
 _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "tolerance": 1e-9}
+#: Key of a study that names the law of its noise; normal unless given.
+_SOURCE = "source"
 #: Names that a suite may not have: those that some systems keep for devices, and that of the store beside the reports.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|results\.sqlite", re.IGNORECASE)
 #: Names that a suite may have.
@@ -129,8 +132,9 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
     for number, study in enumerate(studies, start=1):
         label = f"{where}, study {number}"
         merged = {**defaults, **study}
-        _check_keys(merged, (*_LISTS, *_SCALARS), label)
+        _check_keys(merged, (*_LISTS, *_SCALARS, _SOURCE), label)
         lists = _lists(merged, label)
+        lists["targets"] = _from_source(lists["targets"], merged.get(_SOURCE), label)
         asked += math.prod(len(values) for values in lists.values())
         if asked > _MOST_CELLS:
             raise ArgumentError(
@@ -163,6 +167,18 @@ def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
             raise ArgumentError(f"{where}: {key} must not be empty")
     _in_our_words(lists, where)
     return lists
+
+
+def _from_source(chosen: list[str], source: object, where: str) -> list[str]:
+    """The targets of a study as texts that name its source too."""
+    if source is None:
+        return chosen
+    if not isinstance(source, str):
+        raise ArgumentError(f"{where}: source must be a text, such as 'student:dof=128', got {shown(source)}")
+    try:
+        return [problem_text(target, source) for target in chosen]
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from error
 
 
 def _written(grid: list[Any], where: str) -> str:
@@ -199,7 +215,7 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
     """Build every object once, so that a misspelt name shows before an hour of work."""
     try:
         for name in lists["targets"]:
-            if FieldText.names(name):
+            if FieldText.names(name) or parts_of(name)[1] is not None:
                 field_of(name, lists["paths"][0])
             else:
                 targets.registry.entry(parse_spec(name)[0])

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 import diffode
-from diffode import cache, grids, metrics, native, paths, solvers, targets
+from diffode import cache, grids, metrics, native, paths, solvers, sources, targets
 from diffode.closure import version_of
 from diffode.errors import ArgumentError
 from diffode.extensions import import_extension, is_place, load_attribute
 from diffode.fields.own import FieldText
+from diffode.fields.problem_text import parts_of
 from diffode.specs import Registry, parse_spec
 from diffode.studies.cell import Cell
 from diffode.studies.problem import content_of
@@ -73,7 +74,7 @@ def _of_solver(spec: str) -> tuple[str, ...]:
 def _of_problem(target: str, path: str) -> tuple[str, ...]:
     """The field's part of a key: hashes of the code and the parameters of a target and its path, or of a user's field."""
     code = _code_of_target(target)
-    on: tuple[str, ...] = () if FieldText.names(target) else (targets.get(target).arithmetic,)
+    on: tuple[str, ...] = () if FieldText.names(target) else (targets.get(parts_of(target)[0]).arithmetic,)
     if not (FieldText.names(target) and path not in paths.names()):
         on += (*_of_entries((paths.registry, [path])), version_of(paths.get(path)), paths.get(path).spec)
     return code, content_of(target, path), *on
@@ -81,7 +82,10 @@ def _of_problem(target: str, path: str) -> tuple[str, ...]:
 
 def _code_of_target(target: str) -> str:
     if not FieldText.names(target):
-        return version_of(targets.get(target))
+        data, source = parts_of(target)
+        noise = sources.get(source)
+        own = () if noise is None else (noise, noise.of) if isinstance(noise, sources.TargetSource) else (noise,)
+        return version_of(targets.get(data), *own)
     text = FieldText.read(target)
     named = () if text.target is None else (targets.get(text.target),)
     module, _, _ = text.place.rpartition(":")

@@ -112,7 +112,7 @@ def train_amed(
 
     def starts(count: int, stream: str) -> Tensor:
         """States at the first time, to which the exact flow takes draws of the prior."""
-        drawn = path.prior((count, *request.shape), generator=request.stream(stream))
+        drawn = request.field.first_noise((count, *request.shape), generator=request.stream(stream))
         return drawn if times[0] == path.t_max else reference(field, drawn, path.t_max, times[0], 1e-7).x
 
     x = starts(points, "starts") if start is None else start

@@ -71,7 +71,7 @@ def problem_for(
     """
     levels = finite_levels(path)
     rows = (shape,) if isinstance(shape, int) else shape
-    start = path.prior((count, *rows), generator=generator)
+    start = field.first_noise((count, *rows), generator=generator)
     if differentiated:
         field.check_gradient(start[:2], path.t_max)
     alphas = path.alpha(path.t_max), path.alpha(path.t_min)

@@ -81,7 +81,7 @@ def gits(
     check_number("discount", discount, *_DISCOUNTS)
     field = request.field
     rho = torch.tensor([path.rho(t) for t in fine.tolist()], dtype=torch.float64)
-    start = path.prior((points, *request.shape), generator=request.stream("starts"))
+    start = request.field.first_noise((points, *request.shape), generator=request.stream("starts"))
     states = [start.flatten(1) / path.alpha(float(fine[0]))]
     slopes = []
     with torch.no_grad():

@@ -76,7 +76,7 @@ class ShippedMap(DirectSolver):
     def on(self, field: Field) -> MapSolver:
         """The map for a field, as a solver; ArgumentError if none ships for it."""
         found = None
-        if isinstance(field, ExactField) and isinstance(field.target, GaussianMixture):
+        if isinstance(field, ExactField) and field.source is None and isinstance(field.target, GaussianMixture):
             own = field.target.content()
             found = next((name for name in self._targets() if _content(name) == own), None)
         if found is None:

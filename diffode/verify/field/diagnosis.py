@@ -109,6 +109,7 @@ def check_field(
     *,
     scale: float | None = None,
     data: Tensor | None = None,
+    source: Tensor | None = None,
     seed: int = 0,
 ) -> Report:
     """Find the usual mistakes in a field.
@@ -120,6 +121,7 @@ def check_field(
         dim: number of coordinates or shape of a row of x.
         scale: root mean variance of the data; unless given, that of ``data``, or 1.
         data: some data (n, *shape), which make the diagnosis surer than the field's own samples.
+        source: points of the noise x_1, (n, *shape), where it is no normal one; with ``data`` alone. They are paired at random.
         seed: seed of all draws.
 
     Returns:
@@ -137,6 +139,9 @@ def check_field(
     path, shape = get_path(path), (dim,) if isinstance(dim, int) else tuple(dim)
     if data is not None and tuple(data.shape[1:]) != shape:
         raise ArgumentError(f"data must be (n, {', '.join(map(str, shape))}), got {tuple(data.shape)}")
+    if source is not None and (data is None or tuple(source.shape[1:]) != shape):
+        what = "data= too" if data is None else f"(n, {', '.join(map(str, shape))}), got {tuple(source.shape)}"
+        raise ArgumentError(f"source must be points of the noise, and needs {what}")
     known, unsure = scale is not None or data is not None, ""
     if scale is None:
         scale = 1.0 if data is None else float(data.double().var(0).mean().sqrt())
@@ -159,7 +164,7 @@ def check_field(
         else:
             told = dict.fromkeys(check.detail for check in checks[:2] if check.detail)
             return report(checks, math.inf, None, [*told])
-    trial = _Trial(usable, path, shape, scale, data, seed)
+    trial = _Trial(usable, path, shape, scale, data, seed, source)
     asked = Reading(kind)
     loss = trial.loss(asked)
     best = _best(trial, asked, loss)
@@ -218,10 +223,11 @@ def unpredicted(
     *,
     scale: float = 1.0,
     data: Tensor | None = None,
+    source: Tensor | None = None,
     seed: int = 0,
 ) -> float:
     """The share of the noise that a field leaves unpredicted, by which :func:`check_field` compares readings."""
-    return _Trial(function, path, tuple(shape), scale, data, seed).loss(Reading(kind))
+    return _Trial(function, path, tuple(shape), scale, data, seed, source).loss(Reading(kind))
 
 
 def clearly_less(loss: float, other: float, on_data: bool) -> bool:
@@ -297,12 +303,22 @@ def _single(function: Function) -> Function:
 class _Trial:
     """A function with the losses of the noise predictions of its readings."""
 
-    def __init__(self, function: Function, path: Path, shape: tuple[int, ...], unit: float, data: Tensor | None, seed: int):
+    def __init__(
+        self,
+        function: Function,
+        path: Path,
+        shape: tuple[int, ...],
+        unit: float,
+        data: Tensor | None,
+        seed: int,
+        noise: Tensor | None = None,
+    ):
         self._function, self._path, self.unit, self._seed = function, path, unit, seed
         self._given, self.on_data = data, data is not None
         self._shape = shape
         self._points = max(_LEAST_POINTS, min(_MOST_POINTS, _COORDINATES // math.prod(shape)))
         self._data = None if data is None else data[: self._points].to(torch.float64)
+        self._noise = None if noise is None else noise.to(torch.float64)
         inside = (path.rho(path.t_min) * 1.0001, path.rho(path.t_max) * 0.9999)
         levels = [level * unit for level in _LEVELS if inside[0] <= level * unit <= inside[1]]
         if len(levels) < 2:
@@ -312,7 +328,7 @@ class _Trial:
 
     def at(self, unit: float) -> _Trial:
         """The same trial at another scale."""
-        return _Trial(self._function, self._path, self._shape, unit, self._given, self._seed)
+        return _Trial(self._function, self._path, self._shape, unit, self._given, self._seed, self._noise)
 
     def spread(self, reading: Reading) -> float:
         """Spread of the field's own samples, in units of the scale; NaN if there are none."""
@@ -344,15 +360,22 @@ class _Trial:
             spread = float(data.var(0).mean().sqrt()) / self.unit
             total = len(self._times) * abs(math.log(spread)) if 0 < spread < math.inf else math.inf
         for t in self._times:
-            noise = normal(data.shape, generator=source)
+            noise, unit = self._drawn(data, source)
             x = self._path.alpha(t) * data + self._path.sigma(t) * noise
             found = field.noise(x, t)
-            error = float((found - noise).square().mean())
+            error = float((found - noise).square().mean()) / unit
             if self._data is None:
                 # A wrong reading may agree with its own samples, but is not calibrated too, E[e (eps - e)] = 0.
                 error += abs(float((found * (noise - found)).mean()))
             total += min(error, _WORST) if math.isfinite(error) else _WORST
         return min(total / len(self._times), _WORST)
+
+    def _drawn(self, data: Tensor, source: torch.Generator) -> tuple[Tensor, float]:
+        """The noise of the data, and its mean variance, which is the loss of the best constant."""
+        if self._noise is None:
+            return normal(data.shape, generator=source), 1.0
+        chosen = torch.randint(len(self._noise), (len(data),), generator=source)
+        return self._noise[chosen].to(data), float(self._noise.var(0, unbiased=False).mean()) or 1.0
 
     def _field(self, reading: Reading) -> Field:
         path, unit = self._path, self.unit

@@ -78,7 +78,7 @@ def typical_points(
     if wanted_dim is None:
         raise ArgumentError("dim is needed: how many coordinates a row of x has, or the shape of a row")
     shape = (wanted_dim,) if isinstance(wanted_dim, int) else tuple(wanted_dim)
-    x, at = path.prior((count, *shape), generator=seed), path.t_max
+    x, at = field.first_noise((count, *shape), generator=seed), path.t_max
     found = []
     with torch.no_grad(), field.uncounted():
         for t in times:
@@ -132,8 +132,13 @@ def continuity(field: Field, where: Points, density: Density | None = None) -> R
 
 
 def fokker_planck(field: Field, where: Points, density: Density | None = None) -> Residuals:
-    """Residuals of the Fokker-Planck equation of the forward SDE, with the field's score and its divergence."""
+    """Residuals of the Fokker-Planck equation of the forward SDE, with the field's score and its divergence.
+
+    Raises ArgumentError for noise from a source, whose laws are not those of the path's SDE.
+    """
     path = field.require_path("its forward SDE")
+    if field.source is not None:
+        raise ArgumentError(f"the path's SDE adds normal noise; this field's comes from source {field.source.spec!r}")
 
     def terms(x: Tensor, t: float, rate: Tensor, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
         f, half = path.drift(t), path.diffusion(t) ** 2 / 2
@@ -158,22 +163,26 @@ def score_is_gradient(field: Field, where: Points, density: Density | None = Non
 
 
 def views(field: Field, where: Points) -> Residuals:
-    """Residuals of Tweedie's formula: x = alpha D + sigma eps, v = alpha' D + sigma' eps, score = -eps/sigma."""
+    """Residuals of Tweedie's formula: x = alpha D + sigma eps, v = alpha' D + sigma' eps, score = -eps/sigma.
+
+    The last of them holds for normal noise alone, and is left out for noise from a source.
+    """
     path = field.require_path("its views")
     values = []
     for t, x in zip(where.times, where.points, strict=True):
         flat = x.flatten(1)
-        denoised, noise, velocity, score = (
-            field.predict(view, x, t).detach().flatten(1) for view in ("denoised", "noise", "velocity", "score")
+        denoised, noise, velocity = (
+            field.predict(view, x, t).detach().flatten(1) for view in ("denoised", "noise", "velocity")
         )
         parts = path.alpha(t) * denoised, path.sigma(t) * noise
         rates = path.alpha_derivative(t) * denoised, path.sigma_derivative(t) * noise
-        scores = noise / path.sigma(t)
         worst = [
             (sum(parts) - flat).norm(dim=1) / sum(p.norm(dim=1).max() for p in parts),
             (sum(rates) - velocity).norm(dim=1) / sum(r.norm(dim=1).max() for r in rates),
-            (score + scores).norm(dim=1) / scores.norm(dim=1).max(),
         ]
+        if field.source is None:
+            score, scores = field.predict("score", x, t).detach().flatten(1), noise / path.sigma(t)
+            worst.append((score + scores).norm(dim=1) / scores.norm(dim=1).max())
         values.append(torch.stack(worst).amax(0))
     return _gathered(where, values)
 
@@ -181,7 +190,8 @@ def views(field: Field, where: Points) -> Residuals:
 def jacobian(field: Field, where: Points) -> tuple[Residuals, Residuals]:
     """Asymmetry of the score's Jacobian, and its trace against ``field.divergence``: a true score is a gradient.
 
-    Each coordinate takes one backward pass, so that rows have at most 64 of them.
+    With noise from a source the trace is that of the velocity's own Jacobian. Each coordinate takes one backward pass, so that
+    rows have at most 64 of them.
     """
     path = field.require_path("its score")
     asymmetry, traces = [], []
@@ -193,6 +203,10 @@ def jacobian(field: Field, where: Points) -> tuple[Residuals, Residuals]:
         matrix = torch.stack([row.flatten(1) for row in rows], dim=1)
         size = matrix.flatten(1).norm(dim=1).max()
         asymmetry.append((matrix - matrix.mT).flatten(1).norm(dim=1) / size)
+        if field.source is not None:
+            own = Field.divergence(field, x, t)
+            traces.append((field.divergence(x, t) - own).abs() / own.abs().max())
+            continue
         trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
         # div v = f D - g^2/2 div score.
         half = path.half_variance_rate(t) - path.sigma(t) ** 2 * path.drift(t)
@@ -212,12 +226,16 @@ def pointwise(field: Field, where: Points, density: Density | None = None) -> li
         gradient = 1e-9 if isinstance(field, ExactField) else tolerance
         found += [
             continuity(field, where, density).check("continuity equation", tolerance),
-            fokker_planck(field, where, density).check("Fokker-Planck equation", tolerance),
-            score_is_gradient(field, where, density).check("score = grad log p", gradient),
+            *([] if field.source else [fokker_planck(field, where, density).check("Fokker-Planck equation", tolerance)]),
         ]
+        if field.source is None or isinstance(field, ExactField):
+            found.append(score_is_gradient(field, where, density).check("score = grad log p", gradient))
     # The noise of a denoised point is (x - alpha D)/sigma, whose rounding is multiplied by |x|/sigma of the least level.
     least = min(field.require_path("its views").sigma(t) for t in where.times) / field.scale
     found.append(views(field, where).check("Tweedie and conversions", max(1e-12, 1e-12 / least if least else 1e-12, coarse)))
+    if field.source is not None and not isinstance(field, ExactField):
+        # Such a field has no score, which can't be had from its noise.
+        return found
     if width <= _MOST_COORDINATES:
         few = Points(where.times, tuple(x[: 4 if width <= 8 else 1] for x in where.points))
         asymmetry, traces = jacobian(field, few)

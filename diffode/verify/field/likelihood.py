@@ -153,6 +153,8 @@ def _known(field: Field, x: Tensor, t: float, base: Callable[[Tensor], Tensor] |
         return base(x)
     if isinstance(field, ExactField):
         return field.log_prob(x, t)
+    if field.source is not None:
+        raise ArgumentError(f"base is needed: the log-density at t={t:g} of noise from source {field.source.spec!r}")
     sigma = field.require_path("a likelihood without base=").sigma(t)
     return -(x.flatten(1) / sigma).square().sum(1) / 2 - x[0].numel() * math.log(sigma * math.sqrt(2 * math.pi))
 
@@ -290,9 +292,10 @@ class _Flow:
         spread = self.at(point, first)[1]
         noise = self.field.noise(point, first)
         noise = noise if self.graph else noise.detach()
-        # rho div eps/2 in coordinates x/alpha, eps from v = f x + g^2/(2 sigma) eps.
-        integral = path.sigma(first) ** 2 * (spread - dim * path.drift(first)) / path.diffusion(first) ** 2
-        return alpha * (point / alpha + rho / 2 * noise), integral + dim * math.log(alpha / path.alpha(start)), first
+        # rho div eps/2 in coordinates x/alpha, eps from v = f x + g^2/(2 sigma) eps; a source's noise need not fall with rho.
+        share = 1 if self.field.source is None else 2
+        integral = share * path.sigma(first) ** 2 * (spread - dim * path.drift(first)) / path.diffusion(first) ** 2
+        return alpha * (point / alpha + share * rho / 2 * noise), integral + dim * math.log(alpha / path.alpha(start)), first
 
 
 def _axes(x: Tensor) -> Iterator[Tensor]:

@@ -291,6 +291,27 @@ def sampled_check(
     return Check(f"weak form, Monte Carlo, {kind}", worst, _DEVIATIONS, f"standard errors, {len(data)} draws, t={t:.4g}")
 
 
+def sourced_check(field: ExactField, t: float, count: int = 16384, seed: int = 11) -> Check:
+    """The flow's weak form for noise from a source, by Monte Carlo: E[(dx_t/dt - v) . h(x_t)] = 0, since v = E[dx_t/dt|x_t].
+
+    The vectors h fall as 1/|x|^2, so that noise without a variance has means too.
+    """
+    path, generator = field.path, generator_from(seed)
+    data = field.target.sample(count, generator=generator)
+    noise = data if field.source is None else field.source.sample(*data.shape, generator=generator)
+    x = path.alpha(t) * data + path.sigma(t) * noise
+    rate = path.alpha_derivative(t) * data + path.sigma_derivative(t) * noise
+    with torch.no_grad(), field.uncounted():
+        apart = rate - field.velocity(x, t)
+    worst, size = 0.0, float(x.norm(dim=1).median())
+    waves = [wave(_direction(field) * field.scale / size, shift).at(x).gradient for shift in (0.0, 0.7, 1.4)]
+    # The radial one sees noise of the right shape and a wrong size.
+    for vectors in (*waves, x / size):
+        terms = (apart * vectors).sum(1) / (1 + x.square().sum(1) / size**2)
+        worst = max(worst, float(terms.mean().abs() / (terms.std() / count**0.5)))
+    return Check("weak form, Monte Carlo, flow", worst, _DEVIATIONS, f"standard errors, {count} draws, t={t:.4g}")
+
+
 def _direction(field: ExactField) -> Tensor:
     return torch.linspace(0.4, 0.8, field.target.dim, dtype=torch.float64) / field.scale
 
@@ -306,6 +327,8 @@ def _relative(grid: Quadrature, phi: Jet, terms: Sequence[Tensor]) -> float:
 def weak(field: ExactField) -> list[Check]:
     """All weak forms that apply to an exact field, at a noise level of one and a half scales."""
     t = min(field.path.time_from_rho(1.5 * field.scale), field.path.t_max)
+    if field.source is not None:
+        return [sourced_check(field, t)]
     mixture = mixture_of(field)
     found = [fourier_check(field, t)] if mixture is not None else []
     if mixture is not None and mixture.dim <= 2:

@@ -127,7 +127,7 @@ def _known(trial: MapTrial) -> Iterator[Impostor]:
 
 def _other_paths(trial: MapTrial) -> Iterator[Impostor]:
     """The flows of the field's target on other paths, in the same numbers as times."""
-    if not isinstance(trial.field, ExactField):
+    if not isinstance(trial.field, ExactField) or trial.field.source is not None:
         return
     for name in _PATHS:
         other = paths.get(name)

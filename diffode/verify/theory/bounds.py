@@ -123,6 +123,9 @@ def certificate(
             differentiated and ``lipschitz`` is not given.
     """
     path = learned.require_path("its score")
+    foreign = exact.source if exact.source is not None else learned.source
+    if foreign is not None:
+        raise ArgumentError(f"the bounds are for scores with normal noise; a field here has its noise from {foreign.spec!r}")
     if path.spec != exact.path.spec:
         raise ArgumentError(f"both fields need the same path, got {exact.path.spec!r} and {path.spec!r}")
     for name, value, least in (("nodes", nodes, 5), ("points", points, 2), ("lipschitz_points", lipschitz_points, 1)):
