@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "adapters",
+    "bridges",
     "charts",
     "engines",
     "errors",
@@ -34,6 +35,7 @@ _ROOMS = (
     "verify",
 )
 _NAMES = {
+    "Bridge": "bridges",
     "BrownianPath": "tableau",
     "Chart": "charts",
     "ExactField": "fields",
@@ -55,6 +57,7 @@ _NAMES = {
 
 # Type checkers read names that are written out.
 __all__ = [
+    "Bridge",
     "BrownianPath",
     "Chart",
     "ExactField",
@@ -69,6 +72,7 @@ __all__ = [
     "Target",
     "__version__",
     "adapters",
+    "bridges",
     "charts",
     "engines",
     "errors",
@@ -97,6 +101,7 @@ __all__ = [
 if TYPE_CHECKING:
     from diffode import (
         adapters,
+        bridges,
         charts,
         engines,
         errors,
@@ -116,6 +121,7 @@ if TYPE_CHECKING:
         testing,
         verify,
     )
+    from diffode.bridges import Bridge
     from diffode.charts import Chart
     from diffode.fields import ExactField, Field, exact_field
     from diffode.flows import ExactFlow, flow, reference
