@@ -136,6 +136,8 @@ LAZY = {
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",
     ("learned/grids/levels.py", "scipy.optimize"): "a third of a second, for a search that is done",
+    ("metrics/transport.py", "scipy.optimize"): "a third of a second, for an assignment",
+    ("numerics/line_transport.py", "scipy.special"): "a third of a second, for distances on a line",
     ("numerics/quantiles.py", "scipy.special"): "a third of a second, for flows along a line",
     ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
     ("solvers/starts.py", "scipy.special"): "a third of a second, for starts that look odd",

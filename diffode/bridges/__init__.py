@@ -8,6 +8,7 @@ from diffode.bridges.bridge import Bridge
 from diffode.bridges.catalogue import coefficients, couplings
 from diffode.bridges.coupling import Coupling, explicit, independent
 from diffode.bridges.interpolants import Coefficients, Foellmer, Linear, Moments, OwnCoefficients, Trigonometric
+from diffode.bridges.named import content, get, names, register, registry
 from diffode.bridges.processes import Blurring, Langevin, phase_space
 from diffode.bridges.simulation import BridgeSDE
 from diffode.bridges.transport import optimal, planned, schroedinger
@@ -25,11 +26,16 @@ __all__ = [
     "OwnCoefficients",
     "Trigonometric",
     "coefficients",
+    "content",
     "couplings",
     "explicit",
+    "get",
     "independent",
+    "names",
     "optimal",
     "phase_space",
     "planned",
+    "register",
+    "registry",
     "schroedinger",
 ]

@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 
 from diffode import grids, metrics, solvers
+from diffode.bridges import Bridge
 from diffode.errors import NumericalError
 from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
-from diffode.randomness import keyed_normal
+from diffode.randomness import keyed, keyed_normal
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run_options import evaluations
 from diffode.solvers.solver import WritesTable
@@ -82,7 +83,13 @@ def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: 
 
 @functools.lru_cache(maxsize=64)
 def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
-    """sigma z at the first time, with z fixed by seed and target, so that every solver starts from the same points."""
+    """sigma z at the first time, with z fixed by seed and target, so that every solver starts from the same points.
+
+    A bridge starts from draws of its law there.
+    """
+    field = field_of(target, path)
+    if isinstance(field, Bridge):
+        return field.marginal(points, first, generator=keyed(seed, target))
     shape = shape_of(field_of(target, path))
     return path_of(target, path).sigma(first) * keyed_normal((points, *shape), seed=seed, key=target)
 
