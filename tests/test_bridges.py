@@ -371,3 +371,14 @@ def test_a_law_that_is_singular_on_the_way_is_named():
     bridge = diffode.Bridge(bridges.explicit([1.0], torch.zeros(1, 2), torch.zeros(1, 2), one, one, -one))
     with pytest.raises(FieldError, match=r"singular at t=0\.5"):
         bridge.velocity(torch.ones(1, 2).double(), 0.5)
+
+
+def test_the_check_of_the_continuity_equation_takes_a_bridge():
+    bridge = own_bridge()
+    for field in (bridge, bridge.rotated(skew(3, 18))):
+        found = diffode.verify.continuity(field, diffode.verify.typical_points(field, 4))
+        assert found.values.max() < 1e-12
+    bent = diffode.Bridge(coupled(), turning())
+    law = bent._law
+    bent._law = lambda t: law(t)._replace(rates=1.01 * law(t).rates)
+    assert diffode.verify.continuity(bent, diffode.verify.typical_points(bent, 4)).values.max() > 1e-4
