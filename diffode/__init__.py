@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "adapters",
+    "bridges",
     "charts",
     "engines",
     "errors",
@@ -35,6 +36,7 @@ _ROOMS = (
     "verify",
 )
 _NAMES = {
+    "Bridge": "bridges",
     "BrownianPath": "tableau",
     "Chart": "charts",
     "ExactField": "fields",
@@ -56,6 +58,7 @@ _NAMES = {
 
 # Type checkers read names that are written out.
 __all__ = [
+    "Bridge",
     "BrownianPath",
     "Chart",
     "ExactField",
@@ -70,6 +73,7 @@ __all__ = [
     "Target",
     "__version__",
     "adapters",
+    "bridges",
     "charts",
     "engines",
     "errors",
@@ -99,6 +103,7 @@ __all__ = [
 if TYPE_CHECKING:
     from diffode import (
         adapters,
+        bridges,
         charts,
         engines,
         errors,
@@ -119,6 +124,7 @@ if TYPE_CHECKING:
         testing,
         verify,
     )
+    from diffode.bridges import Bridge
     from diffode.charts import Chart
     from diffode.fields import ExactField, Field, exact_field
     from diffode.flows import ExactFlow, flow, reference

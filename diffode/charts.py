@@ -54,6 +54,8 @@ class Chart(ABC):
     name: ClassVar[str]
     #: The view that the field gives for m.
     prediction: ClassVar[Prediction]
+    #: Whether it is made of alpha and sigma.
+    needs_path: ClassVar[bool] = True
 
     def __init__(self, path: Path | str | None):
         self._path = None if path is None else get_path(path)
@@ -130,6 +132,7 @@ class VelocityChart(Chart):
 
     name = "velocity"
     prediction = "velocity"
+    needs_path = False
 
     @override
     def scale(self, t: Time) -> Time:

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
     "tensor_files", "training_facts",
-    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "sources", "fields",
+    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "sources", "fields", "bridges",
     "grid_files", "grids", "tableau",
     "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
@@ -128,6 +128,8 @@ LAZY = {
     ("adapters/__init__.py", "diffode"): "an adapter's other library",
     ("adapters/__init__.py", "diffode.extensions"): "an adapter's other library",
     ("adapters/adapted.py", "diffode.verify.field.diagnosis"): "SymPy, which a field without mistakes needs not",
+    ("bridges/transport.py", "scipy.optimize"): "a third of a second, for couplings of mixtures",
+    ("bridges/transport.py", "scipy.sparse"): "the constraints of that programme",
     ("flows/differentiable.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
     ("flows/integrated.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
     ("hippo/__init__.py", "diffode.hippo.module"): "PyTorch, which only the layer needs",
@@ -135,6 +137,8 @@ LAZY = {
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",
     ("learned/grids/levels.py", "scipy.optimize"): "a third of a second, for a search that is done",
+    ("metrics/transport.py", "scipy.optimize"): "a third of a second, for an assignment",
+    ("numerics/line_transport.py", "scipy.special"): "a third of a second, for distances on a line",
     ("numerics/quantiles.py", "scipy.special"): "a third of a second, for flows along a line",
     ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
     ("solvers/starts.py", "scipy.special"): "a third of a second, for starts that look odd",
@@ -221,8 +225,8 @@ def test_files_that_tools_and_pages_name_exist():
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
     "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets",
-    "fields", "solvers", "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps",
-    "learned/tables", "learned/universal", "verify/field", "verify/theory", "verify/sampler",
+    "fields", "bridges", "solvers", "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads",
+    "learned/maps", "learned/tables", "learned/universal", "verify/field", "verify/theory", "verify/sampler",
     "verify/maps",
 )  # fmt: skip
 

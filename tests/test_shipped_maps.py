@@ -75,11 +75,9 @@ def test_a_field_without_a_map_is_refused_with_the_command_that_trains_one():
     for field in (diffode.exact_field("gauss1d", "edm"), diffode.Field(lambda x, t: x, "denoised", "edm", probe=False)):
         with pytest.raises(ArgumentError, match=r"ships for the exact fields of .*bimodal1d.*diffode train shortcut"):
             diffode.solve(field, torch.zeros(2, 1), solver="shipped_map:method=shortcut", nfe=1)
+    sourced = diffode.exact_field("bimodal1d", "edm", source="gauss1d")
     with pytest.raises(ArgumentError, match="ships for"):
-        solver = solvers.get("shipped_map")
-        diffode.solve(
-            diffode.exact_field("bimodal1d", "edm", source="gauss1d"), torch.zeros(2, 1).double(), solver=solver, nfe=1
-        )
+        ShippedMap(method="shortcut").on(sourced)
     with pytest.raises(UnknownNameError, match="did you mean 'shortcut'"):
         solvers.get("shipped_map:method=shortcuts")
 

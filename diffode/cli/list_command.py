@@ -14,7 +14,7 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("targets", "sources", "paths", "grids", "solvers", "metrics", "methods", "suites")
+_KINDS = ("targets", "sources", "paths", "grids", "solvers", "metrics", "bridges", "methods", "suites")
 
 
 #: Trainings whose functions are made, and have no words of their own.
@@ -32,7 +32,7 @@ _OWN_WORDS = {
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List what is registered: targets, sources, paths, grids, solvers, metrics, methods of training, suites, or all of them.
+    """List what is registered: targets, sources, paths, grids, solvers, metrics, bridges, methods, suites, or all of them.
 
     Options are shown with their defaults, and with their possible values where these are few; diffode show NAME tells more.
     Solvers also have the names that other programs use for them.
@@ -52,11 +52,11 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def registries() -> dict[str, Any]:
     """The registries by the word for one of their things."""
-    from diffode import grids, metrics, paths, solvers, sources, targets
+    from diffode import bridges, grids, metrics, paths, solvers, sources, targets
 
     return {
         "target": targets.registry, "path": paths.registry, "grid": grids.registry, "solver": solvers.registry,
-        "metric": metrics.registry, "source": sources.registry,
+        "metric": metrics.registry, "source": sources.registry, "bridge": bridges.registry,
     }  # fmt: skip
 
 

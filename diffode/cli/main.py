@@ -21,7 +21,7 @@ _COMMANDS = {
     "bench": "Run a suite, print a ranked table and write a report.",
     "report": "Write the report of a suite from stored results.",
     "export": "Write stored results as CSV or Parquet for other programs.",
-    "list": "List targets, paths, grids, solvers, metrics or suites.",
+    "list": "List targets, paths, grids, solvers, metrics, bridges or suites.",
     "show": "Show a target's card, or a solver and its tableau on a small grid.",
     "recommend": "Rank stored results for a budget, and say how sure that is.",
     "verify": "Hold a field against the equations that define it.",

@@ -1,4 +1,4 @@
-"""``diffode show``: a target, path, grid, solver or metric, in full."""
+"""``diffode show``: a target, path, grid, solver, metric or bridge, in full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("target", "source", "path", "grid", "solver", "metric")
+_KINDS = ("target", "source", "path", "grid", "solver", "metric", "bridge")
 
 
 @click.command("show")
@@ -25,11 +25,10 @@ _KINDS = ("target", "source", "path", "grid", "solver", "metric")
 def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
     """Show the meaning of a name or spec of any kind.
 
-    A target: its card, dimension, tags. A source: its description and options.
-    A path: alpha, sigma and rho at some times. A grid: its times. A solver: source, order,
-    options, tableau. A metric: its description. A way to train a flow map: what it makes small, source, cost, departures,
-    options. A name of several kinds is shown as each; path:NAME, solver:NAME and the like
-    choose one.
+    A target: its card, dimension, tags. A source: its description and options. A path: alpha, sigma and rho at some times.
+    A grid: its times. A solver: source, order, options, tableau. A metric: its description. A bridge: coupling, energy, laws.
+    A way to train a flow map: what it makes small, source, cost, departures, options. A name of several kinds is shown as
+    each; path:NAME, solver:NAME and the like choose one.
 
     \b
     Example:  diffode show dpmpp:order=2 --steps 4
@@ -67,7 +66,7 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
             known[kinds[0]].check(asked)
         names = [name for registry in known.values() for name in registry.names()] + list(MAP_METHODS)
         advice = known["solver"].advised(asked)
-        kind = "target, source, path, grid, solver, metric or method"
+        kind = "target, source, path, grid, solver, metric, bridge or method"
         also = [name for registry in known.values() for name in registry.aliases]
         raise UnknownNameError(kind, asked.partition(":")[0], names, also=also, advice=advice)
     shows = {
@@ -77,6 +76,7 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
         "grid": lambda: _grid(asked, path, steps),
         "solver": lambda: _solver(asked, path, grid, steps),
         "metric": lambda: _metric(asked),
+        "bridge": lambda: _bridge(asked, steps),
     }
     told = {kind: shows[kind]() for kind in found}
     texts = [*((kind, asked) for kind in found), ("path", path), ("grid", grid)]
@@ -149,6 +149,32 @@ def _metric(spec: str) -> dict[str, Any]:
     entry = metrics.registry.check(spec, given=("outcome",))
     text = plain_text(inspect.getdoc(entry.make) or entry.summary)
     return {"metric": entry.name, "description": text, "options": options_of_maker(entry.make)}
+
+
+def _bridge(spec: str, steps: int) -> dict[str, Any]:
+    from diffode import bridges, grids
+    from diffode.specs import parse_spec
+
+    bridge = bridges.get(spec)
+    entry = bridges.registry.entry(parse_spec(spec)[0])
+    times = grids.get("time_uniform", bridge.interval, max(steps, 1)).tolist()
+    laws = [bridge.law(t) for t in times]
+    spread = [float(law.variance.mean() ** 0.5) for law in laws]
+    rows = [{"t": t, "|mean|": float(law.mean.norm()), "scale": s} for t, law, s in zip(times, laws, spread, strict=True)]
+    return {
+        "bridge": spec,
+        "description": plain_text(inspect.getdoc(entry.make) or entry.summary),
+        "dimension": bridge.coupling.dim,
+        "coupling": bridge.coupling.name,
+        "pairs": bridge.coupling.count,
+        "energy": round(bridge.coupling.energy, 9),
+        "coefficients": bridge.coefficients.spec,
+        "data at t": bridge.interval.t_min,
+        "source at t": bridge.interval.t_max,
+        "options": options_of_maker(entry.make),
+        "content": bridges.content(spec),
+        "times": rows,
+    }
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

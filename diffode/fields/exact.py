@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields.field import Field, Prediction
-from diffode.paths import Path
+from diffode.fields.rotated import RotatedField, Rotation
+from diffode.paths import Interval, Path
 from diffode.paths import get as get_path
 from diffode.paths.path import held
 from diffode.randomness import Randomness, generator_from, normal, row_generators
@@ -91,6 +92,13 @@ class ExactField(Field):
         shape = data.shape
         noise = normal(shape, generator=source) if self.source is None else self.source.sample(*shape, generator=source)
         return held(self.path.alpha(float(t)) * data + self.path.sigma(float(t)) * noise, dtype)
+
+    def rotated(self, J: Rotation) -> RotatedField:
+        """The field with the velocity v + J score and the same law at every time; J is skew, (dim, dim) or a function of t.
+
+        It is a plain ODE without a path, see :class:`diffode.fields.RotatedField`; ArgumentError for a J that is not skew.
+        """
+        return RotatedField(self, J, Interval(self.path.t_min, self.path.t_max))
 
     def _velocity(self, x: Tensor, t: Scalar) -> Tensor:
         return self._view("velocity", x, t)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, DiffodeError, FieldError
 from diffode.fields.counting import Counted
-from diffode.paths import Path
+from diffode.paths import Interval, Path
 from diffode.paths import get as get_path
 from diffode.randomness import Randomness, generator_from, normal
 from diffode.targets.target import Scalar
@@ -60,6 +60,7 @@ class Field(Counted):
         dim, shape: number of coordinates of a row and their shape, if known.
         truth: the exact field that this one approximates, if known.
         path: the noising path (given as a path or its spec), or None for a plain ODE, which has a velocity only.
+        interval: the times of a plain ODE, on which named grids are laid, if they are known, as those of a bridge.
         prediction: which view the callable gives.
         scale: root mean variance of the data, the unit of errors; 1 unless given.
         calls: network calls that one evaluation costs; 1 unless given (guidance makes two).
@@ -94,6 +95,7 @@ class Field(Counted):
         self.path = path
         self.prediction: Prediction = prediction
         self.scale = float(scale)
+        self.interval: Interval | None = None
         self.dim: int | None = None
         self.shape: tuple[int, ...] | None = None
         self.truth: ExactField | None = None
@@ -211,6 +213,11 @@ class Field(Counted):
         if self.path is None:
             raise FieldError(f"this field has no path, so {purpose} is unknown; give one: Field.from_velocity(fn, path=...)")
         return self.path
+
+    @property
+    def laid_on(self) -> Path | None:
+        """What named grids are laid on: the path, or the interval of a plain ODE; None if neither is known."""
+        return self.interval if self.path is None else self.path
 
     def check_once(self, x: Tensor, t: float) -> None:
         """Probe the callable before its first run: shape, dtype, finiteness, independence of rows. Not counted."""

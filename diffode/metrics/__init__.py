@@ -10,6 +10,18 @@ from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split,
 from diffode.metrics.measurement import Measurement, Needs, Outcome, measure, names, needs, needs_of, register, registry
 from diffode.metrics.sampled import energy_distance, mmd, sliced_w2
 from diffode.metrics.split import error_split
+from diffode.metrics.transport import (
+    Assigned,
+    LineLaw,
+    assigned,
+    assigned_w2,
+    sinkhorn,
+    sinkhorn_w2,
+    w1,
+    w2,
+    wasserstein,
+    wasserstein_dual,
+)
 
 for _metric in (
     endpoint,
@@ -24,15 +36,22 @@ for _metric in (
     sliced_w2,
     mmd,
     energy_distance,
+    w1,
+    w2,
+    assigned_w2,
+    sinkhorn_w2,
 ):
     register(_metric.__name__, _metric)
 
 __all__ = [
+    "Assigned",
     "ErrorSplit",
+    "LineLaw",
     "Measurement",
     "Needs",
     "Outcome",
     "Streamed",
+    "assigned",
     "error_split",
     "gaussian_split",
     "gaussian_w2",
@@ -42,6 +61,9 @@ __all__ = [
     "needs_of",
     "register",
     "registry",
+    "sinkhorn",
     "streamed",
     "streamed_names",
+    "wasserstein",
+    "wasserstein_dual",
 ]

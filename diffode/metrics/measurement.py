@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from diffode.bridges import Bridge
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
 from diffode.flows import Reference, reference
@@ -119,7 +120,9 @@ class Outcome:
 
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the last time, (n, dim), on the device of the ends; each stream gives another set."""
-        law, last = self.law, self.times[-1]
+        law, last = self.field if isinstance(self.field, Bridge) else self.law, self.times[-1]
+        if isinstance(law, Bridge):
+            return law.marginal(n, last, generator=self.stream(stream)).to(self.end.device)
         # What a class of a user's draws may depend on more than this.
         if type(law.target) is not GaussianMixture or n * law.target.dim > _KEPT_NUMBERS:
             return law.marginal(n, last, generator=self.stream(stream)).to(self.end.device)

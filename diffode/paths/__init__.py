@@ -6,13 +6,14 @@ from typing import Any
 
 from diffode.errors import ArgumentError
 from diffode.paths.given import DDPM, FunctionPath, Tabulated
+from diffode.paths.interval import Interval
 from diffode.paths.path import Path, Time
 from diffode.paths.standard import EDM, VP, RectifiedFlow, SubVP, Trigonometric, VPCosine
 from diffode.specs import Registry
 
 __all__ = [
-    "DDPM", "EDM", "VP", "FunctionPath", "Path", "RectifiedFlow", "SubVP", "Tabulated", "Time", "Trigonometric", "VPCosine",
-    "get", "names", "register", "registry",
+    "DDPM", "EDM", "VP", "FunctionPath", "Interval", "Path", "RectifiedFlow", "SubVP", "Tabulated", "Time", "Trigonometric",
+    "VPCosine", "get", "names", "register", "registry",
 ]  # fmt: skip
 
 registry: Registry[Path] = Registry("path", Path)

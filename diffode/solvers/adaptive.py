@@ -295,6 +295,7 @@ class DPMAdaptive(Adaptive):
     atol: float = 0.0078
     controller: str | float | Controller = "i"
 
+    needs_path = True
     name = "dpm_adaptive"
     reference = "Lu et al., arXiv 2206.00927, appendix C; K. Crowson, k-diffusion, sample_dpm_adaptive"
 

@@ -93,6 +93,7 @@ class AdaptiveSDE(WithNoise, DirectSolver):
     max_steps: int = 10_000
     controller: str | float | Controller = "0.9/most=5.0"
 
+    needs_path = True
     name = "sde_adaptive"
     reference = "Jolicoeur-Martineau et al., arXiv 2105.14080, algorithm 1, with noise that is kept (Rackauckas and Nie 2017)"
     order = 1

@@ -216,6 +216,7 @@ class TorchSDE(WithNoise, Baseline):
 
     method: str = "euler"
 
+    needs_path = True
     name = "torchsde"
     reference = "Li et al., arXiv 2001.01328; torchsde, https://github.com/google-research/torchsde"
     methods: ClassVar[dict[str, int]] = {"euler": 1, "milstein": 1, "srk": 1}

@@ -12,7 +12,7 @@ from diffode.errors import ArgumentError, FieldError, NumericalError
 from diffode.fields import Field
 from diffode.randomness import Randomness, generator_from
 from diffode.solvers.direct import DirectSolver, ForBudget, Journey, LaysTimes
-from diffode.solvers.run_options import Extent, RunOptions, evaluations
+from diffode.solvers.run_options import Extent, RunOptions, evaluations, usual_grid
 from diffode.solvers.solution import Solution, Status, non_finite_rows, with_nan
 from diffode.solvers.starts import check_reach, look_at_start
 
@@ -60,12 +60,13 @@ def _laid(solver: DirectSolver, field: Field, x: Tensor, extent: Extent, options
     path, grid, steps, nfe = extent.path, extent.grid, extent.steps, extent.nfe
     looked = False
     if solver.takes_steps and grid is None and (nfe is not None or steps is not None):
-        grid = "karras"
+        grid = usual_grid(field.require_path("a named grid") if path is None else path)
     if nfe is not None and solver.takes_steps:
         evaluations(field, nfe)
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
-        on, laid = field.require_path("a named grid") if path is None else path, "karras" if grid is None else grid
+        on = field.require_path("a named grid") if path is None else path
+        laid = usual_grid(on) if grid is None else grid
         # Trial runs are runs: the field and the start are looked at before.
         looked = True
         _look(field, x, float(grids.get(laid, on, 1 if grids.is_named(laid) else None)[0]))

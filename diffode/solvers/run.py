@@ -12,14 +12,15 @@ from torch import Tensor
 from diffode import grids
 from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
 from diffode.fields import Field
+from diffode.paths import Interval
 from diffode.randomness import Randomness
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.direct_runs import run_direct
 from diffode.solvers.kept_tables import kept
 from diffode.solvers.registry import get, table_solver
-from diffode.solvers.run_options import Draw, Extent, Progress, RunOptions, evaluations
+from diffode.solvers.run_options import Draw, Extent, Progress, RunOptions, evaluations, usual_grid
 from diffode.solvers.solution import Solution, Status, is_finite, non_finite_rows, with_nan
-from diffode.solvers.solver import Solver, WritesTable
+from diffode.solvers.solver import Solver, WritesTable, check_goes_without_path
 from diffode.solvers.starts import check_noise, check_reach, check_start, look_at_start, part_of
 from diffode.solvers.upwards import Upwards, that_runs_upwards
 from diffode.tableau import Tableau
@@ -47,7 +48,8 @@ def solve(
         field: the field to follow.
         x: start at the first time of the run, (B, *shape), float32 or float64; the states keep its dtype and device.
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
-        grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``.
+        grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``, on a bridge
+            ``"time_uniform"``.
         steps: number of steps of a named grid.
         nfe: budget of network calls, for the largest run of the solver on the named grid that costs no more: Heun makes four
             steps, and eight calls, of ``nfe=9``. A guided model makes two calls for each evaluation, so that its 8 steps are
@@ -90,8 +92,11 @@ def solve(
     if upwards:
         recipe = Upwards(solver=that_runs_upwards(recipe))
     check_noise(field, f"solver {recipe.spec!r}", recipe.stochastic)
-    path = field.path if between is None else part_of(field.require_path("a named grid"), between, grid)
+    whole = field.laid_on
+    path = whole if between is None else part_of(whole or field.require_path("a named grid"), between, grid)
     extent, options = Extent(path, grid, steps, nfe), RunOptions(noise, generator, keep, progress, on_failure)
+    if isinstance(path, Interval):
+        check_goes_without_path(recipe)
     if isinstance(recipe, DirectSolver):
         return run_direct(recipe, field, x, extent, options)
     return _run_table(table_for(field, table_solver(recipe), extent), field, x, options)
@@ -103,7 +108,7 @@ def table_for(field: Field, solver: WritesTable, extent: Extent) -> Tableau:
     extent.check_steps()
     if nfe is not None:
         within, on = evaluations(field, nfe), field.require_path("a named grid") if path is None else path
-        grid = "karras" if grid is None else grid
+        grid = usual_grid(on) if grid is None else grid
         try:
             return kept(solver, on, grid, ("nfe", within), lambda: solver.within(on, grid, within))
         except BudgetError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffode import grids
 from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import Field
-from diffode.paths import Path
+from diffode.paths import Interval, Path
 from diffode.randomness import Randomness, RowNoise
 from diffode.solvers.solver import check_budget
 from diffode.tableau import Tableau
@@ -95,6 +95,11 @@ class RunOptions:
         if not bool(torch.isfinite(noise).all()):
             raise ArgumentError("noise has non-finite values")
         return noise.to(x).__getitem__
+
+
+def usual_grid(path: Path) -> str:
+    """The grid of a run that is given a budget alone: ``karras``, or ``time_uniform`` where there are no noise levels."""
+    return "time_uniform" if isinstance(path, Interval) else "karras"
 
 
 def evaluations(field: Field, nfe: int) -> int:

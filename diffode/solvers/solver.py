@@ -18,7 +18,7 @@ from typing_extensions import override
 from diffode import charts, grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError, BudgetError, CapabilityError
-from diffode.paths import Path
+from diffode.paths import Interval, Path
 from diffode.paths import get as get_path
 from diffode.specs import format_spec, options_of
 from diffode.tableau import Tableau, Writer
@@ -113,6 +113,12 @@ class Solver(metaclass=SolverType):
         """The name of its chart."""
 
     @property
+    def needs_path(self) -> bool:
+        """Whether it works with alpha and sigma, so that it can't follow a field without a path, such as a bridge."""
+        chart = charts.charts.get(self.chart_name)
+        return chart is None or chart.needs_path
+
+    @property
     def stochastic(self) -> bool:
         """Whether it draws noise."""
         return False
@@ -182,6 +188,9 @@ class TableSolver(WritesTable):
         check_choice("analytic_first_step", self.analytic_first_step, (True, False))
         path = None if path is None else get_path(path)
         times = self.times_on(path, grid, steps)
+        if isinstance(path, Interval):
+            check_goes_without_path(self)
+            path = None
         chart = self.chart_on(path)
         table = Writer(chart.prediction, times[0])
         try:
@@ -303,6 +312,15 @@ def check_budget(nfe: object) -> None:
     """Raise ArgumentError unless a budget is an integer from 1 to the most steps of a grid, whose table fits in memory."""
     if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= grids.MOST_STEPS:
         raise ArgumentError(f"nfe must be an integer >= 1 and <= {grids.MOST_STEPS}, got {nfe!r:.40}")
+
+
+def check_goes_without_path(solver: Solver) -> None:
+    """Raise CapabilityError, which names the solver, if it needs the path that a field does not have."""
+    if solver.needs_path:
+        raise CapabilityError(
+            f"solver {solver.spec!r} works with alpha and sigma, which this field does not have, since it follows no path: "
+            "take one in the velocity chart (euler, heun, rk4, ab:order=3, rk_adaptive)"
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

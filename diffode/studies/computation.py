@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 
 from diffode import grids, metrics, solvers
+from diffode.bridges import Bridge
 from diffode.errors import NumericalError
 from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
+from diffode.randomness import keyed
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run_options import evaluations
 from diffode.solvers.solver import WritesTable
@@ -81,6 +83,10 @@ def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: 
 
 @functools.lru_cache(maxsize=64)
 def _start(target: str, path: str, seed: int, points: int, first: float) -> torch.Tensor:
+    """Starts at the first time that seed and target fix; a bridge starts from draws of its law there."""
+    field = field_of(target, path)
+    if isinstance(field, Bridge):
+        return field.marginal(points, first, generator=keyed(seed, target))
     return starts(target, path, seed, points, first)
 
 

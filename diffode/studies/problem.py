@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from diffode import cache, paths, sources, targets
+from diffode import bridges, cache, paths, sources, targets
 from diffode.errors import ArgumentError, DiffodeError, FieldError
 from diffode.fields import ExactField, Field, TrainedField
 from diffode.fields.own import FieldText
@@ -19,12 +19,29 @@ from diffode.randomness import generator_from, keyed_normal, normal
 _ROUNDING_FACTOR = 100
 
 
+#: What begins the text of a named bridge, where a target stands otherwise, and its path.
+BRIDGE, INTERVAL = "bridge:", "interval"
+
+
+def bridge_of(target: str) -> str | None:
+    """The spec of the bridge that a cell's target names; None for any other target.
+
+    >>> bridge_of("bridge:two_gaussians:coupling=optimal")
+    'two_gaussians:coupling=optimal'
+    """
+    return target.removeprefix(BRIDGE) if target.startswith(BRIDGE) else None
+
+
 @functools.lru_cache(maxsize=64)
 def field_of(target: str, path: str | None) -> Field:
     """The field of a cell's target on its path; without a path, on the field's own, or EDM's for a target.
 
     A target with a source is a text ``TARGET from SOURCE``, see :mod:`diffode.fields.problem_text`.
     """
+    if (bridge := bridge_of(target)) is not None:
+        if path not in (None, INTERVAL):
+            raise ArgumentError(f"a bridge follows no path, got path {path!r} for {target!r}: leave it out")
+        return bridges.get(bridge)
     data, source = parts_of(target)
     if source is not None and FieldText.names(data):
         raise ArgumentError(f"source {source!r} goes with a target, whose field is known; {data!r} names a field of your own")
@@ -59,6 +76,8 @@ def content_of(target: str, path: str) -> str:
     """A hash of a field: of a target's parameters, of a shipped network's weights, or of a user's field's answers at some
     points, computed on one thread (its weights, for instance, may change under the same name).
     """
+    if (bridge := bridge_of(target)) is not None:
+        return bridges.content(bridge)
     if not FieldText.names(target):
         data, source = parts_of(target)
         content, noise = targets.get(data).content(), sources.get(source)
@@ -93,7 +112,7 @@ def content_of(target: str, path: str) -> str:
 def tolerance_of(target: str, path: str, tolerance: float) -> float:
     """The given tolerance, or the smallest one that the field's rounding allows: a network in float32 has few digits."""
     field = field_of(target, path)
-    if isinstance(field, ExactField):
+    if isinstance(field, ExactField | bridges.Bridge):
         return tolerance
     on = field.require_path("a study")
     t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
@@ -102,12 +121,16 @@ def tolerance_of(target: str, path: str, tolerance: float) -> float:
 
 
 def path_of(target: str, path: str | None) -> Path:
-    """The path of a cell's field."""
-    return field_of(target, path).require_path("a study")
+    """The path of a cell's field, or the interval of a bridge."""
+    field = field_of(target, path)
+    return field.laid_on or field.require_path("a study")
 
 
 def size_of(target: str) -> int:
     """The cost of an evaluation on one point, roughly and in arbitrary units."""
+    if (bridge := bridge_of(target)) is not None:
+        coupling = bridges.get(bridge).coupling
+        return coupling.count * coupling.dim**2
     if FieldText.names(target):
         text = FieldText.read(target)
         return 10_000 if text.dim is None else 1000 * math.prod(text.dim)

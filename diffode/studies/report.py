@@ -24,6 +24,7 @@ from diffode.output_files import unwritable
 from diffode.studies import figures
 from diffode.studies.exported import write_csv
 from diffode.studies.further import further, own_costs
+from diffode.studies.problem import bridge_of
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves, prices, splits, standings
 from diffode.studies.report_content import KINDS, check_report, figure_names, made_of
 from diffode.studies.report_folder import FIGURES, PAGE, TABLE, is_current, new_report, say_made_of
@@ -108,7 +109,7 @@ def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequenc
 def kind_of_cloud(target: str) -> str | None:
     """The kind of a target's pictures: clouds, images, or None."""
     # Pictures show the exact law beside a solver's samples, and a field may have none.
-    if FieldText.names(target):
+    if FieldText.names(target) or bridge_of(target) is not None:
         return None
     try:
         data = parts_of(target)[0]

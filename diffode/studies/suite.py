@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from diffode import grids, metrics, paths, solvers, targets
+from diffode import bridges, grids, metrics, paths, solvers, targets
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
@@ -24,7 +24,7 @@ from diffode.fields.problem_text import parts_of, problem_text
 from diffode.input_files import read_bytes, shown
 from diffode.specs import parse_spec
 from diffode.studies.cell import Cell
-from diffode.studies.problem import field_of
+from diffode.studies.problem import BRIDGE, INTERVAL, bridge_of, field_of
 
 #: Folder of the suites that ship with diffode.
 SUITES = FilePath(__file__).parent / "suites"
@@ -131,8 +131,8 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
     asked = 0
     for number, study in enumerate(studies, start=1):
         label = f"{where}, study {number}"
-        merged = {**defaults, **study}
-        _check_keys(merged, (*_LISTS, *_SCALARS, _SOURCE), label)
+        merged = _with_bridges(defaults, study, label)
+        _check_keys(merged, (*_LISTS, *_SCALARS, _SOURCE, "bridges"), label)
         lists = _lists(merged, label)
         lists["targets"] = _from_source(lists["targets"], merged.get(_SOURCE), label)
         asked += math.prod(len(values) for values in lists.values())
@@ -143,6 +143,18 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
             )
         cells.update(dict.fromkeys(_product(lists, merged, label)))
     return Suite(name, summary, tuple(cells), imports)
+
+
+def _with_bridges(defaults: Mapping[str, Any], study: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a study with the defaults; named ``bridges`` are targets on their own interval."""
+    merged = {**defaults, **study}
+    if "bridges" not in merged:
+        return merged
+    for key in ("targets", "paths"):
+        if key in study or (key == "targets" and key in defaults):
+            raise ArgumentError(f"{where}: {key} and bridges exclude each other: make a [[study]] for each")
+    chosen = _expanded(_texts(merged.pop("bridges"), "bridges", where), bridges.names())
+    return merged | {"targets": [f"{BRIDGE}{name}" for name in chosen], "paths": [INTERVAL]}
 
 
 def _lists(study: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
@@ -215,12 +227,13 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
     """Build every object once, so that a misspelt name shows before an hour of work."""
     try:
         for name in lists["targets"]:
-            if FieldText.names(name) or parts_of(name)[1] is not None:
+            if FieldText.names(name) or parts_of(name)[1] is not None or bridge_of(name) is not None:
                 field_of(name, lists["paths"][0])
             else:
                 targets.registry.entry(parse_spec(name)[0])
         for path in lists["paths"]:
-            paths.get(path)
+            if path != INTERVAL:
+                paths.get(path)
         for solver in lists["solvers"]:
             solvers.get(solver)
         for grid in lists["grids"]:

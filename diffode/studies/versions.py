@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import diffode
-from diffode import cache, grids, metrics, native, paths, solvers, sources, targets
+from diffode import bridges, cache, grids, metrics, native, paths, solvers, sources, targets
 from diffode.closure import version_of
 from diffode.errors import ArgumentError
 from diffode.extensions import import_extension, is_place, load_attribute
@@ -24,7 +24,7 @@ from diffode.fields.own import FieldText
 from diffode.fields.problem_text import parts_of
 from diffode.specs import Registry, parse_spec
 from diffode.studies.cell import Cell
-from diffode.studies.problem import content_of
+from diffode.studies.problem import bridge_of, content_of
 
 #: The module that computes a cell, whose imports every result depends on.
 _COMPUTATION = "diffode.studies.computation"
@@ -73,6 +73,9 @@ def _of_solver(spec: str) -> tuple[str, ...]:
 
 def _of_problem(target: str, path: str) -> tuple[str, ...]:
     """The field's part of a key: hashes of the code and the parameters of a target and its path, or of a user's field."""
+    if (bridge := bridge_of(target)) is not None:
+        made = bridges.get(bridge)
+        return version_of(bridges.registry.entry(parse_spec(bridge)[0]).make, type(made.coefficients)), content_of(target, path)
     code = _code_of_target(target)
     on: tuple[str, ...] = () if FieldText.names(target) else (targets.get(parts_of(target)[0]).arithmetic,)
     if not (FieldText.names(target) and path not in paths.names()):

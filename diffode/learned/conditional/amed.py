@@ -108,6 +108,7 @@ class LearnedAMED(DirectSolver):
     file: str = ""
     facts: Facts | None = field(default=None, repr=False, compare=False)
 
+    needs_path = True
     name = "amed_learned"
     takes_analytic_first_step = True
     asks_row_times = True

@@ -156,6 +156,7 @@ class ConditionedSolver(DirectSolver):
     table: Conditioned = field(repr=False)
     file: str = ""
 
+    needs_path = True
     name = "conditioned"
     reference = "after Zhou et al., arXiv 2312.00094, with every number of a table predicted"
 

@@ -54,6 +54,7 @@ class MapSolver(DirectSolver):
     #: The content of the map, by which two solvers without a file are told apart.
     digest: str = field(init=False, repr=False)
 
+    needs_path = True
     name = "map"
     reference = "Boffi, Albergo, Vanden-Eijnden, arXiv 2406.07507 (flow maps); Song et al., arXiv 2303.01469 (consistency)"
     #: It has no order of convergence: more jumps need not be better.

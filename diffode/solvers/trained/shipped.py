@@ -33,6 +33,7 @@ class ShippedMap(DirectSolver):
 
     method: str = "flow_map"
 
+    needs_path = True
     name = "shipped_map"
     reference = MapSolver.reference
     #: It has no order of convergence: more jumps need not be better.

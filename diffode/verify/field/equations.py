@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from diffode import solvers
+from diffode.bridges import Bridge
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField, Field
+from diffode.fields import ExactField, Field, RotatedField
 from diffode.verify.report import Check
 
 #: A log-density: a function of x (B, *shape) and a time, a float or (B,), that gives (B,).
@@ -39,6 +40,8 @@ class HasDensity(Protocol):
 
 #: Noise levels of the points; those above 1 are in units of the data's scale, if that is above 1.
 LEVELS = (80.0, 10.0, 1.0, 0.3, 0.05, 0.002)
+#: Shares of a bridge's interval at which it is checked, from the source on.
+_SHARES = (0.0, 0.05, 0.3, 0.5, 0.7, 0.95, 1.0)
 #: Largest relative residual if the derivative in t comes from automatic differentiation.
 _EXACT = 1e-11
 #: Largest relative residual if it comes from differences, whose error is 2e-9 by theory.
@@ -64,7 +67,14 @@ class Points:
 def typical_points(
     field: Field, count: int = 24, *, dim: int | Sequence[int] | None = None, levels: Sequence[float] = LEVELS, seed: int = 5
 ) -> Points:
-    """Points at noise levels from 80 down: exact draws for an exact field, else the flow from its prior by a fine RK4."""
+    """Points at noise levels from 80 down: exact draws for an exact field, else the flow from its prior by a fine RK4.
+
+    For a bridge, or a field of a bridge or target that is rotated, they are exact draws at times along its interval.
+    """
+    if isinstance(field, Bridge | RotatedField) and field.interval is not None:
+        low, high = field.interval.t_min, field.interval.t_max
+        along = [high + share * (low - high) for share in _SHARES]
+        return Points(tuple(along), tuple(field.marginal(count, t, generator=seed) for t in along))
     path = field.require_path("its law")
     unit = max(1.0, field.scale)
     ends = path.rho(path.t_max), path.rho(path.t_min)
