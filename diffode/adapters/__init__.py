@@ -100,6 +100,13 @@ def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any =
     """
     from diffode import grids, solvers
 
+    name = solver.partition(":")[0] if isinstance(solver, str) else getattr(solver, "name", "")
+    if name == "map" or not isinstance(solver, str | solvers.Solver):
+        given = solver if isinstance(solver, str) else type(solver).__name__
+        raise ArgumentError(
+            f"solver must be one that writes a table, or its spec; got {given}. "
+            "A flow map is a model, not a scheduler: adapters.as_two_time_model(map, scheduler)"
+        )
     # A configuration is saved as JSON, and so holds the solver's spec.
     solver = solvers.registry.canonical(solver) if isinstance(solver, str) else solver.spec
     if options.get("grid") is not None:
