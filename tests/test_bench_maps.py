@@ -9,9 +9,10 @@ from click.testing import CliRunner
 
 import diffode
 from diffode import testing
-from diffode.cli import bench_command
+from diffode.cli import bench_command, recommend_command
 from diffode.errors import ArgumentError, LawError
 from diffode.learned import train_map
+from diffode.maps import FunctionMap
 
 SUITE = """
 name = "small"
@@ -92,6 +93,32 @@ def test_a_map_that_is_not_there_is_told_before_anything_runs(place):
     for wrong in ("none.safetensors", "own.py:psi", "nowhere.py:phi"):
         done = bench("--map", wrong)
         assert isinstance(done.exception, ArgumentError), (wrong, done.exception)
+
+
+def test_a_map_without_a_single_number_is_a_failure(place):
+    (place / "bad.py").write_text("def phi(x, s, t):\n    return x / 0\n")
+    words = ["small.toml", "--no-report", "--json", "--jobs", "1", "--map", "bad.py:phi"]
+    done = CliRunner().invoke(bench_command.command, words, standalone_mode=False)
+    assert done.return_value == 3
+    assert "map:of=bad.py:phi has not a single number: NumericalError: 16 of 16 rows became non-finite" in done.stderr
+    assert json.loads(done.stdout)["standings"]["1"], "the other solvers are ranked all the same"
+
+
+def test_a_map_is_recommended_where_it_is_best(place):
+    assert bench("--map", "own.py:phi").exit_code == 0
+    words = ["--nfe", "1", "--suite", "small.toml", "--json"]
+    alone = CliRunner().invoke(recommend_command.command, words)
+    assert "own.py" not in alone.stdout
+    done = CliRunner().invoke(recommend_command.command, [*words, "--map", "own.py:phi"])
+    told = json.loads(done.stdout)
+    assert told["ranking"][0]["method"].startswith("map:of=own.py:phi")
+    assert told["paste"] == ['diffode.solve(field, x, solver="map:of=own.py:phi", grid="karras", nfe=1)']
+
+
+@pytest.mark.parametrize("solver", ["map:of=own.py:phi", "map:file=none.safetensors", FunctionMap(lambda x, s, t: x)])
+def test_a_map_is_no_scheduler_and_is_told_where_to_go(solver):
+    with pytest.raises(ArgumentError, match="as_two_time_model"):
+        diffode.adapters.as_diffusers_scheduler(solver)
 
 
 def test_the_kit_for_tests_names_a_broken_law():

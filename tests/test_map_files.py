@@ -105,3 +105,12 @@ def test_files_lack_no_key(file, tmp_path):
         write_tensors(tmp_path / "wrong.safetensors", tensors, without)
         with pytest.raises(FileFormatError):
             maps.load_map(tmp_path / "wrong.safetensors")
+
+
+def test_a_map_of_an_unknown_method_runs_and_is_no_result_of_training(file, tmp_path):
+    description, tensors = read_tensors(file, "diffode-map-1")
+    other = tmp_path / "other.safetensors"
+    write_tensors(other, tensors, {**description, "method": "x"})
+    assert maps.load_map(other).method == "x"
+    with pytest.raises(FileFormatError, match=r"of the method 'x', which is none of .*; it runs as the solver"):
+        learned.load(other)

@@ -1,4 +1,4 @@
-"""Other libraries in and out: their models as fields, our solvers as their samplers, our fields as their models.
+"""Other libraries in and out: models as fields and maps, our solvers as their samplers, our fields and maps as models.
 
 Each name is imported on first use, so that no other library is needed before.
 """
@@ -17,13 +17,18 @@ _PLACES = {
     "as_k_diffusion_sampler": "adapters.samplers",
     "as_torchdiffeq": "fields.outward",
     "as_torchsde": "fields.outward",
+    "as_two_time_model": "adapters.map_scheduler",
     "azula_path": "adapters.denoisers",
     "from_azula": "adapters.denoisers",
+    "from_consistency": "adapters.consistency",
     "from_diffusers": "adapters.diffusers_model",
     "from_edm": "adapters.denoisers",
+    "from_flow_map_model": "adapters.two_time",
     "from_flow_matching": "adapters.flows",
     "from_k_diffusion": "adapters.denoisers",
+    "from_meanflow": "adapters.two_time",
     "from_score_sde": "adapters.denoisers",
+    "from_shortcut": "adapters.two_time",
     "from_torchdiffeq": "adapters.flows",
     "from_torchsde": "adapters.sdes",
     "guided": "adapters.guidance",
@@ -42,13 +47,18 @@ __all__ = [
     "as_k_diffusion_sampler",
     "as_torchdiffeq",
     "as_torchsde",
+    "as_two_time_model",
     "azula_path",
     "from_azula",
+    "from_consistency",
     "from_diffusers",
     "from_edm",
+    "from_flow_map_model",
     "from_flow_matching",
     "from_k_diffusion",
+    "from_meanflow",
     "from_score_sde",
+    "from_shortcut",
     "from_torchdiffeq",
     "from_torchsde",
     "guided",
@@ -57,13 +67,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from diffode.adapters.consistency import from_consistency
     from diffode.adapters.denoisers import azula_path, from_azula, from_edm, from_k_diffusion, from_score_sde
     from diffode.adapters.diffusers_model import as_diffusers_model, from_diffusers
     from diffode.adapters.diffusers_scheduler import DiffodeScheduler
     from diffode.adapters.flows import from_flow_matching, from_torchdiffeq, odeint
     from diffode.adapters.guidance import guided
+    from diffode.adapters.map_scheduler import as_two_time_model
     from diffode.adapters.samplers import as_azula_sampler, as_k_diffusion_sampler
     from diffode.adapters.sdes import from_torchsde
+    from diffode.adapters.two_time import from_flow_map_model, from_meanflow, from_shortcut
     from diffode.fields.model import shared
     from diffode.fields.outward import as_flow_matching, as_k_diffusion, as_torchdiffeq, as_torchsde
     from diffode.solvers import Solver
@@ -87,6 +100,13 @@ def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any =
     """
     from diffode import grids, solvers
 
+    name = solver.partition(":")[0] if isinstance(solver, str) else getattr(solver, "name", "")
+    if name == "map" or not isinstance(solver, str | solvers.Solver):
+        given = solver if isinstance(solver, str) else type(solver).__name__
+        raise ArgumentError(
+            f"solver must be one that writes a table, or its spec; got {given}. "
+            "A flow map is a model, not a scheduler: adapters.as_two_time_model(map, scheduler)"
+        )
     # A configuration is saved as JSON, and so holds the solver's spec.
     solver = solvers.registry.canonical(solver) if isinstance(solver, str) else solver.spec
     if options.get("grid") is not None:

@@ -57,13 +57,14 @@ FLOWS = frozenset({
 _TOKENS = "it unmasks or changes tokens, which no differential equation does: keep it"
 _UPWARDS = "it runs from data to noise; diffode.solve does that with upwards=True"
 _CONSISTENCY = "its network is a consistency function, which answers with the end of the flow: keep it"
+_AS_MAP = "; solvers run it as a map, adapters.from_consistency(model, scheduler)"
 
 #: Classes that no solver of diffode can replace, each with the reason, and with a call that works if there is one.
 CLASSES = {
     **dict.fromkeys(("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
                      "VQDiffusionScheduler"), _TOKENS),
     **dict.fromkeys(("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"), _UPWARDS),
-    **dict.fromkeys(("CMStochasticIterativeScheduler", "SCMScheduler"), _CONSISTENCY),
+    **dict.fromkeys(("CMStochasticIterativeScheduler", "SCMScheduler"), _CONSISTENCY + _AS_MAP),
     "ScoreSdeVeScheduler": "its network takes noise levels as they are: run diffode.solve on Field.from_score(lambda x, t: "
     "model(x, t).sample, diffode.paths.get('edm:sigma_min=0.01,sigma_max=1348'))",
     "DDPMWuerstchenScheduler": "its network takes times between 0 and 1: run diffode.solve on Field.from_noise(lambda x, t: "
@@ -74,7 +75,8 @@ CLASSES = {
     "HeliosScheduler": "it changes the size of the sample between its stages: keep it",
     "HeliosDMDScheduler": "it changes the size of the sample between its stages: keep it",
     "PiflowScheduler": "its network answers with a policy, not with a velocity: keep it",
-    "FlowMapEulerDiscreteScheduler": "its network is a flow map of two times, not a velocity: keep it",
+    "FlowMapEulerDiscreteScheduler": "its network is a flow map of two times, not a velocity: keep it; solvers run it "
+    "as a map, adapters.from_flow_map_model(model, scheduler)",
     "MiniMaxH3Scheduler": "its timesteps are counted by its own pipeline: run diffode.solve on "
     "Field.from_velocity(lambda x, t: model(x, t), diffode.paths.get('rectified_flow'))",
     "RFD4ProteinaScheduler": "it is made for frames of proteins: keep it",

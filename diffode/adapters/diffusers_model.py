@@ -184,7 +184,7 @@ def as_diffusers_model(
     return FieldModel(field, path, shape, prediction_type, num_train_timesteps)
 
 
-class _Named(dict[str, Any]):
+class Named(dict[str, Any]):
     """A configuration or an answer, read by key, by attribute or by place, as diffusers' are."""
 
     def __getattr__(self, name: str) -> Any:
@@ -206,7 +206,7 @@ class FieldModel(nn.Module):
         channels, height, width = shape
         self._steps = steps
         size = height if height == width else (height, width)
-        self.config = _Named(sample_size=size, in_channels=channels, out_channels=channels)
+        self.config = Named(sample_size=size, in_channels=channels, out_channels=channels)
         self.dtype = torch.float64
         self.device = torch.device("cpu")
 
@@ -226,4 +226,4 @@ class FieldModel(nn.Module):
             views: dict[str, Prediction] = {"epsilon": "noise", "sample": "denoised", "flow_prediction": "velocity"}
             answer = self.field.predict(views[self.prediction_type], sample, t)
         answer = answer.to(wanted)
-        return _Named(sample=answer) if return_dict else (answer,)
+        return Named(sample=answer) if return_dict else (answer,)

@@ -139,8 +139,30 @@ def command(
 
         page = write_report(chosen, results, place, command=again, jobs=jobs)
     print_ranking(chosen, results, page, as_json)
-    # A report without a single number counts as a failure.
-    return 3 if all(r.status != "ok" for r in results) else 0
+    wordless = without_a_number(results, [map_spec(one) for one in maps])
+    for spec in wordless:
+        click.echo(f"{spec} has not a single number: {reason_of(results, spec)}", err=True)
+    # A report without a single number counts as a failure, and so does a map that was asked for and has none.
+    return 3 if wordless or all(r.status != "ok" for r in results) else 0
+
+
+def without_a_number(results: Sequence[Result], specs: Sequence[str]) -> list[str]:
+    """The solvers out of some specs that have no result but failures."""
+    good = {r.cell.solver for r in results if r.status == "ok"}
+    return [spec for spec in specs if spec not in good]
+
+
+def reason_of(results: Sequence[Result], spec: str) -> str:
+    """The reason of a solver's first failure."""
+    return next((r.reason for r in results if r.cell.solver == spec), "all of its runs make no sense and are left out")
+
+
+def map_spec(place: str) -> str:
+    """The solver's spec of a flow map, a file or a place of code."""
+    from diffode.extensions import is_place
+    from diffode.specs import format_spec
+
+    return format_spec("map", {"of" if is_place(place) else "file": place})
 
 
 def chosen_suite(name: str, imports: tuple[str, ...], seeds: tuple[int, ...]) -> Suite:
@@ -199,10 +221,8 @@ def with_maps(suite: Suite, maps: Sequence[str]) -> Suite:
     from dataclasses import replace
 
     from diffode import solvers
-    from diffode.extensions import is_place
-    from diffode.specs import format_spec
 
-    specs = [format_spec("map", {"of" if is_place(one) else "file": one}) for one in maps]
+    specs = [map_spec(one) for one in maps]
     for spec in specs:
         # A map that can't be read is told of before anything runs.
         solvers.get(spec)

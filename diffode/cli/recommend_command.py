@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diffode.cli.bench_command import chosen_suite, on_own_field, store_file
+from diffode.cli.bench_command import chosen_suite, on_own_field, store_file, with_maps
 from diffode.cli.output import NFE_HELP, field_text, json_option, output_option, print_json, print_table, store_option
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--kind", default=None, help="The --kind that bench was given.")
 @click.option("--dim", default=None, help="The --dim that bench was given.")
 @click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="The --scale that bench was given.")
+@click.option("--map", "maps", multiple=True, help="A flow map that bench was given, which is ranked as well.")
 @click.option("--suite", default="quick", show_default=True, help="Suite whose stored results are used.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of methods to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
@@ -38,6 +39,7 @@ def command(
     kind: str | None,
     dim: str | None,
     scale: float | None,
+    maps: tuple[str, ...],
     suite: str,
     top: int,
     imports: tuple[str, ...],
@@ -64,6 +66,8 @@ def command(
         chosen, path, target = on_own_field(chosen, text, path, known_truth=target is not None), None, None
     elif kind is not None or dim is not None or scale is not None:
         raise click.UsageError("--kind, --dim and --scale go with --field")
+    if maps:
+        chosen = with_maps(chosen, maps)
     file = store_file(output, store)
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")

@@ -12,6 +12,7 @@ from diffode.grid_files import GRID_SCHEMA, load_grid
 from diffode.input_files import believed, shown
 from diffode.learned.conditional.amed import AMED_SCHEMA, LearnedAMED, load_amed
 from diffode.learned.conditional.conditioned import CONDITIONED_SCHEMA, ConditionedSolver, load_conditioned
+from diffode.learned.maps.table import MAP_METHODS
 from diffode.learned.maps.trained_map import SavedMap, TrainedMap
 from diffode.learned.trained import Saved, Trained
 from diffode.maps import LearnedMap
@@ -53,6 +54,11 @@ def load(file: str | FilePath) -> Trained:
         content_of_map = mapped.phi
         if not isinstance(content_of_map, LearnedMap) or content_of_map.facts is None:
             raise FileFormatError(f"{file} holds no trained map")
+        if content_of_map.method.partition(":")[0] not in MAP_METHODS:
+            raise FileFormatError(
+                f"{file} holds a map of the method {shown(content_of_map.method)}, which is none of {', '.join(MAP_METHODS)}; "
+                f"it runs as the solver {mapped.spec!r}"
+            )
         jumps = next(iter(content_of_map.held_out), 1)
         return TrainedMap(mapped, jumps, content_of_map.facts, SavedMap(content_of_map))
     solver: ConditionedSolver | LearnedAMED | Jump | OfNodes

@@ -58,6 +58,11 @@ class FlowMap(ABC):
         """The map in a few words."""
         return type(self).__name__
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights of its network, if it has one, by which two maps are told apart."""
+        return []
+
     def on(self, path: Path | str) -> FlowMap:
         """The map in the times of a path; ArgumentError if it knows its own path only, and that is another."""
         wanted = get_path(path)

@@ -89,6 +89,8 @@ class MapSolver(DirectSolver):
     def content(self) -> str:
         if isinstance(self.phi, LearnedMap):
             return content_of([self.phi.clock.mean, *self.phi.net.state_dict().values()])
+        if self.phi.weights:
+            return f"{type(self.phi).__name__} {self.phi.name} {content_of(self.phi.weights)}"
         # The code of a map is in a result's key; what it read from elsewhere shows in what it answers.
         return f"{type(self.phi).__name__} {self.phi.name} {_answers(self.phi)}"
 
