@@ -23,7 +23,8 @@ class Facts:
         path: spec of the path.
         target: the data that it was trained on, in words or a name.
         begun_from: what the training began from, in words: mostly a solver and a grid.
-        held_out_error: mean end-point error on starts outside of training, in units of the data's scale.
+        held_out_error: mean end-point error on starts outside of training, in units of the data's scale; of a generator that
+            learned a law alone, the distance of that law from the data's.
         start_error: the same error of what the training began from; None if that can't run.
         seconds: duration of the training.
         seed: seed of the starts.

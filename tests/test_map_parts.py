@@ -29,7 +29,12 @@ def test_laws_lie_between_the_ends(sources, law):
     else:
         # MeanFlow's logit-normal times; lognormal levels of iCT and sCM, in units of data of scale 1/2 there. The middle of a
         # normal law is hardly touched by cutting it at the ends.
-        mean, deviation = {"logit_normal": (-0.4, 1.0), "lognormal": (-0.4069, 2.0), "scm": (-0.3069, 1.4)}[law]
+        mean, deviation = {
+            "logit_normal": (-0.4, 1.0),
+            "lognormal": (-0.4069, 2.0),
+            "scm": (-0.3069, 1.4),
+            "edm": (-0.5069, 1.2),
+        }[law]
         assert float(a.tan().log().median()) == pytest.approx(mean, abs=0.1 * deviation)
         inside = ((a.tan().log() - mean).abs() < deviation).double().mean()
         assert float(inside) == pytest.approx(0.683, abs=0.04)

@@ -28,11 +28,13 @@ def terms_of(method, lam, parametrisation=None, share=0.6, seed=0, **changed):
     return row.residual(context, 64)
 
 
-CASES = [(name, None) for name in MAP_METHODS] + [
+#: Methods whose residual vanishes at the exact map; those that learn a law alone are in test_map_laws.py.
+COUPLED = [name for name, row in MAP_METHODS.items() if not row.law_only]
+CASES = [(name, None) for name in COUPLED] + [
     (name, parametrisation)
     for name, row in MAP_METHODS.items()
     for parametrisation in PARAMETRISATIONS
-    if not row.defaults["one_time"] and name != "ctm"
+    if not row.law_only and not row.defaults["one_time"] and name != "ctm"
 ]
 
 
@@ -46,7 +48,7 @@ def test_the_exact_map_has_no_residual(name, parametrisation, lam):
         assert float(term.residual.detach().abs().max()) < 1e-10 * size * 10
 
 
-@pytest.mark.parametrize("name", MAP_METHODS)
+@pytest.mark.parametrize("name", COUPLED)
 def test_a_map_that_is_not_exact_has_one(name):
     """The exact map of another variance is found out by every method."""
     row, options = options_of(name)

@@ -11,6 +11,9 @@ _TEACHERS = {
     "own": "data and itself (teacher=own)",
 }
 
+#: What a map is that has the law of the data, and how it is judged.
+LAW_ONLY = "the law, not the coupling: errors are distances of laws, the mean of W1 along directions"
+
 
 def is_method(spec: str) -> bool:
     """Whether a spec names a way to train a flow map; its options may still be wrong."""
@@ -29,6 +32,7 @@ def method_told(spec: str) -> dict[str, Any]:
     return {
         "method": spec,
         "makes small": row.objective,
+        **({"matches": LAW_ONLY} if row.law_only else {}),
         "learns from": "; or ".join(_TEACHERS[teacher] for teacher in row.teachers),
         "source": row.source,
         "a step costs": row.cost,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from diffode.cli.list_command import options_of_maker, registries
-from diffode.cli.methods_told import is_method, method_told
+from diffode.cli.methods_told import LAW_ONLY, is_method, method_told
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
@@ -309,6 +309,8 @@ def _facts_of_map(phi: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"map": phi.name, "goes": f"from t={phi.ends[0]:.4g} to t={phi.ends[1]:.4g} on {phi.path.spec}"}
     if phi.fixed_end:
         told["goes"] += ", to this end only"
+    if phi.law_only:
+        told["matches"] = LAW_ONLY
     if isinstance(phi, LearnedMap):
         network = f"{phi.kind} of width {phi.width} and depth {phi.depth}, {phi.parametrisation}"
         told |= {"dimension": phi.dim, "network": network}

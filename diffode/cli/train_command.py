@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffode.cli.methods_told import LAW_ONLY
 from diffode.cli.output import json_option, print_json, source_option
 
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ def _map_facts(trained: TrainedMap, file: FilePath) -> dict[str, Any]:
     _draw_map(trained, file.with_suffix(".png"))
     facts: dict[str, Any] = {"solver": load(file).solver.spec, "picture": str(file.with_suffix(".png"))}
     facts |= {"method": trained.map.method, "Gaussian flow's error": trained.errors.before}
+    if trained.map.law_only:
+        facts["matches"] = LAW_ONLY
     facts |= {f"held-out error of {n} jump{'' if n == 1 else 's'}": error for n, error in trained.held_out.items()}
     return {**facts, "steps": trained.history.steps, "seconds": trained.seconds, "stopped by": trained.stopped_by}
 
@@ -271,7 +274,8 @@ def _draw_map(trained: TrainedMap, file: FilePath) -> None:
     errors.semilogy(places, trained.history.held_out, "o-", ms=3, label=f"{trained.nfe} jump{'' if trained.nfe == 1 else 's'}")
     if trained.errors.before:
         errors.axhline(trained.errors.before, color="grey", ls="--", lw=1, label="Gaussian flow")
-    errors.set(title="held-out starts", xlabel="step", ylabel="mean error / scale")
+    distance = "distance of laws" if trained.map.law_only else "mean error"
+    errors.set(title="held-out starts", xlabel="step", ylabel=f"{distance} / scale")
     errors.legend(fontsize=8)
     for panel in (loss, errors):
         panel.grid(alpha=0.3)

@@ -37,7 +37,7 @@ def save_map(phi: LearnedMap, file: str | FilePath) -> None:
         **phi.facts.description(), "schema": MAP_SCHEMA, "method": phi.method, "kind": phi.kind, "shape": list(phi.shape),
         "width": phi.width, "depth": phi.depth, "parametrisation": phi.parametrisation, "scale": phi.clock.scale,
         "angles": list(phi.angles), "fixed_end": phi.fixed_end, "one_time": phi.one_time,
-        "both_ways": phi.both_ways,
+        "both_ways": phi.both_ways, "law_only": phi.law_only, "one_jump": phi.one_jump,
         "grids": {str(n): list(grid) for n, grid in phi.grids.items()},
         "held_out": {str(n): value if math.isfinite(value) else None for n, value in phi.held_out.items()},
     }  # fmt: skip
@@ -58,9 +58,13 @@ def load_map(file: str | FilePath, path: paths.Path | str | None = None) -> Lear
         for key, most in (("width", _MOST_WIDTH), ("depth", _MOST_DEPTH)):
             if type(description[key]) is not int or not 0 <= description[key] <= most:
                 raise ValueError(f"{key} must be an integer from 0 to {most}")
-        for key in ("fixed_end", "one_time", "both_ways"):
-            if type(description[key]) is not bool:
+        # Files of maps that were written before there were generators say nothing of the last two.
+        flags = {"law_only": False, "one_jump": False, **description}
+        for key in ("fixed_end", "one_time", "both_ways", "law_only", "one_jump"):
+            if type(flags[key]) is not bool:
                 raise ValueError(f"{key} must be true or false")
+        if flags["one_jump"] and not flags["fixed_end"]:
+            raise ValueError("a map of one_jump must have fixed_end")
         kind, shape = text(description, "kind"), description["shape"]
         if not isinstance(shape, list) or not shape or not all(type(n) is int and 1 <= n <= 10**4 for n in shape):
             raise ValueError("shape must be a list of sizes")
@@ -103,7 +107,8 @@ def load_map(file: str | FilePath, path: paths.Path | str | None = None) -> Lear
             net.requires_grad_(False), kind, tuple(shape), description["width"], description["depth"], name,
             AngleClock(mean, float(description["scale"])), (angles[0], angles[1]),
             paths.registry.registered(facts.path) if path is None else paths.get(path),
-            description["fixed_end"], description["one_time"], description["both_ways"], grids, held_out,
+            description["fixed_end"], description["one_time"], description["both_ways"], flags["law_only"],
+            flags["one_jump"], grids, held_out,
             text(description, "method"), facts,
         )  # fmt: skip
 

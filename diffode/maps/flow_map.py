@@ -36,12 +36,16 @@ class FlowMap(ABC):
         path: the path whose times it takes.
         ends: the noisiest and the cleanest time that it takes.
         fixed_end: whether it goes to its cleanest time only, as a consistency function does.
+        one_jump: whether it is a generator, which goes from its noisiest time to its cleanest alone.
+        law_only: whether it was made to have the law of the data, whatever noise it couples with which point.
         cost: evaluations of a network for one call.
     """
 
     path: Path
     ends: tuple[float, float]
     fixed_end: bool = False
+    one_jump: bool = False
+    law_only: bool = False
     cost: int = 1
 
     @abstractmethod
@@ -166,9 +170,11 @@ class LearnedMap(FlowMap):
         path: the path whose times it takes; :meth:`on` gives the same map on another.
         fixed_end: whether it goes to its last angle only.
         both_ways: whether it was trained to go to more noise as well as to less.
+        law_only, one_jump: as in :class:`FlowMap`; the errors of a map that has the law alone are distances of laws.
         one_time: whether its network is a velocity that does not know where it goes, as that of a rectified flow.
         grids: angles of the best runs that are known, by number of jumps.
-        held_out: mean end-point error on held-out starts, in units of the scale, by number of jumps.
+        held_out: mean end-point error on held-out starts, in units of the scale, by number of jumps; for a map that has the
+            law alone, the distance of its law from that of the data.
         method: the training, as a spec.
         facts: what the training says of itself; None for a map that was not trained here.
     """
@@ -185,6 +191,8 @@ class LearnedMap(FlowMap):
     fixed_end: bool = False
     one_time: bool = False
     both_ways: bool = False
+    law_only: bool = False
+    one_jump: bool = False
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
     held_out: Mapping[int, float] = field(default_factory=dict)
     method: str = ""
@@ -235,6 +243,10 @@ class LearnedMap(FlowMap):
         if math.prod(x.shape[1:]) != self.dim:
             raise ArgumentError(f"this map was trained for rows of {self.dim} numbers, got {tuple(x.shape[1:])}")
         begin, end = self._angles(x, s, "s"), self._angles(x, t, "t")
+        if self.one_jump and bool(((begin - self.angles[0]).abs() > _SAME_ANGLE).any()):
+            raise ArgumentError(
+                f"this map is a generator, which goes from s={self.ends[0]:g} to t={self.ends[1]:g} only; it has no other times"
+            )
         if self.fixed_end and bool(((end - self.angles[1]).abs() > _SAME_ANGLE).any()):
             raise ArgumentError(
                 f"this map is a consistency function, which goes to t={self.ends[1]:g} only; noise its points anew to get "
@@ -248,6 +260,8 @@ class LearnedMap(FlowMap):
 
     @override
     def times(self, count: int) -> list[float]:
+        if self.one_jump and count != 1:
+            raise ArgumentError(f"this map is a generator, which makes its points in one jump: nfe must be 1, got {count}")
         own = [float(self.clock.angle(self.path, t)) for t in (self.path.t_max, self.path.t_min)]
         if all(abs(one - known) <= _SAME_ANGLE for one, known in zip(own, self.angles, strict=True)):
             return [self._time(angle) for angle in self.grids.get(count) or uniform(self.angles, count)]

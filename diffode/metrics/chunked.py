@@ -18,7 +18,8 @@ from diffode.metrics.coupled import Reduction
 from diffode.metrics.density import LOST_SHARE, mixture_of, responsibilities
 from diffode.metrics.gaussian import gaussian_w2
 from diffode.metrics.measurement import Measurement, law_of
-from diffode.metrics.sampled import check_projections, directions
+from diffode.metrics.sampled import check_projections
+from diffode.numerics.projections import directions
 from diffode.randomness import keyed
 from diffode.solvers.starts import part_of
 from diffode.specs import Registry

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Measurement, Outcome
+from diffode.numerics.projections import directions, projected_distance
 from diffode.randomness import generator_from
 
 #: Number of distances held at once, 8 MB in float64.
@@ -43,19 +44,6 @@ def check_projections(projections: int) -> None:
     """Raise ArgumentError for what is no number of directions."""
     if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
         raise ArgumentError(f"projections must be an integer >= 1, got {projections!r}")
-
-
-def directions(dim: int, projections: int) -> Tensor:
-    """The unit vectors along which points are projected, (dim, projections), the same in every call."""
-    drawn = torch.randn(dim, projections, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
-    unit: Tensor = drawn / drawn.norm(dim=0)
-    return unit
-
-
-def projected_distance(x: Tensor, y: Tensor, along: Tensor) -> float:
-    """Root mean square, over the directions (dim, P), of the W2 distances between projections of as many points (n, dim)."""
-    gaps = (x @ along).sort(dim=0).values - (y @ along).sort(dim=0).values
-    return float(gaps.square().mean().sqrt())
 
 
 def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:

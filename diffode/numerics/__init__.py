@@ -1,1 +1,2 @@
-"""Mathematics without diffusion: phi functions, polynomials, Butcher tableaux, least squares, orders, quantiles."""
+"""Mathematics without diffusion: phi functions, polynomials, Butcher tableaux, least squares, orders, quantiles and
+projections."""

@@ -16,6 +16,10 @@ _LOGIT_NORMAL = (-0.4, 1.0)
 _LOGNORMAL = (-1.1 + math.log(2), 2.0)
 #: The same of sCM (arXiv 2410.11081): -1.0 and 1.4 for data of scale 1/2.
 _SCM = (-1.0 + math.log(2), 1.4)
+#: The same of EDM and of SiD's fake score (arXiv 2404.04057): -1.2 and 1.2 for data of scale 1/2.
+_EDM = (-1.2 + math.log(2), 1.2)
+#: Exponent of Karras et al. (arXiv 2206.00364), in which noise levels are equally spaced.
+_RHO = 7.0
 #: The numbers of pieces of the path by which shortcut models step: 1, 2, ..., 128.
 _DYADIC = 8
 
@@ -32,6 +36,15 @@ def one(sources: Sources, n: int, law: str) -> Tensor:
     inside = (low + (high - low) * sources.uniform(n).to(torch.float64)).clamp(1e-12, 1 - 1e-12)
     level = torch.special.ndtri(inside) * deviation + mean
     found: Tensor = level.exp().atan().clamp(last, first).to(sources.dtype)
+    return found
+
+
+def karras(sources: Sources, n: int, reach: float) -> Tensor:
+    """Angles (n,) whose noise levels are uniform in Karras' variable, in the lower share ``reach`` of it, as in SiD."""
+    high, low = (math.tan(angle) ** (1 / _RHO) for angle in sources.angles)
+    found: Tensor = (
+        ((low + reach * (high - low) * sources.uniform(n)) ** _RHO).atan().clamp(sources.angles[1], sources.angles[0])
+    )
     return found
 
 
@@ -77,6 +90,6 @@ def _share(z: float) -> float:
     return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
-_NORMAL = {"logit_normal": _LOGIT_NORMAL, "lognormal": _LOGNORMAL, "scm": _SCM}
+_NORMAL = {"logit_normal": _LOGIT_NORMAL, "lognormal": _LOGNORMAL, "scm": _SCM, "edm": _EDM}
 #: The laws by name.
 LAWS = ("uniform", *_NORMAL)

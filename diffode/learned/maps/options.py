@@ -8,7 +8,9 @@ from typing import Any
 
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.learned.arguments import check_count, check_number
+from diffode.learned.maps.laws import LAWS
 from diffode.learned.maps.losses import NORMS
+from diffode.learned.maps.moments import PAIRS
 from diffode.learned.maps.optimisers import OPTIMISERS
 from diffode.learned.maps.table import MAP_METHODS, MapMethod
 from diffode.maps.parametrisations import PARAMETRISATIONS
@@ -39,6 +41,12 @@ def options_of(method: str) -> tuple[MapMethod, dict[str, Any]]:
     for key in ("fixed_end", "one_time"):
         if known[key] != row.defaults[key]:
             raise ArgumentError(f"{key} is part of what {name} is, and can't be changed")
+    if known.get("pairs") == "distinct" and known["group"] < 2:
+        raise ArgumentError(f"group must be 2 at least for pairs=distinct, got {known['group']}")
+    if known.get("group", 1) > known["batch"]:
+        raise ArgumentError(f"batch must be a group at least, group={known['group']}, got {known['batch']}")
+    if row.law_only and known["norm"] != "squared":
+        raise ArgumentError(f"{name} follows a gradient, for which norm must be squared, got {known['norm']!r}")
     if "segments" in known and known["levels"] % known["segments"]:
         raise ArgumentError(f"levels must be a multiple of segments, got {known['levels']} and {known['segments']}")
     return row, known
@@ -51,7 +59,7 @@ def _checked(name: str, row: MapMethod, key: str, value: Any, default: Any) -> A
         value = "none"
     choices: Sequence[Any] | None = {
         "parametrisation": tuple(PARAMETRISATIONS),
-        "law": ("uniform", "logit_normal", "lognormal", "scm", *(("dyadic",) if row.options.get("law") == "dyadic" else ())),
+        "law": (*LAWS, *(("dyadic",) if row.options.get("law") == "dyadic" else ())),
         "teacher": row.teachers,
         "target": ("online", "average"),
         "norm": NORMS,
@@ -60,6 +68,7 @@ def _checked(name: str, row: MapMethod, key: str, value: Any, default: Any) -> A
         "middle": ("half", "any"),
         "step": ("euler", "heun"),
         "weight": ("none", "gap", "slope", "level"),
+        "pairs": PAIRS,
     }.get(key)
     if key == "teacher" and value not in row.teachers:
         raise ArgumentError(
@@ -77,8 +86,10 @@ def _checked(name: str, row: MapMethod, key: str, value: Any, default: Any) -> A
     if isinstance(default, int):
         check_count(key, value, 1)
         return value
-    most = {"ends": 1.0, "same": 1.0, "average": 1.0, "edge": 1.0, "warm_up": 1.0, "whole": 1.0}.get(key, math.inf)
+    most = {"ends": 1.0, "same": 1.0, "average": 1.0, "edge": 1.0, "warm_up": 1.0, "whole": 1.0, "reach": 1.0}.get(
+        key, math.inf
+    )
     check_number(key, value, 0, most)
-    if key in ("rate", "border") and value == 0:
+    if key in ("rate", "fake_rate", "border", "reach") and value == 0:
         raise ArgumentError(f"{key} must be positive, got {value!r}")
     return float(value)

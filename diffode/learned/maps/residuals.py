@@ -57,6 +57,7 @@ class Context:
         share: share of the training that is done, from 0 to 1.
         frozen: maps that stages of a training have left, by number of the stage.
         coupled: ends with which a rectified flow couples its starts, by number of the round.
+        fake: a network that learns the law of what the map generates, for methods that have one.
     """
 
     map: AngleMap
@@ -66,6 +67,7 @@ class Context:
     share: float = 0.0
     frozen: dict[int, AngleMap] = field(default_factory=dict)
     coupled: dict[int, Tensor] = field(default_factory=dict)
+    fake: AngleMap | None = None
 
     def pair(self, n: int, *, same: float = 0.0) -> tuple[Tensor, Tensor]:
         """Angles a >= b of the method's law."""

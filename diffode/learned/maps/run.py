@@ -33,16 +33,19 @@ from diffode.tensor_files import content_of
 
 #: Number of times during a training at which held-out errors are measured.
 _CHECKS = 20
-#: Number of held-out starts, and of test starts.
+#: Number of held-out starts, and of test starts, whose exact ends are known.
 _HELD_OUT = 256
 #: Largest norm of a gradient; a longer one is cut.
-_LARGEST_GRADIENT = 1.0
+LARGEST_GRADIENT = 1.0
 #: Share of the training at whose end the rate begins to fall.
 _CONSTANT_RATE = 0.3
 
 
 class Run:
-    """One training in progress."""
+    """One training in progress, judged by the ends of held-out starts."""
+
+    #: Number of held-out starts, and of test starts.
+    held_out_count = _HELD_OUT
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Run:
         self.map, self.answer = self._as_map(self.net), self._as_map(self.average)
         target = self.map if options["target"] == "online" else self.answer
         self.context = Context(self.map, target, sources, options)
-        self.held_out = self._problem(_HELD_OUT, "held_out")
+        self.held_out = self._problem(self.held_out_count, "held_out")
         # The exact ends tell fields apart that have one name; their last digits are the machine's.
         ends = float(self.held_out[1].square().mean())
         self.asked = f"{asked}, held-out ends of {ends:.6e}, begun from {content_of(self.net.state_dict().values())[:16]}"
@@ -79,6 +82,9 @@ class Run:
         self.losses: list[float] = []
         self.errors: list[float] = []
         self.optimisers = Optimisers([*self.net.parameters()], options["optimiser"], options["rate"], self.weigher.parameters())
+        #: All networks and optimisers that an interrupted training must have back.
+        self.modules: dict[str, nn.Module] = {"net": self.net, "average": self.average, "weigher": self.weigher}
+        self.all_optimisers = list(self.optimisers.all)
         #: Networks that stages have left, by number of the stage; the number of steps taken; seconds of earlier parts.
         self.frozen: dict[int, nn.Module] = {}
         self.number, self.before_seconds = 0, 0.0
@@ -114,12 +120,13 @@ class Run:
 
     def trained(self) -> TrainedMap:
         """Train, and give the best that held-out starts have seen."""
-        before = self._error(None, 1, self._problem(_HELD_OUT, "test"))
+        before = self._error(None, 1, self._problem(self.held_out_count, "test"))
         every = max(1, self.total // _CHECKS)
         for number in range(self.number + 1, self.total + 1):
             self.number = number
             self.context.share = (number - 1) / self.total
             self._freeze(number)
+            self._prepare(number)
             loss = loss_of(
                 self.row.residual(self.context, self.options["batch"]),
                 self.options["norm"],
@@ -127,12 +134,8 @@ class Run:
                 self.weigher,
             )
             value = float(loss.detach())
-            if not math.isfinite(value):
-                raise NumericalError(
-                    f"the training of {self.row.name} diverged at step {number}: lower rate= (it is "
-                    f"{self.options['rate']:g}), or begin from a trained map (begin_from)"
-                )
-            self.optimisers.step(loss, self._rate(number), _LARGEST_GRADIENT)
+            self._check_finite(value, number)
+            self.optimisers.step(loss, self._rate(number), LARGEST_GRADIENT)
             self._grow_average(number)
             self.losses.append(value)
             last = number == self.total
@@ -148,6 +151,16 @@ class Run:
             if ended:
                 break
         return self._result(before)
+
+    def _prepare(self, number: int) -> None:
+        """What a step needs before the map's own loss."""
+
+    def _check_finite(self, loss: float, number: int) -> None:
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"the training of {self.row.name} diverged at step {number}: lower rate= (it is "
+                f"{self.options['rate']:g}), or begin from a trained map (begin_from)"
+            )
 
     def _rate(self, number: int) -> float:
         """The share of the first rate that a step has: all, then a cosine to 0."""
@@ -183,7 +196,7 @@ class Run:
     def _error(
         self, phi: AngleMap | None, jumps: int, problem: tuple[Tensor, Tensor], grid: Sequence[float] | None = None
     ) -> float:
-        """Mean distance of the ends after some jumps, in units of the scale; of the Gaussian flow if there is no map."""
+        """The distance of the ends after some jumps, in units of the scale; of the Gaussian flow if there is no map."""
         start, exact = problem
         y = start.to(self.sources.device, self.sources.dtype)
         if phi is not None:
@@ -193,8 +206,12 @@ class Run:
                     a, b = (y.new_full((len(y),), angle) for angle in (s, t))
                     y = phi(y, a, b)
         # A distance in y is one of x in units of alpha times the scale, times the cosine of the angle.
-        error = float((y.cpu().to(torch.float64) - exact).norm(dim=1).mean()) / math.cos(self.sources.angles[1])
+        error = self._distance(y.cpu().to(torch.float64), exact) / math.cos(self.sources.angles[1])
         return error if math.isfinite(error) else math.inf
+
+    def _distance(self, found: Tensor, wanted: Tensor) -> float:
+        """The mean distance of ends from the exact ones."""
+        return float((found - wanted).norm(dim=1).mean())
 
     def _own_grid(self, jumps: int) -> tuple[float, ...]:
         """Equal jumps of the angle; for velocities alone, equal steps of the time in which their lines are straight."""
@@ -223,7 +240,7 @@ class Run:
         best = copy.deepcopy(self.average)
         best.load_state_dict(self.best[1])
         self.answer = self._as_map(best)
-        test = self._problem(_HELD_OUT, "test")
+        test = self._problem(self.held_out_count, "test")
         fixed = self.options["fixed_end"]
         grids = {1: uniform(self.sources.angles, 1)} if fixed else self._grids()
         errors = {n: self._error(self.answer, n, test, grids[n]) for n in self.budgets}
@@ -233,7 +250,8 @@ class Run:
         found = LearnedMap(
             copy.deepcopy(best).cpu(), self.options["kind"], self.request.shape, self.options["width"], self.options["depth"],
             self.options["parametrisation"], self.sources.clock, self.sources.angles, self.request.path, fixed,
-            self.options["one_time"], self.row.both_ways, grids, errors, format_spec(self.row.name, shown), facts,
+            self.options["one_time"], self.row.both_ways, self.row.law_only, self.row.one_jump, grids, errors,
+            format_spec(self.row.name, shown), facts,
         )  # fmt: skip
         solver = MapSolver(of=found)
         history = History(tuple(self.losses), tuple(self.errors), self.number)

@@ -25,13 +25,13 @@ SNAPSHOT_SCHEMA = "diffode-map-training-1"
 def save_snapshot(run: Run, file: str | FilePath) -> None:
     """Write the state of a training; ArgumentError if the file can't be written."""
     tensors: dict[str, Tensor] = {"generator": run.sources.generator.get_state().to(torch.int64)}
-    parts = {"net": run.net, "average": run.average, "weigher": run.weigher}
+    parts = dict(run.modules)
     parts |= {f"frozen.{stage}": one for stage, one in run.frozen.items()}
     for place, module in parts.items():
         tensors |= {f"{place}.{key}": value for key, value in module.state_dict().items()}
     (best, weights), errors = run.planned or (run.best, run.errors)
     tensors |= {f"best.{key}": value for key, value in weights.items()}
-    for number, optimiser in enumerate(run.optimisers.all):
+    for number, optimiser in enumerate(run.all_optimisers):
         for key, state in optimiser.state_dict()["state"].items():
             for name, value in state.items():
                 tensors |= _flat(f"optimiser.{number}.{key}.{name}", value)
@@ -78,10 +78,10 @@ def resume(run: Run, file: str | FilePath) -> None:
         run.sources.generator.set_state(tensors["generator"].to(torch.uint8))
         for stage in sorted({int(key.split(".")[1]) for key in tensors if key.startswith("frozen.")}):
             run.keep_frozen(stage, _loaded(copy.deepcopy(run.average), tensors, f"frozen.{stage}."))
-        for place, module in (("net.", run.net), ("average.", run.average), ("weigher.", run.weigher)):
-            _loaded(module, tensors, place)
+        for place, module in run.modules.items():
+            _loaded(module, tensors, f"{place}.")
         run.best = best, _named(tensors, "best.")
-        for index, optimiser in enumerate(run.optimisers.all):
+        for index, optimiser in enumerate(run.all_optimisers):
             whole = optimiser.state_dict()
             whole["state"] = _states(tensors, f"optimiser.{index}.")
             optimiser.load_state_dict(whole)

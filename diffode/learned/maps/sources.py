@@ -130,6 +130,16 @@ class Sources:
         with torch.no_grad(), self.field.uncounted():
             return self.clock.velocity(self.field, y, a.to(torch.float64), self.shape)
 
+    def denoised(self, y: Tensor, a: Tensor) -> Tensor:
+        """The teacher's E[d|y] (B, D) at states and angles, with a gradient by the states."""
+        with self.field.uncounted():
+            return self.clock.denoised(self.field, y, a.to(torch.float64), self.shape)
+
+    def prior(self, n: int) -> Tensor:
+        """States (n, D) at the first angle from the normal prior, which is not quite their law."""
+        start = self.path.prior((n, *self.shape), generator=self.generator)
+        return self.clock.state(start, self.path, self.path.t_max).to(self.device, self.dtype)
+
     def step(self, y: Tensor, a: Tensor, r: Tensor, kind: str) -> Tensor:
         """A step of the teacher from angles a to r, (B, D): ``euler`` (a DDIM step) or ``heun`` in the noise level."""
         with torch.no_grad(), self.field.uncounted():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffode.learned.maps import derivatives, residuals
+from diffode.learned.maps import derivatives, identity, moments, residuals
 from diffode.learned.maps.residuals import Residual
 
 #: Options that every method has, with their defaults; a row may have others.
@@ -44,6 +44,8 @@ class MapMethod:
         departures: what differs from the paper.
         trajectories: whether it learns from exact trajectories, of which there is a number.
         both_ways: whether its map goes to more noise as well as to less.
+        law_only: whether its map is to have the law of the data, whatever noise it couples with which point.
+        one_jump: whether its map is a generator, which goes from the first time to the last alone.
         options: its own options, and defaults that differ from ``COMMON``.
     """
 
@@ -56,6 +58,8 @@ class MapMethod:
     departures: str = ""
     trajectories: bool = False
     both_ways: bool = False
+    law_only: bool = False
+    one_jump: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -352,6 +356,28 @@ MAP_METHODS = {
             "2 calls of the network, one with a forward derivative",
             ("none",),
             both_ways=True,
+        ),
+        MapMethod(
+            "imm",
+            "MMD^2 of groups of Phi(x_s, s->t) and sg Phi(x_r, r->t), both of the same data and noise; Laplace kernel",
+            moments.moment_matching,
+            "Zhou, Ermon, Song, arXiv 2503.07565, algorithm 1 (inductive moment matching)",
+            "2 calls of the network",
+            ("none",),
+            departures="uniform angles; gaps of a 2^-8th of the levels, which reach less far; the loss is told as a gradient",
+            law_only=True,
+            options={**_ADAM, "parametrisation": "trig", "group": 4, "pairs": "all", "halvings": 8, "bias": 5.0, "power": 1.0},
+        ),
+        MapMethod(
+            "sid",
+            "L2 - alpha L1 = <D - D', D - y - alpha (D - D')> of the teacher's D and the D' of what it generates, y, noised",
+            identity.score_identity,
+            "Zhou et al., arXiv 2404.04057, algorithm 1 (score identity distillation)",
+            "4 calls of the network, 2 of them of the fake with gradients; 1 of the teacher with a gradient",
+            departures="it begins from the Gaussian flow, not from the teacher; the loss is told as a gradient",
+            law_only=True,
+            one_jump=True,
+            options={"fixed_end": True, "law": "edm", "alpha": 1.2, "reach": 0.8, "fake_rate": 1e-2, "fake_steps": 2},
         ),
     )
 }

@@ -12,6 +12,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.learned.arguments import check_count
 from diffode.learned.limit import Limit
+from diffode.learned.maps.law_run import LawRun
 from diffode.learned.maps.options import options_of
 from diffode.learned.maps.run import Run
 from diffode.learned.maps.snapshots import resume, save_snapshot
@@ -57,7 +58,9 @@ def train_map(
             exact trajectories.
         field: a target or its name, or a field with a path: exact, or a network as the teacher.
         nfe: the numbers of jumps for which it is judged, and for which grids are kept; (1, 2, 4) unless given. The first one
-            decides. A consistency function, such as cd gives, is judged for one jump: further ones draw noise.
+            decides. A consistency function, such as cd gives, is judged for one jump: further ones draw noise. ``imm`` and
+            ``sid`` learn the law of the data and are judged by it, whatever noise they couple with which point; ``sid`` makes
+            one jump.
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of trajectories, for methods that learn from them.
@@ -86,7 +89,7 @@ def train_map(
     True
     """
     row, options = options_of(method)
-    budgets = _budgets(nfe, row.name, options["fixed_end"])
+    budgets = _budgets(nfe, row.name, options["fixed_end"], row.one_jump)
     limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
     request = Request.of("train_map", field, path=path, dim=dim, seed=seed, seconds=limit, progress=progress)
     total = _STEPS if steps is None else steps
@@ -96,11 +99,14 @@ def train_map(
     count = next(most for dims, most in _POINTS if request.width <= dims) if points is None else points
     check_count("points", count, 2)
     sources = Sources(request, count, device=_usable(device))
-    if not row.trajectories:
+    if row.one_jump:
+        request.check_gradient()
+    elif not row.trajectories:
         # States of other methods are noised data, whoever teaches.
         _ = sources.data
     asked = f"{method} on {request.target}, {request.path.spec}, {total} steps, {count} points, seed {seed}, nfe {budgets}"
-    run = Run(row, options, request, sources, budgets, total, begin_from, asked)
+    kind = LawRun if row.law_only else Run
+    run = kind(row, options, request, sources, budgets, total, begin_from, asked)
     if resume_file is None:
         return run.trained()
     file = FilePath(resume_file)
@@ -126,7 +132,7 @@ def _usable(device: torch.device | str) -> torch.device:
     return found
 
 
-def _budgets(nfe: int | Iterable[int] | None, name: str, fixed_end: bool) -> tuple[int, ...]:
+def _budgets(nfe: int | Iterable[int] | None, name: str, fixed_end: bool, one_jump: bool) -> tuple[int, ...]:
     if nfe is None:
         return (1,) if fixed_end else _JUMPS
     given = (nfe,) if isinstance(nfe, int) else tuple(nfe) if isinstance(nfe, Iterable) else (nfe,)
@@ -134,6 +140,8 @@ def _budgets(nfe: int | Iterable[int] | None, name: str, fixed_end: bool) -> tup
         raise ArgumentError(f"nfe must be one or more different numbers of evaluations, got {nfe!r:.60}")
     for one in given:
         check_budget(one)
+    if one_jump and given != (1,):
+        raise ArgumentError(f"{name} trains a generator, which makes its points in one jump: nfe must be 1, got {nfe!r:.60}")
     if fixed_end and given != (1,):
         raise ArgumentError(
             f"{name} trains a consistency function, which is judged for one jump, since further ones draw noise: nfe must be "

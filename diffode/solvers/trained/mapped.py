@@ -111,6 +111,10 @@ class MapSolver(DirectSolver):
     def check_nfe(self, nfe: int) -> None:
         """Raise ArgumentError unless ``nfe`` is a number of evaluations that a run can cost."""
         check_budget(nfe)
+        if self.phi.one_jump and nfe != self.phi.cost:
+            raise ArgumentError(
+                f"{self.spec!r} is a generator, which makes its points in one jump: nfe must be {self.phi.cost}, got {nfe}"
+            )
         if nfe % self.phi.cost:
             raise ArgumentError(
                 f"one jump of {self.spec!r} costs {self.phi.cost} evaluations, of which nfe={nfe} is no multiple"
@@ -125,6 +129,11 @@ class MapSolver(DirectSolver):
         phi = self.phi.on(field.require_path("a flow map"))
         if phi.dim is not None and phi.dim != math.prod(x.shape[1:]):
             raise ArgumentError(f"this map takes rows of {phi.dim} numbers, got {tuple(x.shape[1:])}")
+        if phi.one_jump and len(times) > 2:
+            raise ArgumentError(
+                f"{self.spec!r} is a generator, which makes its points in one jump: a grid must have its ends alone, got "
+                f"{len(times)} times"
+            )
         if phi.fixed_end and len(times) > 2 and generator is None:
             raise ArgumentError(
                 f"{self.spec!r} goes to its end only, and draws noise for {len(times) - 2} further jumps: pass generator= "

@@ -12,7 +12,7 @@ from diffode.fields import ExactField
 from diffode.fields.exact import mixture_of
 from diffode.metrics.density import LOST_SHARE
 from diffode.metrics.gaussian import gaussian_w2
-from diffode.metrics.sampled import directions, projected_distance
+from diffode.numerics.projections import directions, projected_distance
 from diffode.randomness import keyed
 from diffode.verify.maps.trial import MapTrial
 from diffode.verify.report import Check
