@@ -15,12 +15,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
-    "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
-    "tensor_files", "training_facts",
+    "errors", "numerics", "closure", "cache_folder", "file_names", "facts_table", "output_files", "input_files", "extensions",
+    "array_files", "tensor_files", "training_facts",
     "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
     "grid_files", "grids", "tableau",
-    "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
-    "__main__",
+    "charts", "flows", "maps", "references", "plot", "solvers", "learned", "metrics", "verify", "adapters", "testing",
+    "studies", "cli", "__main__",
 )  # fmt: skip
 
 
@@ -135,7 +135,10 @@ LAZY = {
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",
     ("learned/grids/levels.py", "scipy.optimize"): "a third of a second, for a search that is done",
     ("numerics/quantiles.py", "scipy.special"): "a third of a second, for flows along a line",
+    ("plot/memories.py", "matplotlib.pyplot"): "windows, which only new figures need",
+    ("plot/style.py", "matplotlib.pyplot"): "windows, which only new figures need",
     ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
+    ("solvers/solution.py", "diffode.plot"): "Matplotlib, which a run needs not",
     ("solvers/starts.py", "scipy.special"): "a third of a second, for starts that look odd",
     ("testing/__init__.py", "diffode.testing"): "hypothesis, which the laws need not",
     ("verify/sampler/__init__.py", "diffode.verify.report"): "names of the last version",

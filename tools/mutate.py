@@ -34,7 +34,6 @@ TESTS = {
     "numerics/quantiles.py": "numerics references flows",
     "paths": "paths path_laws grids given_paths",
     "hippo": "hippo_measures hippo_runs hippo_theory hippo_arguments",
-    "hippo/figures.py": "memory_command",
     "hippo/module.py": "hippo_layer",
     "hippo/signal_files.py": "memory_command",
     "hippo/signals.py": "memory_command",
