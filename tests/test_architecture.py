@@ -85,7 +85,7 @@ def test_imports_point_up_the_list(file):
         assert ROOMS.index(room) <= own, f"{file} imports {room}"
 
 
-@pytest.mark.parametrize("room", ["verify", "verify.field", "verify.theory", "verify.sampler", "verify.maps"])
+@pytest.mark.parametrize("room", ["plot", "verify", "verify.field", "verify.theory", "verify.sampler", "verify.maps"])
 def test_no_public_name_is_that_of_a_module_beside_it(room):
     """``from diffode.verify import order`` can mean one thing only."""
     folder = PACKAGE.joinpath(*room.split("."))
@@ -135,8 +135,8 @@ LAZY = {
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",
     ("learned/grids/levels.py", "scipy.optimize"): "a third of a second, for a search that is done",
     ("numerics/quantiles.py", "scipy.special"): "a third of a second, for flows along a line",
-    ("plot/memories.py", "matplotlib.pyplot"): "windows, which only new figures need",
-    ("plot/style.py", "matplotlib.pyplot"): "windows, which only new figures need",
+    ("plot/memory.py", "matplotlib.pyplot"): "windows, which only new figures need",
+    ("plot/appearance.py", "matplotlib.pyplot"): "windows, which only new figures need",
     ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
     ("solvers/solution.py", "diffode.plot"): "Matplotlib, which a run needs not",
     ("solvers/starts.py", "scipy.special"): "a third of a second, for starts that look odd",

@@ -5,14 +5,14 @@ PNG, PDF or SVG. Colours stay apart for colour-blind eyes, and markers and dashe
 """
 
 from diffode.plot.animation import animate
+from diffode.plot.appearance import PALETTE, SIZES, Look, look, looks, style
 from diffode.plot.curves import error_curves, losses
 from diffode.plot.files import save
-from diffode.plot.memories import memories
+from diffode.plot.memory import memories
+from diffode.plot.run import trajectories
 from diffode.plot.scales import robust_limits
 from diffode.plot.space import Window, cloud, density, images, window_of
-from diffode.plot.style import PALETTE, SIZES, Look, look, looks, style
 from diffode.plot.tables import stability, tableau
-from diffode.plot.trajectories import trajectories
 
 __all__ = [
     "PALETTE",

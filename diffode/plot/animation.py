@@ -22,9 +22,9 @@ from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
 from diffode.file_names import place_of
 from diffode.output_files import writable, write_whole
+from diffode.plot.appearance import EXACT, PALETTE, inches, style
+from diffode.plot.run import Run, scaled_states, states_of
 from diffode.plot.space import Window, density_in, law_of, line_density, plane, shade, window_of
-from diffode.plot.style import EXACT, PALETTE, inches, style
-from diffode.plot.trajectories import Run, scaled_states, states_of
 
 #: Pixels of a moving density along each side.
 _RESOLUTION = 110

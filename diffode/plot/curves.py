@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from diffode.errors import ArgumentError
+from diffode.plot.appearance import EXACT, REMARK, Look, axes_for, looks, style
 from diffode.plot.labels import EndLabels, Label
 from diffode.plot.scales import robust_limits, set_evaluations
-from diffode.plot.style import EXACT, REMARK, Look, axes_for, looks, style
 
 
 @runtime_checkable

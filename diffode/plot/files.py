@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from diffode.errors import ArgumentError
 from diffode.file_names import place_of
 from diffode.output_files import write_whole
-from diffode.plot.style import STYLE
+from diffode.plot.appearance import STYLE
 
 #: Endings of pictures, with what makes the same picture the same bytes at any time.
 _ENDINGS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, Formatter, NullFormatter, NullLocator
 
-from diffode.plot.style import STYLE
+from diffode.plot.appearance import STYLE
 
 #: Lengths of the whiskers beyond which an error counts as an outlier, in interquartile ranges (Tukey's outer fence).
 _WHISKERS = 3.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
-from diffode.plot.style import EXACT, PALETTE, SHADES, axes_for, style
+from diffode.plot.appearance import EXACT, PALETTE, SHADES, axes_for, style
 
 #: Pixels of a density along each side.
 _RESOLUTION = 200

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.plot.style import EXACT, REMARK, axes_for, style
+from diffode.plot.appearance import EXACT, REMARK, axes_for, style
 from diffode.tableau import Tableau
 
 #: Rows of a table up to which its numbers are written into the picture.

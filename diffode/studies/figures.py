@@ -10,8 +10,8 @@ from torch import Tensor
 from diffode import fields, plot, solvers, targets
 from diffode.fields import Field
 from diffode.flows import reference
+from diffode.plot.appearance import DASHES, MARKERS, Look
 from diffode.plot.space import is_shape_of_images
-from diffode.plot.style import DASHES, MARKERS, Look
 from diffode.randomness import keyed_normal
 from diffode.studies.ranking import Curve
 

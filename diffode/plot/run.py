@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
+from diffode.plot.appearance import EXACT, PALETTE, SHADES, axes_for, style
 from diffode.plot.space import (
     BRIGHTEST,
     DEPTH,
@@ -28,7 +29,6 @@ from diffode.plot.space import (
     shade,
     window_of,
 )
-from diffode.plot.style import EXACT, PALETTE, SHADES, axes_for, style
 
 #: Trajectories that are drawn unless a number is given.
 _ROWS = 24

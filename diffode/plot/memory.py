@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from diffode.errors import ArgumentError
 from diffode.hippo.study import Reconstruction
+from diffode.plot.appearance import inches, looks, style
 from diffode.plot.labels import EndLabels, Label
 from diffode.plot.scales import set_evaluations
-from diffode.plot.style import inches, looks, style
 
 #: Most points of a line.
 _POINTS = 4000
