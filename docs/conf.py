@@ -32,8 +32,8 @@ myst_links_external_new_tab = True
 # Attributes of several classes have the same name, and a docstring that names one means its own.
 suppress_warnings = ["myst.header", "ref.python"]
 
-# Tutorials are executed once, and again when they or what they import change (`make clean-docs`).
-nb_execution_mode = "cache"
+# Tutorials are executed with every build: a cache would not see that the package changed.
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True

@@ -231,6 +231,17 @@ def test_a_style_ends_with_its_block():
     assert matplotlib.rcParams["axes.spines.top"] is before
 
 
+def test_notebooks_go_on_to_show_figures_after_a_style():
+    """The first figure switches a notebook's figures on, inside of a style as it may be."""
+    before = matplotlib.is_interactive()
+    try:
+        with plot.style():
+            matplotlib.interactive(not before)
+        assert matplotlib.is_interactive() is not before
+    finally:
+        matplotlib.interactive(before)
+
+
 # Files
 
 

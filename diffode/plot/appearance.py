@@ -96,8 +96,16 @@ def style() -> Iterator[None]:
     ...     matplotlib.rcParams["pdf.fonttype"]
     42
     """
-    with matplotlib.rc_context(STYLE):
-        yield
+    interactive = matplotlib.is_interactive()
+    try:
+        with matplotlib.rc_context(STYLE):
+            try:
+                yield
+            finally:
+                # A notebook says by this that figures are shown, when the first one is made, which may be here.
+                interactive = matplotlib.is_interactive()
+    finally:
+        matplotlib.interactive(interactive)
 
 
 def inches(size: object) -> tuple[float, float]:
