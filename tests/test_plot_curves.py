@@ -124,6 +124,8 @@ def test_ranges_hold_what_is_no_outlier():
     assert high > 1
     assert robust_limits([*values, math.inf, math.nan, 0.0, -1.0]) == (low, high)
     assert robust_limits([math.nan, 0.0]) is None
+    # One curve that converges among many that don't is seen to its end.
+    assert robust_limits([*[0.5] * 20, 1e-9])[0] < 1e-9
     low, high = robust_limits([0.5])
     assert low < 0.5 < high
 

@@ -79,7 +79,9 @@ def set_evaluations(ax: Axes, nfe: Iterable[float], label: str = "NFE") -> None:
 
 
 def robust_limits(values: Iterable[float]) -> tuple[float, float] | None:
-    """Limits of a logarithmic axis that hold all values but far outliers, which are to be shown at its edge.
+    """Limits of a logarithmic axis that hold all values but far outliers above, which are to be shown at its edge.
+
+    Small errors are no failures: a curve that converges is seen to its end.
 
     Args:
         values: errors; those that are not positive and finite have no part.
@@ -96,7 +98,7 @@ def robust_limits(values: Iterable[float]) -> tuple[float, float] | None:
         return None
     lower, upper = _quantile(logs, 0.25), _quantile(logs, 0.75)
     fence = _WHISKERS * max(upper - lower, math.log(_LEAST_RANGE))
-    inside = [v for v in logs if lower - fence <= v <= upper + fence]
+    inside = [v for v in logs if v <= upper + fence]
     margin = max(_MARGIN * (inside[-1] - inside[0]), 0.1)
     low, high = max(inside[0] - margin, -700.0), min(inside[-1] + margin, 700.0)
     return math.exp(low), math.exp(high)
