@@ -9,7 +9,8 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory sources few_step orders learned universal maps mutation coverage fuzz
+.PHONY: bench test test-slow lint setup clean speed scale memory sources few_step orders learned universal maps mutation coverage fuzz \
+        docs tutorials
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -92,6 +93,20 @@ fuzz: $(READY)  # about half an hour on two cores
 coverage: $(READY)
 	$(BIN)/python -m pip install --quiet pytest-cov
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered
+
+docs: $(VENV)/.docs
+	@echo "==> the site: tutorials executed, warnings are errors; then the code of the pages"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	$(BIN)/python -m pytest -n auto tests/test_docs.py -k "code_blocks or links or suites"
+	@echo "==> open build/site/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+tutorials: $(READY)
+	@echo "==> the tutorials as programs"
+	$(BIN)/python tools/run_tutorials.py
 
 clean:
 	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* mutation.json fuzz.jsonl

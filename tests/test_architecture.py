@@ -15,12 +15,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
-    "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
-    "tensor_files", "training_facts",
+    "errors", "numerics", "closure", "cache_folder", "file_names", "facts_table", "output_files", "input_files", "extensions",
+    "array_files", "tensor_files", "training_facts",
     "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "sources", "fields", "bridges",
     "grid_files", "grids", "tableau",
-    "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
-    "__main__",
+    "charts", "flows", "maps", "references", "plot", "solvers", "learned", "metrics", "verify", "adapters", "testing",
+    "studies", "cli", "__main__",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_imports_point_up_the_list(file):
         assert ROOMS.index(room) <= own, f"{file} imports {room}"
 
 
-@pytest.mark.parametrize("room", ["verify", "verify.field", "verify.theory", "verify.sampler", "verify.maps"])
+@pytest.mark.parametrize("room", ["plot", "verify", "verify.field", "verify.theory", "verify.sampler", "verify.maps"])
 def test_no_public_name_is_that_of_a_module_beside_it(room):
     """``from diffode.verify import order`` can mean one thing only."""
     folder = PACKAGE.joinpath(*room.split("."))
@@ -140,7 +140,10 @@ LAZY = {
     ("metrics/transport.py", "scipy.optimize"): "a third of a second, for an assignment",
     ("numerics/line_transport.py", "scipy.special"): "a third of a second, for distances on a line",
     ("numerics/quantiles.py", "scipy.special"): "a third of a second, for flows along a line",
+    ("plot/memory.py", "matplotlib.pyplot"): "windows, which only new figures need",
+    ("plot/appearance.py", "matplotlib.pyplot"): "windows, which only new figures need",
     ("solvers/baselines.py", "scipy.integrate"): "half a second of SciPy",
+    ("solvers/solution.py", "diffode.plot"): "Matplotlib, which a run needs not",
     ("solvers/starts.py", "scipy.special"): "a third of a second, for starts that look odd",
     ("testing/__init__.py", "diffode.testing"): "hypothesis, which the laws need not",
     ("verify/sampler/__init__.py", "diffode.verify.report"): "names of the last version",

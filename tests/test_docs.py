@@ -43,6 +43,32 @@ def test_docstring_examples_are_true(name):
     )
 
 
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_run(page, tmp_path):
+    tool = runpy.run_path(str(ROOT / "tools" / "run_tutorials.py"))
+    file = tmp_path / "tutorial.py"
+    file.write_text(f"import matplotlib\nmatplotlib.use('Agg')\n{tool['program_of'](page)}", encoding="utf-8")
+    script(file, cwd=tmp_path)
+
+
+def test_every_page_is_on_the_site_and_every_cell_in_its_tutorial():
+    """A page that no list of pages names is found by nobody; a fence that the runner doesn't know would not be run."""
+    listed = set()
+    for page in (ROOT / "docs").rglob("*.md"):
+        for names in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names.split() if not name.startswith(":")}
+    assert {page.resolve() for page in (ROOT / "docs").rglob("*.md")} - listed == {(ROOT / "docs" / "index.md").resolve()}
+    program_of = runpy.run_path(str(ROOT / "tools" / "run_tutorials.py"))["program_of"]
+    for page in TUTORIALS:
+        text = page.read_text(encoding="utf-8")
+        compile(program_of(page), page.name, "exec")
+        assert text.count("```") == 2 * len(re.findall(r"^```\{code-cell\} python$", text, re.MULTILINE))
+
+
 #: Arguments that spare an example most of its training.
 LESS = {"diffusers_pipeline.py": ["20"], "score_error.py": ["0.4"]}
 

@@ -7,12 +7,7 @@ from diffode.studies import figures
 
 def test_samples_of_an_image_target_are_drawn_beside_the_exact_ones():
     figure = figures.draw_images("patches-gmm", "edm", ["ddim", "dpmpp:order=2"], 6)
-    images = [panel.images[0].get_array() for panel in figure.axes]
-    assert len(images) % 3 == 0
-    each = len(images) // 3
-    exact, euler, second = (
-        torch.tensor([panel.data.tolist() for panel in images[k * each : (k + 1) * each]]) for k in range(3)
-    )
+    exact, euler, second = (torch.tensor(panel.images[0].get_array().filled(0.0)) for panel in figure.axes)
     # The same starts: a better solver's pictures are nearer to the exact ones.
     assert float((second - exact).norm()) < float((euler - exact).norm())
-    assert figure.axes[each].get_ylabel().startswith("ddim\nNFE 6")
+    assert figure.axes[1].get_ylabel().startswith("ddim\nNFE 6")

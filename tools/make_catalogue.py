@@ -257,6 +257,7 @@ def main() -> None:
         index.append(
             f"* [{title}]({name}.md): " + ", ".join(f"`{s}`" for s in dict.fromkeys(solvers.get(s).name for s in specs))
         )
+    index += ["", "```{toctree}", ":hidden:", "", *FAMILIES, "```"]
     (OUT / "index.md").write_text("\n".join(index) + "\n")
 
 

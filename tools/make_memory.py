@@ -15,9 +15,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from diffode import hippo
+from diffode import hippo, plot
 from diffode.errors import DiffodeError
-from diffode.hippo import figures, study
+from diffode.hippo import study
 from diffode.numerics.orders import fit_order
 
 OUT = Path(__file__).parent.parent / "docs"
@@ -183,8 +183,8 @@ def picture_of_memories() -> None:
         for order in (17, 33, 65, 129):
             found = study.of_known(hippo.get(spec, order), hippo.signals.get("mackey_glass"), 4096, "cubic")
             lines.append((name, order, found))
-    figures.save(figures.draw_memories("Mackey-Glass, 4096 steps, cubic hold; legt and fout hold the last quarter", lines),
-                 OUT / "memory.png")  # fmt: skip
+    title = "Mackey-Glass, 4096 steps, cubic hold; legt and fout hold the last quarter"
+    plot.save(plot.memories(lines, title), OUT / "memory.png", dpi=110)
 
 
 def picture_of_orders() -> None:
@@ -203,7 +203,7 @@ def picture_of_orders() -> None:
     panels[0].set_ylabel("error of the coefficients")
     panels[0].legend(fontsize=7, frameon=False)
     figure.suptitle("Orders of holds; dashed: the rules of public code")
-    figures.save(figure, OUT / "memory_orders.png")
+    plot.save(figure, OUT / "memory_orders.png", dpi=110)
 
 
 def write_page() -> None:

@@ -37,7 +37,6 @@ TESTS = {
     "paths": "paths path_laws grids given_paths",
     "paths/interval.py": "bridges",
     "hippo": "hippo_measures hippo_runs hippo_theory hippo_arguments",
-    "hippo/figures.py": "memory_command",
     "hippo/module.py": "hippo_layer",
     "hippo/signal_files.py": "memory_command",
     "hippo/signals.py": "memory_command",

@@ -51,9 +51,11 @@ def command(
     Example:  diffode memory signal.npy --measures legs,legt:window=0.25 --order 16,64
               diffode memory ecg --measures legs --holds zoh,foh,cubic --json
     """
-    from diffode import hippo
+    from matplotlib.figure import Figure
+
+    from diffode import hippo, plot
     from diffode.errors import ArgumentError
-    from diffode.hippo import figures, study
+    from diffode.hippo import study
     from diffode.hippo.arguments import number_of
     from diffode.hippo.signal_files import read_signal
 
@@ -89,7 +91,7 @@ def command(
             facts = {"measure": memory.measure.spec, "order": memory.order, "hold": rule.spec}
             rows.append({**facts, **asdict(found.errors), "from": float(found.times[0]), "to": float(found.times[-1])})
     file.parent.mkdir(parents=True, exist_ok=True)
-    figures.save(figures.draw_memories(signal, lines), file)
+    plot.save(plot.memories(lines, signal, figure=Figure(figsize=(11, 7.5), layout="constrained")), file, dpi=110)
     if as_json:
         print_json({"signal": signal, "errors": rows, "picture": str(file)})
         return

@@ -61,7 +61,7 @@ def command(
               diffode sample ring8 --source student:dof=128 --solver ipndm:order=3
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
-    from diffode import metrics, solvers, targets
+    from diffode import metrics, plot, solvers, targets
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
     from diffode.fields.problem_text import parts_of, problem_text
@@ -124,7 +124,7 @@ def command(
     reason = None
     try:
         part = "" if len(shown) == points else f", the first {len(shown):,} of {points:,} points"
-        figures.save(figures.draw_samples(shown, field, picture_shape, title + part), picture)
+        plot.save(figures.draw_samples(shown, field, picture_shape, title + part), picture, dpi=110)
     except DiffodeError:
         raise
     except Exception as failure:  # The points of a user's field may have any values.

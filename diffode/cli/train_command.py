@@ -265,27 +265,27 @@ def _draw_map(trained: TrainedMap, file: FilePath) -> None:
     """Draw the loss of every step, and the held-out errors along the training."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, errors = figure.subplots(1, 2)
-    steps, checks = trained.history.steps, len(trained.history.held_out)
-    loss.semilogy(range(1, steps + 1), [max(value, 1e-300) for value in trained.history.error], lw=0.6)
-    loss.set(title=f"{trained.map.method}, {trained.facts.target}", xlabel="step", ylabel="loss")
-    places = [steps * (k + 1) / checks for k in range(checks)]
-    errors.semilogy(places, trained.history.held_out, "o-", ms=3, label=f"{trained.nfe} jump{'' if trained.nfe == 1 else 's'}")
-    if trained.errors.before:
-        errors.axhline(trained.errors.before, color="grey", ls="--", lw=1, label="Gaussian flow")
-    distance = "distance of laws" if trained.map.law_only else "mean error"
-    errors.set(title="held-out starts", xlabel="step", ylabel=f"{distance} / scale")
-    errors.legend(fontsize=8)
-    for panel in (loss, errors):
-        panel.grid(alpha=0.3)
-    figure.savefig(file, dpi=90)
+    from diffode import plot
+    from diffode.learned.trained import History
+
+    history, jumps = trained.history, f"{trained.nfe} jump{'' if trained.nfe == 1 else 's'}"
+    with plot.style():
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        loss, errors = figure.subplots(1, 2)
+        plot.losses(History(error=history.error), ax=loss, before=0.0, ylabel="loss")
+        loss.set_title(f"{trained.map.method}, {trained.facts.target}")
+        own = History(held_out=history.held_out, steps=history.steps)
+        what = {"ylabel": "distance of laws / scale"} if trained.map.law_only else {}
+        plot.losses(own, ax=errors, before=trained.errors.before or 0.0, **what)
+        errors.set_title(f"held-out starts, {jumps}; dashed: the Gaussian flow")
+    plot.save(figure, file, dpi=90)
 
 
 def _draw(trained: Trained, file: FilePath) -> None:
     """Draw the errors by step, and the trained levels and weights of a table beside those from which its training began."""
     from matplotlib.figure import Figure
 
+    from diffode import plot
     from diffode.cli.training_log import in_words
     from diffode.learned import Checkpoint
     from diffode.learned.tables.training import output_weights
@@ -293,22 +293,20 @@ def _draw(trained: Trained, file: FilePath) -> None:
     checkpoint, origin = trained.content, trained.origin
     if not isinstance(checkpoint, Checkpoint) or origin is None:
         return
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    loss, levels, weights = figure.subplots(1, 3)
-    loss.semilogy(trained.history.error, label="training starts")
-    loss.semilogy(trained.history.held_out, label="held-out starts")
-    loss.set(title=f"{checkpoint.target}, NFE {checkpoint.stages.nfe}", xlabel="Gauss-Newton step", ylabel="mean error / scale")
-    loss.legend(fontsize=8)
-    for label, stages, marker in (
-        ("learned", checkpoint.stages, "o-"),
-        (in_words(checkpoint.begun_from), origin, "x--"),
-    ):
-        levels.semilogy(stages.levels.clamp(min=1e-8), marker, label=label, ms=5)
-        weights.plot(output_weights(stages), marker, label=label, ms=5)
-    levels.set(title="noise levels", xlabel="evaluation", ylabel="rho / scale")
-    figure.legend(*levels.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    weights.set(title="weights in the output / level", xlabel="evaluation")
-    weights.axhline(0, color="grey", lw=0.5)
-    for panel in (loss, levels, weights):
-        panel.grid(alpha=0.3)
-    figure.savefig(file, dpi=90)
+    with plot.style():
+        figure = Figure(figsize=(13, 3.8), layout="constrained")
+        loss, levels, weights = figure.subplots(1, 3)
+        plot.losses(trained, ax=loss, xlabel="Gauss-Newton step")
+        loss.set_title(f"{checkpoint.target}, NFE {checkpoint.stages.nfe}")
+        named = (("learned", checkpoint.stages), (in_words(checkpoint.begun_from), origin))
+        for i, (label, stages) in enumerate(named):
+            levels.semilogy(stages.levels.clamp(min=1e-8), label=label, **plot.look(i).line)
+            weights.plot(output_weights(stages), label=label, **plot.look(i).line)
+        levels.set(title="noise levels", xlabel="evaluation", ylabel="rho / scale")
+        figure.legend(*levels.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        weights.set(title="weights in the output / level", xlabel="evaluation")
+        weights.axhline(0, color="grey", lw=0.5)
+        for panel in (levels, weights):
+            panel.set_xticks(range(len(checkpoint.stages.levels)))
+            panel.grid(True)
+    plot.save(figure, file, dpi=90)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.facts_table import facts_table
 from diffode.solvers.solver import Solver
 from diffode.tableau.stages import Stages
 from diffode.training_facts import Facts, StoppedBy
@@ -97,6 +98,20 @@ class Trained:
             f"Trained({self.solver.spec!r}, nfe={self.nfe}, target={self.facts.target!r}, "
             f"errors={before} -> {self.errors.after:.3g}, stopped_by={self.stopped_by!r})"
         )
+
+    def _repr_html_(self) -> str:
+        """The facts of the training as a table, for notebooks."""
+        before = "none: it can't run here" if self.errors.before is None else f"{self.errors.before:.3g}"
+        facts = {
+            "solver": self.solver.spec,
+            "evaluations": self.nfe,
+            "target": self.facts.target,
+            "error before": before,
+            "error after": f"{self.errors.after:.3g} of the data's scale, on held-out starts",
+            "steps": self.history.steps,
+            "seconds": f"{self.seconds:.1f}, ended by {self.stopped_by}",
+        }
+        return facts_table("Trained", facts)
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from diffode.facts_table import facts_table
+from diffode.fields import Field
 from diffode.tableau import Tableau
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Status(IntEnum):
@@ -55,10 +61,40 @@ class Solution:
         state = "success" if self.success else self.message
         return f"Solution(x of shape {tuple(self.x.shape)}, nfe={self.nfe}, {times}, {state})"
 
+    def _repr_html_(self) -> str:
+        """The facts of the run as a table, for notebooks."""
+        good = int((self.status == Status.OK).sum())
+        facts = {
+            "x": f"{tuple(self.x.shape)}, {self.x.dtype}, {self.x.device}",
+            "evaluations": self.nfe,
+            "solver": self.tableau.solver if self.tableau is not None else "no table",
+            "times": f"{len(self.times)}, from {float(self.times[0]):g} to {float(self.times[-1]):g}",
+            "states": "not kept" if self.states is None else f"kept, {tuple(self.states.shape)}",
+            "good rows": f"{good} of {len(self.status)}",
+        }
+        return facts_table("Solution", {**facts, **({"message": self.message} if self.message else {})})
+
     @property
     def success(self) -> bool:
         """Whether every row is good."""
         return not self.message
+
+    def plot(self, field: Field | None = None, **options: Any) -> Axes:
+        """A picture: the trajectories of a run that kept its states, else its end points.
+
+        Args:
+            field: the field that it followed, whose density is shown where it is known.
+            options: those of :func:`diffode.plot.trajectories`, or of :func:`diffode.plot.cloud` (``ax``, ``size``, ...).
+
+        Returns:
+            The Matplotlib axes.
+
+        Raises:
+            ArgumentError: as those functions do, for instance if no row is finite.
+        """
+        from diffode.plot import cloud, trajectories
+
+        return cloud(self.x, field, **options) if self.states is None else trajectories(self, field, **options)
 
 
 def is_finite(x: Tensor) -> bool:

@@ -15,12 +15,13 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
-from diffode import targets
+from diffode import plot, targets
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import parts_of
 from diffode.output_files import unwritable
+from diffode.plot import Look
 from diffode.studies import figures
 from diffode.studies.exported import write_csv
 from diffode.studies.further import further, own_costs
@@ -34,6 +35,8 @@ from diffode.studies.suite import Suite
 _TEMPLATE = FilePath(__file__).parent / "page.html"
 #: NFE of the samples that are shown.
 _SHOWN_NFE = 8
+#: Dots an inch of a picture.
+_DOTS = 110
 #: Number of the best methods whose samples are shown.
 _SHOWN_METHODS = 2
 #: Number of pictures that are drawn in about the time that a process takes to start.
@@ -90,11 +93,11 @@ def write_report(
 
 def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:
     """Draw all figures; returns the reasons for those that failed, by the names of their files."""
-    palette = figures.colours(list(dict.fromkeys(c.method for c in all_curves)))
+    styles = plot.looks(c.method for c in all_curves)
     work = {}
     for target, name in figure_names(c.target for c in all_curves).items():
         own = [c for c in all_curves if c.target == target]
-        work[f"curves-{name}.png"] = delayed(_save_curves)(target, own, palette, folder / f"curves-{name}.png")
+        work[f"curves-{name}.png"] = delayed(_save_curves)(target, own, styles, folder / f"curves-{name}.png")
         kind = kind_of_cloud(target)
         if kind:
             work[f"{kind}-{name}.png"] = delayed(_save_samples)(kind, target, own, folder / f"{kind}-{name}.png", imports)
@@ -118,8 +121,8 @@ def kind_of_cloud(target: str) -> str | None:
         return None
 
 
-def _save_curves(target: str, own: Sequence[Curve], palette: dict[str, str], file: FilePath) -> str | None:
-    return _drawn(lambda: figures.draw_curves(target, own, palette), file)
+def _save_curves(target: str, own: Sequence[Curve], styles: Mapping[str, Look], file: FilePath) -> str | None:
+    return _drawn(lambda: figures.draw_curves(target, own, styles), file)
 
 
 def _save_samples(kind: str, target: str, own: Sequence[Curve], file: FilePath, imports: Sequence[str]) -> str | None:
@@ -136,7 +139,7 @@ def _save_samples(kind: str, target: str, own: Sequence[Curve], file: FilePath, 
 def _drawn(draw: Callable[[], Figure], file: FilePath) -> str | None:
     """Draw and write a figure; returns the reason if that fails, since a report needs its numbers more than a picture."""
     try:
-        figures.save(draw(), file)
+        plot.save(draw(), file, dpi=_DOTS, tight=True)
     except Exception as error:  # A solver, a target or a field of anyone's may raise anything.
         return f"{type(error).__name__}: {error}"
     return None
@@ -174,7 +177,7 @@ def _page(
             }
             for c in all_curves
         ],
-        "colours": figures.colours(solver_names),
+        "looks": figures.page_looks(solver_names),
         "budgets": budgets(all_curves),
     }
     problems = {c.problem for c in all_curves}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from diffode.errors import ArgumentError
+from diffode.facts_table import rows_table
 
 #: Signs of a check's outcome in a printed report.
 _SIGNS = {True: "ok", False: "FAILED", None: "--"}
@@ -102,6 +103,16 @@ class Report:
     def __str__(self) -> str:
         fixes = [_wrapped("FIX", sentence) for sentence in self.advice]
         return "\n".join([self.subject, "", *_lines(self.checks), *fixes, "", self._outcome()])
+
+    def _repr_html_(self) -> str:
+        """The checks as a table, for notebooks."""
+        rows = [
+            (_SIGNS[c.passed], c.name, *("" if v is None else f"{v:.2g}" for v in (c.value, c.tolerance)), c.detail)
+            for c in self.checks
+        ]
+        fixes = [("FIX", "", "", "", sentence) for sentence in self.advice]
+        title = f"{self.subject}: {self._outcome()}"
+        return rows_table(title, ("", "check", "value", "tolerance", "finding"), [*rows, *fixes])
 
     if not TYPE_CHECKING:
 

@@ -374,8 +374,10 @@ MAP_METHODS = {
             identity.score_identity,
             "Zhou et al., arXiv 2404.04057, algorithm 1 (score identity distillation)",
             "4 calls of the network, 2 of them of the fake with gradients; 1 of the teacher with a gradient",
-            departures="it begins from the Gaussian flow, not from the teacher; the loss is told as a gradient; alpha is 1, not 1.2, "
-            "with which small networks from that start run away",
+            departures=(
+                "it begins from the Gaussian flow, not from the teacher; alpha is 1, not 1.2, with which small networks from "
+                "that start run away; the loss is told as a gradient"
+            ),
             law_only=True,
             one_jump=True,
             options={"fixed_end": True, "law": "edm", "alpha": 1.0, "reach": 0.8, "fake_rate": 1e-2, "fake_steps": 2},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path as FilePath
 
 import torch
 from matplotlib.figure import Figure
 
-from diffode.output_files import write_whole
+from diffode import plot
 from diffode.paths import Path
 from diffode.verify.field.equations import Residuals
 
@@ -18,17 +17,22 @@ _LEAST = 1e-18
 
 def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None = None) -> Figure:
     """A figure of relative residuals against the noise level, and in one and two dimensions also in space."""
+    with plot.style():
+        return _drawn(residuals, path, title, tolerance)
+
+
+def _drawn(residuals: Residuals, path: Path, title: str, tolerance: float | None) -> Figure:
     values = residuals.values.clamp(min=_LEAST).log10()
     levels = torch.tensor([path.rho(t) for t in residuals.times.tolist()], dtype=torch.float64)
     dim = residuals.points.shape[1]
     figure = Figure(figsize=(11, 4.2) if dim <= 2 else (6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2 if dim <= 2 else 1, squeeze=False)[0]
-    panels[0].semilogx(levels, values, ".", ms=4, alpha=0.6)
+    panels[0].semilogx(levels, values, ".", ms=4, alpha=0.6, color=plot.PALETTE[0])
     if tolerance:
-        panels[0].axhline(torch.tensor(tolerance).log10(), color="crimson", lw=1, label=f"tolerance {tolerance:g}")
-        panels[0].legend(fontsize=8)
+        panels[0].axhline(torch.tensor(tolerance).log10(), color=plot.PALETTE[1], lw=1, label=f"tolerance {tolerance:g}")
+        panels[0].legend()
     panels[0].set(xlabel="noise level sigma/alpha", ylabel="log10 relative residual")
-    panels[0].grid(alpha=0.3)
+    panels[0].grid(True)
     if dim <= 2:
         # Points are in units of the law's spread at each level, so that all levels fit in one picture.
         known, place = torch.unique(levels, return_inverse=True)
@@ -45,7 +49,5 @@ def draw_residuals(residuals: Residuals, path: Path, title: str, tolerance: floa
 
 
 def save_residuals(residuals: Residuals, path: Path, title: str, tolerance: float | None, file: FilePath) -> None:
-    """Draw residuals and write them as PNG."""
-    drawn = io.BytesIO()
-    draw_residuals(residuals, path, title, tolerance).savefig(drawn, format="png", dpi=100)
-    write_whole(file, drawn.getvalue(), "picture")
+    """Draw residuals and write them, as PNG, PDF or SVG by the ending of the file."""
+    plot.save(draw_residuals(residuals, path, title, tolerance), file, dpi=100)
