@@ -27,6 +27,7 @@ _ROOMS = (
     "numerics",
     "paths",
     "solvers",
+    "statistics",
     "studies",
     "tableau",
     "targets",
@@ -43,6 +44,7 @@ _NAMES = {
     "Path": "paths",
     "Solution": "solvers",
     "Solver": "solvers",
+    "Statistics": "statistics",
     "Tableau": "tableau",
     "Target": "targets",
     "ExactFlow": "flows",
@@ -65,6 +67,7 @@ __all__ = [
     "Path",
     "Solution",
     "Solver",
+    "Statistics",
     "Tableau",
     "Target",
     "__version__",
@@ -86,6 +89,7 @@ __all__ = [
     "reference",
     "solve",
     "solvers",
+    "statistics",
     "stream",
     "studies",
     "tableau",
@@ -110,6 +114,7 @@ if TYPE_CHECKING:
         numerics,
         paths,
         solvers,
+        statistics,
         studies,
         tableau,
         targets,
@@ -121,6 +126,7 @@ if TYPE_CHECKING:
     from diffode.flows import ExactFlow, flow, reference
     from diffode.paths import Path
     from diffode.solvers import Solution, Solver, solve, stream
+    from diffode.statistics import Statistics
     from diffode.tableau import BrownianPath, Tableau
     from diffode.targets import GaussianMixture, LowRank, Target
 

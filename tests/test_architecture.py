@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors", "numerics", "closure", "cache_folder", "file_names", "output_files", "input_files", "extensions", "array_files",
     "tensor_files", "training_facts",
-    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "fields",
+    "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "statistics", "fields",
     "grid_files", "grids", "tableau",
     "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
     "__main__",
@@ -220,6 +220,7 @@ def test_files_that_tools_and_pages_name_exist():
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
     "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets",
+    "statistics",
     "fields", "solvers", "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps",
     "learned/tables", "learned/universal", "verify/field", "verify/theory", "verify/sampler",
     "verify/maps",

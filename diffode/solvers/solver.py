@@ -62,6 +62,9 @@ class Solver(metaclass=SolverType):
 
     #: Whether the noise of standard normal data replaces the first evaluation: saves one evaluation, makes it first order.
     analytic_first_step: bool = False
+    #: The level to which it first goes along the flow of the data's Gaussian, without an evaluation: a number of the data's
+    #: largest deviations, or ``auto``.
+    jump: float | str | None = None
 
     #: The registered name.
     name: ClassVar[str]
@@ -117,6 +120,11 @@ class Solver(metaclass=SolverType):
         """Whether it draws noise."""
         return False
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it has to know mean and covariance of the data, see ``diffode.solvers.informed``."""
+        return self.jump is not None
+
     def content(self) -> str:
         """A hash of all that its spec leaves out, such as the numbers in a file; else an empty text."""
         return ""
@@ -138,6 +146,8 @@ class WritesTable(Solver):
 
     #: Whether it lays its own levels between the ends of a grid, so that ``steps`` are the evaluations of its table.
     lays_levels: ClassVar[bool] = False
+    #: The grid of a run that is given a budget alone.
+    usual_grid: ClassVar[str] = "karras"
 
     @abstractmethod
     def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
@@ -176,6 +186,7 @@ class TableSolver(WritesTable):
         Raises ArgumentError if the solver's chart needs a path and there is none, or if the chart is singular on the grid.
         """
         check_choice("analytic_first_step", self.analytic_first_step, (True, False))
+        check_known(self)
         path = None if path is None else get_path(path)
         times = self.times_on(path, grid, steps)
         chart = self.chart_on(path)
@@ -299,6 +310,24 @@ def check_budget(nfe: object) -> None:
     """Raise ArgumentError unless a budget is an integer from 1 to the most steps of a grid, whose table fits in memory."""
     if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= grids.MOST_STEPS:
         raise ArgumentError(f"nfe must be an integer >= 1 and <= {grids.MOST_STEPS}, got {nfe!r:.40}")
+
+
+def check_jump(jump: object) -> None:
+    """Raise ArgumentError unless the option ``jump`` is None, ``auto`` or a level."""
+    if jump is None or jump == "auto":
+        return
+    if isinstance(jump, bool) or not isinstance(jump, int | float) or not 0 < jump < math.inf:
+        raise ArgumentError(f"jump must be auto, or a level > 0 in units of the data's largest deviation, got {jump!r:.40}")
+
+
+def check_known(solver: Solver) -> None:
+    """Raise ArgumentError if a solver that needs statistics of the data has not been given any."""
+    check_jump(solver.jump)
+    if solver.needs_statistics:
+        raise ArgumentError(
+            f"solver {solver.spec!r} has to know mean and covariance of the data: run it with diffode.solve(..., statistics=), "
+            "or take diffode.solvers.informed(solver, statistics)"
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
