@@ -19,8 +19,8 @@ ROOMS = (
     "tensor_files", "training_facts",
     "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "statistics", "fields",
     "grid_files", "grids", "tableau",
-    "charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters", "testing", "studies", "cli",
-    "__main__",
+    "charts", "gaussian_charts", "flows", "maps", "references", "solvers", "learned", "metrics", "verify", "adapters",
+    "testing", "studies", "cli", "__main__",
 )  # fmt: skip
 
 
@@ -219,8 +219,8 @@ def test_files_that_tools_and_pages_name_exist():
 
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
-    "numerics", "hippo", "native", "paths", "maps", "charts.py", "grids.py", "randomness.py", "flows", "tableau", "targets",
-    "statistics",
+    "numerics", "hippo", "native", "paths", "maps", "charts.py", "gaussian_charts.py", "grids.py", "randomness.py", "flows",
+    "tableau", "targets", "statistics",
     "fields", "solvers", "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps",
     "learned/tables", "learned/universal", "verify/field", "verify/theory", "verify/sampler",
     "verify/maps",

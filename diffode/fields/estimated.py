@@ -68,7 +68,7 @@ def estimate_statistics(
 
     Args:
         field: a field on a path. Its evaluations are counted as any others; how many they were stands in the result.
-        kind: ``full`` asks 2 D rows, ``low_rank`` about 6 (rank + 8), the others at most 128, and all some 130 besides.
+        kind: ``full`` asks 2 D rows, ``low_rank`` 6 (rank + 8) + 128, the others at most 128, and all some 100 besides.
         rank: number of directions of ``low_rank``.
         shape: shape of a row, if the field does not tell it.
         level: noise level rho at which it is asked; unless given, thirty of the data's largest deviations, or the largest that

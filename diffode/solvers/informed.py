@@ -40,8 +40,8 @@ def informed(solver: str | Solver | Callable[..., Any], statistics: Statistics) 
     if not isinstance(statistics, Statistics):
         raise ArgumentError(f"statistics must be diffode.Statistics, got {statistics!r:.60}")
     if recipe.jump is None:
-        return recipe
-    return Jumped(solver=table_solver(replace(recipe, jump=None)), jump=recipe.jump, statistics=statistics)
+        return recipe.knowing(statistics)
+    return Jumped(solver=table_solver(replace(recipe, jump=None).knowing(statistics)), jump=recipe.jump, statistics=statistics)
 
 
 def for_run(solver: str | Solver | Callable[..., Any], field: Field, dim: int, statistics: Statistics | None = None) -> Solver:

@@ -21,6 +21,7 @@ from diffode.errors import ArgumentError, BudgetError, CapabilityError
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.specs import format_spec, options_of
+from diffode.statistics import Statistics
 from diffode.tableau import Tableau, Writer
 
 LowerOrderFinal = Literal["always", "below_10", "never"]
@@ -125,6 +126,10 @@ class Solver(metaclass=SolverType):
         """Whether it has to know mean and covariance of the data, see ``diffode.solvers.informed``."""
         return self.jump is not None
 
+    def knowing(self, statistics: Statistics) -> Self:
+        """The solver with statistics of the data, beside those that ``jump`` needs: itself, unless its chart needs them."""
+        return self
+
     def content(self) -> str:
         """A hash of all that its spec leaves out, such as the numbers in a file; else an empty text."""
         return ""
@@ -193,7 +198,8 @@ class TableSolver(WritesTable):
         table = Writer(chart.prediction, times[0])
         try:
             self.write(table, chart, times)
-            finished = table.finish(path, self.spec)
+            table.rows = chart.expressed(table.rows)
+            finished = table.finish(path, self.spec, chart.statistics)
         except (ZeroDivisionError, OverflowError, ValueError) as error:
             if isinstance(error, ArgumentError) and "non-finite" not in str(error):
                 raise
@@ -290,7 +296,7 @@ def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dic
     for s, t in itertools.pairwise(times):
         ratio, spread = chart.ratio(s, t), chart.spread(s, t)
         carried = {k: ratio * c for k, c in carried.items()}
-        if spread:
+        if type(spread) is not float or spread:
             before, after = chart.noise_clock(s), chart.noise_clock(t)
             # Where the clock over- or underflows, the draws have no common Brownian motion.
             carried[table.draw((before, after) if before < after < math.inf else None)] = spread

@@ -121,8 +121,7 @@ class Tableau:
         return any(row.directed for row in self.rows)
 
     def numbers_alone(self, purpose: str) -> None:
-        """Raise ArgumentError unless all coefficients are numbers, for all rows of a batch and all directions of the data."""
-        self.one_for_all(purpose)
+        """Raise ArgumentError if coefficients differ between directions of the data."""
         if self.directed:
             raise ArgumentError(
                 f"{purpose} needs a table of plain numbers; that of {self.solver!r} has coefficients for directions of the data"
@@ -169,6 +168,7 @@ class Tableau:
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrices A, B (rows, rows) and C (rows, draws), float64."""
+        self.one_for_all("dense")
         self.numbers_alone("dense")
         count = len(self.rows)
         a, b = torch.zeros(2, count, count, dtype=torch.float64)
