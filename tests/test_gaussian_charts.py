@@ -55,6 +55,17 @@ def test_recipes_keep_their_order(recipe, order, chart):
     assert order - 0.6 < math.log2(coarse / fine) < order + 0.7
 
 
+def test_the_last_step_in_log_rho_takes_half_of_what_falls_with_the_square_of_the_level():
+    """D_G - D = a rho^2 + b rho^4 near the data: a is integrated exactly, and the error falls as rho^4."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    errors = []
+    for level in (0.04, 0.02):
+        x = field.marginal(16, level, generator=0)
+        table = informed("euler:chart=gaussian", field.statistics).tableau("edm", [level, 0.0])
+        errors.append(float((table.run(field, x) - diffode.reference(field, x, level, 0.0).x).abs().mean()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3), errors
+
+
 def test_the_scale_alone_makes_the_angle_chart_the_angle_clock():
     """Euler in y of the angle clock, whose velocity comes from another implementation."""
     field = diffode.exact_field("moons", "vp")
