@@ -30,6 +30,7 @@ _ROOMS = (
     "plot",
     "solvers",
     "sources",
+    "statistics",
     "studies",
     "tableau",
     "targets",
@@ -47,6 +48,7 @@ _NAMES = {
     "Path": "paths",
     "Solution": "solvers",
     "Solver": "solvers",
+    "Statistics": "statistics",
     "Tableau": "tableau",
     "Target": "targets",
     "ExactFlow": "flows",
@@ -70,6 +72,7 @@ __all__ = [
     "Path",
     "Solution",
     "Solver",
+    "Statistics",
     "Tableau",
     "Target",
     "__version__",
@@ -94,6 +97,7 @@ __all__ = [
     "solve",
     "solvers",
     "sources",
+    "statistics",
     "stream",
     "studies",
     "tableau",
@@ -121,6 +125,7 @@ if TYPE_CHECKING:
         plot,
         solvers,
         sources,
+        statistics,
         studies,
         tableau,
         targets,
@@ -133,6 +138,7 @@ if TYPE_CHECKING:
     from diffode.flows import ExactFlow, flow, reference
     from diffode.paths import Path
     from diffode.solvers import Solution, Solver, solve, stream
+    from diffode.statistics import Statistics
     from diffode.tableau import BrownianPath, Tableau
     from diffode.targets import GaussianMixture, LowRank, Target
 

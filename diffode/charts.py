@@ -39,6 +39,8 @@ from diffode.numerics.polynomials import weights_of
 from diffode.paths import VP, Path, Time
 from diffode.paths import get as get_path
 from diffode.paths.path import ops
+from diffode.statistics import Statistics
+from diffode.tableau import Row
 
 #: Nodes and weights of Gauss-Legendre quadrature on [-1, 1].
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -56,6 +58,8 @@ class Chart(ABC):
     prediction: ClassVar[Prediction]
     #: Whether it is made of alpha and sigma.
     needs_path: ClassVar[bool] = True
+    #: Those of the data, in a chart that knows them.
+    statistics: Statistics | None = None
 
     def __init__(self, path: Path | str | None):
         self._path = None if path is None else get_path(path)
@@ -112,6 +116,10 @@ class Chart(ABC):
             return False
         sigma = self._path.sigma(t)
         return bool((sigma == 0).all()) if isinstance(sigma, Tensor) else sigma == 0
+
+    def expressed(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of m as rows of the view that the field gives: the same, unless m is none."""
+        return list(rows)
 
     def adams(self, nodes: Sequence[float], s: float, t: float, moments: Sequence[float] | None = None) -> list[float]:
         """Weights of m at the times ``nodes`` in the step s -> t: the exact integral of their interpolation polynomial.

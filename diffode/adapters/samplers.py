@@ -18,7 +18,7 @@ from diffode.extensions import library
 from diffode.fields import Field, conversion
 from diffode.paths import EDM, Path
 from diffode.randomness import Randomness, generator_from
-from diffode.solvers import Solver
+from diffode.solvers import Solver, for_run
 from diffode.solvers.ancestral import EDMStochastic
 from diffode.solvers.solver import WritesTable
 from diffode.tableau import Row, Tableau
@@ -83,7 +83,7 @@ def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
         state = x if x.dtype in (torch.float32, torch.float64) else x.float()
         field = from_k_diffusion(_narrowed(model, x.dtype), path, extra=extra_args)
         churn = Churn(s_noise, s_churn, s_tmin, s_tmax)
-        own = with_options(recipe, eta, churn).for_field(field.scale, x[0].numel())
+        own = _written(for_run(with_options(recipe, eta, churn), field, x[0].numel()))
         raised = s_churn > 0 and not isinstance(own, EDMStochastic)
         table = churned(own, path, levels.tolist(), churn) if raised else own.tableau(path, levels.tolist())
         factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
@@ -268,7 +268,7 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
             path = azula_path(self.denoiser.schedule)
             times = self.timesteps.double().tolist() if grid is None else grid
             steps = self.steps if grids.is_named(times) else None
-            own = recipe.for_field(field.scale, x[0].numel())
+            own = _written(for_run(recipe, field, x[0].numel()))
             table = own.tableau(path, times, steps)
             noise = None
             if table.draws:

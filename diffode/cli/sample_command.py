@@ -87,7 +87,7 @@ def command(
     target = problem_text(target, source)
     field, on = field_of(target, path), path_of(target, path)
     shape = shape_of(field)
-    recipe = solvers.get(solver).for_field(field.scale, math.prod(shape))
+    recipe = solvers.for_run(solver, field, math.prod(shape))
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]

@@ -16,6 +16,7 @@ from diffode.paths.path import held
 from diffode.randomness import Randomness, generator_from, normal, row_generators
 from diffode.sources import Law, Source, Weights
 from diffode.sources import get as get_source
+from diffode.statistics import Statistics
 from diffode.targets import GaussianMixture, Target
 from diffode.targets import get as get_target
 from diffode.targets.target import Scalar
@@ -46,6 +47,17 @@ class ExactField(Field):
     def __repr__(self) -> str:
         noise = "" if self.source is None else f" from {self.source.spec}"
         return f"{type(self).__name__}({self.target!r} on {self.path.spec}{noise})"
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and covariance of the target, computed once, unless others were set."""
+        if self._statistics is None:
+            self._statistics = Statistics.of_target(self.target)
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, known: Statistics | None) -> None:
+        Field.statistics.__set__(self, known)  # type: ignore[attr-defined]
 
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         """One of the four views by its name, in the shape and dtype of x; counts one evaluation."""

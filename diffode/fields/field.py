@@ -20,6 +20,7 @@ from diffode.fields.counting import Counted
 from diffode.paths import Interval, Path
 from diffode.paths import get as get_path
 from diffode.randomness import Randomness, generator_from, normal
+from diffode.statistics import Statistics
 from diffode.targets.target import Scalar
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class Field(Counted):
         path: the noising path (given as a path or its spec), or None for a plain ODE, which has a velocity only.
         interval: the times of a plain ODE, on which named grids are laid, if they are known, as those of a bridge.
         prediction: which view the callable gives.
-        scale: root mean variance of the data, the unit of errors; 1 unless given.
+        scale: root mean variance of the data, the unit of errors; 1 unless given. With statistics of the data in its place,
+            theirs, and these are the field's ``statistics``.
+        statistics: mean and covariance of the data, or None.
         calls: network calls that one evaluation costs; 1 unless given (guidance makes two).
         source: the law of the noise if it is no normal one, else None.
         nfe: network calls since the field was made, of all threads. A run counts its own, see :meth:`counted`.
@@ -74,7 +77,7 @@ class Field(Counted):
         prediction: Prediction,
         path: Path | str | None = None,
         *,
-        scale: float = 1.0,
+        scale: float | Statistics = 1.0,
         calls: int = 1,
         probe: bool = True,
     ):
@@ -87,6 +90,8 @@ class Field(Counted):
             raise ArgumentError(f"path must be a diffode path (diffode.paths.get('edm')) or None, got {path!r}")
         if path is None and prediction != "velocity":
             raise ArgumentError(f"a field given by its {prediction} needs path=; only a velocity makes an ODE without one")
+        statistics = scale if isinstance(scale, Statistics) else None
+        scale = scale.scale if isinstance(scale, Statistics) else scale
         if isinstance(scale, bool | str) or not 0 < float(scale) < math.inf:
             raise ArgumentError(f"scale must be a positive number (root mean variance of the data), got {scale!r}")
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
@@ -101,6 +106,7 @@ class Field(Counted):
         self.truth: ExactField | None = None
         self.source: Source | None = None
         self._function = function
+        self._statistics = statistics
         self._unprobed = self._untimed = probe
 
     def __repr__(self) -> str:
@@ -109,7 +115,7 @@ class Field(Counted):
 
     @classmethod
     def from_velocity(
-        cls, function: Function, path: Path | str | None = None, *, scale: float = 1.0, probe: bool = True
+        cls, function: Function, path: Path | str | None = None, *, scale: float | Statistics = 1.0, probe: bool = True
     ) -> Field:
         """A field from its velocity dx/dt = fn(x, t); without a path, a plain ODE.
 
@@ -123,17 +129,19 @@ class Field(Counted):
         return cls(function, "velocity", path, scale=scale, probe=probe)
 
     @classmethod
-    def from_noise(cls, function: Function, path: Path | str, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_noise(cls, function: Function, path: Path | str, *, scale: float | Statistics = 1.0, probe: bool = True) -> Field:
         """A field from its noise prediction, fn(x, t) = E[eps | x_t = x]."""
         return cls(function, "noise", path, scale=scale, probe=probe)
 
     @classmethod
-    def from_denoised(cls, function: Function, path: Path | str, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_denoised(
+        cls, function: Function, path: Path | str, *, scale: float | Statistics = 1.0, probe: bool = True
+    ) -> Field:
         """A field from its denoiser, fn(x, t) = E[x_0 | x_t = x]."""
         return cls(function, "denoised", path, scale=scale, probe=probe)
 
     @classmethod
-    def from_score(cls, function: Function, path: Path | str, *, scale: float = 1.0, probe: bool = True) -> Field:
+    def from_score(cls, function: Function, path: Path | str, *, scale: float | Statistics = 1.0, probe: bool = True) -> Field:
         """A field from its score, fn(x, t) = grad log p_t(x)."""
         return cls(function, "score", path, scale=scale, probe=probe)
 
@@ -144,6 +152,17 @@ class Field(Counted):
             return path.prior(shape, generator=generator)
         noise = self.source.sample(shape[0], math.prod(shape[1:]), generator=generator)
         return path.sigma(path.t_max) * noise.reshape(tuple(shape))
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and covariance of the data, if they are known; they can be set, as to what ``estimate_statistics`` found."""
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, known: Statistics | None) -> None:
+        if known is not None and not isinstance(known, Statistics):
+            raise ArgumentError(f"statistics must be diffode.Statistics or None, got {known!r:.60}")
+        self._statistics = known
 
     def velocity(self, x: Tensor, t: Scalar) -> Tensor:
         """dx/dt of the probability-flow ODE."""

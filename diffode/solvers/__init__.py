@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffode.solvers.controller import Controller
 from diffode.solvers.direct import DirectSolver, ForBudget, Journey
 from diffode.solvers.function import FunctionSolver
+from diffode.solvers.informed import for_run, informed
 from diffode.solvers.registry import get, names, register, registry, table_solver
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution, Status
@@ -152,7 +153,9 @@ __all__ = [
     "UniPC",
     "Universal",
     "WritesTable",
+    "for_run",
     "get",
+    "informed",
     "names",
     "register",
     "registry",

@@ -11,14 +11,17 @@ from typing import ClassVar, Literal
 from typing_extensions import override
 
 from diffode import grids
-from diffode.charts import Chart, charts
+from diffode.charts import Chart
+from diffode.errors import ArgumentError
+from diffode.gaussian_charts import gaussian_charts
+from diffode.solvers.in_chart import CHARTS, InChart
 from diffode.solvers.runge_kutta import add_step
-from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, steps_of
+from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, noise_along, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adams(TableSolver):
+class Adams(InChart):
     """Variable-step Adams methods: the polynomial through the last ``order`` evaluations, integrated exactly.
 
     The first steps have the order that their history allows. This costs nothing where noise is large and the chart makes the
@@ -40,19 +43,25 @@ class Adams(TableSolver):
         history = [table.start]
         for number, s, t in steps_of(times):
             order = final_order(self.order, number, len(times) - 1, self.lower_order_final)
-            if math.isinf(chart.variable(t)):
+            if math.isinf(chart.variable(t)) or (self.stochastic and chart.ends_singular(t)):
                 order = 1
             used = history[:order]
             weights = chart.adams([table.time(row) for row in used], s, t)
-            x = table.add(t, {history[0]: chart.ratio(s, t)}, dict(zip(used, weights, strict=True)))
+            noise = noise_along(table, chart, (s, t))[0]
+            x = table.add(t, {history[0]: chart.ratio(s, t)}, dict(zip(used, weights, strict=True)), noise)
             history.insert(0, table.output(x))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth(Adams):
-    """Variable-step Adams-Bashforth of order 1 to 6 in any chart; in log-SNR charts the exponential Adams-Bashforth method."""
+    """Variable-step Adams-Bashforth of order 1 to 6 in any chart; in log-SNR charts the exponential Adams-Bashforth method.
+
+    ``eta`` > 0 makes it one of the reverse SDE, with eta times the variance of the forward one's noise, in a chart of the
+    data's Gaussian.
+    """
 
     chart: str = "velocity"
+    eta: float = 0.0
 
     orders: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
 
@@ -61,7 +70,19 @@ class AdamsBashforth(Adams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("chart", self.chart, tuple(charts))
+        check_choice("chart", self.chart, CHARTS)
+        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float) or not 0 <= self.eta < math.inf:
+            raise ArgumentError(f"eta must be a number >= 0 (0 adds no noise), got {self.eta!r}")
+        if self.eta and self.chart not in gaussian_charts:
+            raise ArgumentError(
+                f"eta > 0 goes with a chart of the data's Gaussian ({', '.join(gaussian_charts)}), got chart={self.chart}; "
+                "other charts have solvers of their own for the reverse SDE, such as dpmpp_2m_sde"
+            )
+
+    @property
+    @override
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     @property
     @override

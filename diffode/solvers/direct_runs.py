@@ -60,13 +60,13 @@ def _laid(solver: DirectSolver, field: Field, x: Tensor, extent: Extent, options
     path, grid, steps, nfe = extent.path, extent.grid, extent.steps, extent.nfe
     looked = False
     if solver.takes_steps and grid is None and (nfe is not None or steps is not None):
-        grid = usual_grid(field.require_path("a named grid") if path is None else path)
+        grid = usual_grid(field.require_path("a named grid") if path is None else path, solver)
     if nfe is not None and solver.takes_steps:
         evaluations(field, nfe)
         if steps is not None:
             raise ArgumentError("give steps or nfe, not both")
         on = field.require_path("a named grid") if path is None else path
-        laid = usual_grid(on) if grid is None else grid
+        laid = usual_grid(on, solver) if grid is None else grid
         # Trial runs are runs: the field and the start are looked at before.
         looked = True
         _look(field, x, float(grids.get(laid, on, 1 if grids.is_named(laid) else None)[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,13 +17,15 @@ from diffode.paths import Interval
 from diffode.randomness import Randomness
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.direct_runs import run_direct
+from diffode.solvers.informed import before, for_run, known_of
 from diffode.solvers.kept_tables import kept
-from diffode.solvers.registry import get, table_solver
+from diffode.solvers.registry import table_solver
 from diffode.solvers.run_options import Draw, Extent, Progress, RunOptions, evaluations, usual_grid
 from diffode.solvers.solution import Solution, Status, is_finite, non_finite_rows, with_nan
 from diffode.solvers.solver import Solver, WritesTable, check_goes_without_path
 from diffode.solvers.starts import check_noise, check_reach, check_start, look_at_start, part_of
 from diffode.solvers.upwards import Upwards, that_runs_upwards
+from diffode.statistics import Statistics
 from diffode.tableau import Tableau
 
 
@@ -41,6 +44,7 @@ def solve(
     on_failure: Literal["raise", "return"] = "raise",
     between: tuple[float, float] | None = None,
     upwards: bool = False,
+    statistics: Statistics | None = None,
 ) -> Solution:
     """Run a solver from a start.
 
@@ -48,8 +52,8 @@ def solve(
         field: the field to follow.
         x: start at the first time of the run, (B, *shape), float32 or float64; the states keep its dtype and device.
         solver: a solver or its spec, such as ``"dpmpp:order=2"``.
-        grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``, on a bridge
-            ``"time_uniform"``.
+        grid: times, or a grid spec with ``steps`` or ``nfe``. With ``nfe`` alone: ``"karras"``, after a jump
+            ``"karras:rho=3"``, and on a bridge ``"time_uniform"``.
         steps: number of steps of a named grid.
         nfe: budget of network calls, for the largest run of the solver on the named grid that costs no more: Heun makes four
             steps, and eight calls, of ``nfe=9``. A guided model makes two calls for each evaluation, so that its 8 steps are
@@ -64,6 +68,8 @@ def solve(
             are untouched.
         between: the noisiest and the cleanest time of a named grid, in place of the path's ``t_max`` and ``t_min``; a start at
             another noise level than that of ``t_max`` needs it.
+        statistics: mean and covariance of the data for a solver that asks for them, as one with ``jump=auto``; the field's own
+            unless given.
         upwards: whether to go from data to noise: ``x`` is at the cleanest time, and the grid's times are taken in reverse.
 
     Returns:
@@ -86,7 +92,7 @@ def solve(
     """
     _check_field(field)
     check_start(x)
-    recipe = get(solver).for_field(field.scale, math.prod(x.shape[1:]))
+    recipe = for_run(solver, field, math.prod(x.shape[1:]), statistics)
     if not isinstance(upwards, bool):
         raise ArgumentError(f"upwards must be True or False, got {upwards!r}")
     if upwards:
@@ -98,8 +104,35 @@ def solve(
     if isinstance(path, Interval):
         check_goes_without_path(recipe)
     if isinstance(recipe, DirectSolver):
-        return run_direct(recipe, field, x, extent, options)
+        if recipe.jump is None:
+            return run_direct(recipe, field, x, extent, options)
+        return _run_after_jump(recipe, field, x, extent, options, statistics)
     return _run_table(table_for(field, table_solver(recipe), extent), field, x, options)
+
+
+def _run_after_jump(
+    solver: DirectSolver, field: Field, x: Tensor, extent: Extent, options: RunOptions, statistics: Statistics | None
+) -> Solution:
+    """A jump, and from its end a solver that follows the field itself."""
+    if extent.grid is not None and not grids.is_named(extent.grid):
+        raise ArgumentError(
+            f"solver {solver.spec!r} jumps to a level, from which it steps itself: leave grid out, or give the ends of the run "
+            "as between="
+        )
+    path = field.require_path("a jump") if extent.path is None else extent.path
+    look_at_start(field, x, path.t_max)
+    known = known_of(field, solver, math.prod(x.shape[1:]), statistics)
+    follower, y, left = before(solver, known, x, path, extent.nfe)
+    begin = torch.tensor([path.t_max], dtype=torch.float64)
+    if left is None:
+        good = torch.zeros(len(x), dtype=torch.int8, device=x.device)
+        times = torch.tensor([path.t_max, path.t_min], dtype=torch.float64)
+        return Solution(y, torch.stack([x, y]) if options.keep == "all" else None, times, 0, good, "", None)
+    solution = run_direct(follower, field, y, replace(extent, path=left), options)
+    if left is path:
+        return solution
+    states = None if solution.states is None else torch.cat([x[None], solution.states])
+    return replace(solution, times=torch.cat([begin, solution.times]), states=states)
 
 
 def table_for(field: Field, solver: WritesTable, extent: Extent) -> Tableau:
@@ -108,7 +141,7 @@ def table_for(field: Field, solver: WritesTable, extent: Extent) -> Tableau:
     extent.check_steps()
     if nfe is not None:
         within, on = evaluations(field, nfe), field.require_path("a named grid") if path is None else path
-        grid = usual_grid(on) if grid is None else grid
+        grid = usual_grid(on, solver) if grid is None else grid
         try:
             return kept(solver, on, grid, ("nfe", within), lambda: solver.within(on, grid, within))
         except BudgetError as error:

@@ -14,7 +14,7 @@ from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import Field
 from diffode.paths import Interval, Path
 from diffode.randomness import Randomness, RowNoise
-from diffode.solvers.solver import check_budget
+from diffode.solvers.solver import Solver, check_budget
 from diffode.tableau import Tableau
 
 Draw = Callable[[int], Tensor]
@@ -97,9 +97,9 @@ class RunOptions:
         return noise.to(x).__getitem__
 
 
-def usual_grid(path: Path) -> str:
-    """The grid of a run that is given a budget alone: ``karras``, or ``time_uniform`` where there are no noise levels."""
-    return "time_uniform" if isinstance(path, Interval) else "karras"
+def usual_grid(path: Path, solver: Solver) -> str:
+    """The grid of a run that is given a budget alone: the solver's, or ``time_uniform`` where there are no noise levels."""
+    return "time_uniform" if isinstance(path, Interval) else solver.usual_grid
 
 
 def evaluations(field: Field, nfe: int) -> int:

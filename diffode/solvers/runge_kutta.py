@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from diffode.charts import Chart, charts
+from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.numerics.butcher import EULER, HEUN, KUTTA, MIDPOINT, RALSTON, Butcher
-from diffode.solvers.solver import TableSolver, check_choice, steps_of
+from diffode.solvers.in_chart import CHARTS, InChart
+from diffode.solvers.solver import check_choice, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungeKutta(TableSolver):
+class RungeKutta(InChart):
     r"""z_i = z_s + dtheta \sum_j a_ij m_j, z_t = z_s + dtheta \sum_j b_j m_j (Butcher tableau a, b) in the chart's clock.
 
     A step into sigma = 0 is an Euler step. Stage i lies at the share c_i = sum_j a_ij of the step, in the clock.
@@ -30,7 +31,7 @@ class RungeKutta(TableSolver):
         """Its tableau, a constant of the class."""
 
     def __post_init__(self) -> None:
-        check_choice("chart", self.chart, tuple(charts))
+        check_choice("chart", self.chart, CHARTS)
         if not isinstance(self.method, Butcher):
             raise ArgumentError(f"method must be a diffode.numerics.butcher.Butcher, got {self.method!r:.80}")
 

@@ -21,6 +21,7 @@ from diffode.errors import ArgumentError, BudgetError, CapabilityError
 from diffode.paths import Interval, Path
 from diffode.paths import get as get_path
 from diffode.specs import format_spec, options_of
+from diffode.statistics import Statistics
 from diffode.tableau import Tableau, Writer
 
 LowerOrderFinal = Literal["always", "below_10", "never"]
@@ -62,11 +63,16 @@ class Solver(metaclass=SolverType):
 
     #: Whether the noise of standard normal data replaces the first evaluation: saves one evaluation, makes it first order.
     analytic_first_step: bool = False
+    #: The level to which it first goes along the flow of the data's Gaussian, without an evaluation: a number of the data's
+    #: largest deviations, or ``auto``.
+    jump: float | str | None = None
 
     #: The registered name.
     name: ClassVar[str]
     #: Its source: authors, identifier, equation or algorithm.
     reference: ClassVar[str] = ""
+    #: The grid of a run that is given a budget alone.
+    usual_grid: ClassVar[str] = "karras"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -127,6 +133,15 @@ class Solver(metaclass=SolverType):
         """Whether a run with ``nfe`` evaluations draws noise: a solver may do without in its shortest run."""
         return self.stochastic
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it has to know mean and covariance of the data, see ``diffode.solvers.informed``."""
+        return self.jump is not None
+
+    def knowing(self, statistics: Statistics) -> Self:
+        """The solver with statistics of the data, beside those that ``jump`` needs: itself, unless its chart needs them."""
+        return self
+
     def content(self) -> str:
         """A hash of all that its spec leaves out, such as the numbers in a file; else an empty text."""
         return ""
@@ -186,6 +201,7 @@ class TableSolver(WritesTable):
         Raises ArgumentError if the solver's chart needs a path and there is none, or if the chart is singular on the grid.
         """
         check_choice("analytic_first_step", self.analytic_first_step, (True, False))
+        check_known(self)
         path = None if path is None else get_path(path)
         times = self.times_on(path, grid, steps)
         if isinstance(path, Interval):
@@ -195,7 +211,8 @@ class TableSolver(WritesTable):
         table = Writer(chart.prediction, times[0])
         try:
             self.write(table, chart, times)
-            finished = table.finish(path, self.spec)
+            table.rows = chart.expressed(table.rows)
+            finished = table.finish(path, self.spec, chart.statistics)
         except (ZeroDivisionError, OverflowError, ValueError) as error:
             if isinstance(error, ArgumentError) and "non-finite" not in str(error):
                 raise
@@ -292,7 +309,7 @@ def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dic
     for s, t in itertools.pairwise(times):
         ratio, spread = chart.ratio(s, t), chart.spread(s, t)
         carried = {k: ratio * c for k, c in carried.items()}
-        if spread:
+        if type(spread) is not float or spread:
             before, after = chart.noise_clock(s), chart.noise_clock(t)
             # Where the clock over- or underflows, the draws have no common Brownian motion.
             carried[table.draw((before, after) if before < after < math.inf else None)] = spread
@@ -320,6 +337,24 @@ def check_goes_without_path(solver: Solver) -> None:
         raise CapabilityError(
             f"solver {solver.spec!r} works with alpha and sigma, which this field does not have, since it follows no path: "
             "take one in the velocity chart (euler, heun, rk4, ab:order=3, rk_adaptive)"
+        )
+
+
+def check_jump(jump: object) -> None:
+    """Raise ArgumentError unless the option ``jump`` is None, ``auto`` or a level."""
+    if jump is None or jump == "auto":
+        return
+    if isinstance(jump, bool) or not isinstance(jump, int | float) or not 0 < jump < math.inf:
+        raise ArgumentError(f"jump must be auto, or a level > 0 in units of the data's largest deviation, got {jump!r:.40}")
+
+
+def check_known(solver: Solver) -> None:
+    """Raise ArgumentError if a solver that needs statistics of the data has not been given any."""
+    check_jump(solver.jump)
+    if solver.needs_statistics:
+        raise ArgumentError(
+            f"solver {solver.spec!r} has to know mean and covariance of the data: run it with diffode.solve(..., statistics=), "
+            "or take diffode.solvers.informed(solver, statistics)"
         )
 
 

@@ -13,7 +13,8 @@ from diffode import grids
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.randomness import RowNoise, keyed_normals
-from diffode.solvers.registry import get, table_solver
+from diffode.solvers.informed import for_run
+from diffode.solvers.registry import table_solver
 from diffode.solvers.run import run_rows, table_for
 from diffode.solvers.run_options import Extent, RunOptions
 from diffode.solvers.solver import Solver
@@ -124,7 +125,7 @@ def stream(
         raise ArgumentError(f"field.shape must be the sizes of a row, such as (2,) or (1, 8, 8), got {field.shape!r:.60}")
     if not isinstance(key, str) or not key.isprintable():
         raise ArgumentError(f"key must be a text of characters that can be printed, got {key!r}")
-    recipe = table_solver(get(solver).for_field(field.scale, math.prod(field.shape)))
+    recipe = table_solver(for_run(solver, field, math.prod(field.shape)))
     path = field.require_path("the noise of its starts")
     path = path if between is None else part_of(path, between, grid)
     table = table_for(field, recipe, Extent(path, grid, steps, nfe))

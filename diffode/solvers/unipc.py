@@ -10,37 +10,45 @@ from typing import Literal
 import numpy as np
 from typing_extensions import override
 
-from diffode.charts import Chart, ExponentialChart, exponential_chart
+from diffode.charts import Chart, ExponentialChart
+from diffode.gaussian_charts import gaussian_charts
 from diffode.numerics.exponential import phi
-from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, final_order, steps_of
+from diffode.solvers.in_chart import InChart
+from diffode.solvers.solver import LowerOrderFinal, check_choice, final_order, steps_of
 from diffode.tableau import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPC(TableSolver):
+class UniPC(InChart):
     r"""Predictor UniP-p through the last p denoised points; once the next one is known, the corrector redoes the step.
 
     Where its linear system is solved, UniP-p is the exponential Adams-Bashforth method in the data chart and the corrector
     Adams-Moulton, for every B(h). B(h) = h (``bh1``) or e^h - 1 (``bh2``) matters in two places, the predictor of order 2 and
     the corrector of order 1, which have the weight 1/2 by convention. ``vary_coeff`` solves those as well, but its published
     corrector weighs the newest point by one derivative only, which makes it first order. ``corrector=false`` gives UniP alone.
-    The last step has no corrector.
+    The last step has no corrector. In a ``chart`` of the data's Gaussian both are the plain Adams methods of its clock.
     """
 
     order: int = 3
     variant: Literal["bh1", "bh2", "vary_coeff"] = "bh2"
+    chart: str = "data"
     corrector: bool = True
     lower_order_final: LowerOrderFinal = "always"
 
     name = "unipc"
-    chart_name = "data"
     reference = "Zhao et al., arXiv 2302.04867, algorithms 1 to 3"
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, (1, 2, 3, 4))
         check_choice("variant", self.variant, ("bh1", "bh2", "vary_coeff"))
         check_choice("corrector", self.corrector, (True, False))
+        check_choice("chart", self.chart, ("data", *gaussian_charts))
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return self.chart
 
     @property
     @override
@@ -51,7 +59,6 @@ class UniPC(TableSolver):
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
-        exponential = exponential_chart(chart)
         steps = len(times) - 1
         x = table.start
         # ``history`` holds the rows of the predicted states, which are evaluated, latest first.
@@ -62,12 +69,12 @@ class UniPC(TableSolver):
                 order = 1
             nodes = [table.time(row) for row in history[:order]]
             ratio = {x: chart.ratio(s, t)}
-            weights = self._predictor(exponential, nodes, s, t)
+            weights = self._predictor(chart, nodes, s, t)
             predicted = table.add(t, ratio, dict(zip(history, weights, strict=False)))
             if number == steps or not self.corrector:
                 x = table.output(predicted)
             else:
-                weights = self._corrector(exponential, nodes, s, t)
+                weights = self._corrector(chart, nodes, s, t)
                 x = table.output(table.add(t, ratio, dict(zip((*history[:order], predicted), weights, strict=True))))
             history.insert(0, predicted)
 
@@ -76,7 +83,9 @@ class UniPC(TableSolver):
         h = chart.variable(t) - chart.variable(s)
         return chart.weight(t) * h / 2 * (phi(1, -h) if self.variant == "bh2" else 1)
 
-    def _predictor(self, chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+    def _predictor(self, chart: Chart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+        if not isinstance(chart, ExponentialChart):
+            return chart.adams(nodes, s, t)
         if len(nodes) == 2 and self.variant != "vary_coeff":
             advance, half = chart.advance(s, t), self._halved(chart, s, t)
             h = chart.variable(t) - chart.variable(s)
@@ -84,7 +93,9 @@ class UniPC(TableSolver):
             return [advance - slope, slope]
         return chart.adams(nodes, s, t)
 
-    def _corrector(self, chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+    def _corrector(self, chart: Chart, nodes: Sequence[float], s: float, t: float) -> list[float]:
+        if not isinstance(chart, ExponentialChart):
+            return chart.adams([*nodes, t], s, t)
         if self.variant == "vary_coeff":
             return _published_vary_coeff(chart, [*nodes, t], s, t)
         if len(nodes) == 1:

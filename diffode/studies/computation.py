@@ -76,9 +76,8 @@ def _measured(metric: str, outcome: Outcome) -> Measurement:
 def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: int) -> Tableau:
     """A table, kept by the ``content`` of the files that solver and grid read too, which may change under the same name."""
     field = field_of(target, path)
-    return (
-        solvers.table_solver(solver).for_field(field.scale, math.prod(shape_of(field))).within(path_of(target, path), grid, nfe)
-    )
+    recipe = solvers.table_solver(solvers.for_run(solver, field, math.prod(shape_of(field))))
+    return recipe.within(path_of(target, path), grid, nfe)
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import columns
+from diffode.statistics import Statistics
+from diffode.tableau.directed import Frame
 from diffode.tableau.rows import Number, Row
 
 
@@ -19,6 +21,7 @@ class Step(NamedTuple):
     ``evaluate`` lists the evaluations before it (slot of the state, slot of the answer, time), ``terms`` its sum (slot,
     factor), ``draws`` its noise (draw, factor), ``unused`` the slots that no later row needs. ``plain`` is the commonest sum,
     x_i + b m_j, which one call of PyTorch computes; ``fixed`` says that all factors are numbers and no noise is drawn.
+    ``frame`` makes the sum where factors differ between directions, with ``mean`` times the data's mean.
     """
 
     row: int
@@ -28,11 +31,15 @@ class Step(NamedTuple):
     terms: tuple[tuple[int, Number], ...]
     draws: tuple[tuple[int, Number], ...]
     unused: tuple[int, ...]
+    mean: Number = 0.0
+    frame: Frame | None = None
 
     def make(self, slots: list[Any], draw: Callable[[int], Tensor] | None) -> Tensor:
         """The row's state, which is put into its slot; slots that no later row needs are emptied."""
-        row, _, plain, fixed, terms, draws, unused = self
-        if plain is not None:
+        row, _, plain, fixed, terms, draws, unused, mean, frame = self
+        if frame is not None:
+            total = frame.sum(slots, row, terms, draws, mean, draw)
+        elif plain is not None:
             i, j, b = plain
             total = torch.add(slots[i], slots[j], alpha=b)
         elif fixed:
@@ -82,8 +89,9 @@ def _plain(terms: tuple[tuple[int, Number], ...]) -> tuple[int, int, float] | No
     return None if isinstance(one, Tensor) or isinstance(b, Tensor) or one != 1.0 else (i, j, b)
 
 
-def compiled(rows: Sequence[Row]) -> list[Step]:
-    """The instructions of all rows but the start."""
+def compiled(rows: Sequence[Row], statistics: Statistics | None = None) -> list[Step]:
+    """The instructions of all rows but the start; coordinates in the basis of ``statistics`` lie in slots of their own."""
+    frame = None if statistics is None else Frame(statistics)
     count = len(rows)
     terms = [(*row.states.items(), *((count + j, b) for j, b in row.evaluations.items())) for row in rows]
     evaluated_at: dict[int, int] = {}
@@ -99,6 +107,8 @@ def compiled(rows: Sequence[Row]) -> list[Step]:
     unused: list[list[int]] = [[] for _ in rows]
     for slot, i in last_use.items():
         unused[i].append(slot)
+    if frame is not None:
+        unused = [[slot + half for slot in slots for half in (0, 2 * count)] for slots in unused]
     steps = []
     for i, row in enumerate(rows[1:], start=1):
         steps.append(
@@ -110,6 +120,8 @@ def compiled(rows: Sequence[Row]) -> list[Step]:
                 terms[i],
                 tuple(row.draws.items()),
                 tuple(unused[i]),
+                row.mean,
+                frame if row.directed else None,
             )
         )
     return steps

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffode.fields import Prediction
 from diffode.paths import Path
-from diffode.tableau.rows import Row
+from diffode.statistics import Statistics
+from diffode.tableau.rows import Number, Row
 
 
 class Propagated(NamedTuple):
@@ -29,17 +30,20 @@ class Propagated(NamedTuple):
 
 
 def propagate(
-    rows: Sequence[Row], prediction: Prediction, path: Path, mean: Tensor, variance: Tensor, *, exact: bool
-) -> Propagated:
+    rows: Sequence[Row], prediction: Prediction, path: Path, mean: Tensor, variance: Tensor, *, exact: bool,
+    statistics: Statistics | None = None,
+) -> Propagated:  # fmt: skip
     """The law of the last row, which is a linear function of the start and of each draw in each direction.
 
     ``mean`` and ``variance`` (E,) are those of the data; ``exact`` says whether the start has the exact law at the first time
-    or N(0, sigma^2). A backward pass over the rows carries the factor with which each row enters the last. The variance is
-    then a sum of squares, which loses no digits and is never negative, and noise adds no cost.
+    or N(0, sigma^2); ``statistics`` are those that the rows know of the data, whose directions are then these. A backward pass
+    over the rows carries the factor with which each row enters the last. The variance is then a sum of squares, which loses no
+    digits and is never negative, and noise adds no cost.
     """
     first = float(rows[0].time)
     alpha, sigma = path.alpha(first), path.sigma(first)
     nothing = torch.zeros_like(mean)
+    known = None if statistics is None else statistics.mean_along(len(mean))
     by_state: dict[int, Tensor] = {len(rows) - 1: torch.ones_like(mean)}
     by_evaluation: dict[int, Tensor] = {}
     by_draw: dict[int, Tensor] = {}
@@ -58,7 +62,9 @@ def propagate(
         if weight is not None:
             for earlier, coefficients in ((by_state, row.states), (by_evaluation, row.evaluations), (by_draw, row.draws)):
                 for j, factor in coefficients.items():
-                    earlier[j] = earlier.get(j, nothing) + factor * weight
+                    earlier[j] = earlier.get(j, nothing) + _along(factor) * weight
+            if known is not None:
+                centre = centre + _along(row.mean) * weight * known
         # One row is the first to use a draw, and no earlier row adds to the draw's factor.
         for k in row.draws:
             if first_use[k] == i and k in by_draw:
@@ -67,6 +73,11 @@ def propagate(
     if exact:
         centre = centre + gain * alpha * mean
     return Propagated(centre, gain.square() * start + spread, gain)
+
+
+def _along(factor: Number) -> Number:
+    """A coefficient for each direction, (1, E), as a vector; a number stays a number."""
+    return factor[0] if isinstance(factor, Tensor) and factor.ndim == 2 else factor
 
 
 def affine_view(path: Path, prediction: Prediction, t: float, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-#: A number, or a number for each row of the batch, (B,).
+#: A number, a number for each row of the batch, (B,), or one for each direction of the data's statistics, (1, E).
 Number = float | Tensor
 Coefficients = Mapping[int, Number]
 
@@ -33,16 +33,33 @@ class Fixed(dict[int, Number]):
 class Row:
     """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it.
 
-    The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch. Mappings are
-    copied, and can't be changed afterwards.
+    The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch. Coefficients
+    that are (1, E) float64 tensors have a number for each direction of the statistics of the table, whose mean then enters with
+    the coefficient ``mean``. Mappings are copied, and can't be changed afterwards.
     """
 
     time: Number
     states: Coefficients = field(default_factory=dict)
     evaluations: Coefficients = field(default_factory=dict)
     draws: Coefficients = field(default_factory=dict)
+    mean: Number = 0.0
 
     def __post_init__(self) -> None:
         # A row has no other way of setting its attributes, being frozen.
         held = self.__dict__
         held["states"], held["evaluations"], held["draws"] = Fixed(self.states), Fixed(self.evaluations), Fixed(self.draws)
+
+    @property
+    def numbers(self) -> list[Number]:
+        """The coefficients of all kinds."""
+        return [*self.states.values(), *self.evaluations.values(), *self.draws.values(), self.mean]
+
+    @property
+    def directed(self) -> bool:
+        """Whether it needs the data's statistics: a coefficient differs between directions, or the data's mean enters."""
+        return any(map(along_directions, self.numbers)) or bool(self.mean != 0)
+
+
+def along_directions(value: Number) -> bool:
+    """Whether a coefficient has a number for each direction."""
+    return isinstance(value, Tensor) and value.ndim == 2

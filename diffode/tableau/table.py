@@ -26,6 +26,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import PREDICTIONS, Prediction, conversion
 from diffode.paths import Path
 from diffode.randomness import drawn_once
+from diffode.statistics import Statistics
 from diffode.tableau import files
 from diffode.tableau.program import Step, compiled
 from diffode.tableau.propagation import Propagated, propagate
@@ -54,9 +55,11 @@ class Tableau:
         solver: the spec of the solver that wrote it.
         spans: for each noise draw, the interval of the solver's noise clock over which it is the increment of a Brownian
             motion, scaled to unit variance; empty if the draws are no such increments.
+        statistics: those of the data, if a row has coefficients for their directions; else None.
 
     Raises:
-        ArgumentError: for an unknown view, a row that uses later ones or none, or a non-finite coefficient.
+        ArgumentError: for an unknown view, a row that uses later ones or none, a non-finite coefficient, or coefficients for
+            the directions of other statistics or none.
     """
 
     prediction: Prediction
@@ -65,6 +68,7 @@ class Tableau:
     path: Path | None = None
     solver: str = ""
     spans: tuple[tuple[float, float], ...] = ()
+    statistics: Statistics | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -73,11 +77,23 @@ class Tableau:
             for j in (*row.states, *row.evaluations):
                 if not 0 <= j < i:
                     raise ArgumentError(f"row {i} uses row {j}: a tableau is strictly lower triangular")
-            values = [row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()]
+            values = [row.time, *row.numbers]
             if i and not (row.states or row.evaluations):
                 raise ArgumentError(f"row {i} (t={row.time}) is empty: it must use some earlier state or evaluation")
             if not all(map(_is_finite, values)):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
+            if row.directed:
+                self._check_directions(i, row)
+
+    def _check_directions(self, i: int, row: Row) -> None:
+        if self.statistics is None:
+            raise ArgumentError(f"row {i} has coefficients for directions, or of the mean, of data: give statistics=")
+        count = self.statistics.basis.count
+        for value in row.numbers:
+            if isinstance(value, Tensor) and value.ndim == 2 and value.shape != (1, count):
+                raise ArgumentError(
+                    f"row {i} has coefficients of shape {tuple(value.shape)}; for {count} directions they must be (1, {count})"
+                )
 
     def __repr__(self) -> str:
         ends = (
@@ -89,8 +105,8 @@ class Tableau:
     def batch(self) -> int | None:
         """The size of the batch for whose rows it was written, if its coefficients differ between these; else None."""
         for row in self.rows:
-            for value in (row.time, *row.states.values(), *row.evaluations.values(), *row.draws.values()):
-                if isinstance(value, Tensor) and value.ndim:
+            for value in (row.time, *row.numbers):
+                if isinstance(value, Tensor) and value.ndim == 1:
                     return int(value.shape[0])
         return None
 
@@ -98,6 +114,18 @@ class Tableau:
         """Raise ArgumentError if the coefficients differ between the rows of a batch."""
         if self.batch is not None:
             raise ArgumentError(f"{purpose} needs one table for all rows; this one was written for a batch of {self.batch}")
+
+    @property
+    def directed(self) -> bool:
+        """Whether coefficients differ between the directions of the data's covariance."""
+        return any(row.directed for row in self.rows)
+
+    def numbers_alone(self, purpose: str) -> None:
+        """Raise ArgumentError if coefficients differ between directions of the data."""
+        if self.directed:
+            raise ArgumentError(
+                f"{purpose} needs a table of plain numbers; that of {self.solver!r} has coefficients for directions of the data"
+            )
 
     @property
     def evaluated(self) -> list[int]:
@@ -141,6 +169,7 @@ class Tableau:
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrices A, B (rows, rows) and C (rows, draws), float64."""
         self.one_for_all("dense")
+        self.numbers_alone("dense")
         count = len(self.rows)
         a, b = torch.zeros(2, count, count, dtype=torch.float64)
         c = torch.zeros(count, self.draws, dtype=torch.float64)
@@ -171,8 +200,7 @@ class Tableau:
         # Slot j holds state j, slot len(rows) + j its evaluation.
         if self.batch is not None and self.batch != x.shape[0]:
             raise ArgumentError(f"this table was written for a batch of {self.batch} rows, x has {x.shape[0]}")
-        slots: list[Any] = [None] * (2 * len(self.rows))
-        slots[0] = x
+        slots = self._slots(x)
         for step in self.program:
             for state, slot, time in step.evaluate:
                 slots[slot] = predict(name, slots[state], time)
@@ -190,24 +218,32 @@ class Tableau:
         >>> for time in table.times[table.evaluated[1:]].tolist():
         ...     row, x = run.send(field.predict(table.prediction, x, float(table.times[row])))
         """
-        slots: list[Any] = [None] * (2 * len(self.rows))
-        slots[0] = last = x
+        slots = self._slots(x)
+        last = x
         draw = None if draw is None else drawn_once(draw, (k for row in self.rows for k in row.draws))
         for step in self.program:
             for state, slot, _ in step.evaluate:
                 answer = yield state, slots[state]
                 if isinstance(answer, tuple):
                     answer, slots[state] = answer
+                    if self.statistics is not None:
+                        slots[2 * len(self.rows) + state] = None
                 slots[slot] = answer
             last = step.make(slots, draw)
         return last
+
+    def _slots(self, x: Tensor) -> list[Any]:
+        """Room for the states and evaluations of a run from x, and for their coordinates in the basis of the statistics."""
+        slots: list[Any] = [None] * (2 * len(self.rows) * (1 if self.statistics is None else 2))
+        slots[0] = x
+        return slots
 
     @property
     def program(self) -> list[Step]:
         """The instructions of the rows, compiled once."""
         cached = self.__dict__.get("_compiled")
         if cached is None:
-            cached = compiled(self.rows)
+            cached = compiled(self.rows, self.statistics)
             object.__setattr__(self, "_compiled", cached)
         steps: list[Step] = cached
         return steps
@@ -217,7 +253,7 @@ class Tableau:
 
         Args:
             mean: mean of the data along each eigen-direction, (E,) or a number.
-            eigenvalues: variances of the data along the eigen-directions, (E,).
+            eigenvalues: variances of the data along the eigen-directions, (E,); of a table with statistics, along theirs.
             start: ``"exact"`` starts from p at the first time; ``"prior"`` from N(0, sigma^2 I), as samplers do.
 
         Returns:
@@ -243,8 +279,9 @@ class Tableau:
         if not bool(torch.isfinite(centre).all()):
             raise ArgumentError(f"mean must be finite, got {mean!r:.80}")
         return propagate(
-            self.rows[: self.outputs[-1] + 1], self.prediction, self.path, centre, variances, exact=start == "exact"
-        )
+            self.rows[: self.outputs[-1] + 1], self.prediction, self.path, centre, variances,
+            exact=start == "exact", statistics=self.statistics if self.directed else None,
+        )  # fmt: skip
 
     def save(self, file: str | FilePath) -> None:
         """Write the table as safetensors, with its description as JSON metadata."""
@@ -261,6 +298,7 @@ class Tableau:
         That noise is (x/alpha)/sqrt(1 + rho^2) (Dockhorn et al., arXiv 2210.05475, with the normalisation of the AMED code).
         It saves one evaluation and makes any solver first order. ArgumentError for a table without a path.
         """
+        self.numbers_alone("analytic_first_step")
         if self.path is None:
             raise ArgumentError("analytic_first_step needs a path: without one there is no noise prediction to replace")
         t = self.rows[0].time

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.fields import Prediction
 from diffode.paths import Path
+from diffode.statistics import Statistics
 from diffode.tableau.rows import Coefficients, Number, Row
 from diffode.tableau.table import Tableau
 
@@ -57,12 +58,12 @@ class Writer:
         self.outputs.append(row)
         return row
 
-    def finish(self, path: Path | None, solver: str) -> Tableau:
+    def finish(self, path: Path | None, solver: str, statistics: Statistics | None = None) -> Tableau:
         """The finished table, without rows that nothing uses and without zero coefficients of evaluations."""
         rows = [without_zeros(row) for row in self.rows]
         spans = tuple(span for span in self.spans if span)
         known = len(spans) == len(self.spans)
-        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else ())
+        return Tableau(self.prediction, tuple(rows), tuple(self.outputs), path, solver, spans if known else (), statistics)
 
 
 def without_zeros(row: Row) -> Row:

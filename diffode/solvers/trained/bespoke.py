@@ -19,7 +19,7 @@ from diffode import grids
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.solvers.solver import WritesTable, check_budget
+from diffode.solvers.solver import WritesTable, check_budget, check_known
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau import Tableau
@@ -63,6 +63,7 @@ class TrainedSolver(WritesTable):
     @override
     def tableau(self, path: Path | str | None, grid: grids.Times, steps: int | None = None) -> Tableau:
         """The table between the ends of a grid, with ``steps`` evaluations (or its only number); BudgetError for others."""
+        check_known(self)
         if self.analytic_first_step is not False:
             raise ArgumentError(f"solver {self.name!r} was trained with all its evaluations: leave analytic_first_step out")
         if path is None:

@@ -176,7 +176,7 @@ def _own(solver: Solver) -> Sampler:
     path = get_path("edm")
 
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
-        table = writes.for_field(field.scale, x[0].numel()).tableau(field.path, list(times))
+        table = solvers.table_solver(solvers.for_run(writes, field, x[0].numel())).tableau(field.path, list(times))
         return solvers.run_tableau(table, field, x, generator=generator if table.draws else None, on_failure="return").x
 
     def promised(steps: int) -> int:

@@ -1,0 +1,97 @@
+"""What a solver is told of the data, if it asks for that: their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField, Field
+from diffode.paths import Path
+from diffode.solvers.direct import DirectSolver
+from diffode.solvers.jumped import Jumped, landing
+from diffode.solvers.registry import get, table_solver
+from diffode.solvers.solver import Solver, check_jump
+from diffode.statistics import Statistics
+
+#: Factor by which the scale of statistics may differ from that of an exact field; beyond it they are in another unit.
+_SAME_UNIT = 2.0
+
+
+def informed(solver: str | Solver | Callable[..., Any], statistics: Statistics) -> Solver:
+    """A solver, or that of a spec, with what it asks of the data: for ``jump=`` and for charts of the Gaussian.
+
+    A solver that asks for nothing is handed back. ArgumentError if ``statistics`` are none; CapabilityError for ``jump=`` of a
+    solver that writes no table, which :func:`diffode.solve` runs.
+
+    >>> import diffode
+    >>> known = diffode.Statistics.of_target("gauss2d")
+    >>> table = informed("heun:chart=noise,jump=3", known).tableau("edm", "karras:rho=3", 2)
+    >>> table.nfe, table.directed
+    (4, True)
+    """
+    recipe = get(solver)
+    check_jump(recipe.jump)
+    if not recipe.needs_statistics:
+        return recipe
+    if not isinstance(statistics, Statistics):
+        raise ArgumentError(f"statistics must be diffode.Statistics, got {statistics!r:.60}")
+    if recipe.jump is None:
+        return recipe.knowing(statistics)
+    return Jumped(solver=table_solver(replace(recipe, jump=None).knowing(statistics)), jump=recipe.jump, statistics=statistics)
+
+
+def for_run(solver: str | Solver | Callable[..., Any], field: Field, dim: int, statistics: Statistics | None = None) -> Solver:
+    """The solver for a field whose rows have ``dim`` coordinates, with its scale and, if asked for, its statistics.
+
+    A solver that follows the field itself keeps its option ``jump``, which :func:`before` is for.
+    """
+    recipe = get(solver).for_field(field.scale, dim)
+    check_jump(recipe.jump)
+    if statistics is not None and not recipe.needs_statistics:
+        raise ArgumentError(
+            f"statistics go with a solver that asks for them, by jump=auto or a chart of the Gaussian, not with {recipe.spec!r}"
+        )
+    if not recipe.needs_statistics or isinstance(recipe, Jumped):
+        return recipe
+    known = known_of(field, recipe, dim, statistics)
+    return recipe if isinstance(recipe, DirectSolver) else informed(recipe, known)
+
+
+def known_of(field: Field, solver: Solver, dim: int, statistics: Statistics | None) -> Statistics:
+    """The statistics for a run: those given, or the field's own; ArgumentError if there are none, or they are of other data."""
+    if field.source is not None:
+        raise ArgumentError(
+            f"solver {solver.spec!r} follows the flow of a Gaussian with normal noise, and this field's noise comes from "
+            f"source {field.source.spec!r}: leave jump out, and take a chart that knows nothing of the data"
+        )
+    known = field.statistics if statistics is None else statistics
+    if known is None:
+        raise ArgumentError(
+            f"solver {solver.spec!r} has to know mean and covariance of the data: pass statistics=, from samples "
+            "(Statistics.of_samples) or from the field at high noise (diffode.fields.estimate_statistics(field))"
+        )
+    if not isinstance(known, Statistics):
+        raise ArgumentError(f"statistics must be diffode.Statistics, got {known!r:.60}")
+    known.check_dim(dim)
+    if isinstance(field, ExactField) and not 1 / _SAME_UNIT <= known.scale / field.scale <= _SAME_UNIT:
+        raise ArgumentError(
+            f"statistics have the scale {known.scale:.4g}, but the field's data {field.scale:.4g}: they are of other data, or "
+            "in another unit"
+        )
+    return known
+
+
+def before(
+    solver: DirectSolver, known: Statistics, x: Tensor, path: Path, nfe: int | None
+) -> tuple[DirectSolver, Tensor, Path | None]:
+    """For a solver that follows a field itself: the solver without ``jump``, the state after it, and what is left of the path.
+
+    None is left if the jump goes to the path's end.
+    """
+    time = landing(solver.jump, known, path, nfe, solver.convergence_order)
+    left = None if time <= path.t_min else path if time >= path.t_max else path.between(time, path.t_min)
+    return replace(solver, jump=None), known.flow(x, path, path.t_max, max(time, path.t_min)), left
