@@ -14,7 +14,7 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("targets", "paths", "grids", "solvers", "metrics", "methods", "suites")
+_KINDS = ("targets", "paths", "grids", "solvers", "metrics", "methods", "suites", "measures", "holds")
 
 
 #: Trainings whose functions are made, and have no words of their own.
@@ -32,7 +32,8 @@ _OWN_WORDS = {
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List what is registered: targets, paths, grids, solvers, metrics, methods of training, suites, or all of them.
+    """List what is registered: targets, paths, grids, solvers, metrics, methods of training, suites, or all of them; and the
+    measures and holds of memories (diffode memory).
 
     Options are shown with their defaults, and with their possible values where these are few; diffode show NAME tells more.
     Solvers also have the names that other programs use for them.
@@ -52,11 +53,12 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def registries() -> dict[str, Any]:
     """The registries by the word for one of their things."""
-    from diffode import grids, metrics, paths, solvers, targets
+    from diffode import grids, hippo, metrics, paths, solvers, targets
+    from diffode.hippo import holds
 
     return {
         "target": targets.registry, "path": paths.registry, "grid": grids.registry, "solver": solvers.registry,
-        "metric": metrics.registry,
+        "metric": metrics.registry, "measure": hippo.registry, "hold": holds.registry,
     }  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             also.setdefault(spec.partition(":")[0], []).append(elsewhere)
         for name in registry.names():
             entry = registry.entry(name)
-            options = ", ".join(f"{key}={value}" for key, value in options_of_maker(entry.make).items())
+            free = {key: value for key, value in options_of_maker(entry.make).items() if key not in entry.preset}
+            options = ", ".join(f"{key}={value}" for key, value in free.items())
             row = {"name": name, "summary": plain_text(entry.summary), "options": options}
             yield {**row, "also called": ", ".join(also.get(name, ()))} if also else row
 
