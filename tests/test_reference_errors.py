@@ -110,7 +110,7 @@ def test_references_have_the_units_of_the_data(unit):
     [
         lambda field, x: diffode.reference(field, x, 80.0, 0.002, 1e-11),
         lambda field, x: flow_states(field, x, (80.0, 1.0, 0.002), 1e-11),
-        lambda field, x: diffode.flow(field, 1e-10)(x, 80.0, 0.002),
+        lambda field, x: diffode.flow(field, 1e-11)(x, 80.0, 0.002),
         lambda field, x: log_likelihood(field, x / 80, tolerance=1e-11),
     ],
     ids=["reference", "flow_states", "flow", "log_likelihood"],
