@@ -53,6 +53,38 @@ def test_a_known_signal_by_name(here):
     assert answer["errors"][0]["projection"] == pytest.approx(0.09, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("measures", "span", "note"),
+    [
+        ("legt:window=2", (), "the window 2 of legt:window=2.0 is longer than the signal: the last 1 is compared"),
+        ("legs", ("--span", "3"), "the span 3 is longer than the signal: the last 1 is compared"),
+        ("legt:window=0.25", ("--span", "0.5"),
+         "the span 0.5 is longer than the window of legt:window=0.25: the last 0.25 is compared"),
+        ("legs,legt,lagt:scale=0.2", (), None), ("legt:window=0.25", ("--span", "0.25"), None), ("legs", ("--span", "1"), None),
+    ],
+)  # fmt: skip
+def test_what_is_longer_than_the_signal_is_said(here, measures, span, note):
+    words = ["memory", "sine.npy", "--measures", measures, "--order", "4", *span]
+    assert json.loads(diffode(*words, "--json", cwd=here).stdout)["notes"] == ([note] if note else [])
+    if note:
+        assert f"note: {note}" in diffode(*words, cwd=here).stdout
+
+
+def test_measures_and_holds_are_listed_and_shown():
+    listed = json.loads(diffode("list", "measures", "--json").stdout)["measures"]
+    assert [row["name"] for row in listed] == ["legs", "legt", "lagt", "fout"]
+    rows = {row["name"]: row for row in json.loads(diffode("list", "holds", "--json").stdout)["holds"]}
+    # What a name fixes is no option of it.
+    assert rows["euler"]["options"] == rows["cubic"]["options"] == ""
+    assert rows["poly"]["options"] == "degree=3"
+    assert "all the past" in diffode("show", "legs").stdout
+    assert json.loads(diffode("show", "legt:window=0.25", "--json").stdout)["window"] == 0.25
+    assert json.loads(diffode("show", "zoh", "--json").stdout)["order"] == 1
+    assert json.loads(diffode("show", "hold:euler", "--json").stdout)["hold"] == "euler"
+    assert "tableau" in json.loads(diffode("show", "euler", "--json").stdout)
+    assert "did you mean 'legs'" in diffode("show", "leqs", code=2).stderr
+
+
 FILES = {
     "words.csv": "1\ntwo\n3\n",
     "ragged.csv": "1,2\n3\n",

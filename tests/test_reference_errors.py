@@ -7,9 +7,10 @@ import torch
 
 import diffode
 from diffode import Field, paths
-from diffode.errors import ArgumentError
-from diffode.flows import flow_states
+from diffode.errors import ArgumentError, NumericalError
+from diffode.flows import flow_states, integrated
 from diffode.flows.integrated import integrated_flow
+from diffode.verify.field.likelihood import log_likelihood
 
 
 # A tolerance between two others.
@@ -102,3 +103,28 @@ def test_references_have_the_units_of_the_data(unit):
     for (x, errors), (y, others) in ((found[0], found[2]), (found[1], found[3])):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-8)
         torch.testing.assert_close(errors, others, rtol=10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda field, x: diffode.reference(field, x, 80.0, 0.002, 1e-11),
+        lambda field, x: flow_states(field, x, (80.0, 1.0, 0.002), 1e-11),
+        lambda field, x: diffode.flow(field, 1e-11)(x, 80.0, 0.002),
+        lambda field, x: log_likelihood(field, x / 80, tolerance=1e-11),
+    ],
+    ids=["reference", "flow_states", "flow", "log_likelihood"],
+)
+def test_a_field_that_is_rounded_more_coarsely_than_the_tolerance_is_refused_with_what_helps(monkeypatch, asked):
+    """Steps shrink until they are as small as rounding in the answers asks for, which takes a million of them here."""
+    monkeypatch.setattr(integrated, "MOST_EVALUATIONS", 2000)
+    field = Field.from_denoised(lambda x, t: (x / (1 + t**2) + 1e10) - 1e10, paths.get("edm"), scale=1.0)
+    field.shape = (2,)
+    x = 80 * torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    with pytest.raises(NumericalError, match=r"at a relative tolerance of 1e-11\..*larger tolerance, such as 1e-08"):
+        asked(field, x)
+    # What it proposes, as often as it says so, ends with an answer.
+    monkeypatch.undo()
+    wide = diffode.reference(field, x, 80.0, 0.002, 1e-5).x
+    exact = x * math.sqrt((1 + 0.002**2) / (1 + 80.0**2))
+    assert float((wide - exact).abs().max()) < 1e-4

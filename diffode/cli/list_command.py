@@ -14,7 +14,9 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("targets", "sources", "paths", "grids", "solvers", "metrics", "bridges", "methods", "suites")
+_KINDS = (
+    "targets", "sources", "paths", "grids", "solvers", "metrics", "bridges", "methods", "suites", "measures", "holds",
+)  # fmt: skip
 
 
 #: Trainings whose functions are made, and have no words of their own.
@@ -32,7 +34,8 @@ _OWN_WORDS = {
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List what is registered: targets, sources, paths, grids, solvers, metrics, bridges, methods, suites, or all of them.
+    """List what is registered: targets, sources, paths, grids, solvers, metrics, bridges, methods, suites, or all of them; and
+    the measures and holds of memories (diffode memory).
 
     Options are shown with their defaults, and with their possible values where these are few; diffode show NAME tells more.
     Solvers also have the names that other programs use for them.
@@ -52,11 +55,13 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def registries() -> dict[str, Any]:
     """The registries by the word for one of their things."""
-    from diffode import bridges, grids, metrics, paths, solvers, sources, targets
+    from diffode import bridges, grids, hippo, metrics, paths, solvers, sources, targets
+    from diffode.hippo import holds
 
     return {
         "target": targets.registry, "path": paths.registry, "grid": grids.registry, "solver": solvers.registry,
-        "metric": metrics.registry, "source": sources.registry, "bridge": bridges.registry,
+        "metric": metrics.registry, "source": sources.registry, "bridge": bridges.registry, "measure": hippo.registry,
+        "hold": holds.registry,
     }  # fmt: skip
 
 
@@ -89,7 +94,8 @@ def _rows(kind: str) -> Iterator[dict[str, str]]:
             also.setdefault(spec.partition(":")[0], []).append(elsewhere)
         for name in registry.names():
             entry = registry.entry(name)
-            options = ", ".join(f"{key}={value}" for key, value in options_of_maker(entry.make).items())
+            free = {key: value for key, value in options_of_maker(entry.make).items() if key not in entry.preset}
+            options = ", ".join(f"{key}={value}" for key, value in free.items())
             row = {"name": name, "summary": plain_text(entry.summary), "options": options}
             yield {**row, "also called": ", ".join(also.get(name, ()))} if also else row
 

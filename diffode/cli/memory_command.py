@@ -92,13 +92,16 @@ def command(
             rows.append({**facts, **asdict(found.errors), "from": float(found.times[0]), "to": float(found.times[-1])})
     file.parent.mkdir(parents=True, exist_ok=True)
     plot.save(plot.memories(lines, signal, figure=Figure(figsize=(11, 7.5), layout="constrained")), file, dpi=110)
+    notes = list(dict.fromkeys(found.note for _, _, found in lines if found.note))
     if as_json:
-        print_json({"signal": signal, "errors": rows, "picture": str(file)})
+        print_json({"signal": signal, "errors": rows, "notes": notes, "picture": str(file)})
         return
     header = ["measure", "order", "hold", "error", "projection", "closure", "discretisation", "from", "to"]
     shown = [[f"{v:.4g}" if k in ("from", "to") else f"{v:.2e}" if isinstance(v, float) else str(v) for k, v in r.items()]
              for r in rows]  # fmt: skip
     print_table(f"{signal}: relative errors at its end", header, shown)
+    for note in notes:
+        click.echo(f"note: {note}")
     click.echo(f"picture: {file}")
 
 

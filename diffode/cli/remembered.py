@@ -23,7 +23,7 @@ from diffode.cache_folder import folder
 #: Largest size of an answer, in bytes.
 _LARGEST = 2**22
 #: Kinds of things that other packages may add.
-_PLUG_INS = ("targets", "paths", "grids", "solvers", "metrics", "bridges")
+_PLUG_INS = ("targets", "sources", "paths", "grids", "solvers", "metrics", "bridges", "measures", "holds")
 #: Libraries whose release may change a number.
 _LIBRARIES = ("numpy", "scipy", "torch")
 #: Suffixes of files of the package on which no answer depends.

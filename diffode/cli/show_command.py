@@ -1,8 +1,9 @@
-"""``diffode show``: a target, path, grid, solver, metric or bridge, in full."""
+"""``diffode show``: a target, source, path, grid, solver, metric, bridge, method, measure or hold, in full."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
 
-_KINDS = ("target", "source", "path", "grid", "solver", "metric", "bridge")
+_KINDS = ("target", "source", "path", "grid", "solver", "metric", "bridge", "measure", "hold")
 
 
 @click.command("show")
@@ -27,8 +28,9 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
 
     A target: its card, dimension, tags. A source: its description and options. A path: alpha, sigma and rho at some times.
     A grid: its times. A solver: source, order, options, tableau. A metric: its description. A bridge: coupling, energy, laws.
-    A way to train a flow map: what it makes small, source, cost, departures, options. A name of several kinds is shown as
-    each; path:NAME, solver:NAME and the like choose one.
+    A way to train a flow map: what it makes small, source, cost, departures, options. A measure of memories: its window and
+    clock. A hold: its order. A name of several kinds is shown as each, a hold only if nothing else has its name; path:NAME,
+    solver:NAME, hold:NAME and the like choose one.
 
     \b
     Example:  diffode show dpmpp:order=2 --steps 4
@@ -60,13 +62,16 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
     kinds = [word] if colon and rest and word in _KINDS and not any(word in r.names() for r in known.values()) else None
     asked = rest if kinds else spec
     found = [kind for kind in kinds or _KINDS if _knows(known[kind], asked)]
+    if len(found) > 1:
+        # Euler's rule for memories shares its name with the solver, which is what is looked for.
+        found = [kind for kind in found if kind != "hold"]
     if not found:
         # If the kind was named, its registry raises the best error.
         if kinds:
             known[kinds[0]].check(asked)
         names = [name for registry in known.values() for name in registry.names()] + list(MAP_METHODS)
         advice = known["solver"].advised(asked)
-        kind = "target, source, path, grid, solver, metric, bridge or method"
+        kind = "target, source, path, grid, solver, metric, bridge, method, measure or hold"
         also = [name for registry in known.values() for name in registry.aliases]
         raise UnknownNameError(kind, asked.partition(":")[0], names, also=also, advice=advice)
     shows = {
@@ -77,6 +82,8 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
         "solver": lambda: _solver(asked, path, grid, steps),
         "metric": lambda: _metric(asked),
         "bridge": lambda: _bridge(asked, steps),
+        "measure": lambda: _measure(asked),
+        "hold": lambda: _hold(asked),
     }
     told = {kind: shows[kind]() for kind in found}
     texts = [*((kind, asked) for kind in found), ("path", path), ("grid", grid)]
@@ -174,6 +181,33 @@ def _bridge(spec: str, steps: int) -> dict[str, Any]:
         "options": options_of_maker(entry.make),
         "content": bridges.content(spec),
         "times": rows,
+    }
+
+
+def _measure(spec: str) -> dict[str, Any]:
+    from diffode import hippo
+
+    measure = hippo.registry.make(spec)
+    return {
+        "measure": measure.spec,
+        "description": plain_text(inspect.getdoc(type(measure)) or ""),
+        "window": "all the past" if math.isinf(measure.window) else measure.window,
+        "clock": "logarithm of time" if measure.logarithmic else "time",
+        "closed": measure.closed,
+        "options": options_of_maker(type(measure)),
+    }
+
+
+def _hold(spec: str) -> dict[str, Any]:
+    from diffode.hippo.holds import registry
+
+    hold, entry = registry.make(spec), registry.check(spec)
+    return {
+        "hold": hold.spec,
+        "description": plain_text(entry.summary),
+        "order": hold.order,
+        "exact for polynomials": f"up to degree {hold.degree}" if hold.exact else "no",
+        "options": {key: value for key, value in options_of_maker(entry.make).items() if key not in entry.preset},
     }
 
 

@@ -25,7 +25,7 @@ from diffode.fields import ExactField, Field
 from diffode.flows.average import NEAR_INTEGRATED, NEAR_KNOWN, gaussian_average, gaussian_of, step_average
 from diffode.flows.closed import Final, known_flow
 from diffode.flows.exact import Reference, reference
-from diffode.flows.integrated import answered, least_rho
+from diffode.flows.integrated import MOST_EVALUATIONS, answered, least_rho, limited, too_fine
 from diffode.numerics.quantiles import Array
 from diffode.targets.target import Scalar
 
@@ -316,13 +316,15 @@ class _Rows:
         """SciPy's solution; ``scale`` sets the absolute tolerance, and is that of the data unless given."""
         from scipy.integrate import solve_ivp
 
+        rtol, failed = max(tolerance / 10, 3e-14), "the flow could not be integrated"
+        slope = limited(function, lambda u: too_fine(f"{failed}: {MOST_EVALUATIONS:,} evaluations did not take it there", rtol))
         with np.errstate(all="ignore"):
             solved = solve_ivp(
-                function, ends, first, method="DOP853", rtol=max(tolerance / 10, 3e-14),
-                atol=tolerance / 1000 * (scale or self.field.scale), dense_output=dense,
+                slope, ends, first, method="DOP853", rtol=rtol, atol=tolerance / 1000 * (scale or self.field.scale),
+                dense_output=dense,
             )  # fmt: skip
         if not solved.success:
-            raise NumericalError(f"the flow could not be integrated: {solved.message}")
+            raise too_fine(f"{failed}: {solved.message.rstrip('.')}", rtol)
         return solved
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -40,6 +41,11 @@ _FEW_DIMENSIONS = 3
 _MOST_STRETCH = 50.0
 #: Tolerance below which the error of a run is rounding.
 _ROUNDED = 5e-13
+#: Largest tolerance of a reference, and the factor by which a message proposes to widen one.
+_LARGEST_TOLERANCE, _WIDER = 1e-3, 1000
+#: Most evaluations of a field in one adaptive integration. Where rounding in its answers is above the tolerance, steps shrink
+#: without end.
+MOST_EVALUATIONS = 200_000
 
 
 def integrated_flow(
@@ -256,20 +262,49 @@ def _right_hand_side(equation: _Equation, x: Tensor, shape: torch.Size) -> Calla
     return right_hand_side
 
 
+def limited(
+    slope: Callable[[float, Array], Array], stopped: Callable[[float], NumericalError]
+) -> Callable[[float, Array], Array]:
+    """A right-hand side that raises what ``stopped`` makes of its variable after :data:`MOST_EVALUATIONS`."""
+    calls = itertools.count(1)
+
+    def counted(at: float, state: Array) -> Array:
+        if next(calls) > MOST_EVALUATIONS:
+            raise stopped(float(at))
+        return slope(at, state)
+
+    return counted
+
+
+def too_fine(what: str, rtol: float) -> NumericalError:
+    """The error of an integration that does not come to its end at a relative tolerance, with what helps."""
+    return NumericalError(
+        f"{what}, at a relative tolerance of {rtol:.0e}. The field's answers jump, or their rounding exceeds the tolerance: "
+        f"ask for a larger tolerance, such as {min(_WIDER * rtol, _LARGEST_TOLERANCE):.0e}, or write the field without "
+        "differences of large numbers"
+    )
+
+
 def _dop853(equation: _Equation, x: Tensor, values: Sequence[float], rtol: float, scale: float, shape: torch.Size) -> Tensor:
     """The solution at the second of two values of the variable, (1, B, D), or at all of M > 2 values, (M, B, D)."""
     from scipy.integrate import solve_ivp
 
     begin, end = values[0], values[-1]
+
+    def failed(why: str) -> NumericalError:
+        first, last = (equation.time(value) for value in (begin, end))
+        return too_fine(f"the reference could not be integrated from t={first:.6g} to t={last:.6g}: {why}", rtol)
+
+    slope = limited(
+        _right_hand_side(equation, x, shape),
+        lambda at: failed(f"{MOST_EVALUATIONS:,} evaluations took it to t={equation.time(at):.6g} only"),
+    )
     with np.errstate(all="ignore"):
         result = solve_ivp(
-            _right_hand_side(equation, x, shape), (begin, end), x.reshape(-1).cpu().numpy(), method="DOP853", rtol=rtol,
-            atol=rtol * scale * 1e-2, t_eval=None if len(values) == 2 else np.asarray(values),
+            slope, (begin, end), x.reshape(-1).cpu().numpy(), method="DOP853", rtol=rtol, atol=rtol * scale * 1e-2,
+            t_eval=None if len(values) == 2 else np.asarray(values),
         )  # fmt: skip
     if not result.success:
-        times = [equation.time(value) for value in (begin, end)]
-        raise NumericalError(
-            f"the reference could not be integrated from t={times[0]:.6g} to t={times[1]:.6g}: {result.message}"
-        )
+        raise failed(result.message.rstrip("."))
     found = result.y[:, -1:] if len(values) == 2 else result.y
     return torch.from_numpy(found.T.copy()).to(x.device).reshape(-1, *x.shape)

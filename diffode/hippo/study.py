@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Reconstruction:
         values: what the memory reconstructs there, (n,).
         coefficients: the memory, (N,).
         errors: the error and its parts.
+        note: that a window, or the span that was asked for, is longer than what there is to compare; else empty.
     """
 
     times: Array
@@ -68,6 +69,7 @@ class Reconstruction:
     values: Array
     coefficients: Array
     errors: Errors
+    note: str = ""
 
 
 def of_known(memory: Memory, signal: Signal, samples: int, hold: str | Hold, *, span: float | None = None) -> Reconstruction:
@@ -83,14 +85,14 @@ def of_known(memory: Memory, signal: Signal, samples: int, hold: str | Hold, *, 
     times = np.linspace(0, 1, samples + 1)
     found = memory.run(signal(times), times, hold)
     answer, exact = _exact(memory, signal)
-    length = _span(memory, 1.0, span)
+    length, note = _span(memory, 1.0, span)
     edges = np.unique(
         np.concatenate([1 - length * np.linspace(0, 1, _PANELS + 1), [b for b in signal.breaks if b > 1 - length]])
     )
     x, w = gauss(8)
     at = (edges[:-1, None] + np.diff(edges)[:, None] * x).ravel()
     weights = (np.diff(edges)[:, None] * w).ravel()
-    return _compared(memory, 1.0, at, signal(at), weights, (found, answer, exact))
+    return replace(_compared(memory, 1.0, at, signal(at), weights, (found, answer, exact)), note=note)
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,21 +121,28 @@ def of_samples(memory: Memory, u: Any, times: Any, hold: str | Hold, *, span: fl
     found = memory.run(values, own, hold)
     answer = memory.run(values, own, "cubic")
     exact = answer if memory.measure.closed else _projected(memory, values, own)
-    length = _span(memory, now, span)
+    length, note = _span(memory, now, span)
     inside = np.flatnonzero(own >= now - length * (1 + 1e-12))
     kept = inside[np.unique(np.linspace(0, len(inside) - 1, min(len(inside), _MOST_POINTS)).round().astype(int))]
     gaps = np.diff(own[kept], prepend=own[kept][0], append=own[kept][-1])
     # Weights of the trapezoid rule; those of a single point are nothing, and any other do.
     weights = (gaps[1:] + gaps[:-1]) / 2 if len(kept) > 1 else np.ones(1)
-    return _compared(memory, now, own[kept], values[kept], weights, (found, answer, exact))
+    return replace(_compared(memory, now, own[kept], values[kept], weights, (found, answer, exact)), note=note)
 
 
-def _span(memory: Memory, whole: float, span: float | None) -> float:
-    """The length of the last part of a signal that is compared."""
-    window = whole if memory.measure.logarithmic else min(memory.measure.window, whole)
-    if span is not None:
-        return min(number_of(span, "span", 0.0), window)
-    return whole * _LAST_PART if not memory.measure.logarithmic and math.isinf(memory.measure.window) else window
+def _span(memory: Memory, whole: float, span: float | None) -> tuple[float, str]:
+    """The length of the last part of a signal that is compared, and a note where that is less than was asked for."""
+    measure = memory.measure
+    own = whole if measure.logarithmic else measure.window
+    window = min(own, whole)
+    if span is None and math.isinf(own):
+        return whole * _LAST_PART, ""
+    asked = own if span is None else number_of(span, "span", 0.0)
+    if asked <= window * (1 + 1e-12):
+        return min(asked, window), ""
+    longer = f"the window {asked:g} of {measure.spec}" if span is None else f"the span {asked:g}"
+    shorter = "the signal" if own >= whole else f"the window of {measure.spec}"
+    return window, f"{longer} is longer than {shorter}: the last {window:g} is compared"
 
 
 def _compared(

@@ -20,10 +20,10 @@ import torch
 from scipy.integrate import DOP853, solve_ivp
 from torch import Tensor
 
-from diffode.errors import ArgumentError, FieldError, NumericalError
+from diffode.errors import ArgumentError, FieldError
 from diffode.fields import ExactField, Field
 from diffode.flows import reference
-from diffode.flows.integrated import check_leaves_zero, least_rho
+from diffode.flows.integrated import MOST_EVALUATIONS, check_leaves_zero, least_rho, limited, too_fine
 from diffode.input_files import shown
 from diffode.randomness import Randomness, generator_from, row_generators
 from diffode.verify.report import Check
@@ -321,9 +321,14 @@ def _steps(
     begin = torch.cat([x.reshape(-1), torch.zeros(len(x), dtype=torch.float64, device=x.device)]).cpu().numpy()
     # Points are in the unit of the data; the integral has no unit.
     units = np.concatenate([np.full(size, flow.field.scale), np.ones(len(x))])
-    found = solve_ivp(slope, (clock.begin, clock.end), begin, method="DOP853", rtol=tolerance, atol=tolerance * 1e-2 * units)
+    failed = f"the flow from t={ends[0]:g} to t={ends[1]:g} could not be integrated"
+    bounded = limited(
+        slope,
+        lambda u: too_fine(f"{failed}: {MOST_EVALUATIONS:,} evaluations took it to t={clock.time(u)[0]:g} only", tolerance),
+    )
+    found = solve_ivp(bounded, (clock.begin, clock.end), begin, method="DOP853", rtol=tolerance, atol=tolerance * 1e-2 * units)
     if not found.success or not np.isfinite(found.y[:, -1]).all():
-        raise NumericalError(f"the flow from t={ends[0]:g} to t={ends[1]:g} could not be integrated: {found.message}")
+        raise too_fine(f"{failed}: {found.message.rstrip('.')}", tolerance)
     end = torch.from_numpy(found.y[:, -1].copy()).to(x.device)
     return found.t.tolist(), (end[:size].reshape(x.shape), end[size:])
 
