@@ -174,15 +174,28 @@ def tables(lines: list[dict[str, Any]]) -> str:
             cells.append(shown([g["errors"]["256"]["1"] for g in group]))
             cells += [str(group[0]["steps"]), f"{statistics.fmean(g['seconds'] for g in group):.0f}"]
             text.append(f"| {name} | " + " | ".join(cells) + " |")
-        text.append(f"\n**{target}**, law of one jump\n")
-        text.append("| method | " + " | ".join(LAWS.values()) + " |")
-        text.append("|---" * (len(LAWS) + 1) + "|")
-        known = [("exact draws", "floor", of[:1]), ("the Gaussian flow", "gaussian", of[:1])]
-        order = sorted(groups, key=lambda name: statistics.fmean(g["law"]["w1"] for g in groups[name]))
-        for name, which, group in (*known, *((name, "law", groups[name]) for name in order)):
-            cells = [shown([g[which][key] for g in group if not math.isnan(g[which][key])]) for key in LAWS]
-            text.append(f"| {name} | " + " | ".join(cells) + " |")
+        text += law_table(target, [line for line in of if "law" in line])
     return "\n".join(text)
+
+
+def law_table(target: str, of: list[dict[str, Any]]) -> list[str]:
+    """The lines of a Markdown table of distances of laws, with those of exact draws and of the Gaussian flow; none for none."""
+    if not of:
+        return []
+    text = [
+        f"\n**{target}**, law of one jump\n",
+        "| method | " + " | ".join(LAWS.values()) + " |",
+        "|---" * (len(LAWS) + 1) + "|",
+    ]
+    groups = defaultdict(list)
+    for line in of:
+        groups[_WIDTH.sub("", line["method"])].append(line)
+    known = [("exact draws", "floor", of[:1]), ("the Gaussian flow", "gaussian", of[:1])]
+    order = sorted(groups, key=lambda name: statistics.fmean(g["law"]["w1"] for g in groups[name]))
+    for name, which, group in (*known, *((name, "law", groups[name]) for name in order)):
+        cells = [shown([g[which][key] for g in group if not math.isnan(g[which][key])]) for key in LAWS]
+        text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return text
 
 
 def main() -> None:

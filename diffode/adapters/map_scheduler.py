@@ -30,7 +30,7 @@ def as_two_time_model(phi: Any, scheduler: Any, *, eta: float = 0.3, nearest: bo
 
     The model answers with whatever makes the scheduler's own step jump where the map does, so that its loop is
     ``diffode.solve(field, x, solver=MapSolver(of=phi), grid=model.times)``: to rounding if the scheduler's levels
-    (``sigmas``, ``alphas_cumprod``, ``timesteps``) are float64, to 1e-6 with the float32 in which diffusers keeps them.
+    (``sigmas``, ``alphas_cumprod``, ``timesteps``) are float64, to 1e-5 with the float32 in which diffusers keeps them.
 
     Args:
         phi: a flow map, or what :class:`MapSolver` takes for one: a file, a function (x, s, t), ``my_map.py:phi``.
