@@ -49,12 +49,11 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 class Chart(ABC):
     """A change of variables for one path, given as a path or its spec, or None in the velocity chart.
 
-    Times and clocks are floats, or tensors (B,) with a number for every row, and answers are of the same kind. The noise of
-    a chart is that of one Brownian motion for all rows, whose times are floats.
+    Times and clocks are floats, or tensors (B,), and answers are of the same kind; ``prediction`` is the view of the field for m.
+    The noise of a chart is that of one Brownian motion for all rows, whose times are floats.
     """
 
     name: ClassVar[str]
-    #: The view that the field gives for m.
     prediction: ClassVar[Prediction]
     #: Whether it is made of alpha and sigma.
     needs_path: ClassVar[bool] = True
@@ -384,9 +383,7 @@ def _endless(h: float | Tensor) -> bool:
 
 def _reciprocal(value: Time) -> Time:
     """1/value, infinite where a value is 0."""
-    if isinstance(value, Tensor):
-        return 1 / value
-    return 1 / value if value > 0 else math.inf
+    return 1 / value if isinstance(value, Tensor) or value > 0 else math.inf
 
 
 #: The charts of the probability-flow ODE by name.
@@ -397,6 +394,6 @@ charts: dict[str, type[Chart]] = {
 
 def get(name: str, path: Path | str | None) -> Chart:
     """The chart of a name for a path or its spec; raises ArgumentError for another name."""
-    if name not in charts:
-        raise ArgumentError(f"chart must be one of {', '.join(charts)}, got {name!r}")
-    return charts[name](path)
+    if name in charts:
+        return charts[name](path)
+    raise ArgumentError(f"chart must be one of {', '.join(charts)}, got {name!r}")

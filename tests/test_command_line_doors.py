@@ -49,6 +49,8 @@ DOORS = {
     "adapters.as_diffusers_scheduler": lambda solver: solvers.get(adapters.as_diffusers_scheduler(solver).config["solver"]),
     "adapters.from_edm": lambda path: adapters.from_edm(denoise, path).path.spec,
     "adapters.from_k_diffusion": lambda path: adapters.from_k_diffusion(denoise, path).path.spec,
+    "adapters.from_meanflow": lambda path: adapters.from_meanflow(lambda x, t, r: x, "t,r", path=path).path.spec,
+    "adapters.from_shortcut": lambda path: adapters.from_shortcut(lambda x, t, d: x, path=path).path.spec,
     "adapters.from_flow_matching": lambda path: adapters.from_flow_matching(denoise, path).path.spec,
     "adapters.from_torchdiffeq": lambda path: adapters.from_torchdiffeq(lambda t, x: -x, path).path.spec,
     "charts.get": lambda path: charts.get("data", path).path.spec,
@@ -76,6 +78,8 @@ DOORS = {
         exact(), 2, points=8, seconds=0.5, **({"solver": "ddim"} | k)
     ).nfe,
     "learned.search": lambda solver: learned.search(exact(), 1, solver=solver, points=8).shape,
+    "solvers.informed": lambda solver: solvers.informed(solver, diffode.Statistics.of_target("gauss1d")).spec,
+    "solvers.for_run": lambda solver: solvers.for_run(solver, exact(), 2).spec,
     "solvers.TableSolver.chart_on": lambda path: solvers.get("dpmpp").chart_on(path).path.spec,
     "solvers.Solver.order_on": lambda grid: [solvers.get(s).order_on(grid) for s in ("ipndm_v", "dpmpp")],
     "solvers.TableSolver.tableau": lambda **k: solvers.get("dpmpp").tableau(
@@ -174,7 +178,7 @@ def test_every_public_door_is_tried():
 @pytest.mark.parametrize(("place", "word"), [(place, word) for place, word in doors() if place in DOORS])
 def test_a_spec_and_its_object_are_taken_alike(place, word):
     text, thing = WORDS[word]
-    if place == "adapters.from_flow_matching":
+    if place in ("adapters.from_flow_matching", "adapters.from_meanflow", "adapters.from_shortcut"):
         text, thing = "rectified_flow", paths.get("rectified_flow")
     if word == "solver" and place in ("verify.strong_order", "verify.weak_order"):
         text, thing = "euler_maruyama", solvers.get("euler_maruyama")

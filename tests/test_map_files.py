@@ -101,6 +101,9 @@ def test_files_with_wrong_tensors_are_refused(file, tmp_path, damage):
 def test_files_lack_no_key(file, tmp_path):
     description, tensors = read_tensors(file, "diffode-map-1")
     for key in json.loads(json.dumps(description)):
+        if key in ("law_only", "one_jump"):
+            # Files of maps that have the coupling were written before these.
+            continue
         without = {k: v for k, v in description.items() if k != key}
         write_tensors(tmp_path / "wrong.safetensors", tensors, without)
         with pytest.raises(FileFormatError):

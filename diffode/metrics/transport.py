@@ -78,7 +78,8 @@ def wasserstein(one: Line, two: Line, order: int = 2) -> float:
 def wasserstein_dual(one: Line, two: Line) -> float:
     """A lower bound of W1 by Kantorovich's dual: E f(X) - E f(Y) for a 1-Lipschitz f, nearly the best one.
 
-    It shares no formula with :func:`wasserstein` but the quantiles, and agrees to some 1e-4 of the distance, the error of its grid.
+    It shares no formula with :func:`wasserstein` but the quantiles, and agrees to some 1e-4 of the distance, the error of its
+    grid.
 
     >>> 0.4999 < wasserstein_dual(torch.tensor([0.0, 1.0]), torch.tensor([0.5])) <= 0.5 + 1e-12
     True

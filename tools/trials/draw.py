@@ -29,6 +29,8 @@ ABSURD_TEXTS = ("nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "9" * 400, "
 SENSIBLE: dict[str, tuple[Code, ...]] = {
     "chart": tuple(map(repr, charts.charts)),
     "diffusion": tuple(map(repr, FORMS)),
+    # Few solvers are told what a jump has to know, and without it all would be refused.
+    "jump": ("None", "None", "None", "None", "'auto'", "2.0"),
     "host": ("None", "'euler'", "'dpm'", "'ipndm'", "'dpmpp'"),
     "schedule": ("'linear'", "'scaled_linear'", "'cosine'"),
     "lower_order_final": ("'always'", "'below_10'", "'never'"),
