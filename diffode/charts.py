@@ -49,8 +49,8 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 class Chart(ABC):
     """A change of variables for one path, given as a path or its spec, or None in the velocity chart.
 
-    Times and clocks are floats, or tensors (B,), and answers are of the same kind; ``prediction`` is the view of the field for m.
-    The noise of a chart is that of one Brownian motion for all rows, whose times are floats.
+    Times and clocks are floats, or tensors (B,), and answers are of the same kind. The noise of a chart is that of one Brownian
+    motion for all rows, whose times are floats. ``prediction`` is the view of the field for m.
     """
 
     name: ClassVar[str]
