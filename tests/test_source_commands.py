@@ -25,6 +25,11 @@ def suite(**study):
     return parse_suite({"name": "sources", "study": [{**STUDY, **study}]})
 
 
+def test_a_bridge_takes_no_source():
+    with pytest.raises(ArgumentError, match="a bridge goes between two laws of its own: leave source 'student:dof=2' out"):
+        field_of("bridge:two_gaussians from student:dof=2", None)
+
+
 def test_a_study_runs_on_a_field_with_a_source(tmp_path):
     """In its rows and pictures the target names its source; solvers that draw normal noise make no sense there."""
     chosen = suite(source="student:dof=8")

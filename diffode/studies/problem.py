@@ -38,11 +38,13 @@ def field_of(target: str, path: str | None) -> Field:
 
     A target with a source is a text ``TARGET from SOURCE``, see :mod:`diffode.fields.problem_text`.
     """
-    if (bridge := bridge_of(target)) is not None:
+    data, source = parts_of(target)
+    if (bridge := bridge_of(data)) is not None:
+        if source is not None:
+            raise ArgumentError(f"a bridge goes between two laws of its own: leave source {source!r} out for {data!r}")
         if path not in (None, INTERVAL):
             raise ArgumentError(f"a bridge follows no path, got path {path!r} for {target!r}: leave it out")
         return bridges.get(bridge)
-    data, source = parts_of(target)
     if source is not None and FieldText.names(data):
         raise ArgumentError(f"source {source!r} goes with a target, whose field is known; {data!r} names a field of your own")
     if FieldText.names(target):
