@@ -213,7 +213,8 @@ def losses(
     """
     if before is None and hasattr(history, "errors") and hasattr(history.errors, "before"):
         before = history.errors.before
-    own = history if isinstance(history, Historic) else getattr(history, "history", None)
+    # A result is asked for its history first: it answers to the former names of that too, with a warning.
+    own = getattr(history, "history", history)
     if not isinstance(own, Historic):
         raise ArgumentError(f"history must be a result of training or its history, got {type(history).__name__}")
     error, held_out = numbers(own.error, "history.error"), numbers(own.held_out, "history.held_out")
