@@ -20,12 +20,6 @@ from diffode.plot.space import angle_of, density_in, montage, scale_at, window_o
 
 matplotlib.use("Agg")
 
-CURVES = {
-    "ddim": ([4, 5, 6, 8, 50], [0.3, 0.2, 0.15, 0.1, 0.01]),
-    "heun": ([4, 6, 8, 50], [7.0, 3.0, 0.8, 0.0100001]),
-    "unipc:order=3": ([5, 6, 8, 50], [0.2, 0.18, 0.15, 0.0099999]),
-}
-
 
 @pytest.fixture(autouse=True)
 def closed():

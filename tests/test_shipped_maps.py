@@ -50,14 +50,14 @@ def test_a_shipped_file_says_what_it_is(target, method):
 
 @pytest.mark.parametrize("method", ["flow_map", "shortcut", "cd"])
 def test_the_stored_errors_are_those_of_other_starts_too(method):
-    """1,024 starts that no training has seen: the mean errors are those that the file tells, within sampling."""
+    """1,024 starts that no training has seen: the mean error is that which the file tells of as many, within sampling."""
     field = diffode.exact_field("bimodal1d", "edm")
     x = field.path.prior((1024, 1), generator=31)
     exact = flow_states(field, x, (field.path.t_max, field.path.t_min))[-1]
     run = diffode.solve(field, x, solver=f"shipped_map:method={method}", nfe=1)
     distances = (run.x - exact).norm(dim=1) / field.scale
     told = load(FOLDER / f"bimodal1d-{method}.safetensors").held_out[1]
-    assert abs(float(distances.mean()) - told) < 5 * float(distances.std()) / len(x) ** 0.5 + 0.2 * told
+    assert abs(float(distances.mean()) - told) < 5 * float(distances.std()) * (2 / len(x)) ** 0.5
     assert run.nfe == 1
     assert run.times.tolist() == [80.0, 0.002]
 
@@ -131,13 +131,13 @@ def test_products_of_a_unet_are_those_of_its_convolutions():
 
 def test_costs_of_solvers():
     field = diffode.exact_field("bimodal1d", "edm")
-    assert own_cost(solvers.get("heun"), field, 4) == OwnCost()
-    one, four = (own_cost(ShippedMap(method="shortcut"), field, nfe) for nfe in (1, 4))
+    assert own_cost(solvers.get("heun"), field) == OwnCost()
+    one = own_cost(ShippedMap(method="shortcut"), field)
     assert one.instead
-    assert four.multiply_adds == 4 * one.multiply_adds
-    assert one.training == four.training > 0
+    assert one.multiply_adds == (1 + FEATURES) * 64 + 3 * 64**2 + 64
+    assert one.training > 0
     function = solvers.MapSolver(of=FunctionMap(lambda x, s, t: x, "edm"))
-    assert own_cost(function, field, 2) == OwnCost(None, None, instead=True)
+    assert own_cost(function, field) == OwnCost(None, None, instead=True)
 
 
 def result(solver, nfe, metrics, values, target="ring8", seed=0):

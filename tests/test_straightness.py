@@ -7,10 +7,10 @@ import torch
 
 import diffode
 from diffode.errors import ArgumentError
+from diffode.numerics.gaussian_transport import optimal_map
 from diffode.verify.theory.straightness import (
     coupling_cost,
     gaussian_straightness,
-    optimal_map,
     rectified_map,
     straightness,
 )

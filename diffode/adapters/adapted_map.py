@@ -16,6 +16,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field, columns
 from diffode.fields.model import Model
 from diffode.maps import FlowMap
+from diffode.maps.flow_map import checked_points, times_of_rows
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.targets.target import Scalar
@@ -96,11 +97,10 @@ class AdaptedMap(FlowMap):
 
     @override
     def __call__(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
-        if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
-            raise ArgumentError("x must be a float32 or float64 tensor (B, *shape)")
+        checked_points(x)
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             raise ArgumentError(f"{self.name} takes rows of shape {self.shape}, got {tuple(x.shape[1:])}")
-        begin, end = self._rows(x, s, "s"), self._rows(x, t, "t")
+        begin, end = times_of_rows(x, s, self.path, "s"), times_of_rows(x, t, self.path, "t")
         if self.fixed_end and bool(((end - self.ends[1]).abs() > _SAME_TIME * max(1.0, self.ends[1])).any()):
             raise ArgumentError(
                 f"{self.name} is a consistency function, which goes to t={self.ends[1]:g} only; noise its points anew to get "
@@ -130,16 +130,6 @@ class AdaptedMap(FlowMap):
         limits = [t if self._at_home else _time_at(self.path, self.own, t) for t in (self.own.t_max, self.own.t_min)]
         cleanest = limits[1] if self.fixed_end else max(self.path.t_min, limits[1])
         self.ends = min(self.path.t_max, limits[0]), cleanest
-
-    def _rows(self, x: Tensor, t: Scalar, name: str) -> Tensor:
-        """Times (B,) of the map's path."""
-        if isinstance(t, Tensor):
-            if t.shape not in ((), (len(x),)):
-                raise ArgumentError(f"{name} must be a number or a time for each row, ({len(x)},); got {tuple(t.shape)}")
-        elif isinstance(t, bool) or not isinstance(t, int | float):
-            raise ArgumentError(f"{name} must be a number or a tensor of times, got {t!r:.60}")
-        self.path.check_times(t, name)
-        return torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
 
     def _own_times(self, t: Tensor, name: str) -> Tensor:
         return self._within(self.own.time_from_log_snr(self.path.log_snr(t)), name)

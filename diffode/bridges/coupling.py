@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.randomness import Randomness, generator_from, normal
-from diffode.targets import GaussianMixture, LowRank, Target
+from diffode.targets import GaussianMixture, Target
 from diffode.targets import get as get_target
 from diffode.targets.parameters import checked_weights, means_of, real
 
@@ -170,21 +170,9 @@ def paired(
 ) -> Coupling:  # fmt: skip
     """The coupling of pairs (K, 2) of components with these weights, and cross-covariances (K, D, D), or none."""
     first, second = pairs[:, 0], pairs[:, 1]
-    covariances = [full_covariances(part) for part in (data, source)]
-    chosen = covariances[0][first], covariances[1][second]
+    chosen = data.covariance_matrices[first], source.covariance_matrices[second]
     between = torch.zeros_like(chosen[0]) if cross is None else cross
     return Coupling(weights, data.means[first], source.means[second], *chosen, between, name, sigma)
-
-
-def full_covariances(mixture: GaussianMixture) -> Tensor:
-    """The covariances of a mixture as matrices (K, D, D), whatever their kind."""
-    given = mixture.covariances
-    eye = torch.eye(mixture.dim).double()
-    if isinstance(given, LowRank):
-        return given.factors @ given.factors.mT + given.noise[:, None, None] * eye  # type: ignore[no-any-return]
-    if given.ndim == 3:
-        return given
-    return given[:, None, None] * eye if given.ndim == 1 else torch.diag_embed(given)
 
 
 def _mixture(law: Any, name: str) -> GaussianMixture:

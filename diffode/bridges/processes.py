@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffode.bridges.coupling import ends, full_covariances
+from diffode.bridges.coupling import ends
 from diffode.bridges.interpolants import Coefficients, Moments, check_number
 from diffode.errors import ArgumentError
 from diffode.targets import GaussianMixture
@@ -88,7 +88,7 @@ def phase_space(data: GaussianMixture | str, variance: float = 0.01) -> Gaussian
     check_number("variance", variance, 0.0, above=True)
     mixture, _ = ends(data, None)
     rest = torch.zeros_like(mixture.means)
-    positions = full_covariances(mixture)
+    positions = mixture.covariance_matrices
     velocities = variance * torch.eye(mixture.dim).double().expand_as(positions)
     upper = torch.cat([positions, torch.zeros_like(positions)], 2)
     whole = torch.cat([upper, torch.cat([torch.zeros_like(positions), velocities], 2)], 1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode.bridges.coupling import Coupling, ends, full_covariances, paired
+from diffode.bridges.coupling import Coupling, ends, paired
 from diffode.errors import ArgumentError, NumericalError
 from diffode.numerics.gaussian_transport import bures_costs, cross_covariance
 from diffode.targets import GaussianMixture
@@ -37,7 +37,7 @@ def optimal(data: GaussianMixture | str, source: GaussianMixture | str) -> Coupl
     10.0
     """
     one, two = ends(data, source)
-    costs, cross = bures_costs((one.means, two.means), (full_covariances(one), full_covariances(two)))
+    costs, cross = bures_costs((one.means, two.means), (one.covariance_matrices, two.covariance_matrices))
     plan = torch.ones(1, 1).double() if costs.numel() == 1 else _least_cost(costs, one.weights, two.weights)
     return _planned(one, two, plan, cross, "optimal")
 
@@ -62,7 +62,7 @@ def planned(data: GaussianMixture | str, source: GaussianMixture | str, plan: An
                 f"plan gives component {worst} of {name} the weight {float(sums[worst]):.6g}, which is "
                 f"{float(weights[worst]):.6g}: its {'rows' if name == 'data' else 'columns'} must sum to the weights of {name}"
             )
-    _, cross = bures_costs((one.means, two.means), (full_covariances(one), full_covariances(two)))
+    _, cross = bures_costs((one.means, two.means), (one.covariance_matrices, two.covariance_matrices))
     return _planned(one, two, given / given.sum(), cross, "planned")
 
 
@@ -90,7 +90,7 @@ def schroedinger(data: GaussianMixture | str, source: GaussianMixture | str, sig
                 f"the Schroedinger coupling is known between two Gaussians, and {name} has {law.count} components: take "
                 "coupling optimal or independent with coefficients foellmer"
             )
-    covariances = full_covariances(one), full_covariances(two)
+    covariances = one.covariance_matrices, two.covariance_matrices
     least = min(float(torch.linalg.eigvalsh(part).min()) for part in covariances)
     if sigma**2 > _LARGEST_RATIO * least:
         raise ArgumentError(

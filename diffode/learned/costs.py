@@ -21,7 +21,7 @@ class OwnCost:
     """What a solver costs beside, or instead of, evaluations of the field.
 
     Attributes:
-        multiply_adds: number of products a row of a run, of networks of its own; None if it has one that is not counted.
+        multiply_adds: products a row and evaluation, of networks of its own; None if there is one that is not counted.
         training: seconds that its training took, None where it was not trained or no one has said.
         instead: whether its evaluations are calls of its own network, and the field is not asked.
     """
@@ -31,12 +31,12 @@ class OwnCost:
     instead: bool = False
 
 
-def own_cost(solver: Solver, field: Field, nfe: int) -> OwnCost:
-    """What a solver costs in a run of ``nfe`` evaluations beside those of the field.
+def own_cost(solver: Solver, field: Field) -> OwnCost:
+    """What a solver costs beside, or instead of, evaluations of a field.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")
-    >>> own_cost(diffode.solvers.get("heun"), field, 4)
+    >>> own_cost(diffode.solvers.get("heun"), field)
     OwnCost(multiply_adds=0, training=None, instead=False)
     """
     if isinstance(solver, ShippedMap):
@@ -45,9 +45,9 @@ def own_cost(solver: Solver, field: Field, nfe: int) -> OwnCost:
         phi = solver.phi
         if not isinstance(phi, LearnedMap):
             return OwnCost(None, instead=True)
-        return OwnCost(phi.multiply_adds * (nfe // phi.cost), _seconds(phi.facts), instead=True)
+        return OwnCost(phi.multiply_adds // phi.cost, _seconds(phi.facts), instead=True)
     if isinstance(solver, Generator):
-        return OwnCost(solver.multiply_adds, _seconds(solver.trainee.facts), isinstance(solver, OfNodes))
+        return OwnCost(solver.multiply_adds // solver.nfe, _seconds(solver.trainee.facts), isinstance(solver, OfNodes))
     if isinstance(solver, Bespoke):
         return OwnCost(training=solver.checkpoint.seconds)
     if isinstance(solver, ConditionedSolver):

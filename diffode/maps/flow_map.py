@@ -84,6 +84,23 @@ class FlowMap(ABC):
         return [first, *(self.path.time_from_log_snr(level) for level in inner), last]
 
 
+def checked_points(x: object) -> None:
+    """Raise ArgumentError unless x is a batch of points that a map takes."""
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
+        raise ArgumentError("x must be a float32 or float64 tensor (B, *shape)")
+
+
+def times_of_rows(x: Tensor, t: Scalar, path: Path, name: str) -> Tensor:
+    """The times (B,) of a path for the rows of x, float64 on its device; ArgumentError, which names them, for others."""
+    if isinstance(t, Tensor):
+        if t.shape not in ((), (len(x),)):
+            raise ArgumentError(f"{name} must be a number or a time for each row, ({len(x)},); got {tuple(t.shape)}")
+    elif isinstance(t, bool) or not isinstance(t, int | float):
+        raise ArgumentError(f"{name} must be a number or a tensor of times, got {t!r:.60}")
+    path.check_times(t, name)
+    return torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+
+
 class FunctionMap(FlowMap):
     """A map given as a function ``(x, s, t)``, which is called with times (B,), on a path.
 
@@ -238,8 +255,7 @@ class LearnedMap(FlowMap):
 
     @override
     def __call__(self, x: Tensor, s: Scalar, t: Scalar) -> Tensor:
-        if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
-            raise ArgumentError("x must be a float32 or float64 tensor (B, *shape)")
+        checked_points(x)
         if math.prod(x.shape[1:]) != self.dim:
             raise ArgumentError(f"this map was trained for rows of {self.dim} numbers, got {tuple(x.shape[1:])}")
         begin, end = self._angles(x, s, "s"), self._angles(x, t, "t")
@@ -279,12 +295,7 @@ class LearnedMap(FlowMap):
 
     def _angles(self, x: Tensor, t: Scalar, name: str) -> Tensor:
         """The angles (B,) of times, float64; ArgumentError for those outside of what the map was trained for."""
-        if isinstance(t, Tensor):
-            if t.shape not in ((), (len(x),)):
-                raise ArgumentError(f"{name} must be a number or a time for each row, ({len(x)},); got {tuple(t.shape)}")
-        elif isinstance(t, bool) or not isinstance(t, int | float):
-            raise ArgumentError(f"{name} must be a number or a tensor of times, got {t!r:.60}")
-        self.path.check_times(t, name)
+        times_of_rows(x, t, self.path, name)
         angle = torch.as_tensor(self.clock.angle(self.path, t), dtype=torch.float64, device=x.device).expand(len(x))
         most, least = self.angles
         outside = (angle > most + _SAME_ANGLE) | (angle < least - _SAME_ANGLE)

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.sources.law import Law, Parts, Weights, check_levels
-from diffode.targets import GaussianMixture, LowRank
+from diffode.targets import GaussianMixture
 from diffode.targets.components import LOG_2PI, Components, Diagonal, Isotropic
 from diffode.targets.target import Scalar
 
@@ -57,7 +57,7 @@ class Pairs(Law):
                 "many to hold a basis for each: take a source with isotropic components, (K,) variances"
             )
         both = (data, i), (noise, j)
-        full = [_whole(mixture)[index] for mixture, index in both]
+        full = [mixture.covariance_matrices[index] for mixture, index in both]
         # The better conditioned one of two covariances is made the identity, so that its basis loses fewest digits.
         narrow = [_condition(mixture.components)[index] for mixture, index in both]
         by_noise = narrow[1] <= narrow[0]
@@ -139,18 +139,6 @@ def fits(data: GaussianMixture, noise: GaussianMixture) -> bool:
 
 def _device(alpha: Scalar) -> torch.device:
     return alpha.device if isinstance(alpha, Tensor) else torch.device("cpu")
-
-
-def _whole(mixture: GaussianMixture) -> Tensor:
-    """The covariances of all components, (K, D, D)."""
-    covariances = mixture.covariances
-    if isinstance(covariances, LowRank):
-        factors, noise = covariances.factors, covariances.noise
-        whole: Tensor = factors @ factors.mT + noise[:, None, None] * torch.eye(mixture.dim, dtype=torch.float64)
-        return whole
-    if covariances.ndim == 3:
-        return covariances
-    return torch.diag_embed(mixture.components.variances().clone())
 
 
 def _condition(components: Components) -> Tensor:

@@ -74,18 +74,13 @@ class Priced:
 
 
 def own_costs(results: Iterable[Result]) -> list[Priced]:
-    """The costs of the solvers in results that are trained, or have networks of their own; for one evaluation each."""
+    """The costs of the solvers in results that are trained, or have networks of their own."""
     found = []
     for spec, target, path in dict.fromkeys((r.cell.solver, r.cell.target, r.cell.path) for r in results if r.status == "ok"):
         try:
-            solver = solvers.get(spec)
-            field = field_of(target, path)
-            # The smallest budget that it takes: what one evaluation costs is the same for all.
-            nfe = getattr(solver, "nfe", None) or 1
-            cost = own_cost(solver, field, nfe)
+            cost = own_cost(solvers.get(spec), field_of(target, path))
         except DiffodeError:  # A solver's file, or a target, of stored results may be gone.
             continue
         if cost != OwnCost():
-            products = None if cost.multiply_adds is None else cost.multiply_adds // nfe
-            found.append(Priced(spec, target, OwnCost(products, cost.training, cost.instead)))
+            found.append(Priced(spec, target, cost))
     return sorted(found, key=lambda one: (one.target, one.solver))

@@ -116,6 +116,16 @@ class GaussianMixture(Target):
         return LowRank(parts.basis * along[:, None, :], parts.noise.clone())
 
     @property
+    def covariance_matrices(self) -> Tensor:
+        """The covariances as matrices (K, D, D), whatever form they were given in."""
+        given = self.covariances
+        if isinstance(given, LowRank):
+            eye = torch.eye(self.dim, dtype=given.factors.dtype)
+            whole: Tensor = given.factors @ given.factors.mT + given.noise[:, None, None] * eye
+            return whole
+        return given if given.ndim == 3 else torch.diag_embed(self.components.variances().clone())
+
+    @property
     def count(self) -> int:
         """Number of components K."""
         return self.components.count

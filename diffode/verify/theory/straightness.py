@@ -151,22 +151,3 @@ def coupling_cost(noise: Tensor, data: Tensor, matrix: Tensor) -> float:
     (2.0, 10.0)
     """
     return float((noise + data - 2 * matrix @ noise).diagonal().sum())
-
-
-def optimal_map(noise: Tensor, data: Tensor) -> Tensor:
-    """The matrix of optimal transport from N(0, noise) to N(0, data), which is symmetric.
-
-    >>> eye = torch.eye(2, dtype=torch.float64)
-    >>> torch.allclose(optimal_map(eye, 9 * eye), 3 * eye)
-    True
-    """
-    root = _root(noise)
-    inverse = torch.linalg.inv(root)
-    found: Tensor = inverse @ _root(root @ data @ root) @ inverse
-    return found
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    found: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    return found
