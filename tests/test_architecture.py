@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import importlib.util
 import re
 import runpy
 from pathlib import Path
@@ -212,6 +213,21 @@ def test_every_room_is_described_in_the_architecture():
         if file.name.startswith("__") or file.name in ("py.typed",):
             continue
         assert re.search(rf"\b{re.escape(file.name)}", text), f"{file.name} is missing from docs/architecture.md"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for folder in ("tools", "benchmarks", "examples") for file in sorted((ROOT / folder).rglob("*.py"))],
+    ids=lambda file: str(file.relative_to(ROOT)),
+)
+def test_what_scripts_import_is_there(file):
+    """Scripts that take minutes are run by no test: what they import of the package has to exist."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "diffode":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                is_module = importlib.util.find_spec(f"{node.module}.{alias.name}") if hasattr(module, "__path__") else None
+                assert hasattr(module, alias.name) or is_module, f"{file.name} imports {alias.name} of {node.module}"
 
 
 def test_files_that_tools_and_pages_name_exist():

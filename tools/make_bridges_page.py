@@ -12,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 
 import diffode
+from diffode import plot
+from diffode.plot.appearance import PALETTE
 from diffode.studies import Store, load_suite
-from diffode.studies.figures import save
 from diffode.studies.runner import keyed_cells
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,17 +45,22 @@ def table(store: str) -> str:
 
 def picture() -> Figure:
     """Exact trajectories of the same sources, with the draws at both ends."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    with plot.style():
+        return _drawn(Figure(figsize=(10, 5), layout="constrained"))
+
+
+def _drawn(figure: Figure) -> Figure:
     for panel, name in zip(figure.subplots(1, 2), DRAWN, strict=True):
         bridge = diffode.bridges.get(name)
         start = bridge.prior(300, generator=0)
         run = diffode.solve(bridge, start, solver="rk4", grid="time_uniform", steps=60, keep="all")
         for line in run.states[:, :60].unbind(1):
-            panel.plot(line[:, 0], line[:, 1], color="#d62728", lw=0.6, alpha=0.6)
-        for points, colour, label in ((start, "0.6", "source"), (run.x, "#1f77b4", "data")):
+            panel.plot(line[:, 0], line[:, 1], color=PALETTE[1], lw=0.6, alpha=0.6)
+        for points, colour, label in ((start, "0.6", "source"), (run.x, PALETTE[0], "data")):
             panel.plot(points[:, 0], points[:, 1], ".", color=colour, ms=3, label=label)
         panel.set(title=name.partition("=")[2], aspect="equal", xticks=[], yticks=[])
-        panel.legend(frameon=False)
+        panel.spines[:].set_visible(True)
+        panel.legend()
     return figure
 
 
@@ -64,7 +70,7 @@ def main(store: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     page.write_text(before + BEGIN + "\n" + table(store) + "\n" + END + rest.partition(END)[2], encoding="utf-8")
-    save(picture(), DOCS / "bridges.png")
+    plot.save(picture(), DOCS / "bridges.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from diffode import plot
 from diffode.numerics.quantiles import Law, quantile_map
+from diffode.plot.appearance import PALETTE
 from diffode.verify.theory import consistency, one_step
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "docs"
 sys.path.insert(0, str(HERE.parent))
-#: Colours that the colour-blind tell apart (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 FIRST, LAST = 80.0, 0.002
 COUNTS = (2, 3, 5, 9, 17, 33, 65, 129)
 MARK = "<!-- measured -->"
@@ -34,18 +34,16 @@ MARK = "<!-- measured -->"
 
 def figure(count: int = 2) -> tuple[plt.Figure, Sequence[Axes]]:
     made, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.2), layout="constrained")
-    for axis in np.atleast_1d(axes):
-        axis.spines[["top", "right"]].set_visible(False)
     return made, np.atleast_1d(axes)
 
 
 def saved(made: plt.Figure, name: str) -> None:
-    made.savefig(OUT / f"few_step_{name}.png", dpi=110)
+    plot.save(made, OUT / f"few_step_{name}.png", dpi=110)
     plt.close(made)
 
 
 def named(axis: Axes, x: float, y: float, text: str, colour: str, **options: object) -> None:
-    axis.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", color=colour, va="center", fontsize=9, **options)
+    axis.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", color=colour, va="center", **options)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -62,18 +60,18 @@ def slopes() -> str:
     made, (left, right) = figure()
     z = np.linspace(-3, 3, 1201)
     normal: Law = (np.ones(1), np.zeros(1), np.ones(1))
-    for r, colour in zip((1, 2, 3, 4), COLOURS, strict=False):
+    for r, colour in zip((1, 2, 3, 4), PALETTE, strict=False):
         left.plot(z, quantile_map(normal, modes(r), z)[0], color=colour, lw=1.6)
         # The ends of the last two lie too near each other for two labels.
         named(left, 3, float(quantile_map(normal, modes(r), z[-1:])[0][0]) - (0.25 if r == 4 else 0), f"r = {r}", colour)
     left.set(xlabel="noise z", ylabel="data", title="The exact map")
     bounds = np.geomspace(1, 100, 60)
-    for r, colour in zip((2, 3, 4, 6), COLOURS, strict=False):
+    for r, colour in zip((2, 3, 4, 6), PALETTE, strict=False):
         price = np.array([one_step.lipschitz_price(r, k) for k in bounds])
         right.loglog(bounds, np.where(price > 0, price, np.nan), color=colour, lw=1.6, label=f"r = {r}")
     right.loglog(bounds, 0.4 / bounds, color="0.6", lw=1, ls="--", label="$\\varphi(0)/K$")
     right.set(xlabel="bound K of the slope", ylabel="least mean error / scale", title="The price of a bound", ylim=(1e-4, 1))
-    right.legend(frameon=False, fontsize=9)
+    right.legend()
     saved(made, "slope")
     rows = [
         [str(r), f"{one_step.one_step_slope(r):.3g}", *(f"{one_step.lipschitz_price(r, k):.2g}" for k in (3.0, 10.0, 30.0))]
@@ -94,13 +92,13 @@ def compressed() -> str:
     }
     ratios = {name: [1 - consistency.consistency_ratio(1.0, levels(n)) for n in COUNTS] for name, levels in laid.items()}
     steps = [n - 1 for n in COUNTS]
-    for (name, errors), colour in zip(ratios.items(), COLOURS, strict=False):
+    for (name, errors), colour in zip(ratios.items(), PALETTE, strict=False):
         left.loglog(steps, errors, "o-", color=colour, ms=3.5, lw=1.4, label=name)
     left.set(xlabel="levels N of training", ylabel="$1 - A/A^*$", title="Slope of the fixed point", xticks=[1, 4, 16, 64])
     left.set_xticklabels(["1", "4", "16", "64"])
     left.minorticks_off()
-    left.legend(frameon=False, fontsize=9)
-    for r, colour in zip((1.0, 3.0), COLOURS, strict=False):
+    left.legend()
+    for r, colour in zip((1.0, 3.0), PALETTE, strict=False):
         for kind, style in (("training", "o-"), ("euler", "s--")):
             counts = COUNTS[2:7]
             errors = [consistency.two_mode_error(r, laid["karras rho=7"](n), kind) for n in counts]
@@ -123,7 +121,7 @@ def compressed() -> str:
     )
     right.set_xticklabels(["4", "16", "64"])
     right.minorticks_off()
-    right.legend(frameon=False, fontsize=9)
+    right.legend()
     saved(made, "consistency")
     rows = [
         [
@@ -142,10 +140,10 @@ def noise() -> str:
     made, (only,) = figure(1)
     separations = np.linspace(0.5, 6, 45)
     found = [one_step.target_noise(float(r)) for r in separations]
-    only.semilogy(separations, [one.mean_flow for one in found], color=COLOURS[1], lw=1.6)
-    only.semilogy(separations, [one.improved for one in found], color=COLOURS[0], lw=1.6)
-    named(only, 4.7, found[-8].mean_flow, "MeanFlow", COLOURS[1], ha="right")
-    named(only, 4.4, found[-8].improved * 1.9, "improved MeanFlow", COLOURS[0], ha="center")
+    only.semilogy(separations, [one.mean_flow for one in found], color=PALETTE[1], lw=1.6)
+    only.semilogy(separations, [one.improved for one in found], color=PALETTE[0], lw=1.6)
+    named(only, 4.7, found[-8].mean_flow, "MeanFlow", PALETTE[1], ha="right")
+    named(only, 4.4, found[-8].improved * 1.9, "improved MeanFlow", PALETTE[0], ha="center")
     only.set(xlabel="separation r", ylabel="variance of the target", title="From noise to data in one jump")
     saved(made, "noise")
     rows = []
@@ -165,7 +163,7 @@ def stochastic() -> str:
         "10 % small at the top, 2 % below": lambda level: 0.90 if level == FIRST else 0.98,
         "error falls as the square of the level": lambda level: 1 - 0.1 * (level / (1 + level)) ** 2,
     }
-    for (name, slope), colour in zip(cases.items(), COLOURS, strict=False):
+    for (name, slope), colour in zip(cases.items(), PALETTE, strict=False):
         ends = []
         for count in steps:
             levels = np.geomspace(FIRST, 0.5, int(count)).tolist() if count > 1 else [FIRST]
@@ -179,7 +177,7 @@ def stochastic() -> str:
         xticks=[1, 2, 4, 8, 16],
         ylim=(2e-3, 0.4),
     )
-    only.legend(frameon=False, fontsize=9)
+    only.legend()
     saved(made, "stochastic")
     return table(["map", *(f"{k} evaluation{'' if k == 1 else 's'}" for k in (1, 2, 4, 8, 16))], rows)
 
@@ -201,8 +199,9 @@ def main() -> None:
     chosen = parser.parse_args()
     page = (HERE / "few_step_page.md").read_text(encoding="utf-8")
     parts = {"slopes": slopes, "compressed": compressed, "noise": noise, "stochastic": stochastic}
-    for name, make in parts.items():
-        page = page.replace(f"{{{name}}}", make())
+    with plot.style():
+        for name, make in parts.items():
+            page = page.replace(f"{{{name}}}", make())
     page = page.replace("{measured}", f"{MARK}\n\n{measured(chosen.results)}\n\n{MARK}")
     (OUT / "few_step.md").write_text(page, encoding="utf-8")
 

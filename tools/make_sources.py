@@ -15,10 +15,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 
 import diffode
+from diffode import plot
 from diffode.fields import ExactField
 from diffode.paths import FunctionPath
+from diffode.plot.appearance import DASHES, PALETTE
+from diffode.plot.scales import set_evaluations
 from diffode.sources import StudentT
 from diffode.targets import GaussianMixture
 
@@ -96,38 +100,39 @@ def trajectories() -> None:
         ("exponentials, Laplace noise", diffode.exact_field(points, growing, "density:law=laplace")),
         ("lines of force (Poisson flow)", diffode.exact_field(points, "edm:sigma_max=8", "student:dof=1")),
     )
-    figure, panels = plt.subplots(1, 4, figsize=(14, 3.7), layout="constrained")
-    for panel, (title, field) in zip(panels, cases, strict=True):
-        x = field.prior(40, generator=1)
-        x = x[x.norm(dim=1) < 14]
-        run = diffode.solve(
-            field, x, solver="ipndm:order=3", grid="log_snr" if "lines of" in title else "time_uniform", steps=120, keep="all"
-        )
-        for i in range(len(x)):
-            panel.plot(run.states[:, i, 0], run.states[:, i, 1], color="#1f77b4", lw=0.7, alpha=0.8)
-        panel.plot(points.means[:, 0], points.means[:, 1], "o", color="#d62728", ms=5)
-        panel.set(title=title, xlim=(-7, 7), ylim=(-7, 7), aspect="equal", xticks=[], yticks=[])
-        panel.title.set_fontsize(10)
-    figure.savefig(OUT / "sources_trajectories.png", dpi=90)
-    plt.close(figure)
+    with plot.style():
+        figure, panels = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+        for panel, (title, field) in zip(panels, cases, strict=True):
+            x = field.prior(40, generator=1)
+            x = x[x.norm(dim=1) < 14]
+            grid = "log_snr" if "lines of" in title else "time_uniform"
+            run = diffode.solve(field, x, solver="ipndm:order=3", grid=grid, steps=120, keep="all")
+            for i in range(len(x)):
+                panel.plot(run.states[:, i, 0], run.states[:, i, 1], color=PALETTE[0], lw=0.7)
+            panel.plot(points.means[:, 0], points.means[:, 1], "o", color=PALETTE[1], ms=5)
+            panel.set(title=title, xlim=(-7, 7), ylim=(-7, 7), aspect="equal", xticks=[], yticks=[])
+            panel.spines[:].set_visible(True)
+    plot.save(figure, OUT / "sources_trajectories.png", dpi=110)
 
 
 def curves(by_degrees: dict[tuple[str, float], list[float]], by_grid: dict[tuple[str, str], list[float]]) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-    colours = dict(zip(EDM_SOLVERS, ("#7f7f7f", "#ff7f0e", "#1f77b4", "#2ca02c"), strict=True))
-    styles = dict(zip(DEGREES, ("-", "--", "-.", ":", (0, (1, 3))), strict=True))
-    for (solver, dof), errors in by_degrees.items():
-        if solver != "edm_heun":
-            left.loglog(EDM_NFE, errors, color=colours[solver], ls=styles[dof], label=f"{solver}, D={dof:g}", lw=1.3)
-    left.set(title="ring8, EDM's levels: D changes hardly anything", xlabel="NFE", ylabel="mean end-point error")
-    for (solver, grid), errors in by_grid.items():
-        right.loglog(PAIR_NFE, errors, ls="-" if grid == "time_uniform" else "--", label=f"{solver}, {grid}", lw=1.3)
-    right.set(title="from one mixture to another: the grid changes much", xlabel="NFE", ylabel="largest end-point error")
-    for panel in (left, right):
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=6, ncol=2)
-    figure.savefig(OUT / "sources_errors.png", dpi=90)
-    plt.close(figure)
+    with plot.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        colours = dict(zip((solver for solver in EDM_SOLVERS if solver != "edm_heun"), PALETTE, strict=False))
+        dashes = dict(zip(DEGREES, (*DASHES, (0, (1, 3))), strict=True))
+        for (solver, dof), errors in by_degrees.items():
+            if solver in colours:
+                left.loglog(EDM_NFE, errors, color=colours[solver], ls=dashes[dof])
+        set_evaluations(left, EDM_NFE)
+        left.set(title="ring8, EDM's levels: D changes hardly anything", ylabel="mean end-point error")
+        # A colour for each solver, a dash for each D.
+        keys = [Line2D([], [], color=colour, label=solver) for solver, colour in colours.items()]
+        keys += [Line2D([], [], color="0.4", ls=dash, label=f"D = {dof:g}") for dof, dash in dashes.items()]
+        left.legend(handles=keys, ncol=2)
+        named = {f"{solver}, {grid}": (PAIR_NFE, errors) for (solver, grid), errors in by_grid.items()}
+        plot.error_curves(named, ax=right, ylabel="largest end-point error")
+        right.set_title("from one mixture to another: the grid changes much")
+    plot.save(figure, OUT / "sources_errors.png", dpi=110)
 
 
 def main() -> None:
