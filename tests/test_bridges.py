@@ -355,6 +355,32 @@ def test_rows_with_their_own_times_have_the_answers_of_each_alone():
     assert bridge.velocity(x.float(), 0.5).dtype == torch.float32
 
 
+def test_far_points_have_the_affine_field_of_the_nearest_components():
+    """Of one pair the velocity is affine at any distance; of several, far away, that of the likeliest pair."""
+    one = diffode.Bridge("independent", data=mixture(1, 2, 1), source=mixture(1, 2, 2))
+    x = torch.ones(1, 2).double()
+    for bridge in (one, diffode.Bridge("independent", data=mixture(2, 2, 1), source=mixture(2, 2, 2))):
+        near, far = bridge.velocity(1e12 * x, 0.4) / 1e12, bridge.velocity(1e160 * x, 0.4) / 1e160
+        assert torch.allclose(near, far, rtol=1e-9)
+    assert torch.allclose(one.velocity(x, 0.4) - one.velocity(0 * x, 0.4), one.velocity(1e160 * x, 0.4) / 1e160, rtol=1e-9)
+
+
+def test_what_a_simulation_is_given_is_named():
+    bridge = diffode.Bridge("independent", data="ring8", source="gauss2d")
+    x, sde = bridge.prior(3, generator=0), bridge.sde(1.0)
+    for times in (10, "abc", [1.0, "a"]):
+        with pytest.raises(ArgumentError, match="times must be a sequence of numbers"):
+            sde.simulate(x, times, generator=0)
+    with pytest.raises(ArgumentError, match=r"x must be points \(B, D\)"):
+        sde.simulate(x.numpy(), [1.0, 0.0], generator=0)
+    with pytest.raises(ArgumentError, match=r"diffusion can't be asked at t=1: TypeError"):
+        bridge.sde(lambda: 1).simulate(x, [1.0, 0.0], generator=0)
+    with pytest.raises(ArgumentError, match=r"diffusion must be \(2, 2\), got \(3, 3\)"):
+        bridge.sde(torch.ones(3, 3))
+    with pytest.raises(ArgumentError, match="dtype must be a floating-point dtype"):
+        bridge.marginal(2, 0.5, generator=0, dtype=torch.int64)
+
+
 def test_functions_that_leave_torch_or_are_singular_are_named():
     with pytest.raises(ArgumentError, match=r"data (has another derivative|can't be)"):
         bridges.OwnCoefficients(lambda t: 1 - float(t) ** 2, lambda t: t)

@@ -156,7 +156,7 @@ def test_wrong_ends_are_named():
     with pytest.raises(ArgumentError, match="known between two Gaussians, and data has 8 components"):
         bridges.schroedinger("ring8", "gauss2d", 1.0)
     for sigma in (0.0, -1.0, math.nan, "a", True):
-        with pytest.raises(ArgumentError, match="sigma must be a number > 0"):
+        with pytest.raises(ArgumentError, match="sigma must be a finite number > 0"):
             bridges.schroedinger("gauss2d", "gauss2d", sigma)
     with pytest.raises(ArgumentError, match="take coupling independent"):
         bridges.schroedinger("gauss2d", "gauss2d", 1e8)

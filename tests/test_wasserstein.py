@@ -11,6 +11,7 @@ import diffode
 from diffode import metrics
 from diffode.errors import ArgumentError, NumericalError
 from diffode.metrics import LineLaw, assigned, sinkhorn, wasserstein, wasserstein_dual
+from diffode.numerics.entropic_transport import entropic_value
 
 
 def gaussian(mean, deviation):
@@ -129,6 +130,79 @@ def test_entropic_distances_lie_between_their_limits():
     assert sinkhorn(a, b, eps) == pytest.approx(math.sqrt(expected), rel=1e-7)
 
 
+@pytest.mark.parametrize("epsilon", [1e6, 1e9, 1e14, 1e308])
+def test_the_entropic_distance_goes_to_that_of_the_means_without_losing_digits(epsilon):
+    """S = |mean x - mean y|^2 up to O(1/epsilon)."""
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 2, generator=draws, dtype=torch.float64)
+    y = (x + 1)[:7]
+    means = float((x.mean(0) - y.mean(0)).norm())
+    assert sinkhorn(x, y, epsilon) == pytest.approx(means, abs=1 / epsilon + 1e-14)
+    assert sinkhorn(x, x + 1, epsilon) == pytest.approx(math.sqrt(2), rel=1e-14)
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 0.1, 0.05, 1e-3, 1e-8])
+def test_a_shift_has_its_length_for_every_epsilon(epsilon):
+    """The debiased distance of a shift is its length, also where Sinkhorn's iterations would crawl for days."""
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert sinkhorn(x, x + 1, epsilon) == pytest.approx(math.sqrt(2), rel=1e-9)
+    with pytest.raises(NumericalError, match="less than the rounding of costs"):
+        sinkhorn(x, x + 1, 1e-300)
+
+
+def test_entropic_plans_have_the_marginals_and_the_value_of_a_linear_programme():
+    """For small epsilon the value is the cost of the best assignment plus at most epsilon log n."""
+    draws = torch.Generator().manual_seed(8)
+    x, y = (torch.randn(40, 2, generator=draws, dtype=torch.float64) for _ in range(2))
+    costs = torch.cdist(x, 2 * y + 1) ** 2
+    best = assigned(x, 2 * y + 1).distance ** 2
+    for epsilon in (0.2, 0.02):
+        assert best - 1e-12 < entropic_value(costs, epsilon) < best + epsilon * math.log(40)
+    assert entropic_value(costs[:, :30], 0.1) == pytest.approx(entropic_value(costs[:, :30].T, 0.1), rel=1e-12)
+
+
+def test_distances_of_huge_and_tiny_samples():
+    one, none = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for size in (1e200, 1e-200, 1e300):
+        assert wasserstein(size * one, none) == pytest.approx(size * math.sqrt(0.5), rel=1e-14)
+        assert wasserstein(size * one, none, 1) == pytest.approx(size / 2, rel=1e-14)
+    with pytest.raises(ArgumentError, match="rescale them"):
+        wasserstein(1.5e308 * torch.ones(2).double(), -1.5e308 * torch.ones(2).double())
+    with pytest.raises(ArgumentError, match="beyond float64: rescale them"):
+        assigned(1e160 * torch.ones(2, 1).double(), torch.zeros(2, 1).double())
+
+
+def test_laws_with_a_source_are_those_of_their_noise():
+    """w2 of exact draws is small beside w2 of draws with normal noise; Student's noise has no quantiles here."""
+    field = diffode.exact_field("bimodal1d", "rectified_flow", source="gauss1d")
+    x = field.prior(400, generator=0)
+    half = diffode.solve(field, x, solver="heun", grid="time_uniform", steps=100, between=(0.999, 0.5))
+    run = metrics.Outcome(field, x, half)
+    found = metrics.measure("w2", run)
+    draws = torch.sort(field.marginal(200_000, 0.5, generator=3)[:, 0]).values
+    assert found.value == pytest.approx(wasserstein(half.x[:, 0], draws), abs=0.01)
+    student = diffode.exact_field("bimodal1d", "rectified_flow", source="student:dof=3")
+    x = student.prior(8, generator=0)
+    with pytest.raises(ArgumentError, match="take assigned_w2"):
+        metrics.measure("w1", metrics.Outcome(student, x, diffode.solve(student, x, solver="heun", nfe=4)))
+
+
+@pytest.mark.parametrize(
+    ("cdf", "message"),
+    [
+        (lambda x: x * math.nan, "probabilities in"),
+        (lambda x: 1 - (x + 1) / 2, "low and high must hold all of the mass"),
+        (lambda x: 0.5, "low and high must hold all of the mass"),
+        (lambda x: "a", "can't be asked at an array of points"),
+        (lambda x: 1 / 0, "ZeroDivisionError"),
+        (lambda x: (x + 1) / 2 + 0.2 * (x > 0) * (x < 0.5), "must not fall"),
+    ],
+)
+def test_functions_that_are_no_distribution_function_are_named(cdf, message):
+    with pytest.raises(ArgumentError, match=message):
+        LineLaw(cdf, -1, 1)
+
+
 def test_metrics_of_a_run_see_a_shift_and_have_a_floor():
     field = diffode.exact_field("bimodal1d", "edm")
     x = field.prior(60, generator=0)
@@ -161,6 +235,10 @@ def test_wrong_arguments_are_named():
         wasserstein(torch.ones(2, 2), torch.ones(2))
     with pytest.raises(ArgumentError, match="low and high"):
         LineLaw(scipy.stats.norm.cdf, 0, math.inf)
+    with pytest.raises(ArgumentError, match="low and high must be finite"):
+        LineLaw(scipy.stats.norm.cdf, "a", 1)
+    with pytest.raises(ArgumentError, match="order must be 1 or 2"):
+        wasserstein(torch.ones(2), torch.ones(2), torch.ones(2))
     with pytest.raises(ArgumentError, match="x and y must have one shape"):
         assigned(torch.ones(2, 2), torch.ones(3, 2))
     with pytest.raises(ArgumentError, match="up to 4096 points"):
@@ -173,6 +251,6 @@ def test_wrong_arguments_are_named():
 
 
 def test_iterations_that_do_not_end_are_an_error(monkeypatch):
-    monkeypatch.setattr("diffode.metrics.transport._MOST_ITERATIONS", 3)
+    monkeypatch.setattr("diffode.numerics.entropic_transport.MOST_ITERATIONS", 3)
     with pytest.raises(NumericalError, match="raise it, or take assigned"):
         sinkhorn(torch.randn(5, 1, generator=torch.Generator().manual_seed(0)), torch.ones(4, 1), 1e-3)

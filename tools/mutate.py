@@ -32,6 +32,7 @@ TESTS = {
     "numerics/gaussian_transport.py": "couplings",
     "numerics/least_squares.py": "numerics learned_derivatives learned_conditioned",
     "numerics/line_transport.py": "wasserstein",
+    "numerics/entropic_transport.py": "wasserstein",
     "numerics/orders.py": "verify",
     "numerics/quantiles.py": "numerics references flows",
     "paths": "paths path_laws grids given_paths",

@@ -251,9 +251,14 @@ def _views(x: Tensor, law: _Law, weights: Tensor) -> tuple[Tensor, Tensor, Tenso
     """Velocity, score, log-density and divergence at x (B, D), for a law at one time or at a time for each row."""
     offset = x[:, None] - law.means
     whitened = (law.inverse @ offset[..., None])[..., 0]
-    log_density = weights.log() - whitened.square().sum(-1) / 2 - law.half_log_det - x.shape[1] / 2 * LOG_2PI
-    total = torch.logsumexp(log_density, 1)
-    shares = (log_density - total[:, None]).exp()
+    # Squares of the farthest points overflow: they are compared as shares of each row's largest number.
+    size = whitened.detach().abs().amax((1, 2), keepdim=True).clamp(min=1.0)
+    share_of = (whitened / size).square().sum(-1)
+    nearest, size = share_of.amin(1, keepdim=True), size[..., 0]
+    beyond = (share_of - nearest) * size * size / 2
+    log_shares = weights.log() - law.half_log_det - beyond
+    total = torch.logsumexp(log_shares, 1) - (nearest * size * size)[:, 0] / 2 - x.shape[1] / 2 * LOG_2PI
+    shares = log_shares.softmax(1)
     scores = -(law.inverse.mT @ whitened[..., None])[..., 0]
     velocities = law.rates + (law.slope @ offset[..., None])[..., 0]
     velocity, score = ((shares[..., None] * each).sum(1) for each in (velocities, scores))

@@ -19,6 +19,8 @@ Diffusion = float | Tensor | Callable[[float], "float | Tensor"]
 
 
 class _WithScore(Protocol):
+    dim: int | None
+
     def velocity(self, x: Tensor, t: Scalar) -> Tensor: ...
 
     def score(self, x: Tensor, t: Scalar) -> Tensor: ...
@@ -37,7 +39,9 @@ class BridgeSDE:
     def __init__(self, field: _WithScore, diffusion: Diffusion):
         self.field, self.diffusion = field, diffusion
         if not callable(diffusion):
-            _checked(diffusion)
+            factor = _checked(diffusion)
+            if isinstance(factor, Tensor) and field.dim not in (None, len(factor)):
+                raise ArgumentError(f"diffusion must be ({field.dim}, {field.dim}), got {tuple(factor.shape)}")
 
     def drift(self, x: Tensor, t: float, *, upwards: bool = True) -> Tensor:
         """The drift v + g g^T score/2 at x (B, D) for rising times, v - g g^T score/2 for falling ones."""
@@ -61,7 +65,9 @@ class BridgeSDE:
         >>> bridge.sde(0.5).simulate(bridge.prior(5, generator=0), [1.0, 0.5, 0.0], generator=1).shape
         torch.Size([3, 5, 2])
         """
-        steps = list(itertools.pairwise(float(t) for t in times))
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+            raise ArgumentError(f"x must be points (B, D), a floating-point tensor, got {type(x).__name__}")
+        steps = list(itertools.pairwise(_numbers(times)))
         rising = {b > a if b != a and math.isfinite(b - a) else None for a, b in steps}
         if len(rising) != 1 or None in rising:
             raise ArgumentError(f"times must rise or fall, two of them at least, got {list(times)!r:.80}")
@@ -78,13 +84,29 @@ class BridgeSDE:
 
     def _applied(self, x: Tensor, t: float, *, transposed: bool = False) -> Tensor:
         """g x, or g^T x, for the rows of x."""
-        factor = _checked(self.diffusion(t) if callable(self.diffusion) else self.diffusion)
+        factor = _checked(_asked(self.diffusion, t) if callable(self.diffusion) else self.diffusion)
         if isinstance(factor, float):
             return factor * x
         flat = x.flatten(1)
         if factor.shape != (flat.shape[1], flat.shape[1]):
             raise ArgumentError(f"diffusion must be ({flat.shape[1]}, {flat.shape[1]}), got {tuple(factor.shape)}")
         return (flat @ (factor if transposed else factor.T).to(flat)).reshape(x.shape)
+
+
+def _numbers(times: object) -> list[float]:
+    """Times as numbers; ArgumentError if they are none."""
+    try:
+        return [float(t) for t in times]  # type: ignore[attr-defined]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"times must be a sequence of numbers, got {times!r:.80}") from error
+
+
+def _asked(diffusion: Callable[[float], float | Tensor], t: float) -> float | Tensor:
+    """A diffusion of one's own at a time; ArgumentError if it can't be asked."""
+    try:
+        return diffusion(t)
+    except Exception as error:  # anyone's function may raise anything
+        raise ArgumentError(f"diffusion can't be asked at t={t:g}: {type(error).__name__}: {error}") from error
 
 
 def _checked(diffusion: object) -> float | Tensor:

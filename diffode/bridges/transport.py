@@ -83,7 +83,10 @@ def schroedinger(data: GaussianMixture | str, source: GaussianMixture | str, sig
     """
     one, two = ends(data, source)
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
-        raise ArgumentError(f"sigma must be a number > 0, got {sigma!r:.60}; coupling optimal is its limit 0")
+        raise ArgumentError(
+            f"sigma must be a finite number > 0, got {sigma!r:.60}; its limits are the couplings optimal (0) and independent "
+            "(infinity)"
+        )
     for name, law in (("data", one), ("source", two)):
         if law.count > 1:
             raise ArgumentError(

@@ -164,6 +164,9 @@ class ExactField(Field):
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.dim:
             raise ArgumentError(f"x must be (B, {self.dim}) or (B, *shape) with {self.dim} numbers a row, got {tuple(x.shape)}")
         when: Scalar
+        if isinstance(t, Tensor) and not t.ndim and t.requires_grad and torch.is_grad_enabled():
+            # A number that is differentiated is a time for every row.
+            t = t.expand(len(x))
         if isinstance(t, Tensor) and t.ndim:
             if t.shape != (x.shape[0],):
                 raise ArgumentError(f"t must be a number or a time per row, shape ({x.shape[0]},); got {tuple(t.shape)}")

@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 
 from diffode.bridges import Bridge
-from diffode.errors import ArgumentError, NumericalError
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField
 from diffode.metrics.measurement import Measurement, Outcome
+from diffode.numerics.entropic_transport import entropic_value
 from diffode.numerics.line_transport import OnLine, line_distance, line_dual, of_distribution, of_mixture, of_points
+from diffode.sources import TargetSource
 from diffode.targets import GaussianMixture, Target
 from diffode.targets import get as get_target
 
 #: Largest number of points of an exact assignment, whose time grows with the cube.
 MOST_ASSIGNED = 4096
-#: Largest number of iterations of Sinkhorn's algorithm, and the error of the marginals at which it stops.
-_MOST_ITERATIONS, _MARGINAL = 20_000, 1e-7
+#: Rounding of a distribution function.
+_ROUNDING = 1e-9
+#: Points between the ends at which a distribution function is looked at, and the mass that may lie beyond the ends.
+_LOOKS, _BEYOND = 65, 1e-3
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class LineLaw:
         survival: P(X > x); 1 - cdf unless given, which loses the digits of the upper tail.
 
     Raises:
-        ArgumentError: for what is no function, and ends that are not finite or do not rise.
+        ArgumentError: for what is no function, ends that are not finite or do not rise, and a function that falls, leaves
+            [0, 1], or leaves more than a thousandth of the mass beyond the ends.
     """
 
     cdf: Callable[[Any], Any]
@@ -45,15 +51,42 @@ class LineLaw:
     def __post_init__(self) -> None:
         if not callable(self.cdf) or not (self.survival is None or callable(self.survival)):
             raise ArgumentError("cdf and survival must be functions of an array of points")
-        if not -math.inf < self.low < self.high < math.inf:
+        ends = [end for end in (self.low, self.high) if isinstance(end, int | float) and math.isfinite(end)]
+        if len(ends) < 2 or not self.low < self.high:
             raise ArgumentError(f"low and high must be finite and rise, got {self.low!r} and {self.high!r}")
+        x = np.linspace(self.low, self.high, _LOOKS)
+        below = _looked_at(self.cdf, x, "cdf")
+        above = 1 - below if self.survival is None else _looked_at(self.survival, x, "survival")
+        if below[0] > _BEYOND or above[-1] > _BEYOND:
+            raise ArgumentError(
+                f"low and high must hold all of the mass but {_BEYOND:g}: the function is {below[0]:.3g} at low, and "
+                f"{1 - above[-1]:.3g} at high"
+            )
+        if (np.diff(below) < -_ROUNDING).any() or (np.diff(above) > _ROUNDING).any():
+            raise ArgumentError("cdf must not fall, nor survival rise, from low to high: it is no distribution function")
+        if np.abs(below + above - 1).max() > _BEYOND:
+            raise ArgumentError("survival must be 1 - cdf, with the digits of the upper tail")
+
+
+def _looked_at(function: Callable[[Any], Any], x: Any, name: str) -> Any:
+    """The values of a distribution function at points; ArgumentError if they are none."""
+    try:
+        values = np.broadcast_to(np.asarray(function(x), dtype=np.float64), x.shape)
+    except Exception as error:  # anyone's function may raise anything
+        raise ArgumentError(f"{name} can't be asked at an array of points: {type(error).__name__}: {error}") from error
+    if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
+        raise ArgumentError(f"{name} must give probabilities in [0, 1], got {values[~((values >= 0) & (values <= 1))][0]:.3g}")
+    return values
 
 
 Line = Tensor | Target | str | LineLaw
 
 
 def wasserstein(one: Line, two: Line, order: int = 2) -> float:
-    """W1 (``order=1``) or W2 between two laws on the line, exact to rounding.
+    """W1 (``order=1``) or W2 between two laws on the line.
+
+    W_p^p is exact to its own rounding and that of a probability: 1e-16 of the mass may go across the widest gap g of a law, and
+    counts as 1e-16 g^p. Between samples there is no such gap.
 
     Args:
         one, two: samples (n,) or (n, 1), of any two numbers of them; a one-dimensional mixture or its spec; or a
@@ -68,8 +101,7 @@ def wasserstein(one: Line, two: Line, order: int = 2) -> float:
     >>> round(wasserstein("gauss1d", "gauss1d"), 12)
     0.0
     """
-    if order not in (1, 2) or isinstance(order, bool):
-        raise ArgumentError(f"order must be 1 or 2, got {order!r:.60}")
+    _check_order(order)
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return _between_samples(_samples(one, "one"), _samples(two, "two"), order)
     return line_distance(_on_line(one, "one"), _on_line(two, "two"), order)
@@ -118,8 +150,7 @@ def assigned(x: Tensor, y: Tensor, order: int = 2) -> Assigned:
     from scipy.optimize import linear_sum_assignment
 
     first, second = _cloud(x, "x"), _cloud(y, "y")
-    if order not in (1, 2) or isinstance(order, bool):
-        raise ArgumentError(f"order must be 1 or 2, got {order!r:.60}")
+    _check_order(order)
     if first.shape != second.shape:
         raise ArgumentError(f"x and y must have one shape (n, dim), got {tuple(first.shape)} and {tuple(second.shape)}")
     if len(first) > MOST_ASSIGNED:
@@ -137,8 +168,8 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, order: int = 2) -> float:
     """The debiased entropic distance S^(1/p), S = OT(x, y) - (OT(x, x) + OT(y, y))/2, of points (n, dim) and (m, dim).
 
     OT minimises the mean cost |x - y|^p plus epsilon times the relative entropy to the product; Sinkhorn's iterations run in
-    the log domain until the marginals fit to 1e-7. It goes to W_p for epsilon -> 0, and for p = 2 to the distance of the means
-    for epsilon -> infinity (Feydy et al., arXiv 1810.08278).
+    the log domain, and Newton's where these crawl, until the marginals fit to 1e-7. It goes to W_p for epsilon -> 0, and for
+    p = 2 to the distance of the means for epsilon -> infinity (Feydy et al., arXiv 1810.08278).
 
     Raises:
         ArgumentError: for wrong samples and an epsilon that is not positive.
@@ -152,10 +183,9 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, order: int = 2) -> float:
         raise ArgumentError(f"x has {first.shape[1]} coordinates and y {second.shape[1]}: they must be as many")
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a number > 0, in the unit of the cost |x - y|^p, got {epsilon!r:.60}")
-    if order not in (1, 2) or isinstance(order, bool):
-        raise ArgumentError(f"order must be 1 or 2, got {order!r:.60}")
-    across = _entropic(_costs(first, second, order), epsilon)
-    own = [_entropic(_costs(part, part, order), epsilon) for part in (first, second)]
+    _check_order(order)
+    across = entropic_value(_costs(first, second, order), epsilon)
+    own = [entropic_value(_costs(part, part, order), epsilon) for part in (first, second)]
     square = max(across - sum(own) / 2, 0.0)
     return math.sqrt(square) if order == 2 else square
 
@@ -195,13 +225,32 @@ def _of_outcome(outcome: Outcome, name: str, order: int) -> Measurement:
     if isinstance(field, Bridge):
         law = field.law(last)
     else:
-        mixture, path = outcome.law.target.as_mixture(), outcome.law.path
-        if mixture is None:
-            raise ArgumentError(f"{name} needs a target that is a mixture of Gaussians, whose quantiles are known")
-        variances = path.alpha(last) ** 2 * mixture.components.variances() + path.sigma(last) ** 2
-        law = GaussianMixture(mixture.weights, path.alpha(last) * mixture.means, variances[:, 0])
+        law = _noised_on_line(outcome.law, last, name)
     values = (wasserstein(part.cpu(), law, order) for part in (outcome.end, outcome.exact_draws(len(outcome.end), 3)))
     return Measurement(name, *values)
+
+
+def _noised_on_line(field: ExactField, last: float, name: str) -> GaussianMixture:
+    """The law of an exact field on the line at a time; ArgumentError if it is no mixture of Gaussians."""
+    mixture, (alpha, sigma) = field.target.as_mixture(), (field.path.alpha(last), field.path.sigma(last))
+    noise: tuple[Tensor, Tensor, Tensor] | None = torch.ones(1).double(), torch.zeros(1).double(), torch.ones(1).double()
+    if field.source is not None:
+        source = field.source.of.as_mixture() if isinstance(field.source, TargetSource) else None
+        noise = None if source is None else (source.weights, source.means[:, 0], source.components.variances()[:, 0])
+    if mixture is None or noise is None:
+        raise ArgumentError(
+            f"{name} needs data and noise that are mixtures of Gaussians, whose quantiles are known: take assigned_w2"
+        )
+    shares, centres, variances = noise
+    weights = mixture.weights[:, None] * shares
+    means = alpha * mixture.means + sigma * centres
+    spread = alpha**2 * mixture.components.variances() + sigma**2 * variances
+    return GaussianMixture(weights.reshape(-1), means.reshape(-1, 1), spread.reshape(-1))
+
+
+def _check_order(order: object) -> None:
+    if type(order) is not int or order not in (1, 2):
+        raise ArgumentError(f"order must be 1 or 2, got {order!r:.60}")
 
 
 def _on_line(law: Line, name: str) -> OnLine:
@@ -229,8 +278,15 @@ def _between_samples(x: Any, y: Any, order: int) -> float:
     n, m = len(one), len(two)
     levels = np.unique(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))
     width = np.diff(levels, prepend=0) / (n * m)
-    gaps = np.abs(one[(levels - 1) // m] - two[(levels - 1) // n])
-    return float(np.sum(width * gaps**order) ** (1 / order))
+    # Halves, and shares of the largest gap, neither overflow nor vanish where the distance does not.
+    with np.errstate(over="ignore"):
+        gaps = 2 * np.abs(one[(levels - 1) // m] / 2 - two[(levels - 1) // n] / 2)
+    largest = float(gaps.max())
+    if not 0 < largest < math.inf:
+        if largest:
+            raise ArgumentError("the samples are so far apart that their distance is no number of float64: rescale them")
+        return 0.0
+    return largest * float(np.sum(width * (gaps / largest) ** order) ** (1 / order))
 
 
 def _samples(points: Tensor, name: str) -> Any:
@@ -254,7 +310,13 @@ def _cloud(points: object, name: str) -> Tensor:
 
 def _costs(x: Tensor, y: Tensor, order: int) -> Tensor:
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances**order if order > 1 else distances
+    costs = distances**order if order > 1 else distances
+    if not bool(torch.isfinite(costs).all()):
+        raise ArgumentError(
+            f"points as large as {float(torch.maximum(x.abs().max(), y.abs().max())):.3g} have costs |x - y|^{order} beyond "
+            "float64: rescale them"
+        )
+    return costs
 
 
 def _second_potential(costs: Tensor, partner: Tensor, paid: Tensor) -> Tensor:
@@ -267,31 +329,3 @@ def _second_potential(costs: Tensor, partner: Tensor, paid: Tensor) -> Tensor:
             break
         g = shorter
     return g
-
-
-def _entropic(costs: Tensor, epsilon: float) -> float:
-    """The dual value E f + E g of entropic transport between uniform laws; f and g are exact at the end of an iteration."""
-    shares = [-math.log(size) for size in costs.shape]
-    f, g = torch.zeros(costs.shape[0]).double(), torch.zeros(costs.shape[1]).double()
-    symmetric = costs.shape[0] == costs.shape[1] and torch.equal(costs, costs.T)
-    wanted = epsilon
-    # Potentials of a larger epsilon are near those of a smaller one, which would take long to find from nothing.
-    epsilon = max(wanted, float(costs.max()))
-    for _ in range(_MOST_ITERATIONS):
-        new_f = -epsilon * torch.logsumexp((g - costs) / epsilon + shares[1], 1)
-        if symmetric:
-            # The average of two iterates goes to the one potential many times as fast.
-            new_f = (f + new_f) / 2
-            new_g = new_f
-        else:
-            new_g = -epsilon * torch.logsumexp((new_f[:, None] - costs) / epsilon + shares[0], 0)
-        moved = float(torch.maximum((new_f - f).abs().max(), (new_g - g).abs().max()))
-        f, g = new_f, new_g
-        if epsilon > wanted:
-            epsilon = max(wanted, epsilon * 0.8)
-        elif moved <= _MARGINAL * epsilon:
-            return float(f.mean() + g.mean())
-    raise NumericalError(
-        f"Sinkhorn's iterations did not come to an end in {_MOST_ITERATIONS}: epsilon={wanted:g} is small beside costs of "
-        f"{float(costs.mean()):.3g}; raise it, or take assigned"
-    )

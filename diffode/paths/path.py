@@ -59,7 +59,9 @@ def log_ratio(a: Any, b: Any) -> Any:
 
 
 def held(draws: Tensor, dtype: torch.dtype) -> Tensor:
-    """Finite draws in another dtype; ArgumentError if they are too large for it."""
+    """Finite draws in another dtype; ArgumentError if that has no fractions, or they are too large for it."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ArgumentError(f"dtype must be a floating-point dtype of torch, such as torch.float32, got {dtype!r:.60}")
     answer = draws.to(dtype)
     if dtype != draws.dtype and not bool(torch.isfinite(answer).all()):
         raise ArgumentError(

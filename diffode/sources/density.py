@@ -95,6 +95,8 @@ class Density(Source):
             raise ArgumentError(f"dof must be a positive number of degrees of freedom, got {self.dof!r}")
         if self.draw is not None and not own:
             raise ArgumentError(f"draw goes with a density of one's own; law={self.law!r} has draws")
+        if not (self.draw is None or callable(self.draw) or (isinstance(self.draw, str) and is_place(self.draw))):
+            raise ArgumentError(f"draw must be a function of (a NumPy generator, n, D), or its place, got {self.draw!r:.60}")
 
     @property
     @override
@@ -122,7 +124,16 @@ class Density(Source):
                 f"source {self.spec!r} goes with a target of points, targets.GaussianMixture.from_points(points); the law of "
                 f"its sum with {target!r} has no closed form: take source='student:dof=...', or a mixture"
             )
+        if self.law not in _SHAPES:
+            self._look(mixture.dim)
         return PointLaw(mixture, self.shape)
+
+    def _look(self, dim: int) -> None:
+        """Raise FieldError unless a density of one's own is a number at some points; it may be 0 there."""
+        seed, count = _LOOKED_AT
+        value, slope = self.shape(torch.from_numpy(np.random.default_rng(seed).standard_normal((count, dim))))
+        if bool(value.isnan().any()) or bool((value == math.inf).any()) or bool(slope[value > -math.inf].isnan().any()):
+            raise FieldError("law must give log q, a number or -inf, with a finite gradient where it is a number; it gives NaN")
 
     def shape(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density at points (..., D), (...), and its gradient, (..., D)."""
@@ -134,7 +145,7 @@ class Density(Source):
             points = u if graph else u.detach().clone().requires_grad_(True)
             try:
                 value = function(points)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            except Exception as error:  # anyone's function may raise anything
                 raise FieldError(f"law can't be asked at points of shape {tuple(u.shape)}: {error}") from error
             if not isinstance(value, Tensor) or value.shape != u.shape[:-1] or not value.requires_grad:
                 shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -158,7 +169,11 @@ class Density(Source):
         elif self.draw is None:
             raise ArgumentError("a density of one's own has no draws: give draw=, a function of (a NumPy generator, n, D)")
         else:
-            drawn = (load_attribute(self.draw) if isinstance(self.draw, str) else self.draw)(numbers, n, dim)
+            draw = load_attribute(self.draw) if isinstance(self.draw, str) else self.draw
+            try:
+                drawn = np.asarray(draw(numbers, n, dim), dtype=np.float64)
+            except Exception as error:  # anyone's function may raise anything
+                raise ArgumentError(f"draw can't be asked for {n} points: {type(error).__name__}: {error}") from error
         found = torch.as_tensor(np.asarray(drawn), dtype=torch.float64)
         if found.shape != (n, dim) or not bool(torch.isfinite(found).all()):
             raise ArgumentError(
