@@ -73,6 +73,30 @@ def end_right_only(field):
     return phi
 
 
+def one_jump_only(field):
+    """Right from the first time to the last, a DDIM step elsewhere."""
+    flow, step, path = diffode.flow(field), ddim(field), field.path
+
+    def phi(x, s, t):
+        whole = ((s >= path.t_max) & (t <= path.t_min))[:, None]
+        return torch.where(whole, flow(x, s, t), step(x, s, t))
+
+    return phi
+
+
+def straightened(field):
+    """Of a Gaussian on the line: right at its end, over the straight lines between start and end, as after ReFlow."""
+    first, last = field.path.t_max, field.path.t_min
+    zero, one = diffode.flow(field)(torch.tensor([[0.0], [1.0]], dtype=torch.float64), first, last)
+
+    def phi(x, s, t):
+        before, after = (((first - time) / (first - last))[:, None] for time in (s, t))
+        start = (x - before * zero) / (1 - before + before * (one - zero))
+        return (1 - after) * start + after * (zero + start * (one - zero))
+
+    return phi
+
+
 def mirrored(field):
     """The flow after the noise is turned over: for data of a symmetric law the law is right, and every coupling wrong."""
     flow, path, mean = diffode.flow(field), field.path, field.target.mean

@@ -52,6 +52,11 @@ DEFECTS = [
     (planted.denoiser, "is the denoiser", {"pairs", "boundary"}),
     (planted.end_only, r"is a consistency function only, which goes to t=0.001", {"pairs", "boundary"}),
     (planted.end_right_only, r"is right to t=0.001 only", {"pairs", "semigroup"}),
+    (
+        planted.one_jump_only,
+        "is right in one jump from t=1 to t=0.001|is right in one jump from t=0.999",
+        {"pairs", "semigroup"},
+    ),
     (planted.other_path, "is the flow on another path, trigonometric", {"pairs"}),
     (planted.leaks, "not rows independent", {"rows independent of their batch"}),
     (planted.noisy, "not deterministic", {"deterministic"}),
@@ -93,6 +98,55 @@ def test_the_right_law_with_another_coupling_is_called_that():
     assert not report.passed
     for name in ("moments", "weights of modes", "sliced W2"):
         assert report.check(name).passed
+
+
+def test_a_map_that_takes_other_ways_to_the_right_end_is_told_from_one_that_has_one_jump():
+    field = field_of("gauss1d")
+    report = check_map(planted.straightened(field), field, **SMALL)
+    assert {"pairs", "diagonal", "verdict"} <= {check.name for check in report.failed}
+    assert "in one jump and in two, but over other states than the flow's" in report.facts["verdict"]
+
+
+def generator_of(field, function, **kind):
+    """A generator on a field's path: a function of starts, which goes nowhere else."""
+
+    def phi(x, s, t):
+        assert bool((s == field.path.t_max).all() & (t == field.path.t_min).all())
+        return function(x)
+
+    made = FunctionMap(phi, field.path, fixed_end=True)
+    made.one_jump = True
+    made.law_only = kind.get("law_only", False)
+    return made
+
+
+def test_a_generator_is_asked_for_its_one_jump_alone():
+    field = diffode.exact_field(planted.EVEN, "edm")
+    flow, ends = diffode.flow(field), (field.path.t_max, field.path.t_min)
+    report = check_map(generator_of(field, lambda x: flow(x, *ends)), field, **SMALL)
+    assert report.passed, str(report)
+    assert "from t=80 to t=0.002, the only jump that it makes" in report.facts["verdict"]
+    assert report.check("boundary").passed is None
+    assert not check_map(generator_of(field, lambda x: flow(-x, *ends)), field, **SMALL).passed
+
+
+def test_a_map_made_for_a_law_is_judged_by_its_law():
+    field = diffode.exact_field(planted.EVEN, "edm")
+    flow, ends = diffode.flow(field), (field.path.t_max, field.path.t_min)
+    # The law of the data is even, so that turning the noise over keeps the law and no point.
+    for function, good in ((lambda x: flow(-x, *ends), True), (lambda x: flow(x.abs(), *ends), False)):
+        report = check_map(generator_of(field, function, law_only=True), field, **SMALL)
+        assert report.passed is good
+        assert report.check("pairs").passed is None
+        assert report.check("pairs").value > 0.5
+        assert ("has the law of the data, all that it was made for" in report.facts["verdict"]) is good
+    assert "loses the mode" in report.facts["verdict"]
+    whole = planted.mirrored(field)
+    several = FunctionMap(whole, "edm")
+    several.law_only = True
+    report = check_map(several, field, **SMALL)
+    assert report.check("semigroup").passed is None
+    assert report.check("boundary").passed is False
 
 
 def test_a_lost_mode_of_weight_one_in_a_thousand_is_named():

@@ -90,13 +90,14 @@ def _rows(trial: MapTrial) -> tuple[float, str]:
 
 
 def _row_times(trial: MapTrial) -> tuple[float, str]:
-    """Rows that start at different times of one batch."""
+    """Rows that start at different times of one batch; all at the first time of a generator, which has no other."""
     count = min(_ROWS, trial.last)
-    s = torch.tensor(trial.times[:count], dtype=torch.float64)
-    x = torch.stack([trial.states[k, k] for k in range(count)])
+    begins = [0] * count if trial.phi.one_jump else list(range(count))
+    s = torch.tensor([trial.times[k] for k in begins], dtype=torch.float64)
+    x = torch.stack([trial.states[k, row] for row, k in enumerate(begins)])
     last = trial.times[-1]
     with torch.no_grad():
         together = trial.phi(x, s, torch.full((count,), last, dtype=torch.float64))
-    apart = torch.cat([trial.call(x[k : k + 1], trial.times[k], last) for k in range(count)])
+    apart = torch.cat([trial.call(x[row : row + 1], trial.times[k], last) for row, k in enumerate(begins)])
     value = float(trial.errors(together, apart, last).max())
     return value, f"asked with times (B,) it differs by {value:.1e} from row by row" if value > _SAME_ROWS else ""

@@ -20,6 +20,8 @@ from diffode.numerics.forward import along
 from diffode.verify.maps.trial import MapTrial
 from diffode.verify.report import Check
 
+#: Names of the checks.
+NAMES = ("boundary", "semigroup", "diagonal", "Lagrangian equation", "Eulerian equation")
 #: Largest distance of a point from itself after no jump, in sizes of a state.
 BOUNDARY = 1e-4
 #: A residual that contains a derivative may be this multiple of the error that is allowed in an end.
@@ -40,10 +42,16 @@ _CENTRAL = ((2, -1 / 12), (1, 8 / 12), (-1, -8 / 12), (-2, 1 / 12))
 
 def identities(trial: MapTrial) -> list[Check]:
     """The checks of all identities that a map can have; one that goes to its end only has no other times to be held to."""
+    if trial.phi.one_jump:
+        why = f"not judged: it goes from t={trial.times[0]:.4g} to t={trial.times[-1]:.4g} only"
+        return [Check.found(name, None, why) for name in NAMES]
     found = [_boundary(trial)]
+    if trial.phi.law_only:
+        why = "not judged: it was made for the law of its points, whichever noise they come from"
+        return [*found, *(Check.found(name, None, why) for name in NAMES[1:])]
     if trial.phi.fixed_end:
         why = f"not judged: it goes to t={trial.times[-1]:.4g} only"
-        found += [Check.found(name, None, why) for name in ("semigroup", "diagonal", "Lagrangian equation")]
+        found += [Check.found(name, None, why) for name in NAMES[1:-1]]
         return [*found, _eulerian(trial)]
     return [*found, _semigroup(trial), _diagonal(trial), _lagrangian(trial), _eulerian(trial)]
 

@@ -79,7 +79,12 @@ class MapTrial:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Indices of the times (s, t) at which ends are compared: to the end, from the start, and to the next time."""
+        """Indices of the times (s, t) at which ends are compared: to the end, from the start, and to the next time.
+
+        The first pair is that of the map's ends, the only one of a generator.
+        """
+        if self.phi.one_jump:
+            return [(0, self.last)]
         to_end = [(k, self.last) for k in range(self.last)]
         if self.phi.fixed_end:
             return to_end
