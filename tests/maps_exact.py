@@ -59,6 +59,15 @@ class GaussianStates:
         found.a, found.lam = a, self.lam
         return found
 
+    def normal(self, *size):
+        return torch.randn(*size, generator=self.generator, dtype=torch.float64)
+
+    def prior(self, n):
+        return variance(torch.tensor(self.angles[0], dtype=torch.float64), self.lam).sqrt() * self.normal(n, 1)
+
+    def denoised(self, y, a):
+        return (a.cos() * self.lam / variance(a, self.lam))[:, None] * y
+
     def velocity(self, y, a):
         return (variance_rate(a, self.lam) / 2 / variance(a, self.lam))[:, None] * y
 

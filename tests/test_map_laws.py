@@ -198,7 +198,7 @@ def test_the_fake_learns_the_score_of_what_is_generated(last):
         answers = fake.answers
         fake.answers = lambda y, a, b, answers=answers, kept=kept: kept.append(y) or answers(y, a, b)
         context = Context(lambda y, a, b: s * y, None, sources, {"law": "uniform"}, fake=fake)
-        (term,) = identity.fake_score(context, 100_000)
+        (term,) = identity.fake_score(context, 100_000, identity.generated)
         each = term.weight * term.residual[:, 0] * kept[0][:, 0]
         deviations = float(each.mean()) / (float(each.std()) / len(each) ** 0.5)
         assert (abs(deviations) < 4) == right

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from maps_exact import GaussianStates, exact_map, slope, straight_map
+from maps_exact import GaussianStates, exact_map, slope, straight_map, variance
 
 from diffode.learned.maps import residuals
+from diffode.learned.maps.on_policy import matching_gradient, own_ways
 from diffode.learned.maps.residuals import Context
 from diffode.learned.maps.sources import Noised
 from diffode.learned.maps.table import MAP_METHODS
@@ -24,7 +25,9 @@ def terms_of(method, lam, parametrisation=None, share=0.6, seed=0, **changed):
     if "grid" in options:
         options["grid"] = "angle"
     phi = straight_map(lam, states.angles) if row.name == "reflow" else exact_map(options["parametrisation"], lam)
-    context = Context(phi, phi, states, options, share, {} if row.name == "reflow" else dict.fromkeys(range(6), phi))
+    frozen = {} if row.name == "reflow" else dict.fromkeys(range(6), phi)
+    # What a method's second network has learned of the points of an exact map is their exact law.
+    context = Context(phi, phi, states, options, share, frozen, fake=exact_map("trig", lam) if row.generate else None)
     return row.residual(context, 64)
 
 
@@ -58,7 +61,7 @@ def test_a_map_that_is_not_exact_has_one(name):
     wrong = straight_map(0.4, states.angles) if name == "reflow" else exact_map(options["parametrisation"], 0.4)
     # In later rounds progressive distillation learns from its own earlier map, whatever that is.
     share, frozen = (0.0, {}) if name in ("progressive", "reflow") else (0.6, {0: wrong})
-    context = Context(wrong, wrong, states, options, share, frozen)
+    context = Context(wrong, wrong, states, options, share, frozen, fake=exact_map("trig", 0.4) if row.generate else None)
     assert max(float(term.residual.detach().abs().mean()) for term in row.residual(context, 256)) > 1e-4
 
 
@@ -195,3 +198,74 @@ def test_the_gradient_of_conditional_losses_is_not_zero_at_the_exact_map():
     velocity = noise - data
     mean = float((x * (velocity - rate / size * x)).mean())
     assert abs(mean) < 1e-12
+
+
+def anyflow(law, lam=0.7, share=0.6, seed=0, ends=0.5):
+    """The terms of anyflow for the exact map of a law of its own, whose fake knows that law."""
+    row, options = options_of(f"anyflow:ends={ends}")
+    states, phi = GaussianStates(lam, seed), exact_map(options["parametrisation"], law)
+    return row.residual(Context(phi, phi, states, options, share, fake=exact_map("trig", law)), 4000)
+
+
+@pytest.mark.parametrize("law", [0.2, 1.8])
+def test_ends_on_policy_are_moved_towards_the_law_of_the_data(law):
+    """Points of too narrow a law are pulled apart, of too wide a one together; the residual is minus D/2 of the gradient."""
+    _, term = anyflow(law)
+    angles = GaussianStates(0.7).angles
+    last = torch.tensor(angles[1], dtype=torch.float64)
+    # The points of the same draws.
+    row, options = options_of("anyflow")
+    phi, states = exact_map(options["parametrisation"], law), GaussianStates(0.7)
+    context = Context(phi, phi, states, options, 0.6, fake=exact_map("trig", law))
+    row.residual(Context(phi, phi, states, options, 0.0), 4000)
+    points, b = row.generate(context, 4000)
+    assert torch.equal(b, last.expand(4000))
+    outwards = float((term.residual * points).mean())
+    assert (outwards > 0) == (law > 0.7)
+    assert abs(outwards) > 1e-2
+
+
+def test_the_gradient_on_policy_is_the_difference_of_the_scores():
+    """For points of N(0, q) and data of N(0, k): D' - D = (q - k) of the two slopes, over the mean distance from D."""
+    law, lam = 1.8, 0.7
+    a, b = torch.full((50,), 0.9, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
+    points, eps = (
+        torch.linspace(-2, 2, 50, dtype=torch.float64)[:, None],
+        torch.linspace(1, -1, 50, dtype=torch.float64)[:, None],
+    )
+    y = a.cos()[:, None] * points + a.sin()[:, None] * eps
+
+    def denoised(of):
+        return lambda y, a: (a.cos() * of / (a.cos() ** 2 * of + a.sin() ** 2))[:, None] * y
+
+    found = matching_gradient(points, b, a, eps, denoised(lam), denoised(law))
+    cos, sin = math.cos(0.9), math.sin(0.9)
+    slopes = [cos * v / (cos**2 * v + sin**2) for v in (lam, law)]
+    assert torch.allclose(found, (slopes[1] - slopes[0]) * y / (points - slopes[0] * y).abs(), rtol=1e-10)
+
+
+def test_the_second_of_three_jumps_on_the_way_learns_alone():
+    """A way's first jump has no gradient and its last is held: the gradient is that of the middle jump by its numbers."""
+    lam, gain = 0.7, torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    states = GaussianStates(lam)
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = torch.nn.Parameter(gain)
+
+        def forward(self, y, a, b):
+            return self.gain * slope(a, b, lam)[:, None] * y
+
+    phi = Scaled()
+    points, last = own_ways(Context(phi, phi, states, options_of("anyflow:ends=0.3")[1]), 300)
+    (by_gain,) = torch.autograd.grad(points.sum(), phi.parameters())
+    # Ends are linear in the gain of one jump, so that their derivative at gain 1 is themselves.
+    assert torch.allclose(by_gain, points.detach().sum())
+    assert float((last - states.angles[1]).abs().max()) == 0.0
+    assert float(points.detach().square().mean()) == pytest.approx(float(variance(last[:1], lam)), rel=0.3)
+
+
+def test_pairs_come_first_and_ends_on_policy_later():
+    assert [len(anyflow(0.2, share=share)) for share in (0.0, 0.49, 0.5, 1.0)] == [1, 1, 2, 2]
+    assert anyflow(0.2)[1].weight == 0.1

@@ -62,7 +62,7 @@ def test_the_gaussian_flow_is_what_errors_are_compared_with():
 
 
 @pytest.mark.parametrize(
-    "method", ["flow_map", "shortcut", "meanflow", "tcm", "reflow:rounds=2", "progressive", "lsd:norm=learned"]
+    "method", ["flow_map", "shortcut", "meanflow", "tcm", "reflow:rounds=2", "progressive", "lsd:norm=learned", "anyflow"]
 )
 @pytest.mark.parametrize("optimiser", ["adam", "muon"])
 def test_an_interrupted_training_goes_on_to_the_same_numbers(method, optimiser, tmp_path):

@@ -28,6 +28,8 @@ from diffode.maps import AngleMap
 _LEAST = 1e-5
 #: Denoised points E[d|y_a] (B, D) as a function of states and angles.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+#: Points (n, D) that a map makes, and the angles (n,) at which they are.
+Generate = Callable[[Context, int], tuple[Tensor, Tensor]]
 
 
 def score_identity(c: Context, n: int) -> list[Term]:
@@ -40,10 +42,10 @@ def score_identity(c: Context, n: int) -> list[Term]:
     return [Term(toward(points, gradient), span=(a, b))]
 
 
-def fake_score(c: Context, n: int) -> list[Term]:
+def fake_score(c: Context, n: int, generate: Generate) -> list[Term]:
     """The term of the fake: it learns the velocity of the generator's noised points, as flow matching does that of data."""
     with torch.no_grad():
-        points, b = generated(c, n)
+        points, b = generate(c, n)
     a = laws.one(c.sources, n, c.options["law"])
     y = noised(points, b, a, c.sources.normal(*points.shape))
     known = _known(a, b)[:, None]
@@ -57,7 +59,7 @@ def fake_score(c: Context, n: int) -> list[Term]:
 def fake_of(c: Context) -> AngleMap:
     """The network of the generator's own law; without one, there is nothing to compare the teacher with."""
     if c.fake is None:
-        raise ValueError("score identity distillation needs a fake")
+        raise ValueError("a teacher's law is compared with the law of a fake, and there is none")
     return c.fake
 
 

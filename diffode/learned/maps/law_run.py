@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from diffode.fields import ExactField
-from diffode.learned.maps.identity import fake_score
-from diffode.learned.maps.losses import loss_of
-from diffode.learned.maps.optimisers import Optimisers
-from diffode.learned.maps.run import LARGEST_GRADIENT, Run
-from diffode.learned.maps.table import MapMethod
-from diffode.maps import AngleMap
-from diffode.maps.networks import network
+from diffode.learned.maps.run import Run
 from diffode.numerics.projections import directions, projected_mean
 
 #: Number of held-out starts and of held-out points, and of test starts and points.
@@ -32,20 +23,6 @@ class LawRun(Run):
     """
 
     held_out_count = _HELD_OUT
-
-    def __init__(self, row: MapMethod, *given: Any):
-        super().__init__(row, *given)
-        if row.one_jump:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(self.request.stream("fake").get_state())
-                self.fake = network(
-                    self.options["kind"], self.request.shape, width=self.options["width"], depth=self.options["depth"]
-                )
-            self.fake.to(self.sources.device)
-            self.context.fake = AngleMap(self.fake, "trig")
-            self.fake_optimisers = Optimisers([*self.fake.parameters()], self.options["optimiser"], self.options["fake_rate"])
-            self.modules["fake"] = self.fake
-            self.all_optimisers += self.fake_optimisers.all
 
     @override
     def _problem(self, count: int, stream: str) -> tuple[Tensor, Tensor]:
@@ -66,11 +43,3 @@ class LawRun(Run):
         """The distance of the laws of two sets of points."""
         dim = found.shape[1]
         return projected_mean(found, wanted, directions(dim, _DIRECTIONS if dim > 1 else 1))
-
-    @override
-    def _prepare(self, number: int) -> None:
-        """Let the fake learn of the generator as it is."""
-        for _ in range(self.options["fake_steps"] if self.context.fake is not None else 0):
-            loss = loss_of(fake_score(self.context, self.options["batch"]), "squared", 1.0, self.weigher)
-            self._check_finite(float(loss.detach()), number)
-            self.fake_optimisers.step(loss, self._rate(number), LARGEST_GRADIENT)

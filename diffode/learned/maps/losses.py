@@ -27,13 +27,13 @@ def weigher() -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, 1))
 
 
-def loss_of(terms: Sequence[Term], norm: str, power: float, weights: nn.Module) -> Tensor:
-    """The mean of the norms of all rows; ``power`` is that of the adaptive weight."""
+def loss_of(terms: Sequence[Term], norm: str, power: float, weights: nn.Module | None) -> Tensor:
+    """The mean of the norms of all rows; ``power`` is that of the adaptive weight, ``weights`` the network of learned ones."""
     rows = sum(len(term.residual) for term in terms)
     return torch.stack([_distances(term, norm, power, weights).sum() / rows for term in terms]).sum()
 
 
-def _distances(term: Term, norm: str, power: float, weights: nn.Module) -> Tensor:
+def _distances(term: Term, norm: str, power: float, weights: nn.Module | None) -> Tensor:
     """Weighted distances (B,), per coordinate."""
     square = term.residual.square().mean(1)
     if norm == "distance":
@@ -42,7 +42,7 @@ def _distances(term: Term, norm: str, power: float, weights: nn.Module) -> Tenso
         found = (square + _HUBER**2).sqrt() - _HUBER
     elif norm == "adaptive":
         found = square / (square.detach() + _ADAPTIVE) ** power
-    elif norm == "learned" and term.span is not None:
+    elif norm == "learned" and term.span is not None and weights is not None:
         level = weights(features(*term.span))[:, 0].clamp(-_MOST_WEIGHT, _MOST_WEIGHT)
         found = (-level).exp() * square + level
     else:

@@ -45,7 +45,7 @@ def options_of(method: str) -> tuple[MapMethod, dict[str, Any]]:
         raise ArgumentError(f"group must be 2 at least for pairs=distinct, got {known['group']}")
     if known.get("group", 1) > known["batch"]:
         raise ArgumentError(f"batch must be a group at least, group={known['group']}, got {known['batch']}")
-    if row.law_only and known["norm"] != "squared":
+    if (row.law_only or row.generate is not None) and known["norm"] != "squared":
         raise ArgumentError(f"{name} follows a gradient, for which norm must be squared, got {known['norm']!r}")
     if "segments" in known and known["levels"] % known["segments"]:
         raise ArgumentError(f"levels must be a multiple of segments, got {known['levels']} and {known['segments']}")
@@ -86,9 +86,16 @@ def _checked(name: str, row: MapMethod, key: str, value: Any, default: Any) -> A
     if isinstance(default, int):
         check_count(key, value, 1)
         return value
-    most = {"ends": 1.0, "same": 1.0, "average": 1.0, "edge": 1.0, "warm_up": 1.0, "whole": 1.0, "reach": 1.0}.get(
-        key, math.inf
-    )
+    most = {
+        "ends": 1.0,
+        "same": 1.0,
+        "average": 1.0,
+        "edge": 1.0,
+        "warm_up": 1.0,
+        "whole": 1.0,
+        "reach": 1.0,
+        "first": 1.0,
+    }.get(key, math.inf)
     check_number(key, value, 0, most)
     if key in ("rate", "fake_rate", "border", "reach") and value == 0:
         raise ArgumentError(f"{key} must be positive, got {value!r}")

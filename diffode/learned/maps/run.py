@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffode.errors import ArgumentError, NumericalError
 from diffode.flows import reference
+from diffode.learned.maps.fake import Fake
 from diffode.learned.maps.losses import loss_of, weigher
 from diffode.learned.maps.optimisers import Optimisers
 from diffode.learned.maps.residuals import Context
@@ -85,6 +86,10 @@ class Run:
         #: All networks and optimisers that an interrupted training must have back.
         self.modules: dict[str, nn.Module] = {"net": self.net, "average": self.average, "weigher": self.weigher}
         self.all_optimisers = list(self.optimisers.all)
+        self.fake = Fake(self.context, request, row.generate) if row.generate is not None else None
+        if self.fake is not None:
+            self.modules["fake"] = self.fake.net
+            self.all_optimisers += self.fake.optimisers.all
         #: Networks that stages have left, by number of the stage; the number of steps taken; seconds of earlier parts.
         self.frozen: dict[int, nn.Module] = {}
         self.number, self.before_seconds = 0, 0.0
@@ -126,7 +131,7 @@ class Run:
             self.number = number
             self.context.share = (number - 1) / self.total
             self._freeze(number)
-            self._prepare(number)
+            self._teach_fake(number)
             loss = loss_of(
                 self.row.residual(self.context, self.options["batch"]),
                 self.options["norm"],
@@ -152,8 +157,14 @@ class Run:
                 break
         return self._result(before)
 
-    def _prepare(self, number: int) -> None:
-        """What a step needs before the map's own loss."""
+    def _teach_fake(self, number: int) -> None:
+        """Let the fake learn of the map as it is, if it is needed by now or soon."""
+        if self.fake is None or self.context.share < self.options.get("first", 0.0) / 2:
+            return
+        for _ in range(self.options["fake_steps"]):
+            loss = self.fake.loss()
+            self._check_finite(float(loss.detach()), number)
+            self.fake.optimisers.step(loss, self._rate(number), LARGEST_GRADIENT)
 
     def _check_finite(self, loss: float, number: int) -> None:
         if not math.isfinite(loss):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffode.learned.maps import derivatives, identity, moments, residuals
+from diffode.learned.maps import derivatives, identity, moments, on_policy, residuals
+from diffode.learned.maps.identity import Generate
 from diffode.learned.maps.residuals import Residual
 
 #: Options that every method has, with their defaults; a row may have others.
@@ -46,6 +47,7 @@ class MapMethod:
         both_ways: whether its map goes to more noise as well as to less.
         law_only: whether its map is to have the law of the data, whatever noise it couples with which point.
         one_jump: whether its map is a generator, which goes from the first time to the last alone.
+        generate: how its map makes the points whose law a second network learns, the fake; None for methods without one.
         options: its own options, and defaults that differ from ``COMMON``.
     """
 
@@ -60,6 +62,7 @@ class MapMethod:
     both_ways: bool = False
     law_only: bool = False
     one_jump: bool = False
+    generate: Generate | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,6 +88,14 @@ _FIXED = {
 }
 _ADAM = {"optimiser": "adam", "rate": 2e-3}
 _SELF = {"teacher": "none", "same": 0.5}
+_MEAN_FLOW = {
+    **_ADAM,
+    "parametrisation": "average",
+    "law": "logit_normal",
+    "norm": "adaptive",
+    "power": 1.0,
+    "ends": 0.25,
+}
 
 #: The methods by name.
 MAP_METHODS = {
@@ -318,16 +329,7 @@ MAP_METHODS = {
             "1 call of the network with a forward derivative",
             ("none", "exact"),
             departures="no guidance inside the target",
-            options={
-                **_ADAM,
-                "parametrisation": "average",
-                "law": "logit_normal",
-                "same": 0.75,
-                "norm": "adaptive",
-                "power": 1.0,
-                "improved": False,
-                "ends": 0.25,
-            },
+            options={**_MEAN_FLOW, "same": 0.75, "improved": False},
         ),
         MapMethod(
             "improved_meanflow",
@@ -337,16 +339,7 @@ MAP_METHODS = {
             "2 calls of the network, one with a forward derivative",
             ("none", "exact"),
             departures="the map's own diagonal in place of an auxiliary head; no guidance",
-            options={
-                **_ADAM,
-                "parametrisation": "average",
-                "law": "logit_normal",
-                "same": 0.5,
-                "norm": "adaptive",
-                "power": 1.0,
-                "improved": True,
-                "ends": 0.25,
-            },
+            options={**_MEAN_FLOW, "same": 0.5, "improved": True},
         ),
         MapMethod(
             "direct",
@@ -356,6 +349,20 @@ MAP_METHODS = {
             "2 calls of the network, one with a forward derivative",
             ("none",),
             both_ways=True,
+        ),
+        MapMethod(
+            "anyflow",
+            "|Phi(x_s, s->t) - x_t|^2 on exact trajectories, later <y, D' - D> too: ends y of the map's own ways, their D'",
+            on_policy.any_step,
+            "Gu et al., arXiv 2605.13724 (AnyFlow, on-policy flow map distillation)",
+            "4 calls of the network and 2 of the fake with gradients, 1 of the teacher; the trajectories once",
+            departures=(
+                "pairs of exact trajectories in place of its own forward stage, for half of the training alone, and beside the "
+                "law after that; no guided teacher; the law's weight is a tenth of that of the pairs"
+            ),
+            trajectories=True,
+            generate=on_policy.own_ways,
+            options={"first": 0.5, "matching": 0.1, "reach": 0.8, "fake_rate": 1e-2, "fake_steps": 2},
         ),
         MapMethod(
             "imm",
@@ -380,6 +387,7 @@ MAP_METHODS = {
             ),
             law_only=True,
             one_jump=True,
+            generate=identity.generated,
             options={"fixed_end": True, "law": "edm", "alpha": 1.0, "reach": 0.8, "fake_rate": 1e-2, "fake_steps": 2},
         ),
     )
