@@ -185,7 +185,11 @@ def test_derivatives_are_right_where_a_map_leaves_the_graph_or_is_single():
     def single(x, s, t):
         return flow(x.float(), s, t).to(x.dtype)
 
-    for phi, most in ((leaves, 1e-8), (single, 1e-3)):
+    def both(x, s, t):
+        # Forward derivatives lose the part of the time of the start alone, and raise nothing.
+        return flow(x.float(), float(s[0]), t).to(x.dtype) if bool((s == s[0]).all()) else single(x, s, t)
+
+    for phi, most in ((leaves, 1e-8), (single, 1e-6), (both, 0.05)):
         report = check_map(phi, field, **SMALL)
         assert report.passed, str(report)
         assert report.check("Lagrangian equation").value < most
@@ -197,12 +201,12 @@ def test_the_pairs_tell_quantiles_of_errors():
     flow = diffode.flow(field)
 
     def off(x, s, t):
-        # One row in four is off by a tenth of the scale.
-        return flow(x, s, t) + 0.1 * field.scale * (x > 0.7) * (s != t)[:, None]
+        # One row in seven is off by a tenth of the scale.
+        return flow(x, s, t) + 0.1 * field.scale * (x > 1.1) * (s != t)[:, None]
 
     report = check_map(off, field, points=512, draws=500)
     pair = next(p for p in report.facts["pairs"] if p["t"] == field.path.t_min and p["s"] == field.path.t_max)
-    share = float((field.marginal(512, field.path.t_max, generator=3) > 0.7).double().mean())
+    share = float((field.marginal(512, field.path.t_max, generator=3) > 1.1).double().mean())
     assert pair["mean"] == pytest.approx(0.1 * share, rel=0.3)
     assert pair["median"] < 1e-12
     assert pair["ninety"] == pytest.approx(0.1, rel=2e-3)
