@@ -308,3 +308,23 @@ def test_the_command_judges_a_function_of_a_file(tmp_path):
     assert math.isfinite(found["error"])
     assert "is the identity" in command("check-map", "mine.py:wrong", *small, cwd=tmp_path, code=1).stdout
     assert "none.safetensors" in command("check-map", "none.safetensors", *small, cwd=tmp_path, code=2).stderr
+
+
+def test_the_sliced_distance_of_a_shift_in_the_plane_is_its_length():
+    field = diffode.exact_field("gauss2d", "edm")
+    flow, shift = diffode.flow(field), torch.tensor([0.3, -0.4], dtype=torch.float64) * field.scale
+    report = check_map(lambda x, s, t: flow(x, s, t) + shift * (s != t)[:, None], field, points=32, draws=20_000)
+    assert report.check("sliced W2").value == pytest.approx(0.5, abs=0.03)
+    assert report.check("moments").value == pytest.approx(0.5, abs=0.03)
+
+
+def test_weights_that_are_off_by_a_tenth_fail_and_no_mode_is_lost():
+    """Starts that are moved over the border between the modes change their weights."""
+    field = diffode.exact_field(planted.EVEN, "edm")
+    flow = diffode.flow(field)
+    report = check_map(lambda x, s, t: flow(x + 0.4 * (s[:, None] ** 2 + 1).sqrt() * (s != t)[:, None], s, t), field, **SMALL)
+    found = report.check("weights of modes")
+    # Phi(.4) - 1/2 of the points are in the other mode.
+    assert found.passed is False
+    assert "loses" not in found.detail
+    assert found.value == pytest.approx(2 * (0.1554 - 5 * (0.25 / 2000) ** 0.5), abs=0.03)
