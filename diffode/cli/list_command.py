@@ -19,13 +19,19 @@ _KINDS = (
 )  # fmt: skip
 
 
-#: Trainings whose functions are made, and have no words of their own.
+#: What trainings give, in words for those who choose one; the others' functions say it.
 _OWN_WORDS = {
+    "bespoke": "a table for one target and number of evaluations: its weights, scales and levels",
+    "universal": "the best member of a codebook of tables that ship, with a unit of length and a dimension for the field",
+    "jump": "a table whose first jump is free, with its levels",
+    "head": "such a table with a small network after each evaluation",
+    "nodes": "the exact map from noise to data at nodes, in one or two dimensions: a yardstick",
     "conditioned": "a table whose numbers depend on the sample",
     "amed": "AMED: the times of inner evaluations from a network",
     "gits": "a grid by dynamic programming over the local errors of Euler's method",
     "dmn": "a grid that minimises a bound on the global error",
     "ld3": "a grid whose levels are trained through the solver",
+    "ld3_decoupled": "a grid, and levels of its own at which the field is asked",
     "search": "the best of the published grids",
 }
 
@@ -44,7 +50,7 @@ def command(kind: str | None, as_json: bool) -> None:
     Example:  diffode list solvers
     """
     kinds = [kind] if kind else list(_KINDS)
-    listed = remembered(("list", *kinds), lambda: ({name: list(_rows(name)) for name in kinds}, _all_of_package(kinds)))
+    listed = remembered(("list", *kinds), lambda: ({name: list(rows_of(name)) for name in kinds}, _all_of_package(kinds)))
     if as_json:
         print_json({name: [dict(row) for row in rows] for name, rows in listed.items()})
         return
@@ -71,7 +77,8 @@ def _all_of_package(kinds: Sequence[str]) -> bool:
     return all(is_of_package(registry, name) for registry in chosen for name in registry.names())
 
 
-def _rows(kind: str) -> Iterator[dict[str, str]]:
+def rows_of(kind: str) -> Iterator[dict[str, str]]:
+    """The rows of a list, their cells by the names of columns."""
     if kind == "suites":
         from diffode.studies import load_suite, suite_names
 
@@ -109,7 +116,7 @@ def _methods() -> Iterator[dict[str, str]]:
     for name, method in METHODS.items():
         row = MAP_METHODS.get(name)
         if row is None:
-            summary = plain_text((inspect.getdoc(method.make) or "").partition("\n")[0]) or _OWN_WORDS.get(name, "")
+            summary = _OWN_WORDS.get(name) or plain_text((inspect.getdoc(method.make) or "").partition("\n")[0])
             yield {"name": name, "gives": "solver or grid", "learns from": "field", "summary": summary}
         else:
             from_ = " or ".join(learns[teacher] for teacher in row.teachers)
