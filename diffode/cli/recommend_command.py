@@ -221,6 +221,7 @@ def _ratio(value: float) -> str:
 
 def verdict(ranked: Sequence[Advice]) -> str:
     """The recommendation in sentences: what to take, how sure that is, the error to expect, and the runner-up."""
+    from diffode.studies.answer import plain
     from diffode.studies.paste import method_parts
     from diffode.studies.recommendation import LEAST_PROBLEMS
 
@@ -235,14 +236,12 @@ def verdict(ranked: Sequence[Advice]) -> str:
     lines = [f"take {solver} on the grid {grid}: first in {best.first:.0%} of resamples of the problems; {sure}"]
     spread = ""
     if best.low is not None and best.high is not None:
-        spread = (
-            f"; one more problem of this kind has one of {best.low:.1g} to {best.high:.1g} with a probability of 95 % (the "
-            "spread between problems, Student's t in the logarithm)"
-        )
-    lines.append(
-        f"expect an error of {best.error:.2g} of the data's scale, as a distance over all coordinates: {best.least:.2g} to "
-        f"{best.most:.2g} on those that were tried{spread}"
-    )
+        ends = f"{plain(best.low)} to {plain(best.high)}"
+        spread = f"; on one more problem of this kind it lies in {ends} with a probability of 95 %"
+        spread += " (the spread between problems, Student's t in the logarithm)"
+    tried = f"{plain(best.least, 2)} to {plain(best.most, 2)} on those that were tried"
+    error = f"{plain(best.error, 2)} of the data's scale, as a distance over all coordinates"
+    lines.append(f"expect an error of {error}: {tried}{spread}")
     if len(ranked) > 1:
         other = ranked[1]
         place = "within the interval of the best" if other.as_good else "outside the interval of the best"

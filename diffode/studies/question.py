@@ -87,7 +87,7 @@ def targets_like(named: Sequence[str], asked: str) -> list[str]:
     """
     if asked in named:
         return [asked]
-    by_target = {name: _tags(name) for name in named}
+    by_target = {name: tags_of(name) for name in named}
     found = [name for name, own in by_target.items() if asked in own]
     if not found:
         known = sorted({tag for own in by_target.values() for tag in own})
@@ -98,7 +98,8 @@ def targets_like(named: Sequence[str], asked: str) -> list[str]:
     return found
 
 
-def _tags(name: str) -> list[str]:
+def tags_of(name: str) -> list[str]:
+    """The tags of a study's target; none for fields, bridges and targets that no longer exist."""
     if FieldText.names(name) or bridge_of(name) is not None:
         return []
     try:

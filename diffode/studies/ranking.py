@@ -169,6 +169,26 @@ def standings(all_curves: Sequence[Curve], nfe: int) -> list[Standing]:
     return sorted(standing, key=lambda s: s.error)
 
 
+def curves_of_note(all_curves: Sequence[Curve], most: int) -> list[Curve]:
+    """All curves, or, where there are more than ``most``, those of as many of the best methods as fit, in their own order."""
+    if len(all_curves) <= most:
+        return list(all_curves)
+    places: dict[str, int] = {}
+    for nfe in budgets(all_curves):
+        for place, one in enumerate(standings(all_curves, nfe)):
+            places[one.method] = min(place, places.get(one.method, place))
+    counts: dict[str, int] = {}
+    for curve in all_curves:
+        counts[curve.method] = counts.get(curve.method, 0) + 1
+    kept, room = set(), most
+    for method in sorted(counts, key=lambda m: places.get(m, len(all_curves))):
+        if counts[method] > room:
+            break
+        kept.add(method)
+        room -= counts[method]
+    return [c for c in all_curves if c.method in kept]
+
+
 @dataclass(frozen=True)
 class Price:
     """The NFE that a method needs for an error, the median over problems, and the number of problems that reach the error."""

@@ -84,7 +84,9 @@ def recommend(
     mean = logs.mean(1)
     best = int(mean.argmin())
     sample = np.random.default_rng(seed).integers(len(problems), size=(_RESAMPLES, len(problems)))
-    resampled = logs[:, sample].mean(2)
+    # How often each problem is in each resample; methods with equal errors stay equal, whatever the product rounds.
+    times = np.stack([np.bincount(row, minlength=len(problems)) for row in sample])
+    resampled = np.round(logs @ times.T / len(problems), 12)
     first = np.bincount(resampled.argmin(0), minlength=len(methods)) / _RESAMPLES
     tails = 100 * (1 - _SHARE) / 2
     low, high = np.exp(np.percentile(resampled - resampled[best], (tails, 100 - tails), axis=1))
