@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import (
     OUTPUT,
     field_options,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("suite", default="quick")
+@click.argument("suite", default="quick", shell_complete=completed.suites)
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Worker processes, one thread each; default: the cores.")
 @click.option(
     "--engine",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffode.cli import completed
+
 if TYPE_CHECKING:
     from diffode.verify import Report
 
@@ -31,7 +33,7 @@ source_option = click.option(
     "--source", default=None, help="Law of the noise: student:dof=128, density:law=logistic or a target; normal unless given."
 )
 schedule_option = click.option(
-    "--schedule", default=None, metavar="NAME",
+    "--schedule", default=None, metavar="NAME", shell_complete=completed.schedules,
     help="Schedule of a model: sd15, sdxl, flux, edm, another path, or its scheduler_config.json.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
@@ -51,7 +53,11 @@ def field_options(command: Any) -> Any:
                 "--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data."
             ),
             click.option(
-                "--target", "truth", default=None, help="Target whose field it approximates: gives dim, scale and truth."
+                "--target",
+                "truth",
+                default=None,
+                shell_complete=completed.targets,
+                help="Target whose field it approximates: gives dim, scale and truth.",
             ),
         )
     ):

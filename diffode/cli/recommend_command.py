@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.bench_command import chosen_suite, on_named_schedule, on_own_field, rerun_command, store_file, with_maps
 from diffode.cli.output import (
     NFE_HELP,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @schedule_option
 @click.option("--path", default=None, help="Only this path (a spec of the suite); default: all.")
 @click.option(
-    "--target", default=None,
+    "--target", default=None, shell_complete=completed.targets,
     help="Only this target, or targets with this tag, such as images; with --field, the target that it approximates.",
 )  # fmt: skip
 @click.option("--field", default=None, help="Use what diffode bench --field stored of this field, named as it was there.")
@@ -44,7 +45,10 @@ if TYPE_CHECKING:
 @click.option("--dim", default=None, help="The --dim that bench was given.")
 @click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="The --scale that bench was given.")
 @click.option("--map", "maps", multiple=True, help="A flow map that bench was given, which is ranked as well.")
-@click.option("--suite", default=None, help="Suite whose results are used; quick, or with --schedule the suite schedules.")
+@click.option(
+    "--suite", default=None, shell_complete=completed.suites,
+    help="Suite whose results are used; quick, or with --schedule the suite schedules.",
+)  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of methods to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Seeds that bench was run with.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.bench_command import chosen_suite, print_ranking, report_folder, rerun_command, store_file
 from diffode.cli.output import json_option, output_option, print_json, store_option
 
 
 @click.command("report")
-@click.argument("suite", default="quick")
+@click.argument("suite", default="quick", shell_complete=completed.suites)
 @click.option(
     "--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Report these seeds instead of the suite's."
 )
