@@ -100,6 +100,14 @@ def test_a_schedulers_file_is_the_path_that_the_scheduler_itself_has(tmp_path, s
         assert path.rho(t) == pytest.approx(direct.rho(t), rel=1e-5)
 
 
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDPMScheduler", "EDMEulerScheduler"])
+def test_keys_that_a_file_leaves_out_have_the_schedulers_own_defaults(tmp_path, scheduler):
+    (tmp_path / "c.json").write_text(json.dumps({"_class_name": scheduler}))
+    path, direct = path_of_file(tmp_path / "c.json"), path_of(getattr(diffusers, scheduler)())
+    assert path.rho(path.t_max) == pytest.approx(direct.rho(direct.t_max), rel=1e-4)
+    assert path.rho(path.t_min) == pytest.approx(direct.rho(direct.t_min), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [

@@ -60,7 +60,8 @@ def test_targets_of_a_kind_have_answers_of_their_own():
     rows = {tag: (count, [a.best.method for a in found]) for tag, count, found in alike([*other, *images])}
     assert rows["2d"] == (2, [SOLVERS[3], SOLVERS[1], SOLVERS[1]])
     assert rows["images"] == (2, ["ddim"] * 3)
-    assert "tag that no target has" not in rows
+    # Tags that all of the targets have tell them from nothing.
+    assert alike([curve(t, "ddim", (0.1, 0.1, 0.1)) for t in ("ring8", "moons", "rare")]) == []
     assert alike(CURVES[:4]) == []
 
 
