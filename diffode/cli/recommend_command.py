@@ -83,6 +83,7 @@ def command(
               diffode recommend --schedule scheduler_config.json --nfe 20 --target images
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
+    from diffode.studies.paste import lines_to_paste
     from diffode.studies.question import budget_note, targets_like
     from diffode.studies.recommendation import recommend
 
@@ -252,13 +253,6 @@ def verdict(ranked: Sequence[Advice]) -> str:
         spec, on = method_parts(other.method)
         lines.append(f"runner-up: {spec} on the grid {on}, {_ratio(other.ratio)} times the error, {place}")
     return "\n".join(lines)
-
-
-def lines_to_paste(method: str, nfe: int, path: str | None = None) -> dict[str, list[str]]:
-    """The lines that run a method, by program; see :func:`diffode.studies.paste.lines_to_paste`."""
-    from diffode.studies import paste
-
-    return paste.lines_to_paste(method, nfe, path)
 
 
 def scope(used: Sequence[Curve], *, known: bool) -> str:
