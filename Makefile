@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .PHONY: bench test test-slow lint setup clean speed scale memory sources few_step orders learned universal maps mutation coverage fuzz \
-        docs tutorials
+        docs tutorials package
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -107,6 +107,11 @@ $(VENV)/.docs: $(READY)
 tutorials: $(READY)
 	@echo "==> the tutorials as programs"
 	$(BIN)/python tools/run_tutorials.py
+
+package: $(READY)  # two minutes, most of them for PyTorch
+	@echo "==> the archive and the wheel, built, installed in a fresh environment and tried there"
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python tools/try_package.py
 
 clean:
 	rm -rf $(VENV) diffode-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* mutation.json fuzz.jsonl

@@ -357,15 +357,15 @@ def _table(levels: tuple[float, ...], fit: bool) -> Callable[[Path, int], list[f
     """Times of published levels for any number of steps, by log-linear interpolation (the authors' rule)."""
 
     def place(path: Path, steps: int) -> list[float]:
-        old = np.linspace(0, 1, len(levels))
-        wanted = np.interp(np.linspace(0, 1, steps + 1), old, np.log(levels))
+        wanted = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(levels)), np.log(levels))
         if fit:
             high, low = _ends(path)
             share = (wanted - wanted[-1]) / (wanted[0] - wanted[-1])
             wanted = math.log(low) + share * (math.log(high) - math.log(low))
-            inner = [path.time_from_rho(math.exp(v)) for v in wanted[1:-1]]
-            return [path.t_max, *inner, path.t_min]
-        return [path.time_from_rho(math.exp(v)) for v in wanted]
+        times = [path.time_from_rho(math.exp(v)) for v in wanted]
+        # Published levels have five digits: the first is that of the path's end, and may lie beyond it by rounding.
+        first = path.t_max if fit or 0 < levels[0] / path.rho(path.t_max) - 1 < 1e-4 else times[0]
+        return [first, *times[1:-1], path.t_min if fit else times[-1]]
 
     return place
 

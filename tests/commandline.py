@@ -17,7 +17,7 @@ from pathlib import Path
 
 _COPIES = multiprocessing.get_context("forkserver")
 _COPIES.set_forkserver_preload([
-    "torch", "scipy.optimize", "scipy.stats", "matplotlib.figure", "plotly.graph_objects", "joblib", "rich.console", "pytest",
+    "torch", "scipy.optimize", "scipy.stats", "matplotlib.figure", "joblib", "rich.console", "pytest",
     *(f"diffode.{room}" for room in ("adapters", "learned", "metrics", "solvers", "studies", "studies.report", "verify.field")),
     *(f"diffode.cli.{file.stem}" for file in (Path(__file__).parents[1] / "diffode" / "cli").glob("*.py")),
 ])  # fmt: skip

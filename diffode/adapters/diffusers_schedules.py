@@ -13,7 +13,7 @@ from diffode.errors import ArgumentError
 from diffode.paths import DDPM, EDM, Path, RectifiedFlow, Tabulated
 
 #: Our names of diffusers' schedules.
-_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 #: Schedules of diffusers for which diffode has no named path.
 _UNNAMED_SCHEDULES = ("sigmoid", "laplace")
 
@@ -21,13 +21,9 @@ _UNNAMED_SCHEDULES = ("sigmoid", "laplace")
 def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
     """The path of a scheduler of diffusers; ArgumentError if its configuration has none that diffode knows."""
     config, name = scheduler.config, type(scheduler).__name__
-    # Only flow matching's configurations have a shift and no betas.
-    shifted = "shift" in config and "beta_schedule" not in config
-    flow = "FlowMatch" in name or name in keys.FLOWS or shifted or bool(config.get("use_flow_sigmas"))
-    if flow or "flow_prediction" in (config.get("prediction_type"), prediction_type):
+    if is_flow(name, config, prediction_type):
         return RectifiedFlow()
-    if config.get("timestep_type") == "continuous" and config.get("sigma_max") is not None:
-        # The network takes log(sigma)/4 of any level, so that the scheduler's own levels have no part in the path.
+    if is_continuous(config):
         return EDM(float(config["sigma_min"]), float(config["sigma_max"]))
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is not None:
@@ -36,6 +32,19 @@ def path_of(scheduler: Any, prediction_type: str | None = None) -> Path:
         return EDM(float(config["sigma_min"]), float(config["sigma_max"]))
     advice = keys.CLASSES.get(name, "wrap the model by hand: Field.from_noise(lambda x, t: ..., path)")
     raise ArgumentError(f"scheduler {name} has neither alphas_cumprod nor flow or EDM noise levels; {advice}")
+
+
+def is_flow(name: str, config: Mapping[str, Any], prediction_type: str | None = None) -> bool:
+    """Whether a class of schedulers follows rectified flow in a configuration."""
+    # Only flow matching's configurations have a shift and no betas.
+    shifted = "shift" in config and "beta_schedule" not in config
+    flow = "FlowMatch" in name or name in keys.FLOWS or shifted or bool(config.get("use_flow_sigmas"))
+    return flow or "flow_prediction" in (config.get("prediction_type"), prediction_type)
+
+
+def is_continuous(config: Mapping[str, Any]) -> bool:
+    """Whether the network takes log(sigma)/4 of any level, so that the scheduler's own levels have no part in the path."""
+    return config.get("timestep_type") == "continuous" and config.get("sigma_max") is not None
 
 
 def no_levels(name: str) -> ArgumentError:
@@ -54,13 +63,13 @@ def levels_of(options: Mapping[str, Any]) -> tuple[Any, Any]:
     else:
         count, schedule = options.get("num_train_timesteps", 1000), options.get("beta_schedule", "linear")
         start, end = float(options.get("beta_start", 0.0001)), float(options.get("beta_end", 0.02))
-        if schedule not in _SCHEDULES and schedule not in _UNNAMED_SCHEDULES:
-            named = ", ".join((*_SCHEDULES, *_UNNAMED_SCHEDULES))
+        if schedule not in SCHEDULES and schedule not in _UNNAMED_SCHEDULES:
+            named = ", ".join((*SCHEDULES, *_UNNAMED_SCHEDULES))
             raise ArgumentError(f"beta_schedule must be one of {named}, got {schedule!r}")
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ArgumentError(f"beta_start and beta_end must be finite, got {start!r} and {end!r}")
         # The path checks the options, also those of a schedule that it does not have.
-        path = DDPM(schedule=_SCHEDULES.get(schedule, "linear"), beta_start=start, beta_end=end, levels=count)
+        path = DDPM(schedule=SCHEDULES.get(schedule, "linear"), beta_start=start, beta_end=end, levels=count)
         if schedule == "sigmoid":
             betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count)))
         elif schedule == "laplace":

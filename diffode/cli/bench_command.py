@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import (
     OUTPUT,
     field_options,
@@ -19,6 +20,7 @@ from diffode.cli.output import (
     output_option,
     print_json,
     print_table,
+    schedule_option,
     source_option,
     store_option,
 )
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("suite", default="quick")
+@click.argument("suite", default="quick", shell_complete=completed.suites)
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Worker processes, one thread each; default: the cores.")
 @click.option(
     "--engine",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--field", default=None, help="Run the suite's solvers on MODULE:ATTR, FILE.py:ATTR or trained:NAME instead.")
 @click.option("--path", default=None, help="Path of that field; a diffode Field has its own.")
 @source_option
+@schedule_option
 @click.option("--map", "maps", multiple=True, help="Run this flow map as well: a file, FILE.py:ATTR or MODULE:ATTR.")
 @field_options
 @click.option("--no-report", is_flag=True, help="Only compute and rank.")
@@ -60,6 +63,7 @@ def command(
     field: str | None,
     path: str | None,
     source: str | None,
+    schedule: str | None,
     maps: tuple[str, ...],
     kind: str | None,
     dim: str | None,
@@ -81,6 +85,7 @@ def command(
               diffode bench my_suite.toml --import my_solvers.py
               diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
               diffode bench my_suite.toml --source student:dof=128
+              diffode bench schedules --schedule scheduler_config.json
               diffode bench quick --map ring8-map.safetensors --map my_map.py:phi
               diffode bench full --engine dask://login-node:8786
     """
@@ -94,6 +99,10 @@ def command(
         if field is not None:
             raise click.UsageError("--source goes with a suite's targets, whose fields are known, and not with --field")
         chosen, own = from_source(chosen, source), ["--source", source]
+    if schedule is not None:
+        if field is not None:
+            raise click.UsageError("--schedule goes with a suite's targets; a field of your own has its --path")
+        chosen, own = on_named_schedule(chosen, schedule), [*own, "--schedule", schedule]
     if field is not None:
         chosen = on_own_field(chosen, field_text(field, kind, dim, scale, truth), path, known_truth=truth is not None)
         options = {"--field": field, "--path": path, "--kind": kind, "--dim": dim, "--scale": scale, "--target": truth}
@@ -214,6 +223,13 @@ def from_source(suite: Suite, source: str) -> Suite:
         field_of(text, suite.cells[0].path)
     cells = tuple(replace(cell, target=texts[cell.target]) for cell in suite.cells)
     return replace(suite, name=plain_name(f"{suite.name}-from-{source}"), cells=cells)
+
+
+def on_named_schedule(suite: Suite, schedule: str) -> Suite:
+    """The suite's runs on a published schedule, or on that of a file of diffusers."""
+    from diffode.studies.question import on_schedule, path_of_schedule
+
+    return on_schedule(suite, path_of_schedule(schedule))
 
 
 def with_maps(suite: Suite, maps: Sequence[str]) -> Suite:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import apart_from_prints, json_option, print_report
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 @click.option(
     "--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data; 1 unless known."
 )
-@click.option("--target", default=None, help="Target whose field it is to be: gives data, dim and scale.")
+@click.option(
+    "--target",
+    default=None,
+    shell_complete=completed.targets,
+    help="Target whose field it is to be: gives data, dim and scale.",
+)
 @click.option("--data", default=None, help=".npy file of some data (n, *shape): makes the diagnosis surer.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the draws.")
 @json_option

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import apart_from_prints, json_option, print_report
 
 
 @click.command("check-map")
 @click.argument("phi", metavar="MAP")
-@click.option("--target", required=True, help="Target whose flow it is to be.")
+@click.option("--target", required=True, shell_complete=completed.targets, help="Target whose flow it is to be.")
 @click.option("--path", default=None, help="Path whose times it takes; that of the map, or edm for a function.")
 @click.option("--points", type=click.IntRange(16), default=512, show_default=True, help="Exact trajectories.")
 @click.option("--draws", type=click.IntRange(16), default=None, help="Generated points whose law is judged.")

@@ -15,7 +15,7 @@ import click
 from diffode.cli.output import OUTPUT, json_option, print_json, store_option
 
 #: What diffode is computed and drawn with.
-_NEEDED = ("numpy", "scipy", "torch", "safetensors", "matplotlib", "plotly", "click", "rich", "joblib")
+_NEEDED = ("numpy", "scipy", "torch", "safetensors", "matplotlib", "click", "rich", "joblib")
 #: What some parts need: the distribution, its module, and what for.
 _OPTIONAL = (
     ("numba", "numba", "compiled kernels of mixtures"),

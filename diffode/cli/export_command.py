@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.bench_command import chosen_suite, store_file
 from diffode.cli.output import output_option, store_option
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("export")
-@click.argument("suite", required=False)
+@click.argument("suite", required=False, shell_complete=completed.suites)
 @click.option("--csv", "csv_file", default=None, help="Write this CSV file.")
 @click.option("--parquet", "parquet_file", default=None, help="Write this Parquet file (needs pyarrow: diffode[parquet]).")
 @click.option(

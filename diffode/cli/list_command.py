@@ -92,7 +92,7 @@ def rows_of(kind: str) -> Iterator[dict[str, str]]:
 
         for name in targets.names():
             target = targets.get(name)
-            described = ", ".join(targets.tags(target))
+            described = ", ".join(targets.tags(name))
             yield {"name": name, "summary": targets.card(name).summary, "dim": str(target.dim), "tags": described}
     else:
         registry = registries()[kind.removesuffix("s")]

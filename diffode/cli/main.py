@@ -31,6 +31,7 @@ _COMMANDS = {
     "train": "Train a sampler for a target and a number of evaluations.",
     "sample": "Draw samples with a solver; write them and a picture.",
     "memory": "Run memories along a signal; print their errors and draw them.",
+    "completion": "Print the script that completes commands at the tab key of bash, zsh or fish.",
     "new": "Write a starting point for a solver, a target or a suite of your own, with tests that pass.",
     "doctor": "Look at this installation: versions, kernels, threads, cache, store, and a small run.",
 }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffode.cli import completed
+
 if TYPE_CHECKING:
     from diffode.verify import Report
 
@@ -30,6 +32,10 @@ NFE_HELP = (
 source_option = click.option(
     "--source", default=None, help="Law of the noise: student:dof=128, density:law=logistic or a target; normal unless given."
 )
+schedule_option = click.option(
+    "--schedule", default=None, metavar="NAME", shell_complete=completed.schedules,
+    help="Schedule of a model: sd15, sdxl, flux, edm, another path, or its scheduler_config.json.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
 output_option = click.option("--output", default=OUTPUT, show_default=True, help="Folder of the reports and the store.")
 store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")
@@ -47,7 +53,11 @@ def field_options(command: Any) -> Any:
                 "--scale", type=click.FloatRange(0, min_open=True), default=None, help="Root mean variance of its data."
             ),
             click.option(
-                "--target", "truth", default=None, help="Target whose field it approximates: gives dim, scale and truth."
+                "--target",
+                "truth",
+                default=None,
+                shell_complete=completed.targets,
+                help="Target whose field it approximates: gives dim, scale and truth.",
             ),
         )
     ):

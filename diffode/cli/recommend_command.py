@@ -1,30 +1,54 @@
-"""``diffode recommend``: a solver and a grid for a budget, from stored results."""
+"""``diffode recommend``: a solver and a grid for a budget, from results."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffode.cli.bench_command import chosen_suite, on_own_field, store_file, with_maps
-from diffode.cli.output import NFE_HELP, field_text, json_option, output_option, print_json, print_table, store_option
+from diffode.cli import completed
+from diffode.cli.bench_command import chosen_suite, on_named_schedule, on_own_field, rerun_command, store_file, with_maps
+from diffode.cli.output import (
+    NFE_HELP,
+    field_text,
+    json_option,
+    output_option,
+    print_json,
+    print_table,
+    schedule_option,
+    store_option,
+)
 
 if TYPE_CHECKING:
-    from diffode.studies.ranking import Curve
+    from diffode.studies import Suite
+    from diffode.studies.ranking import Coverage, Curve
+    from diffode.studies.recommendation import Advice
 
 
 @click.command("recommend")
-@click.option("--nfe", type=click.IntRange(1), required=True, help=NFE_HELP)
+@click.option("--nfe", type=click.IntRange(1), default=None, help=NFE_HELP)
+@click.option(
+    "--steps", type=click.IntRange(1), default=None,
+    help="Instead: steps of a sampler that asks the model once a step, the number that programs ask for; one evaluation each.",
+)  # fmt: skip
+@schedule_option
 @click.option("--path", default=None, help="Only this path (a spec of the suite); default: all.")
-@click.option("--target", default=None, help="Only this target; with --field, the target that it approximates.")
+@click.option(
+    "--target", default=None, shell_complete=completed.targets,
+    help="Only this target, or targets with this tag, such as images; with --field, the target that it approximates.",
+)  # fmt: skip
 @click.option("--field", default=None, help="Use what diffode bench --field stored of this field, named as it was there.")
 @click.option("--kind", default=None, help="The --kind that bench was given.")
 @click.option("--dim", default=None, help="The --dim that bench was given.")
 @click.option("--scale", type=click.FloatRange(0, min_open=True), default=None, help="The --scale that bench was given.")
 @click.option("--map", "maps", multiple=True, help="A flow map that bench was given, which is ranked as well.")
-@click.option("--suite", default="quick", show_default=True, help="Suite whose stored results are used.")
+@click.option(
+    "--suite", default=None, shell_complete=completed.suites,
+    help="Suite whose results are used; quick, or with --schedule the suite schedules.",
+)  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of methods to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**63 - 1), multiple=True, help="Seeds that bench was run with.")
@@ -32,7 +56,9 @@ if TYPE_CHECKING:
 @store_option
 @json_option
 def command(
-    nfe: int,
+    nfe: int | None,
+    steps: int | None,
+    schedule: str | None,
     path: str | None,
     target: str | None,
     field: str | None,
@@ -40,7 +66,7 @@ def command(
     dim: str | None,
     scale: float | None,
     maps: tuple[str, ...],
-    suite: str,
+    suite: str | None,
     top: int,
     imports: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -48,109 +74,185 @@ def command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Rank the stored results of a suite for a budget, with the certainty and scope of the ranking, and print lines to paste.
+    """Say which solver and grid to take for a budget, how sure that is and of what, and print lines to paste.
+
+    Results come from what bench stored. The suite schedules ships with its results, so that --schedule needs no run.
 
     \b
-    Example:  diffode recommend --nfe 8 --path vp
+    Example:  diffode recommend --schedule sdxl --steps 8
+              diffode recommend --schedule scheduler_config.json --nfe 20 --target images
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
+    from diffode.studies.paste import lines_to_paste
+    from diffode.studies.question import budget_note, targets_like
+    from diffode.studies.recommendation import recommend
+
+    if (nfe is None) == (steps is None):
+        raise click.UsageError("give --nfe N or --steps N, one of them")
+    budget = nfe or steps or 1
+    if schedule is not None and path is not None:
+        raise click.UsageError("--schedule and --path both say the path: give one of them")
+    named = suite or ("quick" if schedule is None else "schedules")
+    own = None if field is None else field_text(field, kind, dim, scale, target)
+    if own is None and (kind is not None or dim is not None or scale is not None):
+        raise click.UsageError("--kind, --dim and --scale go with --field")
+    chosen = chosen_suite(named, imports, seeds)
+    if own is not None:
+        # The only problem of such a suite is the field on its path.
+        on = path if schedule is None else _path(schedule)
+        chosen, target, path = on_own_field(chosen, own, on, known_truth=target is not None), None, None
+    elif schedule is not None or path is not None:
+        wanted = schedule if path is None else path
+        chosen, path = _on_path(chosen, str(wanted), is_schedule=path is None)
+    if maps:
+        chosen = with_maps(chosen, maps)
+    again = rerun_command(named, imports, seeds, [] if schedule is None else ["--schedule", schedule])
+    found = _results(
+        chosen, named, store_file(output, store), again, of_package=not (maps or imports or seeds or own), path=path
+    )
+    used = [c for c in found.curves if path in (None, c.path)]
+    if target is not None:
+        like = targets_like(list(dict.fromkeys(c.target for c in used)), target)
+        used = [c for c in used if c.target in like]
+    ranked = recommend(used, budget)
+    covered = scope(used, known=own is None)
+    programs = lines_to_paste(ranked[0].method, budget, path)
+    notes = [text for text in (budget_note(used, budget), found.told) if text]
+    if as_json:
+        facts = {"nfe": budget, "schedule": schedule, "path": path, "target": target, "field": field}
+        told = {"coverage": None if found.coverage is None else asdict(found.coverage), "notes": notes, "covers": covered}
+        paste = [*programs["diffode"], *programs.get("diffusers", ())]
+        print_json({**facts, **told, "ranking": [asdict(a) for a in ranked[:top]], "paste": paste, "programs": programs})
+        return
+    where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("schedule", schedule or path)) if v)
+    _print_ranking(f"Within {budget} evaluations on {where or 'all targets and paths'}", ranked, top)
+    click.echo(verdict(ranked))
+    click.echo(covered)
+    for note in notes:
+        click.echo(note)
+    if found.coverage is not None and found.coverage.sentence:
+        click.echo(f"this ranking is not of the whole suite: {found.coverage.sentence}; run {again}", err=True)
+    for program, lines in programs.items():
+        click.echo(f"\n{program}:\n{textwrap.indent(chr(10).join(lines), '    ')}")
+    if "diffusers" not in programs:
+        click.echo("\nOther programs can't be told to make this run: there, take the best method below that they can run.")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Curves of a suite, their coverage if they are stored, and where they come from if they are not."""
+
+    curves: Sequence[Curve]
+    coverage: Coverage | None
+    told: str = ""
+
+
+def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bool, path: str | None) -> _Found:
+    """Stored results of a suite, or else those that ship; ArgumentError, which says what to run, if there are neither."""
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
     from diffode.studies.ranking import coverage, curves
-    from diffode.studies.recommendation import recommend
+    from diffode.studies.shipped import shipped_curves
 
-    chosen = chosen_suite(suite, imports, seeds)
-    if field is not None:
-        # The only problem of such a suite is the field on its path.
-        text = field_text(field, kind, dim, scale, target)
-        chosen, path, target = on_own_field(chosen, text, path, known_truth=target is not None), None, None
-    elif kind is not None or dim is not None or scale is not None:
-        raise click.UsageError("--kind, --dim and --scale go with --field")
-    if maps:
-        chosen = with_maps(chosen, maps)
-    file = store_file(output, store)
+    stored: list[Curve] = []
+    covered = None
+    if file.is_file():
+        with Store(file) as opened:
+            # Without a run on the path, the names of those that are stored make the message.
+            here = replace(chosen, cells=tuple(c for c in chosen.cells if path in (None, c.path)) or chosen.cells)
+            keyed = keyed_cells(here)
+            results = opened.get(keyed)
+            damaged = len(opened.damaged)
+        stored = curves(results)
+        covered = coverage([cell for _, cell in keyed], results, damaged)
+    if not stored or (covered is not None and covered.missing):
+        shipped = shipped_curves(named) if of_package else None
+        if shipped is not None and any(path in (None, c.path) for c in shipped.curves):
+            made = f"{shipped.points} starts a run ({shipped.made_with})"
+            return _Found(shipped.curves, None, f"These results ship with diffode, {made}; {again} makes them anew.")
+        if shipped is not None and not stored:
+            known = ", ".join(dict.fromkeys(c.path for c in shipped.curves))
+            raise ArgumentError(f"suite {named!r} was not run on path {path!r}, but on {known}: run {again}, and ask again")
     if not file.is_file():
-        raise ArgumentError(f"there is no result store at {file}; run diffode bench {suite} first, or give --store")
-    with Store(file) as opened:
-        keyed = keyed_cells(chosen)
-        results = opened.get(keyed)
-        damaged = len(opened.damaged)
-    cells = [cell for _, cell in keyed if path in (None, cell.path) and target in (None, cell.target)]
-    stored, of_suite = curves(results), coverage(cells, results, damaged)
+        raise ArgumentError(f"there is no result store at {file}; run {again} first, or give --store")
     if not stored:
         raise ArgumentError(
-            f"nothing of suite {suite!r} is stored in {file}: run diffode bench {suite} first, or name the suite that was run, "
+            f"nothing of suite {chosen.name!r} is stored in {file}: run {again} first, or name the suite that was run, "
             "--suite NAME for one that diffode has or --suite FILE.toml for one of your own"
         )
-    found = recommend(stored, nfe, path=path, target=target)
-    used = [c for c in stored if path in (None, c.path) and target in (None, c.target)]
-    covered = scope(used, known=field is None)
-    lines = lines_to_paste(found[0].method, nfe)
-    if as_json:
-        ranking = [asdict(a) for a in found[:top]]
-        facts = {"nfe": nfe, "path": path, "target": target, "field": field, "coverage": asdict(of_suite)}
-        print_json({**facts, "ranking": ranking, "covers": covered, "paste": lines})
-        return
-    where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("path", path)) if v) or "all targets and paths"
+    return _Found(stored, covered)
+
+
+def _path(schedule: str) -> str:
+    from diffode.studies.question import path_of_schedule
+
+    return path_of_schedule(schedule)
+
+
+def _on_path(chosen: Suite, wanted: str, *, is_schedule: bool) -> tuple[Suite, str]:
+    """The suite, or its runs on a schedule that it has not, and the text of the path in its cells."""
+    from diffode import paths
+    from diffode.studies.question import same_path
+
+    spec = _path(wanted) if is_schedule else paths.registry.canonical(wanted)
+    text = next((cell.path for cell in chosen.cells if same_path(cell.path, spec)), None)
+    if text is not None or not is_schedule:
+        return chosen, text or spec
+    return on_named_schedule(chosen, wanted), spec
+
+
+def _print_ranking(title: str, ranked: Sequence[Advice], top: int) -> None:
     print_table(
-        f"Within {nfe} evaluations on {where} ({found[0].problems} problems)",
-        ["solver", "error", "x best", "95 % of resamples", "first", "wins"],
+        f"{title} ({ranked[0].problems} problems)",
+        ["solver", "error", "next problem's, 95 %", "x best", "95 % of resamples", "first", "wins"],
         [
             [
                 a.method,
                 f"{a.error:.2e}",
+                "-" if a.low is None or a.high is None else f"{a.low:.1e} to {a.high:.1e}",
                 _ratio(a.ratio),
                 f"{_ratio(a.ratio_low)} to {_ratio(a.ratio_high)}",
                 f"{a.first:.0%}",
                 str(a.wins),
             ]
-            for a in found[:top]
+            for a in ranked[:top]
         ],
     )
-    best = found[0]
-    if best.problems < 3:
-        verdict = "one or two problems say little: no interval worth the name"
-    elif best.first >= 0.95:
-        verdict = "the choice hardly depends on which targets were tried"
-    else:
-        verdict = "the choice depends on which targets were tried: the next ones may be as good"
-    solver, grid = solver_and_grid(best.method)
-    click.echo(f"take {solver} on the grid {grid}: first in {best.first:.0%} of resamples of the problems; {verdict}")
-    click.echo(covered)
-    if of_suite.sentence:
-        click.echo(f"this ranking is not of the whole suite: {of_suite.sentence}; run diffode bench {suite}", err=True)
-    click.echo("\n" + "\n".join(lines))
 
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
 
 
-def solver_and_grid(method: str) -> tuple[str, str]:
-    """The specs of solver and grid in a method of a ranking, which leaves out the grid ``karras``.
+def verdict(ranked: Sequence[Advice]) -> str:
+    """The recommendation in sentences: what to take, how sure that is, the error to expect, and the runner-up."""
+    from diffode.studies.answer import plain
+    from diffode.studies.paste import method_parts
+    from diffode.studies.recommendation import LEAST_PROBLEMS
 
-    >>> solver_and_grid("unipc:order=3 @ log_snr"), solver_and_grid("ddim")
-    (('unipc:order=3', 'log_snr'), ('ddim', 'karras'))
-    """
-    solver, _, grid = method.partition(" @ ")
-    return solver, grid or "karras"
-
-
-def lines_to_paste(method: str, nfe: int) -> list[str]:
-    """The calls that run a method with the solver, grid and budget of its measurement."""
-    from diffode import grids, solvers
-    from diffode.solvers.solver import WritesTable
-
-    spec, grid = solver_and_grid(method)
-    recipe = solvers.get(spec)
-    noise = ", generator=0" if recipe.stochastic else ""
-    lines = [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']
-    # Listed times belong to one path, and a pipeline has another.
-    if isinstance(recipe, WritesTable) and not recipe.lays_levels and grids.is_named(grid):
-        steps = max(1, nfe // recipe.nfe_per_step)
-        lines.append(f'scheduler = diffode.adapters.as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")')
-        lines.append(f"scheduler.set_timesteps({steps})  # without guidance, which makes two calls for each evaluation")
-    return lines
+    best = ranked[0]
+    if best.problems < LEAST_PROBLEMS:
+        sure = "one or two problems say little: no interval worth the name"
+    elif best.first >= 0.95:
+        sure = "the choice hardly depends on which targets were tried"
+    else:
+        sure = "the choice depends on which targets were tried: the next ones may be as good"
+    solver, grid = method_parts(best.method)
+    lines = [f"take {solver} on the grid {grid}: first in {best.first:.0%} of resamples of the problems; {sure}"]
+    spread = ""
+    if best.low is not None and best.high is not None:
+        ends = f"{plain(best.low)} to {plain(best.high)}"
+        spread = f"; on one more problem of this kind it lies in {ends} with a probability of 95 %"
+        spread += " (the spread between problems, Student's t in the logarithm)"
+    tried = f"{plain(best.least, 2)} to {plain(best.most, 2)} on those that were tried"
+    error = f"{plain(best.error, 2)} of the data's scale, as a distance over all coordinates"
+    lines.append(f"expect an error of {error}: {tried}{spread}")
+    if len(ranked) > 1:
+        other = ranked[1]
+        place = "within the interval of the best" if other.as_good else "outside the interval of the best"
+        spec, on = method_parts(other.method)
+        lines.append(f"runner-up: {spec} on the grid {on}, {_ratio(other.ratio)} times the error, {place}")
+    return "\n".join(lines)
 
 
 def scope(used: Sequence[Curve], *, known: bool) -> str:

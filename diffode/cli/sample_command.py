@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import NFE_HELP, field_options, field_text, json_option, print_json, source_option, writable
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _HELD = 10_000
 
 
 @click.command("sample")
-@click.argument("target")
+@click.argument("target", shell_complete=completed.targets)
 @field_options
 @click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.methods_told import LAW_ONLY
 from diffode.cli.output import json_option, print_json, source_option
 
@@ -48,7 +49,7 @@ class Budgets(click.ParamType[tuple[int, ...]]):
 
 @click.command("train")
 @click.argument("spec")
-@click.option("--target", required=True, help="Target that is trained on.")
+@click.option("--target", required=True, shell_complete=completed.targets, help="Target that is trained on.")
 @click.option(
     "--nfe",
     type=Budgets(),

@@ -8,16 +8,22 @@ from typing import Any
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import apart_from_prints, json_option, print_report, source_option, writable
 
 _DEFAULT_PICTURE = "diffode-verify.png"
 
 
 @click.command("verify")
-@click.argument("field")
+@click.argument("field", shell_complete=completed.targets)
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @click.option("--kind", default=None, help="What a function of your own gives: velocity, noise, denoised or score.")
-@click.option("--target", default=None, help="Target that your field is to be the field of; gives it density and data.")
+@click.option(
+    "--target",
+    default=None,
+    shell_complete=completed.targets,
+    help="Target that your field is to be the field of; gives it density and data.",
+)
 @source_option
 @click.option("--density", default=None, help="MODULE:ATTR of log p(x, t) of your field.")
 @click.option("--dim", default=None, help="Coordinates a row of x has, or the shape of a row such as 3x32x32.")

@@ -8,15 +8,18 @@ from diffode.errors import ArgumentError
 from diffode.paths.given import DDPM, FunctionPath, Tabulated
 from diffode.paths.interval import Interval
 from diffode.paths.path import Path, Time
+from diffode.paths.published import PUBLISHED, Published, spelled
 from diffode.paths.standard import EDM, VP, RectifiedFlow, SubVP, Trigonometric, VPCosine
 from diffode.specs import Registry
 
 __all__ = [
-    "DDPM", "EDM", "VP", "FunctionPath", "Interval", "Path", "RectifiedFlow", "SubVP", "Tabulated", "Time", "Trigonometric",
-    "VPCosine", "get", "names", "register", "registry",
+    "DDPM", "EDM", "PUBLISHED", "VP", "FunctionPath", "Interval", "Path", "Published", "RectifiedFlow", "SubVP", "Tabulated",
+    "Time", "Trigonometric", "VPCosine", "get", "names", "register", "registry",
 ]  # fmt: skip
 
-registry: Registry[Path] = Registry("path", Path)
+registry: Registry[Path] = Registry(
+    "path", Path, spelled=spelled, aliases={name: known.path for name, known in PUBLISHED.items()}
+)
 for _path in (EDM, VP, VPCosine, SubVP, RectifiedFlow, Trigonometric, DDPM):
     registry.register(_path.name, _path)
 
@@ -26,6 +29,8 @@ def get(spec: str | Path, **options: Any) -> Path:
 
     >>> get("vp:beta_max=12").beta_max
     12
+    >>> get("sdxl").spec
+    'ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012'
     """
     if isinstance(spec, Path):
         if options:

@@ -11,8 +11,9 @@ from diffode import plot, solvers, targets
 from diffode.fields import Field
 from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.flows import reference
-from diffode.plot.appearance import DASHES, MARKERS, Look
+from diffode.plot.appearance import DASHES, Look
 from diffode.plot.space import is_shape_of_images
+from diffode.studies.paste import method_parts
 from diffode.studies.problem import starts
 from diffode.studies.ranking import Curve
 
@@ -26,15 +27,14 @@ _MOST_IMAGES = 64
 _LETTERS = 70
 #: Seed of the noise of a run.
 _SEED = 0
-#: What Plotly calls the dashes and markers of :mod:`diffode.plot`.
-_DASHES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot"), strict=True))
-_SYMBOLS = dict(zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True))
+#: Lengths of strokes and gaps of the dashes of :mod:`diffode.plot`, as SVG writes them.
+_STROKES = dict(zip(map(str, DASHES), ("", "9 4", "2 3", "10 3 2 3"), strict=True))
 
 
 def page_looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Colour, dash and symbol of each method on a page of Plotly, in the words of Plotly."""
+    """Colour, dash and marker of each method, in the words of a page's script."""
     return {
-        method: {"color": look.colour, "dash": _DASHES[str(look.dash)], "symbol": _SYMBOLS[look.marker]}
+        method: {"colour": look.colour, "dash": _STROKES[str(look.dash)], "marker": look.marker}
         for method, look in plot.looks(methods).items()
     }
 
@@ -68,7 +68,8 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     exact = solvers.solve(field, start, solver="unipc:order=3", grid="karras", steps=100, keep="all")
     runs = [("exact flow", exact, reference(field, start, first, last, 1e-5).x)]
     for method in methods:
-        solution = solvers.solve(field, start, solver=method, nfe=nfe, keep="all", generator=_SEED)
+        solver, grid = method_parts(method)
+        solution = solvers.solve(field, start, solver=solver, grid=grid, nfe=nfe, keep="all", generator=_SEED)
         runs.append((f"{method}, NFE {solution.nfe}", solution, solution.x))
     with plot.style():
         figure = Figure(figsize=(3.4 * len(runs), 3.8), layout="constrained")
@@ -88,7 +89,8 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     start = starts(target, path, 0, _IMAGES, first, f"{target} images")
     rows = [("exact flow", reference(field, start, first, last, 1e-6).x)]
     for method in methods:
-        solution = solvers.solve(field, start, solver=method, nfe=nfe, generator=_SEED)
+        solver, grid = method_parts(method)
+        solution = solvers.solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=_SEED)
         rows.append((f"{method}\nNFE {solution.nfe}", solution.x))
     limit = float(rows[0][1].abs().quantile(0.99))
     with plot.style():

@@ -169,6 +169,50 @@ def standings(all_curves: Sequence[Curve], nfe: int) -> list[Standing]:
     return sorted(standing, key=lambda s: s.error)
 
 
+def mean_curves(all_curves: Sequence[Curve]) -> dict[str, tuple[list[int], list[float]]]:
+    """By method, the geometric mean of the errors over all problems, at the NFE that the method has on each of them.
+
+    Returns:
+        Numbers of evaluations and errors of each method that has such NFE, in the order of the suite.
+    """
+    problems = len({c.problem for c in all_curves})
+    gathered: dict[str, dict[int, list[float]]] = {}
+    for curve in all_curves:
+        for nfe, error in zip(curve.nfe, curve.error, strict=True):
+            gathered.setdefault(curve.method, {}).setdefault(nfe, []).append(math.log(max(error, 1e-300)))
+    found = {}
+    for method, by_nfe in gathered.items():
+        whole = sorted(nfe for nfe, logs in by_nfe.items() if len(logs) == problems)
+        if whole:
+            found[method] = whole, [math.exp(sum(by_nfe[nfe]) / problems) for nfe in whole]
+    return found
+
+
+def best_methods(all_curves: Sequence[Curve], first: int) -> list[str]:
+    """The methods that are among the ``first`` at some budget, those at the smallest budget first."""
+    return list(dict.fromkeys(s.method for nfe in budgets(all_curves) for s in standings(all_curves, nfe)[:first]))
+
+
+def curves_of_note(all_curves: Sequence[Curve], most: int) -> list[Curve]:
+    """All curves, or, where there are more than ``most``, those of as many of the best methods as fit, in their own order."""
+    if len(all_curves) <= most:
+        return list(all_curves)
+    places: dict[str, int] = {}
+    for nfe in budgets(all_curves):
+        for place, one in enumerate(standings(all_curves, nfe)):
+            places[one.method] = min(place, places.get(one.method, place))
+    counts: dict[str, int] = {}
+    for curve in all_curves:
+        counts[curve.method] = counts.get(curve.method, 0) + 1
+    kept, room = set(), most
+    for method in sorted(counts, key=lambda m: places.get(m, len(all_curves))):
+        if counts[method] > room:
+            break
+        kept.add(method)
+        room -= counts[method]
+    return [c for c in all_curves if c.method in kept]
+
+
 @dataclass(frozen=True)
 class Price:
     """The NFE that a method needs for an error, the median over problems, and the number of problems that reach the error."""

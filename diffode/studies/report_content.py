@@ -18,7 +18,9 @@ KINDS = ("clouds", "images")
 #: Largest number of characters of a target in a file's name; systems allow 255 in all.
 _LONGEST_NAME = 120
 #: Libraries that draw.
-_LIBRARIES = ("matplotlib", "plotly")
+_LIBRARIES = ("matplotlib",)
+#: Endings of the files of this folder that make a page.
+_KINDS_OF_CODE = ("py", "html", "css", "js")
 
 
 def check_report(suite: Suite, folder: str | FilePath) -> None:
@@ -63,7 +65,9 @@ def made_of(suite: Suite, results: Sequence[Result], command: str) -> str:
 def _code() -> str:
     """The code of this folder, which makes reports, and the versions of what draws."""
     here = FilePath(__file__).parent
-    own = (file.read_text(encoding="utf-8") for file in sorted([*here.glob("[!.]*.py"), *here.glob("[!.]*.html")]))
+    own = (
+        file.read_text(encoding="utf-8") for file in sorted(f for kind in _KINDS_OF_CODE for f in here.glob(f"[!.]*.{kind}"))
+    )
     return "\n".join([*own, *(f"{library} {importlib.metadata.version(library)}" for library in _LIBRARIES)])
 
 

@@ -215,8 +215,9 @@ def _product(lists: Mapping[str, Sequence[Any]], study: Mapping[str, Any], where
 
 
 def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
-    """Write lists of times as texts, and foreign names for solvers as diffode's specs, so that one run has one key."""
+    """Write lists of times as texts, and other names of paths and solvers as diffode's specs, so that one run has one key."""
     try:
+        lists["paths"] = list(dict.fromkeys(map(paths.registry.canonical, lists["paths"])))
         lists["grids"] = [grids.spec_of(grid) for grid in lists["grids"]]
         lists["solvers"] = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
     except ArgumentError as error:

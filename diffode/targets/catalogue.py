@@ -85,10 +85,13 @@ def tags(target: Target | str) -> list[str]:
 
     ``1d``/``2d``/``high-dimensional`` (D >= 50); ``gaussian`` (one component); ``isotropic``/``diagonal``/``full``/
     ``low-rank``/``points``; ``many-modes`` (K >= 100); ``stiff`` (largest distance of a mean from the centre over the
-    smallest width >= 1e4); ``exact-flow`` (Gaussian, one-dimensional, or means on a line with one covariance).
+    smallest width >= 1e4); ``exact-flow`` (Gaussian, one-dimensional, or means on a line with one covariance). A name whose
+    card has the shape of an image has ``images`` too, which a target without its name does not tell.
     """
     given = get(target)
     result = [f"{given.dim}d"] if given.dim <= 2 else ["high-dimensional"] if given.dim >= 50 else []
+    if isinstance(target, str) and len((_cards[target].shape if target in _cards else None) or ()) >= 2:
+        result.append("images")
     mixture = given.as_mixture()
     if mixture is None:
         return result

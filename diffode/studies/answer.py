@@ -1,0 +1,82 @@
+"""The answers of a study: what to take at each budget, what may be as good, and the same for targets of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffode.errors import ArgumentError
+from diffode.studies.question import tags_of
+from diffode.studies.ranking import Curve, budgets
+from diffode.studies.recommendation import Advice, recommend
+
+#: Budget of the sentence, or the nearest one that was run: what people ask for.
+_ASKED = 8
+#: Budgets of the table of kinds.
+_KINDS_AT = (4, 8, 20)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best method at a budget, and the methods that may be as good on other problems, the best first."""
+
+    nfe: int
+    best: Advice
+    as_good: tuple[Advice, ...]
+
+
+def answers(curves: Sequence[Curve]) -> list[Answer]:
+    """An answer for every budget at which some method has a result on all problems, increasing."""
+    return [found for nfe in budgets(curves) if (found := answer_at(curves, nfe)) is not None]
+
+
+def answer_at(curves: Sequence[Curve], nfe: int) -> Answer | None:
+    """The answer at one budget; None if no method has a result within it on all problems."""
+    try:
+        ranked = recommend(curves, nfe)
+    except ArgumentError:
+        return None
+    return Answer(nfe, ranked[0], tuple(a for a in ranked[1:] if a.as_good))
+
+
+def plain(value: float, digits: int = 1) -> str:
+    """A positive number with a few digits, without an exponent where it is neither large nor small.
+
+    >>> plain(23.4), plain(0.0456, 2), plain(3e-7)
+    ('20', '0.046', '3e-07')
+    """
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:.{digits}g}" if not 1 <= rounded < 1e5 else f"{rounded:g}"
+
+
+def in_a_sentence(found: Sequence[Answer]) -> str:
+    """The answer in words, at eight evaluations or the nearest budget."""
+    one = min(found, key=lambda a: (abs(a.nfe - _ASKED), a.nfe))
+    best = one.best
+    many = "problem" if best.problems == 1 else "problems"
+    error = plain(best.error, 2)
+    said = f"At {one.nfe} evaluations take {best.method}: an error of {error} of the scale on {best.problems} {many}"
+    if best.problems == 1:
+        return f"{said}, which says little of others."
+    if not one.as_good:
+        return f"{said}; no other is as good when the problems are drawn anew."
+    names = ", ".join(a.method for a in one.as_good[:2]) + (f" and {len(one.as_good) - 2} more" if len(one.as_good) > 2 else "")
+    return f"{said}; {names} {'is' if len(one.as_good) == 1 else 'are'} within its interval."
+
+
+def alike(curves: Sequence[Curve]) -> list[tuple[str, int, list[Answer | None]]]:
+    """By tag of two targets or more: their number, and the answers at about 4, 8 and 20 evaluations."""
+    targets = list(dict.fromkeys(c.target for c in curves))
+    tagged: dict[str, set[str]] = {}
+    for target in targets:
+        for tag in tags_of(target):
+            tagged.setdefault(tag, set()).add(target)
+    run = budgets(curves)
+    wanted = sorted({min(run, key=lambda n: (abs(n - at), n)) for at in _KINDS_AT}) if run else []
+    found = []
+    for tag, own in sorted(tagged.items()):
+        # A tag that all or one of the targets have tells them from nothing.
+        if 1 < len(own) < len(targets):
+            there = [c for c in curves if c.target in own]
+            found.append((tag, len(own), [answer_at(there, nfe) for nfe in wanted]))
+    return [row for row in found if all(row[2])]

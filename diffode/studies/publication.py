@@ -1,0 +1,179 @@
+"""A suite's ranking for papers: tables as LaTeX, Markdown and CSV, and curves as PDF, SVG or PNG."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path as FilePath
+from typing import Literal, get_args
+
+from matplotlib.figure import Figure
+
+from diffode import plot
+from diffode.errors import ArgumentError
+from diffode.output_files import unwritable, write_whole
+from diffode.studies.answer import plain
+from diffode.studies.paste import method_parts
+from diffode.studies.ranking import Curve, best_methods, budgets, mean_curves, standings
+from diffode.studies.recommendation import recommend
+from diffode.studies.report_content import figure_names
+
+#: The form of a file.
+Format = Literal["pdf", "svg", "png", "csv", "latex", "markdown"]
+#: Formats of pictures.
+_PICTURES = ("pdf", "svg", "png")
+#: Number of methods at each budget that a table and a picture show.
+_FIRST = 3
+#: Characters that LaTeX reads as commands, with what prints them.
+_LATEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def publish(
+    name: str,
+    curves: Sequence[Curve],
+    folder: str | FilePath,
+    formats: Sequence[str],
+    *,
+    command: str,
+    metric: str = "endpoint",
+) -> list[FilePath]:
+    """Write a suite's ranking and curves in some formats, and return the files.
+
+    Pictures are ``curves.pdf`` (the geometric mean over all problems) and ``curves-TARGET.pdf`` for every target; tables are
+    ``ranking.tex``, ``ranking.md`` and ``ranking.csv``. Each file is replaced whole.
+
+    Args:
+        name: name of the suite, for captions.
+        curves: its curves.
+        folder: folder of the files, made if missing.
+        formats: ``pdf``, ``svg``, ``png``, ``csv``, ``latex``, ``markdown``.
+        command: the command that makes the results again, named in captions.
+        metric: the metric of the errors, for captions.
+
+    Raises:
+        ArgumentError: for another format, without curves, or if the folder can't be written.
+    """
+    for one in formats:
+        if one not in get_args(Format):
+            raise ArgumentError(f"format must be one of {', '.join(get_args(Format))}, got {one!r:.60}")
+    if not curves:
+        raise ArgumentError(f"suite {name!r} has no result that could be ranked: run {command} first")
+    place = FilePath(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(place, error, "folder of the exports") from error
+    tables: Mapping[str, tuple[str, Callable[[], str]]] = {
+        "csv": ("ranking.csv", lambda: as_csv(curves)),
+        "latex": ("ranking.tex", lambda: as_latex(curves, _caption(name, curves, metric), command)),
+        "markdown": ("ranking.md", lambda: as_markdown(curves, _caption(name, curves, metric), command)),
+    }
+    made = []
+    for one in dict.fromkeys(formats):
+        if one in _PICTURES:
+            made += _draw(curves, place, one, metric)
+        else:
+            file, text = tables[one]
+            write_whole(place / file, text().encode("utf-8", "backslashreplace"), "table")
+            made.append(place / file)
+    return made
+
+
+def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) -> list[FilePath]:
+    methods = best_methods(curves, _FIRST)
+    styles = plot.looks(methods)
+    label = "mean end-point error / scale" if metric == "endpoint" else f"{metric} / scale"
+    means = mean_curves(curves)
+    known = [m for m in methods if m in means]
+    drawn: dict[str, dict[str, tuple[list[int], list[float]]]] = {"curves": {m: means[m] for m in known}} if known else {}
+    for target, name in figure_names(c.target for c in curves).items():
+        of_target = mean_curves([c for c in curves if c.target == target])
+        drawn[f"curves-{name}"] = {m: of_target[m] for m in methods if m in of_target}
+    made = []
+    for name, points in drawn.items():
+        if not points:
+            continue
+        with plot.style():
+            figure = Figure(figsize=plot.SIZES["page"], layout="constrained")
+            plot.error_curves(points, ax=figure.subplots(), styles=styles, ylabel=label)
+        made.append(plot.save(figure, place / f"{name}.{ending}"))
+    return made
+
+
+def _caption(name: str, curves: Sequence[Curve], metric: str) -> str:
+    targets, paths = len({c.target for c in curves}), len({c.path for c in curves})
+    what = "Mean end-point error" if metric == "endpoint" else f"Metric {metric}"
+    return (
+        f"{what} in units of the data's scale, geometric mean over {len({c.problem for c in curves})} problems ({targets} "
+        f"targets, {paths} paths) of the suite {name}, by number of evaluations. The best at each is bold."
+    )
+
+
+def _ranked(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[str, list[tuple[str, bool]]]]]:
+    """Budgets, and by method an error at each with whether it is the best; methods that are among the first at some budget."""
+    run = budgets(curves)
+    by_budget = [{s.method: s.error for s in standings(curves, nfe)} for nfe in run]
+    rows = []
+    for method in best_methods(curves, _FIRST):
+        cells = [
+            (plain(errors[method], 2), errors[method] == min(errors.values())) if method in errors else ("", False)
+            for errors in by_budget
+        ]
+        rows.append((method, cells))
+    return run, rows
+
+
+def as_markdown(curves: Sequence[Curve], caption: str, command: str) -> str:
+    """The ranking as a table in Markdown, with its caption and the command that makes it again."""
+    run, rows = _ranked(curves)
+    lines = [f"| solver | {' | '.join(f'NFE {n}' for n in run)} |", f"|---|{'---:|' * len(run)}"]
+    for method, cells in rows:
+        shown = (f"**{text}**" if best else text for text, best in cells)
+        lines.append(f"| `{method.replace('|', chr(92) + '|')}` | {' | '.join(shown)} |")
+    return "\n".join(["", *lines, "", f"{caption} Made by `{command}`.", ""]).lstrip("\n")
+
+
+def as_latex(curves: Sequence[Curve], caption: str, command: str) -> str:
+    """The ranking as a LaTeX table, which needs the package booktabs."""
+    run, rows = _ranked(curves)
+    lines = [
+        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{in_latex(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(run)}}}", r"\toprule", f"NFE & {' & '.join(map(str, run))} \\\\", r"\midrule",
+    ]  # fmt: skip
+    for method, cells in rows:
+        shown = (rf"\textbf{{{text}}}" if best else text for text, best in cells)
+        lines.append(rf"\texttt{{{in_latex(method)}}} & {' & '.join(shown)} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", f"% made by: {' '.join(command.split())}", ""])
+
+
+def in_latex(text: str) -> str:
+    """A text as LaTeX prints it.
+
+    >>> print(in_latex("a_b & 5 %"))
+    a\\_b \\& 5 \\%
+    """
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def as_csv(curves: Sequence[Curve]) -> str:
+    """The ranking as CSV: a line for each budget and method, with rank, error and all that says how sure it is."""
+    text = io.StringIO(newline="")
+    writer = None
+    for nfe in budgets(curves):
+        try:
+            ranked = recommend(curves, nfe)
+        except ArgumentError:  # No method has a result within this budget on all problems.
+            continue
+        for rank, advice in enumerate(ranked, start=1):
+            solver, grid = method_parts(advice.method)
+            row = {"nfe": nfe, "rank": rank, "solver": solver, "grid": grid, **asdict(advice)}
+            if writer is None:
+                writer = csv.DictWriter(text, list(row))
+                writer.writeheader()
+            writer.writerow(row)
+    return text.getvalue()

@@ -1,0 +1,119 @@
+"""What a practitioner asks for in place of a suite's own names: a schedule, a kind of data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path as FilePath
+
+from diffode import grids, paths, targets
+from diffode.adapters.scheduler_files import path_of_file
+from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
+from diffode.fields.own import FieldText
+from diffode.fields.problem_text import parts_of
+from diffode.studies.problem import INTERVAL, bridge_of
+from diffode.studies.ranking import Curve
+from diffode.studies.suite import Suite, plain_name
+
+
+def path_of_schedule(schedule: str) -> str:
+    """The spec of the path of a schedule: ``sd15``, ``sdxl``, ``flux``, ``edm``, another path, or a ``scheduler_config.json``.
+
+    Raises:
+        ArgumentError, FileFormatError: if there is none, or the file holds none that has a name.
+
+    >>> path_of_schedule("sdxl"), path_of_schedule("flux")
+    ('ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012', 'rectified_flow')
+    """
+    if schedule.endswith(".json") or FilePath(schedule).is_file():
+        return path_of_file(schedule).spec
+    try:
+        return paths.get(schedule).spec
+    except UnknownNameError as error:
+        known = ", ".join([*paths.PUBLISHED, *paths.names()])
+        raise UnknownNameError("schedule", schedule, [*paths.PUBLISHED, *paths.names()], advice=f"give {known}, or the "
+                               "scheduler_config.json of a model") from error  # fmt: skip
+
+
+def same_path(text: str, spec: str) -> bool:
+    """Whether the path that a suite names has a spec."""
+    if text == INTERVAL:
+        return False
+    try:
+        return text == spec or paths.get(text).spec == spec
+    except DiffodeError:  # The path of stored results may no longer exist.
+        return False
+
+
+def on_schedule(suite: Suite, path: str) -> Suite:
+    """The suite's runs on a schedule: its own runs there, or else all of them, with the path in the place of their own.
+
+    Grids that would begin elsewhere than at the schedule's noisy end, as published levels do on another schedule, are left out,
+    since their runs would have less to do.
+
+    Raises:
+        ArgumentError: if no run of the suite can be made there.
+    """
+    here = [cell for cell in suite.cells if same_path(cell.path, path)]
+    if not here:
+        kind = type(paths.get(path))
+        known = {text for text in {cell.path for cell in suite.cells} if text != INTERVAL}
+        alike = {text for text in known if type(paths.get(text)) is kind} or known
+        fitting = {grid for grid in {cell.grid for cell in suite.cells} if _whole(grid, path)}
+        here = [replace(cell, path=path) for cell in suite.cells if cell.path in alike and cell.grid in fitting]
+    if not here:
+        raise ArgumentError(f"suite {suite.name!r} has no run that can be made on path {path!r}: choose another suite")
+    return replace(suite, name=plain_name(f"{suite.name}-on-{path}"), cells=tuple(dict.fromkeys(here)))
+
+
+def _whole(grid: str, path: str) -> bool:
+    """Whether a grid begins at the noisy end of a path."""
+    on = paths.get(path)
+    try:
+        first = float(grids.get(grid, on, 4 if grids.is_named(grid) else None)[0])
+    except DiffodeError:
+        return False
+    return abs(first - on.t_max) <= 1e-9 * on.t_max
+
+
+def targets_like(named: Sequence[str], asked: str) -> list[str]:
+    """The targets among some that are asked for, by name or by a tag of theirs such as ``images``.
+
+    Raises:
+        ArgumentError: if none is; it lists names and tags.
+
+    >>> targets_like(["ring8", "digits-gmm10", "patches-gmm"], "images")
+    ['digits-gmm10', 'patches-gmm']
+    """
+    if asked in named:
+        return [asked]
+    by_target = {name: tags_of(name) for name in named}
+    found = [name for name, own in by_target.items() if asked in own]
+    if not found:
+        known = sorted({tag for own in by_target.values() for tag in own})
+        raise ArgumentError(
+            f"nothing of this suite was run on target or tag {asked!r}; targets: {', '.join(sorted(named))}; tags: "
+            f"{', '.join(known) or 'none'}. Name another suite, or write one with this target: diffode new suite NAME"
+        )
+    return found
+
+
+def tags_of(name: str) -> list[str]:
+    """The tags of a study's target; none for fields, bridges and targets that no longer exist."""
+    if FieldText.names(name) or bridge_of(name) is not None:
+        return []
+    try:
+        return targets.tags(parts_of(name)[0])
+    except DiffodeError:  # The target of stored results may no longer exist.
+        return []
+
+
+def budget_note(curves: Sequence[Curve], nfe: int) -> str:
+    """A sentence about a budget that was not run as it is; empty if it was."""
+    run = sorted({n for c in curves for n in c.budgets})
+    if nfe in run or not run:
+        return ""
+    if nfe > run[-1]:
+        return f"nothing was run with more than {run[-1]} evaluations: this is the ranking of these"
+    below = [n for n in run if n < nfe]
+    return f"{nfe} evaluations were not run: these are errors of {below[-1]}" if below else ""

@@ -1,0 +1,120 @@
+"""Rankings for papers: the same numbers in every format, texts that LaTeX can print, pictures of what is best."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+from small_suite import small
+
+from diffode.cli import report_command
+from diffode.errors import ArgumentError
+from diffode.studies import run_suite
+from diffode.studies.publication import as_csv, as_latex, as_markdown, in_latex, publish
+from diffode.studies.ranking import Curve, mean_curves, standings
+
+SPEC = "dpmpp:order=2,lower_order_final=never @ log_snr"
+
+
+def curve(target, method, errors, nfe=(4, 8)):
+    solver, _, grid = method.partition(" @ ")
+    return Curve(target, "edm", grid or "karras", solver, nfe, tuple(errors), 0.0, nfe)
+
+
+CURVES = [
+    *(curve(t, "ddim", (0.4 * f, 0.2 * f)) for t, f in (("a", 1.0), ("b", 4.0), ("c|d", 2.0))),
+    *(curve(t, SPEC, (0.9 * f, 0.01 * f)) for t, f in (("a", 1.0), ("b", 4.0), ("c|d", 2.0))),
+]
+
+
+def test_the_mean_over_problems_is_geometric_and_needs_all_of_them():
+    means = mean_curves(CURVES)
+    assert means["ddim"][0] == [4, 8]
+    assert means["ddim"][1] == pytest.approx([0.8, 0.4])
+    assert [s.error for s in standings(CURVES, 8)] == pytest.approx([0.02, 0.4])
+    assert means[SPEC][1] == pytest.approx([1.8, 0.02])
+    short = [*CURVES, curve("a", "more", (0.1, 0.1)), curve("a", "ddim", (1,), (5,))]
+    assert "more" not in mean_curves(short)
+    assert mean_curves(short)["ddim"][0] == [4, 8]
+
+
+def test_tables_say_the_same_numbers_with_the_best_in_bold():
+    markdown = as_markdown(CURVES, "caption", "diffode bench s")
+    assert "| `ddim` | **0.8** | 0.4 |" in markdown
+    assert f"| `{SPEC}` | 1.8 | **0.02** |" in markdown
+    latex = as_latex(CURVES, "100 % of it", "diffode bench s")
+    assert r"\texttt{ddim} & \textbf{0.8} & 0.4 \\" in latex
+    assert r"\texttt{dpmpp:order=2,lower\_order\_final=never @ log\_snr} & 1.8 & \textbf{0.02} \\" in latex
+    assert r"\caption{100 \% of it}" in latex
+    rows = list(csv.DictReader(io.StringIO(as_csv(CURVES))))
+    assert [(r["nfe"], r["rank"], r["solver"], r["grid"]) for r in rows] == [
+        ("4", "1", "ddim", "karras"), ("4", "2", "dpmpp:order=2,lower_order_final=never", "log_snr"),
+        ("8", "1", "dpmpp:order=2,lower_order_final=never", "log_snr"), ("8", "2", "ddim", "karras"),
+    ]  # fmt: skip
+    assert [float(r["error"]) for r in rows] == pytest.approx([0.8, 1.8, 0.02, 0.4])
+    assert all(float(r["low"]) < float(r["error"]) < float(r["high"]) for r in rows)
+
+
+def test_latex_prints_every_letter():
+    assert in_latex(r"a_b&c%d#e$f{g}h~i^j\k") == (
+        r"a\_b\&c\%d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
+    )
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_the_table_is_latex(tmp_path):
+    publish("s", CURVES, tmp_path, ["latex"], command="diffode bench s --import a_b.py")
+    text = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{ranking}\end{document}"
+    (tmp_path / "all.tex").write_text(text)
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=tmp_path, check=True)
+
+
+def test_pictures_are_drawn_for_all_and_for_each_target(tmp_path):
+    files = publish("s", CURVES, tmp_path / "new", ["svg", "pdf"], command="x")
+    assert [f.name for f in files][:4] == ["curves.svg", "curves-a.svg", "curves-b.svg", "curves-c_d.svg"]
+    assert len(files) == 8
+    drawn = (tmp_path / "new" / "curves.svg").read_text()
+    assert "dpmpp:order=2" in drawn
+    assert "mean end-point error / scale" in drawn
+    assert (tmp_path / "new" / "curves.pdf").read_bytes().startswith(b"%PDF")
+    again = (tmp_path / "new" / "curves.svg").read_bytes()
+    publish("s", CURVES, tmp_path / "new", ["svg"], command="x")
+    assert (tmp_path / "new" / "curves.svg").read_bytes() == again
+
+
+def test_wrong_requests_are_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="format must be one of pdf, svg"):
+        publish("s", CURVES, tmp_path, ["docx"], command="x")
+    with pytest.raises(ArgumentError, match="no result that could be ranked"):
+        publish("s", [], tmp_path, ["csv"], command="x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match="folder of the exports"):
+        publish("s", CURVES, tmp_path / "file" / "x", ["csv"], command="x")
+
+
+def test_the_command_writes_what_is_asked_and_no_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite = small(study=[{"targets": ["gauss1d"], "solvers": ["ddim", "heun"]}])
+    (tmp_path / "diffode-report").mkdir()
+    run_suite(suite, tmp_path / "diffode-report" / "results.sqlite", jobs=1)
+    (tmp_path / "small.toml").write_text(
+        'name = "small"\n[defaults]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [4, 8]\nseeds = [0]\npoints = 16\n'
+        'tolerance = 1e-6\n[[study]]\ntargets = ["gauss1d"]\nsolvers = ["ddim", "heun"]\n'
+    )
+    done = CliRunner().invoke(report_command.command, ["small.toml", "--format", "markdown", "--format", "csv", "--json"])
+    assert done.exit_code == 0, done.output
+    files = json.loads(done.stdout)["files"]
+    assert files == ["diffode-report/small-export/ranking.md", "diffode-report/small-export/ranking.csv"]
+    table = (tmp_path / files[0]).read_text()
+    assert "of the suite small" in table
+    assert "`diffode bench small.toml`" in table
+    shown = re.search(r"\| `heun` \| (.*?) \| (.*?) \|", table)
+    assert all(math.isfinite(float(cell.strip("*"))) for cell in shown.groups())
+    assert not (tmp_path / "diffode-report" / "small").exists()
+    plain = CliRunner().invoke(report_command.command, ["small.toml", "--format", "png"])
+    assert plain.stdout.split() == ["diffode-report/small-export/curves.png", "diffode-report/small-export/curves-gauss1d.png"]
