@@ -328,3 +328,28 @@ def test_weights_that_are_off_by_a_tenth_fail_and_no_mode_is_lost():
     assert found.passed is False
     assert "loses" not in found.detail
     assert found.value == pytest.approx(2 * (0.1554 - 5 * (0.25 / 2000) ** 0.5), abs=0.03)
+
+
+def test_errors_are_in_sizes_of_a_state_and_allowed_for_each_coordinate():
+    from diffode.verify.maps.trial import MapTrial
+
+    field = diffode.exact_field("gauss2d", "rectified_flow")
+    trial = MapTrial.of(FunctionMap(diffode.flow(field), field.path), field, 16, 0.05, 0)
+    assert trial.allowed == pytest.approx(0.05 * math.sqrt(2))
+    for t in (0.9, 0.5, 0.1):
+        x = field.marginal(20_000, t, generator=0)
+        deviation = (x - field.path.alpha(t) * field.target.mean).square().mean().sqrt()
+        assert trial.size(t) == pytest.approx(float(deviation), rel=0.02)
+
+
+def test_a_map_that_is_wrong_from_the_start_to_times_between_is_found():
+    field = field_of()
+    flow, path = diffode.flow(field), field.path
+
+    def phi(x, s, t):
+        wrong = ((s >= path.t_max) & (t > path.t_min) & (t < s))[:, None]
+        return flow(x, s, t) + 0.3 * wrong
+
+    report = check_map(phi, field, **SMALL)
+    assert report.check("pairs").passed is False
+    assert min(p["mean"] for p in report.facts["pairs"]) < 1e-12
