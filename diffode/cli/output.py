@@ -30,6 +30,9 @@ NFE_HELP = (
 source_option = click.option(
     "--source", default=None, help="Law of the noise: student:dof=128, density:law=logistic or a target; normal unless given."
 )
+guide_option = click.option(
+    "--guide", default=None, help="Guidance: label=three,weight=7.5 (1 is the conditional field alone); kind=, low=, high=, ..."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
 output_option = click.option("--output", default=OUTPUT, show_default=True, help="Folder of the reports and the store.")
 store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")
