@@ -78,7 +78,7 @@ sources: $(READY)  # a few minutes
 	@echo "==> fields whose noise is no normal one: Poisson flows, from mixture to mixture"
 	$(BIN)/python tools/make_sources.py
 
-guidance: $(READY)  # two minutes on two cores
+guidance: $(READY)  # a few minutes on two cores
 	@echo "==> samplers and laws under guidance, on exact fields"
 	$(BIN)/python tools/make_guidance.py
 

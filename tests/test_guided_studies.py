@@ -178,6 +178,22 @@ def test_the_shipped_suite_has_all_weights_and_budgets():
     assert len({cell.grid for cell in cells}) == 3
 
 
+def test_tables_are_trained_on_guided_fields_and_maps_of_data_are_not():
+    """A jump table learns the guided flow; a map would learn the conditional law from its data, which is another one."""
+    trained = diffode.learned.train("jump", GUIDED, 3, points=32, steps=4, seed=0)
+    assert trained.errors.after < 0.5 * trained.errors.before
+    field, x = field_of_text(GUIDED, "edm"), starts("ring8", "edm", 5, 32, 80.0)
+    # Its evaluations are counted in evaluations, the budget of a run in network calls.
+    run = diffode.solve(field, x, solver=trained.solver, nfe=trained.nfe * field.calls)
+    exact = diffode.reference(field, x, 80.0, float(run.times[-1]), 1e-7).x
+    error = float((run.x - exact).norm(dim=1).mean()) / field.scale
+    assert run.nfe == 6
+    assert error < 0.5 * float((diffode.solve(field, x, solver="ddim", nfe=6).x - exact).norm(dim=1).mean()) / field.scale
+    for method in ("meanflow", "cd"):
+        with pytest.raises(ArgumentError, match="trains on data, which this field does not tell"):
+            diffode.learned.train(method, GUIDED, (1,), steps=2)
+
+
 def test_commands_take_guidance(tmp_path):
     file = tmp_path / "points.npy"
     sample = ["sample", "ring8", "--output", str(file), "-n", "64", "--json"]

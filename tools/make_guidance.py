@@ -1,6 +1,6 @@
 """Write docs/guidance.md and its pictures: samplers and laws under guidance, on exact fields: ``make guidance``.
 
-The page is tools/guidance_page.md with numbers of the suite ``guidance`` and of exact laws; two minutes on two cores.
+The page is tools/guidance_page.md with numbers of the suite ``guidance`` and of exact laws; a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from diffode.plot.appearance import DASHES, PALETTE
 from diffode.solvers.solution import Solution
 from diffode.studies import Store, load_suite, run_suite
 from diffode.studies.guided_ranking import by_weight, sentence
+from diffode.studies.problem import field_of, starts
 from diffode.studies.ranking import Curve, curves, error_within
 from diffode.tableau import Tableau
 from diffode.targets import GaussianMixture
@@ -33,6 +34,8 @@ from diffode.verify import guided_law
 OUT = Path(__file__).parent.parent / "docs"
 WEIGHTS = (1.0, 2.0, 4.0, 7.5, 15.0)
 USUAL = ("ddim", "edm_heun", "dpmpp:order=2", "dpmpp:order=3", "ipndm:order=3", "unipc:order=3", "lms:order=4")
+#: Guided targets for which a table is trained.
+TRAINED = ("ring8 guided label=three,weight=7.5", "moons guided label=upper,weight=7.5")
 #: Points of the exact guided flow on ring8.
 POINTS = 1500
 #: Guidance of ring8 whose laws are measured: a name, and the arguments of ``guide``.
@@ -57,7 +60,7 @@ def number(value: float) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -83,7 +86,7 @@ def usual(all_curves: Sequence[Curve]) -> str:
             errors = [error_within(c, 8 if weight == 1 else 16) for c in own]
             row.append(number(float(np.exp(np.mean(np.log([e for e in errors if e is not None]))))))
         rows.append(row)
-    return table(["solver", *(f"weight {w:g}" for w in WEIGHTS)], rows)
+    return table_of(["solver", *(f"weight {w:g}" for w in WEIGHTS)], rows)
 
 
 def standings(all_curves: Sequence[Curve]) -> str:
@@ -92,7 +95,22 @@ def standings(all_curves: Sequence[Curve]) -> str:
         for one in by_weight(all_curves)
         if one.evaluations in (8, 16, 32)
     ]
-    return table(["weight", "evaluations", "best", "second", "third"], rows)
+    return table_of(["weight", "evaluations", "best", "second", "third"], rows)
+
+
+def trained(all_curves: Sequence[Curve]) -> str:
+    """Mean end-point errors with eight evaluations at weight 7.5, of the suite's best run and of a trained jump table."""
+    rows = []
+    for text in TRAINED:
+        own = [c for c in all_curves if c.target == text]
+        best = min(own, key=lambda c: error_within(c, 16) or np.inf)
+        field, x = field_of(text, "edm"), starts(text, "edm", 0, 64, 80.0)
+        table = diffode.learned.train("jump", text, 8, seed=0)
+        run = diffode.solve(field, x, solver=table.solver, nfe=table.nfe * field.calls)
+        ends = diffode.reference(field, x, float(run.times[0]), float(run.times[-1]), 1e-8).x
+        error = float((run.x - ends).norm(dim=1).mean()) / field.scale
+        rows.append([f"`{text}`", f"`{best.method}` {number(error_within(best, 16) or np.inf)}", number(error), str(run.nfe)])
+    return table_of(["problem", "best of the suite", "jump table, trained", "NFE"], rows)
 
 
 def gaussians(weight: float) -> GuidedField:
@@ -118,7 +136,7 @@ def laws() -> str:
             row.append(f"{float(guided_law(tableau(solver, field, steps), field).sampled.variance):.4f}")
         rows.append(row)
     header = ["weight", "flow", "SDE", "tilted", "DDIM, 50", "DDIM, 1000", "Heun, 1000", "DDPM, 50", "DDPM, 1000"]
-    return table(header, rows)
+    return table_of(header, rows)
 
 
 def plus_plus() -> str:
@@ -131,7 +149,7 @@ def plus_plus() -> str:
         field = diffode.guide(*plain.members, 0.5, kind="cfg++", grid=made.output_times)
         weights.append(f"{float(field.weight.at(1e4)):.2g}")
         row.append(f"{float(guided_law(made, field).sampled.variance):.3g}")
-    return table(["steps", *map(str, counts)], [["weight of a step", *weights], ["variance", *row]])
+    return table_of(["steps", *map(str, counts)], [["weight of a step", *weights], ["variance", *row]])
 
 
 def ring(weight: float, options: dict[str, object]) -> GuidedField:
@@ -156,7 +174,7 @@ def of_kinds() -> tuple[str, dict[str, torch.Tensor]]:
         ends[name] = run.end
         found = (metrics.measure(spec, run).value for spec in ("mode_weights", "shrinkage:within=true", "moments"))
         rows.append([name, *map(number, found)])
-    return table(["exact flow with", "mode weights", "shrinkage", "moments (W2)"], rows), ends
+    return table_of(["exact flow with", "mode weights", "shrinkage", "moments (W2)"], rows), ends
 
 
 def draw_ring(ends: dict[str, torch.Tensor]) -> None:
@@ -204,8 +222,8 @@ def main() -> None:
     distance = number(float((tilted.mean - conditional.mean).norm()))
     text = (Path(__file__).parent / "guidance_page.md").read_text(encoding="utf-8")
     page = Template(text).substitute(
-        answer=sentence(by_weight(all_curves)), standings=standings(all_curves), usual=usual(all_curves), laws=laws(),
-        kinds=kinds, plus_plus=plus_plus(), tilted_distance=distance,
+        answer=sentence(by_weight(all_curves)), standings=standings(all_curves), usual=usual(all_curves),
+        trained=trained(all_curves), laws=laws(), kinds=kinds, plus_plus=plus_plus(), tilted_distance=distance,
     )  # fmt: skip
     (OUT / "guidance.md").write_text(page, encoding="utf-8")
 
