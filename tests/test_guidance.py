@@ -159,6 +159,12 @@ def test_guided_fields_are_guided_again_and_keep_gradients_and_dtypes():
     expected = (0.5 * one.denoised(x, 1.0)) + 0.5 * diffode.guide(one, other, 3.0).denoised(x, 1.0)
     assert float((twice.denoised(x, 1.0) - expected).abs().max()) < 1e-12
     assert twice.calls == 3
+    # Outside the interval of the inner field one network is spared.
+    inner = diffode.guide(one, other, 3.0, interval=(2.0, 9.0))
+    outer = diffode.guide(inner, one, 0.5)
+    with outer.counted() as spent:
+        outer.denoised(x, 1.0)
+    assert (spent.calls, inner.nfe) == (2, 1)
     for kind in ("cfg", "projected", "rescaled"):
         field = diffode.guide(one, other, 3.0, kind=kind)
         assert field.denoised(x.float(), 1.0).dtype == torch.float32

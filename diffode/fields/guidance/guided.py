@@ -61,7 +61,8 @@ def guide(
 
     Returns:
         A :class:`GuidedField`. An evaluation counts the calls of the networks that it makes: both, or only one where the weight
-        is 0 or 1. A budget of a run takes every evaluation for both, unless the weight is 0 or 1 throughout.
+        is 0 or 1 (in all rows, if each has its own time). A budget of a run takes every evaluation for both, unless the weight
+        is 0 or 1 throughout.
 
     Raises:
         ArgumentError: for fields on different paths, with different sources or dimensions, options of another kind, and
@@ -136,6 +137,15 @@ def _check_pair(conditional: Field, unconditional: Field) -> None:
         raise ArgumentError("both fields must have the same source: their noise is that of one start")
 
 
+def _answer(field: Field, view: Prediction, x: Tensor, t: Scalar) -> tuple[Tensor, int]:
+    """A field's view, and the network calls that it took, which are not always the same where it is guided itself."""
+    if not isinstance(field, GuidedField):
+        return field.predict(view, x, t), field.calls
+    answer, calls = field._mixed(view, x, t)
+    field.spend(calls)
+    return answer, calls
+
+
 class GuidedField(Field):
     """The field that :func:`guide` makes: all views, and evaluations counted as calls of the networks.
 
@@ -150,13 +160,11 @@ class GuidedField(Field):
         path, members = conditional.path, (conditional, unconditional)
         if path is None and (weight.constant is None or rule.within is not None):
             raise ArgumentError("fields without a path have no noise level: only kind='cfg' with one weight guides them")
-        calls = {1.0: conditional.calls, 0.0: unconditional.calls if rule.linear else 0}.get(
-            2.0 if weight.constant is None else weight.constant, 0
-        )
+        alone = None if weight.constant is None else self._alone(weight.constant)
         exact = all(isinstance(member, ExactField) for member in members)
         super().__init__(
             self._asked, conditional.prediction, path, scale=conditional.scale,
-            calls=calls or sum(member.calls for member in members), probe=not exact,
+            calls=sum(member.calls for member in members) if alone is None else alone.calls, probe=not exact,
         )  # fmt: skip
         self.dim, self.shape, self.source = conditional.dim, conditional.shape, conditional.source
         self.truth = conditional if isinstance(conditional, ExactField) else conditional.truth
@@ -183,13 +191,11 @@ class GuidedField(Field):
         """A view, and the network calls that it took."""
         one, other = self.members
         weight = self._weight(t)
-        if self._all(weight, 1.0):
-            return one.predict(prediction, x, t), one.calls
-        if self.rule.linear and self._all(weight, 0.0):
-            return other.predict(prediction, x, t), other.calls
-        view, calls = self.rule.within or prediction, one.calls + other.calls
-        base = other.predict(view, x, t)
-        found = self.rule.mixed(one.predict(view, x, t), base, columns(weight, x))
+        if (alone := self._alone(weight)) is not None:
+            return _answer(alone, prediction, x, t)
+        view = self.rule.within or prediction
+        (base, calls), (wanted, more) = _answer(other, view, x, t), _answer(one, view, x, t)
+        found, calls = self.rule.mixed(wanted, base, columns(weight, x)), calls + more
         if view == prediction:
             return found, calls
         path = self.require_path(f"its {prediction}")
@@ -207,9 +213,13 @@ class GuidedField(Field):
             t = float(t)
         return self.weight.at(path.rho(t.to(torch.float64) if isinstance(t, Tensor) else float(t)))
 
-    @staticmethod
-    def _all(weight: Scalar, value: float) -> bool:
-        return bool((weight == value).all()) if isinstance(weight, Tensor) else weight == value
+    def _alone(self, weight: Scalar) -> Field | None:
+        """The one field that is asked at a weight, or at the weights of all rows; None where both are."""
+        for value, member in ((1.0, self.conditional), (0.0, self.unconditional)):
+            here = bool((weight == value).all()) if isinstance(weight, Tensor) else weight == value
+            if here and (value == 1.0 or self.rule.linear):
+                return member
+        return None
 
     def prior(self, n: int, *, generator: Randomness, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw n points of the conditional law at ``path.t_max``, shape (n, dim), as in :meth:`ExactField.prior`."""
