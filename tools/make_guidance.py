@@ -55,9 +55,8 @@ KINDS = (
 
 
 def number(value: float) -> str:
-    return (
-        f"{value:.2g}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    )
+    text = f"{value:.2g}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
+    return text.replace("e-0", "e-").replace("e+0", "e")
 
 
 def table_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
