@@ -67,7 +67,7 @@ def test_views_are_those_of_the_guided_denoiser_for_every_kind():
 
 
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_answer():
-    """arXiv 2305.08891, algorithm 2: x_cfg std(pos)/std(cfg), mixed with x_cfg by phi, on the network's own prediction."""
+    """arXiv 2305.08891, section 3.4: x_cfg std(pos)/std(cfg), mixed with x_cfg by phi, on the network's own prediction."""
     target = diffode.targets.get("digits-gmm10")
     one, other = (diffode.exact_field(law, "vp") for law in (target.given(3), target))
     x, t, weight = points(one, 0.5), 0.5, 7.5
@@ -82,7 +82,7 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_answer():
 
 
 def test_projected_guidance_moves_across_the_conditional_answer_only():
-    """arXiv 2410.02416, algorithm 1, written as there with a projection on the normalised conditional prediction."""
+    """arXiv 2410.02416, written as there with a projection on the normalised conditional prediction."""
     one, other = pair()
     x, t, weight = points(one, 1.0, 9), 1.0, 5.0
     conditional, gap = one.denoised(x, t), one.denoised(x, t) - other.denoised(x, t)

@@ -45,7 +45,7 @@ def test_the_flow_between_two_gaussians_is_what_integration_finds(path, weight):
 
 
 def test_the_counterexample_of_bradley_and_nakkiran_in_closed_form():
-    """arXiv 2408.09000, theorem 2: N(0, 1) against N(0, 2) with weight w becomes N(0, 2^(1-w)) from infinite noise to none."""
+    """arXiv 2408.09000, section 3: N(0, 1) against N(0, 2) with weight w becomes N(0, 2^(1-w)) from infinite noise to none."""
     one, other = (diffode.exact_field(GM([1.0], [[0.0]], [c]), "edm:sigma_max=1e7") for c in (1.0, 2.0))
     x = torch.tensor([[1e7]], dtype=torch.float64)
     for weight in (0.0, 1.0, 2.0, 3.0, 7.5):

@@ -28,7 +28,7 @@ def table(solver, path, steps, grid="log_snr") -> Tableau:
 
 @pytest.mark.parametrize("weight", [1.0, 2.0, 3.0, 7.5])
 def test_ddim_and_ddpm_with_guidance_sample_different_laws_and_neither_the_tilted_one(weight):
-    """arXiv 2408.09000, theorem 2, for N(0, 1) given the label and N(0, 2) without it.
+    """arXiv 2408.09000, section 3, for N(0, 1) given the label and N(0, 2) without it.
 
     DDIM ends at the variance 2^(1-w), DDPM at (2 - 2^(2-2w))/(2w - 1), and the tilted law has 2/(w + 1).
     """
@@ -49,7 +49,7 @@ def test_ddim_and_ddpm_with_guidance_sample_different_laws_and_neither_the_tilte
 
 
 def test_a_guided_sde_is_a_predictor_corrector_in_the_limit_of_small_steps():
-    """arXiv 2408.09000, theorem 3: DDPM with weight w is DDIM on the conditional law, each step followed by a Langevin step
+    """arXiv 2408.09000, section 4: DDPM with weight w is DDIM on the conditional law, each step followed by a Langevin step
     for the law tilted with 2w - 1 at that noise level. In q = sigma^2 a step of the first goes by -q' s/2 and one of the
     second by q' s/2 + noise of variance q'; both are scalar recurrences for the variance of a Gaussian.
     """

@@ -12,7 +12,7 @@ and y = x - alpha m_c follows :math:`y(t) = G(s \to t)\, y(s) + (1 - w)(m_u - m_
 
 I is an incomplete beta function in general; Gauss's rule in log(q + min(c, u)), where the integrand is analytic in a strip of
 half-width pi, gives it to rounding. On N(0, 1) against N(0, 2) from infinite noise the variance becomes 2^(1-w), the
-counterexample of Bradley and Nakkiran, arXiv 2408.09000, theorem 2.
+counterexample of Bradley and Nakkiran, arXiv 2408.09000, section 3.
 """
 
 from __future__ import annotations

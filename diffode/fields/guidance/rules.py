@@ -58,7 +58,7 @@ class Linear(Rule):
 
 @dataclass(frozen=True)
 class Rescaled(Rule):
-    """Guidance that gets back a part of the conditional answer's deviation: Lin et al., arXiv 2305.08891, eq. 15 and 16.
+    """Guidance that gets back a part of the conditional answer's deviation: Lin et al., arXiv 2305.08891, section 3.4.
 
     With s the standard deviation over the coordinates of a row, the guided answer g is multiplied by
     phi s(conditional)/s(g) + 1 - phi. Networks are rescaled in the view that they predict, so the ``view`` matters.
@@ -94,7 +94,7 @@ class Rescaled(Rule):
 
 @dataclass(frozen=True)
 class Projected(Rule):
-    """Adaptive projected guidance: Sadat et al., arXiv 2410.02416, algorithm 1, without its momentum.
+    """Adaptive projected guidance: Sadat et al., arXiv 2410.02416, without its momentum.
 
     The difference D_c - D_u is shortened to a length of ``norm`` at most and split into parts along D_c and across it; the part
     along is multiplied by ``eta``: D_c + (w - 1)(across + eta along). Their momentum averages the difference over steps, which
