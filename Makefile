@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory sources few_step orders learned universal maps mutation coverage fuzz \
+.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance few_step orders learned universal maps mutation coverage fuzz \
         docs tutorials package
 
 bench: $(READY)
@@ -77,6 +77,10 @@ maps: $(READY)  # about 40 minutes of one core: trains the flow maps that ship a
 sources: $(READY)  # a few minutes
 	@echo "==> fields whose noise is no normal one: Poisson flows, from mixture to mixture"
 	$(BIN)/python tools/make_sources.py
+
+guidance: $(READY)  # a few minutes on two cores
+	@echo "==> samplers and laws under guidance, on exact fields"
+	$(BIN)/python tools/make_guidance.py
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

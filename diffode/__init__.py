@@ -54,6 +54,7 @@ _NAMES = {
     "ExactFlow": "flows",
     "exact_field": "fields",
     "flow": "flows",
+    "guide": "fields",
     "reference": "flows",
     "solve": "solvers",
     "stream": "solvers",
@@ -86,6 +87,7 @@ __all__ = [
     "flow",
     "flows",
     "grids",
+    "guide",
     "hippo",
     "learned",
     "maps",
@@ -134,7 +136,7 @@ if TYPE_CHECKING:
     )
     from diffode.bridges import Bridge
     from diffode.charts import Chart
-    from diffode.fields import ExactField, Field, exact_field
+    from diffode.fields import ExactField, Field, exact_field, guide
     from diffode.flows import ExactFlow, flow, reference
     from diffode.paths import Path
     from diffode.solvers import Solution, Solver, solve, stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from diffode.cli.output import (
     OUTPUT,
     field_options,
     field_text,
+    guide_option,
     json_option,
     output_option,
     print_json,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--path", default=None, help="Path of that field; a diffode Field has its own.")
 @source_option
 @schedule_option
+@guide_option
 @click.option("--map", "maps", multiple=True, help="Run this flow map as well: a file, FILE.py:ATTR or MODULE:ATTR.")
 @field_options
 @click.option("--no-report", is_flag=True, help="Only compute and rank.")
@@ -64,6 +66,7 @@ def command(
     path: str | None,
     source: str | None,
     schedule: str | None,
+    guide: str | None,
     maps: tuple[str, ...],
     kind: str | None,
     dim: str | None,
@@ -86,6 +89,7 @@ def command(
               diffode bench quick --field my_field.py:velocity --kind velocity --path vp --dim 2
               diffode bench my_suite.toml --source student:dof=128
               diffode bench schedules --schedule scheduler_config.json
+              diffode bench my_suite.toml --guide label=three,weight=7.5
               diffode bench quick --map ring8-map.safetensors --map my_map.py:phi
               diffode bench full --engine dask://login-node:8786
     """
@@ -103,6 +107,10 @@ def command(
         if field is not None:
             raise click.UsageError("--schedule goes with a suite's targets; a field of your own has its --path")
         chosen, own = on_named_schedule(chosen, schedule), [*own, "--schedule", schedule]
+    if guide is not None:
+        if field is not None:
+            raise click.UsageError("--guide goes with a suite's targets that have labels, and not with --field")
+        chosen, own = guided(chosen, guide), [*own, "--guide", guide]
     if field is not None:
         chosen = on_own_field(chosen, field_text(field, kind, dim, scale, truth), path, known_truth=truth is not None)
         options = {"--field": field, "--path": path, "--kind": kind, "--dim": dim, "--scale": scale, "--target": truth}
@@ -211,18 +219,31 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
 
 def from_source(suite: Suite, source: str) -> Suite:
     """The suite's runs with noise of another law."""
+    from diffode.fields.problem_text import problem_text
+
+    return _renamed(suite, lambda target: problem_text(target, source), f"from-{source}")
+
+
+def guided(suite: Suite, guidance: str) -> Suite:
+    """The suite's runs with guidance."""
+    from diffode.fields.problem_text import problem_text
+
+    return _renamed(suite, lambda target: problem_text(target, None, guidance), f"guided-{guidance}")
+
+
+def _renamed(suite: Suite, text_of: Callable[[str], str], what: str) -> Suite:
+    """The suite with other texts of its targets."""
     from dataclasses import replace
 
-    from diffode.fields.problem_text import problem_text
     from diffode.studies.problem import field_of
     from diffode.studies.suite import plain_name
 
-    texts = {target: problem_text(target, source) for target in dict.fromkeys(c.target for c in suite.cells)}
+    texts = {target: text_of(target) for target in dict.fromkeys(c.target for c in suite.cells)}
     for text in texts.values():
-        # A source that does not go with a target is told of before anything runs.
+        # What does not go with a target is told of before anything runs.
         field_of(text, suite.cells[0].path)
     cells = tuple(replace(cell, target=texts[cell.target]) for cell in suite.cells)
-    return replace(suite, name=plain_name(f"{suite.name}-from-{source}"), cells=cells)
+    return replace(suite, name=plain_name(f"{suite.name}-{what}"), cells=cells)
 
 
 def on_named_schedule(suite: Suite, schedule: str) -> Suite:
@@ -267,6 +288,7 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
+    from diffode.studies.guided_ranking import HEADER, by_weight, sentence
     from diffode.studies.ranking import LEVELS, budgets, curves, prices, splits, standings
 
     all_curves = curves(results)
@@ -300,6 +322,9 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
     if apart:
         header = ["network", "path", "NFE", "best solver", "solver's error", "model's error", "together"]
         print_table("Solver's error and model's error, in units of the scale", header, apart)
+    if guided_problems := by_weight(all_curves):
+        print_table("Best solver by weight of guidance", list(HEADER), [one.row for one in guided_problems])
+        click.echo(sentence(guided_problems))
     if failed:
         print_table(
             f"{len(failed)} failures",
@@ -313,6 +338,7 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
 def _ranking_json(
     suite: Suite, results: list[Result], all_curves: list[Curve], failed: list[Result], page: FilePath | None
 ) -> dict[str, Any]:
+    from diffode.studies.guided_ranking import by_weight
     from diffode.studies.ranking import LEVELS, budgets, prices, splits, standings
 
     def finite(value: float) -> float | None:
@@ -331,6 +357,10 @@ def _ranking_json(
             f"{level:g}": [{"solver": p.method, "nfe": finite(p.nfe), "reached": p.reached} for p in prices(all_curves, level)]
             for level in LEVELS
         },
+        "guided": [
+            {"weight": g.weight, "nfe": g.nfe, "evaluations": g.evaluations, "best": [vars(s) for s in g.best]}
+            for g in by_weight(all_curves)
+        ],
         "splits": [vars(s) for s in splits(results)],
         "failures": [{"solver": r.cell.solver, "target": r.cell.target, "nfe": r.cell.nfe, "reason": r.reason} for r in failed],
         "report": str(page) if page else None,

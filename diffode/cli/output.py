@@ -36,6 +36,9 @@ schedule_option = click.option(
     "--schedule", default=None, metavar="NAME", shell_complete=completed.schedules,
     help="Schedule of a model: sd15, sdxl, flux, edm, another path, or its scheduler_config.json.",
 )  # fmt: skip
+guide_option = click.option(
+    "--guide", default=None, help="Guidance: label=three,weight=7.5 (1 is the conditional field alone); kind=, low=, high=, ..."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of tables.")
 output_option = click.option("--output", default=OUTPUT, show_default=True, help="Folder of the reports and the store.")
 store_option = click.option("--store", default=None, help="Result store (SQLite); by default results.sqlite in --output.")

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from diffode.cli import completed
-from diffode.cli.output import NFE_HELP, field_options, field_text, json_option, print_json, source_option, writable
+from diffode.cli.output import (
+    NFE_HELP,
+    field_options,
+    field_text,
+    guide_option,
+    json_option,
+    print_json,
+    source_option,
+    writable,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +37,7 @@ _HELD = 10_000
 @click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @source_option
+@guide_option
 @click.option("--grid", default="karras", show_default=True, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.")
 @click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help=NFE_HELP)
 @click.option("-n", "--points", type=click.IntRange(1, 10**10), default=1000, show_default=True, help="Number of samples.")
@@ -44,6 +54,7 @@ def command(
     solver: str,
     path: str | None,
     source: str | None,
+    guide: str | None,
     grid: str,
     nfe: int,
     points: int,
@@ -60,12 +71,13 @@ def command(
     Example:  diffode sample spiral --solver unipc:order=3 --nfe 12 --output spiral.npy
               diffode sample ring8 -n 1000000 --metric moments --metric mode_weights
               diffode sample ring8 --source student:dof=128 --solver ipndm:order=3
+              diffode sample ring8 --guide label=three,weight=7.5 --nfe 16
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
     from diffode import metrics, plot, solvers, targets
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
-    from diffode.fields.problem_text import parts_of, problem_text
+    from diffode.fields.problem_text import parts_of, problem_text, unguided
     from diffode.flows import reference
     from diffode.output_files import unwritable, whole_file
     from diffode.solvers.run import table_for
@@ -85,7 +97,7 @@ def command(
         target = field_text(target, kind, dim, scale, truth)
     elif kind or dim or scale or truth:
         raise ArgumentError(f"--kind, --dim, --scale and --target go with a field of your own, not with target {target!r}")
-    target = problem_text(target, source)
+    target = problem_text(target, source, guide)
     field, on = field_of(target, path), path_of(target, path)
     shape = shape_of(field)
     recipe = solvers.for_run(solver, field, math.prod(shape))
@@ -106,7 +118,7 @@ def command(
     # The points are written as they come, and before their picture, since some points can't be drawn.
     with whole_file(file, "output") as handle:
         if table is not None:
-            pairs = stream(field, points, solver=recipe, grid=grid, nfe=nfe, seed=seed, key=target, with_starts=True)
+            pairs = stream(field, points, solver=recipe, grid=grid, nfe=nfe, seed=seed, key=unguided(target), with_starts=True)
             shown, used, noisy = written(handle, points, shape, pairs, measured), table.nfe * field.calls, table.draws > 0
         else:
             # Steps that depend on the solution are those of one batch.

@@ -238,6 +238,7 @@ def _target(spec: str) -> dict[str, Any]:
         "components": target.modes,
         "scale": round(target.scale, 6),
         "tags": targets.tags(target),
+        "labels": [f"{label} ({(target.labels or ()).count(label)})" for label in dict.fromkeys(target.labels or ())],
         "source": card.source,
         "licence": card.licence,
         "content": target.content(),

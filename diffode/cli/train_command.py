@@ -12,7 +12,7 @@ import click
 
 from diffode.cli import completed
 from diffode.cli.methods_told import LAW_ONLY
-from diffode.cli.output import json_option, print_json, source_option
+from diffode.cli.output import guide_option, json_option, print_json, source_option
 
 if TYPE_CHECKING:
     from diffode.learned import Trained, TrainedMap
@@ -57,6 +57,7 @@ class Budgets(click.ParamType[tuple[int, ...]]):
     help="Number of evaluations; for a flow map one or more, as 1,2,4, the first decides.",
 )
 @source_option
+@guide_option
 @click.option("--path", default="edm", show_default=True, help="Path spec.")
 @click.option(
     "--seconds",
@@ -83,6 +84,7 @@ def command(
     target: str,
     nfe: tuple[int, ...],
     source: str | None,
+    guide: str | None,
     path: str,
     seconds: float | None,
     points: int | None,
@@ -111,6 +113,7 @@ def command(
     Example:  diffode train bespoke --target ring8 --nfe 6
               diffode train universal --target ring8 --nfe 6
               diffode train bespoke --target ring8 --source student:dof=8 --nfe 6
+              diffode train jump --target ring8 --guide label=three,weight=7.5 --nfe 8
               diffode train head --target ring8 --nfe 2
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
               diffode train shortcut --target ring8 --nfe 1,2,4
@@ -123,14 +126,14 @@ def command(
     from diffode.learned.methods import METHODS
     from diffode.specs import parse_spec
 
-    target = problem_text(target, source)
+    target = problem_text(target, source, guide)
     name, _ = parse_spec(spec)
     if name not in METHODS:
         raise UnknownNameError("trainable", name, METHODS)
     is_map = name in MAP_METHODS
     if len(nfe) > 1 and not is_map:
         raise ArgumentError(f"nfe must be one number of evaluations for {name}; flow maps take several")
-    plain = target if source is None else re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
+    plain = target if source is None and guide is None else re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
     file = FilePath(output or f"{name}-{plain}-{'-'.join(map(str, nfe))}.safetensors")
     writes = name in _WRITTEN or is_map or output is not None
     interrupted = file.with_suffix(".interrupted.safetensors")

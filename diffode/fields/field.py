@@ -233,6 +233,10 @@ class Field(Counted):
             raise FieldError(f"this field has no path, so {purpose} is unknown; give one: Field.from_velocity(fn, path=...)")
         return self.path
 
+    def pieces(self, start: float, stop: float) -> list[tuple[Field, float, float]]:
+        """The way from one time to another in pieces on each of which a field is smooth: the field itself, unless it jumps."""
+        return [(self, start, stop)]
+
     @property
     def laid_on(self) -> Path | None:
         """What named grids are laid on: the path, or the interval of a plain ODE; None if neither is known."""

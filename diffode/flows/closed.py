@@ -69,7 +69,7 @@ def _pair_flow(law: Pairs, path: Path, x: Tensor, start: Scalar, stop: Scalar) -
     else:
         basis, inverse = (part[0].to(x) for part in law.basis)
         ends = last + (factor * (offset @ inverse.mT)) @ basis.mT
-    return ends, _rounding(x, ends)
+    return ends, rounding_of(x, ends)
 
 
 def _pairs_flow(law: Pairs, path: Path, x: Tensor, start: Scalar, stop: Scalar) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def _pairs_flow(law: Pairs, path: Path, x: Tensor, start: Scalar, stop: Scalar) 
     )
     moved, errors = _moved(before, after, x[:, 0])
     ends = moved[:, None]
-    return ends, errors + _rounding(x, ends)
+    return ends, errors + rounding_of(x, ends)
 
 
 def of_rows(values: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def gaussian_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar,
     mean = target.mean.to(x.device)
     offset = x - columns(path.alpha(start), x) * mean
     ends = columns(path.alpha(stop), x) * mean + _across(target, path, offset, start, stop)
-    return ends, _rounding(x, ends)
+    return ends, rounding_of(x, ends)
 
 
 def _across(target: GaussianMixture, path: Path, offset: Tensor, start: Scalar, stop: Scalar) -> Tensor:
@@ -132,7 +132,7 @@ def line_flow(target: GaussianMixture, path: Path, x: Tensor, start: Scalar, sto
     moved, errors = _moved(before, after, along)
     across = _across(target, path, offset - along[:, None] * direction, start, stop) if target.dim > 1 else 0.0
     ends = columns(path.alpha(stop), x) * mean + across + moved[:, None] * direction
-    return ends, errors + _rounding(x, ends)
+    return ends, errors + rounding_of(x, ends)
 
 
 def _law(weights: Tensor, positions: Tensor, widths: Tensor, path: Path, t: Scalar) -> OfLine:
@@ -248,6 +248,7 @@ def _variance_along(target: GaussianMixture) -> Tensor:
     return torch.dot(image, direction).expand(target.count)
 
 
-def _rounding(x: Tensor, ends: Tensor) -> Tensor:
+def rounding_of(x: Tensor, ends: Tensor) -> Tensor:
+    """Bounds (B,) of the rounding errors of ends (B, D) that a closed form gives for points x (B, D)."""
     sizes: Tensor = x.norm(dim=1) * 1e-2 + ends.norm(dim=1)
     return 2.0**-50 * sizes.detach().cpu()

@@ -23,8 +23,9 @@ from torch import Tensor
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import ExactField, Field
 from diffode.flows.average import NEAR_INTEGRATED, NEAR_KNOWN, gaussian_average, gaussian_of, step_average
-from diffode.flows.closed import Final, known_flow
+from diffode.flows.closed import Final
 from diffode.flows.exact import Reference, reference
+from diffode.flows.guided import known_of
 from diffode.flows.integrated import MOST_EVALUATIONS, answered, least_rho, limited, too_fine
 from diffode.numerics.quantiles import Array
 from diffode.targets.target import Scalar
@@ -83,7 +84,7 @@ class ExactFlow:
             # No row, but a graph, so that derivatives are zeros.
             zeros = (0 * time[:, None] for time in (begin, end) if isinstance(time, Tensor))
             return sum(zeros, start=flat).reshape(x.shape).to(x)
-        known = known_flow(self.field)
+        known = known_of(self.field)
         with self.field.uncounted():
             if known is None:
                 if isinstance(begin, Tensor) or isinstance(end, Tensor):
@@ -129,7 +130,7 @@ class ExactFlow:
             asked: Scalar = float(time[0]) if single else time
             return self.field.velocity(points.reshape(-1, *x.shape[1:]), asked).flatten(1)
 
-        most = NEAR_INTEGRATED if known_flow(self.field) is None else NEAR_KNOWN
+        most = NEAR_INTEGRATED if known_of(self.field) is None else NEAR_KNOWN
         apart = (rows[1] - rows[0]).detach().abs()
         far = apart > most * torch.maximum(rows[0].abs(), rows[1].abs()).detach()
         found = torch.zeros_like(flat)

@@ -147,11 +147,17 @@ def _integrate(
     field: Field, x: Tensor, start: float, stop: float, tolerance: float, shape: torch.Size
 ) -> tuple[Tensor, Tensor]:
     """DOP853 twice, at the tolerance and at a tenth of it; the finer run and the distance between the two."""
-    path = field.path
-    if path is None or path.alpha(start) == 0 or path.alpha(stop) == 0:
-        runs = [_dop853(_in_time(field), x, (start, stop), rtol, field.scale, shape)[-1] for rtol in _pair(tolerance)]
-    else:
-        runs = [_run(field, path, x, start, stop, rtol, shape) for rtol in _pair(tolerance)]
+    parts = field.pieces(start, stop)
+    runs = []
+    for rtol in _pair(tolerance):
+        ends = x
+        for part, begin, end in parts:
+            path = part.path
+            if path is None or path.alpha(begin) == 0 or path.alpha(end) == 0:
+                ends = _dop853(_in_time(part), ends, (begin, end), rtol, part.scale, shape)[-1]
+            else:
+                ends = _run(part, path, ends, begin, end, rtol, shape)
+        runs.append(ends)
     return runs[1], (runs[1] - runs[0]).norm(dim=1).cpu()
 
 

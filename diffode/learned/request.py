@@ -91,7 +91,7 @@ class Request:
             )
         else:
             chosen = field_of_text(field, path) if isinstance(field, str) else fields.exact_field(field, paths.get(path))
-            on, target = chosen.path, field if isinstance(field, str) else type(field).__name__
+            on, target = chosen.require_path("training"), field if isinstance(field, str) else type(field).__name__
         if progress is not None and not callable(progress):
             raise ArgumentError(f"progress must be a function of a step of the training, or None, got {progress!r:.60}")
         check_seed(seed)

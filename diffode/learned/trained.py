@@ -115,7 +115,10 @@ class Trained:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``diffode.solve`` that run it: the solver, and the grid or the number of evaluations."""
+        """The arguments of ``diffode.solve`` that run it: the solver, and the grid or the number of evaluations.
+
+        A field that makes several network calls an evaluation, as a guided one, takes ``nfe=trained.nfe * field.calls``.
+        """
         return {"solver": self.solver, **({"nfe": self.nfe} if self.grid is None else {"grid": self.grid})}
 
     @property

@@ -7,6 +7,7 @@ from diffode.metrics.chunked import Streamed, streamed, streamed_names
 from diffode.metrics.coupled import endpoint, model, total, trajectory
 from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
 from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
+from diffode.metrics.guided import shrinkage, tilted, tilted_law
 from diffode.metrics.measurement import Measurement, Needs, Outcome, measure, names, needs, needs_of, register, registry
 from diffode.metrics.sampled import energy_distance, mmd, sliced_w2
 from diffode.metrics.split import error_split
@@ -40,6 +41,8 @@ for _metric in (
     w2,
     assigned_w2,
     sinkhorn_w2,
+    tilted,
+    shrinkage,
 ):
     register(_metric.__name__, _metric)
 
@@ -64,6 +67,7 @@ __all__ = [
     "sinkhorn",
     "streamed",
     "streamed_names",
+    "tilted_law",
     "wasserstein",
     "wasserstein_dual",
 ]

@@ -70,7 +70,7 @@ ABSENT = {
     "dpm_singlestep": "its orders change from step to step; the nearest is 'dpmpp_s:order=2' with nfe=",
     "dpm_sde": "it is 'dpmpp_sde', whose noise comes from a generator",
     "cosine_dpm_multistep": "it is 'dpmpp_2m_sde' on a grid of its own",
-    "euler_cfg_pp": "CFG++ changes the guidance, not the solver: take 'euler' on a guided field",
+    "euler_cfg_pp": "CFG++ changes the guidance: take 'ddim' on diffode.guide(..., kind=\"cfg++\", grid=times)",
     "euler_ancestral_cfg_pp": "CFG++ changes the guidance, not the solver: take 'euler_ancestral' on a guided field",
     "dopri5": "take 'torchdiffeq:dopri5', or 'rk_adaptive:pair=dopri5', which steps each row by itself",
     "rk45": "take 'scipy:RK45', or 'rk_adaptive:pair=dopri5', which steps each row by itself",

@@ -12,7 +12,7 @@ from diffode.fields import Field
 from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.flows import reference
 from diffode.plot.appearance import DASHES, Look
-from diffode.plot.space import is_shape_of_images
+from diffode.plot.space import is_shape_of_images, law_of
 from diffode.studies.paste import method_parts
 from diffode.studies.problem import starts
 from diffode.studies.ranking import Curve
@@ -62,8 +62,10 @@ def draw_curves(target: str, own: Sequence[Curve], styles: Mapping[str, Look]) -
 def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Figure:
     """End points and trajectories of a 2-D target over its density: the exact flow, then each solver at one NFE."""
     field = field_of_text(target, path)
-    first, last = field.path.t_max, field.path.t_min
+    on = field.require_path("a picture")
+    first, last = on.t_max, on.t_min
     start = starts(target, path, 0, _CLOUD, first, f"{target} cloud")
+    law = law_of(field)
     # A hundred steps of order 3 err by less than the width of a line.
     exact = solvers.solve(field, start, solver="unipc:order=3", grid="karras", steps=100, keep="all")
     runs = [("exact flow", exact, reference(field, start, first, last, 1e-5).x)]
@@ -75,7 +77,7 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
         figure = Figure(figsize=(3.4 * len(runs), 3.8), layout="constrained")
         for panel, (title, solution, ends) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
             plot.trajectories(solution, field, ax=panel, ends=False)
-            plot.cloud(ends, ax=panel, window=plot.window_of(ends, field))
+            plot.cloud(ends, ax=panel, window=plot.window_of(ends, law))
             panel.set_title(title)
         figure.suptitle(f"{target} on {path}: end points over the density, and trajectories in units of their spread")
     return figure
@@ -85,7 +87,8 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     """Samples of an image target: a row for the exact flow and one for each solver, from the same starts."""
     shape = targets.card(parts_of(target)[0]).shape
     field = field_of_text(target, path)
-    first, last = field.path.t_max, field.path.t_min
+    on = field.require_path("a picture")
+    first, last = on.t_max, on.t_min
     start = starts(target, path, 0, _IMAGES, first, f"{target} images")
     rows = [("exact flow", reference(field, start, first, last, 1e-6).x)]
     for method in methods:
@@ -96,7 +99,7 @@ def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     with plot.style():
         figure = Figure(figsize=(0.8 * _IMAGES + 1.6, 0.85 * len(rows) + 0.4), layout="constrained")
         for panel, (title, images) in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-            plot.images(images, shape or (field.target.dim, 1), ax=panel, columns=_IMAGES, limit=limit)
+            plot.images(images, shape or (field.dim or 1, 1), ax=panel, columns=_IMAGES, limit=limit)
             panel.set_ylabel(title, rotation=0, ha="right", va="center")
         figure.suptitle(f"{target} on {path}")
     return figure

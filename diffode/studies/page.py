@@ -19,6 +19,7 @@ from diffode.studies.answer import alike, answers, in_a_sentence, plain
 from diffode.studies.cell import Result
 from diffode.studies.failures import grouped
 from diffode.studies.further import further, own_costs
+from diffode.studies.guided_ranking import HEADER, by_weight, sentence
 from diffode.studies.question import tags_of
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves_of_note, prices, splits, standings
 from diffode.studies.report_content import KINDS
@@ -76,7 +77,7 @@ def page_of(
         data=json.dumps(page_data(drawn, label), separators=(",", ":")).replace("<", "\\u003c"),
         standings="".join(_standings_table(all_curves, nfe) for nfe in budgets(all_curves)),
         prices=_prices_table(all_curves),
-        split=_split_table(results),
+        split=_split_table(results) + _guided_table(all_curves),
         further=_further_tables(results),
         costs=_costs_table(results),
         samples=_pictures(folder, missing, tuple(f"{kind}-" for kind in KINDS))
@@ -204,6 +205,18 @@ def _split_table(results: Sequence[Result]) -> str:
         "the network's flow to the exact one, and the solver's end points to the exact flow, in units of the scale.</p>"
     )
     return note + table(["network", "path", "NFE", "best solver", "solver's error", "model's error", "together"], rows)
+
+
+def _guided_table(all_curves: Sequence[Curve]) -> str:
+    """The best solvers at each weight of guidance and each budget."""
+    found = by_weight(all_curves)
+    if not found:
+        return ""
+    note = (
+        "<h2>Guidance: the best solver by weight</h2><p>Geometric mean of the error over the guided problems, in units of the "
+        f"scale. A guided evaluation makes two network calls, at weight 1 one. <b>{html.escape(sentence(found))}</b></p>"
+    )
+    return note + table(HEADER, [one.row for one in found])
 
 
 def _further_tables(results: Sequence[Result]) -> str:

@@ -1,4 +1,4 @@
-"""The field of a cell: a target's exact field, with a source or without, a trained network that ships, or a user's field."""
+"""The field of a cell: a target's exact field, with a source, guided, or neither, a trained network, or a user's field."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 from diffode import bridges, cache, paths, sources, targets
 from diffode.errors import ArgumentError, DiffodeError, FieldError
-from diffode.fields import ExactField, Field, TrainedField
+from diffode.fields import ExactField, Field, GuidedField, TrainedField
 from diffode.fields.own import FieldText
-from diffode.fields.problem_text import field_of_text, parts_of
+from diffode.fields.problem_text import field_of_text, guidance_of, parts_of, unguided
 from diffode.paths import Path
 from diffode.randomness import generator_from, keyed_normal, normal
 
@@ -36,9 +36,15 @@ def bridge_of(target: str) -> str | None:
 def field_of(target: str, path: str | None) -> Field:
     """The field of a cell's target on its path; without a path, on the field's own, or EDM's for a target.
 
-    A target with a source is a text ``TARGET from SOURCE``, see :mod:`diffode.fields.problem_text`.
+    A target with a source is a text ``TARGET from SOURCE``, a guided one ``TARGET guided GUIDANCE``, see
+    :mod:`diffode.fields.problem_text`.
     """
     data, source = parts_of(target)
+    if (guidance := guidance_of(target)) is not None and (FieldText.names(data) or bridge_of(data) is not None):
+        raise ArgumentError(
+            f"guidance {guidance.text!r} goes with a target that has labels, not with {data!r}: mix fields of your own with "
+            "diffode.guide, and name the result as FILE.py:ATTR"
+        )
     if (bridge := bridge_of(data)) is not None:
         if source is not None:
             raise ArgumentError(f"a bridge goes between two laws of its own: leave source {source!r} out for {data!r}")
@@ -57,9 +63,9 @@ def field_of(target: str, path: str | None) -> Field:
 def starts(target: str, path: str | None, seed: int, points: int, first: float, key: str = "") -> torch.Tensor:
     """sigma x_1 at the first time, fixed by seed and target, so that every solver starts from the same points.
 
-    ``key`` is that of the draws, and the target unless given.
+    ``key`` is that of the draws, and the target's text without its guidance unless given: all weights have the same starts.
     """
-    field, own = field_of(target, path), key or target
+    field, own = field_of(target, path), key or unguided(target)
     size, sigma = (points, *shape_of(field)), path_of(target, path).sigma(first)
     if field.source is None:
         return sigma * keyed_normal(size, seed=seed, key=own)
@@ -82,8 +88,10 @@ def content_of(target: str, path: str) -> str:
         return bridges.content(bridge)
     if not FieldText.names(target):
         data, source = parts_of(target)
-        content, noise = targets.get(data).content(), sources.get(source)
-        return content if noise is None else cache.key_of(content, noise.spec, noise.content())
+        law, noise, guidance = targets.get(data), sources.get(source), guidance_of(target)
+        content = law.content() if noise is None else cache.key_of(law.content(), noise.spec, noise.content())
+        # Labels are no part of a law's content, and so the laws that they give enter here.
+        return content if guidance is None else cache.key_of(content, *(part.content() for part in guidance.laws(law)))
     field = field_of(target, path)
     on = field.require_path("a study")
     if isinstance(field, TrainedField):
@@ -114,7 +122,7 @@ def content_of(target: str, path: str) -> str:
 def tolerance_of(target: str, path: str, tolerance: float) -> float:
     """The given tolerance, or the smallest one that the field's rounding allows: a network in float32 has few digits."""
     field = field_of(target, path)
-    if isinstance(field, ExactField | bridges.Bridge):
+    if isinstance(field, ExactField | GuidedField | bridges.Bridge):
         return tolerance
     on = field.require_path("a study")
     t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
@@ -142,4 +150,4 @@ def size_of(target: str) -> int:
     if noise is not None:
         # A mixture as the source has its own components, the others some tens of nodes.
         modes *= (noise.of.modes or 1) if isinstance(noise, sources.TargetSource) else 50
-    return modes * known.dim
+    return modes * known.dim * (1 if guidance_of(target) is None else 2)

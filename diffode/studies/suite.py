@@ -36,6 +36,8 @@ _LISTS = ("targets", "paths", "grids", "solvers", "nfe", "seeds")
 _SCALARS = {"points": 256, "dtype": "float64", "metrics": ["endpoint"], "tolerance": 1e-9}
 #: Key of a study that names the law of its noise; normal unless given.
 _SOURCE = "source"
+#: Key of a study that lists guidances of its targets, among them ``none``; not guided unless given.
+_GUIDANCE = "guidance"
 #: Names that a suite may not have: those that some systems keep for devices, and that of the store beside the reports.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|results\.sqlite", re.IGNORECASE)
 #: Names that a suite may have.
@@ -132,9 +134,10 @@ def parse_suite(content: Mapping[str, Any], where: str = "suite") -> Suite:
     for number, study in enumerate(studies, start=1):
         label = f"{where}, study {number}"
         merged = _with_bridges(defaults, study, label)
-        _check_keys(merged, (*_LISTS, *_SCALARS, _SOURCE, "bridges"), label)
+        _check_keys(merged, (*_LISTS, *_SCALARS, _SOURCE, _GUIDANCE, "bridges"), label)
         lists = _lists(merged, label)
         lists["targets"] = _from_source(lists["targets"], merged.get(_SOURCE), label)
+        lists["targets"] = _guided(lists["targets"], merged.get(_GUIDANCE), label)
         asked += math.prod(len(values) for values in lists.values())
         if asked > _MOST_CELLS:
             raise ArgumentError(
@@ -193,6 +196,19 @@ def _from_source(chosen: list[str], source: object, where: str) -> list[str]:
         raise ArgumentError(f"{where}: {error}") from error
 
 
+def _guided(chosen: list[str], guidances: object, where: str) -> list[str]:
+    """The targets of a study with each of its guidances."""
+    if guidances is None:
+        return chosen
+    try:
+        given = [None if text == "none" else text for text in _texts(guidances, _GUIDANCE, where)]
+        if not given:
+            raise ArgumentError("guidance must not be empty: leave it out, or list texts such as 'label=three,weight=7.5'")
+        return [problem_text(target, None, text) for target in chosen for text in given]
+    except ArgumentError as error:
+        raise ArgumentError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+
+
 def _written(grid: list[Any], where: str) -> str:
     """A list of times as a text."""
     try:
@@ -228,7 +244,7 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
     """Build every object once, so that a misspelt name shows before an hour of work."""
     try:
         for name in lists["targets"]:
-            if FieldText.names(name) or parts_of(name)[1] is not None or bridge_of(name) is not None:
+            if FieldText.names(name) or parts_of(name) != (name, None) or bridge_of(name) is not None:
                 field_of(name, lists["paths"][0])
             else:
                 targets.registry.entry(parse_spec(name)[0])

@@ -21,7 +21,7 @@ from diffode.closure import version_of
 from diffode.errors import ArgumentError
 from diffode.extensions import import_extension, is_place, load_attribute
 from diffode.fields.own import FieldText
-from diffode.fields.problem_text import parts_of
+from diffode.fields.problem_text import guidance_of, parts_of
 from diffode.specs import Registry, parse_spec
 from diffode.studies.cell import Cell
 from diffode.studies.problem import bridge_of, content_of
@@ -88,7 +88,8 @@ def _code_of_target(target: str) -> str:
         data, source = parts_of(target)
         noise = sources.get(source)
         own = () if noise is None else (noise, noise.of) if isinstance(noise, sources.TargetSource) else (noise,)
-        return version_of(targets.get(data), *own)
+        guided = () if (guidance := guidance_of(target)) is None else (type(guidance),)
+        return version_of(targets.get(data), *own, *guided)
     text = FieldText.read(target)
     named = () if text.target is None else (targets.get(text.target),)
     module, _, _ = text.place.rpartition(":")

@@ -6,7 +6,7 @@ as a scalar recurrence, for ODE and SDE solvers alike (Pierret and Galerne, arXi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ from diffode.fields import Prediction
 from diffode.paths import Path
 from diffode.statistics import Statistics
 from diffode.tableau.rows import Number, Row
+
+#: The slope and the offset, (E,) each, of an affine view at a time.
+Affine = Callable[[float], tuple[Tensor, Tensor]]
 
 
 class Propagated(NamedTuple):
@@ -36,15 +39,28 @@ def propagate(
     """The law of the last row, which is a linear function of the start and of each draw in each direction.
 
     ``mean`` and ``variance`` (E,) are those of the data; ``exact`` says whether the start has the exact law at the first time
-    or N(0, sigma^2); ``statistics`` are those that the rows know of the data, whose directions are then these. A backward pass
-    over the rows carries the factor with which each row enters the last. The variance is then a sum of squares, which loses no
-    digits and is never negative, and noise adds no cost.
+    or N(0, sigma^2); ``statistics`` are those that the rows know of the data, whose directions are then these.
     """
     first = float(rows[0].time)
     alpha, sigma = path.alpha(first), path.sigma(first)
-    nothing = torch.zeros_like(mean)
     known = None if statistics is None else statistics.mean_along(len(mean))
-    by_state: dict[int, Tensor] = {len(rows) - 1: torch.ones_like(mean)}
+    centre, spread, gain = carried_back(
+        rows, lambda time: affine_view(path, prediction, time, mean, variance), torch.zeros_like(mean), known
+    )
+    start = alpha**2 * variance + sigma**2 if exact else torch.full_like(mean, sigma**2)
+    if exact:
+        centre = centre + gain * alpha * mean
+    return Propagated(centre, gain.square() * start + spread, gain)
+
+
+def carried_back(rows: Sequence[Row], view: Affine, nothing: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What the last row is made of, (E,) each: a constant, the variance that draws leave, and the factor of the start.
+
+    ``view`` is the slope and the offset of the field's view at a time, ``nothing`` zeros (E,), ``known`` the data's mean where
+    rows have coefficients of it. A backward pass over the rows carries the factor with which each row enters the last. The
+    variance is then a sum of squares, which loses no digits and is never negative, and noise adds no cost.
+    """
+    by_state: dict[int, Tensor] = {len(rows) - 1: torch.ones_like(nothing)}
     by_evaluation: dict[int, Tensor] = {}
     by_draw: dict[int, Tensor] = {}
     first_use = {k: i for i, row in reversed(list(enumerate(rows))) for k in row.draws}
@@ -53,7 +69,7 @@ def propagate(
         row = rows[i]
         weight = by_state.pop(i, None)
         if i in by_evaluation:
-            slope, offset = affine_view(path, prediction, float(row.time), mean, variance)
+            slope, offset = view(float(row.time))
             evaluated = by_evaluation.pop(i)
             centre = centre + evaluated * offset
             weight = evaluated * slope if weight is None else weight + evaluated * slope
@@ -69,10 +85,7 @@ def propagate(
         for k in row.draws:
             if first_use[k] == i and k in by_draw:
                 spread = spread + by_draw.pop(k).square()
-    start = alpha**2 * variance + sigma**2 if exact else torch.full_like(mean, sigma**2)
-    if exact:
-        centre = centre + gain * alpha * mean
-    return Propagated(centre, gain.square() * start + spread, gain)
+    return centre, spread, gain
 
 
 def _along(factor: Number) -> Number:

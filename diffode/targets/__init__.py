@@ -6,5 +6,6 @@ from diffode.targets.catalogue import Card, card, get, names, register, registry
 from diffode.targets.mixture import GaussianMixture
 from diffode.targets.parameters import LowRank
 from diffode.targets.target import Target
+from diffode.targets.tilted import TiltedLaw
 
-__all__ = ["Card", "GaussianMixture", "LowRank", "Target", "card", "get", "names", "register", "registry", "tags"]
+__all__ = ["Card", "GaussianMixture", "LowRank", "Target", "TiltedLaw", "card", "get", "names", "register", "registry", "tags"]

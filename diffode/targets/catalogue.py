@@ -20,6 +20,7 @@ from diffode.array_files import read_arrays
 from diffode.errors import ArgumentError, DiffodeError, FileFormatError
 from diffode.specs import Registry
 from diffode.targets.components import Diagonal, Isotropic
+from diffode.targets.labels import written_out
 from diffode.targets.mixture import GaussianMixture
 from diffode.targets.parameters import LowRank
 from diffode.targets.rotated import Rotated
@@ -33,7 +34,8 @@ _CARDS = Path(__file__).parent / "cards.toml"
 class Card:
     """Description and origin of a registry entry.
 
-    ``shape`` is that in which a sample is shown, (8, 8) for an image, or None; ``sha256`` fixes the shipped parameters.
+    ``shape`` is that in which a sample is shown, (8, 8) for an image, or None; ``sha256`` fixes the shipped parameters;
+    ``labels`` are classes with the components that they hold, such as ``{"three": "0-2", "five": "3-7"}``.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Card:
     sha256: str = ""
     shape: tuple[int, ...] | None = None
     changelog: tuple[str, ...] = ()
+    labels: Mapping[str, str] | None = None
 
 
 registry: Registry[Target] = Registry("target", Target)
@@ -136,7 +139,8 @@ def shipped(name: str) -> Target:
         raise FileFormatError(f"parameters of target {name!r} can't be read from {path}: {error}") from error
     if parameter_hash(parameters) != _cards[name].sha256:
         raise FileFormatError(f"parameters of target {name!r} in {path} differ from those on its card; reinstall diffode")
-    return from_arrays(**parameters)
+    classes = _cards[name].labels
+    return from_arrays(classes=classes, **parameters)
 
 
 _shared = functools.cache(shipped)
@@ -153,20 +157,21 @@ def _register_shipped() -> None:
         )
 
 
-def from_arrays(**arrays: Any) -> Target:
+def from_arrays(*, classes: Mapping[str, str] | None = None, **arrays: Any) -> Target:
     """A mixture from the arrays of a shipped file, shaped as :class:`GaussianMixture` says; ArgumentError if one is missing.
 
-    Their names are weights, means, and covariances or both factors and noise.
+    Their names are weights, means, and covariances or both factors and noise; ``classes`` are a card's labels.
     """
+    labels = None if classes is None else written_out(classes, len(arrays.get("points", arrays.get("means", ()))))
     if "points" in arrays:
-        return GaussianMixture.from_points(arrays["points"], arrays.get("weights"))
+        return GaussianMixture.from_points(arrays["points"], arrays.get("weights"), labels=labels)
     missing = {"weights", "means"} - arrays.keys()
     if missing:
         raise ArgumentError(f"a mixture needs arrays {sorted(missing)}")
     covariances = arrays.get("covariances")
     if covariances is None:
         covariances = LowRank(arrays["factors"], arrays["noise"])
-    return GaussianMixture(arrays["weights"], arrays["means"], covariances)
+    return GaussianMixture(arrays["weights"], arrays["means"], covariances, labels=labels)
 
 
 _register_shipped()

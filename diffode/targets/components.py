@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -100,6 +100,17 @@ class Components(ABC):
         """The first component alone, which stands for all where they share a covariance."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: v[:1] for name, v in values.items() if isinstance(v, Tensor)})
+
+    def chosen(self, index: Sequence[int]) -> Self:
+        """Some of the components, with weights that sum to 1."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {name: v[list(index)] for name, v in values.items() if isinstance(v, Tensor)}
+        kept["log_weights"] = kept["log_weights"] - kept["log_weights"].logsumexp(0)
+        return replace(self, **kept)
+
+    @abstractmethod
+    def widened(self, variance: float) -> Self:
+        """The components of the law's sum with N(0, variance I): every eigenvalue grows by the variance."""
 
     # Members that depend on the kind of covariance.
 
@@ -192,6 +203,15 @@ class Isotropic(Components):
     @override
     def shared(self) -> bool:
         return self.common
+
+    @override
+    def chosen(self, index: Sequence[int]) -> Self:
+        kept = super().chosen(index)
+        return replace(kept, common=bool((kept.variance == kept.variance[0]).all()))
+
+    @override
+    def widened(self, variance: float) -> Self:
+        return replace(self, variance=self.variance + variance)
 
     @override
     def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -313,6 +333,10 @@ class Diagonal(Components):
     @override
     def shared(self) -> bool:
         return same_for_all(self.variance)
+
+    @override
+    def widened(self, variance: float) -> Self:
+        return replace(self, variance=self.variance + variance)
 
     @override
     def filter(self, residual: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

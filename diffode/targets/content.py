@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,19 @@ class Content:
         """Sixteen hexadecimal digits."""
         parts = self._parts | {name: _hash(value) for name, value in self._kept.items()}
         return hashlib.sha256("|".join(f"{name}:{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The hash of a law that is made from another: of that one's hash, and of what was done to it."""
+
+    of: str
+    how: str
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits."""
+        return hashlib.sha256(f"{self.of}|{self.how}".encode()).hexdigest()[:16]
 
 
 def _hash(array: Tensor) -> str:

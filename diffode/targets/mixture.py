@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from diffode.randomness import Randomness, generator_from, normal, row_generator
 from diffode.targets.arguments import given
 from diffode.targets.compiled import Compiled
 from diffode.targets.components import Components, Isotropic
-from diffode.targets.content import Content, given_covariances
+from diffode.targets.content import Content, Derived, given_covariances
+from diffode.targets.labels import Label, checked_labels, components_with
 from diffode.targets.parameters import LowRank, checked_weights, components_of, means_of, real
 from diffode.targets.rotated import Rotated
 from diffode.targets.target import Scalar, Target
@@ -29,6 +31,8 @@ class GaussianMixture(Target):
         means: (K, D).
         covariances: (K, D, D) full, (K, D) diagonal, (K,) isotropic, or :class:`LowRank`. When K = D, a (K, D) array is
             diagonal. All must be positive definite; point masses are made with :meth:`from_points`.
+        labels: (K,), a whole number or a name for each component, by which :meth:`given` conditions; they do not enter the
+            law or its ``content``.
 
     Arrays are NumPy or torch, of any real dtype; parameters are kept in float64 and cast to the dtype of ``x``.
 
@@ -43,16 +47,16 @@ class GaussianMixture(Target):
 
     # No gradient can flow outside of inference mode through tensors that were made in it.
     @torch.inference_mode(False)
-    def __init__(self, weights: Any, means: Any, covariances: Any):
+    def __init__(self, weights: Any, means: Any, covariances: Any, *, labels: Any = None):
         weights, means = real(weights, "weights", 1), means_of(means, "means")
-        self._content = Content({"weights": weights, "means": means, **given_covariances(covariances)})
+        self._content: Content | Derived = Content({"weights": weights, "means": means, **given_covariances(covariances)})
         weights = checked_weights(weights, means.shape[0])
-        self._set(weights, means, components_of(weights, means, covariances))
+        self._set(weights, means, components_of(weights, means, covariances), checked_labels(labels, means.shape[0]))
 
     @classmethod
     @torch.inference_mode(False)
-    def from_points(cls, points: Any, weights: Any = None) -> GaussianMixture:
-        """Point masses at ``points`` (K, D), equally likely unless ``weights`` (K,) are given.
+    def from_points(cls, points: Any, weights: Any = None, *, labels: Any = None) -> GaussianMixture:
+        """Point masses at ``points`` (K, D), equally likely unless ``weights`` (K,) are given; ``labels`` (K,) as above.
 
         It is the data set as a distribution: its denoiser is the optimal one for those points. It has no density, so
         that :meth:`log_prob` raises; every noised view (sigma > 0) is defined.
@@ -64,10 +68,12 @@ class GaussianMixture(Target):
         given = checked_weights(given, count)
         mixture = cls.__new__(cls)
         mixture._content = content
-        mixture._set(given, means, Isotropic(given.log(), means, torch.zeros_like(given), True))
+        parts = Isotropic(given.log(), means, torch.zeros_like(given), True)
+        mixture._set(given, means, parts, checked_labels(labels, count))
         return mixture
 
-    def _set(self, weights: Tensor, means: Tensor, components: Components) -> None:
+    def _set(self, weights: Tensor, means: Tensor, components: Components, labels: tuple[Label, ...] | None = None) -> None:
+        self.labels = labels
         self.weights = weights
         self.means = means
         self.components = components
@@ -167,6 +173,39 @@ class GaussianMixture(Target):
         if float((image - (image @ direction) * direction).norm()) > 1e-10 * float(image.norm()):
             return None
         return direction
+
+    @override
+    def given(self, label: Label) -> GaussianMixture:
+        """The law under the condition that the component has a label: its components alone, their weights made to sum to 1.
+
+        ArgumentError, with the nearest one, for a label that no component has.
+
+        >>> pair = GaussianMixture([0.2, 0.3, 0.5], [[-1.0], [0.0], [1.0]], [0.01] * 3, labels=["a", "b", "a"])
+        >>> [round(weight, 4) for weight in pair.given("a").weights.tolist()]
+        [0.2857, 0.7143]
+        """
+        index = components_with(self.labels, label, "the mixture")
+        # The components' own weights would bring a rounding of their logarithm back.
+        weights = self.weights[index] / self.weights[index].sum()
+        return self._derived(self.components.chosen(index), weights, f"components {index}", (label,) * len(index))
+
+    def blurred(self, width: float) -> GaussianMixture:
+        """The law of x_0 + width z with z standard normal: the same means, every variance larger by width^2.
+
+        >>> GaussianMixture([1.0], [[0.0]], [0.09]).blurred(0.4).variance
+        tensor([0.2500], dtype=torch.float64)
+        """
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
+            raise ArgumentError(f"width must be a positive number, in the unit of the data, got {width!r:.60}")
+        return self._derived(self.components.widened(width**2), self.weights, f"blurred {float(width)!r}", self.labels)
+
+    def _derived(self, components: Components, weights: Tensor, how: str, labels: tuple[Label, ...] | None) -> GaussianMixture:
+        """A mixture of components that were made from these."""
+        made = GaussianMixture.__new__(GaussianMixture)
+        made._content = Derived(self.content(), how)
+        with torch.inference_mode(False):
+            made._set(weights.clone(), components.means.clone(), components, labels)
+        return made
 
     def as_mixture(self) -> GaussianMixture:
         """The mixture itself."""

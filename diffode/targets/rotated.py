@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -52,6 +53,10 @@ class Rotated(Components):
         widest = float(self.eigenvalues.max())
         tolerable = (self.smallest_variance / widest) ** 0.5
         return same_for_all(self.basis, tolerable) and same_for_all(self.eigenvalues) and same_for_all(self.noise)
+
+    @override
+    def widened(self, variance: float) -> Self:
+        return replace(self, eigenvalues=self.eigenvalues + variance, noise=self.noise + variance)
 
     @functools.cached_property
     def steep(self) -> bool:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.randomness import Randomness
+from diffode.targets.labels import Label
 
 if TYPE_CHECKING:
     from diffode.targets.mixture import GaussianMixture
@@ -30,6 +32,8 @@ class Target(ABC):
 
     #: Number of coordinates of one sample.
     dim: int
+    #: The label of each component, by which the law can be conditioned; None for a law without any.
+    labels: tuple[Label, ...] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dim} dimension{'s' if self.dim != 1 else ''})"
@@ -81,6 +85,12 @@ class Target(ABC):
         that makes one keeps it.
         """
         return None
+
+    def given(self, label: Label) -> Target:
+        """The law under the condition that the component has a label; ArgumentError for a law without labels."""
+        raise ArgumentError(
+            f"{type(self).__name__} has no labels, so label={label!r:.60} can't be given: use a mixture with some"
+        )
 
     @property
     def is_gaussian(self) -> bool:

@@ -18,6 +18,7 @@ from diffode.verify.report import Check, Report, former_name
 from diffode.verify.sampler.verdict import check_sampler
 from diffode.verify.theory.bounds import Bound, Certificate, certificate
 from diffode.verify.theory.gaussian_law import GaussianAnalysis, gaussian
+from diffode.verify.theory.guided_law import GuidedLaw, guided_law
 from diffode.verify.theory.orders import order, strong_order, weak_order
 from diffode.verify.theory.stability import growth
 
@@ -27,6 +28,7 @@ __all__ = [
     "Check",
     "Evolution",
     "GaussianAnalysis",
+    "GuidedLaw",
     "OrderEstimate",
     "Points",
     "Report",
@@ -42,6 +44,7 @@ __all__ = [
     "fokker_planck",
     "gaussian",
     "growth",
+    "guided_law",
     "log_likelihood",
     "order",
     "sample_with_likelihood",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from diffode.fields import ExactField
+from diffode.fields import ExactField, GuidedField
 from diffode.learned.maps.run import Run
 from diffode.numerics.projections import directions, projected_mean
 
@@ -31,7 +31,7 @@ class LawRun(Run):
         Of a field whose law is unknown, the draws are ends of its flow, from other starts.
         """
         field, path, clock = self.request.field, self.request.path, self.sources.clock
-        exact = field if isinstance(field, ExactField) else field.truth
+        exact = field if isinstance(field, ExactField) else None if isinstance(field, GuidedField) else field.truth
         if exact is None:
             return super()._problem(count, stream)[0], super()._problem(count, f"{stream} points")[1]
         start = path.prior((count, *self.request.shape), generator=self.request.stream(stream))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffode import solvers
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField, Field
+from diffode.fields import ExactField, Field, GuidedField
 from diffode.flows import flow_states
 from diffode.flows.integrated import integrated_states
 from diffode.learned.fitting.teacher import EVALUATIONS, FEW_DIMENSIONS, GRID, TABLE
@@ -102,7 +102,9 @@ class Sources:
     @property
     def data(self) -> Target:
         """The data; ArgumentError if the field is one whose data are not known."""
-        truth = self.field if isinstance(self.field, ExactField) else getattr(self.field, "truth", None)
+        guided = isinstance(self.field, GuidedField)
+        # Guidance makes no data whose law its flow would lead to: the conditional data belong to another flow.
+        truth = self.field if isinstance(self.field, ExactField) else None if guided else getattr(self.field, "truth", None)
         if not isinstance(truth, ExactField):
             raise ArgumentError(
                 "this method trains on data, which this field does not tell: give a target or an exact field, or a method that "
