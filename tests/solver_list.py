@@ -16,6 +16,11 @@ FORMS = {
     "dpm": ("order=3", "order=1", "order=2", "order=2,r=0.3", "order=3,form=taylor"),
     "dpm_m": ("order=2", "order=3,form=consistent"),
     "dpmpp": ("order=2", "order=1", "order=2,form=taylor", "order=3", "order=3,form=consistent"),
+    "exponential_rk": (
+        "method=krogstad", "method=etd2", "method=etd3", "method=etd4", "method=strehmel_weiner",
+        "method=hochbruck_ostermann_3", "method=hochbruck_ostermann_4", "method=etd4,chart=noise_log_snr",
+    ),
+    "res_m": ("order=3", "order=3,form=consistent"),
     "dpmpp_s": ("order=3", "order=2", "order=3,form=taylor"),
     "ipndm": ("order=4", "order=2", "order=3"),
     "lms": ("order=4", "order=3"),

@@ -1,6 +1,6 @@
 """Write docs/catalogue/: one page a family of solvers, generated from the solvers themselves and from exact runs.
 
-``python tools/make_catalogue.py [orders.md] [--engine E]`` takes a few minutes; ``orders.md`` is the output of
+``python tools/make_catalogue.py [orders.md] [--engine E] [--family F]`` takes a few minutes; ``orders.md`` is the output of
 benchmarks/orders.py, whose measured orders then go into the pages. Without it the pages keep the orders that they have.
 """
 
@@ -26,6 +26,7 @@ from diffode import engines, fields, solvers, verify
 from diffode.errors import ArgumentError, BudgetError
 from diffode.flows import reference
 from diffode.metrics import gaussian_split
+from diffode.numerics.exponential_butcher import METHODS
 from diffode.solvers.solver import WritesTable
 
 OUT = Path(__file__).parent.parent / "docs" / "catalogue"
@@ -40,13 +41,15 @@ STEPS = (10, 50, 250, 1000)
 #: Families in the order of the index: file, title, specs shown.
 FAMILIES = {
     "runge_kutta": ("Runge-Kutta", ("euler:chart=noise", "midpoint:chart=noise", "edm_heun", "ralston:chart=noise",
-                                    "rk4:chart=noise")),
+                                    "kutta3:chart=noise", "rk4:chart=noise", "heunpp2")),
     "adams": ("Adams: AB, LMS, DEIS, iPNDM", ("ab:order=2,chart=noise", "ab:order=3,chart=data", "lms:order=4", "deis:order=3",
                                               "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4",
-                                              "ipndm_v:form=consistent")),
+                                              "ipndm_v:form=consistent", "gradient_estimation")),
     "dpm": ("DPM-Solver, single step", ("dpm:order=2", "dpm:order=3", "dpm_fast", "dpmpp_s:order=2", "dpmpp_s:order=3")),
     "dpm_multistep": ("DPM-Solver, multistep", ("dpm_m:order=2", "dpmpp:order=2", "dpmpp:order=3",
-                                                        "dpmpp:order=3,form=consistent")),
+                                                        "dpmpp:order=3,form=consistent", "res_m:order=3",
+                                                        "res_m:order=3,form=consistent")),
+    "exponential_runge_kutta": ("Exponential Runge-Kutta", tuple(f"exponential_rk:method={m}" for m in METHODS)),
     "unipc": ("UniPC", ("unipc:order=2", "unipc:order=3", "unipc:order=3,lower_order_final=never",
                         "unipc:order=3,variant=vary_coeff")),
     "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
@@ -245,13 +248,15 @@ def family(asked: list[Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("orders", nargs="?", help="output of benchmarks/orders.py")
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="write the page of this family alone; repeatable")
     parser.add_argument("--engine", help="what computes: local (default), dask, dask://HOST:PORT; others need a shared disk")
     chosen = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     header, orders = measured_orders(chosen.orders)
     # A page and its figures are written where they are made.
-    for number, _ in engines.each(family, [[name, header, orders] for name in FAMILIES], engine=chosen.engine):
-        print(list(FAMILIES)[number], flush=True)
+    wanted = chosen.family or list(FAMILIES)
+    for number, _ in engines.each(family, [[name, header, orders] for name in wanted], engine=chosen.engine):
+        print(wanted[number], flush=True)
     index = ["# The catalogue of solvers", "", "What is wrong in published code is in [solvers.md](../solvers.md).", ""]
     for name, (title, specs) in FAMILIES.items():
         index.append(

@@ -77,6 +77,8 @@ TESTS = {
     "solvers/dpm_multistep.py": "conformance solvers solver_laws",
     "solvers/er_sde.py": "stochastic verify solver_laws",
     "solvers/euler_maruyama.py": "stochastic verify solver_laws",
+    "solvers/exponential_runge_kutta.py": "exponential_runge_kutta solver_laws",
+    "solvers/heun_plus.py": "menu_samplers",
     "solvers/exponential_sde.py": "conformance stochastic verify",
     "solvers/function.py": "representations solver_laws",
     "solvers/in_chart.py": "gaussian_charts",
