@@ -45,6 +45,8 @@ TESTS = {
     "charts.py": "charts conformance stochastic solvers",
     "gaussian_charts.py": "gaussian_charts",
     "grids.py": "grids path_laws solver_laws",
+    "grid_rules.py": "grids path_laws solver_laws",
+    "grid_menus.py": "menu_grids",
     "randomness.py": "noise training_repeats sde_samplers",
     "flows": "flows average_velocity references reference_errors",
     "maps": "angle_clock flow_maps map_files map_residuals",
