@@ -200,7 +200,7 @@ def _hochbruck_ostermann_3(c2: float, c3: float) -> ExponentialButcher:
     last = 1 / (gamma * c2 + c3)
     inner: Terms = ((gamma * c2, 2, c2), (c3**2 / c2, 2, c3))
     weights: list[Terms] = [((gamma * last, 2, 1.0),), ((last, 2, 1.0),)]
-    return _exact_for_constants((0.0, c2, c3), [(), (inner,)], weights, 3, f"{_HO}, (5.8); Zhang, arXiv 2308.02157")
+    return _exact_for_constants((0.0, c2, c3), [(), (inner,)], weights, 3, f"{_HO}, (5.8); Zhang, Song, Chen, arXiv 2308.02157")
 
 
 def res_gamma(c2: float, c3: float) -> float:

@@ -120,7 +120,7 @@ class RESMultistep(Multistep):
     forms: ClassVar = ("published", "consistent")
     name = "res_m"
     chart_name = "data"
-    reference: ClassVar[str] = "Zhang, Zhao, Xing, arXiv 2308.02157; RES4LYF, beta/rk_method_beta.py, calculate_res_3m_step"
+    reference: ClassVar[str] = "Zhang, Song, Chen, arXiv 2308.02157; RES4LYF, beta/rk_method_beta.py, calculate_res_3m_step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
