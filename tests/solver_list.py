@@ -27,6 +27,7 @@ FORMS = {
     "deis": ("order=3", "order=2"),
     "unipc": (
         "order=3", "order=2,variant=bh1", "order=4", "order=3,variant=vary_coeff", "order=3,corrector=false",
+        "order=2,chart=noise_log_snr",
     ),
     "euler_maruyama": ("", "eta=0.5"),
     "dpmpp_2m_sde": ("", "form=heun"),

@@ -1,7 +1,9 @@
 """Samplers of other programs' menus, against their loops written out: Heun++, gradient estimation, SEEDS in the data chart."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,6 +103,52 @@ def test_seeds_in_the_data_chart_is_the_family_of_dpmpp_sde(order, eta):
     one, other = (solver.tableau("vp", "karras", 4) for solver in made)
     for a, b in zip(one.rows, other.rows, strict=True):
         assert (a.states, a.evaluations, a.draws) == (b.states, b.evaluations, b.draws)
+
+
+def unipc_of_noise(field, x, sigmas, bh2):
+    """UniPC-2 with noise prediction, from the authors' multistep_uni_pc_bh_update: hh = h, B = h or e^h - 1, alpha = 1.
+
+    Weights are 1/2 for the corrector of order 1 and the predictor of order 2, and solve a system for the corrector of order 2.
+    """
+    noise, lam = [field.noise(x, sigmas[0])], [-math.log(s) for s in sigmas]
+    for i in range(1, len(sigmas)):
+        order, h = min(2, i, len(sigmas) - i), lam[i] - lam[i - 1]
+        phi_1 = math.expm1(h)
+        b_h = phi_1 if bh2 else h
+        old, t = noise[-1], sigmas[i]
+        base = x - t * phi_1 * old
+        r = (lam[i - 2] - lam[i - 1]) / h if order == 2 else None
+        d1 = (noise[-2] - old) / r if order == 2 else 0.0
+        x = base - t * b_h * 0.5 * d1
+        if i == len(sigmas) - 1:
+            break
+        new = field.noise(x, t)
+        if order == 1:
+            x = base - t * b_h * 0.5 * (new - old)
+        else:
+            # b_k = h phi_(k+1) k!/B of the phi functions of the step.
+            b = [(phi_1 / h - 1) * 1 / b_h, ((phi_1 / h - 1) / h - 0.5) * 2 / b_h]
+            rhos = np.linalg.solve([[1.0, 1.0], [r, 1.0]], b).tolist()
+            x = base - t * b_h * (rhos[0] * d1 + rhos[1] * (new - old))
+        noise.append(new)
+    return x
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_unipc_of_noise_predictions_is_the_authors_loop(field, start, variant, steps):
+    times = grids.get("karras", paths.get("edm"), steps)
+    solver = solvers.get("unipc", order=2, variant=variant, chart="noise_log_snr")
+    found = diffode.solve(field, start, solver=solver, grid=times).x
+    expected = unipc_of_noise(field, start, times.tolist(), variant == "bh2")
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_unipc_of_noise_predictions_has_the_order_of_its_corrector(order):
+    solver = solvers.get("unipc", order=order, chart="noise_log_snr", lower_order_final="never")
+    found = verify.order(solver, target="ring8", steps=(128, 256, 512, 1024), points=8, tolerance=1e-13)
+    assert abs(found.slope - (order + 1)) < 0.2
 
 
 @pytest.mark.parametrize("gamma", ["two", float("nan"), True])
