@@ -21,7 +21,7 @@ import torch
 
 OUT = Path(__file__).parent.parent / "tests" / "data" / "menu_grids.json"
 HEAD = "import math\nfrom math import atan, pi\nimport numpy\nimport scipy.stats\nimport torch\n"
-STEPS = (2, 5, 8, 10, 20)
+STEPS = (2, 5, 7, 10, 30)
 
 
 def functions_of(file: Path, names: tuple[str, ...]) -> ModuleType:
@@ -106,7 +106,8 @@ def main() -> None:
             if name == "flow":
                 runs["bong_tangent"] = res.bong_tangent_scheduler(model, steps)
                 runs["linear_quadratic"] = torch.tensor([*mochi.linear_quadratic_schedule(steps, 0.025), 0.0])
-            recorded += [{"model": name, "grid": grid, "sigmas": sigmas.tolist()} for grid, sigmas in runs.items()]
+            kept = {"model": name, "steps": steps}
+            recorded += [{**kept, "grid": grid, "sigmas": sigmas.tolist()} for grid, sigmas in runs.items()]
     OUT.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in recorded) + "\n]\n")
 
 
