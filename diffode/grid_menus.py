@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import betaincinv
 
 from diffode.errors import ArgumentError
 from diffode.grid_rules import MOST_STEPS, Grid
@@ -88,6 +87,8 @@ def beta(alpha: float = 0.6, beta: float = 0.6, levels: int = 1000, shift: float
             raise ArgumentError(f"{name} must be positive and finite, got {value!r:.40}")
 
     def choose(steps: int) -> list[int]:
+        from scipy.special import betaincinv
+
         shares = 1 - np.linspace(0, 1, steps, endpoint=False)
         return [int(k) for k in np.rint(betaincinv(alpha, beta, shares) * (levels - 1))]
 

@@ -20,6 +20,7 @@ FORMS = {
         "method=krogstad", "method=etd2", "method=etd3", "method=etd4", "method=strehmel_weiner",
         "method=hochbruck_ostermann_3", "method=hochbruck_ostermann_4", "method=etd4,chart=noise_log_snr",
     ),
+    "implicit_rk": ("", "method=radau,chart=data,iteration=newton_krylov"),
     "res_m": ("order=3", "order=3,form=consistent"),
     "dpmpp_s": ("order=3", "order=2", "order=3,form=taylor"),
     "ipndm": ("order=4", "order=2", "order=3"),

@@ -133,6 +133,7 @@ LAZY = {
     ("bridges/transport.py", "scipy.sparse"): "the constraints of that programme",
     ("flows/differentiable.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
     ("flows/integrated.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
+    ("grid_menus.py", "scipy.special"): "a third of a second, for quantiles of one grid",
     ("hippo/__init__.py", "diffode.hippo.module"): "PyTorch, which only the layer needs",
     ("native/objects.py", "diffode.native"): "what Numba compiles, where nothing is compiled yet",
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",

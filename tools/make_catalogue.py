@@ -60,6 +60,8 @@ FAMILIES = {
                                                     "seeds_1", "seeds_2", "seeds_3")),
     "er_sde": ("ER-SDE and Euler-Maruyama", ("er_sde_1", "er_sde_2", "er_sde_3", "er_sde:form=consistent", "euler_maruyama")),
     "amed": ("AMED, without learning", ("amed", "amed:host=euler", "amed:host=ipndm,order=3")),
+    "implicit": ("Implicit Runge-Kutta", ("implicit_rk:stages=1", "implicit_rk:stages=2", "implicit_rk:method=radau,stages=1",
+                                          "implicit_rk:method=radau,stages=2")),
     "adaptive": ("Adaptive", ("rk_adaptive", "dpm_adaptive:order=2", "dpm_adaptive:order=3", "sde_adaptive:eta=0")),
 }  # fmt: skip
 
@@ -99,7 +101,8 @@ def figure(name: str, specs: tuple[str, ...]) -> None:
 
 def runs_of(spec: str, field: fields.ExactField, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
     """(NFE, ends) at every budget, or at every tolerance of an adaptive solver."""
-    if not isinstance(solvers.get(spec), WritesTable):
+    solver = solvers.get(spec)
+    if isinstance(solver, solvers.DirectSolver) and not solver.takes_steps:
         by_tolerance = [solvers.get(spec, rtol=r, atol=r / 10) for r in (1e-1, 1e-2, 1e-3, 1e-4)]
         found = [diffode.solve(field, x, solver=solver) for solver in by_tolerance]
         return [(run.nfe, run.x) for run in found]

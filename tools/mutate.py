@@ -28,6 +28,8 @@ EVERYWHERE = "properties"
 TESTS = {
     "numerics": "numerics charts reference_errors conformance",
     "numerics/butcher.py": "numerics solvers conformance",
+    "numerics/collocation.py": "implicit",
+    "numerics/krylov.py": "implicit",
     "numerics/forward.py": "map_residuals flow_maps",
     "numerics/gaussian_transport.py": "couplings",
     "numerics/least_squares.py": "numerics learned_derivatives learned_conditioned",
@@ -81,6 +83,7 @@ TESTS = {
     "solvers/euler_maruyama.py": "stochastic verify solver_laws",
     "solvers/exponential_runge_kutta.py": "exponential_runge_kutta solver_laws",
     "solvers/heun_plus.py": "menu_samplers",
+    "solvers/implicit.py": "implicit",
     "solvers/exponential_sde.py": "conformance stochastic verify",
     "solvers/function.py": "representations solver_laws",
     "solvers/in_chart.py": "gaussian_charts",

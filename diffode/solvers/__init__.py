@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
     from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
     from diffode.solvers.heun_plus import HeunPlus
+    from diffode.solvers.implicit import ImplicitRungeKutta
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
@@ -77,6 +78,7 @@ _PLACES = {
     "HeunPlus": "heun_plus",
     "IPNDM": "adams",
     "IPNDMVariable": "adams",
+    "ImplicitRungeKutta": "implicit",
     "Jump": "trained.generators",
     "Kutta3": "runge_kutta",
     "LMS": "adams",
@@ -142,6 +144,7 @@ __all__ = [
     "Heun",
     "HeunPlus",
     "IPNDMVariable",
+    "ImplicitRungeKutta",
     "Journey",
     "Jump",
     "Kutta3",

@@ -46,6 +46,13 @@ ALIASES = {
     "etdrk2_2s": "exponential_rk:method=etd2",
     "lawson2b_2s": "exponential_rk:method=lawson_2",
     "lawson4_4s": "exponential_rk:method=lawson_4",
+    "backward_euler": "implicit_rk:method=radau,stages=1",
+    "implicit_euler": "implicit_rk:method=radau,stages=1",
+    "implicit_midpoint": "implicit_rk:method=gauss,stages=1",
+    "gauss_legendre_2s": "implicit_rk:method=gauss,stages=2",
+    "gauss_legendre_3s": "implicit_rk:method=gauss,stages=3",
+    "radau_iia_2s": "implicit_rk:method=radau,stages=2",
+    "radau_iia_3s": "implicit_rk:method=radau,stages=3",
     # diffusers' classes, with their default options
     "euler_discrete": "ddim",
     "edm_euler": "ddim",

@@ -24,6 +24,7 @@ from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
 from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
 from diffode.solvers.function import FunctionSolver, samples
 from diffode.solvers.heun_plus import HeunPlus
+from diffode.solvers.implicit import ImplicitRungeKutta
 from diffode.solvers.predictor_corrector import PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
@@ -98,6 +99,7 @@ for _solver in (
     AdaptiveSDE,
     DPMAdaptive,
     EmbeddedRungeKutta,
+    ImplicitRungeKutta,
     AMED,
     Bespoke,
     Universal,
