@@ -16,53 +16,50 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError, BudgetError
 from diffode.extensions import is_place, load_attribute
 from diffode.grid_files import load_grid
+from diffode.grid_menus import MENUS
+from diffode.grid_rules import MOST_STEPS, Grid, ends, explicit, in_rho, in_time
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.specs import Entry, Registry, parse_spec
 
-#: Largest number of steps of a grid and of evaluations of a budget; more would fill the memory before a run begins.
-MOST_STEPS = 100_000
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A rule that places ``steps + 1`` times on a path; call it with ``(path, steps)``."""
-
-    place: Callable[[Path, int], list[float]]
-    to_zero: bool = False
-
-    def __repr__(self) -> str:
-        return "Grid(to_zero=True)" if self.to_zero else "Grid()"
-
-    def __call__(self, path: Path | str, steps: int) -> Tensor:
-        """The times, shape (steps + 1,), float64, strictly decreasing."""
-        path = get_path(path)
-        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
-            raise ArgumentError(f"steps must be an integer >= 1 and <= {MOST_STEPS}, got {steps!r:.40}")
-        if self.to_zero:
-            # The step to zero is the last of the steps, as in EDM's own code.
-            times = self.place(path, steps - 1) if steps > 1 else [path.t_max]
-            times = [*times, path.time_from_rho(0.0)]
-        else:
-            times = self.place(path, steps)
-        return explicit(times, path)
-
+__all__ = [
+    "MOST_STEPS",
+    "Grid",
+    "Times",
+    "check",
+    "check_registered",
+    "content",
+    "explicit",
+    "get",
+    "in_rho",
+    "in_time",
+    "is_named",
+    "is_rule",
+    "names",
+    "register",
+    "registry",
+    "spec_of",
+]
 
 #: Times in decreasing order, a text that lists them or names a rule, or a rule.
 Times = Tensor | Sequence[float] | str | Grid
 
 #: Names of grids in k-diffusion and programs that use it, with the names here.
-ALIASES = {"exponential": "log_snr", "Karras": "karras", "lambda": "log_snr", "logsnr": "log_snr"}
+ALIASES = {
+    "exponential": "log_snr",
+    "Karras": "karras",
+    "lambda": "log_snr",
+    "logsnr": "log_snr",
+    "beta57": "beta:alpha=0.5,beta=0.7",
+}
 
 
 class _Grids(Registry[Grid]):
@@ -183,29 +180,6 @@ def _placed(place: str) -> Any:
     return found if isinstance(found, Grid | Tensor | list | tuple | np.ndarray) else place
 
 
-def explicit(times: Any, path: Path | str | None = None) -> Tensor:
-    """A sequence of times as a float64 tensor; ArgumentError unless they are at least two, finite, decreasing, on the path."""
-    path = None if path is None else get_path(path)
-    try:
-        grid = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentError(f"grid must be a spec or a sequence of times, got {times!r}: {error}") from None
-    if grid.ndim != 1 or grid.numel() < 2:
-        raise ArgumentError(f"grid must have one axis and at least two times, got shape {tuple(grid.shape)}")
-    if not bool(torch.isfinite(grid).all()):
-        raise ArgumentError("grid has non-finite times")
-    steps = grid.diff()
-    if bool((steps >= 0).any()):
-        i = int(torch.nonzero(steps >= 0)[0])
-        hint = "; reverse it: times run from noise to data" if bool((steps > 0).all()) else ""
-        raise ArgumentError(f"grid must be strictly decreasing, got {grid[i]:.6g} then {grid[i + 1]:.6g} at {i}{hint}")
-    if path is not None and float(grid[0]) > path.t_end:
-        raise ArgumentError(f"grid starts at t = {float(grid[0]):g}, beyond the noise end {path.t_end:g} of path {path.name!r}")
-    if path is not None and float(grid[-1]) < 0:
-        raise ArgumentError(f"grid goes below t = 0 (last time {float(grid[-1]):g}), where path {path.name!r} is not defined")
-    return grid
-
-
 def spec_of(grid: Times) -> str:
     """The text of a grid in a study or a file: its spec, or its numbers in one form, which :func:`get` reads back.
 
@@ -244,38 +218,6 @@ def names() -> list[str]:
 
 
 register = registry.register
-
-
-def _ends(path: Path) -> tuple[float, float]:
-    """rho at t_max and at t_min; ArgumentError unless both are finite and positive, as a grid in rho needs them."""
-    high, low = path.rho(path.t_max), path.rho(path.t_min)
-    if not math.isfinite(high) or low <= 0:
-        raise ArgumentError(
-            f"this grid is defined in rho = sigma/alpha, which is {high:g} at t_max={path.t_max:g} and {low:g} at "
-            f"t_min={path.t_min:g} on path {path.name!r}; choose t_max and t_min inside, or a grid in t"
-        )
-    return high, low
-
-
-def in_rho(curve: Callable[[float, float, float], float]) -> Callable[[Path, int], list[float]]:
-    """Times at rho = curve(u, rho_max, rho_min), u = i/steps; the ends are exactly the path's own."""
-
-    def place(path: Path, steps: int) -> list[float]:
-        high, low = _ends(path)
-        inner = [path.time_from_rho(curve(i / steps, high, low)) for i in range(1, steps)]
-        return [path.t_max, *inner, path.t_min]
-
-    return place
-
-
-def in_time(curve: Callable[[float, float, float], float]) -> Callable[[Path, int], list[float]]:
-    """Times t = curve(u, t_max, t_min), u = i/steps."""
-
-    def place(path: Path, steps: int) -> list[float]:
-        inner = [curve(i / steps, path.t_max, path.t_min) for i in range(1, steps)]
-        return [path.t_max, *inner, path.t_min]
-
-    return place
 
 
 def _power(u: float, a: float, b: float, exponent: float) -> float:
@@ -331,7 +273,7 @@ def shift(s: float = 3.0, to_zero: bool = False) -> Grid:
     _positive("s", s)
 
     def place(path: Path, steps: int) -> list[float]:
-        high, low = _ends(path)
+        high, low = ends(path)
         first, last = high / (1 + high), low / (1 + low)
         # The ends are shifted back, u runs uniformly between them, and is shifted again.
         start, stop = (tau / (s - (s - 1) * tau) for tau in (first, last))
@@ -359,7 +301,7 @@ def _table(levels: tuple[float, ...], fit: bool) -> Callable[[Path, int], list[f
     def place(path: Path, steps: int) -> list[float]:
         wanted = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(levels)), np.log(levels))
         if fit:
-            high, low = _ends(path)
+            high, low = ends(path)
             share = (wanted - wanted[-1]) / (wanted[0] - wanted[-1])
             wanted = math.log(low) + share * (math.log(high) - math.log(low))
         times = [path.time_from_rho(math.exp(v)) for v in wanted]
@@ -396,5 +338,6 @@ def trained(file: str = "") -> Grid:
 
 _MAKERS = (karras, log_snr, time_uniform, time_quadratic, kl_optimal, polyexponential, cosine, shift)
 _RULES = {make.__name__: make for make in _MAKERS} | {name: _ays(name) for name in _AYS}
+_RULES.update(MENUS)
 for _name, _make in {**_RULES, "trained": trained}.items():
     registry.register(_name, _make)

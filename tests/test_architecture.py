@@ -19,7 +19,7 @@ ROOMS = (
     "errors", "numerics", "closure", "cache_folder", "file_names", "facts_table", "output_files", "input_files", "extensions",
     "array_files", "tensor_files", "training_facts",
     "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "sources", "statistics", "fields",
-    "bridges", "grid_files", "grids", "tableau",
+    "bridges", "grid_files", "grid_rules", "grid_menus", "grids", "tableau",
     "charts", "gaussian_charts", "flows", "maps", "references", "plot", "solvers", "learned", "metrics", "verify", "adapters",
     "testing", "studies", "cli", "__main__",
 )  # fmt: skip
@@ -133,6 +133,7 @@ LAZY = {
     ("bridges/transport.py", "scipy.sparse"): "the constraints of that programme",
     ("flows/differentiable.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
     ("flows/integrated.py", "scipy.integrate"): "half a second of SciPy, for flows that are integrated",
+    ("grid_menus.py", "scipy.special"): "a third of a second, for quantiles of one grid",
     ("hippo/__init__.py", "diffode.hippo.module"): "PyTorch, which only the layer needs",
     ("native/objects.py", "diffode.native"): "what Numba compiles, where nothing is compiled yet",
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",
@@ -243,7 +244,8 @@ def test_files_that_tools_and_pages_name_exist():
 
 #: Rooms whose modules compute, as far as they lie in rooms of such.
 NUMERICAL = (
-    "numerics", "hippo", "native", "paths", "maps", "charts.py", "gaussian_charts.py", "grids.py", "randomness.py", "flows",
+    "numerics", "hippo", "native", "paths", "maps", "charts.py", "gaussian_charts.py", "grid_menus.py",
+    "grid_rules.py", "grids.py", "randomness.py", "flows",
     "tableau", "targets", "statistics", "fields", "bridges", "solvers", "metrics", "learned/conditional", "learned/fitting",
     "learned/grids", "learned/heads", "learned/maps", "learned/tables", "learned/universal", "verify/field", "verify/theory",
     "verify/sampler",

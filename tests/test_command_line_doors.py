@@ -46,6 +46,9 @@ DOORS = {
     "adapters.as_k_diffusion_sampler": lambda solver: adapters.as_k_diffusion_sampler(solver)(
         adapters.as_k_diffusion(exact()), start(), [80.0, 2.0, 0.0]
     ),
+    "adapters.as_comfyui_sampler": lambda solver: adapters.as_comfyui_sampler(solver)(
+        adapters.as_k_diffusion(exact()), start(), [80.0, 2.0, 0.0]
+    ),
     "adapters.as_diffusers_scheduler": lambda solver: solvers.get(adapters.as_diffusers_scheduler(solver).config["solver"]),
     "adapters.from_edm": lambda path: adapters.from_edm(denoise, path).path.spec,
     "adapters.from_k_diffusion": lambda path: adapters.from_k_diffusion(denoise, path).path.spec,

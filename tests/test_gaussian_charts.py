@@ -206,7 +206,7 @@ def test_solvers_with_other_statistics_have_other_contents():
     [
         (lambda: solvers.get("heun:chart=gaussian").tableau("edm", "karras", 2), r"solvers\.informed\(solver, statistics\)"),
         (lambda: solvers.get("heun:chart=gauss"), "chart must be one of velocity, .*gaussian_asinh"),
-        (lambda: solvers.get("unipc:chart=noise"), "chart must be one of data, gaussian"),
+        (lambda: solvers.get("unipc:chart=noise"), "chart must be one of data, noise_log_snr, gaussian"),
         (lambda: solvers.get("ab:order=2,chart=data,eta=1"), "eta > 0 goes with a chart of the data's Gaussian"),
         (lambda: solvers.get("ab:order=2,chart=gaussian,eta=-1"), "eta must be a number >= 0"),
         (lambda: solvers.get("lms:statistics=3"), "statistics"),

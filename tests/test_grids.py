@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from diffode import grids, paths, solvers, testing
 from diffode.errors import ArgumentError, BudgetError, UnknownNameError
+from diffode.grid_menus import MENUS
 
 EDM = paths.get("edm")
+#: Grids that run over a whole path unless they are sent on to sigma = 0; those of menus end there (test_menu_grids.py).
+OVER_THE_PATH = [name for name in grids.names() if not name.startswith(("ays", "trained")) and name not in MENUS]
 
 
 @pytest.mark.parametrize("path_name", paths.names())
-@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith(("ays", "trained"))])
+@pytest.mark.parametrize("name", OVER_THE_PATH)
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_grids_run_from_t_max_to_t_min(name, path_name, steps):
     path = paths.get(path_name)
@@ -26,7 +29,7 @@ def test_grids_run_from_t_max_to_t_min(name, path_name, steps):
     assert (float(times[0]), float(times[-1])) == (path.t_max, path.t_min)
 
 
-@pytest.mark.parametrize("name", [n for n in grids.names() if not n.startswith(("ays", "trained"))])
+@pytest.mark.parametrize("name", OVER_THE_PATH)
 def test_the_last_step_may_go_to_zero(name):
     times = grids.get(name, EDM, 5, to_zero=True)
     assert len(times) == 6

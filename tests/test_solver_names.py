@@ -176,7 +176,9 @@ def test_a_name_with_a_grid_in_it_is_taken_apart(name, solver, grid):
     assert len(grids.get(grid, EDM, 3)) == 4
 
 
-@pytest.mark.parametrize("name", ["heunpp2", "TCDScheduler", "PNDMScheduler", "sa_solver", "dopri5", "euler_cfg_pp"])
+@pytest.mark.parametrize(
+    "name", ["res_5s_hochbruck-ostermann", "TCDScheduler", "PNDMScheduler", "sa_solver", "dopri5", "euler_cfg_pp"]
+)
 def test_names_without_a_solver_here_say_what_is_nearest(name):
     with pytest.raises(UnknownNameError) as raised:
         solvers.get(name)

@@ -46,6 +46,15 @@ def expected_nodes(spec, path, times):
         return [
             node for (s, t), shares in zip(steps, spent, strict=True) for node in (s, *(inner(path, s, t, r) for r in shares))
         ]
+    if name == "exponential_rk":
+        method = spec.split("method=")[1].split(",")[0]
+        half = (0, 0.5, 0.5, 1)
+        shares = {
+            "etd2": (0, 1), "etd3": (0, 0.5, 1), "hochbruck_ostermann_3": (0, 0.5, 1), "hochbruck_ostermann_4": (*half, 0.5),
+        }.get(method, half)  # fmt: skip
+        return [s if c == 0 else t if c == 1 else inner(path, s, t, c) for s, t in steps for c in shares]
+    if name == "heunpp2":
+        return [time for i in range(len(steps)) for time in times[i : min(i + 3, len(times) - 1)]]
     if name == "amed":
         return [node for s, t in steps for node in (s, inner(path, s, t, 0.5))]
     chart = solvers.get(spec).chart_name
@@ -59,9 +68,14 @@ def expected_nodes(spec, path, times):
         value = rho[0] + c * (rho[1] - rho[0])
         return path.time_from_rho(1 / value if chart == "data" else value)
 
-    shares = {"midpoint": (0, 0.5), "heun": (0, 1), "edm_heun": (0, 1), "ralston": (0, 2 / 3), "rk4": (0, 0.5, 0.5, 1)}.get(
-        name, (0,)
-    )
+    shares = {
+        "midpoint": (0, 0.5),
+        "heun": (0, 1),
+        "edm_heun": (0, 1),
+        "ralston": (0, 2 / 3),
+        "kutta3": (0, 0.5, 1),
+        "rk4": (0, 0.5, 0.5, 1),
+    }.get(name, (0,))
     nodes = [s if c == 0 else t if c == 1 else between(s, t, c) for s, t in steps for c in shares]
     return nodes
 

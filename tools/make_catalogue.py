@@ -1,6 +1,6 @@
 """Write docs/catalogue/: one page a family of solvers, generated from the solvers themselves and from exact runs.
 
-``python tools/make_catalogue.py [orders.md] [--engine E]`` takes a few minutes; ``orders.md`` is the output of
+``python tools/make_catalogue.py [orders.md] [--engine E] [--family F]`` takes a few minutes; ``orders.md`` is the output of
 benchmarks/orders.py, whose measured orders then go into the pages. Without it the pages keep the orders that they have.
 """
 
@@ -26,6 +26,7 @@ from diffode import engines, fields, solvers, verify
 from diffode.errors import ArgumentError, BudgetError
 from diffode.flows import reference
 from diffode.metrics import gaussian_split
+from diffode.numerics.exponential_butcher import METHODS
 from diffode.solvers.solver import WritesTable
 
 OUT = Path(__file__).parent.parent / "docs" / "catalogue"
@@ -40,13 +41,15 @@ STEPS = (10, 50, 250, 1000)
 #: Families in the order of the index: file, title, specs shown.
 FAMILIES = {
     "runge_kutta": ("Runge-Kutta", ("euler:chart=noise", "midpoint:chart=noise", "edm_heun", "ralston:chart=noise",
-                                    "rk4:chart=noise")),
+                                    "kutta3:chart=noise", "rk4:chart=noise", "heunpp2")),
     "adams": ("Adams: AB, LMS, DEIS, iPNDM", ("ab:order=2,chart=noise", "ab:order=3,chart=data", "lms:order=4", "deis:order=3",
                                               "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4",
-                                              "ipndm_v:form=consistent")),
+                                              "ipndm_v:form=consistent", "gradient_estimation")),
     "dpm": ("DPM-Solver, single step", ("dpm:order=2", "dpm:order=3", "dpm_fast", "dpmpp_s:order=2", "dpmpp_s:order=3")),
     "dpm_multistep": ("DPM-Solver, multistep", ("dpm_m:order=2", "dpmpp:order=2", "dpmpp:order=3",
-                                                        "dpmpp:order=3,form=consistent")),
+                                                        "dpmpp:order=3,form=consistent", "res_m:order=3",
+                                                        "res_m:order=3,form=consistent")),
+    "exponential_runge_kutta": ("Exponential Runge-Kutta", tuple(f"exponential_rk:method={m}" for m in METHODS)),
     "unipc": ("UniPC", ("unipc:order=2", "unipc:order=3", "unipc:order=3,lower_order_final=never",
                         "unipc:order=3,variant=vary_coeff")),
     "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
@@ -57,6 +60,8 @@ FAMILIES = {
                                                     "seeds_1", "seeds_2", "seeds_3")),
     "er_sde": ("ER-SDE and Euler-Maruyama", ("er_sde_1", "er_sde_2", "er_sde_3", "er_sde:form=consistent", "euler_maruyama")),
     "amed": ("AMED, without learning", ("amed", "amed:host=euler", "amed:host=ipndm,order=3")),
+    "implicit": ("Implicit Runge-Kutta", ("implicit_rk:stages=1", "implicit_rk:stages=2", "implicit_rk:method=radau,stages=1",
+                                          "implicit_rk:method=radau,stages=2")),
     "adaptive": ("Adaptive", ("rk_adaptive", "dpm_adaptive:order=2", "dpm_adaptive:order=3", "sde_adaptive:eta=0")),
 }  # fmt: skip
 
@@ -96,10 +101,17 @@ def figure(name: str, specs: tuple[str, ...]) -> None:
 
 def runs_of(spec: str, field: fields.ExactField, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
     """(NFE, ends) at every budget, or at every tolerance of an adaptive solver."""
-    if not isinstance(solvers.get(spec), WritesTable):
+    solver = solvers.get(spec)
+    if isinstance(solver, solvers.DirectSolver) and not solver.takes_steps:
         by_tolerance = [solvers.get(spec, rtol=r, atol=r / 10) for r in (1e-1, 1e-2, 1e-3, 1e-4)]
         found = [diffode.solve(field, x, solver=solver) for solver in by_tolerance]
         return [(run.nfe, run.x) for run in found]
+    if isinstance(solver, solvers.DirectSolver):
+        # What a step costs depends on the solution, and is more than most budgets of the others.
+        settled = [
+            diffode.solve(field, x, solver=solver, grid="karras", steps=n, on_failure="return") for n in (4, 8, 16, 32, 64)
+        ]
+        return [(run.nfe, run.x) for run in settled]
     runs = []
     for nfe in BUDGETS:
         with contextlib.suppress(BudgetError):
@@ -245,13 +257,15 @@ def family(asked: list[Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("orders", nargs="?", help="output of benchmarks/orders.py")
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="write the page of this family alone; repeatable")
     parser.add_argument("--engine", help="what computes: local (default), dask, dask://HOST:PORT; others need a shared disk")
     chosen = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     header, orders = measured_orders(chosen.orders)
     # A page and its figures are written where they are made.
-    for number, _ in engines.each(family, [[name, header, orders] for name in FAMILIES], engine=chosen.engine):
-        print(list(FAMILIES)[number], flush=True)
+    wanted = chosen.family or list(FAMILIES)
+    for number, _ in engines.each(family, [[name, header, orders] for name in wanted], engine=chosen.engine):
+        print(wanted[number], flush=True)
     index = ["# The catalogue of solvers", "", "What is wrong in published code is in [solvers.md](../solvers.md).", ""]
     for name, (title, specs) in FAMILIES.items():
         index.append(

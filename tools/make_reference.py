@@ -1,10 +1,12 @@
 """Write the pages of what is registered: docs/targets.md with its picture, docs/paths_and_grids.md and docs/methods.md.
 
-``python tools/make_reference.py`` takes seconds. `tests/test_reference_pages.py` says if the pages are no longer true.
+``python tools/make_reference.py [--check]`` takes seconds. With ``--check`` nothing is written, and pages that no longer
+say what is registered are named (`tests/test_reference_pages.py`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -155,11 +157,17 @@ Written by `python tools/make_reference.py`.
 PAGES = {"targets": targets_page, "paths_and_grids": paths_page, "methods": methods_page}
 
 
-def main() -> None:
-    for name, page in PAGES.items():
-        (DOCS / f"{name}.md").write_text(page(), encoding="utf-8")
+def main(check: bool) -> int:
+    written = {DOCS / f"{name}.md": page() for name, page in PAGES.items()}
+    if check:
+        old = [file.name for file, text in written.items() if file.read_text(encoding="utf-8") != text]
+        print(f"no longer true: {', '.join(old)}; run python tools/make_reference.py" if old else "all pages are true")
+        return 1 if old else 0
+    for file, text in written.items():
+        file.write_text(text, encoding="utf-8")
     targets_picture()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main("--check" in sys.argv))

@@ -11,6 +11,7 @@ from diffode.errors import ArgumentError
 
 _PLACES = {
     "as_azula_sampler": "adapters.samplers",
+    "as_comfyui_sampler": "adapters.comfyui",
     "as_diffusers_model": "adapters.diffusers_model",
     "as_flow_matching": "fields.outward",
     "as_k_diffusion": "fields.outward",
@@ -40,6 +41,7 @@ _PLACES = {
 __all__ = [
     "DiffodeScheduler",
     "as_azula_sampler",
+    "as_comfyui_sampler",
     "as_diffusers_model",
     "as_diffusers_scheduler",
     "as_flow_matching",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from diffode.adapters.comfyui import as_comfyui_sampler
     from diffode.adapters.consistency import from_consistency
     from diffode.adapters.denoisers import azula_path, from_azula, from_edm, from_k_diffusion, from_score_sde
     from diffode.adapters.diffusers_model import as_diffusers_model, from_diffusers

@@ -1,4 +1,4 @@
-"""``diffode export``: stored results as a table for other programs."""
+"""``diffode export``: stored results, or a solver's table, for other programs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from diffode.cli.output import output_option, store_option
 
 if TYPE_CHECKING:
     from diffode.studies.exported import Form, Line
+    from diffode.tableau.written import Form as Written
 
 
 @click.command("export")
 @click.argument("suite", required=False, shell_complete=completed.suites)
+@click.option(
+    "--as", "text", type=click.Choice(["python", "json", "diffusers"]), default=None,
+    help="Write the table of a solver instead, SUITE being its spec: as a Python function that needs nothing, as plain JSON, "
+    "or as a scheduler class of diffusers.",
+)  # fmt: skip
+@click.option("--path", default=None, help="With --as: path spec; edm unless given.")
+@click.option("--grid", default=None, help="With --as: a grid spec, times or levels; karras unless given.")
+@click.option("--nfe", type=click.IntRange(1), default=None, help="With --as: evaluations; 10 unless given.")
+@click.option("--file", "text_file", default=None, help="With --as: the file to write; the terminal unless given.")
 @click.option("--csv", "csv_file", default=None, help="Write this CSV file.")
 @click.option("--parquet", "parquet_file", default=None, help="Write this Parquet file (needs pyarrow: diffode[parquet]).")
 @click.option(
@@ -29,6 +39,11 @@ if TYPE_CHECKING:
 @store_option
 def command(
     suite: str | None,
+    text: Written | None,
+    path: str | None,
+    grid: str | None,
+    nfe: int | None,
+    text_file: str | None,
     csv_file: str | None,
     parquet_file: str | None,
     line: Line,
@@ -39,12 +54,20 @@ def command(
 ) -> None:
     """Write the stored results of SUITE, or all that the store holds, as CSV or Parquet, whole or not at all.
 
-    Without SUITE, results of other code are in it too: their keys differ.
+    Without SUITE, results of other code are in it too: their keys differ. With --as, SUITE is the spec of a solver, and its
+    table is written as text.
 
     \b
     Example:  diffode export quick --csv quick.csv
               diffode export --parquet all.parquet --line cell
+              diffode export dpmpp:order=2 --as python --nfe 8 --file sampler.py
     """
+    if text is not None:
+        ours = {"--csv": csv_file, "--parquet": parquet_file, "--seed": seeds, "--store": store}
+        _write_table(suite, text, path, grid, nfe, text_file, imports, [name for name, given in ours.items() if given])
+        return
+    if text_file or path or grid or nfe:
+        raise click.UsageError("--path, --grid, --nfe and --file go with --as, which writes the table of a solver")
     from diffode.errors import ArgumentError
     from diffode.studies import Store, export, keyed_cells
     from diffode.studies.exported import check_export
@@ -75,3 +98,37 @@ def command(
         raise ArgumentError(f"nothing is stored in {file}{f' for {suite}' if suite else ''}: run diffode bench first")
     for name, form in files:
         click.echo(f"{export(results, name, line=line, form=form):,} lines: {name}")
+
+
+def _write_table(
+    spec: str | None,
+    form: Written,
+    path: str | None,
+    grid: str | None,
+    nfe: int | None,
+    file: str | None,
+    imports: tuple[str, ...],
+    others: list[str],
+) -> None:
+    """Write the table of a solver as text, to a file or the terminal."""
+    from diffode import solvers
+    from diffode.extensions import import_extension
+    from diffode.grids import is_named
+    from diffode.output_files import write_whole
+
+    if spec is None:
+        raise click.UsageError("--as writes the table of a solver: diffode export SPEC --as python")
+    if others:
+        raise click.UsageError(f"{', '.join(others)} write stored results, --as the table of a solver: choose one")
+    for module in imports:
+        import_extension(module)
+    solver, times = solvers.table_solver(spec), "karras" if grid is None else grid
+    on = "edm" if path is None else path
+    # A list of times has its own number of evaluations.
+    table = solver.within(on, times, nfe or 10) if nfe or is_named(times) else solver.tableau(on, times)
+    text = table.written(form)
+    if file is None:
+        click.echo(text, nl=False)
+        return
+    write_whole(file, text.encode(), "file")
+    click.echo(f"{table.nfe} evaluations: {file}")

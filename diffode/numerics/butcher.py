@@ -141,6 +141,7 @@ RALSTON = Butcher(((2 / 3,),), (0.25, 0.75), 2, "A. Ralston, Math. Comp. 16 (196
 KUTTA = Butcher(
     ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, "W. Kutta 1901; Hairer, Norsett, Wanner, II.1"
 )
+KUTTA_3 = Butcher(((0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), 3, "W. Kutta 1901; Hairer, Norsett, Wanner, II.1, table 1.1")
 BOGACKI_SHAMPINE = Butcher(
     ((1 / 2,), (0.0, 3 / 4)),
     (2 / 9, 1 / 3, 4 / 9),

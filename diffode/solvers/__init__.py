@@ -18,7 +18,7 @@ from diffode.solvers.solution import Solution, Status
 from diffode.solvers.solver import Solver, TableSolver, WritesTable
 
 if TYPE_CHECKING:
-    from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
+    from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, GradientEstimation, IPNDMVariable
     from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
     from diffode.solvers.adaptive_sde import AdaptiveSDE
     from diffode.solvers.amed import AMED
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
     from diffode.solvers.consistency import Consistency
     from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
-    from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
+    from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
     from diffode.solvers.er_sde import ERSDE
     from diffode.solvers.euler_maruyama import EulerMaruyama
+    from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
     from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
+    from diffode.solvers.heun_plus import HeunPlus
+    from diffode.solvers.implicit import ImplicitRungeKutta
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
-    from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston, RungeKutta
+    from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -68,11 +71,16 @@ _PLACES = {
     "Euler": "runge_kutta",
     "EulerAncestral": "ancestral",
     "EulerMaruyama": "euler_maruyama",
+    "ExponentialRungeKutta": "exponential_runge_kutta",
+    "GradientEstimation": "adams",
     "Head": "trained.generators",
     "Heun": "runge_kutta",
+    "HeunPlus": "heun_plus",
     "IPNDM": "adams",
     "IPNDMVariable": "adams",
+    "ImplicitRungeKutta": "implicit",
     "Jump": "trained.generators",
+    "Kutta3": "runge_kutta",
     "LMS": "adams",
     "MapSolver": "trained.mapped",
     "ShippedMap": "trained.shipped",
@@ -80,6 +88,7 @@ _PLACES = {
     "Midpoint": "runge_kutta",
     "OfNodes": "trained.generators",
     "PredictorCorrector": "predictor_corrector",
+    "RESMultistep": "dpm_multistep",
     "RK4": "runge_kutta",
     "Ralston": "runge_kutta",
     "Restart": "restart",
@@ -127,17 +136,23 @@ __all__ = [
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
+    "ExponentialRungeKutta",
     "ForBudget",
     "FunctionSolver",
+    "GradientEstimation",
     "Head",
     "Heun",
+    "HeunPlus",
     "IPNDMVariable",
+    "ImplicitRungeKutta",
     "Journey",
     "Jump",
+    "Kutta3",
     "MapSolver",
     "Midpoint",
     "OfNodes",
     "PredictorCorrector",
+    "RESMultistep",
     "Ralston",
     "Restart",
     "RungeKutta",

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode import grids
 from diffode.errors import BudgetError
@@ -63,13 +64,17 @@ class DirectSolver(Solver):
     The run counts calls of the field; a solver with a network of its own says what that costs by ``field.spend(calls)``.
     """
 
-    chart_name = "velocity"
     #: Whether it asks the field with a time for every row.
     asks_row_times: ClassVar[bool] = False
     #: Whether it can replace its first evaluation by the analytic one.
     takes_analytic_first_step: ClassVar[bool] = False
     #: Whether it draws noise row by row, and so takes a list of generators.
     draws_for_rows: ClassVar[bool] = False
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return "velocity"
 
     @property
     def takes_steps(self) -> bool:

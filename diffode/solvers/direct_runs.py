@@ -113,9 +113,13 @@ def _reported(journey: Journey, end: Tensor) -> tuple[Tensor, str]:
     if bool(late.any()):
         row = int(torch.nonzero(late)[0])
         where = f"; row {row} got to t={float(journey.reached[row]):.6g}" if journey.reached is not None else ""
-        message = (message + "; " if message else "") + (
-            f"{int(late.sum())} of {len(late)} rows did not get to the end{where}: raise max_steps, or rtol and atol, "
-            "or see whether the field is finite there"
+        message = (
+            (message + "; " if message else "")
+            + (
+                f"{int(late.sum())} of {len(late)} rows did not get to the end{where}: raise max_steps, or rtol and atol, "
+                "or see whether the field is finite there"
+            )
+            + (f" ({journey.message})" if journey.message and not bool(bad.any()) else "")
         )
     return status, message
 

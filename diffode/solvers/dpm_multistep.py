@@ -1,4 +1,4 @@
-"""Multistep exponential integrators in log-SNR: DPM-Solver++ 1M/2M/3M (data) and multistep DPM-Solver (noise)."""
+"""Multistep exponential integrators in log-SNR: DPM-Solver++ 1M/2M/3M and RES (data), multistep DPM-Solver (noise)."""
 
 from __future__ import annotations
 
@@ -101,6 +101,46 @@ class DPMSolverPlusPlus(Multistep):
     name = "dpmpp"
     chart_name = "data"
     reference: ClassVar[str] = "Lu et al., arXiv 2211.01095, algorithm 2; order 3 from the authors' code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RESMultistep(Multistep):
+    r"""RES 2M and 3M: weights of the refined exponential solver, in phi_1 and phi_2 alone, with past points for its stages.
+
+    With c_i = (lambda_i - lambda_s)/h the places of past points, b_3 = phi_2/(gamma c_2 + c_3), b_2 = gamma b_3 and
+    b_1 = phi_1 - b_2 - b_3. Order 3 asks for gamma = (3 c_3^2 - 2 c_3)/(c_2 (2 - 3 c_2)), which ``form=consistent`` has. The
+    public code has c_3^3 for c_3^2: the same at c_3 = 1, where its single-step solver has its last stage, but of second order
+    here. 2M is exponential Adams-Bashforth of order 2, ``dpmpp:order=2,form=taylor``.
+    """
+
+    order: int = 3
+    form: Literal["published", "consistent"] = "published"
+    lower_order_final: LowerOrderFinal = "never"
+
+    forms: ClassVar = ("published", "consistent")
+    name = "res_m"
+    chart_name = "data"
+    reference: ClassVar[str] = "Zhang, Song, Chen, arXiv 2308.02157; RES4LYF, beta/rk_method_beta.py, calculate_res_3m_step"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("order", self.order, (2, 3))
+
+    @property
+    @override
+    def exact_second(self) -> bool:
+        return True
+
+    @override
+    def weights(self, chart: ExponentialChart, past: Sequence[Time], t: Time) -> list[Time]:
+        if len(past) < 3:
+            return super().weights(chart, past, t)
+        origin = chart.variable(past[0])
+        h = chart.variable(t) - origin
+        c2, c3 = ((chart.variable(time) - origin) / h for time in past[1:])
+        gamma = (3 * c3 ** (3 if self.form == "published" else 2) - 2 * c3) / (c2 * (2 - 3 * c2))
+        last = chart.exponential(2, past[0], t) / (gamma * c2 + c3)
+        return [chart.exponential(1, past[0], t) - (1 + gamma) * last, gamma * last, last]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,17 +88,29 @@ class DPMPlusPlusSDE(WithNoise, SingleStep):
 
 @dataclass(frozen=True, kw_only=True)
 class SEEDS(WithNoise, SingleStep):
-    """SEEDS-1, 2, 3: DPM-Solver's stages in the noise chart of the reverse SDE."""
+    """SEEDS-1, 2, 3: DPM-Solver's stages in the noise chart of the reverse SDE, or in its data chart, ``chart=data``.
+
+    In the data chart it is the family of ``dpmpp_sde``, with the orders of SEEDS.
+    """
 
     order: int = 3
+    chart: Literal["noise_log_snr", "data"] = "noise_log_snr"
 
     name = "seeds"
-    chart_name = "noise_log_snr"
-    reference = "Gonzalez et al., arXiv 2305.14267, algorithms 1 to 4"
+    reference = "Gonzalez et al., arXiv 2305.14267, algorithms 1 to 4, and the appendix for data prediction"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("chart", self.chart, ("noise_log_snr", "data"))
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return self.chart
 
     @override
     def chart_on(self, path: Path | str | None) -> Chart:
-        return StochasticNoiseChart(path, self.eta)
+        return (StochasticDataChart if self.chart == "data" else StochasticNoiseChart)(path, self.eta)
 
 
 def _with_half(chart: StochasticDataChart, s: float, t: float) -> list[float]:

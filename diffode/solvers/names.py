@@ -32,6 +32,27 @@ ALIASES = {
     "uni_pc": "unipc:order=3,variant=bh1",
     "uni_pc_bh2": "unipc:order=3,variant=bh2",
     "res_multistep": "dpmpp:order=2,form=taylor,lower_order_final=never",
+    "rho_2heun": "heun:chart=noise",
+    "rho_3kutta": "kutta3:chart=noise",
+    "rho_4rk": "rk4:chart=noise",
+    # RES4LYF, with its usual nodes
+    "res_2m": "dpmpp:order=2,form=taylor,lower_order_final=never",
+    "res_3m": "res_m:order=3",
+    "res_2s": "dpmpp_s:order=2,form=taylor",
+    "res_3s": "exponential_rk:method=hochbruck_ostermann_3",
+    "res_4s_cox_matthews": "exponential_rk:method=etd4",
+    "res_4s_krogstad": "exponential_rk:method=krogstad",
+    "res_4s_strehmel_weiner": "exponential_rk:method=strehmel_weiner",
+    "etdrk2_2s": "exponential_rk:method=etd2",
+    "lawson2b_2s": "exponential_rk:method=lawson_2",
+    "lawson4_4s": "exponential_rk:method=lawson_4",
+    "backward_euler": "implicit_rk:method=radau,stages=1",
+    "implicit_euler": "implicit_rk:method=radau,stages=1",
+    "implicit_midpoint": "implicit_rk:method=gauss,stages=1",
+    "gauss_legendre_2s": "implicit_rk:method=gauss,stages=2",
+    "gauss_legendre_3s": "implicit_rk:method=gauss,stages=3",
+    "radau_iia_2s": "implicit_rk:method=radau,stages=2",
+    "radau_iia_3s": "implicit_rk:method=radau,stages=3",
     # diffusers' classes, with their default options
     "euler_discrete": "ddim",
     "edm_euler": "ddim",
@@ -62,7 +83,9 @@ GRIDS = {
 
 #: Foreign names that no single spec here stands for, each with advice.
 ABSENT = {
-    "heunpp_2": "Heun++ is not among the solvers, and the nearest is 'heun:chart=noise'",
+    "res_5s_hochbruck_ostermann": "its published coefficients are not those of the paper, which "
+    "'exponential_rk:method=hochbruck_ostermann_4' has",
+    "etdrk4_4s": "its published stages are twice too large; 'exponential_rk:method=etd4' has those of Cox and Matthews",
     "tcd": "it belongs to a distilled model, and the nearest is 'euler_ancestral' with its eta between 0 and 1",
     "pndm": "it is 'ipndm:order=4', apart from its first steps, which are of Runge-Kutta type",
     "plms": "it is 'ipndm:order=4', apart from the way it starts",
@@ -125,5 +148,6 @@ _SHIPPED = {
         "euler", "heun", "ddim", "ddpm", "dpm", "dpmpp", "lms", "ipndm", "ipndm_v", "deis", "unipc", "dpm_fast",
         "dpm_adaptive", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_ancestral", "euler_ancestral", "er_sde",
         "seeds_2", "seeds_3", "rk4", "midpoint", "lcm", "restart",
+        "gradient_estimation", "heunpp2", "kutta3",
     )
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from diffode.errors import ArgumentError, CapabilityError
 from diffode.solvers import names as names_elsewhere
-from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, IPNDMVariable
+from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, GradientEstimation, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
 from diffode.solvers.adaptive_sde import AdaptiveSDE
 from diffode.solvers.amed import AMED
@@ -17,14 +17,17 @@ from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAn
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.consistency import Consistency
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
-from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus
+from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
 from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
+from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
 from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
 from diffode.solvers.function import FunctionSolver, samples
+from diffode.solvers.heun_plus import HeunPlus
+from diffode.solvers.implicit import ImplicitRungeKutta
 from diffode.solvers.predictor_corrector import PredictorCorrector
 from diffode.solvers.restart import Restart
-from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Midpoint, Ralston
+from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
 from diffode.solvers.solver import Solver, WritesTable, lack_of
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -59,6 +62,7 @@ for _solver in (
     Midpoint,
     Heun,
     Ralston,
+    Kutta3,
     RK4,
     AdamsBashforth,
     DDIM,
@@ -68,10 +72,14 @@ for _solver in (
     DPMSolverPlusPlus,
     DPMSolverPlusPlusSingle,
     DPMFast,
+    RESMultistep,
+    ExponentialRungeKutta,
+    HeunPlus,
     IPNDM,
     IPNDMVariable,
     LMS,
     DEIS,
+    GradientEstimation,
     UniPC,
     DDPM,
     EulerMaruyama,
@@ -91,6 +99,7 @@ for _solver in (
     AdaptiveSDE,
     DPMAdaptive,
     EmbeddedRungeKutta,
+    ImplicitRungeKutta,
     AMED,
     Bespoke,
     Universal,

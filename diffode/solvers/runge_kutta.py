@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
-from diffode.numerics.butcher import EULER, HEUN, KUTTA, MIDPOINT, RALSTON, Butcher
+from diffode.numerics.butcher import EULER, HEUN, KUTTA, KUTTA_3, MIDPOINT, RALSTON, Butcher
 from diffode.solvers.in_chart import CHARTS, InChart
 from diffode.solvers.solver import check_choice, steps_of
 from diffode.tableau import Writer
@@ -100,6 +100,14 @@ class Ralston(RungeKutta):
     name = "ralston"
     method = RALSTON
     reference = RALSTON.source
+
+
+class Kutta3(RungeKutta):
+    """Kutta's third-order method. In the noise chart it is rho3Kutta of DEIS, as ``heun`` is rho2Heun and ``rk4`` rho4RK."""
+
+    name = "kutta3"
+    method = KUTTA_3
+    reference = f"{KUTTA_3.source}; Zhang and Chen, arXiv 2204.13902, appendix, for the noise chart"
 
 
 class RK4(RungeKutta):

@@ -26,7 +26,8 @@ class UniPC(InChart):
     Adams-Moulton, for every B(h). B(h) = h (``bh1``) or e^h - 1 (``bh2``) matters in two places, the predictor of order 2 and
     the corrector of order 1, which have the weight 1/2 by convention. ``vary_coeff`` solves those as well, but its published
     corrector weighs the newest point by one derivative only, which makes it first order. ``corrector=false`` gives UniP alone.
-    The last step has no corrector. In a ``chart`` of the data's Gaussian both are the plain Adams methods of its clock.
+    The last step has no corrector. ``chart=noise_log_snr`` is the authors' noise prediction (``predict_x0=False``), where B(h)
+    is that of -h. In a ``chart`` of the data's Gaussian both are the plain Adams methods of its clock.
     """
 
     order: int = 3
@@ -42,7 +43,7 @@ class UniPC(InChart):
         check_choice("order", self.order, (1, 2, 3, 4))
         check_choice("variant", self.variant, ("bh1", "bh2", "vary_coeff"))
         check_choice("corrector", self.corrector, (True, False))
-        check_choice("chart", self.chart, ("data", *gaussian_charts))
+        check_choice("chart", self.chart, ("data", "noise_log_snr", *gaussian_charts))
         check_choice("lower_order_final", self.lower_order_final, ("always", "below_10", "never"))
 
     @property
@@ -79,9 +80,9 @@ class UniPC(InChart):
             history.insert(0, predicted)
 
     def _halved(self, chart: ExponentialChart, s: float, t: float) -> float:
-        """The conventional weight alpha_t B(h)/2 of a first difference."""
+        """The conventional weight w_t B(h)/2 of a first difference, w = alpha for data and -sigma for noise."""
         h = chart.variable(t) - chart.variable(s)
-        return chart.weight(t) * h / 2 * (phi(1, -h) if self.variant == "bh2" else 1)
+        return chart.weight(t) * h / 2 * (phi(1, chart.sign * h) if self.variant == "bh2" else 1)
 
     def _predictor(self, chart: Chart, nodes: Sequence[float], s: float, t: float) -> list[float]:
         if not isinstance(chart, ExponentialChart):
@@ -114,7 +115,7 @@ def _published_vary_coeff(chart: ExponentialChart, nodes: Sequence[float], s: fl
     r = np.array([(chart.variable(node) - chart.variable(s)) / h for node in nodes[1:]])
     count = len(r)
     inverse = np.linalg.inv(np.stack([r**k / math.factorial(k + 1) for k in range(count)], axis=1))
-    phis = [chart.weight(t) * h * phi(k + 2, -h) for k in range(count)]
+    phis = [chart.weight(t) * h * phi(k + 2, chart.sign * h) for k in range(count)]
     by_difference = np.array(phis[: count - 1]) @ inverse[: count - 1]
     by_difference[-1] = phis[-1] * inverse[max(count - 2, 0), -1]
     weights = by_difference / r

@@ -27,7 +27,7 @@ from diffode.fields import PREDICTIONS, Prediction, conversion
 from diffode.paths import Path
 from diffode.randomness import drawn_once
 from diffode.statistics import Statistics
-from diffode.tableau import files
+from diffode.tableau import files, written
 from diffode.tableau.program import Step, compiled
 from diffode.tableau.propagation import Propagated, propagate
 from diffode.tableau.rows import Number, Row
@@ -286,6 +286,16 @@ class Tableau:
     def save(self, file: str | FilePath) -> None:
         """Write the table as safetensors, with its description as JSON metadata."""
         files.write(self, file)
+
+    def written(self, form: written.Form) -> str:
+        """The table as text for other programs, ``python``, ``json`` or ``diffusers``; see ``diffode.tableau.written``.
+
+        >>> import diffode
+        >>> text = diffode.solvers.table_solver("heun").tableau("edm", "karras", 4).written("python")
+        >>> "diffode" in text.partition("def sample")[2]
+        False
+        """
+        return written.written(self, form)
 
     @classmethod
     def load(cls, file: str | FilePath) -> Tableau:

@@ -1,0 +1,160 @@
+"""Tables as text for other programs: each form, run without diffode, makes the run of the table."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from commandline import diffode as command
+
+import diffode
+from diffode import paths, solvers
+from diffode.errors import ArgumentError
+from diffode.fields import conversion
+
+SPECS = [
+    "dpmpp:order=2", "exponential_rk:method=hochbruck_ostermann_4", "unipc:order=3", "lms:order=4", "euler_ancestral",
+    "dpmpp_sde", "heun", "restart:low=0.5,high=5",
+]  # fmt: skip
+FIELD = diffode.exact_field("ring8", "edm")
+DISCRETE = "ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012"
+
+
+def loaded(text):
+    """The names that a text of Python defines."""
+    names = {}
+    exec(compile(text, "written", "exec"), names)
+    return names
+
+
+def table_of(spec, path="edm", nfe=16):
+    return solvers.table_solver(spec).within(path, "karras", nfe)
+
+
+def noise_for(table, x):
+    return torch.randn(max(table.draws, 1), *x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_python_function_makes_the_run_of_the_table(spec):
+    """To 1e-12 of the states' size."""
+    table, x = table_of(spec), FIELD.prior(5, generator=0)
+    noise = noise_for(table, x)
+    sample = loaded(table.written("python"))["sample"]
+    calls = []
+
+    def predict(state, t):
+        calls.append(t)
+        return FIELD.predict(table.prediction, state, t)
+
+    found = sample(predict, x, *([noise.__getitem__] if table.draws else []))
+    torch.testing.assert_close(found, table.run(FIELD, x, noise=noise if table.draws else None), rtol=1e-12, atol=1e-12)
+    assert calls == [float(table.rows[j].time) for j in table.evaluated]
+
+
+def test_the_python_function_takes_numbers_and_has_ten_lines():
+    text = table_of("dpmpp:order=2").written("python")
+    sample = loaded(text)["sample"]
+    # The denoiser of N(0, 1), whose flow is x/sqrt(1 + sigma^2) times a constant.
+    end = sample(lambda x, t: x / (1 + t**2), 80.0)
+    assert end == pytest.approx(80 * math.sqrt((1 + 0.002**2) / (1 + 80**2)), rel=0.2)
+    assert len(text.partition("def sample")[2].strip().splitlines()) == 10
+    assert "import" not in text
+
+
+def test_the_python_function_runs_where_diffode_is_not(tmp_path):
+    (tmp_path / "sampler.py").write_text(table_of("heun").written("python"))
+    program = (
+        "import sys; sys.path.insert(0, '.'); import sampler; print(sampler.sample(lambda x, t: x / t, 2.0)); "
+        "assert not {'diffode', 'torch'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, text=True, capture_output=True, check=True)
+    # The velocity x/t has the flow x(t) proportional to t.
+    assert float(done.stdout) == pytest.approx(2 * 0.002 / 80, rel=1e-3)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_json_says_all_that_a_run_needs(spec):
+    table, x = table_of(spec, "vp"), diffode.exact_field("ring8", "vp").prior(5, generator=0)
+    field, noise = diffode.exact_field("ring8", "vp"), noise_for(table, x)
+    said = json.loads(table.written("json"))
+    assert (said["schema"], said["solver"], said["path"], said["nfe"]) == (
+        "diffode-plain-table-1", table.solver, paths.get("vp").spec, table.nfe,
+    )  # fmt: skip
+    states, answers = [x], {}
+    for row in said["rows"][1:]:
+        for j, _ in row["predictions"]:
+            if j not in answers:
+                # Denoised points by the row's own alpha and sigma, turned into the prediction that the table asks for.
+                at = said["rows"][j]
+                of_x, of_d = conversion(field.path, "denoised", said["prediction"], at["time"])
+                assert at["alpha"] ** 2 + at["sigma"] ** 2 == pytest.approx(1, rel=1e-12)
+                answers[j] = of_x * states[j] + of_d * field.denoised(states[j], at["time"])
+        total = sum(v * states[j] for j, v in row["states"]) + sum(v * answers[j] for j, v in row["predictions"])
+        states.append(total + sum(v * noise[k] for k, v in row["noise"]))
+    found, expected = states[said["outputs"][-1]], table.run(field, x, noise=noise if table.draws else None)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spec", ["dpmpp:order=2", "unipc:order=3", "lms:order=4", "euler_ancestral", "exponential_rk"])
+def test_the_scheduler_makes_the_run_of_the_table_in_diffusers_loop(spec, kind):
+    pytest.importorskip("diffusers")
+    field = diffode.exact_field("ring8", DISCRETE)
+    table, x = table_of(spec, DISCRETE, 8), field.prior(5, generator=0)
+    names = loaded(table.written("diffusers"))
+    scheduler = names["Table"](prediction_type=kind)
+    scheduler.set_timesteps(table.nfe)
+    # Timesteps are tensors in float32; the labels are what they round.
+    labels = [names["ROWS"][j][0] for j in names["CALLED"]]
+    assert scheduler.timesteps.tolist() == pytest.approx(labels, rel=1e-6)
+    draws = [torch.Generator().manual_seed(7) for _ in range(2)]
+    noise = torch.stack([torch.randn(x.shape, generator=draws[0], dtype=x.dtype) for _ in range(max(table.draws, 1))])
+    for _ in range(2):
+        state, generator = x * scheduler.init_noise_sigma, torch.Generator().manual_seed(7)
+        for label, timestep in zip(labels, scheduler.timesteps, strict=True):
+            t = label + 1
+            alpha, sigma = field.path.alpha(t), field.path.sigma(t)
+            denoised, eps = field.denoised(state, t), field.noise(state, t)
+            answer = {"epsilon": eps, "sample": denoised, "v_prediction": alpha * eps - sigma * denoised}[kind]
+            state = scheduler.step(
+                answer, timestep, scheduler.scale_model_input(state, timestep), generator=generator
+            ).prev_sample
+        expected = table.run(field, x, noise=noise if table.draws else None)
+        torch.testing.assert_close(state, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_the_scheduler_of_a_flow_matching_model_and_its_refusals():
+    pytest.importorskip("diffusers")
+    path = "rectified_flow:t_max=0.99"
+    field = diffode.exact_field("ring8", path)
+    table, x = table_of("dpmpp:order=2", path, 8), field.prior(5, generator=0)
+    scheduler = loaded(table.written("diffusers"))["Table"]()
+    state = x
+    for timestep in scheduler.timesteps:
+        state = scheduler.step(field.velocity(state, float(timestep) / 1000), timestep, state, return_dict=False)[0]
+    torch.testing.assert_close(state, table.run(field, x), rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match="this table has 8 calls: num_inference_steps=8"):
+        scheduler.set_timesteps(20)
+    with pytest.raises(ArgumentError, match="the form diffusers needs a table of noise or denoised predictions"):
+        table_of("heun", path).written("diffusers")
+    with pytest.raises(ArgumentError, match="on vp"):
+        table_of("dpmpp:order=2", "vp").written("diffusers")
+    with pytest.raises(ArgumentError, match="form must be one of python, json, diffusers, got 'yaml'"):
+        table.written("yaml")
+
+
+def test_the_command_writes_a_file_or_the_terminal(tmp_path):
+    done = command("export", "dpmpp:order=2", "--as", "python", "--nfe", 6, "--file", "sampler.py", cwd=tmp_path)
+    assert done.stdout == "6 evaluations: sampler.py\n"
+    text = table_of("dpmpp:order=2", nfe=6).written("python")
+    assert (tmp_path / "sampler.py").read_text() == text
+    assert command("export", "dpmpp:order=2", "--as", "python", "--nfe", 6, cwd=tmp_path).stdout == text
+    listed = command("export", "euler", "--as", "json", "--grid", "80,1,0.1", cwd=tmp_path)
+    assert json.loads(listed.stdout)["nfe"] == 2
+    assert "go with --as" in command("export", "--nfe", 5, cwd=tmp_path, code=2).stderr
+    assert "write stored results" in command("export", "euler", "--as", "json", "--csv", "a", cwd=tmp_path, code=2).stderr
+    assert "diffode export SPEC --as python" in command("export", "--as", "json", cwd=tmp_path, code=2).stderr
+    assert "has no tableau" in command("export", "rk_adaptive", "--as", "json", cwd=tmp_path, code=2).stderr
