@@ -23,6 +23,7 @@ from diffode.solvers.solver import WritesTable, check_budget, check_known
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.trained.ranged import Ranged
 from diffode.tableau import Tableau
+from diffode.tableau.gaussian_stages import GaussianStages
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of
 
@@ -53,7 +54,7 @@ class TrainedSolver(WritesTable):
         """The numbers of evaluations for which it has tables, increasing."""
 
     @abstractmethod
-    def stages(self, nfe: int, first: float, last: float) -> Stages:
+    def stages(self, nfe: int, first: float, last: float) -> Stages | GaussianStages:
         """Its table with ``nfe`` evaluations between the levels ``first`` and ``last``, in common form."""
 
     @property
@@ -148,11 +149,13 @@ class Bespoke(TrainedSolver):
     @property
     @override
     def budgets(self) -> tuple[int, ...]:
-        return (self.checkpoint.stages.nfe,)
+        return (self.checkpoint.nfe,)
 
     def for_field(self, scale: float, dim: int) -> Self:
         """The solver itself, with TrainedElsewhereWarning if the field's data have another scale than the training data."""
         trained = self.checkpoint.scale
+        if self.checkpoint.statistics is not None:
+            self.checkpoint.statistics.check_dim(dim)
         if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
             text = f"{self._origin} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
@@ -162,12 +165,14 @@ class Bespoke(TrainedSolver):
     def content(self) -> str:
         stages = self.checkpoint.stages
         scale = torch.tensor([self.checkpoint.scale], dtype=torch.float64)
-        return content_of((stages.scales, stages.weights, stages.levels, scale))
+        known = self.checkpoint.statistics
+        return content_of((stages.scales, stages.weights, stages.levels, scale)) + ("" if known is None else known.content)
 
     @override
-    def stages(self, nfe: int, first: float, last: float) -> Stages:
-        trained = self.checkpoint.stages.scaled(self.scale or self.checkpoint.scale)
-        for name, level, known in (("first", first, trained.levels[0]), ("last", last, trained.levels[-1])):
+    def stages(self, nfe: int, first: float, last: float) -> Stages | GaussianStages:
+        trained = self.checkpoint.table(self.scale)
+        levels = self.checkpoint.stages.levels * (self.scale or self.checkpoint.scale)
+        for name, level, known in (("first", first, levels[0]), ("last", last, levels[-1])):
             if abs(level - float(known)) > _SAME_LEVEL * float(known):
                 warnings.warn(
                     f"{self._origin} was trained for {name} noise level {float(known):.4g}, this run has {level:.4g}; train it "
