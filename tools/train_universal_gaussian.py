@@ -32,9 +32,9 @@ from diffode.tableau.stages import Stages, noise_function
 from diffode.targets import GaussianMixture
 
 FIRST, LAST, MOST = (15.0, 400.0), (3e-5, 0.02), 32.0
-TRAINING, HELD_OUT, POINTS = 400, 100, 32
+TRAINING, HELD_OUT, POINTS = 240, 80, 32
 #: Number of mixtures on which the place of an evaluation is chosen, and of steps of that trial and of the training.
-CHOOSING, TRIAL, STEPS = 60, 2, 16
+CHOOSING, TRIAL, STEPS = 40, 2, 12
 #: Errors below this, in units of u, count little, so that easy mixtures do not rule.
 FLOOR = 2e-4
 
@@ -149,7 +149,10 @@ def train(begin: list[Spectral], problems: list[SpectralProblem], held_out: list
     levels = [round(math.exp(value), 3) for value in made.coefficients[0, -made.nfe :].tolist()]
     place, steps = min(best)[1] + 1 if best else 1, len(found.training) - 1
     errors = f"{found.held_out[0]:.3f} -> {min(found.held_out):.3f}, in training {found.training[-1]:.3f}"
-    print(f"nfe {made.nfe}, place {place}: mean log error held out {errors}; {steps} steps, {found.seconds:.0f} s, {levels}")
+    print(
+        f"nfe {made.nfe}, place {place}: mean log error held out {errors}; {steps} steps, {found.seconds:.0f} s, {levels}",
+        flush=True,
+    )
     return made
 
 
