@@ -205,7 +205,6 @@ def test_wrong_arguments_name_the_fix(spiral):
         ({"statistics": "scale"}, "go with chart='gaussian'"),
         ({"chart": "gaussian", "consistent": True}, "leave them out"),
         ({"chart": "gaussian", "groups": (1, 2)}, "leave them out"),
-        ({"chart": "gaussian", "trajectory": 0.3}, "leave them out"),
         ({"chart": "gaussian", "statistics": three}, "3 coordinates"),
         ({"chart": "gaussian", "statistics": "odd"}, "kind must be one of"),
         ({"chart": "gaussian", "statistics": Statistics.of_target("ring8").scaled(9.0)}, "another unit"),

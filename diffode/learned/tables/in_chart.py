@@ -169,4 +169,4 @@ def _after(problem: Problem, stages: Stages, steps: int) -> Published | None:
 
 
 def _few(problem: Problem, count: int) -> Problem:
-    return replace(problem, start=problem.start[:count], end=problem.end[:count])
+    return replace(problem, start=problem.start[:count], end=problem.end[:count], trajectory=None)

@@ -129,13 +129,13 @@ def train_table(
     check_choice("chart", chart, ("noise", "gaussian"))
     known = None
     if chart == "gaussian":
-        if consistent or groups is not None or trajectory:
-            raise ArgumentError("consistent, groups and trajectory are of tables in the chart noise: leave them out here")
+        if consistent or groups is not None:
+            raise ArgumentError("consistent and groups are of tables in the chart noise: leave them out here")
         known = known_to(request, statistics)
     elif statistics is not None or smaller is not None:
         raise ArgumentError("statistics and smaller go with chart='gaussian': a table in the chart noise knows the scale alone")
     task = _Task(
-        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY) if known is None else 0.0),
+        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY)),
         problem=request.problem(count, "training", trajectory),
         held_out=request.problem(few, "held out", trajectory),
         test=request.problem(few, "test"),

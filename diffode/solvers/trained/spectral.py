@@ -9,7 +9,7 @@ matter, :math:`(\sum L_i)^2/\sum L_i^2`, both mapped to [-1, 1]; values outside 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,9 +59,15 @@ class Spectral:
         return Stages(found.scales, found.weights, levels)
 
     def on(self, statistics: Statistics, first: float, last: float) -> GaussianStages:
-        """The table for data of given statistics, between two levels in their unit."""
+        """The table for data of given statistics, between two levels in their unit.
+
+        For data that are known to be one Gaussian it has c = 1, with which it is exact.
+        """
         unit, directions = unit_of(statistics), directions_of(statistics)
-        return GaussianStages(self.stages(first / unit, last / unit, directions).scaled(unit), statistics)
+        stages = self.stages(first / unit, last / unit, directions).scaled(unit)
+        if statistics.gaussian:
+            stages = replace(stages, scales=torch.ones_like(stages.scales))
+        return GaussianStages(stages, statistics)
 
 
 #: Highest share of the first level that an evaluation may have.
