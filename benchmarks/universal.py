@@ -64,12 +64,17 @@ def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
         ((error(spec, known, grid, starts), f"{spec} @ {grid}") for _, spec, grid in found[:8]), default=(None, "")
     )
     for column, statistics in (("covariance", known), ("scale", known.reduced("scale"))):
-        made[column] = error("universal:chart=gaussian", statistics, "karras", starts)
+        try:
+            made[column] = error("universal:chart=gaussian", statistics, "karras", starts)
+        except ArgumentError as refused:
+            made[column], made["refused"] = None, str(refused)
     return made
 
 
 def report(rows: list[Row]) -> None:
     """A line for each row, and geometric means of how many times smaller the errors are."""
+    print(f"refused, since the first level is no higher than the data: {[r['target'] for r in rows if not r['covariance']]}\n")
+    rows = [r for r in rows if r["covariance"] and r["scale"]]
     print(
         "| target | NFE | best hand-made | with jump | karras, rho = 7 | universal | x smaller | than with jump | scale alone |"
     )

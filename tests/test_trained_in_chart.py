@@ -20,7 +20,7 @@ from diffode.learned.tables.in_chart import grown
 from diffode.learned.tables.training import output_weights
 from diffode.randomness import keyed
 from diffode.statistics import Statistics
-from diffode.tableau.gaussian_stages import GaussianStages
+from diffode.tableau.gaussian_stages import GaussianStages, landed
 from diffode.tableau.stages import Stages
 
 EDM = paths.get("edm")
@@ -101,6 +101,23 @@ def test_the_gradient_of_every_free_number_is_that_of_differences_the_first_leve
         shift[k] = 1e-5
         up, down = (problem.error(table.stages(values + s * shift, problem.first, problem.last)) for s in (1, -1))
         assert float(gradient[k]) == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+def test_states_in_between_and_their_gradient_are_those_of_the_exact_flow_in_the_chart(origin):
+    """The states that count are where the flow would land, and their error has the gradient of differences."""
+    field, known = diffode.exact_field("moons", "edm"), Statistics.of_target("moons")
+    plain = problem_for(field, EDM, 2, 24, keyed(1, "chart"), 0.5)
+    both = in_chart(plain, field, known)
+    level = 0.5 * field.scale
+    exact = diffode.reference(field, plain.start, 80.0, level, 1e-10).x
+    torch.testing.assert_close(both.trajectory.at(level)[0], landed(known, exact, level, 0.002), rtol=1e-3, atol=1e-3)
+    table = ChartTable(origin)
+    gradient, _ = normal_equations(table, table.start, [both], "mean", 0.0, 4, keyed(0, "directions"))
+    for k in range(len(gradient)):
+        shift = torch.zeros_like(gradient)
+        shift[k] = 1e-5
+        up, down = (both.error(table.stages(table.start + s * shift, both.first, both.last)) for s in (1, -1))
+        assert float(gradient[k]) == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-6)
 
 
 def test_levels_stay_below_the_start_and_above_the_end(problem, origin):

@@ -93,7 +93,7 @@ def train_table(
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
         trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels; that of
-            the end weighs 1. Trials of candidates always count both.
+            the end weighs 1. Trials of candidates always count both, except in the Gaussian's chart, where they gain nothing.
         points: number of starts, by default from 192 to 4,096; it falls with the number of evaluations, the components of
             the mixture and the dimension.
         steps: largest number of steps from one candidate; most trainings end before, where steps no longer gain.
@@ -135,7 +135,7 @@ def train_table(
     elif statistics is not None or smaller is not None:
         raise ArgumentError("statistics and smaller go with chart='gaussian': a table in the chart noise knows the scale alone")
     task = _Task(
-        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY)),
+        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY) if known is None else trajectory),
         problem=request.problem(count, "training", trajectory),
         held_out=request.problem(few, "held out", trajectory),
         test=request.problem(few, "test"),
