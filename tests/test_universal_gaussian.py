@@ -31,10 +31,10 @@ def mean_error(name, solver, nfe, **options):
     return float((diffode.solve(field, x, solver=solver, nfe=nfe, **options).x - exact).norm(dim=1).mean()) / field.scale
 
 
-def test_every_budget_from_one_to_six_costs_what_it_says():
+def test_every_budget_from_one_to_ten_costs_what_it_says():
     field = diffode.exact_field("ring8", "vp")
-    assert solvers.get(SPEC).budgets == tuple(range(1, 7))
-    for nfe in range(1, 7):
+    assert solvers.get(SPEC).budgets == tuple(range(1, 11))
+    for nfe in range(1, 11):
         assert diffode.solve(field, field.prior(2, generator=0), solver=SPEC, nfe=nfe).nfe == nfe
 
 
@@ -155,7 +155,7 @@ def test_wrong_arguments_name_the_fix():
         with pytest.raises(ArgumentError, match=said):
             solvers.get(spec)
     with pytest.raises(ArgumentError, match=r"first noise level is 80, .* higher t_max"):
-        diffode.solve(diffode.exact_field("stiff-pair", "edm"), x, solver=SPEC, nfe=3)
+        diffode.solve(diffode.exact_field("stiff-pair", "edm"), x[:, :1], solver=SPEC, nfe=3)
     with pytest.raises(ArgumentError, match="has to know mean and covariance"):
         diffode.solve(Field.from_denoised(field.denoised, "edm"), x, solver=SPEC, nfe=3)
     with pytest.raises(ArgumentError, match="lays its own levels"):

@@ -50,16 +50,13 @@ class SpectralProblem(Problem):
 
 
 class SpectralParameters(Parameters):
-    """The coefficients of the weights and levels of a :class:`Spectral`, but not of the start's evaluation, as a vector.
-
-    All numbers c are 1, so that one Gaussian is exact, and data near one are nearly so.
-    """
+    """The coefficients of a :class:`Spectral` but those of the start's evaluation and of the jump's scale, as a vector."""
 
     def __init__(self, origin: Spectral):
         self.origin = origin
         rows = origin.nfe + 1
         _, columns = torch.tril_indices(rows, rows)
-        self.free = torch.cat([torch.zeros(rows, dtype=torch.bool), columns > 0, torch.ones(rows - 1, dtype=torch.bool)])
+        self.free = torch.cat([torch.arange(rows) > 0, columns > 0, torch.ones(rows - 1, dtype=torch.bool)])
 
     @property
     def start(self) -> Tensor:
@@ -160,7 +157,7 @@ def train(begin: list[Spectral], problems: list[SpectralProblem], held_out: list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nfe", nargs="*", type=int, default=list(range(1, 7)))
+    parser.add_argument("nfe", nargs="*", type=int, default=list(range(1, 11)))
     place = Path(__file__).parent.parent / "diffode" / "solvers" / "trained"
     parser.add_argument("--output", default=str(place / "universal_gaussian.safetensors"))
     parser.add_argument("--mixtures", type=int, default=TRAINING)
