@@ -6,6 +6,8 @@ target and number of evaluations, on EDM from 80 to 0.002:
 * *hand-made*: the best of all solvers and grids below in hindsight, that is, chosen on the very test starts (rho tuned; eight
   finalists on 64 of them, the best on all), and the best of them on the grid they are published with (karras, rho = 7);
 * *bespoke*: a table trained for this target and number on other starts (``diffode.learned.train_table``);
+* *chart* (with ``--chart yes``; ``only`` makes this column and *hand-made* alone): a table in the chart of the data's Gaussian
+  (``train_table(..., chart="gaussian")``), grown from the largest smaller one that is there;
 * *conditioned* (with ``--conditioned``): that table made to depend on the sample (``diffode.learned.condition``);
 * *universal*: the table that ships, which has seen none of these targets; *tuned*: the member of its codebook, which has not
   either, that is best on 256 other starts (``diffode.learned.tune_universal``), as rho is tuned for hand-made solvers.
@@ -37,7 +39,7 @@ from diffode.errors import ArgumentError
 from diffode.flows import reference
 from diffode.learned import train_table, tune_universal
 from diffode.learned.conditional.conditioned import condition
-from diffode.solvers.trained.checkpoints import load_checkpoint
+from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint
 from diffode.tableau.stages import Stages, noise_function
 
 SOLVERS = (
@@ -80,9 +82,28 @@ def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nf
     return {"hand": best[0], "hand_name": best[1], "untuned": untuned[0], "untuned_name": untuned[1]}
 
 
-def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: float, bespoke: bool, conditioned: bool) -> Row:
+def charted(tables: Path, name: str, nfe: int, seconds: float) -> Checkpoint:
+    """The table in the Gaussian's chart, trained unless it is there."""
+    table = tables / f"{name}-{nfe}-chart.safetensors"
+    if not table.is_file():
+        smaller = [file for n in range(1, nfe) if (file := tables / f"{name}-{n}-chart.safetensors").is_file()]
+        less = load_checkpoint(smaller[-1]) if smaller else None
+        train_table(name, nfe, chart="gaussian", smaller=less, seconds=seconds).save(table)
+    return load_checkpoint(table)
+
+
+def filled(
+    known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: float, bespoke: bool, conditioned: bool, chart: str
+) -> Row:
     """A row with the columns that it lacks."""
-    wanted = {"hand", "tuned"} | ({"bespoke"} if bespoke else set()) | ({"conditioned"} if bespoke and conditioned else set())
+    wanted = (
+        {"hand", "chart"}
+        if chart == "only"
+        else {"hand", "tuned"}
+        | ({"chart"} if chart == "yes" else set())
+        | ({"bespoke"} if bespoke else set())
+        | ({"conditioned"} if bespoke and conditioned else set())
+    )
     if wanted <= known.keys():
         return known
     field = fields.exact_field(name, EDM)
@@ -96,6 +117,10 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
     made: Row = {"target": name, "nfe": nfe, "starts": starts, "components": getattr(field.target, "count", None), **known}
     if "hand" not in made:
         made |= hand_made(field, x, exact, nfe)
+    if "chart" in wanted - made.keys():
+        own = charted(tables, name, nfe, seconds)
+        made["chart"] = error(own.table().tableau(EDM).run(field, x))
+        made["chart_seconds"], made["chart_start"], made["chart_stopped_by"] = own.seconds, own.begun_from, own.stopped_by
     table = tables / f"{name}-{nfe}.safetensors"
     conditioning = bespoke and conditioned and "conditioned" not in made
     if bespoke and ("bespoke" not in made or (conditioning and not table.is_file())):
@@ -113,15 +138,15 @@ def filled(known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: 
             made["conditioned"] = error(found.solver.table.run(noise_function(field), x)[0])
         made["conditioned_seconds"], made["conditioned_stopped_by"] = found.seconds, found.stopped_by
     made["floor"] = float(reached.errors.mean()) / field.scale
-    if "tuned" not in made:
+    if "tuned" in wanted - made.keys():
         made |= universal(field, nfe, x, error)
     return made
 
 
 def cell(asked: list[Any]) -> Row | None:
     """:func:`filled` for a cell as plain data; None where nothing is missing."""
-    known, tables, name, nfe, starts, seconds, bespoke, conditioned = asked
-    made = filled(known, Path(tables), name, nfe, starts, float(seconds), bespoke, conditioned)
+    known, tables, name, nfe, starts, seconds, bespoke, conditioned, chart = asked
+    made = filled(known, Path(tables), name, nfe, starts, float(seconds), bespoke, conditioned, chart)
     return None if made is known else made
 
 
@@ -174,7 +199,7 @@ def by_target(rows: list[Row]) -> None:
     """A line for each target: factors by number of evaluations."""
     cells = {(r["target"], r["nfe"]): r for r in rows}
     nfes = sorted({nfe for _, nfe in cells})
-    columns = [c for c in ("bespoke", "conditioned", "tuned") if any(r.get(c) for r in rows)]
+    columns = [c for c in ("bespoke", "chart", "conditioned", "tuned") if any(r.get(c) for r in rows)]
     heads = "".join(f" {what} {nfe} |" for what in columns for nfe in nfes)
     print(f"| target |{heads}\n" + "|---" * (1 + len(columns) * len(nfes)) + "|")
     for name in dict.fromkeys(r["target"] for r in rows):
@@ -184,7 +209,7 @@ def by_target(rows: list[Row]) -> None:
 
 def by_cell(rows: list[Row]) -> None:
     """A line for each target and number of evaluations: errors, and by how much they are smaller."""
-    columns = [c for c in ("bespoke", "conditioned", "universal", "tuned") if any(r.get(c) for r in rows)]
+    columns = [c for c in ("bespoke", "chart", "conditioned", "universal", "tuned") if any(r.get(c) for r in rows)]
     heads = "".join(f" {c} | x smaller{' than bespoke' if c == 'conditioned' else ''} |" for c in columns)
     print(f"| target | NFE | best hand-made (in hindsight) | error |{heads} training, s |")
     print("|---" * (5 + 2 * len(columns)) + "|")
@@ -198,7 +223,7 @@ def report(rows: list[Row]) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n")
     by_cell(rows)
     by_target(rows)
-    columns = [c for c in ("bespoke", "universal", "tuned") if any(r.get(c) for r in rows)]
+    columns = [c for c in ("bespoke", "chart", "universal", "tuned") if any(r.get(c) for r in rows)]
     for nfe in (*sorted({r["nfe"] for r in rows}), None):
         own = [r for r in rows if nfe in (None, r["nfe"])]
         label = f"NFE {nfe}" if nfe else "all"
@@ -211,7 +236,7 @@ def report(rows: list[Row]) -> None:
         both = [value for r in own if (value := gained(r)) is not None]
         if both:
             print(f"{label}: conditioned against bespoke {geometric(both)}, above 1.3 in {sum(v >= 1.3 for v in both)}")
-    refused = sorted({r["target"] for r in rows if not (r["universal"] and r["tuned"])})
+    refused = sorted({r["target"] for r in rows if "tuned" in r and not (r["universal"] and r["tuned"])})
     print(f"in no mean of universal tables, which do not know their levels: {', '.join(refused) or 'none'}")
     print("\nHeld out: of bespoke tables the test starts; of universal ones every target, and for tuning the test starts.")
 
@@ -229,12 +254,14 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=256, help="test starts")
     parser.add_argument("--bespoke", choices=("yes", "no"), default="yes", help="train a table for each target")
     parser.add_argument("--conditioned", action="store_true", help="condition each table on the sample as well")
+    parser.add_argument("--chart", choices=("yes", "no", "only"), default="no", help="train tables in the Gaussian's chart")
     parser.add_argument("--engine", help="what computes: local (default), dask, dask://HOST:PORT; others need a shared disk")
     parser.add_argument("--jobs", type=int, default=None, help="worker processes of engines that begin their own")
     parser.add_argument("--rows", default="diffode-report/learned.jsonl")
+    parser.add_argument("--tables", help="folder of the trained tables; by default one beside the rows")
     chosen = parser.parse_args()
     file = Path(chosen.rows)
-    tables = file.with_name(f"{file.stem}-tables")
+    tables = Path(chosen.tables) if chosen.tables else file.with_name(f"{file.stem}-tables")
     tables.mkdir(parents=True, exist_ok=True)
     rows: dict[tuple[str, int], Row] = {}
     for line in file.read_text().splitlines() if file.is_file() else ():
@@ -243,7 +270,13 @@ def main() -> None:
             parser.error(f"{file} holds rows of {one['starts']} test starts: give another file as --rows")
         rows[one["target"], one["nfe"]] = one
     cells = list(itertools.product(chosen.nfe, chosen.targets))
-    how = [chosen.starts, str(chosen.seconds), chosen.bespoke == "yes", chosen.conditioned]
+    how = [
+        chosen.starts,
+        str(chosen.seconds),
+        chosen.bespoke == "yes" and chosen.chart != "only",
+        chosen.conditioned,
+        chosen.chart,
+    ]
     asked = [[rows.get((name, nfe), {}), str(tables.resolve()), name, nfe, *how] for nfe, name in cells]
     for number, made in engines.each(cell, asked, engine=chosen.engine, jobs=chosen.jobs):
         nfe, name = cells[number]
@@ -254,7 +287,7 @@ def main() -> None:
             opened.write(json.dumps(made) + "\n")
         print(
             f"{name} {nfe}:",
-            *(f"{c} {made[c]:.2e}" for c in ("hand", "bespoke", "universal", "tuned") if made.get(c)),
+            *(f"{c} {made[c]:.2e}" for c in ("hand", "bespoke", "chart", "universal", "tuned") if made.get(c)),
             flush=True,
         )
     report([rows[name, nfe] for nfe, name in itertools.product(chosen.nfe, chosen.targets)])

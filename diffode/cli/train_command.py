@@ -98,7 +98,8 @@ def command(
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT), conditioned (a
+    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT, and chart=gaussian
+    for a table that jumps first and starts from mean and covariance of the data), conditioned (a
     table whose numbers depend on the sample; option units), universal (the member of the universal codebook that suits the
     target), amed (options host, order, time_range, per_step), jump (a table for few evaluations that asks the field at inner
     levels alone), head (such a table with a network after each evaluation; options kind, units, layers), nodes (the exact map
@@ -111,6 +112,7 @@ def command(
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6
+              diffode train bespoke:chart=gaussian --target ring8 --nfe 2
               diffode train universal --target ring8 --nfe 6
               diffode train bespoke --target ring8 --source student:dof=8 --nfe 6
               diffode train jump --target ring8 --guide label=three,weight=7.5 --nfe 8
@@ -301,16 +303,17 @@ def _draw(trained: Trained, file: FilePath) -> None:
         figure = Figure(figsize=(13, 3.8), layout="constrained")
         loss, levels, weights = figure.subplots(1, 3)
         plot.losses(trained, ax=loss, xlabel="Gauss-Newton step")
-        loss.set_title(f"{checkpoint.target}, NFE {checkpoint.stages.nfe}")
+        loss.set_title(f"{checkpoint.target}, NFE {checkpoint.nfe}")
         named = (("learned", checkpoint.stages), (in_words(checkpoint.begun_from), origin))
         for i, (label, stages) in enumerate(named):
-            levels.semilogy(stages.levels.clamp(min=1e-8), label=label, **plot.look(i).line)
-            weights.plot(output_weights(stages), label=label, **plot.look(i).line)
+            first = 0 if checkpoint.statistics is None else 1
+            levels.semilogy(stages.levels[first:].clamp(min=1e-8), label=label, **plot.look(i).line)
+            weights.plot(output_weights(stages, first == 1), label=label, **plot.look(i).line)
         levels.set(title="noise levels", xlabel="evaluation", ylabel="rho / scale")
         figure.legend(*levels.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         weights.set(title="weights in the output / level", xlabel="evaluation")
         weights.axhline(0, color="grey", lw=0.5)
         for panel in (levels, weights):
-            panel.set_xticks(range(len(checkpoint.stages.levels)))
+            panel.set_xticks(range(checkpoint.nfe + 1))
             panel.grid(True)
     plot.save(figure, file, dpi=90)

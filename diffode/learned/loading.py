@@ -42,7 +42,7 @@ def load(file: str | FilePath) -> Trained:
     schema = schema_of(file)
     if schema == CHECKPOINT_SCHEMA:
         table = Bespoke(file=str(file))
-        return Trained(table, table.checkpoint.stages.nfe, table.checkpoint, table.checkpoint)
+        return Trained(table, table.checkpoint.nfe, table.checkpoint, table.checkpoint)
     if schema == GRID_SCHEMA:
         grid = load_grid(file)
         with believed(file, "a grid for a solver of diffode's, on a path of diffode's", "train it again"):

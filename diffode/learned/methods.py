@@ -173,7 +173,9 @@ _LEVELS = ("solver", "grid", "rounds")
 #: The methods by name.
 METHODS = {
     "bespoke": Method(
-        train_table, ("begin_from", "start", "consistent", "trajectory", "groups"), {"points": "points", "steps": "steps"}
+        train_table,
+        ("begin_from", "start", "chart", "statistics", "consistent", "trajectory", "groups"),
+        {"points": "points", "steps": "steps"},
     ),
     "conditioned": Method(
         _conditioned, ("begin_from", "units", "directions", "patience"), {"points": "points", "steps": "steps"}

@@ -57,21 +57,24 @@ def for_run(solver: str | Solver | Callable[..., Any], field: Field, dim: int, s
         )
     if not recipe.needs_statistics or isinstance(recipe, Jumped):
         return recipe
-    known = known_of(field, recipe, dim, statistics)
+    known = known_of(field, f"solver {recipe.spec!r}", dim, statistics)
     return recipe if isinstance(recipe, DirectSolver) else informed(recipe, known)
 
 
-def known_of(field: Field, solver: Solver, dim: int, statistics: Statistics | None) -> Statistics:
-    """The statistics for a run: those given, or the field's own; ArgumentError if there are none, or they are of other data."""
+def known_of(field: Field, asker: str, dim: int, statistics: Statistics | None) -> Statistics:
+    """The statistics for a run: those given, or the field's own; ArgumentError if there are none, or they are of other data.
+
+    ``asker`` says what has to know them, for the error.
+    """
     if field.source is not None:
         raise ArgumentError(
-            f"solver {solver.spec!r} follows the flow of a Gaussian with normal noise, and this field's noise comes from "
+            f"{asker} follows the flow of a Gaussian with normal noise, and this field's noise comes from "
             f"source {field.source.spec!r}: leave jump out, and take a chart that knows nothing of the data"
         )
     known = field.statistics if statistics is None else statistics
     if known is None:
         raise ArgumentError(
-            f"solver {solver.spec!r} has to know mean and covariance of the data: pass statistics=, from samples "
+            f"{asker} has to know mean and covariance of the data: pass statistics=, from samples "
             "(Statistics.of_samples) or from the field at high noise (diffode.fields.estimate_statistics(field))"
         )
     if not isinstance(known, Statistics):

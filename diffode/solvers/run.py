@@ -121,7 +121,7 @@ def _run_after_jump(
         )
     path = field.require_path("a jump") if extent.path is None else extent.path
     look_at_start(field, x, path.t_max)
-    known = known_of(field, solver, math.prod(x.shape[1:]), statistics)
+    known = known_of(field, f"solver {solver.spec!r}", math.prod(x.shape[1:]), statistics)
     follower, y, left = before(solver, known, x, path, extent.nfe)
     begin = torch.tensor([path.t_max], dtype=torch.float64)
     if left is None:

@@ -155,6 +155,16 @@ class Statistics:
         offset = basis.into(x.flatten(1) - path.alpha(s) * mean)
         return (basis.back(offset * factor.to(x)) + path.alpha(t) * mean).reshape(x.shape)
 
+    def scaled(self, unit: float) -> Statistics:
+        """The statistics of the data multiplied by ``unit``.
+
+        >>> Statistics.of_target("ring8").scaled(2.0).scale / Statistics.of_target("ring8").scale
+        2.0
+        """
+        if unit == 1.0:
+            return self
+        return replace(self, mean=self.mean * unit, variances=self.variances * unit**2)
+
     def check_dim(self, dim: int) -> None:
         """Raise ArgumentError unless rows have as many coordinates as these data."""
         if dim != self.dim:

@@ -271,6 +271,10 @@ def condition(
         FieldError: if the field can't be differentiated.
     """
     checkpoint: Checkpoint = check_trained(trained, Checkpoint, "what train_table gave or its checkpoint")
+    if checkpoint.statistics is not None:
+        raise ArgumentError(
+            "trained is a table in the Gaussian's chart, which can't be conditioned: train one with chart='noise'"
+        )
     request = Request.of("condition", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     limit, unit, width = request.limit, request.field.scale, request.width
     own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(request.path)

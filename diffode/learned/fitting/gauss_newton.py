@@ -57,6 +57,7 @@ class Problem:
         first, last: noise levels of start and end, in units of the scale.
         trajectory: the exact flow in between, if the states there count too.
         share: weight of their mean error, in units of the data's spread at their level; that of the end weighs 1.
+        landed: whether states are told by where they would land, so that their spread is the scale at every level.
     """
 
     noise: NoiseFunction
@@ -67,6 +68,7 @@ class Problem:
     last: float
     trajectory: Trajectory | None = None
     share: float = 0.0
+    landed: bool = False
 
     @property
     def dim(self) -> int:
@@ -98,9 +100,10 @@ class Problem:
             if self.trajectory is None:
                 rows.append(Wanted(0.0, self.end))
             else:
-                variance = self.unit**2 + level**2
+                noise = 0.0 if self.landed else level**2
+                variance = self.unit**2 + noise
                 weight = self.share / (run.nfe - 1) / math.sqrt(variance)
-                rows.append(Wanted(weight, *self.trajectory.at(level), -weight * level**2 / variance))
+                rows.append(Wanted(weight, *self.trajectory.at(level), -weight * noise / variance))
         return [*rows, Wanted(1 / self.unit, self.end)]
 
 

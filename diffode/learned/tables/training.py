@@ -13,18 +13,21 @@ from diffode import paths
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.arguments import check_count, check_number, check_seed, finite_levels
+from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.gauss_newton import Fit, Problem, fit
 from diffode.learned.fitting.parameters import Table
 from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
 from diffode.learned.request import Request, held_out_count, with_gradients
+from diffode.learned.tables.in_chart import chart_candidates, known_to, stages_of_smaller
 from diffode.learned.tables.published import Published, candidates
-from diffode.learned.trained import History, Trained
+from diffode.learned.trained import History, Trained, check_trained
 from diffode.paths import Path
 from diffode.solvers.solver import check_budget, check_choice
 from diffode.solvers.trained.bespoke import Bespoke
 from diffode.solvers.trained.checkpoints import Checkpoint
+from diffode.statistics import Statistics
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
@@ -37,6 +40,8 @@ _LOOK_PART = 0.25
 _LOOK_TRAJECTORY = 1.0
 #: Share of a limit of seconds after which no further candidate is tried.
 _LOOK_SHARE = 0.4
+#: Share of a limit of seconds after which tables in the Gaussian's chart grow no further.
+_GROW_SHARE = 0.25
 #: Largest number of steps of a training from one candidate.
 _MOST_STEPS = 200
 #: Relative difference below which the errors of two trained candidates are the same, which ends the training.
@@ -52,6 +57,9 @@ def train_table(
     dim: int | Sequence[int] | None = None,
     begin_from: str | None = None,
     start: str | None = None,
+    chart: str = "noise",
+    statistics: Statistics | str | None = None,
+    smaller: Trained | Checkpoint | None = None,
     consistent: bool = False,
     groups: tuple[int, ...] | None = None,
     trajectory: float = 0.0,
@@ -76,10 +84,16 @@ def train_table(
         begin_from: the one candidate, as ``"solver @ grid"`` or ``"universal"``; by default the best six of a list of
             published samplers, the universal table and its codebook.
         start: the former name of ``begin_from``.
+        chart: ``noise``, or ``gaussian`` for a table in the chart of the data's Gaussian: it jumps to its first level, which is
+            trained as well, and its rows have a coefficient for each direction of the data's covariance. It begins from Adams
+            methods in the chart and from tables that grow from one evaluation.
+        statistics: mean and covariance of the data for that chart, or a kind of them, such as ``scale``, to which those of the
+            field are reduced; by default the field's own.
+        smaller: what a training in that chart gave for the same field with fewer evaluations, from which tables grow instead.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
         trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels; that of
-            the end weighs 1. Trials of candidates always count both.
+            the end weighs 1. Trials of candidates always count both, except in the Gaussian's chart, where they gain nothing.
         points: number of starts, by default from 192 to 4,096; it falls with the number of evaluations, the components of
             the mixture and the dimension.
         steps: largest number of steps from one candidate; most trainings end before, where steps no longer gain.
@@ -100,6 +114,8 @@ def train_table(
     >>> trained = train_table("bimodal1d", 4, points=192, begin_from="deis:order=3")
     >>> trained.errors.after < 0.02  # the best of hundreds of published samplers: 0.065
     True
+    >>> train_table("bimodal1d", 2, points=192, chart="gaussian").errors.after < 0.02
+    True
     """
     check_budget(nfe)
     request = Request.of("train_table", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
@@ -110,8 +126,16 @@ def train_table(
     check_count("steps", steps, 1)
     begin_from = _begin_from(begin_from, start)
     few, part = held_out_count(count), min(max(round(_LOOK_PART * count), FEWEST), count)
+    check_choice("chart", chart, ("noise", "gaussian"))
+    known = None
+    if chart == "gaussian":
+        if consistent or groups is not None:
+            raise ArgumentError("consistent and groups are of tables in the chart noise: leave them out here")
+        known = known_to(request, statistics)
+    elif statistics is not None or smaller is not None:
+        raise ArgumentError("statistics and smaller go with chart='gaussian': a table in the chart noise knows the scale alone")
     task = _Task(
-        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY)),
+        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY) if known is None else trajectory),
         problem=request.problem(count, "training", trajectory),
         held_out=request.problem(few, "held out", trajectory),
         test=request.problem(few, "test"),
@@ -122,7 +146,14 @@ def train_table(
         progress=progress,
         steps=steps,
     )
-    return _best_of(task, candidates(task.problem, request.path, nfe, begin_from), consistent, groups)
+    if known is None:
+        return _best_of(task, candidates(task.problem, request.path, nfe, begin_from), consistent, groups)
+    task = task.in_chart(request.field, known)
+    less = (
+        None if smaller is None else stages_of_smaller(check_trained(smaller, Checkpoint, "what train_table gave"), known, nfe)
+    )
+    limit = request.limit.part(_GROW_SHARE)
+    return _best_of(task, chart_candidates(task.problem, known, request.path, nfe, begin_from, less, limit), False, None)
 
 
 @with_gradients
@@ -187,6 +218,18 @@ class _Task(NamedTuple):
     seed: int
     progress: Progress | None
     steps: int
+    statistics: Statistics | None = None
+
+    def in_chart(self, field: Field, statistics: Statistics) -> _Task:
+        """The same training in the chart of a Gaussian."""
+        look, problem, held_out, test = (in_chart(one, field, statistics) for one in self[:4])
+        return self._replace(look=look, problem=problem, held_out=held_out, test=test, statistics=statistics)
+
+    def table(self, origin: Stages, consistent: bool, groups: tuple[int, ...] | None) -> Table:
+        """The free numbers of a training from a table."""
+        if self.statistics is not None:
+            return ChartTable(origin)
+        return Table(origin, consistent=consistent, groups=groups)
 
     def trained(self, on: Problem, table: Table, stage: str, begin: Tensor, steps: int, limit: Limit) -> Fit | None:
         """A training from given values; None if the first run overflows, which another candidate's may not."""
@@ -240,6 +283,7 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
         seconds=task.limit.elapsed,
         seed=task.seed,
         stopped_by=task.limit.stopped_by,
+        statistics=task.statistics,
     )
     history = History(fitted.training, fitted.held_out, len(fitted.training) - 1)
     return trained_table(checkpoint, history, chosen.published.stages)
@@ -248,7 +292,7 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
 def trained_table(checkpoint: Checkpoint, history: History, origin: Stages | None) -> Trained:
     """The result of a training that gave a table."""
     solver = Bespoke(table=checkpoint)
-    return Trained(solver, checkpoint.stages.nfe, checkpoint, checkpoint, history=history, origin=origin)
+    return Trained(solver, checkpoint.nfe, checkpoint, checkpoint, history=history, origin=origin)
 
 
 def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> list[_Candidate]:
@@ -258,7 +302,7 @@ def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups
     for published in found:
         if seen and limit.reached():
             break
-        table = Table(published.stages, consistent=consistent, groups=groups)
+        table = task.table(published.stages, consistent, groups)
         looked = task.trained(task.look, table, f"look ahead from {published.name}", table.start, _LOOK_STEPS, limit)
         if looked is not None:
             seen.append(_Candidate(min(looked.held_out), looked.values, published, table))
@@ -283,12 +327,14 @@ def _error(problem: Problem, table: Table, values: Tensor) -> float:
     return problem.error(table.stages(values, problem.first, problem.last))
 
 
-def output_weights(stages: Stages) -> Tensor:
+def output_weights(stages: Stages, in_chart: bool = False) -> Tensor:
     """Weights (N,) of the noise predictions in the output, each divided by its level, for pictures.
 
     The start counts as D_0 + rho_0 e_0, since z_0 and e_0 are nearly parallel if rho_0 is large, so that a table may divide
-    its weight between them in any way.
+    its weight between them in any way. In the Gaussian's chart the start is not evaluated.
     """
+    if in_chart:
+        return stages.weights[-1, 1:] / stages.levels[1:-1]
     weights = stages.weights[-1].clone()
     weights[0] += stages.scales[-1] * stages.levels[0]
     return weights / stages.levels[:-1]

@@ -21,6 +21,8 @@ _LARGE_DIMENSIONS = (128, 256)
 _LARGE_SHARE = 0.06
 #: Largest number of modes of a large mixture.
 _LARGE_MODES = 10
+#: Numbers of directions in which the modes of mixtures with a wide spectrum differ.
+_SPECTRAL_DIRECTIONS = (8, 16, 16, 32, 48)
 
 
 class Parts(NamedTuple):
@@ -90,6 +92,31 @@ def wide_mixture(seed: int) -> Parts:
     variances, weights = _variances(rng, width, extent, modes), _weights(rng, modes)
     offset = rng.normal(0, 0.3, dim) * spread * (rng.random() < 0.7) * (extent if large else 1.0)
     return Parts(weights, means - weights @ means + offset, variances).in_units()
+
+
+def spectral_mixture(seed: int) -> Parts:
+    """A mixture with a wide spectrum, as images have, in the subspace of its components, in units of its scale there.
+
+    It stands for data in any number of dimensions whose modes differ in up to 48 directions: along all others they are one
+    Gaussian, which the Gaussian's chart follows exactly, so that these directions are left out. 2 to 100 modes; the extent of
+    their means decays as k^-1/2 to k^-3/2, their widths as up to k^-1, and may fall after a rank.
+
+    >>> spectral_mixture(0).means.shape[1] <= 48
+    True
+    """
+    rng = np.random.default_rng([20_421, seed])
+    modes = int(np.exp(rng.uniform(math.log(2), math.log(100))))
+    kept = int(rng.choice(_SPECTRAL_DIRECTIONS))
+    order = np.arange(1, kept + 1)
+    extent = order ** -rng.uniform(0.5, 1.5)
+    means = random_means(rng, modes, kept) * extent
+    spread = math.sqrt(float(np.mean(np.var(means, axis=0))))
+    width = math.exp(rng.uniform(math.log(0.03), math.log(1.0))) * spread
+    decay = order ** -rng.uniform(0.0, 1.0)
+    decay[int(rng.integers(1, kept + 1)) :] *= rng.choice([0.1, 0.3, 1.0])
+    variances = _variances(rng, width, decay / math.sqrt(float(np.mean(decay**2))), modes)
+    weights = _weights(rng, modes)
+    return Parts(weights, means - weights @ means, variances).in_units()
 
 
 def _variances(rng: np.random.Generator, width: float, extent: np.ndarray, modes: int) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import math
 import os
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Self
@@ -19,10 +21,14 @@ from diffode import grids
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
 from diffode.paths import get as get_path
-from diffode.solvers.solver import WritesTable, check_budget, check_known
+from diffode.solvers.solver import WritesTable, check_budget, check_choice, check_known
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.trained.ranged import Ranged
+from diffode.solvers.trained.spectral import Spectral
+from diffode.solvers.trained.spectral_files import load_spectral
+from diffode.statistics import Statistics
 from diffode.tableau import Tableau
+from diffode.tableau.gaussian_stages import GaussianStages
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of
 
@@ -34,6 +40,8 @@ _MOST_COORDINATES = 10**12
 FILE = FilePath(__file__).parent / "universal.safetensors"
 #: File of the codebooks, of which one member is chosen for a field.
 MEMBERS_FILE = FilePath(__file__).parent / "universal_members.safetensors"
+#: File of the universal tables in the Gaussian's chart.
+SPECTRAL_FILE = FilePath(__file__).parent / "universal_gaussian.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,7 @@ class TrainedSolver(WritesTable):
         """The numbers of evaluations for which it has tables, increasing."""
 
     @abstractmethod
-    def stages(self, nfe: int, first: float, last: float) -> Stages:
+    def stages(self, nfe: int, first: float, last: float) -> Stages | GaussianStages:
         """Its table with ``nfe`` evaluations between the levels ``first`` and ``last``, in common form."""
 
     @property
@@ -148,11 +156,13 @@ class Bespoke(TrainedSolver):
     @property
     @override
     def budgets(self) -> tuple[int, ...]:
-        return (self.checkpoint.stages.nfe,)
+        return (self.checkpoint.nfe,)
 
     def for_field(self, scale: float, dim: int) -> Self:
         """The solver itself, with TrainedElsewhereWarning if the field's data have another scale than the training data."""
         trained = self.checkpoint.scale
+        if self.checkpoint.statistics is not None:
+            self.checkpoint.statistics.check_dim(dim)
         if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
             text = f"{self._origin} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
@@ -162,12 +172,14 @@ class Bespoke(TrainedSolver):
     def content(self) -> str:
         stages = self.checkpoint.stages
         scale = torch.tensor([self.checkpoint.scale], dtype=torch.float64)
-        return content_of((stages.scales, stages.weights, stages.levels, scale))
+        known = self.checkpoint.statistics
+        return content_of((stages.scales, stages.weights, stages.levels, scale)) + ("" if known is None else known.content)
 
     @override
-    def stages(self, nfe: int, first: float, last: float) -> Stages:
-        trained = self.checkpoint.stages.scaled(self.scale or self.checkpoint.scale)
-        for name, level, known in (("first", first, trained.levels[0]), ("last", last, trained.levels[-1])):
+    def stages(self, nfe: int, first: float, last: float) -> Stages | GaussianStages:
+        trained = self.checkpoint.table(self.scale)
+        levels = self.checkpoint.stages.levels * (self.scale or self.checkpoint.scale)
+        for name, level, known in (("first", first, levels[0]), ("last", last, levels[-1])):
             if abs(level - float(known)) > _SAME_LEVEL * float(known):
                 warnings.warn(
                     f"{self._origin} was trained for {name} noise level {float(known):.4g}, this run has {level:.4g}; train it "
@@ -185,6 +197,10 @@ class Universal(TrainedSolver):
     A table depends on the first and last noise level in units of the data's scale (root mean variance), and on the dimension;
     levels outside those of the training are an ArgumentError. ``scale`` and ``dim`` are the field's unless given.
 
+    With ``chart="gaussian"`` the tables are those in the chart of the data's Gaussian, for 1 to 10 evaluations: they jump to
+    their first level, and are made for the spectrum of the data, whose mean and covariance have to be known (``scale`` and
+    ``dim`` are not asked for).
+
     With ``member`` a member of a codebook replaces the table for all data; ``diffode.learned.tune_universal`` chooses the
     member, and the ``scale`` and ``dim`` to run it with, for a field. Members of different budgets are unrelated, so a member
     is chosen for one ``nfe``.
@@ -194,11 +210,16 @@ class Universal(TrainedSolver):
     dim: int | None = None
     member: int | None = None
     nfe: int | None = None
+    chart: str = "noise"
+    statistics: Statistics | None = field(default=None, init=False, repr=False, compare=False)
 
     name = "universal"
-    reference = "this package: tools/train_universal.py, tools/train_universal_members.py"
+    reference = "this package: tools/train_universal.py, tools/train_universal_members.py, tools/train_universal_gaussian.py"
 
     def __post_init__(self) -> None:
+        check_choice("chart", self.chart, ("noise", "gaussian"))
+        if self.in_chart and (self.scale, self.dim, self.member) != (None, None, None):
+            raise ArgumentError("scale, dim and member are of the chart noise: in the chart gaussian the statistics say all")
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, the root mean variance of the data, got {self.scale!r:.40}")
         if self.dim is not None and (type(self.dim) is not int or not 1 <= self.dim <= _MOST_COORDINATES):
@@ -214,9 +235,30 @@ class Universal(TrainedSolver):
             raise ArgumentError(f"nfe must be a number of evaluations that there is a table for, {known}, got {self.nfe!r:.40}")
 
     @property
-    def tables(self) -> dict[int, Ranged]:
+    def in_chart(self) -> bool:
+        """Whether its tables are in the chart of the data's Gaussian."""
+        return self.chart == "gaussian"
+
+    @property
+    @override
+    def needs_statistics(self) -> bool:
+        return super().needs_statistics or (self.in_chart and self.statistics is None)
+
+    @override
+    def knowing(self, statistics: Statistics) -> Self:
+        if not self.in_chart:
+            return self
+        told = copy.copy(self)
+        object.__setattr__(told, "statistics", statistics)
+        return told
+
+    @property
+    def tables(self) -> Mapping[int, Ranged | Spectral]:
         """The tables by number of evaluations."""
-        if self.member is None:
+        known: Mapping[int, Ranged | Spectral]
+        if self.in_chart:
+            known = shipped_spectral()
+        elif self.member is None:
             known = shipped_tables()
         else:
             known = {nfe: book[self.member] for nfe, book in shipped_members().items() if self.member < len(book)}
@@ -231,18 +273,27 @@ class Universal(TrainedSolver):
     def content(self) -> str:
         digest = hashlib.sha256()
         for nfe, table in sorted(self.tables.items()):
-            digest.update(repr((nfe, table.first, table.last, table.most)).encode() + table.coefficients.numpy().tobytes())
-        return digest.hexdigest()
+            spans = (table.first, table.last) if isinstance(table, Ranged) else (table.last,)
+            digest.update(repr((nfe, *spans, table.most)).encode() + table.coefficients.numpy().tobytes())
+        return digest.hexdigest() + ("" if self.statistics is None else self.statistics.content)
 
     @override
     def for_field(self, scale: float, dim: int) -> Self:
+        if self.in_chart:
+            return self
         return replace(self, scale=self.scale or scale, dim=self.dim or dim)
 
     @override
-    def stages(self, nfe: int, first: float, last: float) -> Stages:
+    def stages(self, nfe: int, first: float, last: float) -> Stages | GaussianStages:
+        if self.in_chart:
+            if self.statistics is None:
+                raise ArgumentError("universal:chart=gaussian needs statistics: diffode.solvers.informed(solver, statistics)")
+            return shipped_spectral()[nfe].on(self.statistics, first, last)
         if self.scale is None or self.dim is None:
             raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
         ranged = self.tables[nfe]
+        if not isinstance(ranged, Ranged):
+            raise ArgumentError("universal tables in the chart noise are none of the Gaussian's chart")
         ranged.check(first / self.scale, last / self.scale, self.scale)
         # A member was chosen by its measured error on the field, which counts more than the range of its training.
         if self.dim > ranged.most and self.member is None:
@@ -263,6 +314,12 @@ def _positive(value: object) -> bool:
 def shipped_tables() -> dict[int, Ranged]:
     """The universal tables that ship with diffode, by number of evaluations."""
     return load_ranged(FILE)
+
+
+@functools.cache
+def shipped_spectral() -> dict[int, Spectral]:
+    """The universal tables in the Gaussian's chart that ship with diffode, by number of evaluations."""
+    return load_spectral(SPECTRAL_FILE)
 
 
 @functools.cache

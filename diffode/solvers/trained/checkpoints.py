@@ -15,6 +15,9 @@ from diffode import paths
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.solvers.trained.ranged import Ranged
+from diffode.statistics import Statistics
+from diffode.statistics.files import checked
+from diffode.tableau.gaussian_stages import GaussianStages
 from diffode.tableau.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, write_tensors
 from diffode.training_facts import Facts, read_facts
@@ -25,6 +28,8 @@ CHECKPOINT_SCHEMA = "diffode-sampler-1"
 _RANGED_SCHEMA = "diffode-ranged-samplers-1"
 #: Schema of a file with several ranged samplers for each number of evaluations.
 _CODEBOOK_SCHEMA = "diffode-codebooks-1"
+#: What the names of the tensors of statistics begin with.
+_PREFIX = "statistics_"
 #: Largest number of evaluations of a sampler in a file.
 _MOST_EVALUATIONS = 1000
 #: Largest level and largest scale in a file; the smallest scale is its inverse.
@@ -36,18 +41,36 @@ class Checkpoint(Facts):
     """A trained sampler and its origin, with the attributes of :class:`Facts` and these.
 
     Attributes:
-        stages: the table, in units of the data's scale.
+        stages: the table, in units of the data's scale; with statistics it is one in the Gaussian's chart, which has one
+            evaluation more than are made.
         scale: root mean variance of the data that it was trained on.
+        statistics: mean and covariance of these data, in their own unit, for a table in the Gaussian's chart; else None.
     """
 
     stages: Stages
     scale: float
+    statistics: Statistics | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Number of evaluations."""
+        return self.stages.nfe - (self.statistics is not None)
+
+    def table(self, scale: float | None = None) -> Stages | GaussianStages:
+        """The table in the unit of the data, or for data of another ``scale``."""
+        own = self.stages.scaled(scale or self.scale)
+        if self.statistics is None:
+            return own
+        return GaussianStages(own, self.statistics.scaled((scale or self.scale) / self.scale))
 
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors; raises ArgumentError if the file can't be written."""
         stages = self.stages
         tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
         description = {"schema": CHECKPOINT_SCHEMA, "scale": self.scale, **self.description()}
+        if self.statistics is not None:
+            parts, description["statistics"] = self.statistics.parts()
+            tensors |= {_PREFIX + name: part for name, part in parts.items()}
         write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, description)
 
 
@@ -59,7 +82,8 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
     description, tensors = read_tensors(file, CHECKPOINT_SCHEMA)
     with believed(file, "a valid trained sampler", "train it again with diffode train"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
-        if set(tensors) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
+        known = {name: part for name, part in tensors.items() if name.startswith(_PREFIX)}
+        if set(tensors) - set(known) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
             raise ValueError("it must hold scales, weights and levels of 1 to 1000 evaluations, and nothing else")
         if bool((stages.levels > _LARGEST_LEVEL).any()):
             raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
@@ -73,7 +97,15 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         facts = read_facts({**older, **description})
         # The path is neither built nor imported: a file may ask for more than the memory holds, or for foreign code.
         paths.registry.check_registered(facts["path"])
-        return Checkpoint(stages=stages, scale=scale, **facts)
+        told, statistics = description.get("statistics"), None
+        if isinstance(told, dict):
+            statistics = Statistics.of_parts(*checked(told, {n.removeprefix(_PREFIX): part for n, part in known.items()}))
+        elif told is not None or known:
+            raise ValueError("its statistics are not described")
+        found = Checkpoint(stages=stages, scale=scale, statistics=statistics, **facts)
+        # The form of a table in a chart is refused where it is made.
+        found.table()
+        return found
 
 
 def save_ranged(tables: Mapping[int, Ranged], facts: Mapping[str, Any], file: str | FilePath) -> None:

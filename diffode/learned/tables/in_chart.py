@@ -1,0 +1,172 @@
+"""Tables in the chart of the data's Gaussian at which a training may begin: Adams methods after a jump, and grown tables.
+
+A table with one evaluation more, whose weight in all later rows is 0, errs as the table did. So a table is grown from that of
+one evaluation, each new one placed where a few steps of training on a few starts gain most, which finds arrangements of levels
+that no published method has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from diffode import solvers
+from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.learned.fitting.chart import ChartTable
+from diffode.learned.fitting.gauss_newton import Problem, fit
+from diffode.learned.limit import Limit
+from diffode.learned.request import Request
+from diffode.learned.tables.published import Published
+from diffode.paths import Path
+from diffode.solvers.informed import known_of
+from diffode.solvers.trained.checkpoints import Checkpoint
+from diffode.statistics import Statistics
+from diffode.tableau.gaussian_stages import GaussianStages
+from diffode.tableau.stages import Stages
+
+#: Methods in the chart, without their jump.
+_METHODS = ("ab:order=1", "ab:order=2")
+#: Levels to which they jump, in the data's largest deviations, or in the path's first level if that is lower.
+_JUMPS = (0.1, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+#: Exponents of the power grids that are laid from there.
+_EXPONENTS = (1, 2, 3, 5)
+#: Number of candidates of each of the two kinds.
+_CANDIDATES = 3
+#: Number of starts on which methods are compared.
+_FEW_STARTS = 64
+#: Number of starts on which tables grow; steps after which the best places of an evaluation are chosen, and those of its table.
+_GROWING_STARTS, _CHOOSING_STEPS, _GROWING_STEPS = 256, 2, 8
+#: Level of a first evaluation put before all others, over that which was the first.
+_ABOVE = 2.0
+
+
+def chart_candidates(
+    problem: Problem, statistics: Statistics, path: Path, nfe: int, begin_from: str | None, smaller: Stages | None, limit: Limit
+) -> list[Published]:
+    """The best Adams methods in the chart on a few starts, and the best grown tables.
+
+    ``problem`` is one in the chart; ``begin_from`` the one candidate, as ``"solver @ grid"``; ``smaller`` a table with fewer
+    evaluations, in units of the scale, from which tables grow instead of from one evaluation; ``limit`` ends the growing.
+    """
+    if begin_from is not None:
+        solver, _, grid = (part.strip() for part in begin_from.partition("@"))
+        return [_method(problem, statistics, path, nfe, solver, grid or "karras:rho=3")]
+    found = _adams(problem, statistics, path, nfe)[:_CANDIDATES]
+    if nfe > 1:
+        begin = [smaller] if smaller is not None else [one.stages for one in _adams(problem, statistics, path, 1)[:1]]
+        for stages in begin:
+            found += _grown(_few(problem, _GROWING_STARTS), stages, nfe, limit)
+    if not found:
+        raise NumericalError(f"no table in the Gaussian's chart gives finite states with nfe={nfe}; look at the field first")
+    return found
+
+
+def known_to(request: Request, statistics: Statistics | str | None) -> Statistics:
+    """The statistics for a training: those given, or the field's own, reduced to a kind if one is named.
+
+    ArgumentError if there are none, if they are of other data, or for an unknown kind.
+    """
+    kind = statistics if isinstance(statistics, str) else None
+    given = None if isinstance(statistics, str) else statistics
+    known = known_of(request.field, "a table in the Gaussian's chart", request.width, given)
+    if kind is None:
+        return known
+    return known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)
+
+
+def stages_of_smaller(checkpoint: Checkpoint, statistics: Statistics, nfe: int) -> Stages:
+    """The numbers of a table that is to grow; ArgumentError for one that can't."""
+    if checkpoint.statistics is None or checkpoint.statistics.content != statistics.content:
+        raise ArgumentError("smaller must be a table in the Gaussian's chart, trained with the same statistics")
+    if checkpoint.nfe >= nfe:
+        raise ArgumentError(f"smaller must have fewer evaluations than nfe={nfe}, it has {checkpoint.nfe}")
+    return checkpoint.stages
+
+
+def grown(stages: Stages) -> Iterator[Stages]:
+    """Tables with one evaluation more, before the first and between each two neighbours, that give the same end.
+
+    The state at a new level lies between its neighbours' as the angle of its level, arctan(rho), does.
+    """
+    angles = torch.atan(stages.levels)
+    for k in range(1, stages.nfe + 1):
+        above, below = stages.levels[k - 1], stages.levels[k]
+        level = (above * below).sqrt()
+        if k == 1:
+            level = torch.minimum(level, below * _ABOVE)
+        # Row i makes the state at level i + 1, and column j weighs the evaluation at level j.
+        rows = torch.tensor([i if i < k - 1 else i + 1 for i in range(stages.nfe)])
+        columns = torch.tensor([j if j < k else j + 1 for j in range(stages.nfe)])
+        scales = stages.scales.new_ones(stages.nfe + 1)
+        weights = stages.weights.new_zeros(stages.nfe + 1, stages.nfe + 1)
+        scales[rows] = stages.scales
+        weights[rows[:, None], columns] = stages.weights
+        if k > 1:
+            share = (torch.atan(level) - angles[k - 1]) / (angles[k] - angles[k - 1])
+            scales[k - 1] = torch.lerp(stages.scales[k - 2], stages.scales[k - 1], share)
+            weights[k - 1, :k] = torch.lerp(stages.weights[k - 2, :k], stages.weights[k - 1, :k], share)
+        yield Stages(scales, weights, torch.cat([stages.levels[:k], level[None], stages.levels[k:]]))
+
+
+def _adams(problem: Problem, statistics: Statistics, path: Path, nfe: int) -> list[Published]:
+    """The methods that run, the smallest error first, one for each jump."""
+    few = _few(problem, _FEW_STARTS)
+    best: dict[float, Published] = {}
+    unit = min(1.0, problem.first * problem.unit / max(statistics.largest, 1e-300))
+    for method, jump, exponent in itertools.product(_METHODS, _JUMPS, _EXPONENTS):
+        solver, grid = f"{method},chart=gaussian_angle,jump={jump * unit:.4g}", f"karras:rho={exponent}"
+        try:
+            one = _method(few, statistics, path, nfe, solver, grid)
+        except ArgumentError:
+            # The level lies above the path's first.
+            continue
+        if math.isfinite(one.error) and (jump not in best or one.error < best[jump].error):
+            best[jump] = one
+    return sorted(best.values(), key=lambda one: one.error)
+
+
+def _method(problem: Problem, statistics: Statistics, path: Path, nfe: int, solver: str, grid: str) -> Published:
+    """A method on a grid; ArgumentError if it has no form in the chart, BudgetError if it does not cost ``nfe``."""
+    recipe = solvers.informed(solver, statistics)
+    table = solvers.table_solver(recipe).within(path, grid, nfe)
+    stages = GaussianStages.of(table).stages.scaled(1 / problem.unit)
+    if stages.nfe - 1 != nfe:
+        raise BudgetError(f"begin_from {solver!r} has no run of exactly {nfe} evaluations, but of {stages.nfe - 1}")
+    return Published(problem.error(stages), f"{solver} @ {grid}", stages)
+
+
+def _grown(problem: Problem, smaller: Stages, nfe: int, limit: Limit) -> list[Published]:
+    """The best tables with ``nfe`` evaluations that grow from a smaller one."""
+    begun = smaller.nfe - 1
+    found = [Published(math.inf, "", smaller)]
+    while (count := found[0].stages.nfe - 1) < nfe:
+        if limit.reached():
+            return []
+        tried = [_after(problem, stages, _CHOOSING_STEPS) for stages in grown(found[0].stages)]
+        found = sorted(filter(None, tried), key=lambda one: one.error)[:_CANDIDATES]
+        if not found:
+            return []
+        if count + 1 < nfe:
+            found = [_after(problem, found[0].stages, _GROWING_STEPS) or found[0]]
+    return [
+        one._replace(name=f"grown from {begun} evaluation{'' if begun == 1 else 's'}, place {k + 1}")
+        for k, one in enumerate(found)
+    ]
+
+
+def _after(problem: Problem, stages: Stages, steps: int) -> Published | None:
+    """A table after a few steps of training; None if it overflows."""
+    table = ChartTable(stages)
+    try:
+        fitted = fit(table, [problem], [problem], steps=steps)
+    except NumericalError:
+        return None
+    return Published(min(fitted.held_out), "", table.stages(fitted.values, problem.first, problem.last))
+
+
+def _few(problem: Problem, count: int) -> Problem:
+    return replace(problem, start=problem.start[:count], end=problem.end[:count], trajectory=None)
