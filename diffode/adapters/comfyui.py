@@ -17,6 +17,7 @@ from diffode.solvers import Solver, get, table_solver
 from diffode.solvers.ancestral import EDMStochastic
 from diffode.solvers.solver import WritesTable
 from diffode.solvers.trained.bespoke import TrainedSolver, Universal
+from diffode.solvers.trained.ranged import Ranged
 from diffode.specs import options_of
 from diffode.tableau import Row, Tableau
 
@@ -154,8 +155,9 @@ def _trained(solver: TrainedSolver, levels: list[float], straight: bool) -> Tabl
         raise BudgetError(f"solver {solver.spec!r} needs two steps or more, the last one to sigma = 0")
     nfe = steps - 1 if clean else steps
     first, last = levels[0], levels[-2] if clean else levels[-1]
-    if isinstance(solver, Universal) and nfe in solver.tables:
-        (_, high), (_, low) = solver.tables[nfe].first, solver.tables[nfe].last
+    ranged = solver.tables.get(nfe) if isinstance(solver, Universal) else None
+    if isinstance(solver, Universal) and isinstance(ranged, Ranged):
+        (_, high), (_, low) = ranged.first, ranged.last
         unit = solver.scale or 1.0
         first = min(first, _level(high * unit, straight))
         last = min(last, _level(low * unit, straight)) if clean else last
