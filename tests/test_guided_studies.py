@@ -11,7 +11,7 @@ import diffode
 from diffode.errors import ArgumentError
 from diffode.fields import Guidance
 from diffode.fields.problem_text import field_of_text, guidance_of, parts_of, problem_text, unguided
-from diffode.studies import load_suite, parse_suite, run_suite
+from diffode.studies import keyed_cells, load_suite, parse_suite, run_suite
 from diffode.studies.guided_ranking import by_weight, sentence
 from diffode.studies.problem import content_of, field_of, starts
 from diffode.studies.ranking import Curve, curves
@@ -216,3 +216,32 @@ def test_commands_take_guidance(tmp_path):
     page = (tmp_path / "out" / "guided-guided-label_three_weight_7.5" / "index.html").read_text(encoding="utf-8")
     assert "Guidance: the best solver by weight" in page
     assert "--guide label=three,weight=7.5" in page
+
+
+def test_a_recommendation_for_a_weight_counts_both_networks(tmp_path):
+    chosen = suite(guidance=["label=three,weight=2", "label=three,weight=7.5"], grids=["karras", "log_snr"])
+    (tmp_path / "mine.toml").write_text(
+        'summary = "guided"\n[[study]]\ntargets = ["ring8"]\npaths = ["edm"]\ngrids = ["karras", "log_snr"]\n'
+        'solvers = ["ddim", "dpmpp:order=2"]\nnfe = [16]\nseeds = [0]\npoints = 32\n'
+        'metrics = ["endpoint", "tilted:part=moments"]\n'
+        'guidance = ["label=three,weight=2", "label=three,weight=7.5"]\n'
+    )
+    run_suite(chosen, tmp_path / "results.sqlite", jobs=1)
+    asked = ("recommend", "--suite", "mine.toml", "--store", "results.sqlite")
+    found = json.loads(command(*asked, "--guidance", "7.5", "--steps", "8", "--json", cwd=tmp_path).stdout)
+    assert (found["nfe"], found["guidance"]) == (16, 7.5)
+    assert "guided with weight 7.5" in found["covers"]
+    # Diffode counts calls of networks; a pipeline counts steps.
+    assert "nfe=16" in found["programs"]["diffode"][0]
+    assert "num_inference_steps=8" in found["programs"]["diffusers"][-1]
+    standings = {}
+    with Store(tmp_path / "results.sqlite") as store:
+        for curve in curves(store.get(keyed_cells(chosen))):
+            if curve.target == GUIDED:
+                standings[curve.method] = curve.error[0]
+    assert {one["method"]: one["error"] for one in found["ranking"]} == pytest.approx(standings, rel=1e-9)
+    both = json.loads(command(*asked, "--nfe", "16", "--json", cwd=tmp_path).stdout)
+    assert "several weights" in both["covers"]
+    assert "weights that were: 2, 7.5" in command(*asked, "--guidance", "3", "--steps", "8", cwd=tmp_path, code=2).stderr
+    wrong = command("recommend", "--guidance", "3", "--steps", "8", "--field", "mine.py:f", cwd=tmp_path, code=2).stderr
+    assert "guided where it is made" in wrong

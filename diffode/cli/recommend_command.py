@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     help="Instead: steps of a sampler that asks the model once a step, the number that programs ask for; one evaluation each.",
 )  # fmt: skip
 @schedule_option
+@click.option(
+    "--guidance", type=float, default=None, metavar="WEIGHT",
+    help="Weight of guidance, 1 the conditional model alone: what the suite guidance found of guided models.",
+)  # fmt: skip
 @click.option("--path", default=None, help="Only this path (a spec of the suite); default: all.")
 @click.option(
     "--target", default=None, shell_complete=completed.targets,
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--map", "maps", multiple=True, help="A flow map that bench was given, which is ranked as well.")
 @click.option(
     "--suite", default=None, shell_complete=completed.suites,
-    help="Suite whose results are used; quick, or with --schedule the suite schedules.",
+    help="Suite whose results are used; quick, with --schedule schedules, with --guidance guidance.",
 )  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of methods to show.")
 @click.option("--import", "imports", multiple=True, help="Module or .py file that registers your own solvers or targets.")
@@ -59,6 +63,7 @@ def command(
     nfe: int | None,
     steps: int | None,
     schedule: str | None,
+    guidance: float | None,
     path: str | None,
     target: str | None,
     field: str | None,
@@ -81,18 +86,23 @@ def command(
     \b
     Example:  diffode recommend --schedule sdxl --steps 8
               diffode recommend --schedule scheduler_config.json --nfe 20 --target images
+              diffode recommend --guidance 7.5 --steps 8
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies.paste import lines_to_paste
-    from diffode.studies.question import budget_note, targets_like
+    from diffode.studies.question import budget_note, calls_of, guided_by, targets_like
     from diffode.studies.recommendation import recommend
 
     if (nfe is None) == (steps is None):
         raise click.UsageError("give --nfe N or --steps N, one of them")
-    budget = nfe or steps or 1
+    # With guidance a step asks two networks, or one twice.
+    calls = calls_of(guidance)
+    budget = nfe or (steps or 1) * calls
     if schedule is not None and path is not None:
         raise click.UsageError("--schedule and --path both say the path: give one of them")
-    named = suite or ("quick" if schedule is None else "schedules")
+    if guidance is not None and field is not None:
+        raise click.UsageError("--guidance is of a suite's targets; a field of your own is guided where it is made")
+    named = suite or ("guidance" if guidance is not None else "quick" if schedule is None else "schedules")
     own = None if field is None else field_text(field, kind, dim, scale, target)
     if own is None and (kind is not None or dim is not None or scale is not None):
         raise click.UsageError("--kind, --dim and --scale go with --field")
@@ -110,21 +120,23 @@ def command(
     found = _results(
         chosen, named, store_file(output, store), again, of_package=not (maps or imports or seeds or own), path=path
     )
-    used = [c for c in found.curves if path in (None, c.path)]
+    used = guided_by([c for c in found.curves if path in (None, c.path)], guidance)
     if target is not None:
         like = targets_like(list(dict.fromkeys(c.target for c in used)), target)
         used = [c for c in used if c.target in like]
     ranked = recommend(used, budget)
-    covered = scope(used, known=own is None)
-    programs = lines_to_paste(ranked[0].method, budget, path)
+    covered = scope(used, known=own is None, guidance=guidance)
+    programs = lines_to_paste(ranked[0].method, max(1, budget // calls), path, calls=calls)
     notes = [text for text in (budget_note(used, budget), found.told) if text]
     if as_json:
-        facts = {"nfe": budget, "schedule": schedule, "path": path, "target": target, "field": field}
+        facts = {"nfe": budget, "schedule": schedule, "guidance": guidance, "path": path, "target": target, "field": field}
         told = {"coverage": None if found.coverage is None else asdict(found.coverage), "notes": notes, "covers": covered}
         paste = [*programs["diffode"], *programs.get("diffusers", ())]
         print_json({**facts, **told, "ranking": [asdict(a) for a in ranked[:top]], "paste": paste, "programs": programs})
         return
     where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("schedule", schedule or path)) if v)
+    if guidance is not None:
+        where = f"guidance of weight {guidance:g}, {calls} network calls a step" + (f", {where}" if where else "")
     _print_ranking(f"Within {budget} evaluations on {where or 'all targets and paths'}", ranked, top)
     click.echo(verdict(ranked))
     click.echo(covered)
@@ -255,12 +267,18 @@ def verdict(ranked: Sequence[Advice]) -> str:
     return "\n".join(lines)
 
 
-def scope(used: Sequence[Curve], *, known: bool) -> str:
+def scope(used: Sequence[Curve], *, known: bool, guidance: float | None = None) -> str:
     """A sentence about the scope of the resampling."""
+    from diffode.fields.problem_text import guidance_of
+
     targets, paths = (sorted({getattr(c, key) for c in used}) for key in ("target", "path"))
     what = "exact fields of" if known else "the field"
     named = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets ({', '.join(targets[:6])}, ...)"
+    how, others = "without guidance", "data or paths, or of a guided model"
+    if any(guidance_of(target) is not None for target in targets):
+        weight = "several weights (--guidance takes one)" if guidance is None else f"weight {guidance:g}"
+        how, others = f"guided with {weight}", "data, paths or weights"
     return (
-        f"This covers {what} {named} on {', '.join(paths)}, without guidance. It says nothing of other data or paths, or "
-        "of a guided model, where another solver may be far better: measure yours with diffode bench SUITE --field"
+        f"This covers {what} {named} on {', '.join(paths)}, {how}. It says nothing of other {others}, where another solver may "
+        "be far better: measure yours with diffode bench SUITE --field"
     )

@@ -27,7 +27,7 @@ def method_parts(method: str) -> tuple[str, str]:
     return solver, grid or "karras"
 
 
-def lines_to_paste(method: str, nfe: int, path: str | None = None) -> dict[str, list[str]]:
+def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int = 1) -> dict[str, list[str]]:
     """Lines that run a method within a budget, as they were measured, by the program that they are for.
 
     A program is left out where its run would be another one: k-diffusion's functions know levels sigma/alpha alone, so that
@@ -37,6 +37,7 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None) -> dict[str, 
         method: solver and grid, as a ranking names them.
         nfe: budget in evaluations.
         path: spec of the path of the measurement; None if there are several, or none that has a name.
+        calls: network calls of one evaluation, 2 for a guided model, which diffode counts and other programs do not.
 
     Returns:
         Lines of Python for ``diffode``, ``diffusers``, ``azula``, ``k-diffusion`` and ``ComfyUI``, in this order. Names that
@@ -48,7 +49,7 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None) -> dict[str, 
     spec, grid = method_parts(method)
     recipe = solvers.get(spec)
     noise = ", generator=0" if recipe.stochastic else ""
-    found = {"diffode": [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe}{noise})']}
+    found = {"diffode": [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe * calls}{noise})']}
     # Listed times belong to one path, and another program has another.
     if not isinstance(recipe, WritesTable) or recipe.lays_levels or not grids.is_named(grid):
         return found

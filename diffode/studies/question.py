@@ -10,7 +10,7 @@ from diffode import grids, paths, targets
 from diffode.adapters.scheduler_files import path_of_file
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
 from diffode.fields.own import FieldText
-from diffode.fields.problem_text import parts_of
+from diffode.fields.problem_text import guidance_of, parts_of
 from diffode.studies.problem import INTERVAL, bridge_of
 from diffode.studies.ranking import Curve
 from diffode.studies.suite import Suite, plain_name
@@ -94,6 +94,31 @@ def targets_like(named: Sequence[str], asked: str) -> list[str]:
         raise ArgumentError(
             f"nothing of this suite was run on target or tag {asked!r}; targets: {', '.join(sorted(named))}; tags: "
             f"{', '.join(known) or 'none'}. Name another suite, or write one with this target: diffode new suite NAME"
+        )
+    return found
+
+
+def calls_of(guidance: float | None) -> int:
+    """Network calls of one evaluation: two with guidance, unless the weight leaves one of the networks out."""
+    return 1 if guidance in (None, 0.0, 1.0) else 2
+
+
+def guided_by(curves: Sequence[Curve], weight: float | None) -> list[Curve]:
+    """The curves of problems that are guided with a weight; all of them for None.
+
+    Raises:
+        ArgumentError: if none is; it lists the weights that were run.
+    """
+    if weight is None:
+        return list(curves)
+    weights = {c.target: guidance_of(c.target) for c in curves}
+    found = [c for c in curves if (one := weights[c.target]) is not None and one.weight == weight]
+    if not found:
+        known = sorted({one.weight for one in weights.values() if one is not None})
+        run = ", ".join(f"{one:g}" for one in known) or "none"
+        raise ArgumentError(
+            f"nothing of this suite was run with guidance {weight:g}; weights that were: {run}. Take one of these, or run "
+            f"yours, diffode bench SUITE --guide label=NAME,weight={weight:g}"
         )
     return found
 
