@@ -18,12 +18,11 @@ from diffode.adapters.diffusers_schedules import path_of
 from diffode.adapters.scheduler_files import path_of_file
 from diffode.cli import bench_command, recommend_command
 from diffode.errors import ArgumentError, FileFormatError, UnknownNameError
-from diffode.studies import load_suite, parse_suite, question
-from diffode.studies.computation import computed
+from diffode.studies import load_suite, question
 from diffode.studies.paste import lines_to_paste
 from diffode.studies.ranking import Curve
 from diffode.studies.recommendation import next_error, recommend
-from diffode.studies.shipped import digest_of, shipped_curves, write_shipped
+from diffode.studies.shipped import shipped_curves
 
 diffusers = pytest.importorskip("diffusers")
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -174,54 +173,6 @@ def test_advice_says_which_methods_are_as_good_and_what_was_seen():
     assert (near.as_good, far.as_good) == (True, False)
     assert question.budget_note(curves, 8) == ""
     assert "more than 8" in question.budget_note(curves, 9)
-
-
-# -- what ships ----------------------------------------------------------------------------------------------------------
-
-
-def test_what_ships_is_what_its_suite_measures():
-    """Three runs made again agree to the five digits that are kept, but for what other hardware rounds."""
-    suite, shipped = load_suite("schedules"), shipped_curves("schedules")
-    assert len(shipped.curves) == len({(c.target, c.path, c.grid, c.solver) for c in suite.cells})
-    assert {n for c in shipped.curves for n in c.budgets} <= {c.nfe for c in suite.cells}
-    wanted = [c for c in suite.cells if c.target == "digits-gmm10" and c.grid.startswith("karras") and c.nfe == 8]
-    for solver in ("ddim", "dpmpp:order=2", "unipc:order=3"):
-        cell = next(c for c in wanted if c.solver == solver and c.path != "edm")
-        result = computed("k", cell)
-        curve = next(
-            c for c in shipped.curves if (c.target, c.path, c.grid, c.solver) == (cell.target, cell.path, cell.grid, solver)
-        )
-        assert curve.error[curve.nfe.index(result.nfe_counted)] == pytest.approx(
-            result.value("endpoint") / result.scale, rel=1e-4
-        )
-
-
-def test_curves_come_back_from_a_file_and_damage_is_named(tmp_path, monkeypatch):
-    from diffode.studies import shipped
-
-    suite = parse_suite({"name": "quick", "study": [{
-        "targets": ["ring8"], "paths": ["edm"], "grids": ["karras"], "nfe": [8], "seeds": [0], "solvers": ["ddim"],
-    }]})  # fmt: skip
-    curves = [Curve("ring8", "edm", "karras", "ddim", (8, 16), (0.123456789, 1e-9), 1e-11, (8, 16))]
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    monkeypatch.setattr(shipped, "load_suite", lambda name: suite)
-    file = tmp_path / "quick.json"
-    write_shipped(suite, curves, "here", file)
-    (back,) = shipped_curves("quick").curves
-    assert back.error == (0.12346, 1e-9)
-    assert (back.target, back.nfe, back.budgets, back.floor) == ("ring8", (8, 16), (8, 16), 1e-11)
-    assert shipped_curves("../quick") is None
-    for damaged, message in (
-        (file.read_text()[:-20], "not shipped curves"),
-        (file.read_text().replace(digest_of(suite), "0" * 64), "not those of the suite"),
-        (file.read_text().replace("diffode-curves-1", "x"), "not those of the suite"),
-    ):
-        shipped._read.cache_clear()
-        file.write_text(damaged)
-        with pytest.raises(FileFormatError, match=message):
-            shipped_curves("quick")
-        write_shipped(suite, curves, "here", file)
-    shipped._read.cache_clear()
 
 
 # -- lines to paste ------------------------------------------------------------------------------------------------------

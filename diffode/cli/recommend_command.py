@@ -135,9 +135,10 @@ def command(
         print_json({**facts, **told, "ranking": [asdict(a) for a in ranked[:top]], "paste": paste, "programs": programs})
         return
     where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("schedule", schedule or path)) if v)
+    within = f"Within {budget} evaluations"
     if guidance is not None:
-        where = f"guidance of weight {guidance:g}, {calls} network calls a step" + (f", {where}" if where else "")
-    _print_ranking(f"Within {budget} evaluations on {where or 'all targets and paths'}", ranked, top)
+        within = f"Within {budget} network calls, {calls} a step with guidance of weight {guidance:g},"
+    _print_ranking(f"{within} on {where or 'all targets and paths'}", ranked, top)
     click.echo(verdict(ranked))
     click.echo(covered)
     for note in notes:
