@@ -63,6 +63,12 @@ DOORS = {
     "fields.exact_field": lambda **k: diffode.exact_field(**({"target": "ring8", "path": "edm"} | k)).velocity(
         torch.ones(1, 2), 2.0
     ),
+    "fields.Guidance.laws": lambda target: fields.Guidance.read("label=three,weight=2").laws(target)[0].content(),
+    "fields.Guidance.field": lambda **k: (
+        fields.Guidance.read("label=three,weight=2").field(**({"target": "ring8", "path": "edm"} | k)).velocity(
+            torch.ones(1, 2), 2.0
+        )
+    ),
     "fields.Field": lambda path: Field(denoise, "denoised", path).noise(torch.ones(1, 2), 2.0),
     "fields.Field.from_velocity": lambda path: Field.from_velocity(denoise, path).noise(torch.ones(1, 2), 2.0),
     "fields.Field.from_noise": lambda path: Field.from_noise(denoise, path).velocity(torch.ones(1, 2), 2.0),
@@ -116,6 +122,7 @@ OWN = {
     "grids.spec_of": "a Grid object has no text", "grids.is_rule": "of a text",
     "learned.LearnedAMED": "a solver", "learned.Trained": "a result", "learned.Facts": "stored as text",
     "learned.condition": "the line of tune_universal", "learned.train": "the line of tune_universal",
+    "fields.guide": "its grid is the times of one run",
     "learned.TrainedMap": "a result", "learned.train_map": "the line of tune_universal",
     "learned.train_head": "the line of tune_universal", "learned.train_jump": "the line of tune_universal",
     "learned.train_nodes": "the line of tune_universal",

@@ -5,12 +5,11 @@ Studies, files and pictures name an exact field, or a guided one, by it.
 
 from __future__ import annotations
 
-from diffode import sources, targets
+from diffode import sources
 from diffode.errors import ArgumentError
 from diffode.fields.exact import ExactField, exact_field
 from diffode.fields.guidance import Guidance, GuidedField
 from diffode.paths import Path
-from diffode.paths import get as get_path
 
 #: What stands between a target's spec and its source's.
 _BETWEEN = " from "
@@ -71,4 +70,4 @@ def field_of_text(text: str, path: Path | str) -> ExactField | GuidedField:
     guidance = guidance_of(text)
     if guidance is None:
         return exact_field(target, path, source)
-    return guidance.field(targets.get(target), get_path(path), sources.get(source))
+    return guidance.field(target, path, source)

@@ -13,6 +13,7 @@ from diffode.paths import Path
 from diffode.sources import Source
 from diffode.specs import options_of, parse_spec, written_value
 from diffode.targets import Target
+from diffode.targets import get as get_target
 from diffode.targets.labels import Label
 
 
@@ -97,13 +98,14 @@ class Guidance:
         """The text in the order of the attributes, without those that are left at their defaults."""
         return ",".join(f"{key}={written_value(value)}" for key, value in {**options_of(self), "weight": self.weight}.items())
 
-    def laws(self, target: Target) -> tuple[Target, Target]:
+    def laws(self, target: Target | str) -> tuple[Target, Target]:
         """The laws of the conditional and of the unconditional field; ArgumentError for labels that the target has not."""
+        target = get_target(target)
         conditional = target if self.label is None else target.given(self.label)
         return conditional, target if self.negative is None else target.given(self.negative)
 
-    def field(self, target: Target, path: Path, source: Source | None = None) -> GuidedField:
-        """The guided field of a target along a path."""
+    def field(self, target: Target | str, path: Path | str, source: Source | Target | str | None = None) -> GuidedField:
+        """The guided field of a target along a path, each given itself or as its spec."""
         one, other = (ExactField(law, path, source) for law in self.laws(target))
         auto = self.kind == "auto"
         options: dict[str, Any] = {name: getattr(self, name) for name in ("phi", "view", "eta", "norm")}
