@@ -120,9 +120,10 @@ def test_cells_and_contents_without_guidance_are_what_they_were():
     assert len(keys) == 3
 
 
-def test_the_key_of_a_guided_cell_changes_with_the_labels():
+def test_the_key_of_a_guided_cell_changes_with_the_labels(monkeypatch):
     """Labels are no part of a target's content, but the laws that they give are part of a guided field's."""
     means = [[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]
+    monkeypatch.setattr(diffode.targets.registry, "_entries", dict(diffode.targets.registry._entries))
     for name, labels in (("first-labels", ["a", "a", "b"]), ("other-labels", ["a", "b", "b"])):
         made = diffode.GaussianMixture([0.2, 0.3, 0.5], means, [0.1] * 3, labels=labels)
         diffode.targets.register(name, lambda made=made: made)

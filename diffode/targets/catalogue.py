@@ -10,7 +10,7 @@ import functools
 import hashlib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ class Card:
 
     name: str
     summary: str
-    text: str
+    text: str = field(repr=False)
     source: str = "constructed for diffode"
     licence: str = "Apache-2.0"
     sha256: str = ""
     shape: tuple[int, ...] | None = None
     changelog: tuple[str, ...] = ()
-    labels: Mapping[str, str] | None = None
+    labels: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 registry: Registry[Target] = Registry("target", Target)

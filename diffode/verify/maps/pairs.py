@@ -16,7 +16,7 @@ from torch import Tensor
 from diffode.fields import ExactField
 from diffode.flows import reference
 from diffode.randomness import keyed, normal
-from diffode.verify.maps.trial import MapTrial
+from diffode.verify.maps.trial import TOLERANCE, MapTrial
 from diffode.verify.report import Check
 
 #: Distance of two starts, in sizes of a state, over which a slope is measured.
@@ -97,7 +97,7 @@ def slope(trial: MapTrial, error: float) -> Check:
         return trial.errors(ends, others, last) / (2 * _NEAR)
 
     own = float(slopes(trial.call(x + step, first, last), trial.call(x - step, first, last)).max())
-    exact = slopes(*(reference(trial.field, x + side * step, first, last, 1e-9).x for side in (1.0, -1.0)))
+    exact = slopes(*(reference(trial.field, x + side * step, first, last, TOLERANCE).x for side in (1.0, -1.0)))
     text = f"largest slope {own:.3g}, of the exact flow {float(exact.max()):.3g} at the same {len(x)} starts"
     bound = least_error(trial)
     if bound is not None:
@@ -116,7 +116,7 @@ def least_error(trial: MapTrial) -> float | None:
     offset = z[:, None] * math.sqrt((trial.path.alpha(first) * field.scale) ** 2 + trial.path.sigma(first) ** 2)
     middle = trial.path.alpha(first) * centre
     starts = torch.cat([middle + offset, middle - offset])
-    exact = reference(field, starts, first, last, 1e-9).x - trial.path.alpha(last) * centre
+    exact = reference(field, starts, first, last, TOLERANCE).x - trial.path.alpha(last) * centre
     up, down = exact[: len(z), 0], exact[len(z) :, 0]
     if float((up + down).abs().max()) > _ODD * float(up.abs().max()):
         return None

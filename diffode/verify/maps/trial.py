@@ -24,7 +24,7 @@ _LEVELS = (3.0, 1.0, 0.3, 0.1)
 #: Largest part of the noise range, in its logarithm, that two of the times may be apart from each other at least.
 _APART = 0.02
 #: Tolerance of integrated trajectories, far below the error of any learned map.
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class MapTrial:
         start = starts(phi, field, points, times[0], seed)
         states = [start]
         for k in range(len(times) - 1):
-            states.append(reference(field, states[-1], times[k], times[k + 1], _TOLERANCE).x)
+            states.append(reference(field, states[-1], times[k], times[k + 1], TOLERANCE).x)
         return cls(phi, field, times, torch.stack(states), tolerance, seed)
 
     @property
