@@ -25,6 +25,10 @@ class Grid:
     place: Callable[[Path, int], list[float]]
     to_zero: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.to_zero, bool):
+            raise ArgumentError(f"to_zero must be true or false, got {self.to_zero!r:.40}")
+
     def __repr__(self) -> str:
         return "Grid(to_zero=True)" if self.to_zero else "Grid()"
 

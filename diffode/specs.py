@@ -291,6 +291,14 @@ class Registry(Generic[T]):
         if fixed:
             raise ArgumentError(f"{self.kind} {entry.name!r} fixes its option {fixed[0]!r} ({entry.preset[fixed[0]]!r})")
         merged = {**entry.preset, **chosen}
+        if inspect.isfunction(entry.make):
+            # Classes check their options themselves; a function takes any text that is not empty for true.
+            for parameter in parameters_of(entry.make) or ():
+                value = merged.get(parameter.name, parameter.default)
+                if isinstance(parameter.default, bool) and not isinstance(value, bool):
+                    raise ArgumentError(
+                        f"{parameter.name} of {self.kind} {entry.name!r} must be true or false, got {value!r:.40}"
+                    )
         try:
             return entry.make(**merged)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:

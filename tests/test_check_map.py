@@ -353,3 +353,17 @@ def test_a_map_that_is_wrong_from_the_start_to_times_between_is_found():
     report = check_map(phi, field, **SMALL)
     assert report.check("pairs").passed is False
     assert min(p["mean"] for p in report.facts["pairs"]) < 1e-12
+
+
+def test_the_flow_of_other_data_is_not_called_a_multiple_of_this_one():
+    field = field_of("bimodal1d", "edm")
+    other = diffode.exact_field(planted.EVEN, "edm")
+    for scale in (1.0, 5.0):
+        flow = diffode.flow(other)
+        report = check_map(lambda x, s, t, flow=flow, scale=scale: scale * flow(x / scale, s, t), field, **SMALL)
+        assert "is the flow map times" not in report.facts["verdict"]
+
+
+def test_a_file_of_functions_is_asked_for_a_name():
+    with pytest.raises(ArgumentError, match=r"name the function or the map in 'my_map\.py' too, as my_map\.py:phi"):
+        check_map("my_map.py", field_of())

@@ -213,3 +213,12 @@ def test_a_text_out_of_a_file_imports_nothing(tmp_path):
             grids.check_registered(place)
     grids.check_registered("karras:rho=5")
     grids.check_registered("80,10,1")
+
+
+@pytest.mark.parametrize("spec", ["karras:to_zero=no", "log_snr:to_zero=maybe", "simple:to_zero=1", "ays_sdxl:fit=yes"])
+def test_a_choice_of_two_takes_no_other_text(spec):
+    """A text that is not empty would count as true."""
+    with pytest.raises(ArgumentError, match="must be true or false"):
+        grids.get(spec, paths.get("edm"), 4)
+    with pytest.raises(ArgumentError, match="to_zero must be true or false"):
+        grids.karras(to_zero="no")

@@ -254,3 +254,14 @@ def test_plain_odes_without_a_path_are_guided_by_one_weight():
     x = torch.ones(2, 2, dtype=torch.float64)
     found = diffode.solve(field, x, solver="rk4", grid=torch.linspace(1, 0, 21).tolist()).x
     assert float((found - math.exp(-0.5)).abs().max()) < 1e-6
+
+
+def test_a_field_without_a_flow_and_a_grid_that_is_none_say_so():
+    ring = diffode.targets.get("ring8")
+    one, other = (diffode.exact_field(law, "edm") for law in (ring.given("three"), ring))
+    field = diffode.guide(one, other, 0.6, kind="cfg++", grid=[80.0, 2.0, 0.1])
+    with pytest.raises(ArgumentError, match="has no exact flow"):
+        diffode.flow(field)
+    for grid in ("karras", [80.0, None, 1.0]):
+        with pytest.raises(ArgumentError, match=r"grid of cfg\+\+ must be the times of the run"):
+            diffode.guide(one, other, 0.6, kind="cfg++", grid=grid)

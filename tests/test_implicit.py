@@ -178,3 +178,9 @@ def test_wrong_options_are_named(options, words):
         solvers.get("implicit_rk", **options)
     with pytest.raises(ArgumentError, match="nodes must increase"):
         Collocation((0.5, 0.2))
+
+
+def test_rows_that_are_not_solved_are_told_what_this_solver_has():
+    field = diffode.exact_field("ring8", "edm")
+    with pytest.raises(NumericalError, match="raise max_iterations, or take more steps"):
+        diffode.solve(field, field.prior(4, generator=0), solver="implicit_rk:max_iterations=1", steps=4)

@@ -56,6 +56,9 @@ def flow(field: Field, tolerance: float = 1e-10) -> ExactFlow:
     given: Any = tolerance
     if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 1e-13 <= float(given) <= 1e-3:
         raise ArgumentError(f"tolerance must lie in [1e-13, 1e-3], got {tolerance!r}")
+    if field.path is not None:
+        # A field without a flow says so now, not at its first call.
+        field.pieces(field.path.t_max, field.path.t_min)
     return ExactFlow(field, float(tolerance))
 
 

@@ -275,6 +275,10 @@ def get(name: str, nodes: Sequence[float] = ()) -> ExponentialButcher:
     if (name, chosen) not in _made:
         try:
             _made[name, chosen] = make(*chosen)
-        except (ZeroDivisionError, ArgumentError) as error:
+        except ZeroDivisionError:
+            raise ArgumentError(
+                f"there is no method {name} with nodes {list(chosen)}: choose others, 2/3 is none for c2"
+            ) from None
+        except ArgumentError as error:
             raise ArgumentError(f"there is no method {name} with nodes {list(chosen)}: {error}") from None
     return _made[name, chosen]

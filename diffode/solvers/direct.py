@@ -30,6 +30,7 @@ class Journey:
         finished: whether each row reached the last time, (B,) bool.
         end: the last states of the rows, (B, *shape), if some are not at the last time.
         message: the integrator's own message about a failure.
+        remedy: what helps rows that did not get to the end.
     """
 
     states: Tensor
@@ -39,6 +40,7 @@ class Journey:
     finished: Tensor | None = None
     end: Tensor | None = None
     message: str = ""
+    remedy: str = "raise max_steps, or rtol and atol"
 
 
 @runtime_checkable

@@ -116,7 +116,7 @@ def _reported(journey: Journey, end: Tensor) -> tuple[Tensor, str]:
         message = (
             (message + "; " if message else "")
             + (
-                f"{int(late.sum())} of {len(late)} rows did not get to the end{where}: raise max_steps, or rtol and atol, "
+                f"{int(late.sum())} of {len(late)} rows did not get to the end{where}: {journey.remedy}, "
                 "or see whether the field is finite there"
             )
             + (f" ({journey.message})" if journey.message and not bool(bad.any()) else "")

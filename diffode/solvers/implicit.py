@@ -20,6 +20,8 @@ from diffode.numerics.krylov import gmres
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import check_choice, steps_of
 
+#: What helps rows whose stages were not solved.
+_REMEDY = "raise max_iterations, or take more steps"
 #: Least tolerance of an iteration, in units of the rounding of the states.
 _ROUNDING = 64.0
 #: Tolerance of the linear systems of Newton's method, relative to their right sides.
@@ -114,7 +116,7 @@ class ImplicitRungeKutta(DirectSolver):
         states += [torch.full_like(x, math.nan)] * (len(times) - len(states))
         end = torch.where(alive.reshape(column), states[-1], x)
         lost = "" if bool(alive.all()) else f"the iteration of stages did not settle in {self.max_iterations} rounds"
-        return Journey(torch.stack(states), reached=reached, finished=alive, end=end, message=lost)
+        return Journey(torch.stack(states), reached=reached, finished=alive, end=end, message=lost, remedy=_REMEDY)
 
 
 class _Step:

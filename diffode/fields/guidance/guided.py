@@ -121,7 +121,12 @@ def _grid_weight(field: Field, factor: Any, interval: Any, grid: Sequence[float]
         raise ArgumentError("kind='cfg++' takes no interval: its weights are those of the steps of its grid")
     if grid is None:
         raise ArgumentError("kind='cfg++' needs grid=, the times of the run, since its weights depend on the steps")
-    times = torch.as_tensor(grid, dtype=torch.float64).reshape(-1).tolist()
+    try:
+        times = torch.as_tensor(grid, dtype=torch.float64).reshape(-1).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            f"grid of cfg++ must be the times of the run, such as diffode.grids.get('karras', path, steps), got {grid!r:.60}"
+        ) from error
     for time in times:
         path.check_times(time, "grid")
     return GridWeight.on([path.rho(time) for time in times], number(factor, "weight (lambda) of cfg++", 0.0, 1.0))

@@ -204,6 +204,8 @@ def as_flow_map(given: object, path: Path | str | None = None) -> FlowMap:
     found = load_attribute(given) if isinstance(given, str) and is_place(given) else given
     if isinstance(found, FlowMap):
         made = found
+    elif isinstance(found, str) and found.endswith(".py"):
+        raise ArgumentError(f"name the function or the map in {found!r} too, as {found}:phi")
     elif isinstance(found, str | os.PathLike):
         made = load_map(os.fspath(found))
     elif callable(found) and not inspect.isclass(found):

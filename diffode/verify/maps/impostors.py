@@ -17,6 +17,8 @@ from diffode.verify.maps.trial import MapTrial
 
 #: A map is an impostor if it is nearer to it than to the exact flow by this factor.
 _NEARER = 0.2
+#: Largest error of a map that is the flow times a number, once it is divided by it, in errors that pass.
+_PASSES = 2.0
 #: Number of rows on which impostors are compared.
 _ROWS = 128
 #: Tolerance of the flows of impostors.
@@ -152,4 +154,5 @@ def proportional(trial: MapTrial) -> float | None:
     if not ratio > 0:
         return None
     without = max(float(trial.errors(ends / ratio, exact, t).mean()) for ends, exact, t in asked)
-    return ratio if without < _NEARER * as_it_is else None
+    # A map of other data may come nearer by a factor too, but is not right then.
+    return ratio if without < _NEARER * as_it_is and without <= _PASSES * trial.allowed else None
