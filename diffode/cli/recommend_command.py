@@ -90,7 +90,7 @@ def command(
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies.paste import lines_to_paste
-    from diffode.studies.question import budget_note, calls_of, guided_by, targets_like
+    from diffode.studies.question import budget_note, calls_of, guided_by, once_a_step, targets_like
     from diffode.studies.recommendation import recommend
 
     if (nfe is None) == (steps is None):
@@ -124,6 +124,8 @@ def command(
     if target is not None:
         like = targets_like(list(dict.fromkeys(c.target for c in used)), target)
         used = [c for c in used if c.target in like]
+    if steps is not None:
+        used = once_a_step(used, steps, path)
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
     programs = lines_to_paste(ranked[0].method, max(1, budget // calls), path, calls=calls)

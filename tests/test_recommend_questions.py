@@ -1,0 +1,67 @@
+"""What a question asks for: steps of methods that ask once a step, lines within the budget, and names of what was run."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from diffode import solvers
+from diffode.cli import recommend_command
+from diffode.errors import ArgumentError
+from diffode.studies import question
+from diffode.studies.paste import lines_to_paste
+from diffode.studies.ranking import Curve
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder, in which nothing is stored."""
+    monkeypatch.chdir(tmp_path)
+
+
+def told(*words, command=recommend_command.command):
+    return CliRunner().invoke(command, list(map(str, words)))
+
+
+# -- steps and evaluations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["sdxl", "edm"])
+def test_no_line_of_azula_costs_more_than_the_budget(path):
+    """azula's last step ends with some noise, where the second stage of a step is an evaluation more than to no noise."""
+    for method in ("dpmpp_s:order=2 @ ays_sd15", "edm_heun @ log_snr:to_zero=true", "dpm:order=2 @ log_snr", "ddim @ ays_sd15"):
+        solver = solvers.get(method.partition(" @ ")[0])
+        for nfe in (3, 4, 5):
+            lines = lines_to_paste(method, nfe, path)
+            if line := lines.get("azula", [""])[-1]:
+                steps = int(line.partition("steps=")[2].partition(")")[0])
+                grid = line.partition('grid="')[2].partition('"')[0]
+                assert solver.tableau(path, grid, steps).nfe <= nfe
+            # Three and five evaluations are two and three steps of two stages, one evaluation short.
+            assert ("azula" in lines) == (nfe == 4 or solver.nfe_per_step == 1)
+
+
+def test_steps_are_those_of_methods_that_ask_once_a_step():
+    """Within three evaluations dpmpp_s alone was run on sdxl, by two steps: who asks for three steps is not told of it."""
+    by_nfe = json.loads(told("--schedule", "sdxl", "--nfe", 3, "--json").stdout)
+    assert {row["method"].partition(":")[0] for row in by_nfe["ranking"]} == {"dpmpp_s"}
+    refused = told("--schedule", "sdxl", "--steps", 3).exception
+    assert isinstance(refused, ArgumentError)
+    assert "the smallest nfe that is: 4" in str(refused)
+    for words in (("--schedule", "sdxl", "--steps", 5), ("--guidance", 7.5, "--steps", 4)):
+        facts = json.loads(told(*words, "--json", "--top", 99).stdout)
+        recipes = [solvers.get(row["method"].partition(" @ ")[0]) for row in facts["ranking"]]
+        assert len(recipes) > 10
+        assert all(recipe.nfe_per_step == 1 for recipe in recipes)
+        assert f"num_inference_steps={words[-1]}" in facts["programs"]["diffusers"][-1]
+
+
+@pytest.mark.parametrize("solver", [
+    "heun", "amed", "dpm_fast", "dpmpp_2s_ancestral", "pc", "restart", "torchdiffeq:rk4", "scipy:RK45", "rk_adaptive",
+])  # fmt: skip
+def test_methods_that_ask_more_often_than_once_a_step_are_left_out(solver):
+    others = [Curve("a", "edm", "karras", one, (6,), (0.1,), 0.0, (6,)) for one in ("ddim", "unipc:order=2", "universal")]
+    own = Curve("a", "edm", "karras", solver, (6,), (0.01,), 0.0, (6,))
+    assert question.once_a_step([own, *others], 6) == others
+    with pytest.raises(ArgumentError, match=r"no method that was run here asks the model once a step: .*--nfe 6"):
+        question.once_a_step([own], 6)
