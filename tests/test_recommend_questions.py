@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from diffode import solvers
-from diffode.cli import recommend_command
+from diffode.cli import bench_command, recommend_command
 from diffode.errors import ArgumentError
 from diffode.studies import question
 from diffode.studies.paste import lines_to_paste
@@ -65,3 +65,46 @@ def test_methods_that_ask_more_often_than_once_a_step_are_left_out(solver):
     assert question.once_a_step([own, *others], 6) == others
     with pytest.raises(ArgumentError, match=r"no method that was run here asks the model once a step: .*--nfe 6"):
         question.once_a_step([own], 6)
+
+
+# -- what was run --------------------------------------------------------------------------------------------------------
+
+MINE = """name = "mine"
+[defaults]
+paths = ["edm"]
+grids = ["karras"]
+nfe = [4]
+seeds = [0]
+points = 4
+tolerance = 1e-5
+[[study]]
+targets = ["gauss1d"]
+solvers = ["ddim"]
+"""
+
+
+def test_a_path_that_was_not_run_is_named_with_those_that_were(tmp_path):
+    (tmp_path / "mine.toml").write_text(MINE)
+    ran = told("mine.toml", "--no-report", "--jobs", 1, command=bench_command.command)
+    assert ran.exit_code == 0, ran.output
+    for path in ("foo", "vp"):
+        for more in ((), ("--target", "ring8")):
+            error = told("--suite", "mine.toml", "--nfe", 16, "--path", path, *more).exception
+            assert isinstance(error, ArgumentError)
+            assert f"nothing of this suite was run on path '{path}'" in str(error)
+            assert "paths that were: edm." in str(error)
+    assert "did you mean 'edm'" in str(told("--suite", "mine.toml", "--nfe", 16, "--path", "edn").exception)
+    assert told("--suite", "mine.toml", "--nfe", 16, "--path", "edm").exit_code == 0
+    assert "targets: gauss1d; tags: 1d" in str(told("--suite", "mine.toml", "--nfe", 16, "--target", "ring8").exception)
+    # A path of the suite that has no results yet is one to run.
+    (tmp_path / "mine.toml").write_text(MINE.replace('["edm"]', '["edm", "vp"]'))
+    error = str(told("--suite", "mine.toml", "--nfe", 16, "--path", "vp").exception)
+    assert "nothing of suite 'mine' on path 'vp' is stored in" in error
+    assert "run diffode bench mine.toml first" in error
+
+
+def test_a_path_that_a_shipped_suite_has_not_is_not_answered_with_a_run_in_vain():
+    error = str(told("--suite", "schedules", "--nfe", 8, "--path", "foo").exception)
+    assert "was not run on path 'foo', but on ddpm:" in error
+    assert "name one of these" in error
+    assert "diffode bench" not in error

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 
 from diffode import grids, paths, solvers, targets
 from diffode.adapters.scheduler_files import path_of_file
-from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
+from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import guidance_of, parts_of
 from diffode.solvers.baselines import Baseline
@@ -78,6 +78,22 @@ def _whole(grid: str, path: str) -> bool:
     except DiffodeError:
         return False
     return abs(first - on.t_max) <= 1e-9 * on.t_max
+
+
+def on_path(curves: Sequence[Curve], path: str | None) -> list[Curve]:
+    """The curves on a path, as the suite spells it; all of them for None.
+
+    Raises:
+        ArgumentError: if there are none; it lists the paths that were run.
+    """
+    found = [c for c in curves if path in (None, c.path)]
+    if not found:
+        known = sorted({c.path for c in curves})
+        raise ArgumentError(
+            f"nothing of this suite was run on path {path!r}{suggestion(str(path), known)}; paths that were: "
+            f"{', '.join(known) or 'none'}. Take one of these, or run the suite there, diffode bench SUITE --schedule PATH"
+        )
+    return found
 
 
 def targets_like(named: Sequence[str], asked: str) -> list[str]:
