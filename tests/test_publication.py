@@ -111,7 +111,7 @@ def test_the_command_writes_what_is_asked_and_no_page(tmp_path, monkeypatch):
     files = json.loads(done.stdout)["files"]
     assert files == ["diffode-report/small-export/ranking.md", "diffode-report/small-export/ranking.csv"]
     table = (tmp_path / files[0]).read_text()
-    assert "of the suite small" in table
+    assert "geometric mean over 1 problem (1 target, 1 path) of the suite small" in table
     assert "`diffode bench small.toml`" in table
     shown = re.search(r"\| `heun` \| (.*?) \| (.*?) \|", table)
     assert all(math.isfinite(float(cell.strip("*"))) for cell in shown.groups())

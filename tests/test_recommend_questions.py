@@ -108,3 +108,26 @@ def test_a_path_that_a_shipped_suite_has_not_is_not_answered_with_a_run_in_vain(
     assert "was not run on path 'foo', but on ddpm:" in error
     assert "name one of these" in error
     assert "diffode bench" not in error
+
+
+def test_a_consistency_functions_schedule_is_answered_with_a_note(tmp_path):
+    for name, noted in (
+        ("LCMScheduler", True),
+        ("TCDScheduler", True),
+        ("FlowMatchLCMScheduler", True),
+        ("DDIMScheduler", False),
+    ):
+        config = {"_class_name": name, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+        (tmp_path / "s.json").write_text(json.dumps(config))
+        words = ("--schedule", "s.json", "--nfe", 8)
+        notes = json.loads(told(*words, "--json").stdout)["notes"]
+        assert any("consistency function" in note for note in notes) == noted
+        assert ("few-step sampler of its own, keep its scheduler" in told(*words).stdout) == noted
+        assert any("from_consistency" in note for note in notes) == (noted and name != "FlowMatchLCMScheduler")
+
+
+def test_an_unknown_schedule_lists_each_name_once():
+    text = str(told("--schedule", "sd3", "--nfe", 8).exception)
+    assert text.count("rectified_flow") == text.count("vp_cosine") == text.count("edm") == 1
+    assert "scheduler_config.json of a model" in text
+    assert "did you mean 'sdxl'?" in str(told("--schedule", "sdxll", "--nfe", 8).exception)

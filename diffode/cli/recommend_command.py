@@ -90,7 +90,7 @@ def command(
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies.paste import lines_to_paste
-    from diffode.studies.question import budget_note, calls_of, guided_by, on_path, once_a_step, targets_like
+    from diffode.studies.question import budget_note, calls_of, guided_by, on_path, once_a_step, schedule_note, targets_like
     from diffode.studies.recommendation import recommend
 
     if (nfe is None) == (steps is None):
@@ -129,7 +129,7 @@ def command(
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
     programs = lines_to_paste(ranked[0].method, max(1, budget // calls), path, calls=calls)
-    notes = [text for text in (budget_note(used, budget), found.told) if text]
+    notes = [text for text in (schedule_note(schedule), budget_note(used, budget), found.told) if text]
     if as_json:
         facts = {"nfe": budget, "schedule": schedule, "guidance": guidance, "path": path, "target": target, "field": field}
         told = {"coverage": None if found.coverage is None else asdict(found.coverage), "notes": notes, "covers": covered}

@@ -122,12 +122,19 @@ def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) ->
 
 
 def _caption(name: str, curves: Sequence[Curve], metric: str) -> str:
-    targets, paths = len({c.target for c in curves}), len({c.path for c in curves})
+    problems, targets, paths = (
+        _counted(len({getattr(c, what) for c in curves}), what) for what in ("problem", "target", "path")
+    )
     what = "Mean end-point error" if metric == "endpoint" else f"Metric {metric}"
     return (
-        f"{what} in units of the data's scale, geometric mean over {len({c.problem for c in curves})} problems ({targets} "
-        f"targets, {paths} paths) of the suite {name}, by number of evaluations. The best at each is bold."
+        f"{what} in units of the data's scale, geometric mean over {problems} ({targets}, {paths}) "
+        f"of the suite {name}, by number of evaluations. The best at each is bold."
     )
+
+
+def _counted(number: int, what: str) -> str:
+    """A number of things: ``1 path``, ``2 paths``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _ranked(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[str, list[tuple[str, bool]]]]]:

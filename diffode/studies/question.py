@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 from diffode import grids, paths, solvers, targets
-from diffode.adapters.scheduler_files import path_of_file
+from diffode.adapters.scheduler_files import note_of_file, path_of_file
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import guidance_of, parts_of
@@ -29,14 +29,26 @@ def path_of_schedule(schedule: str) -> str:
     >>> path_of_schedule("sdxl"), path_of_schedule("flux")
     ('ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012', 'rectified_flow')
     """
-    if schedule.endswith(".json") or FilePath(schedule).is_file():
+    if _is_file(schedule):
         return path_of_file(schedule).spec
     try:
         return paths.get(schedule).spec
     except UnknownNameError as error:
-        known = ", ".join([*paths.PUBLISHED, *paths.names()])
-        raise UnknownNameError("schedule", schedule, [*paths.PUBLISHED, *paths.names()], advice=f"give {known}, or the "
-                               "scheduler_config.json of a model") from error  # fmt: skip
+        known = [*paths.PUBLISHED, *paths.names()]
+        near = suggestion(schedule, known).removeprefix("; ").removesuffix("?")
+        advice = (
+            f"{near}? Or give the scheduler_config.json of a model" if near else "give the scheduler_config.json of a model"
+        )
+        raise UnknownNameError("schedule", schedule, dict.fromkeys(known), advice=advice) from error
+
+
+def schedule_note(schedule: str | None) -> str:
+    """What a schedule's file says against solvers of a differential equation; an empty text for names, and for most files."""
+    return note_of_file(schedule) if schedule is not None and _is_file(schedule) else ""
+
+
+def _is_file(schedule: str) -> bool:
+    return schedule.endswith(".json") or FilePath(schedule).is_file()
 
 
 def same_path(text: str, spec: str) -> bool:
