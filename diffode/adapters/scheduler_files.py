@@ -52,8 +52,8 @@ def note_of_file(file: str | FilePath) -> str:
         return ""
     call = "" if name in keys.FLOWS else "; adapters.from_consistency(model, scheduler) makes it a map"
     return (
-        f"a {name} goes with a consistency function, whose answer is the end of the flow and no denoised mean: such a model has "
-        f"a few-step sampler of its own, keep its scheduler{call}. This ranking is of denoisers with the same levels"
+        f"a {name} goes with a consistency function, whose answer is the end of the flow and no denoised mean: such a model "
+        f"has a few-step sampler of its own, keep its scheduler{call}. This ranking is of denoisers with the same levels"
     )
 
 
