@@ -217,7 +217,7 @@ def test_wrong_arguments_are_named():
         (lambda: diffode.guide(one, line, 2.0), "as many coordinates"),
         (lambda: diffode.guide(one, diffode.exact_field(RING, "edm", "student:dof=8"), 2.0), "same source"),
         (lambda: diffode.guide(one, None, 2.0), "unconditional must be a diffode field"),
-        (lambda: diffode.guide(one, weight=2.0, kind="auto"), "or blur=0.5"),
+        (lambda: diffode.guide(ode, weight=2.0, kind="auto"), "blur needs the exact field"),
         (lambda: diffode.guide("ring8", other, 2.0), "conditional must be a diffode field, got str"),
         (lambda: diffode.guide(one, other, float("nan")), "weight"),
         (lambda: diffode.guide(one, other, True), "weight"),

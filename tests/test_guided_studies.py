@@ -56,6 +56,7 @@ def test_every_key_of_a_text_reaches_the_field():
          diffode.guide(one, other, 4.0, kind="rescaled", phi=0.4, view="velocity")),
         ("label=3,weight=4,negative=8", diffode.guide(one, eight, 4.0)),
         ("label=3,weight=4,kind=auto,blur=0.2", diffode.guide(one, weight=4.0, kind="auto", blur=0.2)),
+        ("weight=4,kind=auto", diffode.guide(other, weight=4.0, kind="auto")),
         ("weight=4,kind=auto", diffode.guide(other, weight=4.0, kind="auto", blur=0.5)),
     ):  # fmt: skip
         made = Guidance.read(text)
@@ -78,7 +79,7 @@ def test_wrong_texts_are_named():
         with pytest.raises(ArgumentError, match=message):
             Guidance.read(text)
     for text, message in (
-        ("ring8 guided label=four,weight=2.0", "none of the mixture"),
+        ("ring8 guided label=four,weight=2.0", "target 'ring8': label 'four' is none of the mixture"),
         ("gauss2d guided label=a,weight=2.0", "has no labels"),
         ("ring8 guided label=three,weight=2.0,blur=0.3", "blur goes with kind='auto'"),
         ("ring8 guided label=three,weight=many", "weight"),
@@ -89,6 +90,15 @@ def test_wrong_texts_are_named():
             field_of(text, None)
     with pytest.raises(ArgumentError, match="names a guidance already"):
         problem_text(GUIDED, None, "label=three,weight=2")
+
+
+def test_none_is_the_target_alone_wherever_guidance_is_given():
+    assert problem_text("ring8", None, "none") == "ring8"
+    assert problem_text("ring8", "student:dof=8", "none") == "ring8 from student:dof=8"
+    plain = suite()
+    from diffode.cli.bench_command import guided
+
+    assert {cell.target for cell in guided(plain, "none").cells} == {cell.target for cell in plain.cells}
 
 
 def test_a_study_runs_on_guided_fields(tmp_path):

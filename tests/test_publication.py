@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 from small_suite import small
 
-from diffode.cli import report_command
+from diffode.cli import bench_command, report_command
 from diffode.errors import ArgumentError
 from diffode.studies import run_suite
 from diffode.studies.publication import as_csv, as_latex, as_markdown, in_latex, publish
-from diffode.studies.ranking import Curve, mean_curves, standings
+from diffode.studies.ranking import Curve, mean_curves, standings, unranked
 
 SPEC = "dpmpp:order=2,lower_order_final=never @ log_snr"
 
@@ -111,10 +111,57 @@ def test_the_command_writes_what_is_asked_and_no_page(tmp_path, monkeypatch):
     files = json.loads(done.stdout)["files"]
     assert files == ["diffode-report/small-export/ranking.md", "diffode-report/small-export/ranking.csv"]
     table = (tmp_path / files[0]).read_text()
-    assert "of the suite small" in table
+    assert "geometric mean over 1 problem (1 target, 1 path) of the suite small" in table
     assert "`diffode bench small.toml`" in table
     shown = re.search(r"\| `heun` \| (.*?) \| (.*?) \|", table)
     assert all(math.isfinite(float(cell.strip("*"))) for cell in shown.groups())
     assert not (tmp_path / "diffode-report" / "small").exists()
     plain = CliRunner().invoke(report_command.command, ["small.toml", "--format", "png"])
     assert plain.stdout.split() == ["diffode-report/small-export/curves.png", "diffode-report/small-export/curves-gauss1d.png"]
+
+
+APART = [curve("a", "ddim", (0.4, 0.2)), curve("b", "heun", (0.9, 0.1))]
+
+
+@pytest.mark.parametrize("format", ["pdf", "svg", "png", "csv", "latex", "markdown"])
+def test_a_ranking_in_which_no_method_would_stand_is_refused_with_what_does_work(tmp_path, format):
+    """The solvers of one problem are not those of the other, so that no mean over both exists."""
+    with pytest.raises(ArgumentError, match=r"no method has a result on all 2 problems .*the same solvers.*diffode export"):
+        publish("s", APART, tmp_path / "new", [format], command="x")
+    assert not (tmp_path / "new").exists()
+    assert publish("s", APART[:1], tmp_path / "new", [format], command="x")
+
+
+def test_pictures_that_would_show_nothing_are_refused(tmp_path):
+    """A method that has a run within each budget on both paths, at other numbers of evaluations."""
+    other = Curve("a", "vp", "karras", "ddim", (3, 7), (0.3, 0.1), 0.0, (4, 8))
+    with pytest.raises(ArgumentError, match="no method has the same number of evaluations"):
+        publish("s", [curve("a", "ddim", (0.4, 0.2)), other], tmp_path, ["svg"], command="x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reason_of_an_empty_ranking_is_told():
+    assert unranked(CURVES) == ""
+    assert unranked([*CURVES, curve("d", "ddim", (1.0, 1.0))]) == ""
+    assert "all 4 problems" in unranked([*CURVES, curve("d", "heun", (1.0, 1.0))])
+    assert "no run has a result" in unranked([])
+
+
+def test_bench_says_in_words_that_none_can_be_ranked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    studies = "".join(
+        f'[[study]]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [4]\nseeds = [0]\npoints = 4\ntolerance = 1e-5\n'
+        f'targets = ["{target}"]\nsolvers = ["{solver}"]\n'
+        for target, solver in (("gauss1d", "ddim"), ("bimodal1d", "heun"))
+    )
+    (tmp_path / "two.toml").write_text(f'name = "two"\n{studies}')
+    done = CliRunner().invoke(bench_command.command, ["two.toml", "--no-report", "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("Best solver at each NFE"))
+    assert line.endswith("no method has a result on all 2 problems (pairs of target and path), so that none can be ranked")
+    assert "second" not in done.stdout
+    assert "heun" in done.stdout, "the prices are still told"
+    asked = CliRunner().invoke(report_command.command, ["two.toml", "--format", "png"])
+    assert isinstance(asked.exception, ArgumentError)
+    assert asked.exception.exit_code == 2
+    assert asked.stdout == ""

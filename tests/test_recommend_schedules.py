@@ -213,7 +213,9 @@ def test_the_lines_for_every_program_make_the_run_that_was_measured(method, monk
     start = Pipe(diffusers.EulerDiscreteScheduler(**SDXL)).start
     wanted = solvers.run_tableau(table, field, start * path.sigma(1000.0)).x
     lines = lines_to_paste(method, 9, "sdxl")
-    assert list(lines) == ["diffode", "diffusers", "azula", "k-diffusion", "ComfyUI"]
+    programs = ["diffode", "diffusers", "azula", "k-diffusion", "ComfyUI"]
+    # azula's last step ends with some noise, where a second stage is an evaluation beyond the budget.
+    assert list(lines) == [program for program in programs if program != "azula" or solvers.get(solver).nfe_per_step == 1]
     x = start * path.sigma(1000.0)
     ours = pasted([f"run = {lines['diffode'][0]}"], diffode=diffode, field=field, x=x)["run"]
     torch.testing.assert_close(ours.x, wanted, rtol=0, atol=1e-12)

@@ -59,6 +59,10 @@ _UPWARDS = "it runs from data to noise; diffode.solve does that with upwards=Tru
 _CONSISTENCY = "its network is a consistency function, which answers with the end of the flow: keep it"
 _AS_MAP = "; solvers run it as a map, adapters.from_consistency(model, scheduler)"
 
+#: Classes that follow a path's levels, but whose networks are made for their own few steps: consistency functions, which answer
+#: with the end of the flow in the place of a denoised mean.
+FEW_STEP = frozenset({"FlowMatchLCMScheduler", "LCMScheduler", "TCDScheduler"})
+
 #: Classes that no solver of diffode can replace, each with the reason, and with a call that works if there is one.
 CLASSES = {
     **dict.fromkeys(("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",

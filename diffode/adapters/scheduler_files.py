@@ -29,6 +29,35 @@ def path_of_file(file: str | FilePath) -> Path:
         ArgumentError: if the file can't be read, or its levels are those of no path with a name (trained betas, zero SNR).
         FileFormatError: if it holds no configuration of a scheduler.
     """
+    config = _configuration(file)
+    try:
+        return path_of_configuration(config)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ArgumentError):
+            raise ArgumentError(f"{str(file)!r}: {error}") from error
+        raise FileFormatError(f"scheduler configuration {str(file)!r} has a value that is no number: {error}") from error
+
+
+def note_of_file(file: str | FilePath) -> str:
+    """What a ``scheduler_config.json`` says against solvers of a differential equation: a sentence, or an empty text.
+
+    A consistency function answers with the end of the flow, so that a solver that takes the answer for a denoised mean goes
+    elsewhere (Song et al., arXiv 2303.01469, algorithm 1; Luo et al., arXiv 2310.04378; Zheng et al., arXiv 2402.19159).
+
+    Args:
+        file: place of the file, as for :func:`path_of_file`, with the same errors.
+    """
+    name = str(_configuration(file)["_class_name"])
+    if name not in keys.FEW_STEP:
+        return ""
+    call = "" if name in keys.FLOWS else "; adapters.from_consistency(model, scheduler) makes it a map"
+    return (
+        f"a {name} goes with a consistency function, whose answer is the end of the flow and no denoised mean: such a model "
+        f"has a few-step sampler of its own, keep its scheduler{call}. This ranking is of denoisers with the same levels"
+    )
+
+
+def _configuration(file: str | FilePath) -> Mapping[str, Any]:
     content = read_bytes(file, f"scheduler configuration {str(file)!r}", _LARGEST)
     try:
         # diffusers writes infinities, as lambda_min_clipped, which JSON proper has not.
@@ -40,12 +69,7 @@ def path_of_file(file: str | FilePath) -> Path:
             f"{str(file)!r} is no configuration of a scheduler: it has no _class_name; give the "
             "scheduler/scheduler_config.json of a model"
         )
-    try:
-        return path_of_configuration(config)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ArgumentError):
-            raise ArgumentError(f"{str(file)!r}: {error}") from error
-        raise FileFormatError(f"scheduler configuration {str(file)!r} has a value that is no number: {error}") from error
+    return config
 
 
 def path_of_configuration(config: Mapping[str, Any]) -> Path:

@@ -289,7 +289,7 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
     from diffode.studies.guided_ranking import HEADER, by_weight, sentence
-    from diffode.studies.ranking import LEVELS, budgets, curves, prices, splits, standings
+    from diffode.studies.ranking import LEVELS, budgets, curves, prices, splits, standings, unranked
 
     all_curves = curves(results)
     failed = [r for r in results if r.status != "ok"]
@@ -301,11 +301,11 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         ranked = standings(all_curves, nfe)[:3]
         if ranked:
             best.append([str(nfe), *(f"{s.method} {s.error:.1e}" for s in ranked), *[""] * (3 - len(ranked))])
-    print_table(
-        f"Best solver at each NFE (geometric mean of {suite.cells[0].metrics[0]} in units of the target's scale)",
-        ["NFE", "best", "second", "third"],
-        best,
-    )
+    title = f"Best solver at each NFE (geometric mean of {suite.cells[0].metrics[0]} in units of the target's scale)"
+    if reason := unranked(all_curves):
+        click.echo(f"{title}: {reason}")
+    else:
+        print_table(title, ["NFE", "best", "second", "third"], best)
     rows = []
     by_level = [{p.method: p for p in prices(all_curves, level)} for level in LEVELS]
     for method in by_level[0]:
@@ -315,7 +315,8 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
             row += ["-" if math.isinf(price.nfe) else f"{price.nfe:.1f}", f"{price.reached}/{price.problems}"]
         rows.append(row)
     header = ["solver", *(text for level in LEVELS for text in (f"NFE to {level:g}", "reached"))]
-    print_table("NFE needed to reach an error (median over targets and paths)", header, rows)
+    if rows:
+        print_table("NFE needed to reach an error (median over targets and paths)", header, rows)
     apart = [
         [s.target, s.path, str(s.nfe), s.method, f"{s.solver:.1e}", f"{s.model:.1e}", f"{s.total:.1e}"] for s in splits(results)
     ]
@@ -324,7 +325,8 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         print_table("Solver's error and model's error, in units of the scale", header, apart)
     if guided_problems := by_weight(all_curves):
         print_table("Best solver by weight of guidance", list(HEADER), [one.row for one in guided_problems])
-        click.echo(sentence(guided_problems))
+        if told := sentence(guided_problems):
+            click.echo(told)
     if failed:
         print_table(
             f"{len(failed)} failures",

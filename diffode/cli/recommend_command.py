@@ -90,7 +90,7 @@ def command(
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies.paste import lines_to_paste
-    from diffode.studies.question import budget_note, calls_of, guided_by, targets_like
+    from diffode.studies.question import budget_note, calls_of, guided_by, on_path, once_a_step, schedule_note, targets_like
     from diffode.studies.recommendation import recommend
 
     if (nfe is None) == (steps is None):
@@ -120,14 +120,16 @@ def command(
     found = _results(
         chosen, named, store_file(output, store), again, of_package=not (maps or imports or seeds or own), path=path
     )
-    used = guided_by([c for c in found.curves if path in (None, c.path)], guidance)
+    used = guided_by(on_path(found.curves, path), guidance)
     if target is not None:
         like = targets_like(list(dict.fromkeys(c.target for c in used)), target)
         used = [c for c in used if c.target in like]
+    if steps is not None:
+        used = once_a_step(used, steps, path)
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
     programs = lines_to_paste(ranked[0].method, max(1, budget // calls), path, calls=calls)
-    notes = [text for text in (budget_note(used, budget), found.told) if text]
+    notes = [text for text in (schedule_note(schedule), budget_note(used, budget), found.told) if text]
     if as_json:
         facts = {"nfe": budget, "schedule": schedule, "guidance": guidance, "path": path, "target": target, "field": field}
         told = {"coverage": None if found.coverage is None else asdict(found.coverage), "notes": notes, "covers": covered}
@@ -185,12 +187,16 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
             return _Found(shipped.curves, None, f"These results ship with diffode, {made}; {again} makes them anew.")
         if shipped is not None and not stored:
             known = ", ".join(dict.fromkeys(c.path for c in shipped.curves))
-            raise ArgumentError(f"suite {named!r} was not run on path {path!r}, but on {known}: run {again}, and ask again")
+            # A suite that has no cell on the path would not have one after another run either.
+            there = any(c.path == path for c in chosen.cells)
+            remedy = f"run {again}, and ask again" if there else "name one of these, or ask with --schedule"
+            raise ArgumentError(f"suite {named!r} was not run on path {path!r}, but on {known}: {remedy}")
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run {again} first, or give --store")
     if not stored:
+        where = "" if path is None else f" on path {path!r}"
         raise ArgumentError(
-            f"nothing of suite {chosen.name!r} is stored in {file}: run {again} first, or name the suite that was run, "
+            f"nothing of suite {chosen.name!r}{where} is stored in {file}: run {again} first, or name the suite that was run, "
             "--suite NAME for one that diffode has or --suite FILE.toml for one of your own"
         )
     return _Found(stored, covered)

@@ -18,7 +18,7 @@ _GUIDED = " guided "
 
 
 def problem_text(target: str, source: str | None, guidance: str | None = None) -> str:
-    """The text of a target with a source and a guidance; the target alone for normal noise, which has no other text.
+    """The text of a target with a source and a guidance; the target alone for normal noise and the guidance ``none``.
 
     >>> problem_text("ring8", "student:dof=128"), problem_text("ring8", "normal"), problem_text("ring8", None)
     ('ring8 from student:dof=128', 'ring8', 'ring8')
@@ -30,7 +30,7 @@ def problem_text(target: str, source: str | None, guidance: str | None = None) -
             raise ArgumentError(f"target {target!r} names a source already: leave source={source!r} out")
         found = sources.get(source)
         target = target if found is None else f"{target}{_BETWEEN}{found.spec}"
-    if guidance is None:
+    if guidance is None or guidance == "none":
         return target
     if _GUIDED in target:
         raise ArgumentError(f"target {target!r} names a guidance already: leave guidance={guidance!r} out")

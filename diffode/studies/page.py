@@ -21,7 +21,7 @@ from diffode.studies.failures import grouped
 from diffode.studies.further import further, own_costs
 from diffode.studies.guided_ranking import HEADER, by_weight, sentence
 from diffode.studies.question import tags_of
-from diffode.studies.ranking import LEVELS, Curve, budgets, curves_of_note, prices, splits, standings
+from diffode.studies.ranking import LEVELS, Curve, budgets, curves_of_note, prices, splits, standings, unranked
 from diffode.studies.report_content import KINDS
 from diffode.studies.report_folder import FIGURES
 from diffode.studies.suite import Suite
@@ -144,7 +144,8 @@ def _answer(all_curves: Sequence[Curve]) -> str:
     """What to take at each NFE: a sentence and a table."""
     found = answers(all_curves)
     if not found:
-        return "<p class=answer>No method has a result on every problem, so that none can be ranked.</p>"
+        reason = unranked(all_curves)
+        return f"<p class=answer>{reason[:1].upper()}{reason[1:]}.</p>"
     rows = [
         [
             str(a.nfe),

@@ -30,8 +30,8 @@ def method_parts(method: str) -> tuple[str, str]:
 def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int = 1) -> dict[str, list[str]]:
     """Lines that run a method within a budget, as they were measured, by the program that they are for.
 
-    A program is left out where its run would be another one: k-diffusion's functions know levels sigma/alpha alone, so that
-    solvers whose steps depend on more than these differ there.
+    A program is left out where its run would be another one, or cost more than the budget: k-diffusion's functions know levels
+    sigma/alpha alone, so that solvers whose steps depend on more than these differ there.
 
     Args:
         method: solver and grid, as a ranking names them.
@@ -67,10 +67,12 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int
     ]
     ending = _with_noise(grid)
     remark = "" if ending == grid else "  # azula's schedules end with some noise, and so does this run"
-    found["azula"] = [
-        "from diffode.adapters import as_azula_sampler",
-        f'x = as_azula_sampler("{spec}", grid="{ending}")(denoiser, steps={steps})(x){remark}',
-    ]
+    # A step to some noise costs a two-stage solver all its evaluations, so that as many steps may cost more.
+    if ending == grid or recipe.tableau(on, ending, steps).nfe <= nfe:
+        found["azula"] = [
+            "from diffode.adapters import as_azula_sampler",
+            f'x = as_azula_sampler("{spec}", grid="{ending}")(denoiser, steps={steps})(x){remark}',
+        ]
     if path is not None and _needs_levels_alone(recipe, on, grid, steps):
         found |= _by_levels(spec, on, grid, steps)
     return found

@@ -16,7 +16,7 @@ from diffode.errors import ArgumentError
 from diffode.output_files import unwritable, write_whole
 from diffode.studies.answer import plain
 from diffode.studies.paste import method_parts
-from diffode.studies.ranking import Curve, best_methods, budgets, mean_curves, standings
+from diffode.studies.ranking import Curve, best_methods, budgets, mean_curves, standings, unranked
 from diffode.studies.recommendation import recommend
 from diffode.studies.report_content import figure_names
 
@@ -56,13 +56,16 @@ def publish(
         metric: the metric of the errors, for captions.
 
     Raises:
-        ArgumentError: for another format, without curves, or if the folder can't be written.
+        ArgumentError: for another format, without curves, if no method has a result on all problems, so that the ranking is
+            empty and nothing chooses what is drawn, or if the folder can't be written.
     """
     for one in formats:
         if one not in get_args(Format):
             raise ArgumentError(f"format must be one of {', '.join(get_args(Format))}, got {one!r:.60}")
     if not curves:
         raise ArgumentError(f"suite {name!r} has no result that could be ranked: run {command} first")
+    if reason := unranked(curves):
+        raise ArgumentError(_advised(name, reason))
     place = FilePath(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -76,12 +79,25 @@ def publish(
     made = []
     for one in dict.fromkeys(formats):
         if one in _PICTURES:
-            made += _draw(curves, place, one, metric)
+            drawn = _draw(curves, place, one, metric)
+            if not drawn:
+                raise ArgumentError(
+                    _advised(name, "no method has the same number of evaluations on all problems of any target")
+                )
+            made += drawn
         else:
             file, text = tables[one]
             write_whole(place / file, text().encode("utf-8", "backslashreplace"), "table")
             made.append(place / file)
     return made
+
+
+def _advised(name: str, reason: str) -> str:
+    """The message of a ranking, or of pictures, that would be empty."""
+    return (
+        f"suite {name!r}: {reason}. Give all its studies the same solvers, grids and nfe; or write the results themselves, "
+        "diffode export SUITE --csv FILE, or the page with a plot of each target, diffode report SUITE without --format"
+    )
 
 
 def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) -> list[FilePath]:
@@ -106,12 +122,19 @@ def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) ->
 
 
 def _caption(name: str, curves: Sequence[Curve], metric: str) -> str:
-    targets, paths = len({c.target for c in curves}), len({c.path for c in curves})
+    problems, targets, paths = (
+        _counted(len({getattr(c, what) for c in curves}), what) for what in ("problem", "target", "path")
+    )
     what = "Mean end-point error" if metric == "endpoint" else f"Metric {metric}"
     return (
-        f"{what} in units of the data's scale, geometric mean over {len({c.problem for c in curves})} problems ({targets} "
-        f"targets, {paths} paths) of the suite {name}, by number of evaluations. The best at each is bold."
+        f"{what} in units of the data's scale, geometric mean over {problems} ({targets}, {paths}) "
+        f"of the suite {name}, by number of evaluations. The best at each is bold."
     )
+
+
+def _counted(number: int, what: str) -> str:
+    """A number of things: ``1 path``, ``2 paths``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _ranked(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[str, list[tuple[str, bool]]]]]:

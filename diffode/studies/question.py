@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 
-from diffode import grids, paths, targets
-from diffode.adapters.scheduler_files import path_of_file
-from diffode.errors import ArgumentError, DiffodeError, UnknownNameError
+from diffode import grids, paths, solvers, targets
+from diffode.adapters.scheduler_files import note_of_file, path_of_file
+from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import guidance_of, parts_of
+from diffode.solvers.baselines import Baseline
+from diffode.solvers.direct import DirectSolver
+from diffode.solvers.solver import WritesTable
+from diffode.studies.paste import method_parts
 from diffode.studies.problem import INTERVAL, bridge_of
 from diffode.studies.ranking import Curve
 from diffode.studies.suite import Suite, plain_name
@@ -25,14 +29,23 @@ def path_of_schedule(schedule: str) -> str:
     >>> path_of_schedule("sdxl"), path_of_schedule("flux")
     ('ddpm:schedule=scaled_linear,beta_start=0.00085,beta_end=0.012', 'rectified_flow')
     """
-    if schedule.endswith(".json") or FilePath(schedule).is_file():
+    if _is_file(schedule):
         return path_of_file(schedule).spec
     try:
         return paths.get(schedule).spec
     except UnknownNameError as error:
-        known = ", ".join([*paths.PUBLISHED, *paths.names()])
-        raise UnknownNameError("schedule", schedule, [*paths.PUBLISHED, *paths.names()], advice=f"give {known}, or the "
-                               "scheduler_config.json of a model") from error  # fmt: skip
+        known = [*paths.PUBLISHED, *paths.names()]
+        advice = "give one of these, or the scheduler_config.json of a model"
+        raise UnknownNameError("schedule", schedule, dict.fromkeys(known), advice=advice) from error
+
+
+def schedule_note(schedule: str | None) -> str:
+    """What a schedule's file says against solvers of a differential equation; an empty text for names, and for most files."""
+    return note_of_file(schedule) if schedule is not None and _is_file(schedule) else ""
+
+
+def _is_file(schedule: str) -> bool:
+    return schedule.endswith(".json") or FilePath(schedule).is_file()
 
 
 def same_path(text: str, spec: str) -> bool:
@@ -76,6 +89,22 @@ def _whole(grid: str, path: str) -> bool:
     return abs(first - on.t_max) <= 1e-9 * on.t_max
 
 
+def on_path(curves: Sequence[Curve], path: str | None) -> list[Curve]:
+    """The curves on a path, as the suite spells it; all of them for None.
+
+    Raises:
+        ArgumentError: if there are none; it lists the paths that were run.
+    """
+    found = [c for c in curves if path in (None, c.path)]
+    if not found:
+        known = sorted({c.path for c in curves})
+        raise ArgumentError(
+            f"nothing of this suite was run on path {path!r}{suggestion(str(path), known)}; paths that were: "
+            f"{', '.join(known) or 'none'}. Take one of these, or run the suite there, diffode bench SUITE --schedule PATH"
+        )
+    return found
+
+
 def targets_like(named: Sequence[str], asked: str) -> list[str]:
     """The targets among some that are asked for, by name or by a tag of theirs such as ``images``.
 
@@ -101,6 +130,38 @@ def targets_like(named: Sequence[str], asked: str) -> list[str]:
 def calls_of(guidance: float | None) -> int:
     """Network calls of one evaluation: two with guidance, unless the weight leaves one of the networks out."""
     return 1 if guidance in (None, 0.0, 1.0) else 2
+
+
+def once_a_step(curves: Sequence[Curve], steps: int, path: str | None = None) -> list[Curve]:
+    """The curves of methods that ask the model once a step, in a run of some steps: programs count steps alone.
+
+    Raises:
+        ArgumentError: if there are none.
+    """
+    asks = {method: _asks_once(method, steps, path or "edm") for method in {c.method for c in curves}}
+    found = [c for c in curves if asks[c.method]]
+    if curves and not found:
+        raise ArgumentError(
+            f"no method that was run here asks the model once a step: give the budget in evaluations, --nfe {steps}, and see "
+            "the lines to paste for the steps that it buys"
+        )
+    return found
+
+
+def _asks_once(method: str, steps: int, path: str) -> bool:
+    """Whether a method makes as many steps as evaluations, in a run of some evaluations."""
+    spec, grid = method_parts(method)
+    recipe = solvers.get(spec)
+    # Other libraries' methods do not say what a step of theirs asks.
+    if recipe.nfe_per_step != 1 or isinstance(recipe, Baseline):
+        return False
+    if not isinstance(recipe, WritesTable):
+        return not isinstance(recipe, DirectSolver) or recipe.takes_budget
+    try:
+        table = recipe.within(path, grid, steps)
+    except DiffodeError:  # A table that needs the data's statistics, or whose listed times are more, is not written here.
+        return True
+    return table.nfe <= len(table.outputs) - 1
 
 
 def guided_by(curves: Sequence[Curve], weight: float | None) -> list[Curve]:

@@ -193,6 +193,20 @@ def best_methods(all_curves: Sequence[Curve], first: int) -> list[str]:
     return list(dict.fromkeys(s.method for nfe in budgets(all_curves) for s in standings(all_curves, nfe)[:first]))
 
 
+def unranked(all_curves: Sequence[Curve]) -> str:
+    """Why a ranking of curves would be empty, in words; an empty text if it would not.
+
+    >>> unranked([Curve("ring8", "edm", "karras", "ddim", (4,), (0.1,), 0.0, (4,))])
+    ''
+    """
+    if not all_curves:
+        return "no run has a result that could be ranked"
+    if best_methods(all_curves, 1):
+        return ""
+    count = len({c.problem for c in all_curves})
+    return f"no method has a result on all {count} problems (pairs of target and path), so that none can be ranked"
+
+
 def curves_of_note(all_curves: Sequence[Curve], most: int) -> list[Curve]:
     """All curves, or, where there are more than ``most``, those of as many of the best methods as fit, in their own order."""
     if len(all_curves) <= most:

@@ -20,6 +20,8 @@ from diffode.randomness import Randomness
 from diffode.targets.target import Scalar
 
 Kind = Literal["cfg", "rescaled", "projected", "auto", "cfg++"]
+#: The blur of autoguidance, in units of the data's scale, unless it or a weaker field is given.
+BLUR = 0.5
 #: The kinds of guidance: their rule, and the options that they take beside the interval.
 KINDS: dict[str, tuple[type[Rule], tuple[str, ...]]] = {
     "cfg": (Linear, ()),
@@ -54,9 +56,9 @@ def guide(
         weight: a number; a function of the noise level rho = sigma/alpha; or a table ``{level: weight}``, linear in the
             logarithm of the level.
         kind: ``"cfg"``; ``"rescaled"`` with ``phi`` and ``view`` (:class:`Rescaled`); ``"projected"`` with ``eta`` and ``norm``
-            (:class:`Projected`); ``"auto"``, guidance by a weaker field: one that is given, or, with ``blur``, the exact field
-            of the conditional data blurred by that many times their scale; ``"cfg++"`` with ``grid``, the times of the run that
-            is made (:class:`GridWeight`).
+            (:class:`Projected`); ``"auto"``, guidance by a weaker field: one that is given, or else the exact field of
+            the conditional data blurred by ``blur`` times their scale (0.5 unless given); ``"cfg++"`` with ``grid``, the times
+            of the run that is made (:class:`GridWeight`).
         interval: two noise levels, between which guidance is in force; outside the weight is 1 (arXiv 2404.07724).
 
     Returns:
@@ -86,13 +88,14 @@ def guide(
             raise ArgumentError(f"{name} goes with kind={owner!r}, not with kind={kind!r}: leave it out")
     if not isinstance(conditional, Field):
         raise ArgumentError(f"conditional must be a diffode field, got {type(conditional).__name__}")
+    if kind == "auto" and unconditional is None:
+        given.setdefault("blur", BLUR)
     if "blur" in given:
         if unconditional is not None:
             raise ArgumentError("give an unconditional field or blur=, not both: blur makes the weaker field itself")
         unconditional = blurred(conditional, given.pop("blur"))
     if not isinstance(unconditional, Field):
-        hint = ", or blur=0.5 for kind='auto'" if kind == "auto" else ""
-        raise ArgumentError(f"unconditional must be a diffode field{hint}, got {type(unconditional).__name__}")
+        raise ArgumentError(f"unconditional must be a diffode field, got {type(unconditional).__name__}")
     _check_pair(conditional, unconditional)
     if kind == "cfg++":
         return GuidedField(conditional, unconditional, Linear(), _grid_weight(conditional, weight, interval, grid))

@@ -100,19 +100,20 @@ class Guidance:
 
     def laws(self, target: Target | str) -> tuple[Target, Target]:
         """The laws of the conditional and of the unconditional field; ArgumentError for labels that the target has not."""
-        target = get_target(target)
-        conditional = target if self.label is None else target.given(self.label)
-        return conditional, target if self.negative is None else target.given(self.negative)
+        law = get_target(target)
+        try:
+            conditional = law if self.label is None else law.given(self.label)
+            return conditional, law if self.negative is None else law.given(self.negative)
+        except ArgumentError as error:
+            if not isinstance(target, str):
+                raise
+            raise ArgumentError(f"target {target!r}: {error}") from error
 
     def field(self, target: Target | str, path: Path | str, source: Source | Target | str | None = None) -> GuidedField:
         """The guided field of a target along a path, each given itself or as its spec."""
         one, other = (ExactField(law, path, source) for law in self.laws(target))
         auto = self.kind == "auto"
-        options: dict[str, Any] = {name: getattr(self, name) for name in ("phi", "view", "eta", "norm")}
-        if auto:
-            options["blur"] = 0.5 if self.blur is None else self.blur
-        elif self.blur is not None:
-            options["blur"] = self.blur
+        options: dict[str, Any] = {name: getattr(self, name) for name in ("phi", "view", "eta", "norm", "blur")}
         kind: Any = self.kind
         interval = None if self.low == 0 and self.high == math.inf else (self.low, self.high)
         return guide(one, None if auto else other, self.weight, kind=kind, interval=interval, **options)

@@ -1,0 +1,132 @@
+"""What a question asks for: steps of methods that ask once a step, lines within the budget, and names of what was run."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from diffode import solvers
+from diffode.cli import bench_command, recommend_command
+from diffode.errors import ArgumentError
+from diffode.studies import question
+from diffode.studies.paste import lines_to_paste
+from diffode.studies.ranking import Curve
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder, in which nothing is stored."""
+    monkeypatch.chdir(tmp_path)
+
+
+def told(*words, command=recommend_command.command):
+    return CliRunner().invoke(command, list(map(str, words)))
+
+
+# -- steps and evaluations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["sdxl", "edm"])
+def test_no_line_of_azula_costs_more_than_the_budget(path):
+    """azula's last step ends with some noise, where the second stage of a step is an evaluation more than to no noise."""
+    for method in ("dpmpp_s:order=2 @ ays_sd15", "edm_heun @ log_snr:to_zero=true", "dpm:order=2 @ log_snr", "ddim @ ays_sd15"):
+        solver = solvers.get(method.partition(" @ ")[0])
+        for nfe in (3, 4, 5):
+            lines = lines_to_paste(method, nfe, path)
+            if line := lines.get("azula", [""])[-1]:
+                steps = int(line.partition("steps=")[2].partition(")")[0])
+                grid = line.partition('grid="')[2].partition('"')[0]
+                assert solver.tableau(path, grid, steps).nfe <= nfe
+            # Three and five evaluations are two and three steps of two stages, one evaluation short.
+            assert ("azula" in lines) == (nfe == 4 or solver.nfe_per_step == 1)
+
+
+def test_steps_are_those_of_methods_that_ask_once_a_step():
+    """Within three evaluations dpmpp_s alone was run on sdxl, by two steps: who asks for three steps is not told of it."""
+    by_nfe = json.loads(told("--schedule", "sdxl", "--nfe", 3, "--json").stdout)
+    assert {row["method"].partition(":")[0] for row in by_nfe["ranking"]} == {"dpmpp_s"}
+    refused = told("--schedule", "sdxl", "--steps", 3).exception
+    assert isinstance(refused, ArgumentError)
+    assert "the smallest nfe that is: 4" in str(refused)
+    for words in (("--schedule", "sdxl", "--steps", 5), ("--guidance", 7.5, "--steps", 4)):
+        facts = json.loads(told(*words, "--json", "--top", 99).stdout)
+        recipes = [solvers.get(row["method"].partition(" @ ")[0]) for row in facts["ranking"]]
+        assert len(recipes) > 10
+        assert all(recipe.nfe_per_step == 1 for recipe in recipes)
+        assert f"num_inference_steps={words[-1]}" in facts["programs"]["diffusers"][-1]
+
+
+@pytest.mark.parametrize("solver", [
+    "heun", "amed", "dpm_fast", "dpmpp_2s_ancestral", "pc", "restart", "torchdiffeq:rk4", "scipy:RK45", "rk_adaptive",
+])  # fmt: skip
+def test_methods_that_ask_more_often_than_once_a_step_are_left_out(solver):
+    others = [Curve("a", "edm", "karras", one, (6,), (0.1,), 0.0, (6,)) for one in ("ddim", "unipc:order=2", "universal")]
+    own = Curve("a", "edm", "karras", solver, (6,), (0.01,), 0.0, (6,))
+    assert question.once_a_step([own, *others], 6) == others
+    with pytest.raises(ArgumentError, match=r"no method that was run here asks the model once a step: .*--nfe 6"):
+        question.once_a_step([own], 6)
+
+
+# -- what was run --------------------------------------------------------------------------------------------------------
+
+MINE = """name = "mine"
+[defaults]
+paths = ["edm"]
+grids = ["karras"]
+nfe = [4]
+seeds = [0]
+points = 4
+tolerance = 1e-5
+[[study]]
+targets = ["gauss1d"]
+solvers = ["ddim"]
+"""
+
+
+def test_a_path_that_was_not_run_is_named_with_those_that_were(tmp_path):
+    (tmp_path / "mine.toml").write_text(MINE)
+    ran = told("mine.toml", "--no-report", "--jobs", 1, command=bench_command.command)
+    assert ran.exit_code == 0, ran.output
+    for path in ("foo", "vp"):
+        for more in ((), ("--target", "ring8")):
+            error = told("--suite", "mine.toml", "--nfe", 16, "--path", path, *more).exception
+            assert isinstance(error, ArgumentError)
+            assert f"nothing of this suite was run on path '{path}'" in str(error)
+            assert "paths that were: edm." in str(error)
+    assert "did you mean 'edm'" in str(told("--suite", "mine.toml", "--nfe", 16, "--path", "edn").exception)
+    assert told("--suite", "mine.toml", "--nfe", 16, "--path", "edm").exit_code == 0
+    assert "targets: gauss1d; tags: 1d" in str(told("--suite", "mine.toml", "--nfe", 16, "--target", "ring8").exception)
+    # A path of the suite that has no results yet is one to run.
+    (tmp_path / "mine.toml").write_text(MINE.replace('["edm"]', '["edm", "vp"]'))
+    error = str(told("--suite", "mine.toml", "--nfe", 16, "--path", "vp").exception)
+    assert "nothing of suite 'mine' on path 'vp' is stored in" in error
+    assert "run diffode bench mine.toml first" in error
+
+
+def test_a_path_that_a_shipped_suite_has_not_is_not_answered_with_a_run_in_vain():
+    error = str(told("--suite", "schedules", "--nfe", 8, "--path", "foo").exception)
+    assert "was not run on path 'foo', but on ddpm:" in error
+    assert "name one of these" in error
+    assert "diffode bench" not in error
+
+
+def test_a_consistency_functions_schedule_is_answered_with_a_note(tmp_path):
+    for name, noted in (
+        ("LCMScheduler", True),
+        ("TCDScheduler", True),
+        ("FlowMatchLCMScheduler", True),
+        ("DDIMScheduler", False),
+    ):
+        config = {"_class_name": name, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+        (tmp_path / "s.json").write_text(json.dumps(config))
+        words = ("--schedule", "s.json", "--nfe", 8)
+        notes = json.loads(told(*words, "--json").stdout)["notes"]
+        assert any("consistency function" in note for note in notes) == noted
+        assert ("few-step sampler of its own, keep its scheduler" in told(*words).stdout) == noted
+        assert any("from_consistency" in note for note in notes) == (noted and name != "FlowMatchLCMScheduler")
+
+
+def test_an_unknown_schedule_lists_each_name_once():
+    text = str(told("--schedule", "sd3", "--nfe", 8).exception)
+    assert text.count("rectified_flow") == text.count("vp_cosine") == text.count("edm") == 1
+    assert "scheduler_config.json of a model" in text
