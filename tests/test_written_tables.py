@@ -1,10 +1,14 @@
 """Tables as text for other programs: each form, run without diffode, makes the run of the table."""
 
+import ast
+import inspect
 import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commandline import diffode as command
@@ -144,6 +148,61 @@ def test_the_scheduler_of_a_flow_matching_model_and_its_refusals():
         table_of("dpmpp:order=2", "vp").written("diffusers")
     with pytest.raises(ArgumentError, match="form must be one of python, json, diffusers, got 'yaml'"):
         table.written("yaml")
+
+
+def retrieve_timesteps():
+    """The function of that name of diffusers' Flux pipeline, whose module needs transformers, which the function does not."""
+    file = Path(pytest.importorskip("diffusers").__file__).parent / "pipelines/flux/pipeline_flux.py"
+    parts = [part for part in ast.parse(file.read_text()).body if getattr(part, "name", "") == "retrieve_timesteps"]
+    names = {"inspect": inspect, "torch": torch}
+    exec(compile(ast.Module(parts, []), "pipeline_flux", "exec"), names)
+    return names["retrieve_timesteps"]
+
+
+@pytest.mark.parametrize(
+    ("path", "keywords"),
+    [
+        ("rectified_flow", {"sigmas": np.linspace(1, 1 / 8, 8), "mu": 1.1}),
+        ("rectified_flow", {"sigmas": np.linspace(1, 1 / 8, 8).tolist()}),
+        ("rectified_flow", {"num_inference_steps": 8, "mu": 0.7}),
+        ("rectified_flow", {"timesteps": torch.linspace(1000, 125, 8)}),
+        (DISCRETE, {"timesteps": list(range(999, 0, -125))}),
+        (DISCRETE, {"num_inference_steps": 8}),
+    ],
+)
+def test_the_scheduler_takes_what_pipelines_give_and_keeps_its_own_levels(path, keywords):
+    """Flux, Qwen and Wan ask with sigmas and mu, and set the first index to 0."""
+    retrieve = retrieve_timesteps()
+    table = table_of("ipndm:order=3" if path == "rectified_flow" else "dpmpp:order=2", path, 8)
+    scheduler = loaded(table.written("diffusers"))["Table"]()
+    own = scheduler.timesteps.clone()
+    assert scheduler.begin_index is None
+    found, count = retrieve(scheduler, device="cpu", **keywords)
+    scheduler.set_begin_index(0)
+    assert (count, scheduler.begin_index) == (8, 0)
+    assert torch.equal(found, own)
+    # Levels as diffusers' schedulers have them: the flow time, or the noise level, at each call and at the end.
+    times = [float(table.rows[j].time) for j in (*table.evaluated, table.outputs[-1])]
+    levels = [t if path == "rectified_flow" else table.path.rho(t) for t in times]
+    assert scheduler.sigmas.tolist() == pytest.approx(levels, rel=1e-6)
+
+
+def test_the_scheduler_refuses_another_number_of_levels_and_a_later_start():
+    pytest.importorskip("diffusers")
+    scheduler = loaded(table_of("ipndm:order=3", "rectified_flow", 8).written("diffusers"))["Table"]()
+    for keywords, said in [
+        ({"sigmas": np.linspace(1, 0.05, 20)}, "20 sigmas"),
+        ({"timesteps": [999, 500]}, "2 timesteps"),
+        ({"num_inference_steps": 4}, "num_inference_steps=4"),
+        ({"num_inference_steps": 8, "sigmas": [1.0, 0.5]}, "2 sigmas"),
+    ]:
+        with pytest.raises(ValueError, match=f"^this table has 8 calls: num_inference_steps=8, not {said}$"):
+            scheduler.set_timesteps(**keywords)
+    with pytest.raises(ValueError, match="starts at its first level alone: begin_index=0"):
+        scheduler.set_begin_index(3)
+    for start in (scheduler.add_noise, scheduler.scale_noise):
+        with pytest.raises(NotImplementedError, match="starts at its first level alone"):
+            start(torch.zeros(1, 2), torch.zeros(1, 2), scheduler.timesteps[:1])
 
 
 def test_the_command_writes_a_file_or_the_terminal(tmp_path):

@@ -42,7 +42,8 @@ def sample(predict, x{argument}):
 
 _SCHEDULER = '''"""{title}
 
-Written by diffode as a scheduler of diffusers: pipeline.scheduler = Table(), then {nfe} inference steps, one call each.
+Written by diffode as a scheduler of diffusers: pipeline.scheduler = Table(), then num_inference_steps={nfe}, one call each.
+The levels are the table's own: sigmas, timesteps and mu of a pipeline have no effect, and the first two must be as many.
 """
 
 import torch
@@ -65,12 +66,27 @@ class Table(SchedulerMixin, ConfigMixin):
     def __init__(self, prediction_type={view!r}, num_train_timesteps=1000):
         self.set_timesteps()
 
-    def set_timesteps(self, num_inference_steps=None, device=None, **_):
-        if num_inference_steps not in (None, len(CALLED)):
-            raise ValueError(f"this table has {{len(CALLED)}} calls: num_inference_steps={{len(CALLED)}}")
-        self.num_inference_steps = len(CALLED)
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None, **_):
+        # A pipeline's sigmas, timesteps and mu lay other schedulers' levels; a table has its own, and their number is checked.
+        given = [("sigmas", sigmas), ("timesteps", timesteps)]
+        counts = [("num_inference_steps", num_inference_steps), *((name, len(v)) for name, v in given if v is not None)]
+        for name, count in counts:
+            if count not in (None, len(CALLED)):
+                what = f"{{name}}={{count}}" if name == "num_inference_steps" else f"{{count}} {{name}}"
+                raise ValueError(f"this table has {{len(CALLED)}} calls: num_inference_steps={{len(CALLED)}}, not {{what}}")
+        self.num_inference_steps, self._begin_index = len(CALLED), None
         self.timesteps = torch.tensor([ROWS[j][0] for j in CALLED], device=device)
+        self.sigmas = torch.tensor([ROWS[j][2]{level} for j in (*CALLED, END)], device=device)
         self.called, self.states, self.answers, self.noise = 0, {{}}, {{}}, {{}}
+
+    @property
+    def begin_index(self):
+        return self._begin_index
+
+    def set_begin_index(self, begin_index=0):
+        if begin_index != 0:
+            raise ValueError(f"this table starts at its first level alone: begin_index=0 (strength=1), not {{begin_index}}")
+        self._begin_index = begin_index
 
     def scale_model_input(self, sample, timestep=None):
         return sample
@@ -108,7 +124,9 @@ class Table(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
     def add_noise(self, original_samples, noise, timesteps):
-        raise NotImplementedError("this table starts at its first level alone")
+        raise NotImplementedError("this table starts at its first level alone: it can't start from a noised image")
+
+    scale_noise = add_noise
 
     def __len__(self):
         return self.config.num_train_timesteps
@@ -208,6 +226,7 @@ def as_diffusers(table: Tableau) -> str:
         called=table.evaluated,
         end=len(rows) - 1,
         view="epsilon" if path.name == "ddpm" else "flow_prediction",
+        level=" / ROWS[j][1]" if path.name == "ddpm" else "",
         answer="eps" if table.prediction == "noise" else "denoised",
     )
 
