@@ -225,6 +225,45 @@ def test_azulas_sampler_is_ours_on_its_times():
     assert torch.equal(one, two)
 
 
+def test_an_azula_denoiser_is_checked_in_its_first_run_alone():
+    """Twelve calls are the run, four look at the convention, three at the rows, of which a batch of one row allows one."""
+    schedule = pytest.importorskip("azula.noise").VPSchedule()
+    field = diffode.exact_field("ring8", adapters.azula_path(schedule))
+    calls = []
+
+    def counting():
+        denoiser = azula_denoiser(field, schedule)
+        forward = denoiser.forward
+        denoiser.forward = lambda *given, **named: calls.append(1) or forward(*given, **named)
+        return denoiser
+
+    def cost(sampler, rows=5):
+        calls.clear()
+        sampler(start(field, rows))
+        return len(calls)
+
+    kind, options = adapters.as_azula_sampler("dpmpp:order=2"), {"steps": 12, "silent": True, "dtype": torch.float64}
+    one, other = counting(), counting()
+    sampler = kind(one, **options)
+    assert [cost(sampler) for _ in range(3)] == [19, 12, 12]
+    assert cost(adapters.as_azula_sampler("ddim")(one, **options)) == 12
+    assert [cost(kind(other, **options), rows) for rows in (1, 1, 5, 5)] == [17, 13, 15, 12]
+
+
+def test_an_azula_denoiser_is_checked_again_after_a_run_that_failed():
+    schedule = pytest.importorskip("azula.noise").VPSchedule()
+    field = diffode.exact_field("ring8", adapters.azula_path(schedule))
+    denoiser = azula_denoiser(field, schedule)
+    forward = denoiser.forward
+    sampler = adapters.as_azula_sampler("ddim")(denoiser, steps=4, silent=True, dtype=torch.float64)
+    denoiser.forward = lambda x, t, **_: forward(x.roll(1, 0), t)
+    for _ in range(2):
+        with pytest.raises(FieldError, match="row"):
+            sampler(start(field))
+    denoiser.forward = forward
+    assert sampler(start(field)).isfinite().all()
+
+
 @pytest.mark.parametrize("library", ["diffusers", "azula"])
 def test_a_missing_library_gives_the_install_command(library):
     code = f"""

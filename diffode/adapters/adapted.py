@@ -45,8 +45,8 @@ class AdaptedField(Field):
     """A field made from another library's model, which warns when it does not behave as its convention says.
 
     With ``data`` it is diagnosed when it is made, as ``diffode check-field`` does, and the warning names the mistake. Without
-    data its first run checks, with five calls on 8 rows, two properties of every denoiser: only gross mistakes show. ``source``
-    is the law of the noise where it is no normal one, or points of it; it is checked with data alone.
+    data its first run checks, with up to four calls on 8 rows, two properties of every denoiser: only gross mistakes show.
+    ``source`` is the law of the noise where it is no normal one, or points of it; it is checked with data alone.
 
     ``mistakes`` are readings of the model that users of its library mistake for the right one: a sentence that names the fix,
     and the view and function that the model would be after it.
@@ -86,6 +86,15 @@ class AdaptedField(Field):
             self._looked = True
             with self._model.probing():
                 self._look(x)
+
+    @property
+    def made_checks(self) -> tuple[bool, bool]:
+        """Whether the model's convention and its answers have been checked; set them for a model checked in another field."""
+        return self._looked, not self._unprobed
+
+    @made_checks.setter
+    def made_checks(self, made: tuple[bool, bool]) -> None:
+        self._looked, self._unprobed = made[0], not made[1]
 
     @contextmanager
     @override

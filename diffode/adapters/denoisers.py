@@ -144,7 +144,7 @@ def from_score_sde(
 
 def from_azula(
     denoiser: Any, *, scale: float | None = None, data: Tensor | None = None, extra: Mapping[str, Any] | None = None
-) -> Field:
+) -> AdaptedField:
     """A field from a denoiser of azula's: ``denoiser(x, t).mean`` on ``denoiser.schedule``, whose t lies in [0, 1]."""
     called, path = Model(denoiser, "denoiser", extra), azula_path(getattr(denoiser, "schedule", None))
     # azula's own denoisers take a single time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -27,6 +28,8 @@ from diffode.tableau import Row, Tableau
 Source = Randomness | Sequence[Randomness] | None
 #: k-diffusion's ``noise_sampler(sigma, sigma_next)``, which gives standard normal noise of x's shape for a step between levels.
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+#: The checks made of azula's denoisers, of which each run has another field; forgotten with the denoiser.
+_CHECKED: weakref.WeakKeyDictionary[torch.nn.Module, tuple[bool, bool]] = weakref.WeakKeyDictionary()
 
 
 def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
@@ -249,7 +252,8 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
     """A solver as a class of azula's samplers: ``as_azula_sampler("unipc:order=3")(denoiser, steps=20)(x)``.
 
     Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given. ``generator`` is one
-    generator for the batch, or a list with one for each row. States of half precision are summed in float32.
+    generator for the batch, or a list with one for each row. States of half precision are summed in float32. The first run of
+    a denoiser, with any sampler, checks it as :func:`from_azula` does, with seven calls more.
     """
     base = library("azula.sample", "--no-deps azula einops").Sampler
     recipe = _written(solver)
@@ -265,6 +269,7 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
         def __call__(self, x: Tensor, generator: Source = None, **extra: Any) -> Tensor:
             state = x if x.dtype in (torch.float32, torch.float64) else x.float()
             field = from_azula(self.denoiser, extra=extra)
+            field.made_checks = _CHECKED.get(self.denoiser, field.made_checks)
             path = azula_path(self.denoiser.schedule)
             times = self.timesteps.double().tolist() if grid is None else grid
             steps = self.steps if grids.is_named(times) else None
@@ -277,7 +282,9 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
                     noise = torch.stack([draws_from(source, state) for _ in range(table.draws)])
                 else:
                     noise = draws_from(source, state.expand(table.draws, *x.shape))
-            return solvers.run_tableau(table, field, state, noise=noise).x.to(x.dtype)
+            found = solvers.run_tableau(table, field, state, noise=noise).x.to(x.dtype)
+            _CHECKED[self.denoiser] = field.made_checks
+            return found
 
     DiffodeSampler.__name__ = f"Diffode_{recipe.name}"
     return DiffodeSampler
