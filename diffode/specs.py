@@ -297,7 +297,7 @@ class Registry(Generic[T]):
                 value = merged.get(parameter.name, parameter.default)
                 if isinstance(parameter.default, bool) and not isinstance(value, bool):
                     raise ArgumentError(
-                        f"{parameter.name} of {self.kind} {entry.name!r} must be true or false, got {value!r:.40}"
+                        f"{parameter.name} must be true or false in {self.kind} {entry.name!r}, got {value!r:.40}"
                     )
         try:
             return entry.make(**merged)

@@ -206,7 +206,7 @@ def test_wrong_arguments_are_named():
     for spec, given, message in (
         ("tilted:part=mean", run, "part must be"),
         ("tilted", plain, "needs a field that diffode.guide makes"),
-        ("shrinkage:within=3", run, "within must be"),
+        ("shrinkage:within=3", run, "within must be true or false"),
     ):
         with pytest.raises(ArgumentError, match=message):
             metrics.measure(spec, given)
