@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_the_scheduler_refuses_another_number_of_levels_and_a_later_start():
 def test_the_command_writes_a_file_or_the_terminal(tmp_path):
     done = command("export", "dpmpp:order=2", "--as", "python", "--nfe", 6, "--file", "sampler.py", cwd=tmp_path)
     assert done.stdout == "6 evaluations: sampler.py\n"
-    text = table_of("dpmpp:order=2", nfe=6).written("python")
+    text = table_of("dpmpp:order=2", nfe=6).written("python", solver="dpmpp:order=2", grid="karras")
     assert (tmp_path / "sampler.py").read_text() == text
     assert command("export", "dpmpp:order=2", "--as", "python", "--nfe", 6, cwd=tmp_path).stdout == text
     listed = command("export", "euler", "--as", "json", "--grid", "80,1,0.1", cwd=tmp_path)
@@ -217,3 +218,40 @@ def test_the_command_writes_a_file_or_the_terminal(tmp_path):
     assert "write stored results" in command("export", "euler", "--as", "json", "--csv", "a", cwd=tmp_path, code=2).stderr
     assert "diffode export SPEC --as python" in command("export", "--as", "json", cwd=tmp_path, code=2).stderr
     assert "has no tableau" in command("export", "rk_adaptive", "--as", "json", cwd=tmp_path, code=2).stderr
+    given = ("export", "unipc:order=3", "--as", "python", "--grid", "80,5,.002")
+    refused = command(*given, "--nfe", 8, cwd=tmp_path, code=2).stderr
+    for part in ("--nfe 8 goes with a named grid", "--grid 80,5,.002 lists its own times", "makes 2 evaluations"):
+        assert part in refused
+    assert command(*given, "--nfe", 2, cwd=tmp_path).stdout == command(*given, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("form", ["python", "diffusers"])
+def test_the_title_names_solver_path_and_grid(form):
+    path = "rectified_flow:t_max=0.99"
+    table = solvers.table_solver("unipc:order=3").within(path, "karras", 1)
+    first = "{solver} on path rectified_flow:t_max=0.99{grid}: 1 evaluation."
+    for named in ({"solver": "unipc:order=3", "grid": "karras"}, {"grid": "0.9,0.1"}, {}):
+        title = table.written(form, **named).splitlines()[0].removeprefix('"""')
+        grid = f", grid {named['grid']}" if "grid" in named else ""
+        assert title == first.format(solver=named.get("solver", table.solver), grid=grid)
+    # A title is within quotes of Python, and a file's name may hold any of its signs.
+    odd = 'trained:file="C:\\new\\x"""'
+    text = table.written("python", solver=odd)
+    assert ast.get_docstring(ast.parse(text)).startswith(f"{odd} on path")
+
+
+@pytest.mark.parametrize("spec", ["universal:chart=gaussian", "heun:jump=3,chart=noise"])
+def test_a_table_with_directions_says_what_to_do_instead(spec, tmp_path):
+    said = r"can't be written as text.*no jump, no chart=gaussian.*\.informed\(solver, statistics\).*\.save\(file\)"
+    table = solvers.informed(spec, diffode.Statistics.of_target("gauss2d")).within("edm", "karras", 8)
+    for form in ("python", "json", "diffusers"):
+        with pytest.raises(ArgumentError, match=said):
+            table.written(form)
+    refused = command("export", spec, "--as", "json", cwd=tmp_path, code=2).stderr
+    assert re.search(said, refused)
+    assert "statistics=)" not in refused
+    # What is advised works.
+    table.save(tmp_path / "kept.safetensors")
+    field = diffode.exact_field("gauss2d", "edm")
+    x = field.prior(3, generator=0)
+    assert torch.equal(diffode.tableau.Tableau.load(tmp_path / "kept.safetensors").run(field, x), table.run(field, x))

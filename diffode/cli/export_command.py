@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--path", default=None, help="With --as: path spec; edm unless given.")
 @click.option("--grid", default=None, help="With --as: a grid spec, times or levels; karras unless given.")
-@click.option("--nfe", type=click.IntRange(1), default=None, help="With --as: evaluations; 10 unless given.")
+@click.option("--nfe", type=click.IntRange(1), default=None, help="With --as and a named grid: evaluations; 10 unless given.")
 @click.option("--file", "text_file", default=None, help="With --as: the file to write; the terminal unless given.")
 @click.option("--csv", "csv_file", default=None, help="Write this CSV file.")
 @click.option("--parquet", "parquet_file", default=None, help="Write this Parquet file (needs pyarrow: diffode[parquet]).")
@@ -115,6 +115,7 @@ def _write_table(
     from diffode.extensions import import_extension
     from diffode.grids import is_named
     from diffode.output_files import write_whole
+    from diffode.tableau.written import counted, no_text_of
 
     if spec is None:
         raise click.UsageError("--as writes the table of a solver: diffode export SPEC --as python")
@@ -123,12 +124,18 @@ def _write_table(
     for module in imports:
         import_extension(module)
     solver, times = solvers.table_solver(spec), "karras" if grid is None else grid
+    if solver.needs_statistics:
+        raise no_text_of(spec)
     on = "edm" if path is None else path
-    # A list of times has its own number of evaluations.
-    table = solver.within(on, times, nfe or 10) if nfe or is_named(times) else solver.tableau(on, times)
-    text = table.written(form)
+    table = solver.within(on, times, nfe or 10) if is_named(times) else solver.tableau(on, times)
+    if nfe not in (None, table.nfe) and not is_named(times):
+        raise click.UsageError(
+            f"--nfe {nfe} goes with a named grid; --grid {times} lists its own times, on which {spec} makes "
+            f"{counted(table.nfe)}: leave one of them out"
+        )
+    text = table.written(form, solver=spec, grid=times)
     if file is None:
         click.echo(text, nl=False)
         return
     write_whole(file, text.encode(), "file")
-    click.echo(f"{table.nfe} evaluations: {file}")
+    click.echo(f"{counted(table.nfe)}: {file}")

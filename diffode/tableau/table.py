@@ -287,15 +287,17 @@ class Tableau:
         """Write the table as safetensors, with its description as JSON metadata."""
         files.write(self, file)
 
-    def written(self, form: written.Form) -> str:
+    def written(self, form: written.Form, *, solver: str = "", grid: str = "") -> str:
         """The table as text for other programs, ``python``, ``json`` or ``diffusers``; see ``diffode.tableau.written``.
+
+        ``solver`` and ``grid`` are specs for the title of the text.
 
         >>> import diffode
         >>> text = diffode.solvers.table_solver("heun").tableau("edm", "karras", 4).written("python")
         >>> "diffode" in text.partition("def sample")[2]
         False
         """
-        return written.written(self, form)
+        return written.written(self, form, solver=solver, grid=grid)
 
     @classmethod
     def load(cls, file: str | FilePath) -> Tableau:

@@ -133,7 +133,7 @@ class Table(SchedulerMixin, ConfigMixin):
 '''
 
 
-def written(table: Tableau, form: Form) -> str:
+def written(table: Tableau, form: Form, *, solver: str = "", grid: str = "") -> str:
     """The text of a table in a form.
 
     Args:
@@ -141,6 +141,8 @@ def written(table: Tableau, form: Form) -> str:
         form: ``python``, a function ``sample(predict, x)`` that needs nothing; ``json``, the rows as plain data; ``diffusers``,
             a scheduler class that needs diffusers alone, of tables on a path of discrete levels (``ddpm``) or
             ``rectified_flow``.
+        solver: the solver's spec as the title of the text names it; the table's own unless given, without usual options.
+        grid: the grid's spec for that title, which a table does not know.
 
     Raises:
         ArgumentError: for another form, or a table that has no such form.
@@ -151,11 +153,25 @@ def written(table: Tableau, form: Form) -> str:
     2
     """
     table.one_for_all("a text")
-    table.numbers_alone("a text")
-    forms = {"python": as_python, "json": as_json, "diffusers": as_diffusers}
+    if table.directed:
+        raise no_text_of(table.solver)
+    title = _title(table, solver or table.solver, grid)
+    if form == "json":
+        return as_json(table)
+    forms = {"python": as_python, "diffusers": as_diffusers}
     if form not in forms:
-        raise ArgumentError(f"form must be one of {', '.join(forms)}, got {form!r:.40}")
-    return forms[form](table)
+        raise ArgumentError(f"form must be one of python, json, diffusers, got {form!r:.40}")
+    return forms[form](table, title)
+
+
+def no_text_of(solver: str) -> ArgumentError:
+    """The error for a solver whose table has coefficients for directions of the data, with what to do instead."""
+    return ArgumentError(
+        f"the table of solver {solver!r} can't be written as text: its coefficients differ between the directions of the "
+        "data's covariance, for which texts have no place; write that of a solver that knows nothing of the data (no jump, no "
+        "chart=gaussian), or, in Python, keep diffode.solvers.informed(solver, statistics).tableau(path, grid) with "
+        ".save(file) and run it with diffode"
+    )
 
 
 def as_json(table: Tableau) -> str:
@@ -185,12 +201,12 @@ def as_json(table: Tableau) -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
-def as_python(table: Tableau) -> str:
+def as_python(table: Tableau, title: str) -> str:
     """A function of ten lines for numbers, arrays and tensors."""
     rows = _used(table)
     levels = "" if table.path is None else f" of path {table.path.spec}"
     return _FUNCTION.format(
-        title=_title(table),
+        title=title,
         first=_number(rows[0].time),
         last=_number(rows[-1].time),
         prediction=table.prediction,
@@ -202,7 +218,7 @@ def as_python(table: Tableau) -> str:
     )
 
 
-def as_diffusers(table: Tableau) -> str:
+def as_diffusers(table: Tableau, title: str) -> str:
     """A class whose ``step`` makes the rows up to the next call of the network."""
     path = table.path
     if path is None or path.name not in ("ddpm", "rectified_flow") or table.prediction not in ("noise", "denoised"):
@@ -219,7 +235,7 @@ def as_diffusers(table: Tableau) -> str:
         at = (_timestep(path, row), _number(path.alpha(row.time)), _number(path.sigma(row.time)))
         lines.append(f"    ({', '.join(map(repr, at))}, {_terms(row)}),")
     return _SCHEDULER.format(
-        title=_title(table),
+        title=title,
         nfe=table.nfe,
         rows="\n".join(lines),
         prediction=table.prediction,
@@ -231,13 +247,21 @@ def as_diffusers(table: Tableau) -> str:
     )
 
 
+def counted(nfe: int) -> str:
+    """A number of evaluations in words."""
+    return "1 evaluation" if nfe == 1 else f"{nfe} evaluations"
+
+
 def _used(table: Tableau) -> tuple[Row, ...]:
     """The rows up to the last output; rows after it are those of no answer."""
     return table.rows[: table.outputs[-1] + 1]
 
 
-def _title(table: Tableau) -> str:
-    return f"{table.solver or 'A table'}: {table.nfe} evaluations."
+def _title(table: Tableau, solver: str, grid: str) -> str:
+    """What a text is, for the docstring at its head, whose quotes and backslashes are no longer Python's."""
+    path = "" if table.path is None else f" on path {table.path.spec}"
+    named = f"{solver or 'A table'}{path}{f', grid {grid}' if grid else ''}: {counted(table.nfe)}."
+    return named.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _number(value: Any) -> float:
