@@ -75,7 +75,8 @@ def simple(levels: int = 1000, shift: float = 1.0, to_zero: bool = True) -> Grid
 def ddim_uniform(levels: int = 1000, shift: float = 1.0, to_zero: bool = True) -> Grid:
     """Every (levels // steps)-th level from the second lowest (ComfyUI, ddim_scheduler; Song et al., arXiv 2010.02502).
 
-    Where the steps do not divide the levels it lays more steps than it is asked for.
+    Where the steps do not divide the levels it lays more steps than it is asked for. It begins below the noisiest level, far
+    below it with few steps, so that a start of that level has too much noise for it.
     """
     return _of_levels(lambda steps: list(range(1, levels, max(levels // steps, 1)))[::-1], levels, shift, to_zero)
 

@@ -242,6 +242,9 @@ def test_the_gradient_on_policy_is_the_difference_of_the_scores():
     cos, sin = math.cos(0.9), math.sin(0.9)
     slopes = [cos * v / (cos**2 * v + sin**2) for v in (lam, law)]
     assert torch.allclose(found, (slopes[1] - slopes[0]) * y / (points - slopes[0] * y).abs(), rtol=1e-10)
+    # In more dimensions the distance is the mean over coordinates.
+    twice = matching_gradient(points.expand(50, 2), b, a, eps.expand(50, 2), denoised(lam), denoised(law))
+    assert torch.allclose(twice, found.expand(50, 2), rtol=1e-12)
 
 
 def test_the_second_of_three_jumps_on_the_way_learns_alone():

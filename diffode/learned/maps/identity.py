@@ -25,7 +25,7 @@ from diffode.learned.maps.residuals import Context, Term
 from diffode.maps import AngleMap
 
 #: Smallest mean distance of a point from what the teacher makes of it, over which the loss is taken.
-_LEAST = 1e-5
+LEAST = 1e-5
 #: Denoised points E[d|y_a] (B, D) as a function of states and angles.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 #: Points (n, D) that a map makes, and the angles (n,) at which they are.
@@ -118,6 +118,6 @@ def identity_gradient(
         apart = real - own
         loss = (apart * (real - at - alpha * apart)).sum(1)
         if norm:
-            loss = loss / (at - real).detach().abs().mean(1).clamp(min=_LEAST)
+            loss = loss / (at - real).detach().abs().mean(1).clamp(min=LEAST)
         (found,) = torch.autograd.grad(loss.sum(), at)
     return found.detach()

@@ -16,12 +16,9 @@ import torch
 from torch import Tensor
 
 from diffode.learned.maps import laws
-from diffode.learned.maps.identity import Denoiser, fake_of, noised, of_network, taken_to
+from diffode.learned.maps.identity import LEAST, Denoiser, fake_of, noised, of_network, taken_to
 from diffode.learned.maps.moments import toward
 from diffode.learned.maps.residuals import Context, Term, pairs
-
-#: Smallest mean distance of a point from what the teacher makes of it, over which a gradient is taken.
-_LEAST = 1e-5
 
 
 def any_step(c: Context, n: int) -> list[Term]:
@@ -59,4 +56,4 @@ def matching_gradient(points: Tensor, b: Tensor, a: Tensor, eps: Tensor, teacher
     with torch.no_grad():
         y = noised(points, b, a, eps)
         real, own = (taken_to(answer(y, a), y, a, b) for answer in (teacher, fake))
-        return (own - real) / (points - real).abs().mean(1, keepdim=True).clamp(min=_LEAST)
+        return (own - real) / (points - real).abs().mean(1, keepdim=True).clamp(min=LEAST)
