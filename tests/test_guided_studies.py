@@ -256,3 +256,15 @@ def test_a_recommendation_for_a_weight_counts_both_networks(tmp_path):
     assert "weights that were: 2, 7.5" in command(*asked, "--guidance", "3", "--steps", "8", cwd=tmp_path, code=2).stderr
     wrong = command("recommend", "--guidance", "3", "--steps", "8", "--field", "mine.py:f", cwd=tmp_path, code=2).stderr
     assert "guided where it is made" in wrong
+
+
+def test_the_page_answers_for_the_weight_that_people_ask_about(tmp_path):
+    from diffode.studies.page import page_of
+
+    chosen = suite(guidance=["label=three,weight=2", "label=three,weight=7.5"])
+    summary = run_suite(chosen, tmp_path / "results.sqlite", jobs=1)
+    with Store(tmp_path / "results.sqlite") as store:
+        results = store.get(summary.cells)
+    page = page_of(chosen, results, curves(results), tmp_path, {}, "diffode bench guided")
+    assert "<p class=answer>With 8 evaluations at weight 7.5 (NFE 16)" in page
+    assert "4 runs: 2 solvers on 2 targets and 1 path," in page

@@ -49,6 +49,15 @@ def plain(value: float, digits: int = 1) -> str:
     return f"{rounded:.{digits}g}" if not 1 <= rounded < 1e5 else f"{rounded:g}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "path"), counted(2720, "run")
+    ('1 path', '2,720 runs')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def in_a_sentence(found: Sequence[Answer]) -> str:
     """The answer in words, at eight evaluations or the nearest budget."""
     one = min(found, key=lambda a: (abs(a.nfe - _ASKED), a.nfe))

@@ -15,7 +15,7 @@ from pathlib import Path as FilePath
 from string import Template
 
 from diffode.studies import figures
-from diffode.studies.answer import alike, answers, in_a_sentence, plain
+from diffode.studies.answer import alike, answers, counted, in_a_sentence, plain
 from diffode.studies.cell import Result
 from diffode.studies.failures import grouped
 from diffode.studies.further import further, own_costs
@@ -133,9 +133,10 @@ def _counts(results: Sequence[Result], all_curves: Sequence[Curve], left_out: in
     good = [r for r in results if r.status == "ok"]
     problems = {c.problem for c in all_curves}
     told = (
-        f"{len(good):,} runs: {len({c.solver for c in all_curves})} solvers on {len({t for t, _ in problems})} targets and "
-        f"{len({p for _, p in problems})} paths, {sum(r.seconds or 0 for r in good):.0f} s of solving; "
-        f"{len(results) - len(good)} of {len(results):,} results are failures."
+        f"{counted(len(good), 'run')}: {counted(len({c.solver for c in all_curves}), 'solver')} on "
+        f"{counted(len({t for t, _ in problems}), 'target')} and {counted(len({p for _, p in problems}), 'path')}, "
+        f"{sum(r.seconds or 0 for r in good):.0f} s of solving; "
+        f"{len(results) - len(good)} of {counted(len(results), 'result')} failed."
     )
     return f"{told} The plot shows the best methods; {left_out:,} curves of others are in results.csv." if left_out else told
 
@@ -164,12 +165,11 @@ def _answer(all_curves: Sequence[Curve]) -> str:
         "logarithm: the spread between problems). First: the share of resamples of the problems in which the method is first. "
         "As good: methods whose ratio to it is 1 or less in some of the middle 95 % of them."
     )
+    # Weights of guidance are problems of their own, so that the answer is that for the weight that people ask about.
+    said = sentence(by_weight(all_curves)) or in_a_sentence(found)
     header = ["NFE", "take", "error", "next problem's", "first", "as good on other problems, perhaps"]
     shown = table(header, rows, text_columns=(1, 5), stacked=True)
-    return (
-        f"<p class=answer>{html.escape(in_a_sentence(found))}</p><div class=scroll>{shown}</div>"
-        f"<p class=note>{html.escape(note)}</p>"
-    )
+    return f"<p class=answer>{html.escape(said)}</p><div class=scroll>{shown}</div><p class=note>{html.escape(note)}</p>"
 
 
 def _alike(all_curves: Sequence[Curve]) -> str:

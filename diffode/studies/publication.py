@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from diffode import plot
 from diffode.errors import ArgumentError
 from diffode.output_files import unwritable, write_whole
-from diffode.studies.answer import plain
+from diffode.studies.answer import counted, plain
 from diffode.studies.paste import method_parts
 from diffode.studies.ranking import Curve, best_methods, budgets, mean_curves, standings, unranked
 from diffode.studies.recommendation import recommend
@@ -123,18 +123,13 @@ def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) ->
 
 def _caption(name: str, curves: Sequence[Curve], metric: str) -> str:
     problems, targets, paths = (
-        _counted(len({getattr(c, what) for c in curves}), what) for what in ("problem", "target", "path")
+        counted(len({getattr(c, what) for c in curves}), what) for what in ("problem", "target", "path")
     )
     what = "Mean end-point error" if metric == "endpoint" else f"Metric {metric}"
     return (
         f"{what} in units of the data's scale, geometric mean over {problems} ({targets}, {paths}) "
         f"of the suite {name}, by number of evaluations. The best at each is bold."
     )
-
-
-def _counted(number: int, what: str) -> str:
-    """A number of things: ``1 path``, ``2 paths``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _ranked(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[str, list[tuple[str, bool]]]]]:
