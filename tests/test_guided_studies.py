@@ -253,7 +253,7 @@ def test_a_recommendation_for_a_weight_counts_both_networks(tmp_path):
     assert {one["method"]: one["error"] for one in found["ranking"]} == pytest.approx(standings, rel=1e-9)
     both = json.loads(command(*asked, "--nfe", "16", "--json", cwd=tmp_path).stdout)
     assert "several weights" in both["covers"]
-    assert "weights that were: 2, 7.5" in command(*asked, "--guidance", "3", "--steps", "8", cwd=tmp_path, code=2).stderr
+    assert "weights that it has: 2, 7.5" in command(*asked, "--guidance", "3", "--steps", "8", cwd=tmp_path, code=2).stderr
     wrong = command("recommend", "--guidance", "3", "--steps", "8", "--field", "mine.py:f", cwd=tmp_path, code=2).stderr
     assert "guided where it is made" in wrong
 

@@ -184,3 +184,12 @@ def test_rows_that_are_not_solved_are_told_what_this_solver_has():
     field = diffode.exact_field("ring8", "edm")
     with pytest.raises(NumericalError, match="raise max_iterations, or take more steps"):
         diffode.solve(field, field.prior(4, generator=0), solver="implicit_rk:max_iterations=1", steps=4)
+
+
+def test_a_start_that_asks_for_a_gradient_is_refused():
+    field = diffode.exact_field("bimodal1d", "edm")
+    x = field.prior(2, generator=0).requires_grad_()
+    with pytest.raises(ArgumentError, match="implicit_rk can't be differentiated"):
+        diffode.solve(field, x, solver="implicit_rk", steps=20)
+    with torch.no_grad():
+        assert bool(diffode.solve(field, x, solver="implicit_rk", steps=20).x.isfinite().all())

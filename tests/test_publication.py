@@ -15,7 +15,7 @@ from small_suite import small
 from diffode.cli import bench_command, report_command
 from diffode.errors import ArgumentError
 from diffode.studies import run_suite
-from diffode.studies.publication import as_csv, as_latex, as_markdown, in_latex, publish
+from diffode.studies.publication import as_csv, as_latex, as_markdown, chosen_methods, in_latex, publish
 from diffode.studies.ranking import Curve, mean_curves, standings, unranked
 
 SPEC = "dpmpp:order=2,lower_order_final=never @ log_snr"
@@ -44,10 +44,10 @@ def test_the_mean_over_problems_is_geometric_and_needs_all_of_them():
 
 
 def test_tables_say_the_same_numbers_with_the_best_in_bold():
-    markdown = as_markdown(CURVES, "caption", "diffode bench s")
+    markdown = as_markdown(CURVES, chosen_methods(CURVES), "caption", "diffode bench s")
     assert "| `ddim` | **0.8** | 0.4 |" in markdown
     assert f"| `{SPEC}` | 1.8 | **0.02** |" in markdown
-    latex = as_latex(CURVES, "100 % of it", "diffode bench s")
+    latex = as_latex(CURVES, chosen_methods(CURVES), "100 % of it", "diffode bench s")
     assert r"\texttt{ddim} & \textbf{0.8} & 0.4 \\" in latex
     assert r"\texttt{dpmpp:order=2,lower\_order\_final=never @ log\_snr} & 1.8 & \textbf{0.02} \\" in latex
     assert r"\caption{100 \% of it}" in latex
@@ -165,3 +165,28 @@ def test_bench_says_in_words_that_none_can_be_ranked(tmp_path, monkeypatch):
     assert isinstance(asked.exception, ArgumentError)
     assert asked.exception.exit_code == 2
     assert asked.stdout == ""
+
+
+MANY = [curve(t, f"m{k}", (0.1 + k, 0.1 + k)) for t in ("a", "b", "c|d") for k in range(12)]
+
+
+def test_all_of_a_few_methods_are_shown_and_of_many_the_best_and_those_asked_for(tmp_path):
+    assert chosen_methods(MANY[:1]) == ["m0"]
+    eight = [c for c in MANY if int(c.solver[1:]) < 8]
+    assert chosen_methods(eight) == [f"m{k}" for k in range(8)]
+    assert chosen_methods(MANY) == ["m0", "m1", "m2"]
+    assert chosen_methods(MANY, ["m11", "m1"]) == ["m0", "m1", "m2", "m11"]
+    grids = [*MANY, curve("a", "m11:order=2 @ log_snr", (1.0, 1.0))]
+    assert chosen_methods(grids, ["m11"])[-2:] == ["m11", "m11:order=2 @ log_snr"]
+    with pytest.raises(ArgumentError, match="nothing of solver 'mm' is stored"):
+        chosen_methods(MANY, ["mm"])
+    publish("s", MANY, tmp_path, ["markdown", "svg"], command="diffode bench s", shown=["m11"])
+    assert "Shown are 4 of 12 methods" in (tmp_path / "ranking.md").read_text()
+    assert "m11" in (tmp_path / "curves.svg").read_text()
+    assert "m11" not in publish("s", MANY, tmp_path, ["markdown"], command="diffode bench s")[0].read_text()
+
+
+def test_a_solver_to_show_goes_with_a_format():
+    found = CliRunner().invoke(report_command.command, ["quick", "--solver", "ddim"])
+    assert found.exit_code == 2
+    assert "--solver goes with --format" in found.output

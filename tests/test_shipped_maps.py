@@ -16,7 +16,7 @@ from diffode.learned.costs import OwnCost, own_cost
 from diffode.maps import FunctionMap
 from diffode.maps.networks import FEATURES, multiply_adds, network
 from diffode.metrics import Measurement
-from diffode.solvers import ShippedMap, shipped_maps
+from diffode.solvers import MapSolver, ShippedMap, shipped_maps
 from diffode.studies import Cell, Result, run_suite
 from diffode.studies.further import further, own_costs
 from diffode.studies.ranking import curves
@@ -184,3 +184,18 @@ def test_a_study_and_its_report_have_maps_beside_solvers(tmp_path):
     assert "its own network" in page
     assert "moments on bimodal1d, edm" in page
     assert "shipped_map:method=cd" in page
+
+
+@pytest.mark.parametrize("solver", ["shipped_map:method=flow_map", "map:of=exact"])
+def test_a_map_s_run_has_the_derivative_of_its_jumps(solver):
+    """By central differences; a run that built no graph would have a gradient of zeros through its start alone."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    if solver == "map:of=exact":
+        solver = MapSolver(of=FunctionMap(diffode.flow(field), "edm"))
+    x = field.prior(4, generator=0).requires_grad_()
+    (gradient,) = torch.autograd.grad(diffode.solve(field, x, solver=solver, nfe=3).x.sum(), x)
+    with torch.no_grad():
+        h = 1e-3
+        up, down = (diffode.solve(field, x + s * h, solver=solver, nfe=3).x for s in (1, -1))
+    assert torch.allclose(gradient, (up - down) / (2 * h), rtol=1e-4, atol=1e-9)
+    assert not diffode.solve(field, x.detach(), solver=solver, nfe=3).x.requires_grad

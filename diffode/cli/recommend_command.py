@@ -90,7 +90,16 @@ def command(
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
     from diffode.studies.paste import lines_to_paste
-    from diffode.studies.question import budget_note, calls_of, guided_by, on_path, once_a_step, schedule_note, targets_like
+    from diffode.studies.question import (
+        budget_note,
+        calls_of,
+        check_weight,
+        guided_by,
+        on_path,
+        once_a_step,
+        schedule_note,
+        targets_like,
+    )
     from diffode.studies.recommendation import recommend
 
     if (nfe is None) == (steps is None):
@@ -107,6 +116,7 @@ def command(
     if own is None and (kind is not None or dim is not None or scale is not None):
         raise click.UsageError("--kind, --dim and --scale go with --field")
     chosen = chosen_suite(named, imports, seeds)
+    check_weight(chosen, guidance)
     if own is not None:
         # The only problem of such a suite is the field on its path.
         on = path if schedule is None else _path(schedule)
@@ -281,7 +291,7 @@ def scope(used: Sequence[Curve], *, known: bool, guidance: float | None = None) 
     targets, paths = (sorted({getattr(c, key) for c in used}) for key in ("target", "path"))
     what = "exact fields of" if known else "the field"
     named = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets ({', '.join(targets[:6])}, ...)"
-    how, others = "without guidance", "data or paths, or of a guided model"
+    how, others = "without guidance", "data or paths, or of a guided model (--guidance WEIGHT)"
     if any(guidance_of(target) is not None for target in targets):
         weight = "several weights (--guidance takes one)" if guidance is None else f"weight {guidance:g}"
         how, others = f"guided with {weight}", "data, paths or weights"

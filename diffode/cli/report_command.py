@@ -19,6 +19,7 @@ from diffode.cli.output import json_option, output_option, print_json, store_opt
     "--format", "formats", multiple=True, type=click.Choice(["pdf", "svg", "png", "csv", "latex", "markdown"]),
     help="Instead of the page, write curves as pictures or the ranking as a table, to the folder SUITE-export.",
 )  # fmt: skip
+@click.option("--solver", "shown", multiple=True, help="With --format: show this solver too, whatever its place.")
 @output_option
 @store_option
 @json_option
@@ -27,6 +28,7 @@ def command(
     seeds: tuple[int, ...],
     imports: tuple[str, ...],
     formats: tuple[str, ...],
+    shown: tuple[str, ...],
     output: str,
     store: str | None,
     as_json: bool,
@@ -35,12 +37,14 @@ def command(
 
     \b
     Example:  diffode report quick --output diffode-report
-              diffode report quick --format pdf --format latex
+              diffode report quick --format pdf --format latex --solver ddim
     """
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
     from diffode.studies.ranking import coverage
 
+    if shown and not formats:
+        raise click.UsageError("--solver goes with --format; the page has all solvers")
     chosen = chosen_suite(suite, imports, seeds)
     file = store_file(output, store)
     if not file.is_file():
@@ -59,7 +63,7 @@ def command(
         folder = report_folder(output, chosen)
         place = folder.with_name(f"{folder.name}-export")
         metric = chosen.cells[0].metrics[0]
-        files = publish(chosen.name, curves(results), place, formats, command=command_text, metric=metric)
+        files = publish(chosen.name, curves(results), place, formats, command=command_text, metric=metric, shown=shown)
         if as_json:
             print_json({"suite": chosen.name, "files": [str(file) for file in files]})
         else:

@@ -40,7 +40,8 @@ class ImplicitRungeKutta(DirectSolver):
     a difference of two evaluations. A row's iteration ends when its stages move by less than ``rtol`` of their root mean
     square, and takes no part in later ones; a row that has not met this after ``max_iterations`` is unfinished. Every call of
     the field for a stage counts as an evaluation, whatever the number of rows that need it. A step into sigma = 0 is an Euler
-    step.
+    step. A step costs many times its stages, and a budget ``nfe=`` buys the steps that trial runs of these rows leave room for:
+    give ``steps=``, with which a row does not depend on the others. Its runs have no derivative.
     """
 
     method: Literal["gauss", "radau"] = "gauss"
@@ -91,6 +92,11 @@ class ImplicitRungeKutta(DirectSolver):
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ArgumentError(
+                "implicit_rk can't be differentiated, and x requires grad: an iteration that has settled keeps no derivative; "
+                "use an explicit solver such as rk4, or x.detach()"
+            )
         path = field.require_path("implicit_rk in this chart") if charts[self.chart].needs_path else field.path
         chart = get_chart(self.chart, path)
         states, column = [x], (-1,) + (1,) * (x.ndim - 1)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from matplotlib.figure import Figure
 
 from diffode import plot
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, suggestion
 from diffode.output_files import unwritable, write_whole
 from diffode.studies.answer import counted, plain
 from diffode.studies.paste import method_parts
@@ -24,8 +24,8 @@ from diffode.studies.report_content import figure_names
 Format = Literal["pdf", "svg", "png", "csv", "latex", "markdown"]
 #: Formats of pictures.
 _PICTURES = ("pdf", "svg", "png")
-#: Number of methods at each budget that a table and a picture show.
-_FIRST = 3
+#: Number of methods at each budget that a table and a picture show of many; all of a few are shown.
+_FIRST, _FEW = 3, 8
 #: Characters that LaTeX reads as commands, with what prints them.
 _LATEX = {
     "\\": r"\textbackslash{}", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
@@ -41,6 +41,7 @@ def publish(
     *,
     command: str,
     metric: str = "endpoint",
+    shown: Sequence[str] = (),
 ) -> list[FilePath]:
     """Write a suite's ranking and curves in some formats, and return the files.
 
@@ -54,10 +55,12 @@ def publish(
         formats: ``pdf``, ``svg``, ``png``, ``csv``, ``latex``, ``markdown``.
         command: the command that makes the results again, named in captions.
         metric: the metric of the errors, for captions.
+        shown: methods, or solvers on all their grids, that pictures and the LaTeX and Markdown tables show beside the best:
+            these show methods that are among the first three at some budget, and all if there are eight at most.
 
     Raises:
-        ArgumentError: for another format, without curves, if no method has a result on all problems, so that the ranking is
-            empty and nothing chooses what is drawn, or if the folder can't be written.
+        ArgumentError: for another format, a method to show that has no result, without curves, if no method has a result on
+            all problems, so that the ranking is empty and nothing chooses what is drawn, or if the folder can't be written.
     """
     for one in formats:
         if one not in get_args(Format):
@@ -66,20 +69,22 @@ def publish(
         raise ArgumentError(f"suite {name!r} has no result that could be ranked: run {command} first")
     if reason := unranked(curves):
         raise ArgumentError(_advised(name, reason))
+    methods = chosen_methods(curves, shown)
     place = FilePath(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(place, error, "folder of the exports") from error
+    caption = _caption(name, curves, metric, len(methods))
     tables: Mapping[str, tuple[str, Callable[[], str]]] = {
         "csv": ("ranking.csv", lambda: as_csv(curves)),
-        "latex": ("ranking.tex", lambda: as_latex(curves, _caption(name, curves, metric), command)),
-        "markdown": ("ranking.md", lambda: as_markdown(curves, _caption(name, curves, metric), command)),
+        "latex": ("ranking.tex", lambda: as_latex(curves, methods, caption, command)),
+        "markdown": ("ranking.md", lambda: as_markdown(curves, methods, caption, command)),
     }
     made = []
     for one in dict.fromkeys(formats):
         if one in _PICTURES:
-            drawn = _draw(curves, place, one, metric)
+            drawn = _draw(curves, methods, place, one, metric)
             if not drawn:
                 raise ArgumentError(
                     _advised(name, "no method has the same number of evaluations on all problems of any target")
@@ -100,8 +105,25 @@ def _advised(name: str, reason: str) -> str:
     )
 
 
-def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) -> list[FilePath]:
-    methods = best_methods(curves, _FIRST)
+def chosen_methods(curves: Sequence[Curve], shown: Sequence[str] = ()) -> list[str]:
+    """The methods that pictures and tables show: all of a few, else the best at some budget, and those that are asked for.
+
+    Raises:
+        ArgumentError: if a solver or method that is asked for has no curve.
+    """
+    known = list(dict.fromkeys(c.method for c in curves))
+    best = best_methods(curves, _FIRST)
+    found = [*best, *(m for m in known if len(known) <= _FEW and m not in best)]
+    for asked in shown:
+        own = [m for m in known if asked in (m, method_parts(m)[0], method_parts(m)[0].partition(":")[0])]
+        if not own:
+            names = list(dict.fromkeys(method_parts(m)[0] for m in known))
+            raise ArgumentError(f"nothing of solver {asked!r} is stored{suggestion(asked, names)}; solvers: {', '.join(names)}")
+        found += [m for m in own if m not in found]
+    return found
+
+
+def _draw(curves: Sequence[Curve], methods: Sequence[str], place: FilePath, ending: str, metric: str) -> list[FilePath]:
     styles = plot.looks(methods)
     label = "mean end-point error / scale" if metric == "endpoint" else f"{metric} / scale"
     means = mean_curves(curves)
@@ -121,23 +143,25 @@ def _draw(curves: Sequence[Curve], place: FilePath, ending: str, metric: str) ->
     return made
 
 
-def _caption(name: str, curves: Sequence[Curve], metric: str) -> str:
+def _caption(name: str, curves: Sequence[Curve], metric: str, shown: int) -> str:
     problems, targets, paths = (
         counted(len({getattr(c, what) for c in curves}), what) for what in ("problem", "target", "path")
     )
+    count = len({c.method for c in curves})
+    left_out = "" if shown == count else f" Shown are {shown} of {count} methods, the best at some number of evaluations first."
     what = "Mean end-point error" if metric == "endpoint" else f"Metric {metric}"
     return (
         f"{what} in units of the data's scale, geometric mean over {problems} ({targets}, {paths}) "
-        f"of the suite {name}, by number of evaluations. The best at each is bold."
+        f"of the suite {name}, by number of evaluations. The best at each is bold.{left_out}"
     )
 
 
-def _ranked(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[str, list[tuple[str, bool]]]]]:
-    """Budgets, and by method an error at each with whether it is the best; methods that are among the first at some budget."""
+def _ranked(curves: Sequence[Curve], methods: Sequence[str]) -> tuple[list[int], list[tuple[str, list[tuple[str, bool]]]]]:
+    """Budgets, and by method an error at each with whether it is the best."""
     run = budgets(curves)
     by_budget = [{s.method: s.error for s in standings(curves, nfe)} for nfe in run]
     rows = []
-    for method in best_methods(curves, _FIRST):
+    for method in methods:
         cells = [
             (plain(errors[method], 2), errors[method] == min(errors.values())) if method in errors else ("", False)
             for errors in by_budget
@@ -146,9 +170,9 @@ def _ranked(curves: Sequence[Curve]) -> tuple[list[int], list[tuple[str, list[tu
     return run, rows
 
 
-def as_markdown(curves: Sequence[Curve], caption: str, command: str) -> str:
+def as_markdown(curves: Sequence[Curve], methods: Sequence[str], caption: str, command: str) -> str:
     """The ranking as a table in Markdown, with its caption and the command that makes it again."""
-    run, rows = _ranked(curves)
+    run, rows = _ranked(curves, methods)
     lines = [f"| solver | {' | '.join(f'NFE {n}' for n in run)} |", f"|---|{'---:|' * len(run)}"]
     for method, cells in rows:
         shown = (f"**{text}**" if best else text for text, best in cells)
@@ -156,9 +180,9 @@ def as_markdown(curves: Sequence[Curve], caption: str, command: str) -> str:
     return "\n".join(["", *lines, "", f"{caption} Made by `{command}`.", ""]).lstrip("\n")
 
 
-def as_latex(curves: Sequence[Curve], caption: str, command: str) -> str:
+def as_latex(curves: Sequence[Curve], methods: Sequence[str], caption: str, command: str) -> str:
     """The ranking as a LaTeX table, which needs the package booktabs."""
-    run, rows = _ranked(curves)
+    run, rows = _ranked(curves, methods)
     lines = [
         r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{in_latex(caption)}}}",
         rf"\begin{{tabular}}{{l{'r' * len(run)}}}", r"\toprule", f"NFE & {' & '.join(map(str, run))} \\\\", r"\midrule",

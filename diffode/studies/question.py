@@ -164,22 +164,33 @@ def _asks_once(method: str, steps: int, path: str) -> bool:
     return table.nfe <= len(table.outputs) - 1
 
 
+def check_weight(suite: Suite, weight: float | None) -> None:
+    """Raise ArgumentError, which lists the weights, if no run of a suite is guided with a weight; None asks for none."""
+    _runs_of(list(dict.fromkeys(cell.target for cell in suite.cells)), weight)
+
+
 def guided_by(curves: Sequence[Curve], weight: float | None) -> list[Curve]:
     """The curves of problems that are guided with a weight; all of them for None.
 
     Raises:
         ArgumentError: if none is; it lists the weights that were run.
     """
+    own = _runs_of(list(dict.fromkeys(c.target for c in curves)), weight)
+    return [c for c in curves if c.target in own]
+
+
+def _runs_of(names: Sequence[str], weight: float | None) -> list[str]:
+    """The targets that are guided with a weight, all for None; ArgumentError if there are none."""
     if weight is None:
-        return list(curves)
-    weights = {c.target: guidance_of(c.target) for c in curves}
-    found = [c for c in curves if (one := weights[c.target]) is not None and one.weight == weight]
+        return list(names)
+    weights = {name: guidance_of(name) for name in names}
+    found = [name for name, one in weights.items() if one is not None and one.weight == weight]
     if not found:
         known = sorted({one.weight for one in weights.values() if one is not None})
         run = ", ".join(f"{one:g}" for one in known) or "none"
         raise ArgumentError(
-            f"nothing of this suite was run with guidance {weight:g}; weights that were: {run}. Take one of these, or run "
-            f"yours, diffode bench SUITE --guide label=NAME,weight={weight:g}"
+            f"this suite has no run with guidance {weight:g}; weights that it has: {run}. Take one of these, or run yours, "
+            f"diffode bench SUITE --guide label=NAME,weight={weight:g}"
         )
     return found
 

@@ -139,7 +139,8 @@ class Generator(DirectSolver):
             t = path.time_from_rho(level)
             return field.predict("denoised", (z * path.alpha(t)).reshape(-1, *x.shape[1:]), t).flatten(1)
 
-        with torch.no_grad():
+        # Numbers of maps do not train here: without a start that asks for a gradient no graph is built.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             end = self.ends_of(field, denoised, x.flatten(1) / path.alpha(times[0])) * path.alpha(times[-1])
         return Journey(torch.stack([x, end.reshape(x.shape)]))
 

@@ -141,7 +141,8 @@ class MapSolver(DirectSolver):
             )
         self._say_elsewhere(field, phi)
         states = [x]
-        with torch.no_grad():
+        # Numbers of maps do not train here: without a start that asks for a gradient no graph is built.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             for number, (s, t) in enumerate(itertools.pairwise(times)):
                 if not phi.fixed_end:
                     states.append(phi(states[-1], s, t))
