@@ -246,10 +246,9 @@ def test_files_that_tools_and_pages_name_exist():
 NUMERICAL = (
     "numerics", "hippo", "native", "paths", "maps", "charts.py", "gaussian_charts.py", "grid_menus.py",
     "grid_rules.py", "grids.py", "randomness.py", "flows",
-    "tableau", "targets", "statistics", "fields", "bridges", "solvers", "metrics", "learned/conditional", "learned/fitting",
-    "learned/grids", "learned/heads", "learned/maps", "learned/tables", "learned/universal", "verify/field", "verify/theory",
-    "verify/sampler",
-    "verify/maps",
+    "tableau", "targets", "statistics", "fields", "bridges", "solvers", "sources", "metrics", "learned/conditional",
+    "learned/fitting", "learned/grids", "learned/heads", "learned/maps", "learned/tables", "learned/universal", "verify/field",
+    "verify/maps", "verify/theory", "verify/sampler",
 )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ TESTS = {
     "grid_menus.py": "menu_grids",
     "randomness.py": "noise training_repeats sde_samplers",
     "flows": "flows average_velocity references reference_errors",
+    "flows/guided.py": "guided_flows",
     "maps": "angle_clock flow_maps map_files map_residuals",
     "statistics": "statistics jump",
     "tableau": "tableau solvers conformance stochastic",
@@ -63,9 +64,13 @@ TESTS = {
     "targets/compiled.py": "native",
     "targets/torch_evaluation.py": "mixture exact_fields native",
     "targets": "mixture exact_fields target_laws low_rank cache",
+    "targets/labels.py": "labels adapter_labels",
+    "targets/tilted.py": "guided_laws",
     "fields/estimated.py": "statistics",
     "fields": "fields adaptive own_field counting networks adapters_in conditional exact_fields",
+    "fields/guidance": "guidance guided_flows guided_studies",
     "fields/rotated.py": "bridges",
+    "sources": "sources source_models",
     "bridges": "bridges couplings",
     "solvers/adams.py": "conformance solvers solver_laws",
     "solvers/adaptive.py": "adaptive solver_laws direct_budget",
@@ -101,22 +106,36 @@ TESTS = {
     "solvers/solver.py": "solver_classes solvers solver_laws",
     "solvers/starts.py": "starts",
     "solvers/streaming.py": "streaming",
-    "solvers/trained/mapped.py": "flow_maps",
+    "solvers/trained/mapped.py": "flow_maps shipped_maps",
+    "solvers/trained/shipped.py": "shipped_maps",
+    "solvers/trained/spectral.py": "universal_gaussian",
+    "solvers/trained/spectral_files.py": "universal_gaussian",
     "solvers/trained": "checkpoints learned_files universal heads nodes",
     "solvers/unipc.py": "conformance solvers solver_laws",
     "solvers/upwards.py": "upwards",
     "learned/conditional": "learned_conditioned learned_amed learned_files",
     "learned/fitting": "learned_derivatives learned_trajectory learned",
+    "learned/fitting/chart.py": "trained_in_chart gaussian_stages",
     "learned/grids": "learned_levels learned_files",
     "learned/maps": "map_parts map_residuals map_training flow_maps map_files",
     "learned/heads": "heads heads_requests nodes",
+    "learned/maps/fake.py": "map_laws map_residuals",
+    "learned/maps/law_run.py": "map_laws",
+    "learned/maps/laws.py": "map_laws",
     "learned/tables": "learned training_repeats",
+    "learned/tables/in_chart.py": "trained_in_chart gaussian_stages",
     "learned/universal": "codebook learned_family universal_choice universal",
-    "metrics": "metrics",
+    "metrics": "metrics streamed_metrics",
+    "metrics/guided.py": "guided_laws",
     "metrics/transport.py": "wasserstein",
     "verify/field": "verify_field checks symbolic",
     "verify/field/likelihood.py": "likelihood",
     "verify/theory": "verify",
+    "verify/theory/consistency.py": "consistency_theory",
+    "verify/theory/guided_law.py": "guided_laws",
+    "verify/theory/one_step.py": "one_step_theory",
+    "verify/theory/score_identity.py": "score_identity",
+    "verify/theory/straightness.py": "straightness",
     "verify/maps": "check_map",
     "verify/theory/affine.py": "certificate",
     "verify/theory/bounds.py": "certificate",
@@ -134,12 +153,13 @@ IGNORED = (".git", ".venv", "__pycache__", "diffode-report", ".hypothesis", ".my
 
 
 def files(place: str) -> list[Path]:
-    """The modules of a room or module, without those that are named themselves, from the package's folder on."""
+    """The modules of a room or module, without those named themselves or in such a room, from the package's folder on."""
     whole = ROOT / "diffode" / place
     if whole.is_file():
         return [Path(place)]
     inside = [file.relative_to(ROOT / "diffode") for file in sorted(whole.rglob("*.py")) if file.stem != "__init__"]
-    return [file for file in inside if file.as_posix() not in TESTS]
+    others = {Path(other) for other in TESTS if other != place}
+    return [file for file in inside if others.isdisjoint((file, *(p for p in file.parents if p.is_relative_to(place))))]
 
 
 def lines(place: str) -> int:
