@@ -1,8 +1,8 @@
-"""The figures of a report: error curves, sample clouds and trajectories over the density, images."""
+"""The figures of a report: sample clouds and trajectories over the density, images; and how its page draws curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -11,11 +11,10 @@ from diffode import plot, solvers, targets
 from diffode.fields import Field
 from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.flows import reference
-from diffode.plot.appearance import DASHES, Look
+from diffode.plot.appearance import DASHES
 from diffode.plot.space import is_shape_of_images, law_of
 from diffode.studies.paste import method_parts
 from diffode.studies.problem import starts
-from diffode.studies.ranking import Curve
 
 #: Number of points of a cloud.
 _CLOUD = 500
@@ -23,8 +22,6 @@ _CLOUD = 500
 _IMAGES = 12
 #: Images of a picture of samples, at most.
 _MOST_IMAGES = 64
-#: Most letters of a title.
-_LETTERS = 70
 #: Seed of the noise of a run.
 _SEED = 0
 #: Lengths of strokes and gaps of the dashes of :mod:`diffode.plot`, as SVG writes them.
@@ -37,26 +34,6 @@ def page_looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
         method: {"colour": look.colour, "dash": _STROKES[str(look.dash)], "marker": look.marker}
         for method, look in plot.looks(methods).items()
     }
-
-
-def draw_curves(target: str, own: Sequence[Curve], styles: Mapping[str, Look]) -> Figure:
-    """Error against NFE of every method, with a panel for each path."""
-    paths = list(dict.fromkeys(c.path for c in own))
-    most = max(sum(c.path == path for c in own) for path in paths)
-    with plot.style():
-        figure = Figure(figsize=(6.2 * len(paths), max(4.2, 0.9 + 0.09 * most)), layout="constrained")
-        panels = figure.subplots(1, len(paths), sharey=True, squeeze=False)[0]
-        for panel, path in zip(panels, paths, strict=True):
-            plot.error_curves([c for c in own if c.path == path], ax=panel, styles=styles)
-            panel.set_title(path)
-        # One range for all paths.
-        limits = plot.robust_limits(e for c in own for e in c.error)
-        if limits:
-            panels[0].set_ylim(*limits)
-        for panel in panels[1:]:
-            panel.set_ylabel("")
-        figure.suptitle(target if len(target) < _LETTERS else target[: _LETTERS - 3] + "...")
-    return figure
 
 
 def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Figure:

@@ -22,7 +22,6 @@ from diffode.studies.further import further, own_costs
 from diffode.studies.guided_ranking import HEADER, by_weight, sentence
 from diffode.studies.question import tags_of
 from diffode.studies.ranking import LEVELS, Curve, budgets, curves_of_note, prices, splits, standings, unranked
-from diffode.studies.report_content import KINDS
 from diffode.studies.report_folder import FIGURES
 from diffode.studies.suite import Suite
 
@@ -80,9 +79,8 @@ def page_of(
         split=_split_table(results) + _guided_table(all_curves),
         further=_further_tables(results),
         costs=_costs_table(results),
-        samples=_pictures(folder, missing, tuple(f"{kind}-" for kind in KINDS))
+        samples=_pictures(folder, missing)
         or "<p>No two-dimensional or image targets in this suite.</p>",
-        figures=_absent(missing, ("curves-",)),
         failures=_failures(failed),
         command=html.escape(command),
         environment=_environment(results),
@@ -298,25 +296,20 @@ def table(
     return f"<table{' class=stacked' if stacked else ''}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _pictures(folder: FilePath, missing: Mapping[str, str], prefixes: tuple[str, ...]) -> str:
-    """The PNG files with given prefixes, and a line for each that could not be drawn."""
+def _pictures(folder: FilePath, missing: Mapping[str, str]) -> str:
+    """The pictures of samples, and a line for each that could not be drawn."""
     parts, inside = [], 0
-    for file in sorted(f for f in folder.glob("*.png") if f.name.startswith(prefixes)):
+    for file in sorted(folder.glob("*.png")):
         name, content = html.escape(file.stem.partition("-")[2]), file.read_bytes()
         source = f"{FIGURES}/{html.escape(file.name)}"
         if inside + len(content) <= _MOST_PICTURES:
             inside += len(content)
             source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         parts.append(f'<figure><img alt="{name}" src="{source}" loading="lazy"><figcaption>{name}</figcaption></figure>')
-    return "".join(parts) + _absent(missing, prefixes)
-
-
-def _absent(missing: Mapping[str, str], prefixes: tuple[str, ...]) -> str:
-    return "".join(
-        f"<p>Figure {html.escape(name)} could not be drawn: {html.escape(reason[:500])}</p>"
-        for name, reason in missing.items()
-        if name.startswith(prefixes)
+    absent = (
+        f"<p>Figure {html.escape(name)} could not be drawn: {html.escape(reason[:500])}</p>" for name, reason in missing.items()
     )
+    return "".join([*parts, *absent])
 
 
 def _failures(failed: Sequence[Result]) -> str:

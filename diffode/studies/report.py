@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 from joblib import Parallel, delayed
@@ -15,7 +15,6 @@ from diffode.extensions import import_extension
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import parts_of
 from diffode.output_files import unwritable
-from diffode.plot import Look
 from diffode.studies import figures
 from diffode.studies.exported import write_csv
 from diffode.studies.page import page_of
@@ -39,7 +38,7 @@ _PICTURES = 3
 def write_report(
     suite: Suite, results: Sequence[Result], folder: str | FilePath, *, command: str, jobs: int | None = None
 ) -> FilePath:
-    """Write ``index.html``, ``figures/*.png`` and ``results.csv`` into a folder, and return the page.
+    """Write ``index.html``, ``results.csv`` and pictures of samples, ``figures/*.png``, into a folder, and return the page.
 
     The new report takes the place of the old one when it is finished, see :mod:`diffode.studies.report_folder`; other files in
     the folder stay, and an old report that was made of the same is left as it is. A figure that can't be drawn is a line on the
@@ -66,7 +65,6 @@ def write_report(
     with new_report(place) as made:
         try:
             write_csv(results, made / TABLE)
-            (made / FIGURES).mkdir()
             missing = draw_figures(all_curves, made / FIGURES, suite.imports, jobs or os.cpu_count() or 1)
             page = page_of(suite, results, all_curves, made / FIGURES, missing, command)
             (made / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -78,15 +76,15 @@ def write_report(
 
 
 def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequence[str], jobs: int) -> dict[str, str]:
-    """Draw all figures; returns the reasons for those that failed, by the names of their files."""
-    styles = plot.looks(c.method for c in all_curves)
+    """Draw samples of the targets that can be shown; returns the reasons for those that failed, by the names of their files."""
     work = {}
     for target, name in figure_names(c.target for c in all_curves).items():
         own = [c for c in all_curves if c.target == target]
-        work[f"curves-{name}.png"] = delayed(_save_curves)(target, own, styles, folder / f"curves-{name}.png")
         kind = kind_of_cloud(target)
         if kind:
             work[f"{kind}-{name}.png"] = delayed(_save_samples)(kind, target, own, folder / f"{kind}-{name}.png", imports)
+    if work:
+        folder.mkdir(exist_ok=True)
     try:
         reasons = Parallel(n_jobs=max(1, min(jobs, len(work) // _PICTURES)))(work.values())
     except Exception as error:  # A drawing process was killed, for instance when memory ran out.
@@ -105,10 +103,6 @@ def kind_of_cloud(target: str) -> str | None:
         return "clouds" if targets.get(data).dim == 2 else "images" if targets.card(data).shape else None
     except DiffodeError:  # The target of stored results may no longer exist.
         return None
-
-
-def _save_curves(target: str, own: Sequence[Curve], styles: Mapping[str, Look], file: FilePath) -> str | None:
-    return _drawn(lambda: figures.draw_curves(target, own, styles), file)
 
 
 def _save_samples(kind: str, target: str, own: Sequence[Curve], file: FilePath, imports: Sequence[str]) -> str | None:

@@ -30,7 +30,7 @@ def check_report(suite: Suite, folder: str | FilePath) -> None:
         ArgumentError: if the folder can't be written, or a file is in the way that is no report's.
     """
     names = figure_names(cell.target for cell in suite.cells).values()
-    pictures = [f"{FIGURES}/{kind}-{name}.png" for name in names for kind in ("curves", *KINDS)]
+    pictures = [f"{FIGURES}/{kind}-{name}.png" for name in names for kind in KINDS]
     check_folder(FilePath(folder), [PAGE, TABLE, *pictures])
 
 
