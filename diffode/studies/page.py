@@ -79,8 +79,7 @@ def page_of(
         split=_split_table(results) + _guided_table(all_curves),
         further=_further_tables(results),
         costs=_costs_table(results),
-        samples=_pictures(folder, missing)
-        or "<p>No two-dimensional or image targets in this suite.</p>",
+        samples=_pictures(folder, missing) or "<p>No two-dimensional or image targets in this suite.</p>",
         failures=_failures(failed),
         command=html.escape(command),
         environment=_environment(results),
