@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+import diffode
 from diffode import solvers
 from diffode.cli import bench_command, recommend_command
 from diffode.errors import ArgumentError
-from diffode.studies import question
-from diffode.studies.paste import lines_to_paste
+from diffode.studies import load_suite, question, run_suite
+from diffode.studies.paste import lines_to_paste, method_parts
 from diffode.studies.ranking import Curve
 
 
@@ -130,3 +132,35 @@ def test_an_unknown_schedule_lists_each_name_once():
     text = str(told("--schedule", "sd3", "--nfe", 8).exception)
     assert text.count("rectified_flow") == text.count("vp_cosine") == text.count("edm") == 1
     assert "scheduler_config.json of a model" in text
+
+
+def test_where_other_programs_can_not_make_the_best_run_the_best_that_they_can_is_told(tmp_path):
+    suite = tmp_path / "known.toml"
+    suite.write_text(
+        'name = "known"\nsummary = "t"\n[defaults]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [8]\nseeds = [0]\npoints = 16\n'
+        'tolerance = 1e-6\n[[study]]\ntargets = ["ring8", "bimodal1d"]\n'
+        'solvers = ["ipndm:order=3,jump=auto", "ddim", "ipndm:order=3"]\n'
+    )
+    run_suite(load_suite(str(suite)), tmp_path / "diffode-report" / "results.sqlite", jobs=1)
+    done = told("--suite", suite, "--nfe", 8)
+    assert done.exit_code == 0, done.output
+    assert "Other programs can't be told to make this run. The best that they can is ipndm:order=3, " in done.stdout
+    assert done.stdout.count("diffode:\n") == 1
+    assert 'as_diffusers_scheduler("ipndm:order=3", ' in done.stdout
+    found = json.loads(told("--suite", suite, "--nfe", 8, "--json").stdout)
+    assert found["elsewhere"]["method"] == "ipndm:order=3"
+    assert list(found["programs"]) == ["diffode"]
+
+
+@pytest.mark.parametrize(
+    "method", ["ipndm:order=3,jump=auto", "ab:order=2,chart=gaussian_angle @ log_snr", "universal:chart=gaussian"]
+)
+def test_lines_of_solvers_that_know_the_data_hand_over_its_statistics(method):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(4, generator=0)
+    (*first, last) = lines_to_paste(method, 6, "edm")["diffode"]
+    names = {"diffode": diffode, "field": field, "x": x}
+    exec("\n".join([*first, f"run = {last}"]), names)
+    spec, grid = method_parts(method)
+    torch.testing.assert_close(names["run"].x, diffode.solve(field, x, solver=spec, grid=grid, nfe=6).x, rtol=0, atol=1e-12)
+    assert "statistics=known" in last

@@ -293,6 +293,7 @@ def test_a_program_whose_run_would_be_another_has_no_line():
     assert list(lines_to_paste("dpmpp_s:order=2 @ karras", 9, "sdxl")) == ["diffode"]
     assert list(lines_to_paste("ddim @ times 80 1 0.01", 2, "edm")) == ["diffode"]
     assert "ComfyUI" not in lines_to_paste("ddim", 8)
+    assert list(lines_to_paste("ipndm:order=3,jump=auto", 8, "sdxl")) == ["diffode"]
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,7 @@ def command(
               diffode recommend --guidance 7.5 --steps 8
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
+    from diffode.studies.answer import plain
     from diffode.studies.paste import lines_to_paste
     from diffode.studies.question import (
         budget_note,
@@ -138,13 +139,20 @@ def command(
         used = once_a_step(used, steps, path)
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
-    programs = lines_to_paste(ranked[0].method, max(1, budget // calls), path, calls=calls)
+    once = max(1, budget // calls)
+    programs = lines_to_paste(ranked[0].method, once, path, calls=calls)
+    elsewhere = None
+    if "diffusers" not in programs:
+        others = ((a, lines_to_paste(a.method, once, path, calls=calls)) for a in ranked[1:])
+        elsewhere = next(((a, lines) for a, lines in others if "diffusers" in lines), None)
     notes = [text for text in (schedule_note(schedule), budget_note(used, budget), found.told) if text]
     if as_json:
         facts = {"nfe": budget, "schedule": schedule, "guidance": guidance, "path": path, "target": target, "field": field}
         told = {"coverage": None if found.coverage is None else asdict(found.coverage), "notes": notes, "covers": covered}
         paste = [*programs["diffode"], *programs.get("diffusers", ())]
-        print_json({**facts, **told, "ranking": [asdict(a) for a in ranked[:top]], "paste": paste, "programs": programs})
+        there = None if elsewhere is None else {"method": elsewhere[0].method, "programs": elsewhere[1]}
+        ranking = [asdict(a) for a in ranked[:top]]
+        print_json({**facts, **told, "ranking": ranking, "paste": paste, "programs": programs, "elsewhere": there})
         return
     where = ", ".join(f"{k} {v}" for k, v in (("target", target), ("schedule", schedule or path)) if v)
     within = f"Within {budget} evaluations"
@@ -157,10 +165,19 @@ def command(
         click.echo(note)
     if found.coverage is not None and found.coverage.sentence:
         click.echo(f"this ranking is not of the whole suite: {found.coverage.sentence}; run {again}", err=True)
+    _print_programs(programs)
+    if elsewhere is not None:
+        advice, lines = elsewhere
+        times = f"{plain(advice.error / ranked[0].error, 2)} times the error"
+        click.echo(f"\nOther programs can't be told to make this run. The best that they can is {advice.method}, {times}:")
+        _print_programs({program: lines for program, lines in lines.items() if program != "diffode"})
+    elif "diffusers" not in programs:
+        click.echo("\nOther programs can't be told to make this run, nor any other of these.")
+
+
+def _print_programs(programs: Mapping[str, Sequence[str]]) -> None:
     for program, lines in programs.items():
         click.echo(f"\n{program}:\n{textwrap.indent(chr(10).join(lines), '    ')}")
-    if "diffusers" not in programs:
-        click.echo("\nOther programs can't be told to make this run: there, take the best method below that they can run.")
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,11 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int
     spec, grid = method_parts(method)
     recipe = solvers.get(spec)
     noise = ", generator=0" if recipe.stochastic else ""
-    found = {"diffode": [f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe * calls}{noise})']}
-    # Listed times belong to one path, and another program has another.
-    if not isinstance(recipe, WritesTable) or recipe.lays_levels or not grids.is_named(grid):
+    known = ["known = field.statistics  # of a model: diffode.Statistics.of_samples(data)"] if recipe.needs_statistics else []
+    told = ", statistics=known" if known else ""
+    found = {"diffode": [*known, f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe * calls}{noise}{told})']}
+    # Listed times belong to one path, and another program has another; statistics are no option of other programs.
+    if known or not isinstance(recipe, WritesTable) or recipe.lays_levels or not grids.is_named(grid):
         return found
     on = paths.get(path or "edm")
     # The step to no noise costs a two-stage solver a single evaluation, so that a budget holds more steps there.
