@@ -80,6 +80,18 @@ def test_published_schedules_are_those_of_diffusers(spec, options):
     )
 
 
+def test_arrays_and_tensors_have_the_numbers_of_their_times():
+    """Below the first level too, where the log-SNR rises to infinity at t = 0."""
+    path = paths.Tabulated(np.linspace(0.99, 0.01, 20))
+    times = [0.0, 1e-3, 0.4, 1.0, 1.5, 7.25, 20.0]
+    for name in VIEWS[:6]:
+        numbers = [getattr(path, name)(t) for t in times[1:]]
+        assert getattr(path, name)(np.array(times))[1:].tolist() == pytest.approx(numbers, rel=1e-14), name
+        assert getattr(path, name)(torch.tensor(times, dtype=torch.float64))[1:].tolist() == pytest.approx(numbers, rel=1e-14)
+    assert path.log_snr(0.4) == pytest.approx(path.log_snr(1.0) - math.log(0.4), rel=1e-14)
+    assert path.log_snr(np.array(times))[0] == path.log_snr(0.0) == math.inf
+
+
 def test_a_table_is_met_at_its_levels_and_linear_in_log_snr_between():
     table = torch.tensor([0.999, 0.9, 0.6, 0.2, 0.01], dtype=torch.float64)
     path = paths.Tabulated(table)

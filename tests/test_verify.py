@@ -6,11 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from solver_list import DETERMINISTIC
 
 import diffode
 from diffode import solvers, verify
 from diffode.errors import ArgumentError
+from diffode.numerics.orders import fit_order
 
 #: Deterministic solvers with their documented orders (``convergence_order``).
 ORDERS = [
@@ -35,6 +37,17 @@ WEAK = {
 
 #: The others' orders on the Karras grid are measured in test_solvers.py.
 ENOUGH = {"ddim", "rk4:chart=noise", "dpmpp:order=3,form=consistent"}
+
+
+def test_an_order_has_the_interval_of_a_regression():
+    """Against scipy: the slope's standard error times the quantile of Student's t for n - 2 degrees of freedom."""
+    steps, noise = [8, 16, 32, 64, 128], [0.01, -0.02, 0.015, 0.0, -0.01]
+    errors = [n**-2.5 * math.exp(e) for n, e in zip(steps, noise, strict=True)]
+    line = stats.linregress(np.log(steps), np.log(errors))
+    found = fit_order(steps, errors)
+    margin = stats.t.ppf(0.975, 3) * line.stderr
+    assert found.used == tuple(steps)
+    assert (found.slope, found.low, found.high) == pytest.approx((-line.slope, -line.slope - margin, -line.slope + margin))
 
 
 @pytest.mark.parametrize(
