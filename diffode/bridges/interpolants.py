@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffode.arguments import check_number
 from diffode.errors import ArgumentError, FieldError
 from diffode.numerics.forward import along
 from diffode.specs import format_spec, options_of
@@ -269,10 +270,3 @@ def _matrix(value: Any, dim: int, name: str) -> Tensor:
     raise ArgumentError(
         f"{name} must give a number, a diagonal ({dim},) or a matrix ({dim}, {dim}), got shape {tuple(found.shape)}"
     )
-
-
-def check_number(name: str, value: object, least: float, *, above: bool = False) -> None:
-    """Raise ArgumentError unless an option is a finite number of at least, or ``above``, a bound."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or not isinstance(value, int | float) or value < least or (above and value == least):
-        raise ArgumentError(f"{name} must be a number {'>' if above else '>='} {least:g}, got {value!r:.60}")

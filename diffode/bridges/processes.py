@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffode.arguments import check_number
 from diffode.bridges.coupling import ends
-from diffode.bridges.interpolants import Coefficients, Moments, check_number
+from diffode.bridges.interpolants import Coefficients, Moments
 from diffode.errors import ArgumentError
 from diffode.targets import GaussianMixture
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -38,22 +36,6 @@ def bounded(value: float, name: str) -> float:
     if not 1 / LARGEST <= value <= LARGEST:
         raise ValueError(f"{name} must lie in [{1 / LARGEST:g}, {LARGEST:g}], got {value!r}")
     return value
-
-
-def check_count(name: str, value: object, least: int, most: float = math.inf) -> None:
-    """Raise ArgumentError unless a number that was asked for is an integer in a range."""
-    if type(value) is not int or not least <= value <= most:
-        wanted = f">= {least}" if most == math.inf else f"from {least} to {most}"
-        raise ArgumentError(f"{name} must be an integer {wanted}, got {value!r:.60}")
-
-
-def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
-    """Raise ArgumentError unless an argument is a finite number from ``least`` on, and below ``most``."""
-    # An integer may be larger than any float.
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not known or not least <= value < most:
-        bounds = f" >= {least:g}" if most == math.inf else f" in [{least:g}, {most:g})"
-        raise ArgumentError(f"{name} must be a number{bounds if least > -math.inf else ''}, got {value!r:.60}")
 
 
 def check_seed(seed: object) -> None:

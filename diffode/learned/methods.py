@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
+from diffode.arguments import check_count
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.fields import Field
-from diffode.learned.arguments import check_count
 from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition
 from diffode.learned.grids.grid_training import train_decoupled, train_grid

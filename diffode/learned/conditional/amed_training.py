@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diffode import grids, solvers
+from diffode.arguments import check_count, check_number
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.flows import reference
-from diffode.learned.arguments import check_count, check_number
 from diffode.learned.conditional.amed import Hook, LearnedAMED, Predictor, feature_width
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request, held_out_count, with_gradients

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffode.arguments import check_count
 from diffode.errors import ArgumentError, FieldError
 from diffode.fields import Field
 from diffode.input_files import believed
-from diffode.learned.arguments import LARGEST, bounded, check_count, finite_levels
+from diffode.learned.arguments import LARGEST, bounded, finite_levels
 from diffode.learned.fitting.gauss_newton import Problem, descend, output_directions
 from diffode.learned.fitting.problems import starts_for
 from diffode.learned.limit import Limit

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from diffode import grids, solvers
+from diffode.arguments import check_count, check_number
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count, check_number
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
 from diffode.learned.limit import Limit

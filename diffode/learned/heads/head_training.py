@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffode.arguments import check_count
 from diffode.fields import Field
-from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import descend
 from diffode.learned.heads import features, networks
 from diffode.learned.heads.jump_fit import Numbers, error_of, run

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffode.arguments import check_count
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import Fit, descend
 from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.heads.jump_fit import ABOVE_LAST, Numbers, ddim_numbers, error_of, normal_equations

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 
+from diffode.arguments import check_count, check_number
 from diffode.errors import ArgumentError, BudgetError
 from diffode.fields import Field
 from diffode.flows import flow_states
-from diffode.learned.arguments import check_count, check_number, finite_levels
+from diffode.learned.arguments import finite_levels
 from diffode.learned.heads.pairs import pairs_of
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress, Step

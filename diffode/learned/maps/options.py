@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from diffode.arguments import check_count, check_number
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
-from diffode.learned.arguments import check_count, check_number
 from diffode.learned.maps.laws import LAWS
 from diffode.learned.maps.losses import NORMS
 from diffode.learned.maps.moments import PAIRS

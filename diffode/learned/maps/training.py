@@ -8,9 +8,9 @@ from pathlib import Path as FilePath
 
 import torch
 
+from diffode.arguments import check_count
 from diffode.errors import ArgumentError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count
 from diffode.learned.limit import Limit
 from diffode.learned.maps.law_run import LawRun
 from diffode.learned.maps.options import options_of

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from diffode import paths
+from diffode.arguments import check_count, check_number
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count, check_number, check_seed, finite_levels
+from diffode.learned.arguments import check_seed, finite_levels
 from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.gauss_newton import Fit, Problem, fit
 from diffode.learned.fitting.parameters import Table

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from diffode.arguments import check_count
 from diffode.errors import BudgetError, NumericalError
 from diffode.fields import Field
-from diffode.learned.arguments import check_count
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request, with_gradients
