@@ -366,3 +366,12 @@ def test_the_flow_of_other_data_is_not_called_a_multiple_of_this_one():
 def test_a_file_of_functions_is_asked_for_a_name():
     with pytest.raises(ArgumentError, match=r"name the function or the map in 'my_map\.py' too, as my_map\.py:phi"):
         check_map("my_map.py", field_of())
+
+
+def test_a_map_that_ships_is_judged_by_its_name():
+    report = check_map("shipped_map:method=flow_map", "bimodal1d", points=64, draws=2000)
+    assert report.facts["verdict"].startswith("is the flow map of this field to ")
+    with pytest.raises(ArgumentError, match="ships for the exact fields of bimodal1d"):
+        check_map("shipped_map:method=flow_map", "gauss1d")
+    with pytest.raises(ArgumentError, match="there is no file 'ring8': a flow map is a file that diffode train wrote, or"):
+        check_map("ring8", "ring8")

@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from diffode import paths, targets
+from diffode import paths, solvers, targets
 from diffode.cli import completed
 from diffode.cli.main import command
 from diffode.studies import suite_names
@@ -45,6 +45,7 @@ def test_commands_options_suites_targets_and_schedules_are_completed_without_pyt
     assert completions("rec", cwd=tmp_path) == ["recommend"]
     assert completions("bench", "sche", cwd=tmp_path) == ["schedules"]
     assert completions("recommend", "--schedule", "s", cwd=tmp_path) == ["sd15", "sdxl"]
+    assert completions("check", "ipn", cwd=tmp_path) == ["ipndm", "ipndm_v"]
     assert "--schedule" in completions("recommend", "--s", cwd=tmp_path)
 
 
@@ -55,6 +56,7 @@ def test_names_are_those_of_the_package_and_of_files(tmp_path, monkeypatch):
     assert names(completed.suites) == suite_names()
     assert set(names(completed.targets)) <= set(targets.names())
     assert len(names(completed.targets)) > 20
+    assert set(names(completed.solvers)) == {name for name in solvers.names() if ":" not in name}
     assert set(completed.SCHEDULES) == {*paths.PUBLISHED, "edm"}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text("")

@@ -45,14 +45,14 @@ def test_the_gradient_of_the_discrepancy_is_that_of_autograd(pairs, dim):
 
 
 def test_the_discrepancy_by_hand():
-    x, y = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[0.0], [3.0]]])
+    x, y = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[2.0], [3.0]]])
     e = [math.exp(-k / 2) for k in range(4)]
     width = torch.tensor([2.0])
     assert float(moments.squared_discrepancy(x, y, width)) == pytest.approx(
-        (2 + 2 * e[1] + 2 + 2 * e[3] - 2 * (1 + e[3] + e[1] + e[2])) / 4
+        (2 + 2 * e[1] + 2 + 2 * e[1] - 2 * (e[2] + e[3] + e[1] + e[2])) / 4
     )
-    distinct = (2 * e[1] + 2 * e[3] - 2 * (e[3] + e[1])) / 2
-    assert float(moments.squared_discrepancy(x, y, width, "distinct")) == pytest.approx(distinct, abs=1e-7)
+    distinct = (2 * e[1] + 2 * e[1] - 2 * (e[3] + e[1])) / 2
+    assert float(moments.squared_discrepancy(x, y, width, "distinct")) == pytest.approx(distinct)
 
 
 def test_where_laws_are_equal_the_gradient_has_no_mean_over_distinct_pairs_alone():

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.output import apart_from_prints, json_option, print_report
 
 
 @click.command("check")
-@click.argument("sampler")
+@click.argument("sampler", shell_complete=completed.solvers)
 @click.option("--order", type=click.IntRange(1, 10), default=None, help="Order claimed, if the sampler does not say.")
 @click.option("--option", "options", multiple=True, help="KEY=VALUE for a sampler of another library; may be repeated.")
 @click.option("--path", default=None, help="Path spec to run it on, instead of the usual one.")

@@ -26,7 +26,8 @@ from diffode.cli.output import apart_from_prints, json_option, print_report
 def command(
     phi: str, target: str, path: str | None, points: int, draws: int | None, tolerance: float, seed: int, as_json: bool
 ) -> int:
-    """Judge MAP, a file of diffode train, or MODULE:ATTR or FILE.py:ATTR of a function phi(x, s, t) or a FlowMap.
+    """Judge MAP, a file of diffode train, MODULE:ATTR or FILE.py:ATTR of a function phi(x, s, t) or a FlowMap, or a map that
+    ships.
 
     It is held against the exact flow of the target: at no jump, in parts, at near times, by both its differential equations, at
     several pairs of times, and by its slope; and the law of the points that one jump makes is held against the data's. The
@@ -36,6 +37,7 @@ def command(
     \b
     Example:  diffode check-map ring8-map.safetensors --target ring8
               diffode check-map my_map.py:phi --target bimodal1d --path rectified_flow
+              diffode check-map shipped_map:method=reflow --target ring8
     """
     from diffode.verify import check_map
 

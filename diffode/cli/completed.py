@@ -14,6 +14,17 @@ _PACKAGE = Path(__file__).parent.parent
 SCHEDULES = ("sd15", "sdxl", "flux", "edm")
 
 
+#: Solvers by name, but for those of other libraries: a shell breaks words at their colons.
+SOLVERS = (
+    "euler", "midpoint", "heun", "ralston", "kutta3", "rk4", "ab", "ddim", "edm_heun", "dpm", "dpm_m", "dpmpp", "dpmpp_s",
+    "dpm_fast", "res_m", "exponential_rk", "heunpp2", "ipndm", "ipndm_v", "lms", "deis", "gradient_estimation", "unipc", "ddpm",
+    "euler_maruyama", "euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde",
+    "edm_stochastic", "sa", "seeds", "er_sde", "pc", "restart", "lcm", "sde_adaptive", "dpm_adaptive", "rk_adaptive",
+    "implicit_rk", "amed", "bespoke", "universal", "map", "shipped_map", "jump", "head", "nodes", "seeds_1", "er_sde_1",
+    "seeds_2", "er_sde_2", "seeds_3", "er_sde_3", "amed_learned", "conditioned",
+)  # fmt: skip
+
+
 def suites(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """The suites that ship, and TOML files."""
     shipped = sorted(file.stem for file in (_PACKAGE / "studies" / "suites").glob("*.toml"))
@@ -28,6 +39,11 @@ def targets(context: click.Context, parameter: click.Parameter, begun: str) -> l
 def schedules(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Published schedules, and JSON files."""
     return _matching(SCHEDULES, begun) or _files(begun, ".json")
+
+
+def solvers(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Solvers, and Python files with some."""
+    return _matching(SOLVERS, begun) or _files(begun, ".py")
 
 
 def _matching(names: Iterable[str], begun: str) -> list[CompletionItem]:

@@ -19,7 +19,10 @@ from diffode.cli.output import json_option, output_option, print_json, store_opt
     "--format", "formats", multiple=True, type=click.Choice(["pdf", "svg", "png", "csv", "latex", "markdown"]),
     help="Instead of the page, write curves as pictures or the ranking as a table, to the folder SUITE-export.",
 )  # fmt: skip
-@click.option("--solver", "shown", multiple=True, help="With --format: show this solver too, whatever its place.")
+@click.option(
+    "--solver", "shown", multiple=True, shell_complete=completed.solvers,
+    help="With --format: show this solver too, whatever its place.",
+)  # fmt: skip
 @output_option
 @store_option
 @json_option

@@ -34,7 +34,7 @@ _HELD = 10_000
 @click.command("sample")
 @click.argument("target", shell_complete=completed.targets)
 @field_options
-@click.option("--solver", default="dpmpp:order=2", show_default=True, help="Solver spec.")
+@click.option("--solver", default="dpmpp:order=2", show_default=True, shell_complete=completed.solvers, help="Solver spec.")
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @source_option
 @guide_option

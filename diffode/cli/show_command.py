@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from diffode.cli import completed
 from diffode.cli.list_command import options_of_maker, registries
 from diffode.cli.methods_told import LAW_ONLY, is_method, method_told
 from diffode.cli.output import json_option, print_json, print_table
@@ -18,7 +19,7 @@ _KINDS = ("target", "source", "path", "grid", "solver", "metric", "bridge", "mea
 
 
 @click.command("show")
-@click.argument("spec")
+@click.argument("spec", shell_complete=completed.solvers)
 @click.option("--steps", type=click.IntRange(1, 50), default=3, show_default=True, help="Steps of the tableau or grid shown.")
 @click.option("--path", default="edm", show_default=True, help="Path the tableau or grid is written for.")
 @click.option("--grid", default="karras", show_default=True, help="Grid the tableau is written for.")

@@ -96,7 +96,8 @@ def load_suite(name: str) -> Suite:
     if not isinstance(name, str):
         raise ArgumentError(f"a suite is a name or a TOML file, got {shown(name)}")
     if not name.endswith(".toml") and name not in suite_names():
-        raise UnknownNameError("suite", name, [*suite_names(), "PATH.toml"])
+        advice = f"its file is {name}.toml, give that" if FilePath(f"{name}.toml").is_file() else ""
+        raise UnknownNameError("suite", name, [*suite_names(), "PATH.toml"], advice=advice)
     file = FilePath(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     content = read_bytes(file, f"suite file {name!r}", _LARGEST_FILE)
     try:

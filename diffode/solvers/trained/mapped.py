@@ -207,6 +207,10 @@ def as_flow_map(given: object, path: Path | str | None = None) -> FlowMap:
         made = found
     elif isinstance(found, str) and found.endswith(".py"):
         raise ArgumentError(f"name the function or the map in {found!r} too, as {found}:phi")
+    elif isinstance(found, str) and not os.path.lexists(found):
+        raise ArgumentError(
+            f"there is no file {found!r:.200}: a flow map is a file that diffode train wrote, or a place such as my_map.py:phi"
+        )
     elif isinstance(found, str | os.PathLike):
         made = load_map(os.fspath(found))
     elif callable(found) and not inspect.isclass(found):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+from diffode import solvers
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.fields import Field, exact_field
 from diffode.maps import FlowMap
 from diffode.paths import Path
 from diffode.solvers.trained.mapped import as_flow_map
+from diffode.solvers.trained.shipped import ShippedMap
 from diffode.verify.maps.contract import contract
 from diffode.verify.maps.identities import NAMES as IDENTITIES
 from diffode.verify.maps.identities import identities
@@ -42,8 +44,8 @@ def check_map(
     """Hold a flow map against the exact flow of a field, and its law against the data's; see docs/verification.md.
 
     Args:
-        phi: a flow map, a file that a training wrote, a function (x, s, t) in the times of the field's path, or the place of
-            one, ``module:attribute`` or ``file.py:attribute``.
+        phi: a flow map, a file that a training wrote, a function (x, s, t) in the times of the field's path, the place of
+            one, ``module:attribute`` or ``file.py:attribute``, or one that ships, ``shipped_map:method=reflow``.
         field: a field with a path, or the spec of a target.
         path: path of a target given by its spec; that of the map, or EDM's, unless given.
         points: number of exact trajectories.
@@ -75,6 +77,9 @@ def check_map(
     given: Any = tolerance
     if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 < float(given) < math.inf:
         raise ArgumentError(f"tolerance must be a positive number, got {tolerance!r}")
+    if isinstance(phi, str) and phi.partition(":")[0] == ShippedMap.name:
+        shipped = cast(ShippedMap, solvers.get(phi))
+        phi = shipped.on(field if isinstance(field, Field) else exact_field(field, path or "edm")).phi
     if isinstance(field, str):
         own = as_flow_map(phi)
         free = path is None and getattr(own, "any_path", False)
