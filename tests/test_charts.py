@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+import diffode
 from diffode import charts, paths
 from diffode.errors import ArgumentError
 from diffode.numerics.exponential import phi
@@ -174,3 +175,15 @@ def test_an_exponential_integrator_takes_no_chart_without_exponentials():
         else:
             with pytest.raises(ArgumentError, match=rf"\(noise_log_snr, data\), got '{name}'"):
                 charts.exponential_chart(chart)
+
+
+@pytest.mark.parametrize("spec", [
+    "ddim", "ab:order=3,chart=data", "ab:order=3,chart=noise_log_snr", "dpmpp:order=3", "dpmpp_s:order=2", "dpm_m:order=3",
+    "res_m:order=3", "exponential_rk", "gradient_estimation", "heunpp2", "seeds_2", "er_sde_3", "dpmpp_2m_sde", "dpmpp_3m_sde",
+])  # fmt: skip
+def test_a_run_that_ends_without_noise_ends_at_the_denoised_point_of_its_last_state(spec):
+    """Whatever was known before: the log-SNR of the end is infinite, and no polynomial in it reaches there."""
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(5, generator=0)
+    states = diffode.solve(field, x, solver=spec, grid=[80.0, 20.0, 5.0, 1.0, 0.3, 0.0], keep="all", generator=0).states
+    torch.testing.assert_close(states[-1], field.denoised(states[-2], 0.3), rtol=0, atol=1e-13)

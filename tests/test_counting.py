@@ -12,6 +12,7 @@ import diffode
 from diffode import paths
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
+from diffode.fields.model import Model, single_time
 
 
 def slow_field(scale=1.0):
@@ -192,3 +193,15 @@ def test_blocks_that_end_in_another_order_leave_a_right_total():
     two.__exit__()
     field.noise(x, 1.0)
     assert field.nfe == 3
+
+
+def test_a_network_of_one_time_a_call_is_called_once_for_rows_of_one_time():
+    calls = []
+    model = Model(lambda x, t: x, "model")
+    ask = single_time(model, lambda x, t: calls.append((len(x), t)) or x * t)
+    x = torch.arange(3.0)[:, None]
+    assert torch.equal(ask(x, torch.full((3,), 2.0)), 2 * x)
+    assert calls == [(3, 2.0)]
+    assert torch.equal(ask(x, torch.tensor([2.0, 3.0, 2.0])), x * torch.tensor([[2.0], [3.0], [2.0]]))
+    assert calls[1:] == [(1, 2.0), (1, 3.0), (1, 2.0)]
+    assert ask(x[:0], torch.zeros(0)).shape == (0, 1)
