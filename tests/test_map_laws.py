@@ -117,7 +117,16 @@ def test_imm_holds_each_group_at_its_own_angles():
     assert float(term.residual.abs().max()) < 1e-12
 
 
-def test_the_gradient_of_imm_is_that_of_the_mean_of_its_weighted_discrepancies():
+class Beside(GaussianStates):
+    """States of a Gaussian in two dimensions."""
+
+    def noised(self, a):
+        first, second = super().noised(a), super().noised(a)
+        return SimpleNamespace(y=torch.cat([first.y, second.y], 1), at=lambda r: torch.cat([first.at(r), second.at(r)], 1))
+
+
+@pytest.mark.parametrize("states", [GaussianStates, Beside])
+def test_the_gradient_of_imm_is_that_of_the_mean_of_its_weighted_discrepancies(states):
     """By the factor of a map that only scales, held to another map's ends from the angles r."""
     factor, seen = torch.tensor(0.7, dtype=torch.float64, requires_grad=True), []
 
@@ -130,13 +139,13 @@ def test_the_gradient_of_imm_is_that_of_the_mean_of_its_weighted_discrepancies()
         return phi
 
     options = {"group": 4, "pairs": "all", "halvings": 3, "bias": 5.0, "power": 1.0, "law": "uniform", "ends": 0.5}
-    terms = moments.moment_matching(Context(scaled(factor), scaled(1.1), GaussianStates(0.5), options), 64)
+    terms = moments.moment_matching(Context(scaled(factor), scaled(1.1), states(0.5), options), 64)
     (found,) = torch.autograd.grad(loss_of(terms, "squared", 1.0, weigher()), factor)
     (y, a, b), (there, r, _) = seen
     gain = PARAMETRISATIONS["trig"].coefficients(a, b)[1].abs()
-    made = (factor * slope(a, b, 0.5)[:, None] * y).reshape(16, 4, 1)
-    target = (1.1 * slope(r, b, 0.5)[:, None] * there).reshape(16, 4, 1)
-    each = moments.squared_discrepancy(made, target, gain[::4].clamp(min=1e-4))
+    made = (factor * slope(a, b, 0.5)[:, None] * y).reshape(16, 4, -1)
+    target = (1.1 * slope(r, b, 0.5)[:, None] * there).reshape(16, 4, -1)
+    each = moments.squared_discrepancy(made, target, (made.shape[2] * gain[::4]).clamp(min=1e-4))
     (known,) = torch.autograd.grad((moments.weight(a[::4], 5.0, 1.0) * each).mean(), factor)
     assert float(found) == pytest.approx(float(known), rel=1e-9)
     assert abs(float(known)) > 1e-6
