@@ -17,6 +17,7 @@ from test_conformance import RUNS
 import diffode
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, UnknownNameError
+from diffode.solvers.function import samples
 from diffode.solvers.names import ABSENT, ALIASES, GRIDS, advice, ours, spelling
 
 with warnings.catch_warnings():
@@ -196,3 +197,20 @@ def test_a_misspelt_alias_is_offered():
     with pytest.raises(UnknownNameError, match="did you mean 'dpmpp_2m'"):
         solvers.get("dpmpp_2mm")
     assert ours("nothing like it") is None
+
+
+def test_functions_that_sample_are_told_by_their_arguments_and_by_the_first_line_that_is_said_of_them(monkeypatch):
+    def mine(field, x, times):
+        """Ends where it began.
+
+        Whatever the field.
+        """
+        return x
+
+    assert samples(mine)
+    assert samples(lambda *arguments: arguments)
+    assert not samples(lambda x, *, times: x)
+    assert not samples(lambda x, **options: x)
+    monkeypatch.setattr(solvers.registry, "_entries", dict(solvers.registry._entries))
+    solvers.register("mine_of_the_names", mine)
+    assert solvers.registry.entry("mine_of_the_names").summary == "Ends where it began."

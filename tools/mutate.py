@@ -90,7 +90,7 @@ TESTS = {
     "solvers/heun_plus.py": "menu_samplers",
     "solvers/implicit.py": "implicit",
     "solvers/exponential_sde.py": "conformance stochastic verify",
-    "solvers/function.py": "representations solver_laws",
+    "solvers/function.py": "representations solver_laws direct_budget solver_names",
     "solvers/in_chart.py": "gaussian_charts",
     "solvers/informed.py": "jump gaussian_charts",
     "solvers/jumped.py": "jump",
