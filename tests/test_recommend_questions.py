@@ -10,9 +10,10 @@ import diffode
 from diffode import solvers
 from diffode.cli import bench_command, recommend_command
 from diffode.errors import ArgumentError
-from diffode.studies import load_suite, question, run_suite
+from diffode.studies import Store, keyed_cells, load_suite, question, run_suite
+from diffode.studies.answer import answers, in_a_sentence
 from diffode.studies.paste import lines_to_paste, method_parts
-from diffode.studies.ranking import Curve
+from diffode.studies.ranking import Curve, curves
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +147,12 @@ def test_where_other_programs_can_not_make_the_best_run_the_best_that_they_can_i
     assert done.exit_code == 0, done.output
     assert "Other programs can't be told to make this run. The best that they can is ipndm:order=3, " in done.stdout
     assert done.stdout.count("diffode:\n") == 1
+    assert (
+        "ipndm:order=3,jump=auto knows mean and covariance of the data; of those that need not, ipndm:order=3 on" in done.stdout
+    )
+    with Store("diffode-report/results.sqlite") as store:
+        found = answers(curves(store.get(keyed_cells(load_suite(str(suite))))))
+    assert "It knows mean and covariance of the data; without these take ipndm:order=3: 0." in in_a_sentence(found)
     assert 'as_diffusers_scheduler("ipndm:order=3", ' in done.stdout
     found = json.loads(told("--suite", suite, "--nfe", 8, "--json").stdout)
     assert found["elsewhere"]["method"] == "ipndm:order=3"

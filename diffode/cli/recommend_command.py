@@ -272,7 +272,7 @@ def _ratio(value: float) -> str:
 
 def verdict(ranked: Sequence[Advice]) -> str:
     """The recommendation in sentences: what to take, how sure that is, the error to expect, and the runner-up."""
-    from diffode.studies.answer import plain
+    from diffode.studies.answer import best_without, plain
     from diffode.studies.paste import method_parts
     from diffode.studies.recommendation import LEAST_PROBLEMS
 
@@ -298,6 +298,12 @@ def verdict(ranked: Sequence[Advice]) -> str:
         place = "within the interval of the best" if other.as_good else "outside the interval of the best"
         spec, on = method_parts(other.method)
         lines.append(f"runner-up: {spec} on the grid {on}, {_ratio(other.ratio)} times the error, {place}")
+    if (without := best_without(ranked)) is not None:
+        spec, on = method_parts(without.method)
+        lines.append(
+            f"{solver} knows mean and covariance of the data; of those that need not, {spec} on the grid {on} is best, "
+            f"{_ratio(without.ratio)} times the error"
+        )
     return "\n".join(lines)
 
 

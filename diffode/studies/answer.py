@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffode.errors import ArgumentError
+from diffode import solvers
+from diffode.errors import ArgumentError, DiffodeError
+from diffode.studies.paste import method_parts
 from diffode.studies.question import tags_of
 from diffode.studies.ranking import Curve, budgets
 from diffode.studies.recommendation import Advice, recommend
@@ -18,11 +20,15 @@ _KINDS_AT = (4, 8, 20)
 
 @dataclass(frozen=True)
 class Answer:
-    """The best method at a budget, and the methods that may be as good on other problems, the best first."""
+    """The best method at a budget, and the methods that may be as good on other problems, the best first.
+
+    ``without`` is the best of those that need not know the data, if the best has to.
+    """
 
     nfe: int
     best: Advice
     as_good: tuple[Advice, ...]
+    without: Advice | None = None
 
 
 def answers(curves: Sequence[Curve]) -> list[Answer]:
@@ -36,7 +42,26 @@ def answer_at(curves: Sequence[Curve], nfe: int) -> Answer | None:
         ranked = recommend(curves, nfe)
     except ArgumentError:
         return None
-    return Answer(nfe, ranked[0], tuple(a for a in ranked[1:] if a.as_good))
+    return Answer(nfe, ranked[0], tuple(a for a in ranked[1:] if a.as_good), best_without(ranked))
+
+
+def best_without(ranked: Sequence[Advice]) -> Advice | None:
+    """The best method that need not know mean and covariance of the data, if the first of a ranking has to."""
+    if not knows_data(ranked[0].method):
+        return None
+    return next((a for a in ranked if not knows_data(a.method)), None)
+
+
+def knows_data(method: str) -> bool:
+    """Whether a method of a ranking has to know mean and covariance of the data; False for one that exists no more.
+
+    >>> knows_data("ipndm:order=3,jump=auto @ log_snr"), knows_data("ddim")
+    (True, False)
+    """
+    try:
+        return solvers.get(method_parts(method)[0]).needs_statistics
+    except DiffodeError:
+        return False
 
 
 def plain(value: float, digits: int = 1) -> str:
@@ -67,10 +92,14 @@ def in_a_sentence(found: Sequence[Answer]) -> str:
     said = f"At {one.nfe} evaluations take {best.method}: an error of {error} of the scale on {best.problems} {many}"
     if best.problems == 1:
         return f"{said}, which says little of others."
+    known = ""
+    if one.without is not None:
+        other = f"{one.without.method}: {plain(one.without.error, 2)}"
+        known = f" It knows mean and covariance of the data; without these take {other}."
     if not one.as_good:
-        return f"{said}; no other is as good when the problems are drawn anew."
+        return f"{said}; no other is as good when the problems are drawn anew.{known}"
     names = ", ".join(a.method for a in one.as_good[:2]) + (f" and {len(one.as_good) - 2} more" if len(one.as_good) > 2 else "")
-    return f"{said}; {names} {'is' if len(one.as_good) == 1 else 'are'} within its interval."
+    return f"{said}; {names} {'is' if len(one.as_good) == 1 else 'are'} within its interval.{known}"
 
 
 def alike(curves: Sequence[Curve]) -> list[tuple[str, int, list[Answer | None]]]:
