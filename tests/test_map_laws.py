@@ -239,6 +239,18 @@ def test_the_fake_learns_the_score_of_what_is_generated(last):
         assert float(term.weight.min()) >= 0
 
 
+def test_sid_compares_laws_at_the_lower_share_of_karras_variable():
+    sources = GaussianStates(0.5)
+    fake = AngleMap(lambda y, a, b: 0 * y, "trig")
+    jump = lambda y, a, b: slope(a, b, torch.tensor(0.5, dtype=torch.float64))[:, None] * y  # noqa: E731
+    (term,) = identity.score_identity(Context(jump, None, sources, {"reach": 0.6, "alpha": 1.0}, fake=fake), 4000)
+    high, low = (math.tan(angle) ** (1 / 7) for angle in sources.angles)
+    share = (term.span[0].tan() ** (1 / 7) - low) / (high - low)
+    assert 0 <= float(share.min()) < 0.01
+    assert 0.59 < float(share.max()) <= 0.6 + 1e-12
+    assert float(share.mean()) == pytest.approx(0.3, abs=0.02)
+
+
 @pytest.mark.parametrize("alpha", [3.0, 10.0])
 def test_too_large_an_alpha_runs_away(alpha):
     """From a generator that is too wide: at 1 - k < alpha (q - k) it is widened without end."""
