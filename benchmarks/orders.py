@@ -28,7 +28,9 @@ SPECS = (
     "exponential_rk:method=strehmel_weiner", "exponential_rk:method=hochbruck_ostermann_3",
     "exponential_rk:method=hochbruck_ostermann_4", "exponential_rk:method=lawson_2", "exponential_rk:method=lawson_4",
     "exponential_rk:method=krogstad,chart=noise_log_snr", "exponential_rk:method=hochbruck_ostermann_4,chart=noise_log_snr",
-    "res_m:order=2", "res_m:order=3", "res_m:order=3,form=consistent",
+    "res_m:order=2", "res_m:order=3", "res_m:order=3,form=consistent", "picard:tolerance=1e-10",
+    "picard:base=heun:chart=noise,tolerance=1e-12", "picard:base=heun:chart=noise,tolerance=1e-12,memory=3",
+    "parareal:base=heun:chart=noise,tolerance=1e-12",
 )  # fmt: skip
 #: Variable-step methods whose low-order start would rule before rounding does.
 RAMPED = (

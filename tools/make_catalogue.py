@@ -62,6 +62,8 @@ FAMILIES = {
     "amed": ("AMED, without learning", ("amed", "amed:host=euler", "amed:host=ipndm,order=3")),
     "implicit": ("Implicit Runge-Kutta", ("implicit_rk:stages=1", "implicit_rk:stages=2", "implicit_rk:method=radau,stages=1",
                                           "implicit_rk:method=radau,stages=2")),
+    "parallel": ("Parallel in time", ("picard", "picard:memory=3", "picard:window=8", "picard:base=heun:chart=noise",
+                                      "parareal", "parareal:base=heun:chart=noise")),
     "adaptive": ("Adaptive", ("rk_adaptive", "dpm_adaptive:order=2", "dpm_adaptive:order=3", "sde_adaptive:eta=0")),
 }  # fmt: skip
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
     from diffode.solvers.heun_plus import HeunPlus
     from diffode.solvers.implicit import ImplicitRungeKutta
+    from diffode.solvers.parareal import Parareal
+    from diffode.solvers.picard import Picard
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
@@ -87,6 +89,8 @@ _PLACES = {
     "shipped_maps": "trained.shipped",
     "Midpoint": "runge_kutta",
     "OfNodes": "trained.generators",
+    "Parareal": "parareal",
+    "Picard": "picard",
     "PredictorCorrector": "predictor_corrector",
     "RESMultistep": "dpm_multistep",
     "RK4": "runge_kutta",
@@ -151,6 +155,8 @@ __all__ = [
     "MapSolver",
     "Midpoint",
     "OfNodes",
+    "Parareal",
+    "Picard",
     "PredictorCorrector",
     "RESMultistep",
     "Ralston",

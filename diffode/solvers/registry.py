@@ -25,6 +25,8 @@ from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus
 from diffode.solvers.function import FunctionSolver, samples
 from diffode.solvers.heun_plus import HeunPlus
 from diffode.solvers.implicit import ImplicitRungeKutta
+from diffode.solvers.parareal import Parareal
+from diffode.solvers.picard import Picard
 from diffode.solvers.predictor_corrector import PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
@@ -100,6 +102,8 @@ for _solver in (
     DPMAdaptive,
     EmbeddedRungeKutta,
     ImplicitRungeKutta,
+    Picard,
+    Parareal,
     AMED,
     Bespoke,
     Universal,
