@@ -28,7 +28,10 @@ SPECS = (
     "exponential_rk:method=strehmel_weiner", "exponential_rk:method=hochbruck_ostermann_3",
     "exponential_rk:method=hochbruck_ostermann_4", "exponential_rk:method=lawson_2", "exponential_rk:method=lawson_4",
     "exponential_rk:method=krogstad,chart=noise_log_snr", "exponential_rk:method=hochbruck_ostermann_4,chart=noise_log_snr",
-    "res_m:order=2", "res_m:order=3", "res_m:order=3,form=consistent", "picard:tolerance=1e-10",
+    "res_m:order=2", "res_m:order=3", "res_m:order=3,form=consistent",
+    "dpm_v3:order=2,corrector=false,lower_order_final=never", "dpm_v3:order=3,lower_order_final=never",
+    "dpm_v3:order=3,pseudo=true,corrector=false,lower_order_final=never",
+    "dpm_v3:order=2,pseudo_corrector=true,lower_order_final=never", "picard:tolerance=1e-10",
     "picard:base=heun:chart=noise,tolerance=1e-12", "picard:base=heun:chart=noise,tolerance=1e-12,memory=3",
     "parareal:base=heun:chart=noise,tolerance=1e-12",
 )  # fmt: skip
@@ -36,6 +39,7 @@ SPECS = (
 RAMPED = (
     "lms:order=4", "deis:order=3", "deis:order=4", "ipndm_v:order=4,form=consistent", "ab:order=3,chart=data",
     "dpmpp:order=3,form=consistent", "res_m:order=3,form=consistent", "dpm_m:order=3,form=consistent,lower_order_final=never",
+    "dpm_v3:order=3,lower_order_final=never",
 )  # fmt: skip
 PROBLEMS = [(target, grid) for target in ("bimodal1d", "ring8", "spiral") for grid in ("karras", "log_snr")]
 

@@ -16,10 +16,17 @@ FORMS = {
     "dpm": ("order=3", "order=1", "order=2", "order=2,r=0.3", "order=3,form=taylor"),
     "dpm_m": ("order=2", "order=3,form=consistent"),
     "dpmpp": ("order=2", "order=1", "order=2,form=taylor", "order=3", "order=3,form=consistent"),
+    "dpm_v3": (
+        "corrector=false", "order=2,corrector=false,coefficients=noise",
+        "order=2,pseudo_corrector=true",
+        "pseudo=true,corrector=false",
+    ),
     "exponential_rk": (
         "method=krogstad", "method=etd2", "method=etd3", "method=etd4", "method=strehmel_weiner",
         "method=hochbruck_ostermann_3", "method=hochbruck_ostermann_4", "method=etd4,chart=noise_log_snr",
     ),
+    "picard": ("", "base=heun:chart=noise,window=8,memory=2"),
+    "parareal": ("", "base=heun:chart=noise,blocks=3"),
     "implicit_rk": ("", "method=radau,chart=data,iteration=newton_krylov"),
     "res_m": ("order=3", "order=3,form=consistent"),
     "dpmpp_s": ("order=3", "order=2", "order=3,form=taylor"),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffode.solvers.consistency import Consistency
     from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
     from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
+    from diffode.solvers.dpm_v3 import DPMSolverV3
     from diffode.solvers.er_sde import ERSDE
     from diffode.solvers.euler_maruyama import EulerMaruyama
     from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
@@ -66,6 +67,7 @@ _PLACES = {
     "DPMSolverMultistep": "dpm_multistep",
     "DPMSolverPlusPlus": "dpm_multistep",
     "DPMSolverPlusPlusSingle": "dpm",
+    "DPMSolverV3": "dpm_v3",
     "EDMHeun": "runge_kutta",
     "EDMStochastic": "ancestral",
     "ERSDE": "er_sde",
@@ -133,6 +135,7 @@ __all__ = [
     "DPMSolverMultistep",
     "DPMSolverPlusPlus",
     "DPMSolverPlusPlusSingle",
+    "DPMSolverV3",
     "DirectSolver",
     "EDMHeun",
     "EDMStochastic",

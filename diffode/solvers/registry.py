@@ -18,6 +18,7 @@ from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.consistency import Consistency
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
+from diffode.solvers.dpm_v3 import DPMSolverV3
 from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
 from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
@@ -74,6 +75,7 @@ for _solver in (
     DPMSolverPlusPlus,
     DPMSolverPlusPlusSingle,
     DPMFast,
+    DPMSolverV3,
     RESMultistep,
     ExponentialRungeKutta,
     HeunPlus,
