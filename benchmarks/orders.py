@@ -24,6 +24,8 @@ SPECS = (
     "unipc:order=2,variant=vary_coeff,lower_order_final=never", "er_sde:order=2,scale=ode", "er_sde:order=3,scale=ode",
     "er_sde:order=2,form=consistent,scale=ode", "er_sde:order=3,form=consistent,scale=ode",
     "sa:tau=0,predictor=2,corrector=2", "sa:tau=0", "amed", "kutta3:chart=noise", "heunpp2", "gradient_estimation",
+    "stork:chart=noise", "stork:chart=noise,stages=4", "stork:chart=noise,taylor=1,form=consistent",
+    "stork:chart=noise,virtual=false,stages=4,form=consistent",
     "exponential_rk:method=etd2", "exponential_rk:method=etd3", "exponential_rk:method=etd4", "exponential_rk:method=krogstad",
     "exponential_rk:method=strehmel_weiner", "exponential_rk:method=hochbruck_ostermann_3",
     "exponential_rk:method=hochbruck_ostermann_4", "exponential_rk:method=lawson_2", "exponential_rk:method=lawson_4",

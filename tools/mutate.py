@@ -110,6 +110,7 @@ TESTS = {
     "solvers/trained/mapped.py": "flow_maps",
     "solvers/trained": "checkpoints learned_files universal heads nodes",
     "solvers/unipc.py": "conformance solvers solver_laws",
+    "solvers/stork.py": "stork",
     "solvers/upwards.py": "upwards",
     "learned/conditional": "learned_conditioned learned_amed learned_files",
     "learned/fitting": "learned_derivatives learned_trajectory learned",

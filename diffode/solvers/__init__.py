@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from diffode.solvers.predictor_corrector import PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
+    from diffode.solvers.stork import STORK
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -101,6 +102,7 @@ _PLACES = {
     "RungeKutta": "runge_kutta",
     "SASolver": "exponential_sde",
     "SEEDS": "exponential_sde",
+    "STORK": "stork",
     "SciPyIVP": "baselines",
     "TorchDiffEq": "baselines",
     "TorchSDE": "baselines",
@@ -119,6 +121,7 @@ __all__ = [
     "LMS",
     "RK4",
     "SEEDS",
+    "STORK",
     "AdamsBashforth",
     "AdaptiveSDE",
     "Bespoke",
