@@ -57,7 +57,7 @@ FAMILIES = {
     "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
                                                             "dpmpp_2s_ancestral", "edm_stochastic")),
     "restart": ("Restart, predictor-corrector, consistency", ("restart", "restart:low=0.5,high=5,inner=4", "pc",
-                                                              "pc:snr=0.05,corrections=2", "lcm")),
+                                                              "pc:snr=0.05,corrections=2", "pc_langevin", "lcm")),
     "exponential_sde": ("Exponential SDE solvers", ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde:form=heun", "dpmpp_3m_sde", "sa",
                                                     "seeds_1", "seeds_2", "seeds_3")),
     "er_sde": ("ER-SDE and Euler-Maruyama", ("er_sde_1", "er_sde_2", "er_sde_3", "er_sde:form=consistent", "euler_maruyama")),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffode.solvers.implicit import ImplicitRungeKutta
     from diffode.solvers.parareal import Parareal
     from diffode.solvers.picard import Picard
-    from diffode.solvers.predictor_corrector import PredictorCorrector
+    from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
     from diffode.solvers.stork import STORK
@@ -87,6 +87,7 @@ _PLACES = {
     "Jump": "trained.generators",
     "Kutta3": "runge_kutta",
     "LMS": "adams",
+    "LangevinCorrector": "predictor_corrector",
     "MapSolver": "trained.mapped",
     "ShippedMap": "trained.shipped",
     "shipped_maps": "trained.shipped",
@@ -158,6 +159,7 @@ __all__ = [
     "Journey",
     "Jump",
     "Kutta3",
+    "LangevinCorrector",
     "MapSolver",
     "Midpoint",
     "OfNodes",

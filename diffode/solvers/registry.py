@@ -28,7 +28,7 @@ from diffode.solvers.heun_plus import HeunPlus
 from diffode.solvers.implicit import ImplicitRungeKutta
 from diffode.solvers.parareal import Parareal
 from diffode.solvers.picard import Picard
-from diffode.solvers.predictor_corrector import PredictorCorrector
+from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
 from diffode.solvers.solver import Solver, WritesTable, lack_of
@@ -100,6 +100,7 @@ for _solver in (
     SEEDS,
     ERSDE,
     PredictorCorrector,
+    LangevinCorrector,
     Restart,
     Consistency,
     AdaptiveSDE,
