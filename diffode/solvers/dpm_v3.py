@@ -34,13 +34,10 @@ _CONSTANT = {"data": (1.0, 0.0), "noise": (0.0, -1.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverV3(TableSolver):
-    r"""Exponential Adams in log-SNR for :math:`f = \rho\epsilon - l z = (1 - l) z - D`, z = x/alpha, after s and b:
+    r"""Exponential Adams in log-SNR for :math:`f = \rho\epsilon - l z = (1 - l) z - D`, z = x/alpha, after s and b.
 
-    .. math::
-        g(\lambda) = e^{-\int_{\lambda_s}^\lambda s} f - \int_{\lambda_s}^\lambda e^{-\int_{\lambda_s}^r s} b_r\,dr, \qquad
-        z_t = e^{-\int l}\Big[z_s - \int_{\lambda_s}^{\lambda_t} e^{\int_{\lambda_s}^\lambda (l + s)}
-        \Big(g + \int_{\lambda_s}^\lambda e^{-\int_{\lambda_s}^r s} b_r\,dr\Big) d\lambda\Big],
-
+    With L and S the integrals of l and s from the start lambda_s of the step, and B that of exp(-S) b, it is
+    g = exp(-S) f - B that changes little, and z_t = exp(-L_t) [z_s - int exp(L + S) (g + B) d lambda] over the step,
     with a polynomial for g through the last ``order`` points. ``file`` holds the statistics l, s and b
     (``diffode.fields.estimate_model_statistics(field).save(file)``), or ``model`` is these. Without any, ``coefficients=data``
     is l = 1, s = b = 0, which is multistep DPM-Solver++ with exact weights, and ``noise`` is l = 0, s = -1, multistep
@@ -67,7 +64,7 @@ class DPMSolverV3(TableSolver):
     name = "dpm_v3"
     chart_name = "data"
     reference: ClassVar[str] = (
-        "Zheng, Lu, Chen, Zhu, arXiv 2310.13268, equations 5 to 15 and algorithm 2; the authors' code, dpm_solver_v3.py"
+        "Zheng, Lu, Chen, Zhu, arXiv 2310.13268, section 3 and algorithm 2; the authors' code, dpm_solver_v3.py"
     )
 
     def __post_init__(self) -> None:

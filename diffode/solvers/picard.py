@@ -38,8 +38,8 @@ class Picard(InParallel):
 
     With ``memory`` > 0 the last sweeps are combined by triangular Anderson acceleration: with residual r = g(x) - x and
     differences of the last ``memory`` sweeps, state i becomes g_i - (dx_i + dr_i) c_i, where c_i makes the sum over j <= i of
-    |r_j - dr_j c_i|^2 least; the first state of a window is left as the sweep made it. Steps may be of any solver that writes a
-    table; the published orders of the system are one with another recursion, and are left out.
+    |r_j - dr_j c_i|^2 least; the first state of a window is left as the sweep made it. ParaTAA's systems of order k, whose
+    states follow from those k steps before them instead of from the first, are left out.
     """
 
     window: int | None = None
