@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance few_step orders learned universal maps mutation coverage fuzz \
+.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance parallel few_step orders learned universal maps mutation coverage fuzz \
         docs tutorials package
 
 bench: $(READY)
@@ -81,6 +81,10 @@ sources: $(READY)  # a few minutes
 guidance: $(READY)  # a few minutes on two cores
 	@echo "==> samplers and laws under guidance, on exact fields"
 	$(BIN)/python tools/make_guidance.py
+
+parallel: $(READY)  # a minute
+	@echo "==> runs parallel in time: calls that wait against calls that are made"
+	$(BIN)/python tools/make_parallel.py
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

@@ -391,3 +391,10 @@ def test_a_generator_learns_from_a_field_whose_law_is_not_known():
 def test_wrong_options_are_told(method, word):
     with pytest.raises(ArgumentError, match=word):
         train_map(method, "gauss1d", nfe=1, steps=1)
+
+
+def test_the_fake_learns_at_its_own_rate():
+    slow, fast = (
+        train_map(f"sid:width=8,depth=1,batch=16,fake_rate={rate}", "gauss1d", nfe=1, steps=6) for rate in (1e-5, 1e-1)
+    )
+    assert slow.solver.content() != fast.solver.content()

@@ -99,7 +99,7 @@ def command(
         raise ArgumentError(f"--kind, --dim, --scale and --target go with a field of your own, not with target {target!r}")
     target = problem_text(target, source, guide)
     field, on = field_of(target, path), path_of(target, path)
-    shape = shape_of(field)
+    shape, latency = shape_of(field), None
     recipe = solvers.for_run(solver, field, math.prod(shape))
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
@@ -126,13 +126,13 @@ def command(
             solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
             pairs = iter([(solution.x, start)])
             shown, used, noisy = written(handle, points, shape, pairs, measured), solution.nfe, recipe.stochastic
-            ends = float(solution.times[0]), float(solution.times[-1])
+            ends, latency = (float(solution.times[0]), float(solution.times[-1])), solution.latency
     some = min(points, 256)
     error = None
     if not noisy:
         exact = reference(field, start[:some], *ends, tolerance_of(target, on.spec, 1e-7))
         error = float((shown[:some] - exact.x).flatten(1).norm(dim=1).mean())
-    title = f"{target}, {solver} on {on.spec}, NFE {used}"
+    title = f"{target}, {solver} on {on.spec}, NFE {used}" + ("" if latency is None else f", latency {latency}")
     picture_shape = shape if FieldText.names(target) else targets.card(parts_of(target)[0]).shape
     reason = None
     try:
@@ -147,6 +147,8 @@ def command(
         "points": str(file),
         "picture": None if reason else str(picture),
         "nfe": used,
+        # Calls that had to wait for each other, where some were made in one batch.
+        **({} if latency is None else {"latency": latency}),
         "mean_endpoint_error": error,
         "scale": field.scale,
         "metrics": {spec: asdict(measurement) for spec, measurement in found.items()},

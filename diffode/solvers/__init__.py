@@ -27,15 +27,19 @@ if TYPE_CHECKING:
     from diffode.solvers.consistency import Consistency
     from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
     from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
+    from diffode.solvers.dpm_v3 import DPMSolverV3
     from diffode.solvers.er_sde import ERSDE
     from diffode.solvers.euler_maruyama import EulerMaruyama
     from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
     from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
     from diffode.solvers.heun_plus import HeunPlus
     from diffode.solvers.implicit import ImplicitRungeKutta
-    from diffode.solvers.predictor_corrector import PredictorCorrector
+    from diffode.solvers.parareal import Parareal
+    from diffode.solvers.picard import Picard
+    from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
+    from diffode.solvers.stork import STORK
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -64,6 +68,7 @@ _PLACES = {
     "DPMSolverMultistep": "dpm_multistep",
     "DPMSolverPlusPlus": "dpm_multistep",
     "DPMSolverPlusPlusSingle": "dpm",
+    "DPMSolverV3": "dpm_v3",
     "EDMHeun": "runge_kutta",
     "EDMStochastic": "ancestral",
     "ERSDE": "er_sde",
@@ -82,11 +87,14 @@ _PLACES = {
     "Jump": "trained.generators",
     "Kutta3": "runge_kutta",
     "LMS": "adams",
+    "LangevinCorrector": "predictor_corrector",
     "MapSolver": "trained.mapped",
     "ShippedMap": "trained.shipped",
     "shipped_maps": "trained.shipped",
     "Midpoint": "runge_kutta",
     "OfNodes": "trained.generators",
+    "Parareal": "parareal",
+    "Picard": "picard",
     "PredictorCorrector": "predictor_corrector",
     "RESMultistep": "dpm_multistep",
     "RK4": "runge_kutta",
@@ -95,6 +103,7 @@ _PLACES = {
     "RungeKutta": "runge_kutta",
     "SASolver": "exponential_sde",
     "SEEDS": "exponential_sde",
+    "STORK": "stork",
     "SciPyIVP": "baselines",
     "TorchDiffEq": "baselines",
     "TorchSDE": "baselines",
@@ -113,6 +122,7 @@ __all__ = [
     "LMS",
     "RK4",
     "SEEDS",
+    "STORK",
     "AdamsBashforth",
     "AdaptiveSDE",
     "Bespoke",
@@ -129,6 +139,7 @@ __all__ = [
     "DPMSolverMultistep",
     "DPMSolverPlusPlus",
     "DPMSolverPlusPlusSingle",
+    "DPMSolverV3",
     "DirectSolver",
     "EDMHeun",
     "EDMStochastic",
@@ -148,9 +159,12 @@ __all__ = [
     "Journey",
     "Jump",
     "Kutta3",
+    "LangevinCorrector",
     "MapSolver",
     "Midpoint",
     "OfNodes",
+    "Parareal",
+    "Picard",
     "PredictorCorrector",
     "RESMultistep",
     "Ralston",

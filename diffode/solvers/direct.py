@@ -31,6 +31,8 @@ class Journey:
         end: the last states of the rows, (B, *shape), if some are not at the last time.
         message: the integrator's own message about a failure.
         remedy: what helps rows that did not get to the end.
+        sweeps: number of sweeps of each row, (B,), for solvers that are parallel in time.
+        latency: network calls that had to wait for each other, for those solvers.
     """
 
     states: Tensor
@@ -41,6 +43,8 @@ class Journey:
     end: Tensor | None = None
     message: str = ""
     remedy: str = "raise max_steps, or rtol and atol"
+    sweeps: Tensor | None = None
+    latency: int | None = None
 
 
 @runtime_checkable

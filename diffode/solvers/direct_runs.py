@@ -49,6 +49,8 @@ def run_direct(solver: DirectSolver, field: Field, x: Tensor, extent: Extent, op
         journey.accepted,
         journey.rejected,
         journey.reached,
+        journey.sweeps,
+        journey.latency,
     )
     if message and options.on_failure == "raise":
         raise NumericalError(message, solution)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +10,9 @@ from typing_extensions import override
 
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
-from diffode.extensions import load_attribute
 from diffode.fields import conversion
 from diffode.paths import Path
+from diffode.solvers.given_functions import checked, content_of_function, function_of
 from diffode.solvers.solver import TableSolver, WithNoise, steps_of
 from diffode.tableau import Writer
 
@@ -73,15 +71,7 @@ class EulerMaruyama(WithNoise, TableSolver):
         """A hash of the text of a user's diffusion coefficient, which may change under its name."""
         if isinstance(self.diffusion, str) and self.diffusion in FORMS:
             return ""
-        function = self._own()
-        try:
-            text = inspect.getsource(function)
-        except (OSError, TypeError):
-            text = repr(function)
-        # The values that a function was made with are not in its text.
-        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        made_with = [repr(value) for value in (*cells, getattr(function, "__defaults__", None))]
-        return hashlib.sha256("|".join([text, *made_with]).encode()).hexdigest()[:16]
+        return content_of_function(function_of(self.diffusion, "diffusion", "t"))
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
@@ -108,22 +98,4 @@ class EulerMaruyama(WithNoise, TableSolver):
                 )
             form = FORMS[self.diffusion]
             return lambda t: math.sqrt(2 * form(path, t))
-        function = self._own()
-
-        def checked(t: float) -> float:
-            try:
-                value = float(function(t))
-            except Exception as error:  # anyone's function may raise anything
-                raise ArgumentError(f"diffusion fails at t={t:g}: {type(error).__name__}: {error}") from error
-            if not 0 <= value < math.inf:
-                raise ArgumentError(f"diffusion must be finite and >= 0, it is {value!r} at t={t:g}")
-            return value
-
-        return checked
-
-    def _own(self) -> Callable[[float], float]:
-        found = load_attribute(self.diffusion) if isinstance(self.diffusion, str) else self.diffusion
-        if not callable(found):
-            raise ArgumentError(f"diffusion {self.diffusion!r} is a {type(found).__name__}, not a function of t")
-        function: Callable[[float], float] = found
-        return function
+        return checked(function_of(self.diffusion, "diffusion", "t"), "diffusion", "t")

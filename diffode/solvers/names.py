@@ -53,6 +53,10 @@ ALIASES = {
     "gauss_legendre_3s": "implicit_rk:method=gauss,stages=3",
     "radau_iia_2s": "implicit_rk:method=radau,stages=2",
     "radau_iia_3s": "implicit_rk:method=radau,stages=3",
+    # samplers that are parallel in time, by the names of their papers
+    "paradigms": "picard",
+    "parataa": "picard:memory=3",
+    "srds": "parareal",
     # diffusers' classes, with their default options
     "euler_discrete": "ddim",
     "edm_euler": "ddim",

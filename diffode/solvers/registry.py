@@ -18,6 +18,7 @@ from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.consistency import Consistency
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
+from diffode.solvers.dpm_v3 import DPMSolverV3
 from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
 from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
@@ -25,10 +26,13 @@ from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus
 from diffode.solvers.function import FunctionSolver, samples
 from diffode.solvers.heun_plus import HeunPlus
 from diffode.solvers.implicit import ImplicitRungeKutta
-from diffode.solvers.predictor_corrector import PredictorCorrector
+from diffode.solvers.parareal import Parareal
+from diffode.solvers.picard import Picard
+from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
 from diffode.solvers.solver import Solver, WritesTable, lack_of
+from diffode.solvers.stork import STORK
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.mapped import MapSolver
@@ -72,9 +76,11 @@ for _solver in (
     DPMSolverPlusPlus,
     DPMSolverPlusPlusSingle,
     DPMFast,
+    DPMSolverV3,
     RESMultistep,
     ExponentialRungeKutta,
     HeunPlus,
+    STORK,
     IPNDM,
     IPNDMVariable,
     LMS,
@@ -94,12 +100,15 @@ for _solver in (
     SEEDS,
     ERSDE,
     PredictorCorrector,
+    LangevinCorrector,
     Restart,
     Consistency,
     AdaptiveSDE,
     DPMAdaptive,
     EmbeddedRungeKutta,
     ImplicitRungeKutta,
+    Picard,
+    Parareal,
     AMED,
     Bespoke,
     Universal,

@@ -43,6 +43,9 @@ class Solution:
         tableau: the table that was run; None for solvers without one.
         accepted, rejected: numbers of steps of each row, (B,), for adaptive solvers.
         reached: the time that each row reached, (B,) float64, for adaptive solvers.
+        sweeps: number of sweeps of each row, (B,), for solvers that are parallel in time.
+        latency: network calls of this run that had to wait for each other, all those of one batch counting once, for solvers
+            that are parallel in time; with others all calls wait, and it is None.
     """
 
     x: Tensor
@@ -55,6 +58,8 @@ class Solution:
     accepted: Tensor | None = None
     rejected: Tensor | None = None
     reached: Tensor | None = None
+    sweeps: Tensor | None = None
+    latency: int | None = None
 
     def __repr__(self) -> str:
         times = f"{len(self.times)} times from {float(self.times[0]):g} to {float(self.times[-1]):g}"
@@ -67,6 +72,7 @@ class Solution:
         facts = {
             "x": f"{tuple(self.x.shape)}, {self.x.dtype}, {self.x.device}",
             "evaluations": self.nfe,
+            **({} if self.latency is None else {"one after another": self.latency}),
             "solver": self.tableau.solver if self.tableau is not None else "no table",
             "times": f"{len(self.times)}, from {float(self.times[0]):g} to {float(self.times[-1]):g}",
             "states": "not kept" if self.states is None else f"kept, {tuple(self.states.shape)}",

@@ -5,5 +5,6 @@ From a field alone they are estimated by ``diffode.fields.estimate_statistics``.
 
 from diffode.statistics.bases import Axes, Basis, Cosines, Fourier, Vectors
 from diffode.statistics.known import KINDS, Statistics
+from diffode.statistics.of_model import ModelStatistics
 
-__all__ = ["KINDS", "Axes", "Basis", "Cosines", "Fourier", "Statistics", "Vectors"]
+__all__ = ["KINDS", "Axes", "Basis", "Cosines", "Fourier", "ModelStatistics", "Statistics", "Vectors"]
