@@ -2,6 +2,7 @@
 
 An engine is called with a function and items and gives results as they come, see :class:`Engine`. One is named by a spec
 (``local``, ``local:jobs=2``), registered under a name, or comes from an entry point of the group ``diffode.engines``.
+``tests/test_engines.py`` holds each to the rows of an uninterrupted run.
 """
 
 from __future__ import annotations

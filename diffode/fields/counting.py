@@ -12,7 +12,8 @@ from diffode.errors import ArgumentError
 class Tally:
     """Network calls of one field within one ``with`` block of one thread.
 
-    Only the innermost block notes a call, and hands its count on when it ends, so that no step of a run waits for a lock.
+    Only the innermost block of the same field notes a call, and hands its count on when it ends, so that no step of a run waits
+    for a lock.
 
     Attributes:
         calls: calls so far, with those of inner blocks that have ended.

@@ -1,4 +1,4 @@
-"""The file of anything trained, whatever it holds, as the result that was saved to it."""
+"""The file of anything trained, as the result that was saved to it: the schema in the file says what it holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from diffode.tensor_files import schema_of
 
 
 def load(file: str | FilePath) -> Trained:
-    """Read what a training saved: a table, a conditioned table, an AMED, a jump table, its heads, a map on nodes, or a grid.
+    """Read what a training saved: a table, a conditioned table, an AMED, a jump table, its heads, a map on nodes, a flow map
+    or a grid.
 
     Args:
         file: a file that ``.save(file)`` of a result or ``diffode train`` wrote.

@@ -1,4 +1,7 @@
-"""Training by name: the same request for every method, ``train("ld3:solver=ipndm", "ring8", 6)``."""
+"""Training by name: the same request for every method, ``train("ld3:solver=ipndm", "ring8", 6)``.
+
+A method of training flow maps is no entry of its own here: it is a row of ``maps/table.py``, with its residual in ``maps/``.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ class Trained:
         solver: the solver, trained or on a trained grid.
         nfe: its number of evaluations.
         facts: origin, errors, seconds, seed, and what ended the training.
-        content: the numbers as they are saved: a checkpoint, a grid, a conditioned table, an AMED.
+        content: the numbers as they are saved: a checkpoint, a grid, a conditioned table, an AMED, a jump table, its heads,
+            a map on nodes; of a flow map, see :class:`diffode.learned.maps.trained_map.TrainedMap`.
         grid: the times (steps + 1,) of a trained grid; None for a solver with levels of its own.
         history: the errors, step by step.
         origin: the table at which the training of a table began, in units of the scale; None for other results.

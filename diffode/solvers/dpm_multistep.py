@@ -95,7 +95,8 @@ class DPMSolverPlusPlus(Multistep):
 
     2M is :math:`x_t = \sigma_t/\sigma_s\, x_s - \alpha_t (e^{-h} - 1) [(1 + 1/2r) D_s - D_{s'}/2r]` with s' the time before s
     and r the length of the step from s' over that of this one, in log-SNR. On grids of less than ten steps the last one is of
-    first order, as in the authors' code; with ``lower_order_final=never`` it is not, as in k-diffusion's 2M.
+    first order, as in the authors' code; with ``lower_order_final=never`` it is not, as in k-diffusion's 2M, the alias
+    ``dpmpp_2m``. ``tests/test_diffusers.py`` holds it to diffusers' scheduler, ``tests/test_verify.py`` to its order.
     """
 
     name = "dpmpp"

@@ -1,4 +1,8 @@
-"""``solve``: follow a field from a start over a grid, and report failures row by row."""
+"""``solve``: follow a field from a start over a grid, and report failures row by row.
+
+In this order: the solver is told of the field, its table is written or found among the kept ones, the start is looked at, a
+field of the user's own is probed, and the table is walked, which makes the first evaluation.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A suite has a ``name``, a ``summary``, optional ``imports`` (modules or .py files in which a user registers targets, solvers
 and so on), ``[defaults]``, and one or more ``[[study]]`` sections; each study is the product of its lists. A lone ``"*"``
-stands for every registered name.
+stands for every registered name. ``source``, ``guidance`` and ``bridges`` of a study become a part of the text that names a
+cell's target, see ``fields/problem_text.py``.
 """
 
 from __future__ import annotations

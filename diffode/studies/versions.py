@@ -1,4 +1,7 @@
-"""Keys of stored results, made of the cell and the contents of the code and parameters behind it; the environment of a run."""
+"""Keys of stored results, made of the cell and the contents of the code and parameters behind it; the environment of a run.
+
+A stored result is valid as long as its cell has the same key.
+"""
 
 from __future__ import annotations
 
