@@ -43,7 +43,8 @@ def libraries(peers: Peers) -> dict[str, Callable[[], Iterable[Claim]]]:
 SHOWN_BY = {
     "third_order_multistep": "diffusers", "unipc_bh1_to_zero": "diffusers", "unipc_lower_order_final": "diffusers",
     "azula_reab": "azula", "torchdyn_rk4": "torchdyn", "sa_solver_last_step": "ComfyUI", "max_order_one": "ComfyUI",
-    "deis_rhoab": "ComfyUI", "comfyui_unipc_levels": "ComfyUI", "ipndm_uniform_weights": "ComfyUI", "ipndm_v_weights": "ComfyUI", "er_sde_stages": "ComfyUI",
+    "deis_rhoab": "ComfyUI", "comfyui_unipc_levels": "ComfyUI", "comfyui_ddpm_flow": "ComfyUI",
+    "ipndm_uniform_weights": "ComfyUI", "ipndm_v_weights": "ComfyUI", "er_sde_stages": "ComfyUI",
     "unipc_vary_coeff": "UniPC", "riemannian_start": "flow_matching", "torchdiffeq_adams": "torchdiffeq",
     "torchdiffeq_extra_step": "torchdiffeq", "torchsde_srk_evaluations": "torchsde",
 }  # fmt: skip
@@ -84,6 +85,8 @@ def main() -> None:
         (OUT / f"{page}.md").write_text(pages.library_page(library, versions[library], own), encoding="utf-8")
     for name, library in SHOWN_BY.items():
         if library in there:
+            if library in (*CHECKOUTS, "torchdyn"):
+                peers.load(library)
             (OUT / f"{name}.md").write_text(pages.finding_page(name, peers), encoding="utf-8")
     shown = sorted(name for name in SHOWN_BY if (OUT / f"{name}.md").is_file())
     (OUT / "index.md").write_text(pages.index_page(rows, versions, names, shown), encoding="utf-8")

@@ -69,7 +69,7 @@ EQUALS: tuple[tuple[str, dict[str, Any], str, dict[str, Any], bool, tuple[str, .
     ("seeds_3", {}, "seeds:order=3,chart=data", {}, True, _ALL),
     ("er_sde", {}, "er_sde", {}, True, _ALL),
 )  # fmt: skip
-#: Largest difference, where it is not rounding: DEIS integrates on 10,000 points, ER-SDE sums 200 points where the authors sum 100.
+#: Largest difference, where it is not rounding: DEIS integrates on 10,000 points, ER-SDE sums 200 points, the authors 100.
 LOOSE = {"deis": 1e-3, "er_sde": 5e-3}
 
 

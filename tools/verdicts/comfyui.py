@@ -123,7 +123,7 @@ _ON_FLOWS: tuple[tuple[str, dict[str, Any], int | None, str, str], ...] = (
     ("euler", {}, 1, "as on other models", "flow, velocity"),
     ("heun", {}, 2, "as on other models", "flow, velocity"),
     ("dpm_2", {}, 2, "as on other models", "flow, velocity"),
-    ("lms", {}, 4, "as on other models", "flow, velocity"),
+    ("lms", {}, None, "", "flow, velocity"),
     ("dpmpp_2m", {}, 2, "as on other models", "flow, data in log sigma"),
     ("dpmpp_2s_ancestral", {"eta": 0.0}, 2, "as on other models", "flow, data"),
     ("dpmpp_sde", {"eta": 0.0}, 2, "as on other models", "flow, data"),
@@ -154,12 +154,13 @@ def claims(peers: Peers) -> Iterator[Claim]:
         )  # fmt: skip
     for name, options, order, source, chart in _ON_FLOWS:
         function = getattr(peers.load("ComfyUI"), f"sample_{name}")
-        page = "third_order_multistep" if name == "dpmpp_3m_sde" else ""
+        page = {"dpmpp_3m_sde": "third_order_multistep", "ddpm": "comfyui_ddpm_flow"}.get(name, "")
+        remark = "starts with steps of lower order, whose error counts on equal steps" if name == "lms" else ""
         subject = Sampler(
             name, _on_flows(comfy, function, options), path="rectified_flow", grid="shift:s=1", to_zero=order is None,
             draws=10_000, law_steps=200,
         )  # fmt: skip
-        yield Claim("ComfyUI", f"sample_{name}", subject, options, order, source, chart, page)
+        yield Claim("ComfyUI", f"sample_{name}", subject, options, order, source, chart, page, remark)
 
 
 def _on_flows(comfy: Comfy, function: Callable[..., Tensor], options: dict[str, Any]) -> Any:
@@ -173,11 +174,11 @@ def _on_flows(comfy: Comfy, function: Callable[..., Tensor], options: dict[str, 
 def _double(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """UniPC makes its small matrices in the default dtype, and changes the levels that it is given."""
 
-    def sample(model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+    def sample(model: Any, x: Tensor, sigmas: Tensor, variant: str = "bh1") -> Tensor:
         usual = torch.get_default_dtype()
         torch.set_default_dtype(x.dtype)
         try:
-            return function(model, x, sigmas.clone(), disable=True, **options)
+            return function(model, x, sigmas.clone(), {}, disable=True, variant=variant)
         finally:
             torch.set_default_dtype(usual)
 

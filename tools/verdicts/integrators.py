@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,16 +61,7 @@ def _listed(method: str) -> Any:
 
 def torchdyn(peers: Peers) -> Iterator[Claim]:
     """torchcfm's way of integrating: torchdyn's fixed-step methods over a list of times."""
-    if peers.folder is None or not (peers.folder / "torchdyn" / "torchdyn").is_dir():
-        return
-    package = types.ModuleType("torchdyn")
-    package.__path__ = [str(peers.folder / "torchdyn" / "torchdyn")]
-    sys.modules.setdefault("torchdyn", package)
-    # Splines, which no fixed-step method uses.
-    empty = types.ModuleType("torchcde")
-    vars(empty).update(CubicSpline=None, hermite_cubic_coefficients_with_backward_differences=None)
-    sys.modules.setdefault("torchcde", empty)
-    odeint = importlib.import_module("torchdyn.numerics.odeint").odeint
+    odeint = peers.load("torchdyn").odeint
 
     def runs(solver: str) -> Any:
         def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -127,8 +116,9 @@ def torchsde() -> Iterator[Claim]:
                 **{**vars(found), "path": "vp", "grid": "log_snr", "to_zero": False, "draws": 4000, "law_steps": 100}
             )
             yield Claim(
-                "torchsde", method, subject, {"eta": eta}, order if eta == 0 else None, "its class: weak order" if eta == 0 else "",
-                "SDE in time", "torchsde_srk_evaluations" if method == "srk" else "", "a step of sdeint for each step of the grid",
+                "torchsde", method, subject, {"eta": eta}, None if eta else order, "" if eta else "its class: weak order",
+                "SDE in time", "torchsde_srk_evaluations" if method == "srk" else "",
+                "a step of sdeint for each step of the grid",
             )  # fmt: skip
 
 
@@ -164,7 +154,7 @@ def dpm_solver(peers: Peers) -> Iterator[Claim]:
                     if order == 1 and (kind, method) != ("dpmsolver", "multistep"):
                         continue
                     options = {"order": order, "method": method, "solver_type": kind}
-                    run = _reference_file(module, "DPM_Solver", {"algorithm_type": algorithm}, options)
+                    run = reference_file(module, "DPM_Solver", {"algorithm_type": algorithm}, options)
                     lowered = order == 3 and method == "multistep"
                     promised = (lambda n, p=order: n // p * p) if method.endswith("fixed") else (lambda n: n)
                     subject = Sampler("DPM_Solver", run, None, promised, "vp", "log_snr", to_zero=False, foreign=True)
@@ -181,7 +171,7 @@ def unipc(peers: Peers) -> Iterator[Claim]:
     for algorithm, chart in (("data_prediction", "data"), ("noise_prediction", "noise")):
         for variant in ("bh1", "bh2", "vary_coeff"):
             for order in (1, 2, 3):
-                run = _reference_file(
+                run = reference_file(
                     module,
                     "UniPC",
                     {"algorithm_type": algorithm, "variant": variant},
@@ -194,7 +184,9 @@ def unipc(peers: Peers) -> Iterator[Claim]:
                 )  # fmt: skip
 
 
-def _reference_file(module: Any, name: str, making: dict[str, Any], sampling: dict[str, Any]) -> Any:
+def reference_file(module: Any, name: str, making: dict[str, Any], sampling: dict[str, Any]) -> Any:
+    """Runs of a class of dpm-solver's or UniPC's file."""
+
     def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
         usual = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)

@@ -55,7 +55,7 @@ def scheduler(cls: Any, **options: Any) -> Run:
     """The run of a scheduler of diffusers, in x/alpha, between the levels of a grid that ends at 0."""
 
     def run(field: Field, x: Tensor, times: Sequence[float]) -> Tensor:
-        own = Scheduler(cls.__name__, cls(**options), (times[0], times[-2])).at(len(times) - 1)
+        own = Scheduler(cls.__name__, cls(**options), (times[0], times[-1] or times[-2])).at(len(times) - 1)
         return own.follow(field, x * own.into(0), torch.Generator().manual_seed(0)) / own.into(-1)
 
     return run
@@ -87,12 +87,13 @@ def few_steps(runs: Mapping[str, Run], path: str = "edm", grid: str = "karras", 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def given_order(run: Run) -> float:
-    """The order measured of a run that ends at 0, against the denoised point of the flow at the level before."""
+def given_order(run: Run, to_zero: bool = True) -> float:
+    """The order measured of a run between levels 20 and 0.05; one to 0 is held to the flow's point one level before."""
     field = diffode.exact_field("bimodal1d", "edm:sigma_min=0.05,sigma_max=20")
     x, counts, errors = field.prior(24, generator=0), (16, 32, 64, 128, 256), []
     for steps in counts:
-        times = grids.get("karras:to_zero=true", field.path, steps).tolist()
-        true = field.denoised(diffode.reference(field, x, times[0], times[-2], 1e-12).x, times[-2])
+        times = grids.get("karras" + (":to_zero=true" if to_zero else ""), field.path, steps).tolist()
+        true = diffode.reference(field, x, times[0], times[-2] if to_zero else times[-1], 1e-12).x
+        true = field.denoised(true, times[-2]) if to_zero else true
         errors.append(float((run(field, x, times) - true).square().mean().sqrt()))
     return fit_order(counts, errors).slope

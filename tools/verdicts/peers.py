@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import subprocess
 import sys
@@ -60,6 +61,15 @@ class Peers:
             package.__path__ = [str(place / "k_diffusion")]
             sys.modules.setdefault("k_diffusion", package)
             return importlib.import_module("k_diffusion.sampling")
+        if name == "torchdyn":
+            package = types.ModuleType("torchdyn")
+            package.__path__ = [str(place / "torchdyn")]
+            sys.modules.setdefault("torchdyn", package)
+            # Splines, which no fixed-step method uses.
+            empty = types.ModuleType("torchcde")
+            vars(empty).update(CubicSpline=None, hermite_cubic_coefficients_with_backward_differences=None)
+            sys.modules.setdefault("torchcde", empty)
+            return importlib.import_module("torchdyn.numerics.odeint")
         if name == "ComfyUI":
             return importlib.import_module("comfy.k_diffusion.sampling", comfyui(place))
         file = {"dpm-solver": "dpm_solver_pytorch", "UniPC": "uni_pc"}[name]
@@ -92,6 +102,7 @@ def _empty(*names: str) -> None:
             continue
         made = types.ModuleType(name)
         made.__path__ = []
+        made.__spec__ = importlib.machinery.ModuleSpec(name, None)
         sys.modules[name] = made
         parent, _, last = name.rpartition(".")
         if parent:

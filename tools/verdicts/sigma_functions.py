@@ -68,7 +68,7 @@ _FLOW: tuple[tuple[str, dict[str, Any], int | None, str, str, str], ...] = (
         ("sa_solver", {"tau_func": _none, "predictor_order": p, "corrector_order": c}, max(p, c), _SA, "data", "")
         for p, c in ((1, 1), (2, 2), (3, 3), (3, 4))
     ),
-    ("sa_solver_pece", {"tau_func": _none}, 4, _SA, "data", ""),
+    ("sa_solver_pece", {"tau_func": _none}, 4, _SA, "data", "sa_solver_last_step"),
 )  # fmt: skip
 
 #: Functions that draw noise, with their own options, and whether a Brownian tree makes the noise.
