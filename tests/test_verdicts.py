@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from diffode import paths, solvers
+from diffode.adapters import as_comfyui_sampler
 from diffode.errors import ArgumentError
 from diffode.verify import check_sampler
 from diffode.verify.sampler import scheduler_given
@@ -16,7 +19,7 @@ from diffode.verify.sampler.scheduler_loops import find_scheduler
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import make_verdicts
-from verdicts import integrators, mending, pages, schedulers
+from verdicts import exact_law, integrators, mending, pages, schedulers
 from verdicts.peers import Peers
 from verdicts.row import Claim, Row, judge
 
@@ -143,7 +146,8 @@ def asks_for_levels(model, x, sigmas, extra_args=None, disable=None):
     assert levels is model.inner_model.model_patcher.get_model_object("model_sampling")
     assert float(sigmas[-1] or sigmas[-2]) <= levels.percent_to_sigma(0.5) <= float(sigmas[0])
     for i in range(len(sigmas) - 1):
-        x = x + (sigmas[i + 1] - sigmas[i]) * (x - model(x, sigmas[i] * x.new_ones(len(x)))) / sigmas[i]
+        level = sigmas[i : i + 1].expand(len(x))
+        x = x + (sigmas[i + 1] - sigmas[i]) * (x - model(x, level)) / level[:, None]
     return x
 
 
@@ -152,6 +156,37 @@ def test_functions_that_ask_for_comfyuis_objects_are_judged():
     assert report.passed
     # Levels come in the dtype of the states, so that float32 stays.
     assert report.check("runs").passed
+
+
+@pytest.mark.parametrize("spec", ["euler_ancestral", "dpmpp_2m_sde", "seeds:order=2,chart=data", "dpmpp:order=2"])
+def test_the_law_from_one_batch_is_the_one_that_a_table_carries(spec):
+    levels = [20.0, 9.0, 3.0, 1.0, 0.2]
+    table = solvers.table_solver(spec).tableau(paths.get("edm:sigma_min=0.02,sigma_max=40"), levels)
+    start = torch.tensor([exact_law.VARIANCE], dtype=torch.float64)
+    expected = table.propagate(exact_law.MEAN, start)
+    mean, variance = exact_law.law(as_comfyui_sampler(spec), levels)
+    assert mean == pytest.approx(float(expected.mean), rel=1e-11)
+    assert variance == pytest.approx(float(expected.variance), rel=1e-11)
+
+
+def overlapping(model, x, sigmas, *, noise_sampler, disable):
+    """Noise of a whole step less that of its parts: nothing, if all of it is one Brownian motion in sigma."""
+    first, last = sigmas[0], sigmas[-1]
+    middle = (first + last) / 3
+    for a, b, sign in ((first, last, 1.0), (first, middle, -1.0), (middle, last, -1.0)):
+        x = x + sign * (a - b).sqrt() * noise_sampler(a, b)
+    return x
+
+
+def test_noise_of_overlapping_steps_is_one_brownian_motion():
+    mean, variance = exact_law.law(overlapping, [9.0, 1.0])
+    assert mean == pytest.approx(exact_law.MEAN)
+    assert variance == pytest.approx(exact_law.VARIANCE + 81.0, rel=1e-12)
+
+
+def test_weak_orders_of_functions_are_those_of_our_tables():
+    for spec, order in (("euler_ancestral", 1), ("dpmpp_2m_sde", 2)):
+        assert exact_law.weak_order(as_comfyui_sampler(spec)).slope == pytest.approx(order, abs=0.1)
 
 
 def test_rows_survive_their_file_and_refuse_no_claim():

@@ -52,9 +52,13 @@ class Exact(torch.nn.Module):
 
 
 class Comfy:
-    """ComfyUI with an exact field: runs of its samplers, or of sampler functions of others, through its own objects."""
+    """ComfyUI with an exact field: runs of its samplers, or of sampler functions of others, through its own objects.
+
+    ``left`` is what left CFGGuider in the last run, in float32 and in the units of the latents.
+    """
 
     def __init__(self, folder: Path):
+        self.left = torch.empty(0)
         comfyui(folder)
         self.samplers = importlib.import_module("comfy.samplers")
         self._sampling = importlib.import_module("comfy.model_sampling")
@@ -93,7 +97,7 @@ class Comfy:
         sampler.sampler_function = kept
         guider = self.samplers.CFGGuider(patcher)
         guider.set_conds([[torch.zeros(1, 1, 1), {}]], [[torch.zeros(1, 1, 1), {}]])
-        guider.sample(
+        self.left = guider.sample(
             noise[:, :, None, None],
             torch.zeros_like(noise)[:, :, None, None],
             sampler,

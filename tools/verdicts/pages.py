@@ -54,7 +54,8 @@ def _line(row: Row) -> str:
     claimed = "" if row.claimed is None else f"{row.claimed} ({row.source})"
     measured = ""
     if row.order is not None:
-        measured = f"{row.order:.2f}" + ("" if row.asymptotic else " (not in its asymptotic range)")
+        measured = f"{row.order:.2f}" + (", weak" if not row.errors else "")
+        measured += "" if row.asymptotic else " (not in its asymptotic range)"
     mark = _MARKS[row.verdict]
     if row.verdict == "wrong":
         mark += ": " + ", ".join(row.wrong)

@@ -76,9 +76,10 @@ class Peers:
         spec = importlib.util.spec_from_file_location(file, place / f"{file}.py")
         if spec is None or spec.loader is None:
             raise SystemExit(f"{place / file}.py can't be read")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        if file not in sys.modules:
+            sys.modules[file] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[file])
+        return sys.modules[file]
 
 
 def comfyui(place: Path) -> str:

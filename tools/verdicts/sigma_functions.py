@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from diffode.verify.sampler.foreign import k_diffusion
 from diffode.verify.sampler.subject import Sampler
+from verdicts.exact_law import weak_order
 from verdicts.peers import Peers
 from verdicts.row import Claim
 
@@ -26,6 +28,10 @@ _TREE_DRAWS = 4000
 
 def _none(_: Any) -> float:
     return 0.0
+
+
+def _one(_: Any) -> float:
+    return 1.0
 
 
 def _same(x: Any) -> Any:
@@ -68,7 +74,6 @@ _FLOW: tuple[tuple[str, dict[str, Any], int | None, str, str, str], ...] = (
         ("sa_solver", {"tau_func": _none, "predictor_order": p, "corrector_order": c}, max(p, c), _SA, "data", "")
         for p, c in ((1, 1), (2, 2), (3, 3), (3, 4))
     ),
-    ("sa_solver_pece", {"tau_func": _none}, 4, _SA, "data", "sa_solver_last_step"),
 )  # fmt: skip
 
 #: Functions that draw noise, with their own options, and whether a Brownian tree makes the noise.
@@ -108,7 +113,11 @@ def claims(library: str, peers: Peers) -> Iterator[Claim]:
             run = k_diffusion(getattr(module, f"sample_{name}"), {})
             subject = Sampler(f"sample_{name}", run, draws=_TREE_DRAWS if tree else 40_000, law_steps=100 if tree else 400)
             finding = "sa_solver_last_step" if name.startswith("sa_solver") else ""
-            yield Claim(library, f"sample_{name}", subject, chart="law", finding=finding)
+            noisy = _one_more(getattr(module, f"sample_{name}")) if finding else getattr(module, f"sample_{name}")
+            extra = {"tau_func": _one} if finding else {}
+            yield Claim(
+                library, f"sample_{name}", subject, chart="law", finding=finding, weak=partial(weak_order, noisy, **extra)
+            )
     for name in names:
         reason = next((text for part, text in _LEFT.items() if name == part or (part[0] == "_" and name.endswith(part))), "")
         if reason:
@@ -122,7 +131,7 @@ def _one_more(function: Any) -> Any:
 
     def sample(model: Any, x: Any, sigmas: Any, **options: Any) -> Any:
         more = sigmas if sigmas[-1] == 0 else torch.cat([sigmas, 0.9 * sigmas[-1:]])
-        return function(model, x, more, disable=True, **options)
+        return function(model, x, more, **{"disable": True, **options})
 
     return sample
 
