@@ -9,8 +9,8 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance parallel few_step orders learned universal maps mutation coverage fuzz \
-        docs tutorials package
+.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance parallel few_step orders verdicts learned universal \
+        maps mutation coverage fuzz docs tutorials package
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -77,6 +77,10 @@ maps: $(READY)  # about 40 minutes of one core: trains the flow maps that ship a
 sources: $(READY)  # a few minutes
 	@echo "==> fields whose noise is no normal one: Poisson flows, from mixture to mixture"
 	$(BIN)/python tools/make_sources.py
+
+verdicts: $(READY)  # a quarter of an hour of one core; PEERS=FOLDER names where checkouts of other libraries lie
+	@echo "==> the samplers of public libraries, judged: docs/verdicts"
+	$(BIN)/python tools/make_verdicts.py $(if $(PEERS),--peers $(PEERS))
 
 guidance: $(READY)  # a few minutes on two cores
 	@echo "==> samplers and laws under guidance, on exact fields"

@@ -77,6 +77,8 @@ def network(scheduler, t, sigma_of_t):
 
 def documented_run(name, steps, count):
     """Starts and ends of set_timesteps; for t in timesteps: scale_model_input, network, step."""
+    # Some classes draw their noise from the global generator.
+    torch.manual_seed(0)
     made = scheduler_loops.classes()[name]
     takes = made.__init__.__wrapped__.__code__.co_varnames if hasattr(made.__init__, "__wrapped__") else ()
     scheduler = made(**({"clip_sample": False} if "clip_sample" in takes else {}))

@@ -148,7 +148,7 @@ TESTS = {
     "verify/theory/affine.py": "certificate",
     "verify/theory/bounds.py": "certificate",
     "verify/theory/score_error.py": "certificate",
-    "verify/sampler": "check check_schedulers",
+    "verify/sampler": "check check_schedulers verdicts",
 }
 #: Operators whose mutation says little, as those of annotations.
 DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift")

@@ -26,12 +26,14 @@ def command(
     function (field, x, times) or (field, x, times, generator), a k-diffusion function (model, x, sigmas, ...), a class of
     azula's samplers. The verdict is about its order and limit, its moments on a Gaussian, the evaluations that it promises,
     makes and wastes, repeatability, independence of the other rows of a batch, and its behaviour at sigma = 0. A scheduler of
-    diffusers is called as its own pipelines call it. Exit code 1 if something is wrong, 4 if it can't be judged.
+    diffusers is called as its own pipelines call it; an order claimed of it (--option solver_order=3, --order 3) is measured
+    between levels in float64. Exit code 1 if something is wrong, 4 if it can't be judged.
 
     \b
     Example:  diffode check dpmpp:order=2
               diffode check my_sampler.py:sample --order 2
               diffode check azula.sample:zEABSampler --option order=3
+              diffode check diffusers:DPMSolverMultistepScheduler --option solver_order=3
     """
     from diffode.verify import check_sampler
 

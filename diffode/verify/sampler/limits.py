@@ -15,14 +15,10 @@ from diffode.targets import GaussianMixture
 from diffode.verify.report import Check
 from diffode.verify.sampler.trial import TARGET, Bench
 
-#: Number of draws for moments.
-_DRAWS = 40_000
 #: Largest error of a moment that draws explain, in standard errors.
 _DEVIATIONS = 5.0
 #: Largest relative error of a moment that the number of steps explains.
 _SHARE = 0.02
-#: Number of steps of a run for moments.
-_LAW_STEPS = 400
 #: Largest limit of an error that goes to 0 with the number of steps.
 _LIMIT = 0.005
 #: Mean of the Gaussian.
@@ -42,19 +38,17 @@ def _gaussian(bench: Bench) -> tuple[GaussianMixture, ExactField]:
 
 def moments(bench: Bench) -> Check:
     """The check of moments on a Gaussian, exact without sampling, since field and sampler are affine there."""
-    once, bend = _errors(bench, _LAW_STEPS)
+    steps = bench.sampler.law_steps
+    once, bend = _errors(bench, steps)
     if bend > 1e-6:
         return Check.found("moments", None, f"not affine on a Gaussian (it bends by {bend:.1e}): moments are not read off")
-    text = (
-        f"on a Gaussian, {_LAW_STEPS} steps: mean off by {abs(once[0]):.1e} deviations, "
-        f"variance by {abs(once[1]):.1e} of itself"
-    )
+    text = f"on a Gaussian, {steps} steps: mean off by {abs(once[0]):.1e} deviations, variance by {abs(once[1]):.1e} of itself"
     if max(map(abs, once)) < _SHARE:
         return Check.found("moments", True, text)
     # A method of first order may err much on a grid that does not suit it, so the limit of many steps counts.
-    twice, _ = _errors(bench, 2 * _LAW_STEPS)
+    twice, _ = _errors(bench, 2 * steps)
     left = max(abs(2 * two - one) for one, two in zip(once, twice, strict=True))
-    text += f"; {2 * _LAW_STEPS}: {abs(twice[0]):.1e} and {abs(twice[1]):.1e}, which " + (
+    text += f"; {2 * steps}: {abs(twice[0]):.1e} and {abs(twice[1]):.1e}, which " + (
         "goes to 0" if left < _LIMIT else f"leaves {left:.1e} with any number of steps"
     )
     return Check.found("moments", left < _LIMIT, text)
@@ -81,29 +75,30 @@ def _errors(bench: Bench, steps: int) -> tuple[tuple[float, float], float]:
 def law(bench: Bench) -> list[Check]:
     """Checks of mean and variance of the output on a Gaussian, and of the law on a mixture, within their intervals."""
     _, exact = _gaussian(bench)
-    path, times = bench.path, bench.times(_LAW_STEPS)
-    end = bench.run(exact, exact.prior(_DRAWS, generator=5), times, 6)[:, 0]
+    path, steps, draws = bench.path, bench.sampler.law_steps, bench.sampler.draws
+    times = bench.times(steps)
+    end = bench.run(exact, exact.prior(draws, generator=5), times, 6)[:, 0]
     true_mean = path.alpha(times[-1]) * _MEAN
     true_variance = path.alpha(times[-1]) ** 2 * _VARIANCE + path.sigma(times[-1]) ** 2
     deviation = math.sqrt(true_variance)
     mean_error, variance_error = float(end.mean()) - true_mean, float(end.var()) / true_variance - 1
     allowed = (
-        (_DEVIATIONS / math.sqrt(_DRAWS) + _SHARE / 3) * deviation, _DEVIATIONS * math.sqrt(2 / _DRAWS) + _SHARE,
+        (_DEVIATIONS / math.sqrt(draws) + _SHARE / 3) * deviation, _DEVIATIONS * math.sqrt(2 / draws) + _SHARE,
     )  # fmt: skip
     good = abs(mean_error) <= allowed[0] and abs(variance_error) <= allowed[1]
     text = (
-        f"on a Gaussian, {_LAW_STEPS} steps, {_DRAWS} draws: mean off by {mean_error / deviation:+.3f} deviations, variance by "
+        f"on a Gaussian, {steps} steps, {draws} draws: mean off by {mean_error / deviation:+.3f} deviations, variance by "
         f"{variance_error:+.3f} of itself (allowed {allowed[0] / deviation:.3f} and {allowed[1]:.3f})"
     )
     return [Check.found("moments", good, text), _mixture_law(bench, times)]
 
 
 def _mixture_law(bench: Bench, times: Sequence[float]) -> Check:
-    exact = fields.exact_field(bench.target, bench.path)
-    x, true = (exact.marginal(_DRAWS, t, generator=keyed(k, "law"))[:, 0] for k, t in enumerate((times[0], times[-1])))
+    exact, draws = fields.exact_field(bench.target, bench.path), bench.sampler.draws
+    x, true = (exact.marginal(draws, t, generator=keyed(k, "law"))[:, 0] for k, t in enumerate((times[0], times[-1])))
     end = bench.run(exact, x[:, None], times, 8)[:, 0]
     distance = float((end.sort().values - true.sort().values).abs().mean()) / exact.scale
-    floor = float((exact.marginal(_DRAWS, times[-1], generator=11)[:, 0].sort().values - true.sort().values).abs().mean())
+    floor = float((exact.marginal(draws, times[-1], generator=11)[:, 0].sort().values - true.sort().values).abs().mean())
     allowed = 4 * floor / exact.scale + _SHARE
     text = f"distance to the law of {TARGET}: {distance:.4f} of its scale (exact draws: {floor / exact.scale:.4f})"
     good = distance <= allowed

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError, suggestion
 from diffode.extensions import library
 from diffode.fields import Field
+from diffode.verify.sampler import scheduler_given
 from diffode.verify.sampler.scheduler_levels import CannotJudgeError, Level, Run, both, exploding, of_table, reading, rho_of
 
 #: Numbers of steps, divisors of 1000, for which a list of every k-th training level begins near the last one.
@@ -29,11 +30,13 @@ STEPS = (10, 20, 50, 100, 200)
 class Scheduler:
     """A scheduler of diffusers with options: ``unused`` was never run, and ``at(n)`` gives a run of n steps with a copy.
 
-    Runs use copies, since some classes compute a thousand levels when they are made.
+    Runs use copies, since some classes compute a thousand levels when they are made. With ``given``, a highest
+    and a lowest level, its runs go between levels of ``scheduler_given`` instead of its own.
     """
 
     name: str
     unused: Any
+    given: tuple[float, float] | None = None
     _levels: dict[int, tuple[float, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -55,8 +58,14 @@ class Scheduler:
             scheduler = copy.deepcopy(self.unused)
             for part, loop in _LOOPS.items():
                 if part in self.name:
+                    if self.given is not None:
+                        raise CannotJudgeError("its loop keeps levels of its own")
                     return loop(scheduler, steps)
-            return _usual(scheduler, steps)
+            return _usual(scheduler, steps, self.given)
+
+    def between_given_levels(self) -> Scheduler:
+        """The scheduler with levels of ``scheduler_given``."""
+        return Scheduler(self.name, self.unused, scheduler_given.LEVELS)
 
 
 def classes() -> dict[str, Any]:
@@ -163,12 +172,14 @@ def _refuse(scheduler: Any, name: str) -> None:
         )
 
 
-def _usual(scheduler: Any, steps: int) -> Run:
-    """The loop of nearly all pipelines: scale_model_input, the network, step, over the scheduler's own timesteps."""
+def _usual(scheduler: Any, steps: int, given: tuple[float, float] | None = None) -> Run:
+    """The loop of nearly all pipelines: scale_model_input, the network, step, over the scheduler's timesteps."""
     config = scheduler.config
     lay = inspect.signature(scheduler.set_timesteps).parameters
     dynamic = {"mu": 1.0} if "mu" in lay and config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **dynamic)
+    if given is not None:
+        scheduler_given.lay(scheduler, *given)
     timesteps = list(scheduler.timesteps)
     takes = inspect.signature(scheduler.step).parameters
     levels, last, answer = reading(scheduler, timesteps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from diffode.numerics.orders import OrderEstimate, fit_order
 from diffode.targets import GaussianMixture
 from diffode.targets.target import Target
 from diffode.verify.report import Check
+from diffode.verify.sampler import foreign, scheduler_given
+from diffode.verify.sampler.scheduler_levels import CannotJudgeError
 from diffode.verify.sampler.scheduler_loops import STEPS, Scheduler
 from diffode.verify.sampler.trial import TARGET, Bench
 
@@ -50,19 +53,29 @@ LAW_STEPS = (50, 100)
 _LEFT = 0.75
 
 
+def formula_order(bench: Bench, scheduler: Scheduler) -> OrderEstimate | None:
+    """The order of a scheduler's steps between given levels in float64; None if it keeps its own or is exact there."""
+    laid = scheduler.between_given_levels()
+    try:
+        laid.levels(scheduler_given.STEPS[0])
+    except CannotJudgeError:
+        return None
+    own = replace(bench.sampler, scheduler=laid, run=foreign.scheduler_run(laid))
+    there = replace(bench, sampler=own)
+    found = _errors(there, laid, scheduler_given.STEPS)
+    try:
+        return fit_order(scheduler_given.STEPS, found, 1e-14 * max(there.field().scale, 1.0))
+    except ArgumentError:
+        return None
+
+
 def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Check], OrderEstimate | None]:
-    """Checks of the order between the scheduler's own levels, and of the fall of the error, with the measured order."""
+    """Checks of the order between the scheduler's own levels, and of the fall of the error, with the measured order.
+
+    If an order is claimed it is measured between given levels in float64, where the class steps between such.
+    """
     exact = bench.field()
-    errors: list[tuple[float, ...]] = []
-    for steps in STEPS:
-        rho, times = scheduler.levels(steps), bench.times(steps)
-        x = bench.start(_STARTS, steps=steps)
-        end = bench.run(exact, x, times)
-        errors.append(
-            tuple(float((end - true).square().mean().sqrt()) / math.hypot(1, rho[-1]) for true in _ends(exact, rho, x))
-        )
-    best = min(range(len(errors[0])), key=lambda k: errors[-1][k])
-    found = [error[best] for error in errors]
+    found = _errors(bench, scheduler, STEPS)
     shown = f"errors {', '.join(f'{e:.1e}' for e in found)} at {', '.join(map(str, STEPS))} steps between its own levels"
     if not all(math.isfinite(error) for error in found):
         return [Check.found("limit", False, f"errors are not finite: {shown}")], None
@@ -78,12 +91,44 @@ def order(bench: Bench, scheduler: Scheduler) -> tuple[list[Check], OrderEstimat
     limit = Check.found("limit", not stuck, f"{says}: {shown}")
     measured = f"order {estimate.slope:.2f} measured between its own levels (95 %: {estimate.low:.2f} to {estimate.high:.2f})"
     claimed = bench.sampler.claimed
+    formula = None if claimed is None else formula_order(bench, scheduler)
+    if claimed is not None and formula is not None:
+        return [_claimed(claimed, formula), limit], formula
     if claimed is None:
         return [Check.found("order", None, f"{measured}; none is claimed"), limit], estimate
     if estimate.slope >= claimed - _SHORT:
         return [Check.found("order", True, f"order {claimed} as claimed: {measured}"), limit], estimate
     text = f"order {claimed} is claimed, which its own levels, rounded to training steps, do not settle: {measured}"
     return [Check.found("order", None, text), limit], estimate
+
+
+def _claimed(claimed: int, found: OrderEstimate) -> Check:
+    """The check of a claim against the order between given levels."""
+    shown = ", ".join(f"{e:.1e}" for e in found.errors)
+    text = (
+        f"order {found.slope:.2f} measured between levels given in float64 (95 %: {found.low:.2f} to {found.high:.2f}; errors "
+        f"{shown} at {', '.join(map(str, found.steps))} steps)"
+    )
+    if found.slope >= claimed - _SHORT:
+        return Check.found("order", True, f"order {claimed} as claimed: {text}")
+    if found.high >= claimed - _SHORT:
+        return Check.found("order", None, f"order {claimed} is claimed, which these steps do not settle: {text}")
+    return Check.found("order", False, f"order {claimed} is claimed, it is lower: {text}")
+
+
+def _errors(bench: Bench, scheduler: Scheduler, counts: Sequence[int]) -> list[float]:
+    """Root mean square errors at each number of steps, against the nearer of the two references."""
+    exact = bench.field()
+    errors: list[tuple[float, ...]] = []
+    for steps in counts:
+        rho, times = scheduler.levels(steps), bench.times(steps)
+        x = bench.start(_STARTS, steps=steps)
+        end = bench.run(exact, x, times)
+        errors.append(
+            tuple(float((end - true).square().mean().sqrt()) / math.hypot(1, rho[-1]) for true in _ends(exact, rho, x))
+        )
+    best = min(range(len(errors[0])), key=lambda k: errors[-1][k])
+    return [error[best] for error in errors]
 
 
 def _slope(x: list[float], y: list[float]) -> float:

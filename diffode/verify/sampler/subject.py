@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,8 @@ class Sampler:
         scheduler: a scheduler of another library, which has its own levels and uses only the number of the given times.
         foreign: whether it belongs to another library and may be called in the wrong way; if it raises, it is not judged.
         unjudged: the reason why it can't be judged, if it can't.
+        draws: number of draws for its law, if it draws noise.
+        law_steps: number of steps of a run for moments or a law.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Sampler:
     scheduler: Scheduler | None = None
     foreign: bool = False
     unjudged: str = ""
+    draws: int = 40_000
+    law_steps: int = 400
 
 
 def find_sampler(
@@ -104,7 +110,9 @@ def _named(text: str, options: dict[str, Any]) -> Sampler:
     library, colon, name = text.partition(":")
     if library == "torchdiffeq" and colon and "=" not in name:
         run, claimed = foreign.torchdiffeq_fixed(name, options)
-        return Sampler(text, run, claimed, None, "rectified_flow", "shift:s=1", to_zero=False, foreign=True)
+        stages = foreign.STAGES.get(name)
+        promised = None if stages is None else functools.partial(operator.mul, stages)
+        return Sampler(text, run, claimed, promised, "rectified_flow", "shift:s=1", to_zero=False, foreign=True)
     if library == "diffusers" and colon:
         try:
             own, scheduler = foreign.diffusers_scheduler(name, options)
