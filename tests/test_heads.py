@@ -379,3 +379,20 @@ def test_a_study_knows_heads_by_their_content(ring, tmp_path):
         trained.save(file)
         contents.append(solvers.get(f"head:file={file}").content())
     assert contents[0] == ring[1].solver.content() != contents[1]
+
+
+def test_slopes_of_a_drawn_layer_lie_between_their_widths_in_units_of_the_inputs():
+    inputs = 5.0 + 2.0 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def slopes(widths):
+        matrix, _ = features.drawn_layer(inputs, 2000, widths, torch.Generator().manual_seed(1))
+        draws = torch.Generator().manual_seed(1)
+        torch.rand(2000, generator=draws, dtype=torch.float64)
+        return matrix * inputs.std() / torch.randn(1, 2000, generator=draws, dtype=torch.float64)
+
+    assert torch.allclose(slopes((3.0, 3.0)), torch.tensor(3.0, dtype=torch.float64), rtol=1e-9)
+    spread = slopes((0.5, 8.0))
+    assert 0.5 <= float(spread.min()) < 0.51
+    assert 7.9 < float(spread.max()) <= 8.0
+    # Their logarithms are uniform.
+    assert float(spread.log().mean()) == pytest.approx(math.log(2.0), abs=0.05)

@@ -164,11 +164,9 @@ def denoised_weights(stages: Stages) -> Tensor:
     With e_j = (z_j - D_j)/rho_j every state z_i is a combination of z_0 and D_0, ..., D_{i-1}.
     """
     count = stages.nfe
-    by_start, by_point = torch.zeros(count + 1, dtype=torch.float64), torch.zeros(count + 1, count, dtype=torch.float64)
-    by_start[0] = 1.0
+    by_point = torch.zeros(count + 1, count, dtype=torch.float64)
     for i in range(count):
         share = stages.weights[i, : i + 1] / stages.levels[: i + 1]
-        by_start[i + 1] = stages.scales[i] + share @ by_start[: i + 1]
         by_point[i + 1] = share @ by_point[: i + 1]
         by_point[i + 1, : i + 1] -= share
     return by_point[count]
