@@ -368,12 +368,12 @@ def test_an_interrupted_training_of_a_law_goes_on_to_the_same_numbers(name, tmp_
 
 
 def test_a_generator_learns_from_a_field_whose_law_is_not_known():
-    exact = diffode.exact_field("gauss1d", "edm")
+    exact = diffode.exact_field("bimodal1d", "edm")
     field = diffode.Field.from_velocity(lambda x, t: exact.velocity(x, t), path="edm", scale=exact.scale)
     found = train_map("sid:width=8,depth=1,batch=32", field, nfe=1, dim=1, steps=3)
     assert math.isfinite(found.errors.after)
-    # The Gaussian's map is exact here: two sets of draws are apart by chance alone.
-    assert found.errors.before < 0.05
+    # The normal law against that of two modes, as where the law is known.
+    assert found.errors.before == pytest.approx(0.37, abs=0.03)
     with pytest.raises(ArgumentError, match="such as flow_map"):
         train_map("imm:width=8,depth=1,batch=32", field, nfe=1, dim=1, steps=3)
 
