@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance few_step orders learned universal maps mutation coverage fuzz \
+.PHONY: bench test test-slow lint setup clean speed scale memory sources guidance few_step orders learned universal maps images mutation coverage fuzz \
         docs tutorials package
 
 bench: $(READY)
@@ -81,6 +81,10 @@ sources: $(READY)  # a few minutes
 guidance: $(READY)  # a few minutes on two cores
 	@echo "==> samplers and laws under guidance, on exact fields"
 	$(BIN)/python tools/make_guidance.py
+
+images: $(READY)  # half an hour on two cores
+	@echo "==> solvers on a network for real pictures: docs/images.md, laws of 10,000 samples"
+	$(BIN)/python tools/make_images.py --samples 10000
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

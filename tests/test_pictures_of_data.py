@@ -172,8 +172,8 @@ def test_statistics_of_a_file_and_of_the_field_itself_are_taken(tmp_path, monkey
 def test_the_key_of_a_cell_holds_what_a_file_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys = []
-    for kind in ("full", "scale"):
-        diffode.Statistics.of_target("ring8", kind).save("known.safetensors")
+    for unit in (1.0, 1.1):
+        diffode.Statistics.of_target("ring8").scaled(unit).save("known.safetensors")
         field_of.cache_clear()
         content_of.cache_clear()
         keys.append(content_of("trained:ring8,statistics=known.safetensors", "edm"))

@@ -107,10 +107,10 @@ def content_of(target: str, path: str) -> str:
         return content if guidance is None else cache.key_of(content, *(part.content() for part in guidance.laws(law)))
     field = field_of(target, path)
     on = field.require_path("a study")
-    told = "" if field.statistics is None else field.statistics.content
+    told = _told(field, on)
     if isinstance(field, TrainedField):
         weights = [part for name, value in sorted(field.denoiser.state_dict().items()) for part in (name, value)]
-        return cache.key_of(target, on.spec, sorted(field.facts.items()), *weights, told)
+        return cache.key_of(target, on.spec, sorted(field.facts.items()), *weights, *told)
     answers, threads = [], torch.get_num_threads()
     # The last bits of a sum depend on the number of threads.
     torch.set_num_threads(1)
@@ -129,7 +129,16 @@ def content_of(target: str, path: str) -> str:
         ) from error
     finally:
         torch.set_num_threads(threads)
-    return cache.key_of(target, on.spec, field.scale, *answers, told)
+    return cache.key_of(target, on.spec, field.scale, *answers, *told)
+
+
+def _told(field: Field, path: Path) -> list[torch.Tensor]:
+    """What solvers are told of the data, as the flow of their Gaussian takes some points, without its last digits."""
+    known = field.statistics
+    if known is None:
+        return []
+    x = path.sigma(path.t_max) * normal((3, *shape_of(field)), generator=generator_from(0))
+    return [(known.flow(x, path, path.t_max, path.t_min) / known.scale * 1e5).round()]
 
 
 @functools.cache
