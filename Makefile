@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .PHONY: bench test test-slow lint setup clean speed scale memory sources guidance parallel few_step orders verdicts learned universal \
-        maps mutation coverage fuzz docs tutorials package
+        maps images mutation coverage fuzz docs tutorials package
 
 bench: $(READY)
 	@echo "==> diffode bench quick: error against NFE on exact targets"
@@ -89,6 +89,10 @@ guidance: $(READY)  # a few minutes on two cores
 parallel: $(READY)  # a minute
 	@echo "==> runs parallel in time: calls that wait against calls that are made"
 	$(BIN)/python tools/make_parallel.py
+
+images: $(READY)  # half an hour on two cores
+	@echo "==> solvers on a network for real pictures: docs/images.md, laws of 10,000 samples"
+	$(BIN)/python tools/make_images.py --samples 10000
 
 scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"

@@ -22,7 +22,11 @@ RHOS = (80.0, 10.0, 1.0, 0.3, 0.05, 0.002)
 FEW = [name for name in ALL if targets.get(name).dim <= 2]
 
 
-@pytest.fixture(scope="module", params=ALL)
+#: Targets of so many numbers that each of these laws takes a minute of them.
+LARGE = ("fashion-points", "fashion-mfa")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in ALL])
 def target(request):
     return targets.get(request.param)
 

@@ -272,7 +272,7 @@ def test_a_report_in_the_making_is_no_abandoned_one(tmp_path, plain_pictures):
 def test_solvers_that_draw_noise_are_drawn(tmp_path):
     write(tmp_path, results_of("ring8", solvers=("seeds_2", "ddim:eta=1")))
     assert (tmp_path / "figures" / "clouds-ring8.png").stat().st_size > 10_000
-    figures.draw_images("patches-gmm", "edm", ["ddpm"], 4)
+    figures.draw_images("patches-gmm", "edm", ["ddpm"], [4])
 
 
 @pytest.mark.parametrize(

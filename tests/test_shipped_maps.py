@@ -199,3 +199,9 @@ def test_a_map_s_run_has_the_derivative_of_its_jumps(solver):
         up, down = (diffode.solve(field, x + s * h, solver=solver, nfe=3).x for s in (1, -1))
     assert torch.allclose(gradient, (up - down) / (2 * h), rtol=1e-4, atol=1e-9)
     assert not diffode.solve(field, x.detach(), solver=solver, nfe=3).x.requires_grad
+
+
+def test_what_a_shipped_map_is_made_of_is_told_by_its_numbers():
+    contents = {method: ShippedMap(method=method).content() for method in ("reflow", "shortcut", "flow_map")}
+    assert len(set(contents.values())) == 3
+    assert all(len(content) > 30 for content in contents.values())

@@ -7,11 +7,11 @@ from diffode import paths, targets, testing
 from diffode.errors import LawError
 from diffode.targets import GaussianMixture
 
+#: Targets whose laws are those of others, digits-lowrank and digits-empirical, in many times as many dimensions.
+LARGE = ("gauss1024-lowrank", "fashion-points", "fashion-mfa")
 
-# Its laws are those of "digits-lowrank", in sixteen times as many dimensions.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "gauss1024-lowrank" else n for n in targets.names()]
-)
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in targets.names()])
 def test_a_registered_target_keeps_the_laws(name):
     assert testing.check_target(name).passed
 

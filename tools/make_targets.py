@@ -1,4 +1,5 @@
-"""Make the parameter files of the target registry: ``python tools/make_targets.py`` (needs the ``fit`` extra).
+"""Make the parameter files of the target registry: ``python tools/make_targets.py`` (needs the ``fit`` extra, and Debian's
+package ``dataset-fashion-mnist`` for the targets of that name).
 
 The files in ``diffode/targets/data`` are the registry: they are never regenerated at run time, since random streams and
 fitting libraries differ between versions. This script says how each was made, and prints the hash its card must carry.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import fashion
 import numpy as np
 
 from diffode.targets.catalogue import DATA, parameter_hash
@@ -218,7 +220,7 @@ def fit_full(data: np.ndarray, count: int, ridge: float, name: str) -> Parameter
     return {"weights": weights / weights.sum(), "means": fitted.means_[order], "covariances": covariances}
 
 
-def fit_low_rank(data: np.ndarray, count: int, rank: int, floor: float, name: str) -> Parameters:
+def fit_low_rank(data: np.ndarray, count: int, rank: int, floor: float, name: str, rounds: int = 60) -> Parameters:
     """Mixture of probabilistic principal component analysers by EM (Tipping and Bishop 1999)."""
     from sklearn.cluster import KMeans
 
@@ -226,7 +228,7 @@ def fit_low_rank(data: np.ndarray, count: int, rank: int, floor: float, name: st
     dim = data.shape[1]
     labels = KMeans(count, n_init=4, random_state=0).fit_predict(train)
     r = np.eye(count)[labels]
-    for _ in range(60):
+    for _ in range(rounds):
         weights, means, factors, noise = [], [], [], []
         for k in range(count):
             mass = r[:, k].sum() + 1e-9
@@ -290,6 +292,35 @@ def patches(side: int, count: int, seed: int) -> np.ndarray:
     return array / array.std()
 
 
+def fashion_points() -> Parameters:
+    """The first 200 pictures of each class of the training set, class by class."""
+    values, classes = fashion.bytes_of("train")
+    chosen = np.concatenate([np.flatnonzero(classes == k)[:200] for k in range(10)])
+    return {"points": values[chosen], **grey("points")}
+
+
+def fashion_mfa() -> Parameters:
+    """Five analysers for each class of the training set, each fitted to its class alone, in bytes."""
+    values, classes = fashion.pictures("train")
+    found = [fit_low_rank(values[classes == k], 5, 11, 1e-3, f"fashion-mfa {fashion.CLASSES[k]}", rounds=12) for k in range(10)]
+    weights = np.concatenate([each["weights"] * (classes == k).mean() for k, each in enumerate(found)])
+    means, factors, noise = (np.concatenate([each[key] for each in found]) for key in ("means", "factors", "noise"))
+    step = np.abs(factors).max(1, keepdims=True).astype(np.float32) / 127
+    return {
+        "weights": weights / weights.sum(),
+        "means": np.rint((means + 1) * 127.5).clip(0, 255).astype(np.uint8),
+        **grey("means"),
+        "factors": np.rint(factors / step).astype(np.int8),
+        "factors_step": step,
+        "noise": noise,
+    }
+
+
+def grey(name: str) -> Parameters:
+    """What makes bytes into grey values from -1 to 1."""
+    return {f"{name}_step": np.array(2 / 255), f"{name}_first": np.array(-1.0)}
+
+
 MAKERS = {
     "gauss1d": gauss1d,
     "gauss2d": gauss2d,
@@ -313,6 +344,8 @@ MAKERS = {
     "digits-lowrank": lambda: fit_low_rank(digits(), 20, 8, 5e-3, "digits-lowrank"),
     "digits-empirical": lambda: {"points": digits().astype(np.float16)},
     "patches-gmm": lambda: fit_full(patches(8, 16000, 8), 12, 1e-3, "patches-gmm"),
+    "fashion-points": fashion_points,
+    "fashion-mfa": fashion_mfa,
     "images-mfa": lambda: fit_low_rank(patches(24, 6000, 24), 10, 10, 1e-3, "images-mfa"),
 }
 

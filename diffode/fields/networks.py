@@ -91,10 +91,45 @@ class UNet(nn.Module):
         return found
 
 
-class Denoiser(nn.Module):
-    """D(x, sigma) around a network F of a ``kind``: ``perceptron`` or ``unet``; ArgumentError for others.
+class PatchUNet(nn.Module):
+    """F for images (B, channels, size, size), size a multiple of 4: a UNet on patches of two by two pixels.
 
-    ``shape`` is that of a row for F, ``scale`` the root mean variance of the data.
+    The first and last blocks work at half the size, all others at a quarter, in three times the channels; there every place
+    has numbers of its own, which a convolution lacks.
+    """
+
+    def __init__(self, channels: int, size: int, width: int, depth: int):
+        super().__init__()
+        deep = 3 * width
+        self.level = Embedding(deep)
+        self.enter, self.leave = nn.Conv2d(4 * channels, width, 3, padding=1), nn.Conv2d(width, 4 * channels, 3, padding=1)
+        self.down, self.up = Block(width, width, deep), Block(2 * width, width, deep)
+        self.place = nn.Parameter(torch.zeros(deep, size // 4, size // 4))
+        self.middle = nn.ModuleList(Block(deep if i else width, deep, deep) for i in range(depth))
+        self.narrow = nn.Conv2d(deep, width, 1)
+        #: Factor of the bridge, as a :class:`UNet` has one.
+        self.bridge = 1.0
+
+    @override
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        level = self.level(log_sigma)
+        fine = self.down(self.enter(torch.nn.functional.pixel_unshuffle(x, 2)), level)
+        coarse = torch.nn.functional.avg_pool2d(fine, 2)
+        for i, block in enumerate(self.middle):
+            coarse = block(coarse, level)
+            if i == 0:
+                coarse = coarse + self.place
+        across = fine if self.bridge == 1 else self.bridge * fine
+        joined = torch.cat([across, torch.nn.functional.interpolate(self.narrow(coarse), scale_factor=2.0, mode="nearest")], 1)
+        left: Tensor = self.leave(torch.nn.functional.silu(self.up(joined, level)))
+        return torch.nn.functional.pixel_shuffle(left, 2)
+
+
+class Denoiser(nn.Module):
+    """D(x, sigma) around a network F of a ``kind``: ``perceptron``, ``unet`` or ``patch_unet``; ArgumentError for others.
+
+    ``shape`` is that of a row for F, ``scale`` the root mean variance of the data. A ``patch_unet`` denoises what is left of
+    a row when the data's mean is taken off, its buffer ``mean``.
 
     >>> net = Denoiser("perceptron", (2,), 1.0, width=16, depth=2)
     >>> tuple(net(torch.zeros(3, 2), torch.ones(3)).shape)
@@ -103,19 +138,26 @@ class Denoiser(nn.Module):
 
     def __init__(self, kind: str, shape: tuple[int, ...], scale: float, *, width: int, depth: int = 0):
         super().__init__()
+        self.register_buffer("mean", None)
+        self.mean: Tensor | None
         if kind == "perceptron":
             self.net: nn.Module = Perceptron(math.prod(shape), width, depth)
         elif kind == "unet":
             self.net = UNet(shape[0], width)
+        elif kind == "patch_unet":
+            self.net = PatchUNet(shape[0], shape[1], width, depth)
+            self.mean = torch.zeros(shape)
         else:
-            raise ArgumentError(f"kind must be perceptron or unet, got {kind!r}")
+            raise ArgumentError(f"kind must be perceptron, unet or patch_unet, got {kind!r}")
         self.kind, self.shape, self.scale = kind, shape, scale
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoised points, shaped as x (B, *shape), at the noise levels sigma (B,)."""
         level = sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
         size = (level**2 + self.scale**2).sqrt()
-        inner = (x / size).reshape(-1, *self.shape) if self.kind == "unet" else (x / size).flatten(1)
+        mean = self.mean.reshape(x.shape[1:]) if isinstance(self.mean, Tensor) else None
+        x = x if mean is None else x - mean
+        inner = (x / size).flatten(1) if self.kind == "perceptron" else (x / size).reshape(-1, *self.shape)
         answer = self.net(inner, (sigma.to(x) / self.scale).log()).reshape(x.shape)
         denoised: Tensor = self.scale**2 / size**2 * x + level * self.scale / size * answer
-        return denoised
+        return denoised if mean is None else denoised + mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -12,14 +13,19 @@ from torch import Tensor, nn
 
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.extensions import load_attribute
+from diffode.fields.estimated import estimate_statistics
 from diffode.fields.exact import ExactField, exact_field
 from diffode.fields.field import PREDICTIONS, Field, Function, Prediction
 from diffode.fields.model import Model
 from diffode.fields.trained import trained
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.statistics import Statistics
 from diffode.targets import Target
 from diffode.targets import get as get_target
+
+#: Kinds of statistics to which a text may reduce what is known; others need a rank or the shape of an image.
+REDUCED = ("scale", "diagonal", "full")
 
 
 def own_field(found: Any, kind: str | None, path: Path | None, scale: float = 1.0) -> Field:
@@ -75,8 +81,8 @@ def _in_its_own_dtype(network: Callable[..., Tensor]) -> Function:
 class FieldText:
     """A field named by a text, as studies and the command line hold it.
 
-    ``module:attribute`` (or ``file.py:attribute``) with ``kind``, ``dim``, ``scale`` and ``target`` as options, such as
-    ``my_module:velocity,kind=velocity,dim=3x32x32``; ``trained:NAME`` for a shipped network.
+    ``module:attribute`` (or ``file.py:attribute``) with ``kind``, ``dim``, ``scale``, ``target`` and ``statistics`` as options,
+    such as ``my_module:velocity,kind=velocity,dim=3x32x32``; ``trained:NAME`` for a shipped network.
 
     Attributes:
         place: ``module:attribute`` or ``trained:NAME``.
@@ -84,6 +90,8 @@ class FieldText:
         dim: shape of a row.
         scale: root mean variance of the data.
         target: the target whose field it approximates.
+        statistics: what solvers are told of the data: ``estimated`` from the field at high noise, a kind such as ``scale`` to
+            which what is known is reduced, or a file that :meth:`diffode.Statistics.save` wrote.
 
     >>> FieldText.read("my_module:velocity,kind=velocity,dim=3x32x32").dim
     (3, 32, 32)
@@ -94,6 +102,7 @@ class FieldText:
     dim: tuple[int, ...] | None = None
     scale: float | None = None
     target: str | None = None
+    statistics: str | None = None
 
     @staticmethod
     def names(text: str) -> bool:
@@ -109,21 +118,52 @@ class FieldText:
         found: dict[str, Any] = {}
         for option in options:
             key, equals, value = option.partition("=")
-            if key not in ("kind", "dim", "scale", "target") or not equals or not value or key in found:
-                raise ArgumentError(f"field {text!r}: {option!r} is not one of kind=, dim=, scale=, target=")
+            if key not in ("kind", "dim", "scale", "target", "statistics") or not equals or not value or key in found:
+                raise ArgumentError(f"field {text!r}: {option!r} is not one of kind=, dim=, scale=, target=, statistics=")
             found[key] = row_shape(value) if key == "dim" else _positive(value) if key == "scale" else value
         return cls(place, **found)
 
     def __str__(self) -> str:
         dim = None if self.dim is None else "x".join(map(str, self.dim))
-        options = {"kind": self.kind, "dim": dim, "scale": self.scale, "target": self.target}
+        options = {
+            "kind": self.kind, "dim": dim, "scale": self.scale, "target": self.target, "statistics": self.statistics,
+        }  # fmt: skip
         return ",".join([self.place, *(f"{key}={value}" for key, value in options.items() if value is not None)])
 
     def field(self, path: Path | str | None) -> Field:
-        """The field along a path, with its ``shape`` set, and its ``truth`` where a target is named.
+        """The field along a path, with its ``shape`` set, and its ``truth`` and ``statistics`` where they are named.
 
         Raises ArgumentError where the object is no field, or its shape is unknown or contradicts ``dim``.
         """
+        found = self._field(path)
+        if self.statistics is None:
+            return found
+        # A shipped network's field is shared, and others are told other things of its data.
+        found = copy.copy(found)
+        found.statistics = self._known(found)
+        return found
+
+    def _known(self, field: Field) -> Statistics:
+        """What the option ``statistics`` says of the data."""
+        asked = self.statistics or ""
+        if asked == "estimated":
+            with field.uncounted():
+                return estimate_statistics(field)
+        if asked not in REDUCED:
+            if not asked.endswith(".safetensors"):
+                raise ArgumentError(
+                    f"statistics must be estimated, one of {', '.join(REDUCED)}, or a file that Statistics.save wrote, "
+                    f"NAME.safetensors; got {asked!r}"
+                )
+            return Statistics.load(asked)
+        if field.statistics is None:
+            raise ArgumentError(
+                f"statistics={asked} reduces what is known of the data, and of {self.place} nothing is: take "
+                "statistics=estimated, or a file"
+            )
+        return field.statistics.reduced(asked)
+
+    def _field(self, path: Path | str | None) -> Field:
         library, _, name = self.place.partition(":")
         if library == "trained":
             return trained(name, "edm" if path is None else get_path(path))

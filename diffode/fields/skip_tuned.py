@@ -21,7 +21,7 @@ from typing_extensions import override
 from diffode.errors import ArgumentError
 from diffode.fields.exact import ExactField, mixture_of
 from diffode.fields.field import Field, columns
-from diffode.fields.networks import Denoiser, UNet
+from diffode.fields.networks import Denoiser, PatchUNet, UNet
 from diffode.fields.trained import TrainedField
 from diffode.targets.parameters import LowRank
 
@@ -57,7 +57,7 @@ def skip_tuned(field: Field, rho: float) -> Field:
     True
     """
     _check("rho", rho)
-    if isinstance(field, TrainedField) and isinstance(field.denoiser.net, UNet):
+    if isinstance(field, TrainedField) and isinstance(field.denoiser.net, UNet | PatchUNet):
         return field if rho == 1 else TunedNetwork(field, rho)
     mixture = mixture_of(field)
     if isinstance(field, ExactField) and mixture is not None and not mixture.is_discrete:
@@ -83,7 +83,7 @@ class TunedNetwork(TrainedField):
     @override
     def _in(self, x: Tensor) -> Denoiser:
         net = super()._in(x)
-        if isinstance(net.net, UNet):
+        if isinstance(net.net, UNet | PatchUNet):
             net.net.bridge = self.rho
         return net
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import UnknownNameError
-from diffode.fields.exact import exact_field
+from diffode.fields.exact import ExactField, exact_field
 from diffode.fields.field import Field, columns
 from diffode.fields.networks import Denoiser
 from diffode.input_files import believed
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.statistics import Statistics
 from diffode.targets import get as get_target
 from diffode.tensor_files import finite, read_tensors, text, write_tensors
 
@@ -30,17 +32,24 @@ _MOST_WIDTH = 4096
 #: Largest number of residual layers that a file may give a network.
 _MOST_DEPTH = 64
 
+#: Rows that a network takes at once: what many rows of images need in between leaves the processor's caches.
+_ROWS = 128
+
 
 class TrainedField(Field):
     """The field of a trained denoiser.
 
+    Its ``statistics`` are those of ``truth`` unless others are set.
+
     Attributes:
-        truth: the exact field of what it was trained on.
+        truth: the exact field of what it was trained on, or of a part of that.
         facts: how it was trained. ``facts["errors"]`` lists pairs (sigma/scale, root mean square distance per coordinate of
-            denoised points from the exact ones, in units of the scale).
+            denoised points from the exact ones, in units of the scale). With ``facts["arithmetic"]`` it computes in that dtype,
+            whatever the states are in; in theirs otherwise.
     """
 
     path: Path
+    truth: ExactField
 
     def __init__(self, denoiser: Denoiser, facts: dict[str, Any], path: Path):
         self.denoiser, self.facts = denoiser, facts
@@ -49,11 +58,27 @@ class TrainedField(Field):
         self.path = path
         self.truth = exact_field(str(facts["target"]), path)
         self.dim, self.shape = self.truth.dim, self.truth.shape
+        self.arithmetic = getattr(torch, facts["arithmetic"]) if "arithmetic" in facts else None
+
+    @property
+    @override
+    def statistics(self) -> Statistics | None:
+        return self.truth.statistics if self._statistics is None else self._statistics
+
+    @statistics.setter
+    def statistics(self, known: Statistics | None) -> None:
+        Field.statistics.fset(self, known)  # type: ignore[attr-defined]
 
     def _denoised(self, x: Tensor, t: Any) -> Tensor:
         rho = torch.as_tensor(self.path.rho(t), dtype=torch.float64, device=x.device)
-        found: Tensor = self._in(x)(x / columns(self.path.alpha(t), x), rho.expand(len(x)))
-        return found
+        clean = (x / columns(self.path.alpha(t), x)).to(self.arithmetic or x.dtype)
+        network, levels = self._in(clean), rho.expand(len(x))
+        if len(x) <= _ROWS:
+            found: Tensor = network(clean, levels)
+        else:
+            pieces = zip(torch.split(clean, _ROWS), torch.split(levels, _ROWS), strict=True)
+            found = torch.cat([network(*piece) for piece in pieces])
+        return found.to(x)
 
     def _in(self, x: Tensor) -> Denoiser:
         """The network in x's dtype and on its device."""
@@ -73,9 +98,9 @@ def build(facts: dict[str, Any]) -> Denoiser:
 
 
 def trained(name: str, path: Path | str = "edm") -> TrainedField:
-    """The field along a path of the network that ships for a target; UnknownNameError if none ships.
+    """The field along a path of the network that ships under a name; UnknownNameError if none does.
 
-    It was trained on EDM's noise levels, 0.002 to 80.
+    It was trained on EDM's noise levels, 0.002 to 80: on draws of the target of its name, or on the pictures of Fashion-MNIST.
 
     >>> field = trained("ring8")
     >>> field.facts["kind"]
@@ -92,7 +117,7 @@ def _shipped(name: str, path: Path) -> TrainedField:
 
 
 def trained_names() -> list[str]:
-    """The names of the targets for which a network ships."""
+    """The names of the networks that ship: those of their targets, and ``fashion-unet``."""
     return sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
 
 
@@ -105,7 +130,7 @@ def save_trained(denoiser: Denoiser, facts: dict[str, Any], file: str | FilePath
 def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField:
     """Read a denoiser that :func:`save_trained` wrote; FileFormatError for any other file."""
     facts, tensors = read_tensors(file, SCHEMA)
-    with believed(file, "a valid denoiser", "make it with tools/train_networks.py"):
+    with believed(file, "a valid denoiser", "make it with tools/train_networks.py or tools/train_images.py"):
         for key, most in (("width", _MOST_WIDTH), ("depth", _MOST_DEPTH)):
             if type(facts[key]) is not int or not 0 <= facts[key] <= most:
                 raise ValueError(f"{key} must be an integer from 0 to {most}")
@@ -116,8 +141,12 @@ def load_trained(file: str | FilePath, path: Path | str = "edm") -> TrainedField
             raise ValueError(f"scale must lie in [{1 / _LARGEST_SCALE:g}, {_LARGEST_SCALE:g}]")
         if facts["width"] < 4 or facts["width"] % 4:
             raise ValueError("width must be a multiple of 4")
-        if len(shape) != (3 if facts["kind"] == "unet" else 1):
+        if len(shape) != (1 if facts["kind"] == "perceptron" else 3):
             raise ValueError("shape must have one size, or channels, height and width for a unet")
+        if facts["kind"] == "patch_unet" and (shape[1] != shape[2] or shape[1] % 4 or not facts["depth"]):
+            raise ValueError("a patch_unet needs square images whose side is a multiple of 4, and a depth >= 1")
+        if facts.get("arithmetic", "float32") != "float32":
+            raise ValueError("arithmetic must be float32, or left out")
         if get_target(text(facts, "target")).dim != math.prod(shape):
             raise ValueError(f"shape {shape} is not that of target {facts['target']}")
         with torch.device("meta"):

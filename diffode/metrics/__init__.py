@@ -8,6 +8,7 @@ A new one is a function of an outcome in a file of this room, named in the tuple
 from diffode.metrics.chunked import Streamed, streamed, streamed_names
 from diffode.metrics.coupled import endpoint, model, total, trajectory
 from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
+from diffode.metrics.frechet import frechet
 from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
 from diffode.metrics.guided import shrinkage, tilted, tilted_law
 from diffode.metrics.measurement import Measurement, Needs, Outcome, measure, names, needs, needs_of, register, registry
@@ -45,6 +46,7 @@ for _metric in (
     sinkhorn_w2,
     tilted,
     shrinkage,
+    frechet,
 ):
     register(_metric.__name__, _metric)
 

@@ -53,7 +53,8 @@ class Measurement:
 class Outcome:
     """One run to be measured: the field, the starts, the solution, and a seed for the draws of a metric.
 
-    ``tolerance`` is that of the reference, which is computed once, on demand, unless given as ``known_reference``.
+    ``tolerance`` is that of the reference, which is computed once, on demand, unless given as ``known_reference``, itself or as
+    a function that gives it.
     """
 
     field: Field
@@ -61,7 +62,7 @@ class Outcome:
     solution: Solution
     seed: int = 0
     tolerance: float = 1e-9
-    known_reference: Reference | None = None
+    known_reference: Reference | Callable[[], Reference] | None = None
 
     @property
     def times(self) -> list[float]:
@@ -81,9 +82,9 @@ class Outcome:
     @functools.cached_property
     def reference(self) -> Reference:
         """The ends to which the field's own flow takes the starts."""
-        if self.known_reference is not None:
-            return self.known_reference
-        return self._flow(self.field)
+        if self.known_reference is None:
+            return self._flow(self.field)
+        return self.known_reference() if callable(self.known_reference) else self.known_reference
 
     @functools.cached_property
     def true_reference(self) -> Reference:

@@ -8,18 +8,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffode import plot, solvers, targets
-from diffode.fields import Field
+from diffode.errors import ArgumentError
+from diffode.fields import ExactField, Field
+from diffode.fields.own import FieldText
 from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.flows import reference
 from diffode.plot.appearance import DASHES
 from diffode.plot.space import is_shape_of_images, law_of
 from diffode.studies.paste import method_parts
-from diffode.studies.problem import starts
+from diffode.studies.problem import field_of, starts, tolerance_of, untold
 
 #: Number of points of a cloud.
 _CLOUD = 500
-#: Number of images in a row.
-_IMAGES = 12
+#: Number of images in a row, and least of them for a budget.
+_IMAGES, _LEAST_IMAGES = 16, 4
 #: Images of a picture of samples, at most.
 _MOST_IMAGES = 64
 #: Seed of the noise of a run.
@@ -60,26 +62,55 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
     return figure
 
 
-def draw_images(target: str, path: str, methods: Sequence[str], nfe: int) -> Figure:
-    """Samples of an image target: a row for the exact flow and one for each solver, from the same starts."""
-    shape = targets.card(parts_of(target)[0]).shape
-    field = field_of_text(target, path)
+def shape_of_images(target: str) -> tuple[int, ...] | None:
+    """The shape in which a target's samples, or those of a network that ships, are shown as images; None if they are none."""
+    if not FieldText.names(target):
+        name: str = parts_of(target)[0]
+    elif target.startswith("trained:"):
+        name = str(field_of(target, None).facts["target"])  # type: ignore[attr-defined]
+    else:
+        return None
+    shape = targets.card(name).shape
+    return shape if is_shape_of_images(shape) else None
+
+
+def draw_images(target: str, path: str, methods: Sequence[str], budgets: Sequence[int]) -> Figure:
+    """Samples of images from the same starts: a row for the exact flow and one for each solver, a column for each budget.
+
+    A run that a budget does not allow leaves its place empty.
+    """
+    field = field_of(target, path)
     on = field.require_path("a picture")
-    first, last = on.t_max, on.t_min
-    start = starts(target, path, 0, _IMAGES, first, f"{target} images")
-    rows = [("exact flow", reference(field, start, first, last, 1e-6).x)]
-    for method in methods:
-        solver, grid = method_parts(method)
-        solution = solvers.solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=_SEED)
-        rows.append((f"{method}\nNFE {solution.nfe}", solution.x))
-    limit = float(rows[0][1].abs().quantile(0.99))
+    each = max(_LEAST_IMAGES, _IMAGES // len(budgets))
+    start = starts(target, path, 0, each, on.t_max, f"{untold(target)} images")
+    exact = reference(field, start, on.t_max, on.t_min, tolerance_of(target, path, 1e-6)).x
+    shape, limit = shape_of_images(target) or (field.dim or 1, 1), float(exact.abs().quantile(0.99))
     with plot.style():
-        figure = Figure(figsize=(0.8 * _IMAGES + 1.6, 0.85 * len(rows) + 0.4), layout="constrained")
-        for panel, (title, images) in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-            plot.images(images, shape or (field.dim or 1, 1), ax=panel, columns=_IMAGES, limit=limit)
-            panel.set_ylabel(title, rotation=0, ha="right", va="center")
+        size = (0.8 * each * len(budgets) + 1.8, 0.85 * (len(methods) + 1) + 0.6)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(methods) + 1, len(budgets), squeeze=False)
+        for row, method in enumerate(["exact flow" if isinstance(field, ExactField) else "its own flow", *methods]):
+            for panel, nfe in zip(panels[row], budgets, strict=True):
+                ends = exact if not row else _ends(field, start, method, nfe)
+                if ends is None:
+                    panel.set(xticks=[], yticks=[])
+                    panel.spines[:].set_visible(False)
+                else:
+                    plot.images(ends, shape, ax=panel, columns=each, limit=limit)
+                if not row:
+                    panel.set_title(f"NFE {nfe}")
+            panels[row][0].set_ylabel(method, rotation=0, ha="right", va="center")
         figure.suptitle(f"{target} on {path}")
     return figure
+
+
+def _ends(field: Field, start: Tensor, method: str, nfe: int) -> Tensor | None:
+    """The ends of a method's run with a budget; None if it has none for that budget."""
+    solver, grid = method_parts(method)
+    try:
+        return solvers.solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=_SEED).x
+    except ArgumentError:
+        return None
 
 
 def draw_samples(points: Tensor, field: Field, shape: Sequence[int] | None, title: str) -> Figure:

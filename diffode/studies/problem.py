@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 
@@ -63,13 +64,25 @@ def field_of(target: str, path: str | None) -> Field:
 def starts(target: str, path: str | None, seed: int, points: int, first: float, key: str = "") -> torch.Tensor:
     """sigma x_1 at the first time, fixed by seed and target, so that every solver starts from the same points.
 
-    ``key`` is that of the draws, and the target's text without its guidance unless given: all weights have the same starts.
+    ``key`` is that of the draws, and unless given the target's text without its guidance and what is told of its data: all
+    weights have the same starts.
     """
-    field, own = field_of(target, path), key or unguided(target)
+    field, own = field_of(target, path), key or unguided(untold(target))
     size, sigma = (points, *shape_of(field)), path_of(target, path).sigma(first)
     if field.source is None:
         return sigma * keyed_normal(size, seed=seed, key=own)
     return sigma * next(field.source.keyed_draws(math.prod(size[1:]), [points], seed=seed, key=own)).reshape(size)
+
+
+def untold(target: str) -> str:
+    """The text of a field without the statistics that solvers are told, which change no flow; that of a target as it is.
+
+    >>> untold("trained:ring8,statistics=scale"), untold("ring8")
+    ('trained:ring8', 'ring8')
+    """
+    if not FieldText.names(target) or bridge_of(target) is not None:
+        return target
+    return str(replace(FieldText.read(target), statistics=None))
 
 
 def shape_of(field: Field) -> tuple[int, ...]:
@@ -94,9 +107,10 @@ def content_of(target: str, path: str) -> str:
         return content if guidance is None else cache.key_of(content, *(part.content() for part in guidance.laws(law)))
     field = field_of(target, path)
     on = field.require_path("a study")
+    told = _told(field, on)
     if isinstance(field, TrainedField):
         weights = [part for name, value in sorted(field.denoiser.state_dict().items()) for part in (name, value)]
-        return cache.key_of(target, on.spec, sorted(field.facts.items()), *weights)
+        return cache.key_of(target, on.spec, sorted(field.facts.items()), *weights, *told)
     answers, threads = [], torch.get_num_threads()
     # The last bits of a sum depend on the number of threads.
     torch.set_num_threads(1)
@@ -115,7 +129,16 @@ def content_of(target: str, path: str) -> str:
         ) from error
     finally:
         torch.set_num_threads(threads)
-    return cache.key_of(target, on.spec, field.scale, *answers)
+    return cache.key_of(target, on.spec, field.scale, *answers, *told)
+
+
+def _told(field: Field, path: Path) -> list[torch.Tensor]:
+    """What solvers are told of the data, as the flow of their Gaussian takes some points, without its last digits."""
+    known = field.statistics
+    if known is None:
+        return []
+    x = path.sigma(path.t_max) * normal((3, *shape_of(field)), generator=generator_from(0))
+    return [(known.flow(x, path, path.t_max, path.t_min) / known.scale * 1e5).round()]
 
 
 @functools.cache
@@ -143,6 +166,11 @@ def size_of(target: str) -> int:
         return coupling.count * coupling.dim**2
     if FieldText.names(target):
         text = FieldText.read(target)
+        if text.place.startswith("trained:"):
+            # A network for images of its own arithmetic has thousands of products for each pixel, the others are small.
+            field = field_of(untold(target), None)
+            large = isinstance(field, TrainedField) and field.arithmetic is not None
+            return 1000 * (field.dim or 1) if large else 10_000
         return 10_000 if text.dim is None else 1000 * math.prod(text.dim)
     data, source = parts_of(target)
     known, noise = targets.get(data), sources.get(source)

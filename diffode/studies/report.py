@@ -25,8 +25,10 @@ from diffode.studies.report_folder import FIGURES, PAGE, TABLE, is_current, new_
 from diffode.studies.store import Result
 from diffode.studies.suite import Suite
 
-#: NFE of the samples that are shown.
+#: NFE of the clouds that are shown.
 _SHOWN_NFE = 8
+#: Most budgets of the images that are shown.
+_SHOWN_BUDGETS = 4
 #: Dots an inch of a picture.
 _DOTS = 110
 #: Number of the best methods whose samples are shown.
@@ -95,9 +97,11 @@ def draw_figures(all_curves: Sequence[Curve], folder: FilePath, imports: Sequenc
 
 def kind_of_cloud(target: str) -> str | None:
     """The kind of a target's pictures: clouds, images, or None."""
-    # Pictures show the exact law beside a solver's samples, and a field may have none.
-    if FieldText.names(target) or bridge_of(target) is not None:
+    if bridge_of(target) is not None:
         return None
+    if FieldText.names(target):
+        # Clouds show the exact law beside a solver's samples, and a field may have none; a network's images are its own.
+        return "images" if target.startswith("trained:") and figures.shape_of_images(target) else None
     try:
         data = parts_of(target)[0]
         return "clouds" if targets.get(data).dim == 2 else "images" if targets.card(data).shape else None
@@ -110,8 +114,11 @@ def _save_samples(kind: str, target: str, own: Sequence[Curve], file: FilePath, 
         for module in imports:
             import_extension(module)
         path = own[0].path
-        paint = figures.draw_clouds if kind == "clouds" else figures.draw_images
-        return paint(target, path, _shown_methods(own, path), _SHOWN_NFE)
+        if kind == "clouds":
+            return figures.draw_clouds(target, path, _shown_methods(own, path, _SHOWN_NFE), _SHOWN_NFE)
+        budgets = _shown_budgets(own, path)
+        # The best at a budget in the middle, where solvers differ.
+        return figures.draw_images(target, path, _shown_methods(own, path, budgets[len(budgets) // 2]), budgets)
 
     return _drawn(draw, file)
 
@@ -125,9 +132,17 @@ def _drawn(draw: Callable[[], Figure], file: FilePath) -> str | None:
     return None
 
 
-def _shown_methods(own: Sequence[Curve], path: str) -> list[str]:
-    """DDIM, or else Euler, which everybody knows, then the best methods at the shown NFE."""
+def _shown_budgets(own: Sequence[Curve], path: str) -> list[int]:
+    """Budgets of a problem's curves, few of them from the smallest to the largest; the usual one of curves without any."""
+    known = sorted({n for c in own if c.path == path for n in c.budgets}) or [_SHOWN_NFE]
+    if len(known) <= _SHOWN_BUDGETS:
+        return known
+    return [known[round(i * (len(known) - 1) / (_SHOWN_BUDGETS - 1))] for i in range(_SHOWN_BUDGETS)]
+
+
+def _shown_methods(own: Sequence[Curve], path: str, nfe: int) -> list[str]:
+    """DDIM, or else Euler, which everybody knows, then the best methods at an NFE."""
     here = [c for c in own if c.path == path]
     known = [c.method for s in ("ddim", "euler") for c in here if c.solver == s][:1]
-    best = [s.method for s in standings(here, _SHOWN_NFE) if s.method not in known]
+    best = [s.method for s in standings(here, nfe) if s.method not in known]
     return known + best[:_SHOWN_METHODS]

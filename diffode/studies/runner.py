@@ -15,7 +15,7 @@ from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.fields.problem_text import parts_of
 from diffode.solvers.direct import DirectSolver
 from diffode.studies.cell import Cell
-from diffode.studies.problem import size_of
+from diffode.studies.problem import size_of, untold
 from diffode.studies.rows import Keyed, plain_group, results_of
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Suite
@@ -132,12 +132,12 @@ def groups_of(cells: Iterable[Keyed]) -> list[list[Keyed]]:
     """
     shared: dict[object, list[Keyed]] = {}
     for key, cell in cells:
-        start = (cell.target, cell.path, cell.seed, cell.grid, cell.points, cell.dtype, cell.tolerance)
+        start = (untold(cell.target), cell.path, cell.seed, cell.grid, cell.points, cell.dtype, cell.tolerance)
         shared.setdefault(start, []).append((key, cell))
     groups: list[list[Keyed]] = []
     open_for: dict[tuple[str, str], list[Keyed]] = {}
     for own in shared.values():
-        problem = (own[0][1].target, own[0][1].path)
+        problem = (untold(own[0][1].target), own[0][1].path)
         parts = max(math.ceil(len(own) / _MOST_CELLS), min(len(own), math.ceil(_cost(own) / _MOST_COST)))
         for part in range(parts):
             piece = own[part * len(own) // parts : (part + 1) * len(own) // parts]

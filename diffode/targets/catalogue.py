@@ -160,8 +160,11 @@ def _register_shipped() -> None:
 def from_arrays(*, classes: Mapping[str, str] | None = None, **arrays: Any) -> Target:
     """A mixture from the arrays of a shipped file, shaped as :class:`GaussianMixture` says; ArgumentError if one is missing.
 
-    Their names are weights, means, and covariances or both factors and noise; ``classes`` are a card's labels.
+    Their names are weights, means, and covariances or both factors and noise; ``classes`` are a card's labels. An array of
+    integers may be a measure in steps: with ``NAME_step``, and ``NAME_first`` unless that is 0, it stands for
+    NAME_first + NAME_step * NAME.
     """
+    arrays = _measured(arrays)
     labels = None if classes is None else written_out(classes, len(arrays.get("points", arrays.get("means", ()))))
     if "points" in arrays:
         return GaussianMixture.from_points(arrays["points"], arrays.get("weights"), labels=labels)
@@ -172,6 +175,17 @@ def from_arrays(*, classes: Mapping[str, str] | None = None, **arrays: Any) -> T
     if covariances is None:
         covariances = LowRank(arrays["factors"], arrays["noise"])
     return GaussianMixture(arrays["weights"], arrays["means"], covariances, labels=labels)
+
+
+def _measured(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays with those that are in steps as the numbers that they stand for."""
+    found = {name: value for name, value in arrays.items() if not name.endswith(("_step", "_first"))}
+    for name in (name.removesuffix("_step") for name in arrays if name.endswith("_step")):
+        if name not in found:
+            raise ArgumentError(f"{name}_step goes with an array {name}, which is missing")
+        step = np.asarray(arrays[f"{name}_step"], np.float64)
+        found[name] = arrays.get(f"{name}_first", 0.0) + step * np.asarray(found[name], np.float64)
+    return found
 
 
 _register_shipped()
