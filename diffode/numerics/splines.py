@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline
 
 
 def spline(nodes: Tensor, values: Tensor) -> CubicSpline:
@@ -14,6 +18,8 @@ def spline(nodes: Tensor, values: Tensor) -> CubicSpline:
     >>> float(spline(torch.arange(5.0), torch.arange(5.0)[:, None] ** 3)(1.5)[0])
     3.375
     """
+    from scipy.interpolate import CubicSpline
+
     return CubicSpline(nodes.numpy(), values.numpy(), axis=0, bc_type="not-a-knot")
 
 

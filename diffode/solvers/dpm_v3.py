@@ -6,11 +6,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,6 +23,9 @@ from diffode.solvers.solver import LowerOrderFinal, TableSolver, check_choice, f
 from diffode.statistics import Axes, Statistics
 from diffode.statistics.of_model import ModelStatistics
 from diffode.tableau import Number, Row, Writer
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline
 
 #: Gauss-Legendre rule of a piece, with its integrals up to each node, and the longest piece in log-SNR.
 _RULE = gauss(8)
