@@ -2,6 +2,7 @@
 
 import functools
 import runpy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 import diffode
 from diffode import solvers, verify
-from diffode.errors import ArgumentError, FileFormatError
+from diffode.errors import ArgumentError, FileFormatError, TrainedElsewhereWarning
 from diffode.fields import estimate_model_statistics
 from diffode.flows import reference
+from diffode.solvers import DPMSolverV3
 from diffode.statistics import ModelStatistics
 
 ROOT = Path(__file__).parent.parent
@@ -198,3 +200,18 @@ def test_wrong_statistics_and_options_are_named():
     own = diffode.fields.Field.from_noise(lambda x, t: x, "edm", probe=False)
     with pytest.raises(ArgumentError, match="does not know its data"):
         estimate_model_statistics(own)
+
+
+def test_a_run_beyond_the_levels_of_its_statistics_says_so():
+    known = estimate_model_statistics(diffode.exact_field("ring8", "edm"), levels=40, points=256)
+    inside, beyond = (diffode.exact_field("ring8", path) for path in ("edm", "vp"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        diffode.solve(inside, inside.prior(2, generator=0), solver=DPMSolverV3(model=known), grid="karras", steps=4)
+    with pytest.warns(TrainedElsewhereWarning, match="beyond these they say nothing"):
+        diffode.solve(beyond, beyond.prior(2, generator=0), solver=DPMSolverV3(model=known), grid="karras", steps=4)
+    steep = ModelStatistics(known.log_snr, known.l, known.s - 400.0, known.b)
+    with pytest.raises(ArgumentError, match="grow beyond all numbers between log-SNR"):
+        solvers.get("dpm_v3", model=steep).tableau("edm", "karras", 4)
+    with pytest.raises(ArgumentError, match="field must be a diffode field"):
+        estimate_model_statistics("ring8")

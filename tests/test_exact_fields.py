@@ -160,8 +160,9 @@ def test_a_time_a_row_gives_the_rows_of_one_time(target):
 def test_sample_moments_are_the_exact_ones(target):
     """Within five standard errors of 20,000 draws, coordinate by coordinate."""
     x = target.sample(20000, generator=9)
-    scale = target.variance.sqrt()
-    assert ((x.mean(0) - target.mean).abs() / scale.clamp(min=1e-12)).max() < 5 / math.sqrt(20000) + 1e-9
+    # A coordinate that is the same in all points, such as a corner of pictures, has the rounding of its mean.
+    allowed = 5 / math.sqrt(20000) * target.variance.sqrt() + 1e-12 * target.mean.abs().clamp(min=1.0)
+    assert bool(((x.mean(0) - target.mean).abs() < allowed).all())
     assert torch.allclose(target.variance, target.covariance.diagonal(), rtol=1e-10)
     squares = x.sub_(target.mean).square_()
     second, fourth = squares.mean(0), squares.square_().mean(0)

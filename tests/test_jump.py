@@ -341,3 +341,11 @@ def test_a_field_that_was_asked_for_its_statistics_jumps():
     field.statistics = fields.estimate_statistics(field, shape=(64,))
     found, known = (diffode.solve(f, x, solver="ipndm:order=3,jump=auto", nfe=6).x for f in (field, exact))
     assert float((found - known).norm(dim=1).mean()) < 0.01
+
+
+@pytest.mark.parametrize(
+    "solver", ["ddim:jump=auto", "ab:order=2,chart=gaussian", "universal:chart=gaussian", "picard:jump=auto"]
+)
+def test_an_empty_batch_stays_one(solver):
+    field = diffode.exact_field("ring8", "edm")
+    assert diffode.solve(field, field.prior(4, generator=0)[:0], solver=solver, grid="karras", nfe=4).x.shape == (0, 2)

@@ -11,6 +11,7 @@ from diffode import solvers
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.solvers.parareal import critical_path
+from diffode.verify.sampler.subject import find_sampler
 
 RATE, START = -0.8, 1.7
 
@@ -247,3 +248,30 @@ def test_what_these_solvers_can_not_do_is_said():
     with pytest.raises(ArgumentError, match="picard can't be differentiated"):
         diffode.solve(field, x.clone().requires_grad_(), solver="picard", grid="karras", steps=4)
     assert diffode.solve(field, x[:0], solver="parareal", grid="karras", steps=4).x.shape == (0, 2)
+
+
+@pytest.mark.parametrize("target", ["bimodal1d", "ring8"])
+def test_combined_sweeps_run_in_single_precision(target):
+    """Their differences are nearly parallel near the end, which no square in float32 tells."""
+    field = diffode.exact_field(target, "edm")
+    x = field.prior(16, generator=0).float()
+    found = diffode.solve(field, x, solver="picard:memory=3,tolerance=1e-4", grid="karras", steps=30).x
+    base = diffode.solve(field, x, solver="ddim", grid="karras", steps=30).x
+    assert found.dtype == torch.float32
+    assert float((found - base).norm(dim=1).mean()) < 0.05 * field.scale
+
+
+@pytest.mark.parametrize("name", ["picard", "parareal"])
+def test_a_jump_goes_where_that_of_the_base_goes(name):
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(8, generator=0)
+    base = diffode.solve(field, x, solver="ddim:jump=auto", grid="karras", steps=10)
+    found = diffode.solve(field, x, solver=f"{name}:jump=auto,tolerance=0", grid="karras", steps=10)
+    torch.testing.assert_close(found.times, base.times, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.x, base.x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["picard", "parareal"])
+def test_no_number_of_evaluations_is_promised_for_a_number_of_steps(name):
+    assert find_sampler(name).iterates
+    assert not find_sampler("ddim").iterates

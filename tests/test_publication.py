@@ -190,3 +190,10 @@ def test_a_solver_to_show_goes_with_a_format():
     found = CliRunner().invoke(report_command.command, ["quick", "--solver", "ddim"])
     assert found.exit_code == 2
     assert "--solver goes with --format" in found.output
+
+
+def test_a_run_without_an_evaluation_is_no_point_of_a_picture(tmp_path):
+    """A jump on a single Gaussian is exact, at no cost."""
+    free = [Curve("a", "edm", "karras", "jumped", (0, 4), (1e-9, 1e-9), 0.0, (2, 4)), curve("a", "ddim", (0.5, 0.25))]
+    publish("s", free, tmp_path, ["svg", "markdown"], command="diffode bench s")
+    assert "jumped" in (tmp_path / "curves-a.svg").read_text()

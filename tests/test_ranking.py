@@ -2,7 +2,10 @@
 
 import pytest
 
-from diffode.studies.ranking import Curve, prices, standings
+from diffode.metrics import Measurement
+from diffode.studies import Result
+from diffode.studies.ranking import Curve, curves, in_units, prices, standings
+from diffode.studies.suite import Cell
 
 
 def curve(solver, errors, target="a"):
@@ -30,3 +33,13 @@ def test_standings_rank_by_geometric_mean_and_count_wins():
     assert (first.method, first.wins, first.problems) == ("y", 1, 2)
     assert first.error == pytest.approx((0.2 * 1e-4) ** 0.5)
     assert prices(all_curves, 0.05)[0].reached == 1
+
+
+@pytest.mark.parametrize(("metric", "error"), [("endpoint", 0.25), ("mode_weights", 0.5), ("frechet", 0.5), ("of_mine", 0.25)])
+def test_lengths_are_ranked_in_units_of_the_scale_and_other_values_as_they_are(metric, error):
+    cell = Cell("ring8", "edm", 0, "karras", "ddim", 4, 8, "float64", (metric,), 1e-6)
+    result = Result("0", cell, "ok", "", 4, 4, 0.1, 2.0, 1, {}, (Measurement(metric, 0.5, 0.125),))
+    (curve,) = curves([result])
+    assert curve.error == (error,)
+    assert curve.floor == 0.25 * error
+    assert in_units(metric) == ("" if error == 0.5 else " in units of the data's scale")

@@ -289,7 +289,7 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
     from diffode.studies.guided_ranking import HEADER, by_weight, sentence
-    from diffode.studies.ranking import LEVELS, budgets, curves, prices, splits, standings, unranked
+    from diffode.studies.ranking import LEVELS, budgets, curves, in_units, prices, splits, standings, unranked
 
     all_curves = curves(results)
     failed = [r for r in results if r.status != "ok"]
@@ -301,7 +301,9 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         ranked = standings(all_curves, nfe)[:3]
         if ranked:
             best.append([str(nfe), *(f"{s.method} {s.error:.1e}" for s in ranked), *[""] * (3 - len(ranked))])
-    title = f"Best solver at each NFE (geometric mean of {suite.cells[0].metrics[0]} in units of the target's scale)"
+    metric = suite.cells[0].metrics[0]
+    unit = in_units(metric, "the target's scale")
+    title = f"Best solver at each NFE (geometric mean of {metric}{unit})"
     if reason := unranked(all_curves):
         click.echo(f"{title}: {reason}")
     else:

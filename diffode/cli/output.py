@@ -74,7 +74,10 @@ def field_text(place: str, kind: str | None, dim: str | None, scale: float | Non
     from diffode.fields.own import FieldText, row_shape
 
     if not FieldText.names(place) or "," in place:
-        raise ArgumentError(f"{place!r} is not a field of your own: give MODULE:ATTR, FILE.py:ATTR or trained:NAME")
+        raise ArgumentError(
+            f"{place!r} is not a field of your own: give MODULE:ATTR, FILE.py:ATTR or trained:NAME, without options, which "
+            "only a suite takes"
+        )
     return str(FieldText(place, kind, None if dim is None else row_shape(dim), scale, truth))
 
 

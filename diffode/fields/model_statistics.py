@@ -56,6 +56,8 @@ def estimate_model_statistics(
     >>> estimate_model_statistics(diffode.exact_field("ring8", "edm"), levels=20, points=64)
     ModelStatistics(20 levels, log-SNR -4.38 to 6.21, 2 coordinates, from 64 points at each level)
     """
+    if not isinstance(field, Field):
+        raise ArgumentError(f"field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), got {field!r:.60}")
     if form not in ("diagonal", "scalar"):
         raise ArgumentError(f"form must be diagonal or scalar, got {form!r:.40}")
     for name, value, least in (("levels", levels, 4), ("points", points, 2)):

@@ -22,7 +22,7 @@ from typing_extensions import override
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.metrics.gaussian import gaussian_w2
-from diffode.metrics.measurement import Measurement, Outcome
+from diffode.metrics.measurement import Measurement, Outcome, needs
 from diffode.tensor_files import finite, float64, read_tensors, write_tensors
 
 #: Schema of a file with a classifier and what it sees in real pictures.
@@ -119,6 +119,7 @@ def frechet_of(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
     return gaussian_w2(features.mean(0), torch.cov(features.T).reshape(covariance.shape), mean, covariance) ** 2
 
 
+@needs(length=False)
 def frechet(outcome: Outcome) -> Measurement:
     """Squared Fréchet distance, in the features of the classifier that ships, from Fashion-MNIST's 10,000 test pictures.
 

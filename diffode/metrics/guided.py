@@ -18,7 +18,7 @@ from diffode.fields.exact import mixture_of
 from diffode.metrics.density import mixture_of as conditional_mixture
 from diffode.metrics.density import responsibilities
 from diffode.metrics.gaussian import gaussian_w2
-from diffode.metrics.measurement import Measurement, Outcome
+from diffode.metrics.measurement import Measurement, Outcome, needs
 from diffode.numerics.projections import directions, projected_distance
 from diffode.targets import TiltedLaw
 
@@ -78,6 +78,7 @@ def tilted(outcome: Outcome, part: Part = "sliced_w2") -> Measurement:
     return Measurement("tilted", distance(outcome.end.cpu()), distance(other))
 
 
+@needs(length=False)
 def shrinkage(outcome: Outcome, within: bool = False) -> Measurement:
     """The share of the conditional law's total variance that the end points have lost; negative where they have gained.
 

@@ -149,20 +149,25 @@ class Needs(NamedTuple):
     Attributes:
         flow: rows that follow the exact flow from their own start, which those of solvers that draw noise do not.
         states: the states at all times of the grid, which a study keeps only for a cell with such a metric.
+        length: whether its value is a length in the unit of the data, which rankings take in units of the data's scale.
     """
 
     flow: bool = False
     states: bool = False
+    length: bool = True
 
 
 Metric = TypeVar("Metric", bound=Callable[..., Measurement])
 
 
-def needs(*, flow: bool = False, states: bool = False) -> Callable[[Metric], Metric]:
-    """Decorate a metric with what it needs, so that studies keep states for it, and leave out runs that it can't measure."""
+def needs(*, flow: bool = False, states: bool = False, length: bool = True) -> Callable[[Metric], Metric]:
+    """Decorate a metric with what it needs, so that studies keep states for it, and leave out runs that it can't measure.
+
+    With ``length=False`` rankings take its value as it is: it is no length, such as a probability or a number of modes.
+    """
 
     def decorated(metric: Metric) -> Metric:
-        metric.needs = Needs(flow, states)  # type: ignore[attr-defined]
+        metric.needs = Needs(flow, states, length)  # type: ignore[attr-defined]
         return metric
 
     return decorated

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.metrics.measurement import Measurement, Outcome
+from diffode.metrics.measurement import Measurement, Outcome, needs
 from diffode.numerics.projections import directions, projected_distance
 from diffode.randomness import generator_from
 
@@ -59,11 +59,13 @@ def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> 
     return _measured("sliced_w2", distance(x, exact), distance(other, exact), torch.tensor(resampled, dtype=torch.float64))
 
 
+@needs(length=False)
 def energy_distance(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Square root of 2 E|x - y| - E|x - x'| - E|y - y'|, whose means run over distinct pairs (unbiased), clipped at 0."""
     return _by_pairs("energy_distance", outcome, resamples, lambda distances: -distances)
 
 
+@needs(length=False)
 def mmd(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Maximum mean discrepancy with Gaussian kernels of four widths: the root of its unbiased square, clipped at 0.
 

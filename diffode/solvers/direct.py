@@ -70,6 +70,8 @@ class DirectSolver(Solver):
     The run counts calls of the field; a solver with a network of its own says what that costs by ``field.spend(calls)``.
     """
 
+    #: Whether it iterates until something settles, so that no number of evaluations belongs to a number of steps.
+    iterates: ClassVar[bool] = False
     #: Whether it asks the field with a time for every row.
     asks_row_times: ClassVar[bool] = False
     #: Whether it can replace its first evaluation by the analytic one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
@@ -14,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffode.charts import Chart, DataChart
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, TrainedElsewhereWarning
 from diffode.numerics.collocation import gauss
 from diffode.numerics.polynomials import weights_of
 from diffode.numerics.splines import spline
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 #: Gauss-Legendre rule of a piece, with its integrals up to each node, and the longest piece in log-SNR.
 _RULE = gauss(8)
 _LONGEST = 0.5
+#: Difference of log-SNR by which a run may leave the levels of its statistics without a word.
+_BEYOND = 0.1
 #: l and s with which the method is DPM-Solver++ or DPM-Solver, multistep.
 _CONSTANT = {"data": (1.0, 0.0), "noise": (0.0, -1.0)}
 
@@ -103,6 +106,20 @@ class DPMSolverV3(TableSolver):
             raise ArgumentError(f"the statistics of {self.spec!r} are of rows with {self.model.dim} coordinates, not {dim}")
         return self
 
+    def _say_beyond(self, path: Path, times: Sequence[float]) -> None:
+        """Warn of a run that leaves the levels of the statistics, by more than rounding."""
+        if self.model is None:
+            return
+        ends = [level for t in (times[0], times[-1]) if math.isfinite(level := path.log_snr(t))]
+        low, high = float(self.model.log_snr[0]), float(self.model.log_snr[-1])
+        if min(ends) < low - _BEYOND or max(ends) > high + _BEYOND:
+            warnings.warn(
+                f"{self.spec!r} runs at log-SNR {min(ends):.3g} to {max(ends):.3g}, and its statistics are of {low:.3g} to "
+                f"{high:.3g}: beyond these they say nothing, and errors can be large; estimate them on the path of the run",
+                TrainedElsewhereWarning,
+                2,
+            )
+
     @override
     def chart_on(self, path: Path | str | None) -> Chart:
         chart = DataChart(path)
@@ -118,6 +135,7 @@ class DPMSolverV3(TableSolver):
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         steps, x, levels = len(times) - 1, table.start, _Levels(self)
+        self._say_beyond(chart.path, times)
         # ``history`` holds the rows of the predicted states, which are evaluated, latest first.
         history = [table.start]
         for number, s, t in steps_of(times):
@@ -126,7 +144,8 @@ class DPMSolverV3(TableSolver):
                 x = table.output(table.add(t, {}, {history[0]: chart.path.alpha(t)}))
                 history.insert(0, x)
                 continue
-            step = _Step(levels, chart.path, s, t)
+            with np.errstate(over="ignore", invalid="ignore"):
+                step = _Step(levels, chart.path, s, t)
             nodes = history[:order]
             predicted = step.add(table, x, nodes, self.pseudo)
             if number == steps or not self.corrector:
@@ -206,6 +225,11 @@ class _Step:
         self.way = levels.pieces(self.start, self.stop)
         self.growth = np.exp(self.way.linear + self.way.slope)
         self.after = path.alpha(t) * np.exp(-self.way.ends[0])
+        if not (np.isfinite(self.growth).all() and np.isfinite(self.way.offset).all() and np.isfinite(self.after).all()):
+            raise ArgumentError(
+                f"the statistics of dpm_v3 grow beyond all numbers between log-SNR {self.start:.4g} and {self.stop:.4g}: "
+                "estimate them on the path of the run, with more levels= and points="
+            )
 
     def add(self, table: Writer, x: int, rows: Sequence[int], pseudo: bool) -> int:
         """Append the state at t from state x and evaluated rows, of which the first is at s."""

@@ -52,6 +52,7 @@ class ImplicitRungeKutta(DirectSolver):
     max_iterations: int = 100
     krylov: int = 8
 
+    iterates = True
     name = "implicit_rk"
     reference: ClassVar[str] = (
         "Hairer and Wanner, Solving Ordinary Differential Equations II, IV.5 and IV.8; Knoll and Keyes, J. Comput. Phys. 193 "

@@ -46,6 +46,7 @@ class InParallel(DirectSolver):
     sweeps: int | None = None
 
     asks_row_times = True
+    iterates = True
 
     def __post_init__(self) -> None:
         if self.recipe.needs_statistics or self.recipe.analytic_first_step:

@@ -167,12 +167,14 @@ class _Run:
         share = 1 / self.units[:, None, None].to(residual)
         within = (residual != 0).any(-1, keepdim=True)
         drops = torch.stack([drop.where(within, 0.0) for _, drop in self._past])
-        gram = torch.einsum("pkbd,qkbd->kbpq", drops, drops).cumsum(0)
-        right = torch.einsum("pkbd,kbd->kbp", drops, residual).cumsum(0)
+        # Differences of sweeps that have nearly settled are nearly parallel, and the square of that has no digits in float32.
+        exact = drops.double()
+        gram = torch.einsum("pkbd,qkbd->kbpq", exact, exact).cumsum(0)
+        right = torch.einsum("pkbd,kbd->kbp", exact, residual.double()).cumsum(0)
         size = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-        ridge = _RIDGE * size + torch.finfo(residual.dtype).tiny
-        eye = torch.eye(len(self._past), dtype=residual.dtype, device=residual.device)
-        weights = torch.linalg.solve(gram + ridge[..., None, None] * eye, right[..., None])[..., 0]
+        ridge = _RIDGE * size + torch.finfo(torch.float64).tiny
+        eye = torch.eye(len(self._past), dtype=torch.float64, device=residual.device)
+        weights = torch.linalg.solve(gram + ridge[..., None, None] * eye, right[..., None])[..., 0].to(residual)
         both = torch.stack([state * share + drop for state, drop in self._past])
         return torch.einsum("pkbd,kbp->kbd", both, weights)
 

@@ -100,7 +100,8 @@ class LangevinCorrector(WithNoise, DirectSolver):
 
     |xi| and |s| are the norms of a row's noise and score, so that its step depends on where it is, and no table holds it. The
     authors' code averages both norms over the batch, which makes rows depend on each other; in many dimensions these are
-    nearly the norms of each row. With score -xi/sigma, that of noise alone, the rule is that of ``pc``.
+    nearly the norms of each row. In one and two dimensions 1/|s|^2 has no finite mean: some steps are far too long, the ends
+    have heavy tails, and ``pc`` is the one to take. With score -xi/sigma, that of noise alone, the rule is that of ``pc``.
     """
 
     snr: float = 0.16

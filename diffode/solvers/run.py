@@ -126,7 +126,9 @@ def _run_after_jump(
     path = field.require_path("a jump") if extent.path is None else extent.path
     look_at_start(field, x, path.t_max)
     known = known_of(field, f"solver {solver.spec!r}", math.prod(x.shape[1:]), statistics)
-    follower, y, left = before(solver, known, x, path, extent.nfe)
+    # As for a solver that writes a table, whose level is laid for the evaluations that its steps cost.
+    evaluations = extent.nfe if extent.steps is None else extent.steps * getattr(solver, "nfe_per_step", 1)
+    follower, y, left = before(solver, known, x, path, evaluations)
     begin = torch.tensor([path.t_max], dtype=torch.float64)
     if left is None:
         good = torch.zeros(len(x), dtype=torch.int8, device=x.device)

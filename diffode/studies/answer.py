@@ -9,7 +9,7 @@ from diffode import solvers
 from diffode.errors import ArgumentError, DiffodeError
 from diffode.studies.paste import method_parts
 from diffode.studies.question import tags_of
-from diffode.studies.ranking import Curve, budgets
+from diffode.studies.ranking import Curve, budgets, is_length
 from diffode.studies.recommendation import Advice, recommend
 
 #: Budget of the sentence, or the nearest one that was run: what people ask for.
@@ -83,13 +83,14 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def in_a_sentence(found: Sequence[Answer]) -> str:
-    """The answer in words, at eight evaluations or the nearest budget."""
+def in_a_sentence(found: Sequence[Answer], metric: str = "endpoint") -> str:
+    """The answer in words, at eight evaluations or the nearest budget, by the metric that ranks."""
     one = min(found, key=lambda a: (abs(a.nfe - _ASKED), a.nfe))
     best = one.best
     many = "problem" if best.problems == 1 else "problems"
     error = plain(best.error, 2)
-    said = f"At {one.nfe} evaluations take {best.method}: an error of {error} of the scale on {best.problems} {many}"
+    measured = f"an error of {error} of the scale" if is_length(metric) else f"{metric} {error}"
+    said = f"At {one.nfe} evaluations take {best.method}: {measured} on {best.problems} {many}"
     if best.problems == 1:
         return f"{said}, which says little of others."
     known = ""

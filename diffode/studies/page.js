@@ -110,7 +110,7 @@ function draw() {
     if (x - last > 22) { svg += `<text x="${x}" y="${box.bottom + 18}" text-anchor="middle">${n}</text>`; last = x; }
   }
   svg += `<text x="${(box.left + box.right) / 2}" y="${height - 4}" text-anchor="middle">evaluations of the field (NFE)</text>`;
-  svg += `<text transform="translate(13 ${(box.top + box.bottom) / 2}) rotate(-90)" text-anchor="middle">${text(DATA.label)} / scale</text>`;
+  svg += `<text transform="translate(13 ${(box.top + box.bottom) / 2}) rotate(-90)" text-anchor="middle">${text(DATA.label)}</text>`;
   if (floor > 0 && Math.log10(floor) >= at.low) svg += `<line class="floor" x1="${box.left}" x2="${box.right}" y1="${at.y(floor)}" y2="${at.y(floor)}"/>`;
   const behind = shown.filter(l => !front.has(l.m)), before = shown.filter(l => front.has(l.m));
   for (const l of behind) svg += line(l, at, false);

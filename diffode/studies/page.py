@@ -21,7 +21,18 @@ from diffode.studies.failures import grouped
 from diffode.studies.further import further, own_costs
 from diffode.studies.guided_ranking import HEADER, by_weight, sentence
 from diffode.studies.question import tags_of
-from diffode.studies.ranking import LEVELS, Curve, budgets, curves_of_note, prices, splits, standings, unranked
+from diffode.studies.ranking import (
+    LEVELS,
+    Curve,
+    budgets,
+    curves_of_note,
+    in_units,
+    is_length,
+    prices,
+    splits,
+    standings,
+    unranked,
+)
 from diffode.studies.report_folder import FIGURES
 from diffode.studies.suite import Suite
 
@@ -62,13 +73,15 @@ def page_of(
     failed = [r for r in results if r.status != "ok"]
     metric = suite.cells[0].metrics[0]
     measure, label = _MEASURES.get(metric, (f"The metric {metric}, the first of the suite", metric))
+    if is_length(metric):
+        measure, label = f"{measure}, in units of the target's root mean variance", f"{label} / scale"
     drawn = curves_of_note(all_curves, _MOST_CURVES)
     return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         title=html.escape(suite.name),
         summary=html.escape(suite.summary),
-        answer=_answer(all_curves),
+        answer=_answer(all_curves, metric),
         alike=_alike(all_curves),
         counts=html.escape(_counts(results, all_curves, len(all_curves) - len(drawn))),
         measure=html.escape(measure),
@@ -138,7 +151,7 @@ def _counts(results: Sequence[Result], all_curves: Sequence[Curve], left_out: in
     return f"{told} The plot shows the best methods; {left_out:,} curves of others are in results.csv." if left_out else told
 
 
-def _answer(all_curves: Sequence[Curve]) -> str:
+def _answer(all_curves: Sequence[Curve], metric: str) -> str:
     """What to take at each NFE: a sentence and a table."""
     found = answers(all_curves)
     if not found:
@@ -157,13 +170,13 @@ def _answer(all_curves: Sequence[Curve]) -> str:
         for a in found
     ]
     note = (
-        "Errors are geometric means over all problems (pairs of target and path), in units of the data's scale. The next "
+        f"Errors are geometric means over all problems (pairs of target and path){in_units(metric)}. The next "
         "problem's interval holds the error on one more problem of this kind with a probability of 95 % (Student's t in the "
         "logarithm: the spread between problems). First: the share of resamples of the problems in which the method is first. "
         "As good: methods whose ratio to it is 1 or less in some of the middle 95 % of them."
     )
     # Weights of guidance are problems of their own, so that the answer is that for the weight that people ask about.
-    said = sentence(by_weight(all_curves)) or in_a_sentence(found)
+    said = sentence(by_weight(all_curves)) or in_a_sentence(found, metric)
     header = ["NFE", "take", "error", "next problem's", "first", "as good on other problems, perhaps"]
     shown = table(header, rows, text_columns=(1, 5), stacked=True)
     return f"<p class=answer>{html.escape(said)}</p><div class=scroll>{shown}</div><p class=note>{html.escape(note)}</p>"

@@ -16,7 +16,7 @@ from diffode.errors import ArgumentError, suggestion
 from diffode.output_files import unwritable, write_whole
 from diffode.studies.answer import counted, plain
 from diffode.studies.paste import method_parts
-from diffode.studies.ranking import Curve, best_methods, budgets, mean_curves, standings, unranked
+from diffode.studies.ranking import Curve, best_methods, budgets, in_units, is_length, mean_curves, standings, unranked
 from diffode.studies.recommendation import recommend
 from diffode.studies.report_content import figure_names
 
@@ -125,7 +125,7 @@ def chosen_methods(curves: Sequence[Curve], shown: Sequence[str] = ()) -> list[s
 
 def _draw(curves: Sequence[Curve], methods: Sequence[str], place: FilePath, ending: str, metric: str) -> list[FilePath]:
     styles = plot.looks(methods)
-    label = "mean end-point error / scale" if metric == "endpoint" else f"{metric} / scale"
+    label = "mean end-point error / scale" if metric == "endpoint" else f"{metric} / scale" if is_length(metric) else metric
     means = mean_curves(curves)
     known = [m for m in methods if m in means]
     drawn: dict[str, dict[str, tuple[list[int], list[float]]]] = {"curves": {m: means[m] for m in known}} if known else {}
@@ -133,7 +133,9 @@ def _draw(curves: Sequence[Curve], methods: Sequence[str], place: FilePath, endi
         of_target = mean_curves([c for c in curves if c.target == target])
         drawn[f"curves-{name}"] = {m: of_target[m] for m in methods if m in of_target}
     made = []
-    for name, points in drawn.items():
+    for name, whole in drawn.items():
+        # A jump that is exact, as on a single Gaussian, costs no evaluation, and an axis of NFE has no place for it.
+        points = {m: kept for m, (nfe, errors) in whole.items() if (kept := _spent(nfe, errors))[0]}
         if not points:
             continue
         with plot.style():
@@ -141,6 +143,12 @@ def _draw(curves: Sequence[Curve], methods: Sequence[str], place: FilePath, endi
             plot.error_curves(points, ax=figure.subplots(), styles=styles, ylabel=label)
         made.append(plot.save(figure, place / f"{name}.{ending}"))
     return made
+
+
+def _spent(nfe: Sequence[int], errors: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The points of a curve that cost an evaluation."""
+    some = [(n, e) for n, e in zip(nfe, errors, strict=True) if n > 0]
+    return [n for n, _ in some], [e for _, e in some]
 
 
 def _caption(name: str, curves: Sequence[Curve], metric: str, shown: int) -> str:
@@ -151,7 +159,7 @@ def _caption(name: str, curves: Sequence[Curve], metric: str, shown: int) -> str
     left_out = "" if shown == count else f" Shown are {shown} of {count} methods, the best at some number of evaluations first."
     what = "Mean end-point error" if metric == "endpoint" else f"Metric {metric}"
     return (
-        f"{what} in units of the data's scale, geometric mean over {problems} ({targets}, {paths}) "
+        f"{what}{in_units(metric)}, geometric mean over {problems} ({targets}, {paths}) "
         f"of the suite {name}, by number of evaluations. The best at each is bold.{left_out}"
     )
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from diffode.errors import ArgumentError
+from diffode.metrics import needs_of
 from diffode.studies.cell import Cell, Result
 
 #: Errors, in units of the scale, whose price in evaluations is reported.
@@ -60,6 +62,23 @@ def ranking_metric(results: Sequence[Result]) -> str:
     return results[0].cell.metrics[0] if results else ""
 
 
+def is_length(metric: str) -> bool:
+    """Whether a metric's values are lengths, which are ranked in units of the data's scale; True for one that is unknown.
+
+    >>> is_length("endpoint"), is_length("mode_weights")
+    (True, False)
+    """
+    try:
+        return needs_of(metric).length
+    except ArgumentError:
+        return True
+
+
+def in_units(metric: str, of: str = "the data's scale") -> str:
+    """`` in units of the data's scale`` after the name of a metric that is a length, and nothing for another."""
+    return f" in units of {of}" if is_length(metric) else ""
+
+
 def curves(results: Sequence[Result]) -> list[Curve]:
     """The curves of all good results that have the metric that ranks, in the order of the suite.
 
@@ -67,15 +86,15 @@ def curves(results: Sequence[Result]) -> list[Curve]:
     """
     gathered: dict[tuple[str, str, str, str], dict[int, list[tuple[int, float, float]]]] = {}
     ranks = ranking_metric(results)
+    in_scales = is_length(ranks)
     for result in results:
         measured = next((m for m in result.measurements if m.name == ranks), None)
         if result.status != "ok" or measured is None or result.nfe_counted is None or not result.scale:
             continue
         cell = result.cell
         by_budget = gathered.setdefault((cell.target, cell.path, cell.grid, cell.solver), {})
-        by_budget.setdefault(cell.nfe, []).append(
-            (result.nfe_counted, measured.value / result.scale, measured.floor / result.scale)
-        )
+        unit = result.scale if in_scales else 1.0
+        by_budget.setdefault(cell.nfe, []).append((result.nfe_counted, measured.value / unit, measured.floor / unit))
     made = []
     for (target, path, grid, solver), by_budget in gathered.items():
         points: dict[int, tuple[float, int]] = {}

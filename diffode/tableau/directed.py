@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ class Frame:
     def into(self, x: Tensor) -> Tensor:
         """The coordinates (B, W) of points x (B, *shape)."""
         if self._for != (x.dtype, x.device):
-            self.statistics.check_dim(x[:1].numel())
+            self.statistics.check_dim(math.prod(x.shape[1:]))
             self._basis = self.statistics.basis.to(x)
             self._mean = self._basis.into(self.statistics.mean.to(x)[None])
             self._for = (x.dtype, x.device)

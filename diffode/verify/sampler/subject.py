@@ -51,6 +51,7 @@ class Sampler:
         scheduler: a scheduler of another library, which has its own levels and uses only the number of the given times.
         foreign: whether it belongs to another library and may be called in the wrong way; if it raises, it is not judged.
         unjudged: the reason why it can't be judged, if it can't.
+        iterates: whether no number of evaluations belongs to a number of steps.
         draws: number of draws for its law, if it draws noise.
         law_steps: number of steps of a run for moments or a law.
     """
@@ -66,6 +67,7 @@ class Sampler:
     scheduler: Scheduler | None = None
     foreign: bool = False
     unjudged: str = ""
+    iterates: bool = False
     draws: int = 40_000
     law_steps: int = 400
 
@@ -174,7 +176,7 @@ def _own(solver: Solver) -> Sampler:
         def follow(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
             return direct.follow(field, x, times, generator).states[-1]
 
-        return Sampler(solver.spec, follow, solver.order)
+        return Sampler(solver.spec, follow, solver.order, iterates=direct.iterates)
     writes: WritesTable = solvers.table_solver(solver)
     if solver.order is None:
         raise ArgumentError(
