@@ -152,3 +152,8 @@ def test_the_command_measures_all_points(tmp_path):
     assert found["endpoint"]["value"] == pytest.approx(float((points - exact).norm(dim=1).mean()), rel=1e-6)
     assert "moments: " in commandline.diffode(*words).stdout
     assert "draws noise" in commandline.diffode(*words, "--solver", "ddpm", code=2).stderr
+
+
+def test_a_metric_of_all_points_at_once_is_sent_to_a_suite():
+    with pytest.raises(UnknownNameError, match=r'takes all points at once, in a suite with metrics = \["mmd"\]'):
+        metrics.streamed("mmd", diffode.exact_field("ring8", "edm"))

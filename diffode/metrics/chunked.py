@@ -17,7 +17,7 @@ from diffode.flows import reference
 from diffode.metrics.coupled import Reduction
 from diffode.metrics.density import LOST_SHARE, mixture_of, responsibilities
 from diffode.metrics.gaussian import gaussian_w2
-from diffode.metrics.measurement import Measurement, law_of
+from diffode.metrics.measurement import Measurement, law_of, registry
 from diffode.metrics.sampled import check_projections
 from diffode.numerics.projections import directions
 from diffode.randomness import keyed
@@ -142,7 +142,14 @@ def streamed_names() -> list[str]:
     return streamed_registry.names()
 
 
-streamed_registry: Registry[Streamed] = Registry("streamed metric")
+def _in_a_suite(name: str) -> str:
+    """Advice on a metric that takes all points at once."""
+    if name not in registry.names():
+        return ""
+    return f'it takes all points at once, in a suite with metrics = ["{name}"] or by diffode.metrics.measure'
+
+
+streamed_registry: Registry[Streamed] = Registry("streamed metric", advice=_in_a_suite)
 
 
 def _rows(points: Tensor, dim: int, name: str) -> Tensor:

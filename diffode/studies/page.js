@@ -134,7 +134,7 @@ function ends(lines, at, box) {
   free = box.bottom + 12;
   for (const l of labels.reverse()) { l.to = Math.min(l.to, free); free = l.to - 15; }
   return labels.map(l => {
-    const name = DATA.methods[l.m].name, most = (byId("plot").clientWidth >= 900 ? 36 : 25);
+    const name = DATA.methods[l.m].name, most = (byId("plot").clientWidth >= 900 ? 33 : 23);
     const short = name.length > most ? `${name.slice(0, most - 1)}\u2026` : name;
     return `<path class="grid" fill="none" d="M${l.x + 6} ${l.y}L${box.right + 8} ${l.to}"/>` +
       `<text class="end" style="fill:${ink(l.m)}" x="${box.right + 11}" y="${l.to + 4}">${text(short)}</text>`;

@@ -35,7 +35,7 @@ def path_of_schedule(schedule: str) -> str:
         return paths.get(schedule).spec
     except UnknownNameError as error:
         known = [*paths.PUBLISHED, *paths.names()]
-        near = suggestion(schedule, known).removeprefix("; ")
+        near = suggestion(schedule.lower(), known).removeprefix("; ")
         advice = f"{near + ' ' if near else ''}Give one of these, or the scheduler_config.json of a model"
         raise UnknownNameError("schedule", schedule, dict.fromkeys(known), advice=advice) from error
 
