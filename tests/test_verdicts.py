@@ -211,7 +211,7 @@ def test_a_page_shows_its_lines_with_what_they_print(tmp_path, monkeypatch):
 def test_tables_name_what_is_wrong_and_lead_to_its_page():
     row = Row("x", "f", "k=3", "data", 3, "paper", "wrong", ("order",), 2.0, (1.9, 2.1), (8, 16), (1e-2, 1e-3), False, "l",
               evaluations="1 a step: 10 for 10 steps, 50 for 50", finding="third")  # fmt: skip
-    line = pages.library_page("x", "1.0", [row]).splitlines()[-1]
+    line = pages.page_of_library("x", "1.0", [row]).splitlines()[-1]
     assert line == (
         "| `f` | k=3 | data | 3 (paper) | 2.00 (not in its asymptotic range) | flow, 1.0e-02 at 8 steps, 1.0e-03 at 16 "
         "| 10 for 10 | [**wrong**: order](third.md) |"
@@ -234,7 +234,7 @@ def test_recorded_rows_name_findings_that_have_pages_and_cover_the_classes():
     if kept["versions"]["diffusers"] == diffusers.__version__:
         from diffode.verify.sampler.scheduler_loops import classes
 
-        assert set(classes()) == {row.sampler for row in rows if row.library == "diffusers"}
+        assert set(classes()) == {row.sampler for row in rows if row.origin == "diffusers"}
     for row in rows:
-        if row.verdict == "wrong" and row.library != "diffusers":
+        if row.verdict == "wrong" and row.origin != "diffusers":
             assert row.finding, row

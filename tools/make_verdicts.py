@@ -74,15 +74,15 @@ def main() -> None:
             continue
         began = time.time()
         judged = [judge(claim) for claim in claims()]
-        rows = [row for row in rows if row.library != library] + judged
+        rows = [row for row in rows if row.origin != library] + judged
         versions[library] = peers.version(library)
         print(f"{library}: {len(judged)} rows, {time.time() - began:.0f} s", flush=True)
         write_rows(file, versions, rows)
-    order = [name for name in versions if any(row.library == name for row in rows)]
+    order = [name for name in versions if any(row.origin == name for row in rows)]
     names = {library: library.lower().replace("-", "_") for library in sorted(order, key=str.lower)}
     for library, page in names.items():
-        own = [row for row in rows if row.library == library]
-        (OUT / f"{page}.md").write_text(pages.library_page(library, versions[library], own), encoding="utf-8")
+        own = [row for row in rows if row.origin == library]
+        (OUT / f"{page}.md").write_text(pages.page_of_library(library, versions[library], own), encoding="utf-8")
     for name, library in SHOWN_BY.items():
         if library in there:
             if library in (*CHECKOUTS, "torchdyn"):

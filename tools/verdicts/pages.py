@@ -45,7 +45,7 @@ def _printed(code: str, name: str, peers: Peers) -> str:
     return out.getvalue()
 
 
-def library_page(library: str, version: str, rows: Sequence[Row]) -> str:
+def page_of_library(library: str, version: str, rows: Sequence[Row]) -> str:
     """The table of a library."""
     return _TABLE_HEAD.format(library=library, version=version) + "\n".join(map(_line, rows)) + "\n"
 
@@ -90,7 +90,7 @@ def index_page(rows: Sequence[Row], versions: dict[str, str], pages: dict[str, s
         "| library | version | rows | right | wrong | not settled | not judged |", "|---|---|---|---|---|---|---|"
     ]  # fmt: skip
     for library, page in pages.items():
-        own = [row for row in rows if row.library == library]
+        own = [row for row in rows if row.origin == library]
         numbers = [sum(row.verdict == verdict for row in own) for verdict in ("right", "wrong", "open", "not judged")]
         cells = [f"[{library}]({page}.md)", versions[library], str(len(own)), *map(str, numbers)]
         counts.append(f"| {' | '.join(cells)} |")

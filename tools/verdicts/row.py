@@ -24,7 +24,7 @@ class Claim:
     """A sampler that is to be judged.
 
     Attributes:
-        library: the library's or checkout's name.
+        origin: the library's or checkout's name.
         sampler: its name there.
         subject: what ``check_sampler`` takes, or None if it can't be judged.
         options: its options, as it has them; values that are no plain data get a text in ``shown``.
@@ -36,7 +36,7 @@ class Claim:
         weak: measures the weak order of a sampler that draws noise.
     """
 
-    library: str
+    origin: str
     sampler: str
     subject: str | Sampler | Callable[..., Any] | None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -55,9 +55,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a claim. Checks that were not made are None; ``interval`` is that of 95 %."""
+    """What was found of a claim. Checks that were not made are None; ``interval`` is that of 95 %, errors have three digits."""
 
-    library: str
+    origin: str
     sampler: str
     options: str
     chart: str
@@ -82,9 +82,8 @@ class Row:
     remark: str = ""
 
     def json(self) -> dict[str, Any]:
-        """The attributes, errors with three digits."""
+        """The attributes."""
         plain = dataclasses.asdict(self)
-        plain["errors"] = [float(f"{error:.3g}") for error in self.errors]
         plain["order"] = None if self.order is None else round(self.order, 2)
         plain["interval"] = None if self.interval is None else [round(end, 2) for end in self.interval]
         return plain
@@ -93,7 +92,7 @@ class Row:
 def judge(claim: Claim) -> Row:
     """The row of a claim: ``check_sampler`` on it. Its libraries' warnings and logs are silenced."""
     facts = {
-        "library": claim.library, "sampler": claim.sampler, "options": claim.label(), "chart": claim.chart,
+        "origin": claim.origin, "sampler": claim.sampler, "options": claim.label(), "chart": claim.chart,
         "claimed": claim.order, "source": claim.source, "finding": claim.finding, "remark": claim.remark,
     }  # fmt: skip
     if claim.subject is None:
@@ -118,7 +117,8 @@ def judge(claim: Claim) -> Row:
 def _measured(estimate: OrderEstimate) -> dict[str, Any]:
     return {
         "order": estimate.slope, "interval": (estimate.low, estimate.high), "steps": estimate.steps,
-        "errors": estimate.errors, "asymptotic": estimate.high - estimate.low <= _WIDE,
+        "errors": tuple(float(f"{error:.3g}") for error in estimate.errors),
+        "asymptotic": estimate.high - estimate.low <= _WIDE,
     }  # fmt: skip
 
 
