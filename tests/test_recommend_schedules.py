@@ -347,7 +347,10 @@ def test_a_question_outside_of_what_was_run_names_the_command_that_runs_it(tmp_p
             recommend_command.command, ["--schedule", "edm", "--nfe", "8", "--target", "2d"], catch_exceptions=False
         )
     assert "nothing was run with more than 30" in told("--schedule", "edm", "--nfe", 99).stdout
-    assert "7 evaluations were not run: these are errors of 6" in told("--schedule", "edm", "--nfe", 7).stdout
+    assert (
+        "7 evaluations were not run: an error is that of the largest run within them, mostly 6"
+        in told("--schedule", "edm", "--nfe", 7).stdout
+    )
 
 
 def test_a_file_of_ones_own_is_run_and_then_answered(tmp_path):

@@ -127,7 +127,7 @@ def _run_after_jump(
     look_at_start(field, x, path.t_max)
     known = known_of(field, f"solver {solver.spec!r}", math.prod(x.shape[1:]), statistics)
     # As for a solver that writes a table, whose level is laid for the evaluations that its steps cost.
-    evaluations = extent.nfe if extent.steps is None else extent.steps * getattr(solver, "nfe_per_step", 1)
+    evaluations = extent.nfe if extent.steps is None else extent.steps * solver.nfe_per_step
     follower, y, left = before(solver, known, x, path, evaluations)
     begin = torch.tensor([path.t_max], dtype=torch.float64)
     if left is None:

@@ -214,4 +214,7 @@ def budget_note(curves: Sequence[Curve], nfe: int) -> str:
     if nfe > run[-1]:
         return f"nothing was run with more than {run[-1]} evaluations: this is the ranking of these"
     below = [n for n in run if n < nfe]
-    return f"{nfe} evaluations were not run: these are errors of {below[-1]}" if below else ""
+    # A run whose cost depends on how it goes may belong to a larger budget and yet fit.
+    return (
+        f"{nfe} evaluations were not run: an error is that of the largest run within them, mostly {below[-1]}" if below else ""
+    )
