@@ -11,9 +11,10 @@ from diffode import solvers
 from diffode.cli import bench_command, recommend_command
 from diffode.errors import ArgumentError
 from diffode.studies import Store, keyed_cells, load_suite, question, run_suite
-from diffode.studies.answer import answers, in_a_sentence
+from diffode.studies.answer import answers, in_a_sentence, other_kinds
 from diffode.studies.paste import lines_to_paste, method_parts
 from diffode.studies.ranking import Curve, curves
+from diffode.studies.recommendation import recommend
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +172,21 @@ def test_lines_of_solvers_that_know_the_data_hand_over_its_statistics(method):
     spec, grid = method_parts(method)
     torch.testing.assert_close(names["run"].x, diffode.solve(field, x, solver=spec, grid=grid, nfe=6).x, rtol=0, atol=1e-12)
     assert "statistics=known" in last
+
+
+def test_advice_names_its_metric_and_the_tags_on_which_another_is_best():
+    def curve(target, solver, error):
+        return Curve(target, "edm", "karras", solver, (8,), (error,), 0.0, (8,))
+
+    values = dict.fromkeys(("ring8", "moons", "spiral"), (0.1, 0.9)) | dict.fromkeys(
+        ("digits-gmm10", "digits-empirical"), (0.5, 0.4)
+    )
+    both = [curve(t, s, e) for t, pair in values.items() for s, e in zip(("ddim", "heun"), pair, strict=True)]
+    said = other_kinds(both, 8, "ddim")
+    assert said.startswith("another is best on some: heun on targets with the tag high-dimensional or images")
+    assert "2d" not in said
+    assert other_kinds(both[:6], 8, "ddim") == ""
+    ranked = recommend(both, 8)
+    assert "expect an error of 0.19 of the data's scale, as a distance" in recommend_command.verdict(ranked, "endpoint")
+    assert "expect mode_weights of 0.19: " in recommend_command.verdict(ranked, "mode_weights")
+    assert "expect w1 of 0.19 in units of the data's scale: " in recommend_command.verdict(ranked, "w1")

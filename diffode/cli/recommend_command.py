@@ -89,7 +89,7 @@ def command(
               diffode recommend --guidance 7.5 --steps 8
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
-    from diffode.studies.answer import plain
+    from diffode.studies.answer import other_kinds, plain
     from diffode.studies.paste import lines_to_paste
     from diffode.studies.question import (
         budget_note,
@@ -145,7 +145,8 @@ def command(
     if "diffusers" not in programs:
         others = ((a, lines_to_paste(a.method, once, path, calls=calls)) for a in ranked[1:])
         elsewhere = next(((a, lines) for a, lines in others if "diffusers" in lines), None)
-    notes = [text for text in (schedule_note(schedule), budget_note(used, budget), found.told) if text]
+    kinds = other_kinds(used, budget, ranked[0].method)
+    notes = [text for text in (kinds, schedule_note(schedule), budget_note(used, budget), found.told) if text]
     if as_json:
         facts = {"nfe": budget, "schedule": schedule, "guidance": guidance, "path": path, "target": target, "field": field}
         told = {"coverage": None if found.coverage is None else asdict(found.coverage), "notes": notes, "covers": covered}
@@ -159,7 +160,7 @@ def command(
     if guidance is not None:
         within = f"Within {budget} network calls, {calls} a step with guidance of weight {guidance:g},"
     _print_ranking(f"{within} on {where or 'all targets and paths'}", ranked, top)
-    click.echo(verdict(ranked))
+    click.echo(verdict(ranked, chosen.cells[0].metrics[0]))
     click.echo(covered)
     for note in notes:
         click.echo(note)
@@ -248,8 +249,10 @@ def _on_path(chosen: Suite, wanted: str, *, is_schedule: bool) -> tuple[Suite, s
 
 
 def _print_ranking(title: str, ranked: Sequence[Advice], top: int) -> None:
+    from diffode.studies.answer import counted
+
     print_table(
-        f"{title} ({ranked[0].problems} problems)",
+        f"{title} ({counted(ranked[0].problems, 'problem')})",
         ["solver", "error", "next problem's, 95 %", "x best", "95 % of resamples", "first", "wins"],
         [
             [
@@ -270,19 +273,20 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
 
 
-def verdict(ranked: Sequence[Advice]) -> str:
-    """The recommendation in sentences: what to take, how sure that is, the error to expect, and the runner-up."""
+def verdict(ranked: Sequence[Advice], metric: str) -> str:
+    """The recommendation in sentences: what to take, how sure that is, the error to expect by the metric, the runner-up."""
     from diffode.studies.answer import best_without, plain
     from diffode.studies.paste import method_parts
+    from diffode.studies.ranking import in_units
     from diffode.studies.recommendation import LEAST_PROBLEMS
 
     best = ranked[0]
     if best.problems < LEAST_PROBLEMS:
         sure = "one or two problems say little: no interval worth the name"
     elif best.first >= 0.95:
-        sure = "the choice hardly depends on which targets were tried"
+        sure = "the choice hardly depends on which of these targets were tried"
     else:
-        sure = "the choice depends on which targets were tried: the next ones may be as good"
+        sure = "the choice depends on which of these targets were tried: the next ones may be as good"
     solver, grid = method_parts(best.method)
     lines = [f"take {solver} on the grid {grid}: first in {best.first:.0%} of resamples of the problems; {sure}"]
     spread = ""
@@ -291,8 +295,11 @@ def verdict(ranked: Sequence[Advice]) -> str:
         spread = f"; on one more problem of this kind it lies in {ends} with a probability of 95 %"
         spread += " (the spread between problems, Student's t in the logarithm)"
     tried = f"{plain(best.least, 2)} to {plain(best.most, 2)} on those that were tried"
-    error = f"{plain(best.error, 2)} of the data's scale, as a distance over all coordinates"
-    lines.append(f"expect an error of {error}: {tried}{spread}")
+    if metric == "endpoint":
+        error = f"an error of {plain(best.error, 2)} of the data's scale, as a distance over all coordinates"
+    else:
+        error = f"{metric} of {plain(best.error, 2)}{in_units(metric)}"
+    lines.append(f"expect {error}: {tried}{spread}")
     if len(ranked) > 1:
         other = ranked[1]
         place = "within the interval of the best" if other.as_good else "outside the interval of the best"

@@ -105,17 +105,31 @@ def in_a_sentence(found: Sequence[Answer], metric: str = "endpoint") -> str:
 
 def alike(curves: Sequence[Curve]) -> list[tuple[str, int, list[Answer | None]]]:
     """By tag of two targets or more: their number, and the answers at about 4, 8 and 20 evaluations."""
+    run = budgets(curves)
+    wanted = sorted({min(run, key=lambda n: (abs(n - at), n)) for at in _KINDS_AT}) if run else []
+    found = []
+    for tag, own in _tagged(curves).items():
+        there = [c for c in curves if c.target in own]
+        found.append((tag, len(own), [answer_at(there, nfe) for nfe in wanted]))
+    return [row for row in found if all(row[2])]
+
+
+def other_kinds(curves: Sequence[Curve], nfe: int, best: str) -> str:
+    """A sentence about tags whose targets have another best method within a budget; empty if there are none."""
+    others: dict[str, list[str]] = {}
+    for tag, own in _tagged(curves).items():
+        found = answer_at([c for c in curves if c.target in own], nfe)
+        if found is not None and found.best.method != best:
+            others.setdefault(found.best.method, []).append(tag)
+    said = [f"{method} on targets with the tag {' or '.join(tags)} (--target {tags[0]})" for method, tags in others.items()]
+    return f"another is best on some: {'; '.join(said)}" if said else ""
+
+
+def _tagged(curves: Sequence[Curve]) -> dict[str, set[str]]:
+    """Targets by tag, without the tags that all or one of the targets have, which tell them from nothing."""
     targets = list(dict.fromkeys(c.target for c in curves))
     tagged: dict[str, set[str]] = {}
     for target in targets:
         for tag in tags_of(target):
             tagged.setdefault(tag, set()).add(target)
-    run = budgets(curves)
-    wanted = sorted({min(run, key=lambda n: (abs(n - at), n)) for at in _KINDS_AT}) if run else []
-    found = []
-    for tag, own in sorted(tagged.items()):
-        # A tag that all or one of the targets have tells them from nothing.
-        if 1 < len(own) < len(targets):
-            there = [c for c in curves if c.target in own]
-            found.append((tag, len(own), [answer_at(there, nfe) for nfe in wanted]))
-    return [row for row in found if all(row[2])]
+    return {tag: own for tag, own in sorted(tagged.items()) if 1 < len(own) < len(targets)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffode import plot, solvers, targets
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, TrainedElsewhereWarning
 from diffode.fields import ExactField, Field
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import field_of_text, parts_of
@@ -108,7 +109,10 @@ def _ends(field: Field, start: Tensor, method: str, nfe: int) -> Tensor | None:
     """The ends of a method's run with a budget; None if it has none for that budget."""
     solver, grid = method_parts(method)
     try:
-        return solvers.solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=_SEED).x
+        with warnings.catch_warnings():
+            # Whatever such a warning says of a run is seen in its pictures.
+            warnings.simplefilter("ignore", TrainedElsewhereWarning)
+            return solvers.solve(field, start, solver=solver, grid=grid, nfe=nfe, generator=_SEED).x
     except ArgumentError:
         return None
 
