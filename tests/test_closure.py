@@ -1,15 +1,18 @@
 """The code that a result depends on: every module that is imported counts, and nothing else does."""
 
 import ast
+import json
 import sys
 import types
 
 import pytest
 from commandline import program
 
-from diffode import solvers
+from diffode import cache_folder, solvers
 from diffode.closure import REST, SOURCES, WHOLE, parts_of, version_of
+from diffode.closure.known import module_of
 from diffode.closure.places import compiled, source_of
+from diffode.closure.syntax import Module
 from diffode.specs import parse_spec
 from diffode.studies import parse_suite
 
@@ -25,9 +28,9 @@ def roots_of(spec):
 def literal_in(module, name):
     """A literal in the statements of a part that is no docstring and no piece of a formatted text."""
     statements, _ = SOURCES.module(module).kept(name)
-    passed_over = set()
+    body, passed_over = ast.parse(source_of(module)).body, set()
     for statement in statements:
-        for node in ast.walk(statement.node):
+        for node in ast.walk(body[statement.place]):
             checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
             if checked or isinstance(node, ast.JoinedStr | ast.Expr):
                 passed_over |= {id(inner) for inner in ast.walk(node)}
@@ -243,3 +246,73 @@ def test_a_class_without_a_text_is_known_by_its_compiled_code(monkeypatch):
 
 def test_libraries_are_no_part_of_a_closure():
     assert version_of("numpy", "json") == version_of()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFODE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "modules"
+
+
+OF_ALL_KINDS = '''
+"""A docstring."""
+from __future__ import annotations
+import a.b, c as d
+from . import sibling
+from .inner import one as two
+if TYPE_CHECKING:
+    from e import F
+TABLE = {"\\udcff": (1, 2.5, None)}
+class Own(F):
+    x: int = 3
+    def run(self): return get("ipndm:order=3"), a.b.call(self.x, name="text")
+async def later(): import late
+'''
+
+
+def test_what_a_module_says_is_the_same_when_it_is_remembered(cache):
+    texts = {"package": (OF_ALL_KINDS, True), "package.module": (OF_ALL_KINDS, False)}
+    texts |= {name: (source_of(name), False) for name in ("diffode.solvers.adams", "diffode.closure.syntax", "diffode.specs")}
+    for name, (text, is_package) in texts.items():
+        fresh = Module.of(name, text, is_package=is_package)
+        assert module_of(name, text, is_package=is_package) == fresh
+        assert (cache / f"{name}.json").is_file()
+        assert module_of(name, text, is_package=is_package) == fresh
+
+
+def test_what_a_module_said_before_it_changed_is_forgotten(cache, monkeypatch):
+    def said(text="X = 1", *, is_package=False):
+        module = module_of("package.module", text, is_package=is_package)
+        assert module == Module.of("package.module", text, is_package=is_package)
+        return module
+
+    assert said() != said("X = 2")
+    relative = "from . import one"
+    assert said(relative).bindings != said(relative, is_package=True).bindings
+    said()
+    file = cache / "package.module.json"
+    whole = file.read_text()
+    for damaged in (whole[:-3], whole.replace("1", "2"), whole.replace("Assign", "Assaign"), "", "\n", "x\n[]", "é"):
+        file.write_text(damaged)
+        said()
+        assert file.read_text() == whole
+    # A text that says something else under a checksum that fits was written for another text, or by another version.
+    cache_folder.remember("modules", "package.module", {"digest": json.loads(whole.partition("\n")[2])["digest"]})
+    said()
+    assert file.read_text() == whole
+    read = []
+    monkeypatch.setattr(
+        "diffode.closure.known.Module.of", lambda *args, **options: read.append(args) or Module("", (), {}, (), ())
+    )
+    module_of("package.module", "X = 1", is_package=False)
+    assert not read
+    monkeypatch.setattr("diffode.closure.known._reader", lambda: "another grammar")
+    module_of("package.module", "X = 1", is_package=False)
+    assert read
+
+
+def test_a_folder_that_can_not_be_written_only_costs_time(cache):
+    cache.parent.write_text("a file in the way")
+    assert module_of("m", "X = 1", is_package=False) == Module.of("m", "X = 1", is_package=False)
+    with pytest.raises(SyntaxError):
+        module_of("m", "X =", is_package=False)

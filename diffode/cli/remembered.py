@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import os
 import re
 import sys
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import diffode
-from diffode.cache_folder import folder
+from diffode.cache_folder import recall, remember
 
-#: Largest size of an answer, in bytes.
-_LARGEST = 2**22
+#: Folder of the answers.
+_KIND = "answers"
 #: Kinds of things that other packages may add.
 _PLUG_INS = ("targets", "sources", "paths", "grids", "solvers", "metrics", "bridges", "measures", "holds")
 #: Libraries whose release may change a number.
@@ -32,20 +31,14 @@ _OTHER = (".pyc", ".o", ".nbc", ".nbi", ".tmp")
 
 def remembered(asked: tuple[object, ...], answer: Callable[[], tuple[Any, bool]]) -> Any:
     """The answer to what is asked; ``answer`` gives it, and whether it depends on the package alone, so that it can be kept."""
-    file = folder() / "answers" / f"{_key(asked)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        if file.stat().st_size <= _LARGEST:
-            held = json.loads(file.read_text(encoding="utf-8"))
-            if held["sum"] == _sum(held["answer"]):
-                return _unpacked(held["answer"])
+    key = _key(asked)
+    held = recall(_KIND, key)
+    if held is not None:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            return _unpacked(held)
     found, alone = answer()
     if alone:
-        packed = _packed(found)
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"sum": _sum(packed), "answer": packed}), encoding="utf-8")
-            os.replace(temporary, file)
+        remember(_KIND, key, _packed(found))
     return found
 
 
@@ -78,10 +71,6 @@ def _key(asked: tuple[object, ...]) -> str:
         for point in importlib.metadata.entry_points(group=f"diffode.{kind}"):
             digest.update(f"{kind} {point.name} {point.value}\n".encode())
     return digest.hexdigest()
-
-
-def _sum(packed: Any) -> str:
-    return hashlib.sha256(json.dumps(packed).encode()).hexdigest()
 
 
 def _packed(value: Any) -> Any:

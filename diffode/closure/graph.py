@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
+from diffode.closure.known import module_of
 from diffode.closure.places import compiled, is_own, is_package, label, native_code, source_of
 from diffode.closure.syntax import REST, WHOLE, Binding, Module
 
@@ -85,7 +86,7 @@ class _Found:
 
 
 class Sources:
-    """The modules' syntax trees, each read once; ``read`` gives a module's text."""
+    """What modules say, each read once; ``read`` gives a module's text."""
 
     def __init__(self, read: Callable[[str], str | None] | None = None):
         self._read = read or source_of
@@ -113,7 +114,7 @@ class Sources:
     def changed(self, module: str, text: str) -> Sources:
         """The same modules, but with another text for one of them."""
         other = Sources(self._read)
-        other._modules = {**self._modules, module: Module(module, text, is_package=is_package(module))}
+        other._modules = {**self._modules, module: Module.of(module, text, is_package=is_package(module))}
         return other
 
     def module(self, name: str) -> Module | None:
@@ -121,7 +122,7 @@ class Sources:
         if name not in self._modules:
             text = self._read(name)
             try:
-                self._modules[name] = None if text is None else Module(name, text, is_package=is_package(name))
+                self._modules[name] = None if text is None else module_of(name, text, is_package=is_package(name))
             except (SyntaxError, RecursionError, ValueError):
                 # A file that can't be parsed can't run.
                 self._modules[name] = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,23 +23,50 @@ class Binding:
     attribute: str | None
 
 
-class _Statement:
+@dataclass(frozen=True)
+class Statement:
     """One statement at the top of a module: its text without comments, docstrings and layout, and the names in it.
 
+    ``place`` counts it among the module's statements, ``kind`` is the kind of its syntax, ``name`` that of a class or function.
     ``chains`` are names with the attributes that follow them (``a.b.c``), ``bindings`` the imports at any depth except those
     for type checkers alone, ``calls`` the functions that are called with texts, and these texts.
     """
 
-    def __init__(self, node: ast.stmt, package: str):
-        self.node, self.package = node, package
+    place: int
+    kind: str
+    name: str
+    text: str
+    chains: frozenset[tuple[str, ...]]
+    bindings: tuple[Binding, ...]
+    calls: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+    @property
+    def is_class(self) -> bool:
+        """Whether it defines a class."""
+        return self.kind == "ClassDef"
+
+    @classmethod
+    def of(cls, node: ast.stmt, place: int, package: str) -> Statement:
+        """What a statement's syntax tree says."""
+        reader = _Reader(package)
+        reader.read(node)
+        name = getattr(node, "name", "")
+        text, chains = " ".join(reader.written), frozenset(reader.chains)
+        return cls(place, type(node).__name__, name, text, chains, tuple(reader.bindings), tuple(reader.calls))
+
+
+class _Reader:
+    """Walks the syntax tree of one statement and collects what it says."""
+
+    def __init__(self, package: str):
+        self.package = package
+        self.written: list[str] = []
         self.chains: set[tuple[str, ...]] = set()
         self.bindings: list[Binding] = []
-        self.calls: list[tuple[tuple[str, ...], list[str]]] = []
-        written: list[str] = []
-        self._read(node, written.append)
-        self.text = " ".join(written)
+        self.calls: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
 
-    def _read(self, node: ast.AST, write: Callable[[str], None]) -> None:
+    def read(self, node: ast.AST) -> None:
+        write = self.written.append
         if isinstance(node, ast.Name | ast.Attribute):
             chain = _dotted(node)
             if chain is not None:
@@ -55,7 +83,7 @@ class _Statement:
             return
         elif isinstance(node, ast.Call):
             given = [*node.args, *(keyword.value for keyword in node.keywords)]
-            texts = [a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            texts = tuple(a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str))
             chain = _dotted(node.func) if texts else None
             if chain is not None:
                 self.calls.append((chain, texts))
@@ -66,46 +94,62 @@ class _Statement:
                 write("[")
                 for item in value[_docstrings(node, name, value) :]:
                     if isinstance(item, ast.AST):
-                        self._read(item, write)
+                        self.read(item)
                     else:
                         write(repr(item))
                 write("]")
             elif isinstance(value, ast.AST):
-                self._read(value, write)
+                self.read(value)
             else:
                 write(repr(value))
 
 
+@dataclass(frozen=True)
 class Module:
-    """The statements, imports and definitions of a module."""
+    """The statements of a module, its imports (``bindings``, and ``names`` with those that are guarded) and definitions."""
 
-    def __init__(self, name: str, text: str, *, is_package: bool):
+    name: str
+    bindings: tuple[Binding, ...]
+    names: dict[str, Binding]
+    defined: frozenset[str]
+    statements: tuple[Statement, ...]
+
+    @functools.cached_property
+    def classes(self) -> frozenset[str]:
+        """The names of its classes."""
+        return frozenset(statement.name for statement in self.statements if statement.is_class)
+
+    @classmethod
+    def of(cls, name: str, text: str, *, is_package: bool) -> Module:
+        """What a module's text says.
+
+        Raises:
+            SyntaxError, ValueError, RecursionError: if it can't be parsed.
+        """
         body = ast.parse(text).body
-        self.name = name
         package = name if is_package else name.rpartition(".")[0]
         imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-        self.bindings = [binding for node in imports for binding in _bindings(node, package)]
+        bindings = tuple(binding for node in imports for binding in _bindings(node, package))
         # Imports for type checkers count among ``names``, since they list the names that a lazy module offers.
         guarded = [n for node in body if isinstance(node, ast.If | ast.Try) for n in ast.walk(node)]
         lazily = [b for n in guarded if isinstance(n, ast.Import | ast.ImportFrom) for b in _bindings(n, package)]
-        self.names = {binding.name: binding for binding in (*lazily, *self.bindings)}
-        self.defined = {n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
-        self.classes = {node.name for node in body if isinstance(node, ast.ClassDef)}
-        shown = body[1:] if body and _is_text(body[0]) else body
-        shown = [node for node in shown if node not in imports and not _says_release(node)]
-        self._statements = [_Statement(node, package) for node in shown]
+        names = {binding.name: binding for binding in (*lazily, *bindings)}
+        defined = frozenset(n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))
+        shown = [(place, node) for place, node in enumerate(body) if not (place == 0 and _is_text(node))]
+        shown = [(place, node) for place, node in shown if node not in imports and not _says_release(node)]
+        return cls(name, bindings, names, defined, tuple(Statement.of(node, place, package) for place, node in shown))
 
-    def kept(self, name: str, *, functions_only: bool = False) -> tuple[list[_Statement], list[Binding]]:
+    def kept(self, name: str, *, functions_only: bool = False) -> tuple[list[Statement], list[Binding]]:
         """The statements of a part and the imports that it uses.
 
         A class comes with the statements that are no classes, and with the classes that these and it name.
         """
         if name == WHOLE:
-            return self._statements, self.bindings
-        classes = {s.node.name: s for s in self._statements if isinstance(s.node, ast.ClassDef)}
-        kept = [s for s in self._statements if not isinstance(s.node, ast.ClassDef)]
+            return [*self.statements], [*self.bindings]
+        classes = {statement.name: statement for statement in self.statements if statement.is_class}
+        kept = [statement for statement in self.statements if not statement.is_class]
         if functions_only:
-            kept = [s for s in kept if isinstance(s.node, ast.FunctionDef)]
+            kept = [statement for statement in kept if statement.kind == "FunctionDef"]
         taken = {name} & classes.keys()
         waiting, used = [*kept, *(classes[n] for n in taken)], set[str]()
         while waiting:
