@@ -117,6 +117,7 @@ def test_a_codebook_is_better_than_every_published_sampler_tuned_on_mixtures_it_
     assert float(learned.mean()) < float(codebook.tuned(hand_made, held_out, 3e-5).mean()) - 0.3
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_codebook(problems, trained):
     recipe = Recipe(members=6, begin=3, grow=3, every=2, rounds=5, share=1)
     heard = []

@@ -45,7 +45,10 @@ def test_the_map_gives_what_references_give_and_rows_of_their_own_times_too(name
         torch.testing.assert_close(found.x[i], alone.x[0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "path"), CASES)
+@pytest.mark.parametrize(("name", "path"), [
+    pytest.param(*case, marks=pytest.mark.slow) if case in (("ring8", "vp"), ("ring8", "rectified_flow")) else case
+    for case in CASES
+])  # fmt: skip
 def test_derivatives_are_those_of_differences_of_references(name, path):
     field, x, s, t = between(name, path)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -46,7 +46,14 @@ def test_two_variances_are_fitted_exactly_by_r_and_c():
     assert trained.history.error[-1] < 1e-6
 
 
-@pytest.mark.parametrize(("host", "base"), [(None, "dpm:order=2"), ("euler", "ddim"), ("ipndm", "ipndm:order=3")])
+@pytest.mark.parametrize(
+    ("host", "base"),
+    [
+        pytest.param(None, "dpm:order=2", marks=pytest.mark.slow),
+        pytest.param("euler", "ddim", marks=pytest.mark.slow),
+        ("ipndm", "ipndm:order=3"),
+    ],
+)
 def test_learned_amed_is_below_its_host_on_starts_it_has_not_seen(host, base):
     field = diffode.exact_field("ring8", "edm")
     x = field.path.prior((256, 2), generator=77)
@@ -73,7 +80,7 @@ def test_without_learning_it_is_its_host():
             torch.testing.assert_close(free.run(field, x)[-1], own.run(field, x), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("teacher", [1, 3])
+@pytest.mark.parametrize("teacher", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_teacher_and_end_to_end_training(teacher):
     field = diffode.exact_field("bimodal1d", "vp")
     for per_step in (True, False):

@@ -26,11 +26,15 @@ LONG = {
 }  # fmt: skip
 
 
+#: Methods whose steps cost most, and whose like (the other slope along the flow, or pairs) is tried at once.
+COSTLY = {"emd", "direct", "esd", "lsd", "anyflow"}
 #: Those that learn a law alone are in test_map_laws.py.
 COUPLED = [name for name, row in MAP_METHODS.items() if not row.law_only]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in COUPLED])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in COSTLY | LONG.keys() else []) for name in COUPLED]
+)
 def test_every_method_is_better_than_the_gaussian_flow_after_some_seconds(name):
     jumps = JUMPS.get(name, 1)
     found = train_map(f"{name}:{SMALL}", "bimodal1d", nfe=jumps, steps=LONG.get(name, 350), seed=1)

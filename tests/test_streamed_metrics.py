@@ -44,7 +44,7 @@ def test_a_metric_in_chunks_is_that_of_all_points(spec, sizes):
     assert found.floor == pytest.approx(known.floor, rel=1e-11, abs=1e-13)
 
 
-@pytest.mark.parametrize(("target", "path"), [("moons", "edm"), ("gmm40-50d", "vp")])
+@pytest.mark.parametrize(("target", "path"), [("moons", "edm"), pytest.param("gmm40-50d", "vp", marks=pytest.mark.slow)])
 def test_the_sliced_distance_in_chunks_has_bounds_that_hold(target, path):
     """The more bins the closer, and the distance of all points always lies between the bounds, for outliers too."""
     field, outcome = run(target, path)
