@@ -3,8 +3,8 @@
 ``python benchmarks/heads.py [--targets NAME ...] [--methods jump head] [--nfe N ...] [--seeds S ...] [--save FOLDER]``. Each
 cell is trained by counts, on one thread, and run on the 256 starts of `learned.py` (seed 424242) and on 4,096 others (seed 77):
 mean end-point errors in units of the scale, with two standard errors. Rows are added to ``--rows`` as they are made, and
-what is there is not made again; ``--save`` also writes each file. All takes about an hour of one core: seconds of CPU stand in
-the rows, a digits cell with heads takes about 150, others at most 90.
+what is there is not made again; ``--save`` also writes each file. All takes about half an hour of one core: seconds of CPU
+stand in the rows, a digits cell with heads takes about 80, others at most 50.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def train(begin: list[Spectral], problems: list[SpectralProblem], held_out: list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nfe", nargs="*", type=int, default=list(range(1, 11)))
+    parser.add_argument("nfe", nargs="*", type=int, default=list(range(1, 13)))
     place = Path(__file__).parent.parent / "diffode" / "solvers" / "trained"
     parser.add_argument("--output", default=str(place / "universal_gaussian.safetensors"))
     parser.add_argument("--mixtures", type=int, default=TRAINING)

@@ -197,7 +197,7 @@ class Universal(TrainedSolver):
     A table depends on the first and last noise level in units of the data's scale (root mean variance), and on the dimension;
     levels outside those of the training are an ArgumentError. ``scale`` and ``dim`` are the field's unless given.
 
-    With ``chart="gaussian"`` the tables are those in the chart of the data's Gaussian, for 1 to 10 evaluations: they jump to
+    With ``chart="gaussian"`` the tables are those in the chart of the data's Gaussian, for 1 to 12 evaluations: they jump to
     their first level, and are made for the spectrum of the data, whose mean and covariance have to be known (``scale`` and
     ``dim`` are not asked for).
 
