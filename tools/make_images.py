@@ -7,6 +7,7 @@ samples for its laws; ``--results FILE`` keeps results there and takes what it h
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -97,6 +98,24 @@ def gains(results: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def trainings(results: Sequence[Result]) -> str:
+    """What was trained for the network or for the mixture, on both, beside the best hand-made run from t_max."""
+    rows = json.loads((OUT / "images_learned.json").read_text(encoding="utf-8"))
+    budgets = sorted({row["nfe"] for row in rows})
+    lines = [["", *(f"NFE {nfe}, {field}" for nfe in budgets for field in ("network", "mixture"))]]
+    lines.append(["---"] * len(lines[0]))
+    found = {field: errors(results, target, "endpoint") for field, target in (("network", NETWORK), ("mixture", MIXTURE))}
+    for kind in ("hand-made", "jump"):
+        best = [min(v[nfe] for method, v in found[field].items() if kind_of(method) == kind and nfe in v)
+                for nfe in budgets for field in found]  # fmt: skip
+        lines.append(["best after a jump" if kind == "jump" else "best hand-made", *(f"{value:.3g}" for value in best)])
+    for name in dict.fromkeys(row["name"] for row in rows):
+        held = {row["nfe"]: row for row in rows if row["name"] == name}
+        cells = [f"{held[nfe][field]:.3g}" if nfe in held else "" for nfe in budgets for field in ("network", "mixture")]
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def levels() -> str:
     """Loss and distance to the exact denoiser of the points by noise level."""
     facts = trained("fashion-unet").facts
@@ -144,7 +163,7 @@ def main() -> None:
         probing=probing(), mixture=table_of(errors(results, MIXTURE, "endpoint")), gains=gains(results),
         samples=f"{chosen.samples:,}",
         law_floor=f"{seen.floor(chosen.samples):.2g}", halves=f"{seen.facts['halves']:.2g}",
-        laws=table_of(errors(results, NETWORK, "frechet")),
+        laws=table_of(errors(results, NETWORK, "frechet")), trainings=trainings(results),
     )  # fmt: skip
     (OUT / "images.md").write_text(page, encoding="utf-8")
     draw(SHOWN, OUT / "images_by_solver.png")
