@@ -211,7 +211,7 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
         "|---|---|---|---|---|",
     ]
     for spec, solver in zip(specs, made, strict=True):
-        cells = (solver.chart_name, solver.order, solver.convergence_order, solver.nfe_per_step)
+        cells = (solver.chart_name, solver.order, solver.convergence_order, solver.spends)
         told = ("none" if cell is None else str(cell) for cell in cells)
         lines.append(f"| `{spec}` | " + " | ".join(told) + " |")
     found = [spec for spec in orders if solvers.get(spec).name in {s.name for s in made}]

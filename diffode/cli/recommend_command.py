@@ -164,8 +164,8 @@ def command(
     click.echo(covered)
     for note in notes:
         click.echo(note)
-    if found.coverage is not None and found.coverage.sentence:
-        click.echo(f"this ranking is not of the whole suite: {found.coverage.sentence}; run {again}", err=True)
+    if found.coverage is not None and (uncovered := found.coverage.told("ranking", again)):
+        click.echo(uncovered, err=True)
     _print_programs(programs)
     if elsewhere is not None:
         advice, lines = elsewhere
@@ -194,11 +194,12 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
     """Stored results of a suite, or else those that ship; ArgumentError, which says what to run, if there are neither."""
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
+    from diffode.studies.failures import nothing_but_failures
     from diffode.studies.ranking import coverage, curves
     from diffode.studies.shipped import shipped_curves
 
     stored: list[Curve] = []
-    covered = None
+    covered, failed = None, ""
     if file.is_file():
         with Store(file) as opened:
             # Without a run on the path, the names of those that are stored make the message.
@@ -206,7 +207,7 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
             keyed = keyed_cells(here)
             results = opened.get(keyed)
             damaged = len(opened.damaged)
-        stored = curves(results)
+        stored, failed = curves(results), nothing_but_failures(chosen.name, results)
         covered = coverage([cell for _, cell in keyed], results, damaged)
     if not stored or (covered is not None and covered.missing):
         shipped = shipped_curves(named) if of_package else None
@@ -221,6 +222,8 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
             raise ArgumentError(f"suite {named!r} was not run on path {path!r}, but on {known}: {remedy}")
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run {again} first, or give --store")
+    if failed:
+        raise ArgumentError(f"{failed}; what was measured does not fit what it was measured on, or no run succeeds there")
     if not stored:
         where = "" if path is None else f" on path {path!r}"
         raise ArgumentError(

@@ -79,7 +79,7 @@ def command(
     from diffode.fields.own import FieldText
     from diffode.fields.problem_text import parts_of, problem_text, unguided
     from diffode.flows import reference
-    from diffode.output_files import unwritable, whole_file
+    from diffode.output_files import make_folder, whole_file
     from diffode.solvers.run import table_for
     from diffode.solvers.run_options import Extent
     from diffode.solvers.solver import WritesTable
@@ -92,7 +92,7 @@ def command(
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
     picture = file.with_suffix(".png")
     for place in (file, picture):
-        writable(place, make_folders=True)
+        writable(place)
     if FieldText.names(target):
         target = field_text(target, kind, dim, scale, truth)
     elif kind or dim or scale or truth:
@@ -111,10 +111,7 @@ def command(
         raise ArgumentError(
             f"--metric endpoint compares with the exact flow, which {solver!r} does not follow since it draws noise"
         )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise unwritable(file, failure, "output") from failure
+    make_folder(file)
     # The points are written as they come, and before their picture, since some points can't be drawn.
     with whole_file(file, "output") as handle:
         if table is not None:

@@ -69,12 +69,13 @@ def command(
     from diffode.extensions import load_attribute
     from diffode.fields.own import FieldText, row_shape
     from diffode.fields.problem_text import problem_text
+    from diffode.output_files import make_folder
     from diffode.verify import verify_field
     from diffode.verify.field.picture import save_residuals
 
     file = FilePath(picture)
-    if file.suffix != ".png" or not file.parent.is_dir():
-        raise ArgumentError(f"picture must be a .png in a folder that exists, got {picture!r}")
+    if file.suffix != ".png":
+        raise ArgumentError(f"picture must end in .png, got {picture!r}")
     writable(file, "picture")
     options: dict[str, Any] = {"seed": seed}
     if FieldText.names(field):
@@ -101,6 +102,7 @@ def command(
         drawn = str(file)
         tolerance = next((c.tolerance for c in checks if c.name == "continuity equation"), None)
         what = "continuity equation" if tolerance else "asymmetry of the score's Jacobian"
+        make_folder(file, "picture")
         save_residuals(residuals, on, f"{field}: {what}", tolerance, file)
     report = replace(report, subject=f"{field} on {on.spec}", checks=checks, facts={"path": on.spec, "picture": drawn})
     code = print_report(report, as_json)

@@ -66,7 +66,7 @@ def error_curves(
             failed. It is shown, as an error far above all others is, by a triangle at the upper edge.
         ax: axes to draw on; new ones if None.
         size: size of a new picture in inches, ``(width, height)``, or ``"column"``, ``"page"`` or ``"slide"``.
-        floor: the error of the reference, drawn as a dotted line, below which errors mean nothing.
+        floor: the error of the reference, in a shaded band below which errors mean nothing.
         ylabel: name of the error.
         styles: the look of each label, from :func:`looks`, where pictures are to agree.
 
@@ -102,7 +102,17 @@ def error_curves(
             end = shown[-1] if shown else (nfe[-1], low if errors[-1] == 0 else high)
             labels.append(Label(name, float(end[0]), min(max(float(end[1]), low), high), chosen[name].colour))
         if floor and floor >= low:
-            ax.axhline(floor, color=REMARK, lw=0.8, ls=":", zorder=1)
+            # A line of any dash could be a solver's.
+            ax.axhspan(low, floor, color=REMARK, alpha=0.16, lw=0, zorder=1, gid="floor")
+            ax.annotate(
+                "error of the reference",
+                (0.01, floor),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                color=REMARK,
+                fontsize="small",
+            )
         ax.set_ylim(low, high)
         EndLabels(ax, labels)
         ax.set_ylabel(ylabel)

@@ -76,7 +76,7 @@ class InParallel(DirectSolver):
     @property
     @override
     def nfe_per_step(self) -> int:
-        """That of one sweep."""
+        """That of ``base``, which every sweep spends on each of its steps; see :attr:`spends`."""
         return self.recipe.nfe_per_step
 
     @property

@@ -66,7 +66,7 @@ def publish(
         if one not in get_args(Format):
             raise ArgumentError(f"format must be one of {', '.join(get_args(Format))}, got {one!r:.60}")
     if not curves:
-        raise ArgumentError(f"suite {name!r} has no result that could be ranked: run {command} first")
+        raise ArgumentError(f"suite {name!r} has no result that could be ranked; {command} makes them, or says why it can't")
     if reason := unranked(curves):
         raise ArgumentError(_advised(name, reason))
     methods = chosen_methods(curves, shown)
