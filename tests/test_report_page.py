@@ -41,7 +41,7 @@ CURVES = [
 def test_one_order_of_the_nfe_needed_stands_on_the_page_and_in_the_terminal(capsys):
     """Of methods that cost the same to the first level, the one that costs least to the next stands first."""
     made = [curve("a", s, e) for s, e in (("x", (1, 9e-3, 5e-3)), ("y", (1, 8e-3, 5e-4)), ("z", (9e-3, 8e-3, 7e-3)))]
-    header, rows = price_table(made)
+    _, rows = price_table(made)
     assert [row[0] for row in rows] == ["z", "y", "x"]
     known = results()
     print_ranking(Suite("s", "", tuple(r.cell for r in known)), known, None, False)

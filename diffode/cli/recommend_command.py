@@ -89,7 +89,7 @@ def command(
               diffode recommend --guidance 7.5 --steps 8
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
-    from diffode.studies.answer import other_kinds, plain
+    from diffode.studies.answer import knows_data, other_kinds, plain
     from diffode.studies.paste import lines_to_paste
     from diffode.studies.question import (
         budget_note,
@@ -140,10 +140,12 @@ def command(
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
     once = max(1, budget // calls)
-    programs = lines_to_paste(ranked[0].method, once, path, calls=calls)
-    elsewhere = None
-    if "diffusers" not in programs:
-        others = ((a, lines_to_paste(a.method, once, path, calls=calls)) for a in ranked[1:])
+    programs = lines_to_paste(ranked[0].method, once, path, calls=calls, guidance=guidance)
+    elsewhere, knowing = None, knows_data(ranked[0].method)
+    if "diffusers" not in programs or knowing:
+        # Whoever has no latents at hand takes the best that need not know their statistics.
+        rest = (a for a in ranked[1:] if not (knowing and knows_data(a.method)))
+        others = ((a, lines_to_paste(a.method, once, path, calls=calls, guidance=guidance)) for a in rest)
         elsewhere = next(((a, lines) for a, lines in others if "diffusers" in lines), None)
     kinds = other_kinds(used, budget, ranked[0].method)
     notes = [text for text in (kinds, schedule_note(schedule), budget_note(used, budget), found.told) if text]
@@ -170,7 +172,10 @@ def command(
     if elsewhere is not None:
         advice, lines = elsewhere
         times = f"{plain(advice.error / ranked[0].error, 2)} times the error"
-        click.echo(f"\nOther programs can't be told to make this run. The best that they can is {advice.method}, {times}:")
+        if "diffusers" in programs:
+            click.echo(f"\nWithout latents to take statistics of, the best is {advice.method}, {times}:")
+        else:
+            click.echo(f"\nOther programs can't be told to make this run. The best that they can is {advice.method}, {times}:")
         _print_programs({program: lines for program, lines in lines.items() if program != "diffode"})
     elif "diffusers" not in programs:
         click.echo("\nOther programs can't be told to make this run, nor any other of these.")

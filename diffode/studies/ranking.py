@@ -128,7 +128,7 @@ class Coverage:
     problems: int
     absent: tuple[Problem, ...]
     damaged: int = 0
-    tried: frozenset[Problem] = frozenset()
+    tried: tuple[Problem, ...] = ()
 
     def told(self, ranking: str, again: str) -> str:
         """A line that says of a ``ranking`` what it does not rest on, with the command that runs what was not; empty if it
@@ -166,7 +166,7 @@ def coverage(cells: Iterable[Cell], results: Iterable[Result], damaged: int = 0)
     present = {(cell.target, cell.path) for cell, status in found.items() if status == "ok"}
     failed = sum(status != "ok" for status in found.values())
     absent = problems - present
-    tried = frozenset(absent & {(cell.target, cell.path) for cell in found})
+    tried = tuple(sorted(absent & {(cell.target, cell.path) for cell in found}))
     return Coverage(len(asked), len(asked) - len(found), failed, len(problems), tuple(sorted(absent)), damaged, tried)
 
 
