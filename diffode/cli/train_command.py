@@ -163,6 +163,8 @@ def command(
     except KeyboardInterrupt:
         click.echo("diffode: interrupted; nothing was written, and the same command begins anew", err=True)
         sys.exit(130)
+    if worse := _worse(trained):
+        facts["note"] = worse
     if as_json:
         print_json(facts)
     else:
@@ -171,6 +173,17 @@ def command(
         click.echo("the same command with --resume goes on; with --force it begins anew", err=True)
     if trained.stopped_by == "request":
         sys.exit(130)
+
+
+def _worse(trained: Trained) -> str:
+    """What to say of a training whose result is worse on held-out starts than what it is compared with."""
+    from diffode.cli.training_log import in_words
+
+    before, after = trained.errors
+    if before is None or not after > before:
+        return ""
+    compared = in_words(trained.facts.begun_from)
+    return f"on held-out starts this is worse than {compared}, which no training costs: take that, or more evaluations"
 
 
 def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from diffode import grids, paths, solvers
 from diffode.fields import exact_field
 from diffode.paths import EDM, Path, RectifiedFlow
+from diffode.solvers.direct import LaysTimes
 from diffode.solvers.solver import Solver, WritesTable
 from diffode.specs import format_spec, parse_spec
 from diffode.targets import GaussianMixture
@@ -54,7 +55,9 @@ def lines_to_paste(
     noise = ", generator=0" if recipe.stochastic else ""
     known = ["known = field.statistics  # of a model: diffode.Statistics.of_samples(data)"] if recipe.needs_statistics else []
     told = ", statistics=known" if known else ""
-    found = {"diffode": [*known, f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe * calls}{noise}{told})']}
+    # A flow map lays its own times.
+    on_grid = "" if isinstance(recipe, LaysTimes) else f', grid="{grid}"'
+    found = {"diffode": [*known, f'diffode.solve(field, x, solver="{spec}"{on_grid}, nfe={nfe * calls}{noise}{told})']}
     # Listed times belong to one path, and another program has another.
     if not isinstance(recipe, WritesTable) or recipe.lays_levels or not grids.is_named(grid):
         return found

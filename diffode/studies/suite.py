@@ -237,7 +237,9 @@ def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
     try:
         lists["paths"] = list(dict.fromkeys(map(paths.registry.canonical, lists["paths"])))
         lists["grids"] = [grids.spec_of(grid) for grid in lists["grids"]]
-        lists["solvers"] = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
+        named = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
+        # A solver that stands there in two spellings is one, and keeps the first.
+        lists["solvers"] = list({solvers.plain_spec(solver): solver for solver in reversed(named)}.values())[::-1]
     except ArgumentError as error:
         raise ArgumentError(f"{where}: {error}") from error
 
