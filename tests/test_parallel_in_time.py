@@ -295,6 +295,20 @@ def test_a_jump_goes_where_that_of_the_base_goes(name):
     torch.testing.assert_close(found.x, base.x, rtol=0, atol=1e-9)
 
 
+def test_the_jump_of_a_budget_is_laid_for_the_budget():
+    """The steps that it buys are known after the jump alone."""
+    field, x = ring()
+    landed = {
+        key: float(diffode.solve(field, x, solver=solver, grid="karras", **{key: 12}).times[1])
+        for key, solver in (("steps", "picard:jump=auto"), ("nfe", "picard:jump=auto"))
+    }
+    base = diffode.solve(field, x, solver="ddim:jump=auto", grid="karras", nfe=12)
+    assert landed["steps"] == pytest.approx(float(base.times[1]), rel=1e-12)
+    assert landed["nfe"] == pytest.approx(landed["steps"], rel=1e-12)
+    few = diffode.solve(field, x, solver="picard:jump=auto", grid="karras", nfe=12)
+    assert len(few.times) - 2 < 12
+
+
 @pytest.mark.parametrize("name", ["picard", "parareal", "implicit_rk"])
 def test_what_a_step_costs_is_told_as_a_run_spends_it(name):
     told = _solver(name, "edm", "karras", 3)["NFE a step"]

@@ -32,7 +32,7 @@ TARGETS = ("ring8", "spiral", "digits-gmm10")
 GAUSSIANS = ("gauss1d", "gauss2d", "gauss64-powerlaw")
 STABILITY = """Growth of a deviation per step of length h in the log-SNR where the denoiser is linear, D = kappa x/alpha
 (`diffode.verify.growth`). For Gaussian data kappa runs from 0 (pure noise) to 1 (data), and the exact factor
-exp(-(1 - kappa) h) is below 1: blue. Orange, beyond the black line, the solver makes it grow. Noise is left out; DEIS is
+exp(-(1 - kappa) h) is below 1: violet. Orange, beyond the black line, the solver makes it grow. Noise is left out; DEIS is
 shown at low noise, where its variable, the VP time, is asymptotically a power of rho."""
 BUDGETS = (4, 6, 8, 12, 16, 24, 32, 48)
 STEPS = (10, 50, 250, 1000)

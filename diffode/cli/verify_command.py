@@ -62,8 +62,8 @@ def command(
     """
     if guide is not None:
         raise click.UsageError(
-            "--guide is of no use here: a guided field is no field of a law that is noised, so that beyond weight 1 the equations "
-            "do not hold for it; diffode sample --guide and the suite guidance measure what it does"
+            "--guide is of no use here: a guided field is no field of a law that is noised, so that beyond weight 1 the "
+            "equations do not hold for it; diffode sample --guide and the suite guidance measure what it does"
         )
     if derivation:
         from diffode.verify.field.symbolic import derivation as derive

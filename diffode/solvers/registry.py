@@ -183,8 +183,8 @@ def plain_spec(spec: str) -> str:
 
     The spec itself of a solver that is not known, or whose file is gone.
 
-    >>> plain_spec("ipndm:jump=auto,order=3") == plain_spec("ipndm:order=3,jump=auto"), plain_spec("dpmpp_2m")
-    (True, 'dpmpp:order=2')
+    >>> plain_spec("ipndm:jump=auto,order=3") == plain_spec("ipndm:order=3,jump=auto"), plain_spec("dpmpp:order=2")
+    (True, 'dpmpp')
     """
     try:
         return get(spec).spec
