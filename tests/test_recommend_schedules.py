@@ -308,17 +308,15 @@ def test_the_lines_of_a_jump_make_the_run_that_was_measured(method):
     pipe.start = x = pipe.start * path.sigma(1000.0)
     latents = MODES.sample(400, generator=torch.Generator().manual_seed(3))
     images = pasted(lines["diffusers"], pipe=pipe, prompt="a cat", latents=latents)["images"]
-    known = diffode.Statistics.of_samples(latents)
-    wanted = diffode.solve(field, x, solver=solver, grid=grid, nfe=6, statistics=known)
+    wanted = diffode.solve(field, x, solver=solver, grid=grid, nfe=6, statistics=diffode.Statistics.of_samples(latents))
     torch.testing.assert_close(images, wanted.x, rtol=0, atol=2e-5)
     assert len(pipe.scheduler.timesteps) == wanted.nfe == 6
 
 
 def test_the_line_for_a_pipeline_has_the_weight_that_was_asked_for():
     assert lines_to_paste("ddim", 8)["diffusers"][-1] == "images = pipe(prompt, num_inference_steps=8).images"
-    for method in ("ddim", "ddim:jump=auto"):
-        lines = lines_to_paste(method, 8, "sdxl", calls=2, guidance=7.5)["diffusers"]
-        assert lines[-1] == "images = pipe(prompt, num_inference_steps=8, guidance_scale=7.5).images"
+    lines = lines_to_paste("ddim:jump=auto", 8, "sdxl", calls=2, guidance=7.5)["diffusers"]
+    assert lines[-1] == "images = pipe(prompt, num_inference_steps=8, guidance_scale=7.5).images"
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------
