@@ -18,14 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
 import diffode
-from diffode import GaussianMixture
+from diffode import GaussianMixture, plot
 from diffode.metrics import Measurement
 from diffode.studies import Result, Store, keyed_cells, parse_suite
 from diffode.studies.ranking import budgets, curves, standings
@@ -114,19 +111,24 @@ def main() -> None:
     where = f"one thread of {processor_name() or platform.machine()}, {platform.system()}"
     print(f"diffode {diffode.__version__}, torch {torch.__version__}, {where}; CPU time\n")
     print("| what grows | sizes | seconds | exponent at the end |\n|---|---|---|---|")
-    drawn, axis = plt.subplots(figsize=(7.5, 5), constrained_layout=True)
+    looks, lines = plot.looks(laws), []
     for name, (make, all_sizes) in laws.items():
         sizes = all_sizes[:most]
         with contextlib.redirect_stderr(io.StringIO()):
             seconds = measured(make, sizes)
         slope = exponent(sizes, seconds)
-        axis.loglog(sizes, seconds, "o-", ms=4, label=f"{name}: exponent {slope:.2f}")
+        lines.append((sizes, seconds, {**looks[name].line, "label": f"{name}: exponent {slope:.2f}"}))
         told = " / ".join(f"{s:.2g}" for s in seconds)
         print(f"| {name} | {' / '.join(f'{n:,}' for n in sizes)} | {told} | {slope:.2f} |", flush=True)
-    axis.set(xlabel="size", ylabel="CPU seconds, one thread", title="How time grows")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False)
-    drawn.savefig(chosen.figure, dpi=90)
+    with plot.style():
+        drawn = Figure(figsize=plot.SIZES["page"], layout="constrained")
+        axis = drawn.subplots()
+        for sizes, seconds, line in lines:
+            axis.loglog(sizes, seconds, **line)
+        axis.set(xlabel="size", ylabel="CPU seconds, one thread", title="How time grows")
+        axis.grid(True)
+        axis.legend()
+    plot.save(drawn, chosen.figure, dpi=110)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class StartWarning(UserWarning):
     """A start can't be a state at the first time: it is far smaller, or far larger, than a state on the path there."""
 
 
+class GridWarning(UserWarning):
+    """A named grid is given to a solver that lays its own times, as flow maps do: it changes nothing but the ends."""
+
+
 class FieldError(DiffodeError, ValueError):
     """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on other rows of the batch."""
 

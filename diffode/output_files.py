@@ -100,6 +100,14 @@ def writable(file: str | FilePath, what: str = "output", *, make_folders: bool =
     return named
 
 
+def make_folder(file: str | FilePath, what: str = "output") -> None:
+    """Make the folder of a file, called ``what`` in the message, that a command is to write; ArgumentError if that fails."""
+    try:
+        place_of(file, what).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(file, error, what) from error
+
+
 def _look_at(place: FilePath) -> None:
     """Raise OSError if a folder, a device or a protected file, which must not be replaced, is in the way."""
     if place.is_dir():

@@ -112,7 +112,7 @@ def test_a_map_is_recommended_where_it_is_best(place):
     done = CliRunner().invoke(recommend_command.command, [*words, "--map", "own.py:phi"])
     told = json.loads(done.stdout)
     assert told["ranking"][0]["method"].startswith("map:of=own.py:phi")
-    assert told["paste"] == ['diffode.solve(field, x, solver="map:of=own.py:phi", grid="karras", nfe=1)']
+    assert told["paste"] == ['diffode.solve(field, x, solver="map:of=own.py:phi", nfe=1)']
 
 
 @pytest.mark.parametrize("solver", ["map:of=own.py:phi", "map:file=none.safetensors", FunctionMap(lambda x, s, t: x)])

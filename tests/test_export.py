@@ -101,7 +101,8 @@ def test_the_command_writes_a_suite_or_all_that_is_stored(results, tmp_path):
     assert len(read_csv(tmp_path / "all.csv")) == 11
     assert "give --csv FILE" in diffode("export", "--store", "s.sqlite", cwd=tmp_path, code=2).stderr
     assert "no result store at" in diffode("export", "--csv", "a.csv", cwd=tmp_path, code=2).stderr
-    assert "can't be written" in diffode("export", "--csv", "no/a.csv", "--store", "s.sqlite", cwd=tmp_path, code=2).stderr
+    taken = diffode("export", "--csv", "part.csv/a.csv", "--store", "s.sqlite", cwd=tmp_path, code=2)
+    assert "can't be written" in taken.stderr
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])

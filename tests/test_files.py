@@ -185,6 +185,32 @@ def test_a_command_tries_its_output_before_it_works(here, capsys):
     assert [f.name for f in (here / "diffode-report").iterdir()] == ["s"]
 
 
+@pytest.mark.parametrize(
+    ("made", "arguments"),
+    [
+        ("sample/s.npy", ("sample", "gauss1d", "--nfe", "2", "-n", "4", "--output", "sample/s.npy")),
+        ("memory/m.png", ("memory", "sine", "--measures", "legs", "--order", "4", "--output", "memory/m.png")),
+        ("train/deep/t.safetensors", ("train", "gits", "--target", "gauss1d", "--nfe", "2", "--points", "8",
+                                      "--output", "train/deep/t.safetensors")),
+        ("table/t.py", ("export", "euler", "--as", "python", "--nfe", "2", "--file", "table/t.py")),
+        ("verify/v.png", ("verify", "gauss1d", "--picture", "verify/v.png")),
+    ],
+)  # fmt: skip
+def test_every_command_makes_the_folders_of_what_it_writes(here, capsys, made, arguments):
+    code, said = run(capsys, *arguments)
+    assert code == 0, said
+    assert (here / made).is_file()
+
+
+def test_a_file_in_the_way_of_a_folder_is_said_before_any_work(here, capsys):
+    (here / "taken").write_text("a file")
+    for command in ("sample ring9 --output taken/s.npy", "train gits --target ring9 --nfe 2 --output taken/t.safetensors",
+                    "memory sine --output taken/m.png", "verify ring9 --picture taken/v.png"):  # fmt: skip
+        code, said = run(capsys, *command.split())
+        assert code == 2
+        assert "a file is where a folder should be: move it away" in said
+
+
 def test_a_limit_on_files_is_called_so(here):
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); from diffode.cli import main; main()"
     (here / "s.toml").write_text(TOML)

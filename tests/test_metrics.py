@@ -353,7 +353,7 @@ def test_metrics_say_what_they_need_of_a_run():
     def own(outcome):
         return metrics.Measurement("own", float(len(outcome.solution.states)))
 
-    assert own.needs == (False, True, True)
+    assert own.needs == metrics.Needs(states=True)
     with pytest.raises(UnknownNameError):
         metrics.needs_of("nothing")
 

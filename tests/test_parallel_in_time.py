@@ -8,6 +8,7 @@ import torch
 
 import diffode
 from diffode import solvers
+from diffode.cli.show_command import _solver
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.solvers.parareal import critical_path
@@ -148,6 +149,29 @@ def test_a_run_counts_the_evaluations_of_a_row_and_the_calls_that_wait(solver):
     assert together.latency == max(run.latency for run in each)
 
 
+@pytest.mark.parametrize(("steps", "blocks"), [(20, 5), (22, 5), (7, 3), (6, 1)])
+def test_parareal_asks_no_point_twice_and_its_cost_is_that_of_its_parts(steps, blocks):
+    """A coarse step and the fine run of the next sweep begin at the same point; blocks of unequal length wait for none."""
+    field, x = ring()
+    asked = []
+
+    def noise(state, t):
+        times = torch.as_tensor(t, dtype=torch.float64).expand(len(state))
+        asked.extend((time, *row) for time, row in zip(times.tolist(), state.tolist(), strict=True))
+        return field.noise(state, t)
+
+    watched = Field.from_noise(noise, "edm", probe=False, scale=field.scale)
+    sweeps = min(2, blocks)
+    run = diffode.solve(watched, x[:1], solver=f"parareal:blocks={blocks},sweeps={sweeps}", grid="karras", steps=steps)
+    edges = [steps * i // blocks for i in range(blocks + 1)]
+    expected = (blocks > 1) * blocks + (blocks == 1)
+    for made in range(sweeps):
+        fine, left = steps - edges[made], blocks - made
+        expected += (fine - left) + (left - 1)
+    assert run.nfe == len(asked) == expected
+    assert len({tuple(round(v, 12) for v in point) for point in asked}) == len(asked)
+
+
 def test_every_call_of_a_guided_field_counts():
     field, x = ring()
     twice = Field(lambda x, t: field.noise(x, t), "noise", "edm", probe=False, scale=field.scale, calls=2)
@@ -269,6 +293,27 @@ def test_a_jump_goes_where_that_of_the_base_goes(name):
     found = diffode.solve(field, x, solver=f"{name}:jump=auto,tolerance=0", grid="karras", steps=10)
     torch.testing.assert_close(found.times, base.times, rtol=1e-12, atol=0)
     torch.testing.assert_close(found.x, base.x, rtol=0, atol=1e-9)
+
+
+def test_the_jump_of_a_budget_is_laid_for_the_budget():
+    """The steps that it buys are known after the jump alone."""
+    field, x = ring()
+    landed = {
+        key: float(diffode.solve(field, x, solver=solver, grid="karras", **{key: 12}).times[1])
+        for key, solver in (("steps", "picard:jump=auto"), ("nfe", "picard:jump=auto"))
+    }
+    base = diffode.solve(field, x, solver="ddim:jump=auto", grid="karras", nfe=12)
+    assert landed["steps"] == pytest.approx(float(base.times[1]), rel=1e-12)
+    assert landed["nfe"] == pytest.approx(landed["steps"], rel=1e-12)
+    few = diffode.solve(field, x, solver="picard:jump=auto", grid="karras", nfe=12)
+    assert len(few.times) - 2 < 12
+
+
+@pytest.mark.parametrize("name", ["picard", "parareal", "implicit_rk"])
+def test_what_a_step_costs_is_told_as_a_run_spends_it(name):
+    told = _solver(name, "edm", "karras", 3)["NFE a step"]
+    assert "in every sweep over the" in told or "in each iteration" in told
+    assert _solver("heun", "edm", "karras", 3)["NFE a step"] == "2"
 
 
 @pytest.mark.parametrize("name", ["picard", "parareal"])

@@ -140,10 +140,12 @@ def test_curves_of_a_study_are_drawn_by_their_method():
     assert labels_of(ax)[0].labels[0].text == "ddim"
 
 
-def test_the_floor_is_a_line_in_sight():
+def test_the_floor_is_a_band_in_sight_which_no_dash_of_a_curve_looks_like():
     ax = plot.error_curves(CURVES, floor=1e-3)
     assert ax.get_ylim()[0] < 1e-3
-    assert any(line.get_linestyle() == ":" and line.get_ydata()[0] == 1e-3 for line in ax.lines)
+    (band,) = [patch for patch in ax.patches if patch.get_gid() == "floor"]
+    assert band.get_y() + band.get_height() == pytest.approx(1e-3)
+    assert [text.get_text() for text in ax.texts if text.get_text().startswith("error")] == ["error of the reference"]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,26 @@ def test_the_table_is_latex(tmp_path):
     subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=tmp_path, check=True)
 
 
+def test_a_solver_is_meant_by_any_spelling_of_it():
+    made = [
+        Curve("a", "edm", grid, solver, (4,), (error,), 0.0, (4,))
+        for error, (solver, grid) in enumerate(
+            [(f"ddim:eta={k / 10}", "karras") for k in range(1, 12)]
+            + [("ipndm:order=3,jump=auto", "karras"), ("ipndm:jump=auto,order=3", "log_snr"), ("dpmpp:order=2", "karras")],
+            start=1,
+        )
+    ]
+    best = chosen_methods(made)
+    for asked, found in (
+        ("ipndm:jump=auto,order=3", ["ipndm:order=3,jump=auto", "ipndm:jump=auto,order=3 @ log_snr"]),
+        ("ipndm:order=3,jump=auto @ log_snr", ["ipndm:jump=auto,order=3 @ log_snr"]),
+        ("dpmpp:order=2,analytic_first_step=false", ["dpmpp:order=2"]),
+    ):
+        assert chosen_methods(made, [asked]) == best + found
+    with pytest.raises(ArgumentError, match="nothing of solver 'ipndm:order=2'"):
+        chosen_methods(made, ["ipndm:order=2"])
+
+
 def test_pictures_are_drawn_for_all_and_for_each_target(tmp_path):
     files = publish("s", CURVES, tmp_path / "new", ["svg", "pdf"], command="x")
     assert [f.name for f in files][:4] == ["curves.svg", "curves-a.svg", "curves-b.svg", "curves-c_d.svg"]

@@ -136,28 +136,37 @@ def test_an_unknown_schedule_lists_each_name_once():
     assert "scheduler_config.json of a model" in text
 
 
-def test_where_other_programs_can_not_make_the_best_run_the_best_that_they_can_is_told(tmp_path):
+@pytest.mark.parametrize(
+    ("best", "other"), [("ipndm:order=3,jump=auto", "ipndm:order=3"), ("dpmpp_s:order=2,jump=auto", "ddim")]
+)
+def test_where_other_programs_can_not_make_the_best_run_or_need_statistics_another_is_told(tmp_path, best, other):
+    """The first runs in diffusers with statistics of latents; steps of two evaluations have no line."""
     suite = tmp_path / "known.toml"
     suite.write_text(
         'name = "known"\nsummary = "t"\n[defaults]\npaths = ["edm"]\ngrids = ["karras"]\nnfe = [8]\nseeds = [0]\npoints = 16\n'
         'tolerance = 1e-6\n[[study]]\ntargets = ["ring8", "bimodal1d"]\n'
-        'solvers = ["ipndm:order=3,jump=auto", "ddim", "ipndm:order=3"]\n'
+        f'solvers = ["{best}", "ddim", "{other}"]\n'
     )
     run_suite(load_suite(str(suite)), tmp_path / "diffode-report" / "results.sqlite", jobs=1)
     done = told("--suite", suite, "--nfe", 8)
     assert done.exit_code == 0, done.output
-    assert "Other programs can't be told to make this run. The best that they can is ipndm:order=3, " in done.stdout
-    assert done.stdout.count("diffode:\n") == 1
-    assert (
-        "ipndm:order=3,jump=auto knows mean and covariance of the data; of those that need not, ipndm:order=3 on" in done.stdout
+    runs = best.startswith("ipndm")
+    said = (
+        "Without latents to take statistics of, the best is "
+        if runs
+        else "can't be told to make this run. The best that they can is "
     )
+    assert f"{said}{other}, " in done.stdout
+    assert done.stdout.count("diffode:\n") == 1
+    assert done.stdout.count("diffusers:\n") == 1 + runs
+    assert f"{best} knows mean and covariance of the data; of those that need not, {other} on" in done.stdout
     with Store("diffode-report/results.sqlite") as store:
         found = answers(curves(store.get(keyed_cells(load_suite(str(suite))))))
-    assert "It knows mean and covariance of the data; without these take ipndm:order=3: 0." in in_a_sentence(found)
-    assert 'as_diffusers_scheduler("ipndm:order=3", ' in done.stdout
+    assert f"It knows mean and covariance of the data; without these take {other}: 0." in in_a_sentence(found)
+    assert f'as_diffusers_scheduler("{other}", ' in done.stdout
     found = json.loads(told("--suite", suite, "--nfe", 8, "--json").stdout)
-    assert found["elsewhere"]["method"] == "ipndm:order=3"
-    assert list(found["programs"]) == ["diffode"]
+    assert found["elsewhere"]["method"] == other
+    assert list(found["programs"]) == (["diffode", "diffusers"] if runs else ["diffode"])
 
 
 @pytest.mark.parametrize(

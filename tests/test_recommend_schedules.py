@@ -293,7 +293,30 @@ def test_a_program_whose_run_would_be_another_has_no_line():
     assert list(lines_to_paste("dpmpp_s:order=2 @ karras", 9, "sdxl")) == ["diffode"]
     assert list(lines_to_paste("ddim @ times 80 1 0.01", 2, "edm")) == ["diffode"]
     assert "ComfyUI" not in lines_to_paste("ddim", 8)
-    assert list(lines_to_paste("ipndm:order=3,jump=auto", 8, "sdxl")) == ["diffode"]
+    assert list(lines_to_paste("edm_heun:jump=auto", 8, "sdxl")) == ["diffode"]
+    assert list(lines_to_paste("ipndm:order=3,jump=auto", 8, "flux")) == ["diffode"]
+
+
+@pytest.mark.parametrize("method", ["ipndm:order=3,jump=auto @ karras:rho=3", "dpmpp:order=2,jump=2 @ log_snr"])
+def test_the_lines_of_a_jump_make_the_run_that_was_measured(method):
+    path = paths.get("sdxl")
+    field = diffode.exact_field(MODES, path)
+    solver, _, grid = method.partition(" @ ")
+    lines = lines_to_paste(method, 6, "sdxl")
+    assert list(lines) == ["diffode", "diffusers"]
+    pipe = Pipe(diffusers.EulerDiscreteScheduler(**SDXL))
+    pipe.start = x = pipe.start * path.sigma(1000.0)
+    latents = MODES.sample(400, generator=torch.Generator().manual_seed(3))
+    images = pasted(lines["diffusers"], pipe=pipe, prompt="a cat", latents=latents)["images"]
+    wanted = diffode.solve(field, x, solver=solver, grid=grid, nfe=6, statistics=diffode.Statistics.of_samples(latents))
+    torch.testing.assert_close(images, wanted.x, rtol=0, atol=2e-5)
+    assert len(pipe.scheduler.timesteps) == wanted.nfe == 6
+
+
+def test_the_line_for_a_pipeline_has_the_weight_that_was_asked_for():
+    assert lines_to_paste("ddim", 8)["diffusers"][-1] == "images = pipe(prompt, num_inference_steps=8).images"
+    lines = lines_to_paste("ddim:jump=auto", 8, "sdxl", calls=2, guidance=7.5)["diffusers"]
+    assert lines[-1] == "images = pipe(prompt, num_inference_steps=8, guidance_scale=7.5).images"
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------

@@ -1,21 +1,24 @@
 """The page of a report: answers that are those of the numbers, and a browser that draws, filters, points and remembers."""
 
+import html
 import json
 import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from test_report import results_of
 
+from diffode.cli.bench_command import print_ranking
 from diffode.metrics import Measurement
 from diffode.studies import Result, Suite
 from diffode.studies.answer import alike, answers, in_a_sentence
 from diffode.studies.cell import Cell
 from diffode.studies.failures import grouped
 from diffode.studies.page import page_of
-from diffode.studies.ranking import Curve, curves, curves_of_note, standings
+from diffode.studies.ranking import Curve, curves, curves_of_note, price_table, standings
 from diffode.studies.report import write_report
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
@@ -33,6 +36,21 @@ CURVES = [
     for t, factor in zip(TARGETS, (1.0, 2.0, 0.5, 3.0), strict=True)
     for s, errors in zip(SOLVERS, ((0.9, 0.5, 0.2), (0.6, 0.1, 0.01), (0.61, 0.2, 0.03), (0.5, 0.3, 0.1)), strict=True)
 ]
+
+
+def test_one_order_of_the_nfe_needed_stands_on_the_page_and_in_the_terminal(capsys):
+    """Of methods that cost the same to the first level, the one that costs least to the next stands first."""
+    made = [curve("a", s, e) for s, e in (("x", (1, 9e-3, 5e-3)), ("y", (1, 8e-3, 5e-4)), ("z", (9e-3, 8e-3, 7e-3)))]
+    _, rows = price_table(made)
+    assert [row[0] for row in rows] == ["z", "y", "x"]
+    known = results()
+    print_ranking(Suite("s", "", tuple(r.cell for r in known)), known, None, False)
+    told = capsys.readouterr().out.partition("NFE needed")[2]
+    page = page_of(Suite("s", "", tuple(r.cell for r in known)), known, curves(known), Path("nowhere"), {}, "x")
+    needed = page.partition("<h2>NFE needed")[2].partition("<h2>")[0]
+    shown = [html.unescape(name) for name in re.findall(r"<tr><td>(.*?)</td>", needed)]
+    assert shown == [row[0] for row in price_table(curves(known))[1]] == sorted(shown, key=told.index)
+    assert len(shown) == 4
 
 
 # -- answers -------------------------------------------------------------------------------------------------------------
@@ -198,9 +216,10 @@ def test_choices_filter_and_stand_in_the_address_and_keys_walk_along_curves(page
 @pytest.mark.parametrize("width", [420, 1200])
 def test_an_address_brings_a_selection_back_and_nothing_is_wider_than_the_window(page, tmp_path, width):
     script = """
-      const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, .tables, svg") &&
+      const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest("svg, table") &&
         e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.tagName + e.id);
       const root = document.documentElement;
+      for (const e of document.querySelectorAll(".small span")) if (e.scrollWidth > e.clientWidth) wide.push(e.textContent);
       document.title = JSON.stringify([wide, root.scrollWidth - root.clientWidth, innerWidth]);
     """
     dom, console = browsed(

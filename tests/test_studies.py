@@ -1,6 +1,7 @@
 """Studies: runs that resume, fail, are left out, and take what a user brings to their workers."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from commandline import diffode
@@ -8,6 +9,7 @@ from small_suite import SMALL, SOLVER, report_page, small
 
 from diffode.errors import ArgumentError
 from diffode.studies import Store, keyed_cells, load_suite, parse_suite, run_suite
+from diffode.studies.runner import check_metrics
 
 
 def test_a_second_run_does_nothing_and_force_recomputes(tmp_path):
@@ -50,6 +52,51 @@ def test_a_failed_cell_is_a_row_with_a_reason_and_is_tried_again(tmp_path):
     assert run_suite(suite, tmp_path / "s.sqlite", jobs=1).computed == 1
     page = report_page(suite, tmp_path)
     assert "possible budgets" in page
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "words"),
+    [
+        ("frechet", "ring8", "28 x 28 = 784 grey values"),
+        ("w2", "ring8", "exact on a line"),
+        ("gaussian_error", "ring8", "needs a target of one Gaussian"),
+        ("gaussian_error", "trained:ring8", "needs an exact field"),
+        ("tilted", "ring8", "a field that diffode.guide makes"),
+    ],
+)
+def test_a_metric_that_can_not_measure_on_a_target_is_refused_before_anything_runs(tmp_path, metric, target, words):
+    suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d", target], "solvers": ["ddim"], "metrics": [metric]}]})
+    if metric == "w2":
+        suite = replace(suite, cells=tuple(c for c in suite.cells if c.target == target))
+    with pytest.raises(ArgumentError, match=f"metric '{metric}' can't measure on target '") as said:
+        run_suite(suite, tmp_path / "s.sqlite", jobs=1)
+    assert words in str(said.value)
+    assert not (tmp_path / "s.sqlite").exists()
+
+
+def test_the_metrics_of_the_suites_that_ship_fit_their_targets():
+    for name in ("quick", "gaussian", "guidance", "networks", "bridges", "maps"):
+        check_metrics(load_suite(name))
+
+
+def test_a_report_of_failures_alone_says_why_and_not_to_run_it(tmp_path):
+    """An odd budget fits no step of a method of four evaluations."""
+    suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["rk4"], "nfe": [3]}]})
+    run_suite(suite, tmp_path / "results.sqlite", jobs=1)
+    (tmp_path / "small.toml").write_text(
+        'name = "small"\n[[study]]\ntargets = ["gauss1d"]\nsolvers = ["rk4"]\nnfe = [3]\npaths = ["edm"]\n'
+        'grids = ["karras"]\nseeds = [0]\npoints = 16\ntolerance = 1e-6\n'
+    )
+    page = diffode("report", "small.toml", "--output", ".", cwd=tmp_path)
+    assert "gauss1d on edm (all its stored runs failed)" in page.stderr
+    for command in (("report", "small.toml", "--format", "csv"), ("recommend", "--suite", "small.toml", "--nfe", "3")):
+        said = diffode(*command, "--output", ".", cwd=tmp_path, code=2).stderr
+        assert "all 1 stored runs of suite 'small' failed with: BudgetError" in said
+        assert "first" not in said
+    missing = diffode("report", "quick", "--output", ".", cwd=tmp_path, code=2).stderr
+    assert missing.splitlines() == [
+        "diffode: nothing of suite 'quick' is stored in results.sqlite; run it first: diffode bench quick"
+    ]
 
 
 def test_runs_that_can_not_succeed_are_left_out_and_said_once(tmp_path):

@@ -109,6 +109,13 @@ def test_every_key_of_a_suite_has_its_type(content, words):
         parse_suite({"study": [STUDY]} | content)
 
 
+def test_a_solver_in_two_spellings_is_run_once_under_the_first():
+    study = {"targets": ["gauss1d"], "paths": ["edm"], "grids": ["karras"], "nfe": [4], "seeds": [0]}
+    solvers = ["ipndm:order=3,jump=auto", "ddim", "ipndm:jump=auto,order=3", "dpmpp", "dpmpp:order=2"]
+    cells = parse_suite({"study": [{**study, "solvers": solvers}]}).cells
+    assert [c.solver for c in cells] == ["ipndm:order=3,jump=auto", "ddim", "dpmpp"]
+
+
 def test_runs_are_counted_before_they_are_made():
     many = STUDY | {"nfe": list(range(1, 1001)), "seeds": list(range(1_000_000))}
     with pytest.raises(ArgumentError, match=r"ask for 1,000,000,000 runs up to study 1, more than 1,000,000"):

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import diffode
-from diffode import engines, fields, solvers, verify
+from diffode import engines, fields, plot, solvers, verify
 from diffode.errors import ArgumentError, BudgetError
 from diffode.flows import reference
 from diffode.metrics import gaussian_split
@@ -34,10 +32,12 @@ TARGETS = ("ring8", "spiral", "digits-gmm10")
 GAUSSIANS = ("gauss1d", "gauss2d", "gauss64-powerlaw")
 STABILITY = """Growth of a deviation per step of length h in the log-SNR where the denoiser is linear, D = kappa x/alpha
 (`diffode.verify.growth`). For Gaussian data kappa runs from 0 (pure noise) to 1 (data), and the exact factor
-exp(-(1 - kappa) h) is below 1: blue. Red, beyond the black line, the solver makes it grow. Noise is left out; DEIS is
+exp(-(1 - kappa) h) is below 1: violet. Orange, beyond the black line, the solver makes it grow. Noise is left out; DEIS is
 shown at low noise, where its variable, the VP time, is asymptotically a power of rho."""
 BUDGETS = (4, 6, 8, 12, 16, 24, 32, 48)
 STEPS = (10, 50, 250, 1000)
+#: Numbers of evaluations and errors by solver.
+Curves = dict[str, list[tuple[int, float]]]
 #: Families in the order of the index: file, title, specs shown.
 FAMILIES = {
     "runge_kutta": ("Runge-Kutta", ("euler:chart=noise", "midpoint:chart=noise", "edm_heun", "ralston:chart=noise",
@@ -87,20 +87,17 @@ def weak(spec: str) -> str:
 
 def figure(name: str, specs: tuple[str, ...]) -> None:
     """End-point errors of the deterministic ones against NFE on three targets."""
-    drawn, axes = plt.subplots(1, len(TARGETS), figsize=(13, 3.8), constrained_layout=True)
-    for axis, target in zip(axes, TARGETS, strict=True):
+    curves: dict[str, Curves] = {}
+    for target in TARGETS:
         field = fields.exact_field(target, "edm")
         x = field.prior(128, generator=0)
         exact = reference(field, x, field.path.t_max, field.path.t_min, 1e-9).x
         for spec in specs:
             if not solvers.get(spec).stochastic:
                 runs = runs_of(spec, field, x)
-                errors = [float((end - exact).norm(dim=1).mean()) / field.scale for _, end in runs]
-                axis.loglog([n for n, _ in runs], errors, marker="o", ms=3, label=spec)
-        axis.set_title(f"{target}, EDM, Karras grid")
-    finish(axes, "mean end-point error / scale")
-    drawn.savefig(OUT / f"{name}.png", dpi=80)
-    plt.close(drawn)
+                errors = [(n, float((end - exact).norm(dim=1).mean()) / field.scale) for n, end in runs]
+                curves.setdefault(target, {})[spec] = errors
+    draw(curves, specs, "mean end-point error / scale", OUT / f"{name}.png")
 
 
 def runs_of(spec: str, field: fields.ExactField, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
@@ -126,60 +123,54 @@ def runs_of(spec: str, field: fields.ExactField, x: torch.Tensor) -> list[tuple[
 
 def law_figure(name: str, specs: tuple[str, ...]) -> None:
     """Exact W2 errors on three Gaussians, SDE and ODE solvers on one scale."""
-    drawn, axes = plt.subplots(1, len(GAUSSIANS), figsize=(13, 3.8), constrained_layout=True)
-    for axis, name_of in zip(axes, GAUSSIANS, strict=True):
-        target = diffode.targets.get(name_of)
+    curves: dict[str, Curves] = {}
+    for target_name in GAUSSIANS:
+        target = diffode.targets.get(target_name)
         eigenvalues, vectors = torch.linalg.eigh(target.covariance)
         for spec in specs:
-            points = []
+            points = curves.setdefault(target_name, {}).setdefault(spec, [])
             for nfe in BUDGETS:
                 with contextlib.suppress(BudgetError):
                     table = solvers.table_solver(spec).within(diffode.paths.get("edm"), "karras", nfe)
                     split = gaussian_split(table, target.mean @ vectors, eigenvalues)
                     points.append((table.nfe, split.discretisation / target.scale))
-            axis.loglog(*zip(*points, strict=True), marker="o", ms=3, label=spec)
-        axis.set_title(f"{name_of}, EDM, Karras grid")
-    finish(axes, "discretisation part of W2 / scale")
-    drawn.savefig(OUT / f"{name}_law.png", dpi=80)
-    plt.close(drawn)
+    draw(curves, specs, "discretisation part of W2 / scale", OUT / f"{name}_law.png")
 
 
-def finish(axes: Sequence[Axes], label: str) -> None:
-    for axis in axes:
-        axis.set_xlabel("NFE")
-        axis.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel(label)
-    axes[0].legend(fontsize=6)
+def draw(curves: Mapping[str, Curves], specs: Sequence[str], label: str, file: Path) -> None:
+    """A panel for each target, in which a solver looks the same as in the others; one legend names them for all."""
+    looks = plot.looks(specs)
+    with plot.style():
+        drawn = Figure(figsize=(11, 3.9), layout="constrained")
+        for axis, (target, own) in zip(drawn.subplots(1, len(curves)), curves.items(), strict=True):
+            # Several budgets may lead to one run.
+            points = {spec: tuple(zip(*sorted(dict(runs).items()), strict=True)) for spec, runs in own.items()}
+            plot.error_curves(points, ax=axis, styles=looks, ylabel=label if target == next(iter(curves)) else "", labels=False)
+            axis.set_title(f"{target}, EDM, Karras grid")
+        handles = [
+            Line2D([], [], label=spec, **looks[spec].line) for spec in specs if any(spec in own for own in curves.values())
+        ]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=3)
+    plot.save(drawn, file, dpi=90)
 
 
 def stability_figure(name: str, specs: tuple[str, ...]) -> None:
     """Where a step in log-SNR makes a deviation grow that the exact flow shrinks."""
-    steps = torch.linspace(0.1, 5, 40).tolist()
-    kappa = torch.linspace(-1.5, 0.999, 120, dtype=torch.float64)
     columns = 3
     height = -(-len(specs) // columns)
-    shared = {"sharex": True, "sharey": True, "squeeze": False, "constrained_layout": True}
-    drawn, axes = plt.subplots(height, columns, figsize=(11, 2.4 * height), **shared)
-    for axis, spec in itertools.zip_longest(axes.flat, specs):
-        if spec is None:
-            axis.set_visible(False)
-            continue
-        grown = torch.stack([verify.growth(spec, h, kappa) for h in steps], dim=1).clamp(max=1e2)
-        picture = axis.pcolormesh(
-            steps, kappa, grown.log10().numpy(), cmap="RdBu_r", vmin=-1, vmax=1, shading="nearest", rasterized=True
-        )
-        axis.contour(steps, kappa, grown.numpy(), levels=[1.0], colors="black", linewidths=1)
-        axis.axhline(0, color="grey", lw=0.5, ls=":")
-        axis.set_title(spec, fontsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("step h in log-SNR")
-    for row in axes:
-        row[0].set_ylabel("kappa")
-    drawn.colorbar(picture, ax=axes, label="log10 of the growth a step", shrink=0.8)
-    drawn.savefig(OUT / f"{name}_stability.png", dpi=70)
-    plt.close(drawn)
+    with plot.style():
+        drawn = Figure(figsize=(11, 2.4 * height), layout="constrained")
+        axes = drawn.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+        for place, (axis, spec) in enumerate(itertools.zip_longest(axes.flat, specs)):
+            if spec is None:
+                axis.set_visible(False)
+                continue
+            plot.stability(functools.partial(verify.growth, spec), ax=axis, bar=False)
+            axis.set(title=spec, xlabel="step h in log-SNR" if place >= columns * (height - 1) else "", ylabel="")
+            if place % columns == 0:
+                axis.set_ylabel("kappa")
+        drawn.colorbar(axes[0, 0].collections[0], ax=axes, label="log10 of the growth a step", shrink=0.8)
+    plot.save(drawn, OUT / f"{name}_stability.png", dpi=80)
 
 
 def measured_orders(file: str | None) -> tuple[str, dict[str, str]]:
@@ -211,7 +202,7 @@ def page(name: str, title: str, specs: tuple[str, ...], header: str, orders: dic
         "|---|---|---|---|---|",
     ]
     for spec, solver in zip(specs, made, strict=True):
-        cells = (solver.chart_name, solver.order, solver.convergence_order, solver.nfe_per_step)
+        cells = (solver.chart_name, solver.order, solver.convergence_order, solver.spends)
         told = ("none" if cell is None else str(cell) for cell in cells)
         lines.append(f"| `{spec}` | " + " | ".join(told) + " |")
     found = [spec for spec in orders if solvers.get(spec).name in {s.name for s in made}]

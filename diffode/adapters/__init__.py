@@ -92,7 +92,8 @@ def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any =
         solver: any solver that writes a table, or its spec.
         like: the scheduler that a model came with. The run has its levels, calls the network and reads the answer as it does;
             only the steps between the levels are the solver's.
-        options: ``grid``, for other levels than those of ``like``, and other options of
+        options: ``grid``, for other levels than those of ``like``; ``statistics``, for a solver that has to know mean and
+            covariance of the data, as one with ``jump=auto``; and other options of
             :class:`diffode.adapters.diffusers_scheduler.DiffodeScheduler`; or new values of keys of ``like``'s configuration.
 
     Raises:
@@ -110,6 +111,9 @@ def as_diffusers_scheduler(solver: "str | Solver" = "dpmpp:order=2", like: Any =
             f"solver must be one that writes a table, or its spec; got {given}. "
             "A flow map is a model, not a scheduler: adapters.as_two_time_model(map, scheduler)"
         )
+    if (known := getattr(solver, "statistics", None)) is not None:
+        # A solver that was told of the data goes on knowing.
+        options.setdefault("statistics", known)
     # A configuration is saved as JSON, and so holds the solver's spec.
     solver = solvers.registry.canonical(solver) if isinstance(solver, str) else solver.spec
     if options.get("grid") is not None:

@@ -15,10 +15,12 @@ from diffode.fields import conversion
 from diffode.paths import EDM, Path, RectifiedFlow
 from diffode.solvers import Solver, get, table_solver
 from diffode.solvers.ancestral import EDMStochastic
+from diffode.solvers.informed import informed_by
 from diffode.solvers.solver import WritesTable
 from diffode.solvers.trained.bespoke import TrainedSolver, Universal
 from diffode.solvers.trained.ranged import Ranged
 from diffode.specs import options_of
+from diffode.statistics import Statistics
 from diffode.tableau import Row, Tableau
 
 #: Share of data at which solvers begin that need some, where the first level has none.
@@ -27,7 +29,9 @@ _FIRST_ALPHA = 1e-6
 _WRAPPERS = 6
 
 
-def as_comfyui_sampler(solver: str | Solver, *, flow: bool | None = None, scale: float = 1.0) -> Callable[..., Tensor]:
+def as_comfyui_sampler(
+    solver: str | Solver, *, flow: bool | None = None, scale: float = 1.0, statistics: Statistics | None = None
+) -> Callable[..., Tensor]:
     """A solver as ``sample(model, x, sigmas, extra_args=None, callback=None, disable=None, ...)``, for ComfyUI's ``KSAMPLER``.
 
     Args:
@@ -36,6 +40,8 @@ def as_comfyui_sampler(solver: str | Solver, *, flow: bool | None = None, scale:
         flow: whether the model's sigma is the time of flow matching, x = (1 - sigma) x_0 + sigma eps, rather than the noise
             level of x = x_0 + sigma eps. None reads it from ComfyUI's model: ``model_sampling`` of type ``CONST``.
         scale: root mean variance of the data (latents), for solvers that depend on it.
+        statistics: mean and covariance of the data (latents), for solvers that ask for them. One with ``jump=`` goes from the
+            first level to the first of the others that is not above its own, without an evaluation.
 
     Returns:
         The function. ``sigmas`` fall, to 0 or not; where denoise < 1 they begin below the model's highest. ``extra_args`` are
@@ -81,7 +87,7 @@ def as_comfyui_sampler(solver: str | Solver, *, flow: bool | None = None, scale:
             return x
         straight = is_flow(model) if flow is None else flow
         churn = Churn(s_noise, s_churn, s_tmin, s_tmax)
-        own = with_options(_with(recipe, options), eta, churn).for_field(scale, x[0].numel())
+        own = informed_by(with_options(_with(recipe, options), eta, churn).for_field(scale, x[0].numel()), statistics)
         if not isinstance(own, WritesTable):
             raise ArgumentError(f"solver {own.spec!r} writes no table, so that another program can't run it")
         table = _table(own, levels, straight, churn)

@@ -10,10 +10,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from diffode.adapters.diffusers_network import Convention
-from diffode.adapters.diffusers_tables import begins, without_signal
+from diffode.adapters.diffusers_tables import begins, stepped, without_signal
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Prediction, columns
 from diffode.paths import Path
+from diffode.solvers.jumped import Jumped
 from diffode.solvers.solver import WritesTable
 from diffode.tableau import Tableau
 
@@ -40,6 +41,8 @@ class Driven:
     _state: Tensor | None
     _begin_index: int | None
     _step_index: int | None
+    _jumps: bool
+    _has_jumped: bool
 
     @property
     def _on(self) -> Path:
@@ -61,13 +64,20 @@ class Driven:
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input for a state: the state itself, or its scaled form inside EDM's preconditioning."""
-        if self._network.kind not in ("edm", "continuous"):
+        """The network's input for a state: the state itself, or its scaled form inside EDM's preconditioning.
+
+        Of the start of a solver with ``jump=`` it is that of the state to which it jumps, where the first timestep lies.
+        """
+        if not self._jumps and self._network.kind not in ("edm", "continuous"):
             return sample
         index = self._step_index if self._step_index is not None else self._first(timestep)
         evaluated = self._running.evaluated
         if not self._offset <= index < self._offset + len(evaluated):
             raise ArgumentError("the run has ended; call set_timesteps to start another")
+        if self._jumps and index == 0:
+            wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
+            sample = next(self._running.driven(wide))[1].to(sample.dtype)
+            self._has_jumped = True
         return self._network.shown(sample, float(self._running.times[evaluated[index - self._offset]]))
 
     def step(
@@ -103,7 +113,14 @@ class Driven:
                 f"{float(self.timesteps[index]):g}; go through scheduler.timesteps one by one"
             )
         row = self._running.evaluated[index - self._offset]
-        if not torch.equal(x.to(sample.dtype), sample):
+        after_jump = self._jumps and index == 0
+        if after_jump and not self._has_jumped:
+            raise ArgumentError(
+                f"solver {self.config['solver']!r} jumps before its first evaluation, in scale_model_input, which this loop "
+                "has not called before step: call the model with scheduler.scale_model_input(sample, t), or leave jump out"
+            )
+        # The loop's sample is the start of a jump, whose end alone the network has seen.
+        if not after_jump and not torch.equal(x.to(sample.dtype), sample):
             # The pipeline has changed the sample between steps, as inpainting does; else the state keeps its own precision.
             x = wide
         answer = self._prediction(model_output.to(x.dtype), x, row)
@@ -149,13 +166,14 @@ class Driven:
         """The rest of the table from the evaluation ``index`` on."""
         table, count = self.table, len(self.table.evaluated)
         starts = begins(table)
-        if index not in starts or self._solver.lays_levels:
+        if index not in starts or (self._solver.lays_levels and not isinstance(self._solver, Jumped)):
             raise ArgumentError(
                 f"timestep {index} of {count} does not begin a step of {table.solver!r}; begin at another, a multiple of "
                 f"its order {self.order}"
             )
-        times = [float(table.times[row]) for row in table.outputs[starts.index(index) :]]
-        later = self._solver.tableau(self._on, times)
+        times = [float(table.times[row]) for row in stepped(table)[starts.index(index) :]]
+        # A run that begins below a jump makes none.
+        later = (self._solver.solver if isinstance(self._solver, Jumped) else self._solver).tableau(self._on, times)
         if not torch.equal(later.times[later.evaluated], table.times[table.evaluated[index:]]):
             raise ArgumentError(f"solver {table.solver!r} takes other timesteps when it begins at {index}; begin at another")
         return later
@@ -201,6 +219,9 @@ class Driven:
             times = [float(self.table.times[self.table.evaluated[index]])] * len(x)
         else:
             levels = {label: t for t, label in self._named.items()}
+            if self._jumps:
+                # What begins at the first timestep begins with the jump to it.
+                levels[float(self.timesteps[0])] = float(self.table.times[0])
             times = [levels.get(float(step), self._network.time(float(step))) for step in steps.expand(len(x))]
         t, path = torch.tensor(times, dtype=torch.float64), self._on
         return columns(path.alpha(t).to(x.device), x), columns(path.sigma(t).to(x.device), x)

@@ -22,11 +22,15 @@ from diffode.adapters.diffusers_schedules import levels_of
 from diffode.adapters.diffusers_tables import begins, without_signal, written
 from diffode.errors import ArgumentError
 from diffode.paths import Path, RectifiedFlow, Tabulated
+from diffode.solvers.informed import informed_by
+from diffode.solvers.jumped import Jumped
+from diffode.solvers.registry import table_solver
 from diffode.solvers.solver import WritesTable
+from diffode.statistics import Statistics
 from diffode.tableau import Tableau
 
 #: Options that no scheduler of diffusers has; all others describe the network and its levels.
-_OWN_KEYS = ("solver", "grid", "replaced")
+_OWN_KEYS = ("solver", "grid", "replaced", "statistics")
 
 
 class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -41,20 +45,26 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
             with ``flow_prediction`` the path is rectified flow and t is the timestep over ``num_train_timesteps``.
         rescale_betas_zero_snr: whether the schedule ends without any signal (arXiv 2305.08891); the solver then starts one
             level before.
-        solver: spec of any solver that writes a table. ``universal`` needs scale= and dim= in its spec.
+        solver: spec of any solver that writes a table. ``universal`` needs scale= and dim= in its spec. With ``jump=auto`` or
+            a level the pipeline's start goes to the first timestep without an evaluation, inside ``scale_model_input``, which
+            a loop has to call; all steps are made below.
         grid: spec of the grid. Unless given, the levels are those of the replaced scheduler, or, where none is replaced,
             ``time_uniform``, diffusers' spacing ``linspace``. A grid beside ``replaced`` makes all levels, as in
             ``diffode.solve``: it ends at the lowest level of the network, or with ``to_zero=true`` without noise, and sigmas
-            that a pipeline gives set only the number of steps.
+            that a pipeline gives set only the number of steps. With ``jump=`` it is always laid as in ``diffode.solve``, and is
+            ``karras:rho=3`` unless given, ending as ``final_sigmas_type`` says.
         final_sigmas_type: with ``zero`` the last step ends without noise, with ``sigma_min`` at the lowest level.
         replaced: configuration of the scheduler whose place it takes, with its ``_class_name``; the options above are then
             those of this configuration.
+        statistics: mean and covariance of what the network denoises, for a solver that asks for them; no part of the
+            configuration, and so given anew to ``from_config`` and ``from_pretrained``.
 
     The number of inference steps is that of grid steps; a solver with s evaluations per step has s times as many timesteps.
     """
 
     order = 1
     _compatibles: list[Any] = []  # noqa: RUF012
+    ignore_for_config = ["statistics"]  # noqa: RUF012
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -70,6 +80,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         grid: str | None = None,
         final_sigmas_type: str = "zero",
         replaced: dict[str, Any] | None = None,
+        statistics: Statistics | None = None,
     ):
         if prediction_type not in TYPES:
             raise ArgumentError(f"prediction_type must be one of {', '.join(TYPES)}, got {prediction_type!r}")
@@ -81,7 +92,8 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
             grids.check_registered(grid)
         if not isinstance(recipe, WritesTable):
             raise ArgumentError(f"solver {solver!r} writes no table, so a pipeline can't run it; choose one that does")
-        self._solver = recipe
+        self.statistics = statistics
+        self._solver = table_solver(informed_by(recipe, statistics))
         self.path: Path
         self._replaced: Replaced | None = None
         if replaced is not None:
@@ -104,7 +116,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
     def _invent(self) -> None:
         """The path and the network's conventions from our own options."""
         prediction_type, count = self.config["prediction_type"], self.config["num_train_timesteps"]
-        if self.config["grid"] is None:
+        if self.config["grid"] is None and self._solver.jump is None:
             self.register_to_config(grid="time_uniform")  # type: ignore[no-untyped-call]
         flow = prediction_type == "flow_prediction"
         self._network = Convention("flow" if flow else "table", prediction_type, count)
@@ -155,6 +167,8 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
     def like(cls, scheduler: Any, solver: str, **options: Any) -> Any:
         """A scheduler that takes the place of another; ``options`` are of this class, or replace keys of its configuration."""
         config = scheduler.config if isinstance(scheduler, DiffodeScheduler) else configuration(scheduler)
+        if isinstance(scheduler, DiffodeScheduler) and solvers.get(solver).needs_statistics:
+            options.setdefault("statistics", scheduler.statistics)
         made, unknown = cls.from_config(config, True, solver=solver, **options)
         if unknown:
             raise ArgumentError(
@@ -203,7 +217,7 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         else:
             table = self._through(values, timesteps is None, mu)
         counted = num_inference_steps if values is None else None
-        self.num_inference_steps = len(table.outputs) - 1 if counted is None else counted
+        self.num_inference_steps = len(begins(table)) if counted is None else counted
         self._device = device
         self._use(table, None if laid is None else laid.labels)
         self.init_noise_sigma = 1.0 if laid is None else laid.start
@@ -270,6 +284,9 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
 
     def _table(self, steps: int) -> Tableau:
         path, grid = self.path, self.config["grid"]
+        if isinstance(self._solver, Jumped):
+            ending = ",to_zero=true" if self.config["final_sigmas_type"] == "zero" else ""
+            return self._solver.tableau(path, f"{self._solver.usual_grid}{ending}" if grid is None else grid, steps)
         if grid is not None and not grids.is_named(grid):
             times = grids.get(grid, path).tolist()
             to_zero = self._replaced is None and self.config["final_sigmas_type"] == "zero" and times[-1] > 0
@@ -287,7 +304,12 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
 
     def _use(self, table: Tableau, labels: Sequence[float] | None) -> None:
         evaluated = table.evaluated
-        if evaluated[0] != 0:
+        if not evaluated:
+            raise ArgumentError(
+                f"solver {table.solver!r} jumps to the end of the path, which leaves nothing for a pipeline: give a larger jump"
+            )
+        self._jumps, self._has_jumped = isinstance(self._solver, Jumped) and evaluated[0] > 0, False
+        if evaluated[0] != 0 and not self._jumps:
             raise ArgumentError(
                 f"solver {table.solver!r} does not evaluate its start, which a pipeline does first; choose another, "
                 "without churn and analytic_first_step"

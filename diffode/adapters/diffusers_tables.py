@@ -67,7 +67,7 @@ def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
     factors = {j: conversion(path, "denoised", "noise", table.rows[j].time) for j in rows}
     changed: list[Row] = []
     for row in table.rows:
-        states, evaluations = dict(row.states), dict(row.evaluations)
+        states, evaluations, mean = dict(row.states), dict(row.evaluations), row.mean
         for j in rows & evaluations.keys():
             of_x, of_denoised = factors[j]
             states[j] = states.get(j, 0.0) + evaluations[j] * of_x
@@ -77,19 +77,26 @@ def without_signal(table: Tableau) -> tuple[Tableau, frozenset[int]]:
             if changed[j].draws:
                 continue
             weight = states.pop(j)
+            mean = mean + weight * changed[j].mean
             for kept, own in ((states, changed[j].states), (evaluations, changed[j].evaluations)):
                 for k, value in own.items():
                     kept[k] = kept.get(k, 0.0) + weight * value
-        changed.append(replace(row, states=states, evaluations=evaluations))
+        changed.append(replace(row, states=states, evaluations=evaluations, mean=mean))
     return replace(table, rows=tuple(changed)), rows
 
 
 def begins(table: Tableau) -> list[int]:
-    """The index of the evaluation with which each step of a table begins."""
+    """The index of the evaluation with which each step of a table begins; a jump, which makes none, is no such step."""
     evaluated, times = table.evaluated, table.times
     found = []
-    for row in table.outputs[:-1]:
+    for row in stepped(table)[:-1]:
         # A corrected state is not evaluated; the state that was predicted at its time is.
         there = [k for k, other in enumerate(evaluated) if other == row or float(times[other]) == float(times[row])]
         found.append(evaluated.index(row) if row in evaluated else there[-1])
     return found
+
+
+def stepped(table: Tableau) -> list[int]:
+    """The rows at times of the grid between which a table makes evaluations: all, but for the start of a jump."""
+    first = table.evaluated[0]
+    return [row for row in table.outputs if row >= first or table.times[row] == table.times[first]]

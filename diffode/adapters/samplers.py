@@ -22,6 +22,7 @@ from diffode.randomness import Randomness, generator_from
 from diffode.solvers import Solver, for_run
 from diffode.solvers.ancestral import EDMStochastic
 from diffode.solvers.solver import WritesTable
+from diffode.statistics import Statistics
 from diffode.tableau import Row, Tableau
 
 #: Source of noise: a generator or a seed for the batch, or one for each row; None is torch's own state.
@@ -32,12 +33,15 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 _CHECKED: weakref.WeakKeyDictionary[torch.nn.Module, tuple[bool, bool]] = weakref.WeakKeyDictionary()
 
 
-def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
+def as_k_diffusion_sampler(solver: str | Solver, *, statistics: Statistics | None = None) -> Callable[..., Tensor]:
     """A solver as ``sample(model, x, sigmas, extra_args=None, callback=None, disable=None, generator=None, ...)``.
 
     ``sigmas`` fall, to 0 at the end if wanted, as k-diffusion's schedules do; x, (B, *shape), is at ``sigmas[0]`` and of any
     floating dtype. In half precision the model gets half precision, while the states are summed in float32. ``callback`` gets
     a dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` after every evaluation.
+
+    ``statistics`` are mean and covariance of the data for a solver that asks for them. One with ``jump=`` goes from
+    ``sigmas[0]`` to the first of the others that is not above its level without an evaluation.
 
     ``generator`` is a generator or seed, or a list with one for each row, whose noise then does not depend on the other rows.
     Without it noise comes from torch's own state, as in k-diffusion. Other keyword arguments are k-diffusion's:
@@ -86,7 +90,7 @@ def as_k_diffusion_sampler(solver: str | Solver) -> Callable[..., Tensor]:
         state = x if x.dtype in (torch.float32, torch.float64) else x.float()
         field = from_k_diffusion(_narrowed(model, x.dtype), path, extra=extra_args)
         churn = Churn(s_noise, s_churn, s_tmin, s_tmax)
-        own = _written(for_run(with_options(recipe, eta, churn), field, x[0].numel()))
+        own = _written(for_run(with_options(recipe, eta, churn), field, x[0].numel(), statistics))
         raised = s_churn > 0 and not isinstance(own, EDMStochastic)
         table = churned(own, path, levels.tolist(), churn) if raised else own.tableau(path, levels.tolist())
         factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
@@ -177,6 +181,10 @@ def churned(solver: WritesTable, path: Path, levels: Sequence[float], churn: Chu
     """A solver's table that first raises the level, by added noise, in each step that begins between two levels."""
     if solver.stochastic:
         raise ArgumentError(f"s_churn goes with a solver that draws no noise of its own, not with {solver.spec!r}")
+    if solver.jump is not None:
+        raise ArgumentError(
+            f"s_churn goes with a solver that does not jump, not with {solver.spec!r}: leave one of the two out"
+        )
     gamma = min(churn.s_churn / (len(levels) - 1), math.sqrt(2) - 1)
     whole = solver.tableau(path, levels)
     for start, end in itertools.pairwise(whole.outputs):
@@ -248,10 +256,13 @@ def _narrowed(model: Callable[..., Any], dtype: torch.dtype) -> Callable[..., An
     return lambda x, sigma, **extra: model(x.to(dtype), sigma.to(dtype), **extra).to(x.dtype)
 
 
-def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> type[Any]:
+def as_azula_sampler(
+    solver: str | Solver, grid: grids.Times | None = None, *, statistics: Statistics | None = None
+) -> type[Any]:
     """A solver as a class of azula's samplers: ``as_azula_sampler("unipc:order=3")(denoiser, steps=20)(x)``.
 
-    Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given. ``generator`` is one
+    Its times are azula's own (``start``, ``stop``, ``steps``) unless a ``grid`` of diffode's is given. ``statistics`` are mean
+    and covariance of the data for a solver that asks for them. ``generator`` is one
     generator for the batch, or a list with one for each row. States of half precision are summed in float32. The first run of
     a denoiser, with any sampler, checks it as :func:`from_azula` does, with seven calls more.
     """
@@ -273,7 +284,7 @@ def as_azula_sampler(solver: str | Solver, grid: grids.Times | None = None) -> t
             path = azula_path(self.denoiser.schedule)
             times = self.timesteps.double().tolist() if grid is None else grid
             steps = self.steps if grids.is_named(times) else None
-            own = _written(for_run(recipe, field, x[0].numel()))
+            own = _written(for_run(recipe, field, x[0].numel(), statistics))
             table = own.tableau(path, times, steps)
             noise = None
             if table.draws:

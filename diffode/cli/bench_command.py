@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +24,7 @@ from diffode.cli.output import (
     source_option,
     store_option,
 )
+from diffode.cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from diffode.studies import Result, Suite
@@ -124,7 +124,7 @@ def command(
     if not no_report:
         check_report(chosen, place)
     file = store_file(output, store)
-    with _progress(f"{chosen.name}: {len(chosen.cells):,} runs") as advance:
+    with progress_bar(f"{chosen.name}: {len(chosen.cells):,} runs") as advance:
         try:
             summary = run_suite(chosen, file, engine=engine, jobs=jobs, force=force, progress=advance)
         except WorkerError as error:
@@ -289,7 +289,7 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
     from diffode.studies.guided_ranking import HEADER, by_weight, sentence
-    from diffode.studies.ranking import LEVELS, budgets, curves, in_units, prices, splits, standings, unranked
+    from diffode.studies.ranking import budgets, curves, in_units, price_table, splits, standings, unranked
 
     all_curves = curves(results)
     failed = [r for r in results if r.status != "ok"]
@@ -308,15 +308,7 @@ def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as
         click.echo(f"{title}: {reason}")
     else:
         print_table(title, ["NFE", "best", "second", "third"], best)
-    rows = []
-    by_level = [{p.method: p for p in prices(all_curves, level)} for level in LEVELS]
-    for method in by_level[0]:
-        row = [method]
-        for level in by_level:
-            price = level[method]
-            row += ["-" if math.isinf(price.nfe) else f"{price.nfe:.1f}", f"{price.reached}/{price.problems}"]
-        rows.append(row)
-    header = ["solver", *(text for level in LEVELS for text in (f"NFE to {level:g}", "reached"))]
+    header, rows = price_table(all_curves)
     if rows:
         print_table("NFE needed to reach an error (median over targets and paths)", header, rows)
     apart = [
@@ -369,31 +361,3 @@ def _ranking_json(
         "failures": [{"solver": r.cell.solver, "target": r.cell.target, "nfe": r.cell.nfe, "reason": r.reason} for r in failed],
         "report": str(page) if page else None,
     }
-
-
-class _Advance(Protocol):
-    def __call__(self, done: int, total: int) -> None: ...
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[_Advance]:
-    """A live bar on stderr with the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield advance

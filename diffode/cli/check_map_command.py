@@ -6,6 +6,7 @@ import click
 
 from diffode.cli import completed
 from diffode.cli.output import apart_from_prints, json_option, print_report
+from diffode.cli.progress_bar import status_line
 
 
 @click.command("check-map")
@@ -41,6 +42,6 @@ def command(
     """
     from diffode.verify import check_map
 
-    with apart_from_prints():
-        report = check_map(phi, target, path, points=points, draws=draws, tolerance=tolerance, seed=seed)
+    with apart_from_prints(), status_line(f"judging {phi}") as tell:
+        report = check_map(phi, target, path, points=points, draws=draws, tolerance=tolerance, seed=seed, progress=tell)
     return print_report(report, as_json)

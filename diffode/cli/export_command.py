@@ -114,7 +114,7 @@ def _write_table(
     from diffode import solvers
     from diffode.extensions import import_extension
     from diffode.grids import is_named
-    from diffode.output_files import write_whole
+    from diffode.output_files import make_folder, write_whole
     from diffode.tableau.written import counted, no_text_of
 
     if spec is None:
@@ -137,5 +137,6 @@ def _write_table(
     if file is None:
         click.echo(text, nl=False)
         return
+    make_folder(file, "file")
     write_whole(file, text.encode(), "file")
     click.echo(f"{counted(table.nfe)}: {file}")

@@ -58,6 +58,7 @@ def command(
     from diffode.hippo import study
     from diffode.hippo.arguments import number_of
     from diffode.hippo.signal_files import read_signal
+    from diffode.output_files import make_folder
 
     file = FilePath(output)
     if file.suffix != ".png":
@@ -78,7 +79,7 @@ def command(
         if times is not None and step is not None:
             raise ArgumentError(f"--step goes with samples alone; signal {signal!r} has times of its own")
         grid: Any = (1 / (len(samples) - 1) if step is None else number_of(step, "--step", 0.0)) if times is None else times
-    writable(file, "picture", make_folders=True)
+    writable(file, "picture")
     lines, rows = [], []
     for memory in dict.fromkeys(memories):
         for rule in rules:
@@ -90,7 +91,7 @@ def command(
             lines.append((name, memory.order, found))
             facts = {"measure": memory.measure.spec, "order": memory.order, "hold": rule.spec}
             rows.append({**facts, **asdict(found.errors), "from": float(found.times[0]), "to": float(found.times[-1])})
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file, "picture")
     plot.save(plot.memories(lines, signal, figure=Figure(figsize=(11, 7.5), layout="constrained")), file, dpi=110)
     notes = list(dict.fromkeys(found.note for _, _, found in lines if found.note))
     if as_json:

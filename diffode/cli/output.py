@@ -81,15 +81,17 @@ def field_text(place: str, kind: str | None, dim: str | None, scale: float | Non
     return str(FieldText(place, kind, None if dim is None else row_shape(dim), scale, truth))
 
 
-def writable(output: str | FilePath, what: str = "output", *, make_folders: bool = False) -> FilePath:
+def writable(output: str | FilePath, what: str = "output") -> FilePath:
     """Try whether an output can be written, before the work whose result it will hold; nothing is left behind.
+
+    Folders that are missing are no reason against it: every command makes them when it writes.
 
     Raises:
         ArgumentError: if it can't be written; the message names it and a remedy.
     """
     from diffode import output_files
 
-    return output_files.writable(output, what, make_folders=make_folders)
+    return output_files.writable(output, what, make_folders=True)
 
 
 @contextmanager

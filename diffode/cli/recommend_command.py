@@ -89,7 +89,7 @@ def command(
               diffode recommend --guidance 7.5 --steps 8
               diffode recommend --nfe 8 --field my_field.py:velocity --kind velocity --path vp --dim 2
     """
-    from diffode.studies.answer import other_kinds, plain
+    from diffode.studies.answer import knows_data, other_kinds, plain
     from diffode.studies.paste import lines_to_paste
     from diffode.studies.question import (
         budget_note,
@@ -140,10 +140,12 @@ def command(
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
     once = max(1, budget // calls)
-    programs = lines_to_paste(ranked[0].method, once, path, calls=calls)
-    elsewhere = None
-    if "diffusers" not in programs:
-        others = ((a, lines_to_paste(a.method, once, path, calls=calls)) for a in ranked[1:])
+    programs = lines_to_paste(ranked[0].method, once, path, calls=calls, guidance=guidance)
+    elsewhere, knowing = None, knows_data(ranked[0].method)
+    if "diffusers" not in programs or knowing:
+        # Whoever has no latents at hand takes the best that need not know their statistics.
+        rest = (a for a in ranked[1:] if not (knowing and knows_data(a.method)))
+        others = ((a, lines_to_paste(a.method, once, path, calls=calls, guidance=guidance)) for a in rest)
         elsewhere = next(((a, lines) for a, lines in others if "diffusers" in lines), None)
     kinds = other_kinds(used, budget, ranked[0].method)
     notes = [text for text in (kinds, schedule_note(schedule), budget_note(used, budget), found.told) if text]
@@ -164,13 +166,16 @@ def command(
     click.echo(covered)
     for note in notes:
         click.echo(note)
-    if found.coverage is not None and found.coverage.sentence:
-        click.echo(f"this ranking is not of the whole suite: {found.coverage.sentence}; run {again}", err=True)
+    if found.coverage is not None and (uncovered := found.coverage.told("ranking", again)):
+        click.echo(uncovered, err=True)
     _print_programs(programs)
     if elsewhere is not None:
         advice, lines = elsewhere
         times = f"{plain(advice.error / ranked[0].error, 2)} times the error"
-        click.echo(f"\nOther programs can't be told to make this run. The best that they can is {advice.method}, {times}:")
+        if "diffusers" in programs:
+            click.echo(f"\nWithout latents to take statistics of, the best is {advice.method}, {times}:")
+        else:
+            click.echo(f"\nOther programs can't be told to make this run. The best that they can is {advice.method}, {times}:")
         _print_programs({program: lines for program, lines in lines.items() if program != "diffode"})
     elif "diffusers" not in programs:
         click.echo("\nOther programs can't be told to make this run, nor any other of these.")
@@ -194,11 +199,12 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
     """Stored results of a suite, or else those that ship; ArgumentError, which says what to run, if there are neither."""
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
+    from diffode.studies.failures import nothing_but_failures
     from diffode.studies.ranking import coverage, curves
     from diffode.studies.shipped import shipped_curves
 
     stored: list[Curve] = []
-    covered = None
+    covered, failed = None, ""
     if file.is_file():
         with Store(file) as opened:
             # Without a run on the path, the names of those that are stored make the message.
@@ -206,7 +212,7 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
             keyed = keyed_cells(here)
             results = opened.get(keyed)
             damaged = len(opened.damaged)
-        stored = curves(results)
+        stored, failed = curves(results), nothing_but_failures(chosen.name, results)
         covered = coverage([cell for _, cell in keyed], results, damaged)
     if not stored or (covered is not None and covered.missing):
         shipped = shipped_curves(named) if of_package else None
@@ -221,6 +227,8 @@ def _results(chosen: Suite, named: str, file: Any, again: str, *, of_package: bo
             raise ArgumentError(f"suite {named!r} was not run on path {path!r}, but on {known}: {remedy}")
     if not file.is_file():
         raise ArgumentError(f"there is no result store at {file}; run {again} first, or give --store")
+    if failed:
+        raise ArgumentError(f"{failed}; what was measured does not fit what it was measured on, or no run succeeds there")
     if not stored:
         where = "" if path is None else f" on path {path!r}"
         raise ArgumentError(

@@ -44,6 +44,7 @@ def command(
     """
     from diffode.errors import ArgumentError
     from diffode.studies import Store, keyed_cells
+    from diffode.studies.failures import nothing_but_failures
     from diffode.studies.ranking import coverage
 
     if shown and not formats:
@@ -56,9 +57,13 @@ def command(
         keyed = keyed_cells(chosen)
         results = opened.get(keyed)
         covered = coverage([cell for _, cell in keyed], results, len(opened.damaged))
-    if covered.sentence:
-        click.echo(f"this report is not of the whole suite: {covered.sentence}; run diffode bench {suite}", err=True)
     command_text = rerun_command(suite, imports, seeds)
+    if not results:
+        raise ArgumentError(f"nothing of suite {chosen.name!r} is stored in {file}; run it first: {command_text}")
+    if failed := nothing_but_failures(chosen.name, results) if formats else "":
+        raise ArgumentError(f"{failed}; diffode report {suite} without --format shows all of them")
+    if told := covered.told("report", command_text):
+        click.echo(told, err=True)
     if formats:
         from diffode.studies.publication import publish
         from diffode.studies.ranking import curves

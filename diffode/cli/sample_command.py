@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from diffode.metrics import Streamed
 
+#: Share of a path's first time by which a grid may begin below it by rounding.
+_ROUNDING = 1e-6
 #: Number of points that are held in memory, for the picture and the error.
 _HELD = 10_000
 
@@ -38,7 +40,7 @@ _HELD = 10_000
 @click.option("--path", default=None, help="Path spec; edm unless given, a Field of your own has its own.")
 @source_option
 @guide_option
-@click.option("--grid", default="karras", show_default=True, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.")
+@click.option("--grid", default=None, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.  [default: karras]")
 @click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help=NFE_HELP)
 @click.option("-n", "--points", type=click.IntRange(1, 10**10), default=1000, show_default=True, help="Number of samples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the starting noise.")
@@ -55,7 +57,7 @@ def command(
     path: str | None,
     source: str | None,
     guide: str | None,
-    grid: str,
+    grid: str | None,
     nfe: int,
     points: int,
     seed: int,
@@ -74,12 +76,14 @@ def command(
               diffode sample ring8 --guide label=three,weight=7.5 --nfe 16
               diffode sample my_field.py:noise --kind noise --path vp --dim 1x8x8
     """
-    from diffode import metrics, plot, solvers, targets
+    from diffode import grids, metrics, plot, solvers, targets
     from diffode.errors import ArgumentError, DiffodeError
     from diffode.fields.own import FieldText
     from diffode.fields.problem_text import parts_of, problem_text, unguided
     from diffode.flows import reference
-    from diffode.output_files import unwritable, whole_file
+    from diffode.output_files import make_folder, whole_file
+    from diffode.solvers.direct import LaysTimes
+    from diffode.solvers.jumped import Jumped
     from diffode.solvers.run import table_for
     from diffode.solvers.run_options import Extent
     from diffode.solvers.solver import WritesTable
@@ -92,7 +96,7 @@ def command(
         raise ArgumentError(f"output must end in .npy, got {output!r}; the picture gets the same name with .png")
     picture = file.with_suffix(".png")
     for place in (file, picture):
-        writable(place, make_folders=True)
+        writable(place)
     if FieldText.names(target):
         target = field_text(target, kind, dim, scale, truth)
     elif kind or dim or scale or truth:
@@ -101,20 +105,31 @@ def command(
     field, on = field_of(target, path), path_of(target, path)
     shape, latency = shape_of(field), None
     recipe = solvers.for_run(solver, field, math.prod(shape))
+    asked, grid = grid, grid or "karras"
+    # A flow map lays its own times.
+    own_times = isinstance(recipe, LaysTimes) and grids.is_named(grid)
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]
+    remarks = []
+    if begins < on.t_max * (1 - _ROUNDING):
+        remarks.append(
+            f"grid {grid!r} begins at t={begins:.4g}, noise level {on.rho(begins):.4g} of {on.rho(on.t_max):.4g}: the samples "
+            "begin there, from noise without data, and errors are those of the rest of the way"
+        )
+    own_levels = isinstance(recipe, WritesTable) and recipe.lays_levels and not isinstance(recipe, Jumped)
+    if asked is not None and (own_times or own_levels):
+        remarks.append(f"solver {recipe.spec!r} lays its own levels: --grid {asked} gives no more than their ends")
     start = starts(target, path, seed, min(points, _HELD), begins)
     ends = (on.t_max, on.t_min) if table is None else table.ends
+    for remark in remarks:
+        click.echo(remark, err=True)
     measured = [metrics.streamed(spec, field, between=ends, seed=seed) for spec in specs]
     if table is not None and table.draws and any(metrics.needs_of(spec).flow for spec in specs):
         raise ArgumentError(
             f"--metric endpoint compares with the exact flow, which {solver!r} does not follow since it draws noise"
         )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise unwritable(file, failure, "output") from failure
+    make_folder(file)
     # The points are written as they come, and before their picture, since some points can't be drawn.
     with whole_file(file, "output") as handle:
         if table is not None:
@@ -123,7 +138,7 @@ def command(
         else:
             # Steps that depend on the solution are those of one batch.
             start = starts(target, path, seed, points, begins)
-            solution = solvers.solve(field, start, solver=recipe, grid=grid, nfe=nfe, generator=seed)
+            solution = solvers.solve(field, start, solver=recipe, grid=None if own_times else grid, nfe=nfe, generator=seed)
             pairs = iter([(solution.x, start)])
             shown, used, noisy = written(handle, points, shape, pairs, measured), solution.nfe, recipe.stochastic
             ends, latency = (float(solution.times[0]), float(solution.times[-1])), solution.latency
@@ -151,6 +166,8 @@ def command(
         **({} if latency is None else {"latency": latency}),
         "mean_endpoint_error": error,
         "scale": field.scale,
+        "from": float(begins),
+        "remarks": remarks,
         "metrics": {spec: asdict(measurement) for spec, measurement in found.items()},
     }
     if as_json:

@@ -11,6 +11,7 @@ import click
 from diffode.cli import completed
 from diffode.cli.list_command import options_of_maker, registries
 from diffode.cli.methods_told import LAW_ONLY, is_method, method_told
+from diffode.cli.network_told import is_network, network_told
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
@@ -30,8 +31,8 @@ def command(spec: str, steps: int, path: str, grid: str, as_json: bool) -> None:
     A target: its card, dimension, tags. A source: its description and options. A path: alpha, sigma and rho at some times.
     A grid: its times. A solver: source, order, options, tableau. A metric: its description. A bridge: coupling, energy, laws.
     A way to train a flow map: what it makes small, source, cost, departures, options. A measure of memories: its window and
-    clock. A hold: its order. A name of several kinds is shown as each, a hold only if nothing else has its name; path:NAME,
-    solver:NAME, hold:NAME and the like choose one.
+    clock. A hold: its order. A network that ships, trained:NAME: on what it was trained, and its errors. A name of several
+    kinds is shown as each, a hold only if nothing else has its name; path:NAME, solver:NAME, hold:NAME and the like choose one.
 
     \b
     Example:  diffode show dpmpp:order=2 --steps 4
@@ -58,6 +59,8 @@ def _told(spec: str, steps: int, path: str, grid: str) -> tuple[dict[str, dict[s
 
     known = registries()
     word, colon, rest = spec.partition(":")
+    if is_network(spec):
+        return {"network": network_told(spec)}, True
     if (word == "method" and rest) or is_method(spec):
         return {"method": method_told(rest if word == "method" else spec)}, True
     kinds = [word] if colon and rest and word in _KINDS and not any(word in r.names() for r in known.values()) else None
@@ -238,7 +241,7 @@ def _target(spec: str) -> dict[str, Any]:
         "dimension": target.dim,
         "components": target.modes,
         "scale": round(target.scale, 6),
-        "tags": targets.tags(target),
+        "tags": targets.tags(spec),
         "labels": [f"{label} ({(target.labels or ()).count(label)})" for label in dict.fromkeys(target.labels or ())],
         "source": card.source,
         "licence": card.licence,
@@ -279,7 +282,7 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         "chart": solver.chart_name,
         "order": solver.convergence_order,
         "claimed order": solver.order,
-        "NFE a step": solver.nfe_per_step,
+        "NFE a step": solver.spends,
         "stochastic": solver.stochastic,
         **({"NFE of this run": table.nfe, "noise draws of this run": table.draws} if table else {}),
         **facts_of_training(solver),

@@ -49,7 +49,12 @@ class Budgets(click.ParamType[tuple[int, ...]]):
 
 @click.command("train")
 @click.argument("spec")
-@click.option("--target", required=True, shell_complete=completed.targets, help="Target that is trained on.")
+@click.option(
+    "--target",
+    required=True,
+    shell_complete=completed.targets,
+    help="Target that is trained on, or a network that ships, as trained:ring8.",
+)
 @click.option(
     "--nfe",
     type=Budgets(),
@@ -126,6 +131,7 @@ def command(
     from diffode.fields.problem_text import problem_text
     from diffode.learned import MAP_METHODS
     from diffode.learned.methods import METHODS
+    from diffode.output_files import make_folder
     from diffode.specs import parse_spec
 
     target = problem_text(target, source, guide)
@@ -135,12 +141,15 @@ def command(
     is_map = name in MAP_METHODS
     if len(nfe) > 1 and not is_map:
         raise ArgumentError(f"nfe must be one number of evaluations for {name}; flow maps take several")
-    plain = target if source is None and guide is None else re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
     file = FilePath(output or f"{name}-{plain}-{'-'.join(map(str, nfe))}.safetensors")
     writes = name in _WRITTEN or is_map or output is not None
     interrupted = file.with_suffix(".interrupted.safetensors")
     _check_output(name, file, writes, force or resume, draws=is_map or name in _DRAWN)
     _check_resume(interrupted, is_map, resume, force)
+    if is_map:
+        # An interrupted training is kept beside the file of its result.
+        make_folder(file)
     try:
         with TrainingLog() as log, interrupts(log) as interrupt:
             trained = learned.train(
@@ -154,6 +163,8 @@ def command(
     except KeyboardInterrupt:
         click.echo("diffode: interrupted; nothing was written, and the same command begins anew", err=True)
         sys.exit(130)
+    if worse := _worse(trained):
+        facts["note"] = worse
     if as_json:
         print_json(facts)
     else:
@@ -164,12 +175,25 @@ def command(
         sys.exit(130)
 
 
+def _worse(trained: Trained) -> str:
+    """What to say of a training whose result is worse on held-out starts than what it is compared with."""
+    from diffode.cli.training_log import in_words
+
+    before, after = trained.errors
+    if before is None or not after > before:
+        return ""
+    compared = in_words(trained.facts.begun_from)
+    return f"on held-out starts this is worse than {compared}, which no training costs: take that, or more evaluations"
+
+
 def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str, Any]:
     """Write the result, if it is to be written; returns the facts to print."""
     from diffode.learned import TrainedMap, load
+    from diffode.output_files import make_folder
     from diffode.specs import format_spec
 
     if writes:
+        make_folder(file)
         trained.save(file)
     if isinstance(trained, TrainedMap):
         return _map_facts(trained, file)
@@ -231,8 +255,6 @@ def _check_output(name: str, file: FilePath, writes: bool, force: bool, *, draws
 
     if file.suffix != ".safetensors":
         raise ArgumentError(f"output must end in .safetensors, got {str(file)!r}; the picture gets the same name with .png")
-    if not file.parent.is_dir():
-        raise ArgumentError(f"the folder of output {str(file)!r} does not exist; make it first")
     if not writes:
         if force:
             raise ArgumentError(f"{name} writes no file unless --output names one: leave --force out, or say where to write it")

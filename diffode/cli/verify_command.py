@@ -32,6 +32,7 @@ _DEFAULT_PICTURE = "diffode-verify.png"
 @click.option("--derivation", is_flag=True, help="Print the derivation of both equations as LaTeX and end.")
 @click.option("--picture", default=_DEFAULT_PICTURE, show_default=True, help="PNG of where the residual lives.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=5, show_default=True, help="Seed of the points.")
+@click.option("--guide", default=None, hidden=True)
 @json_option
 def command(
     field: str,
@@ -45,6 +46,7 @@ def command(
     symbolic: bool,
     derivation: bool,
     picture: str,
+    guide: str | None,
     seed: int,
     as_json: bool,
 ) -> int:
@@ -58,6 +60,11 @@ def command(
               diffode verify ring8 --source student:dof=128
               diffode verify my_field.py:velocity --kind velocity --path vp --target ring8
     """
+    if guide is not None:
+        raise click.UsageError(
+            "--guide is of no use here: a guided field is no field of a law that is noised, so that beyond weight 1 the "
+            "equations do not hold for it; diffode sample --guide and the suite guidance measure what it does"
+        )
     if derivation:
         from diffode.verify.field.symbolic import derivation as derive
 
@@ -69,12 +76,13 @@ def command(
     from diffode.extensions import load_attribute
     from diffode.fields.own import FieldText, row_shape
     from diffode.fields.problem_text import problem_text
+    from diffode.output_files import make_folder
     from diffode.verify import verify_field
     from diffode.verify.field.picture import save_residuals
 
     file = FilePath(picture)
-    if file.suffix != ".png" or not file.parent.is_dir():
-        raise ArgumentError(f"picture must be a .png in a folder that exists, got {picture!r}")
+    if file.suffix != ".png":
+        raise ArgumentError(f"picture must end in .png, got {picture!r}")
     writable(file, "picture")
     options: dict[str, Any] = {"seed": seed}
     if FieldText.names(field):
@@ -101,6 +109,7 @@ def command(
         drawn = str(file)
         tolerance = next((c.tolerance for c in checks if c.name == "continuity equation"), None)
         what = "continuity equation" if tolerance else "asymmetry of the score's Jacobian"
+        make_folder(file, "picture")
         save_residuals(residuals, on, f"{field}: {what}", tolerance, file)
     report = replace(report, subject=f"{field} on {on.spec}", checks=checks, facts={"path": on.spec, "picture": drawn})
     code = print_report(report, as_json)

@@ -75,7 +75,7 @@ def train(
             ``flow_map`` or ``meanflow``; with options, as ``"ld3:solver=ipndm"``. The options are the further arguments of
             ``train_table``, ``condition``, ``tune_universal``, ``train_amed``, ``train_jump``, ``train_head``,
             ``train_nodes``, of the functions of these names, and those of a row of the table.
-        field: a target or its name, or a field with a path.
+        field: a target or its name, a network that ships (``trained:ring8``), or a field with a path.
         nfe: number of evaluations; for flow maps one or more, of which the first decides.
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.

@@ -12,6 +12,7 @@ import torch
 from diffode import fields, paths
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.fields.own import FieldText
 from diffode.fields.problem_text import field_of_text
 from diffode.learned.arguments import check_seed, row_shape
 from diffode.learned.fitting.gauss_newton import Problem
@@ -90,7 +91,7 @@ class Request:
                 f"{type(field).__name__}"
             )
         else:
-            chosen = field_of_text(field, path) if isinstance(field, str) else fields.exact_field(field, paths.get(path))
+            chosen = _named(field, path) if isinstance(field, str) else fields.exact_field(field, paths.get(path))
             on, target = chosen.require_path("training"), field if isinstance(field, str) else type(field).__name__
         if progress is not None and not callable(progress):
             raise ArgumentError(f"progress must be a function of a step of the training, or None, got {progress!r:.60}")
@@ -138,6 +139,18 @@ class Request:
             seed=self.seed,
             stopped_by=self.limit.stopped_by,
         )
+
+
+def _named(text: str, path: Path | str) -> Field:
+    """The field of a text: that of a target, or of a network that ships, ``trained:NAME``."""
+    if not text.startswith("trained:"):
+        return field_of_text(text, path)
+    if FieldText.names(text) and " " not in text:
+        return FieldText.read(text).field(path)
+    raise ArgumentError(
+        f"{text!r} is a network, trained:NAME, whose noise is normal and which has no labels: leave source and "
+        "guidance out, or name a target"
+    )
 
 
 def held_out_count(points: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.flows import reference
-from diffode.metrics.measurement import Measurement, Outcome, needs
+from diffode.metrics.measurement import Measurement, Outcome, law_of, needs
 
 Reduction = Literal["mean", "rms", "max", "median"]
 
@@ -46,6 +46,7 @@ def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("endpoint", reduce(distances, reduction), reduce(exact.errors, reduction))
 
 
+@needs(fits=law_of)
 def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance between the ends of a field's own flow and of the exact flow: the error that no solver removes."""
     own, true = outcome.reference, outcome.true_reference
@@ -53,7 +54,7 @@ def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("model", reduce(distances, reduction), reduce(own.errors, reduction) + reduce(true.errors, reduction))
 
 
-@needs(flow=True)
+@needs(flow=True, fits=law_of)
 def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance of each end point to that of the exact flow: the error of the solver and the field together."""
     check_deterministic(outcome, "total")

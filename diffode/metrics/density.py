@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField
-from diffode.metrics.measurement import Measurement, Outcome, needs
+from diffode.fields import ExactField, Field
+from diffode.metrics.measurement import Measurement, Outcome, exact_of, law_of, needs
 from diffode.targets import GaussianMixture
 
 #: Share of its weight below which a mode counts as lost.
 LOST_SHARE = 0.1
 
 
-@needs(length=False)
+@needs(length=False, fits=exact_of)
 def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     r"""KL(q | p), where the run takes the exact law at the first time to q, and p is the exact law at the last time.
 
@@ -50,7 +50,12 @@ def _with_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Ten
     return y.detach(), torch.linalg.slogdet(jacobian)[1]
 
 
-@needs(length=False)
+def modes_of(field: Field) -> GaussianMixture:
+    """The mixture whose modes are counted; ArgumentError if the field's data are none."""
+    return mixture_of(law_of(field))
+
+
+@needs(length=False, fits=modes_of)
 def mode_weights(outcome: Outcome) -> Measurement:
     """Total variation distance of the end points' weights, which are mean responsibilities, from the mixture's weights."""
     target, weights = mixture_of(outcome.law), _weights(outcome, outcome.end)
@@ -59,7 +64,7 @@ def mode_weights(outcome: Outcome) -> Measurement:
     return Measurement("mode_weights", value, least)
 
 
-@needs(length=False)
+@needs(length=False, fits=modes_of)
 def lost_modes(outcome: Outcome) -> Measurement:
     """Number of modes that got less than a tenth of their weight; the floor is the number for as many exact draws."""
     target = mixture_of(outcome.law)

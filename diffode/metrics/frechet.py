@@ -10,6 +10,7 @@ one compare.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffode.errors import ArgumentError
+from diffode.fields import Field
 from diffode.input_files import believed
 from diffode.metrics.gaussian import gaussian_w2
 from diffode.metrics.measurement import Measurement, Outcome, needs
@@ -81,11 +83,9 @@ class Seen:
 
     def features(self, pictures: Tensor) -> Tensor:
         """Features (n, 64) in float64 of pictures (n, 784) or (n, 1, 28, 28); ArgumentError for another shape."""
-        if pictures.ndim < 2 or pictures[0].numel() != SIDE**2:
-            raise ArgumentError(
-                f"frechet looks at pictures with 28 x 28 = 784 grey values from -1 to 1, got rows of shape "
-                f"{tuple(pictures.shape[1:])}: measure runs on fashion-points, fashion-mfa or trained:fashion-unet"
-            )
+        if pictures.ndim < 2:
+            raise _no_pictures(())
+        check_pictures(tuple(pictures.shape[1:]))
         parts = pictures.detach().cpu().to(torch.float32).reshape(-1, 1, SIDE, SIDE)
         with torch.no_grad():
             found = [self.classifier.features(part) for part in torch.split(parts, _TOGETHER)]
@@ -119,7 +119,26 @@ def frechet_of(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
     return gaussian_w2(features.mean(0), torch.cov(features.T).reshape(covariance.shape), mean, covariance) ** 2
 
 
-@needs(length=False)
+def check_pictures(shape: tuple[int, ...]) -> None:
+    """Raise ArgumentError unless a row of this shape is a picture of 28 x 28."""
+    if math.prod(shape) != SIDE**2:
+        raise _no_pictures(shape)
+
+
+def _no_pictures(shape: tuple[int, ...]) -> ArgumentError:
+    return ArgumentError(
+        f"frechet looks at pictures with 28 x 28 = 784 grey values from -1 to 1, got rows of shape {shape}: measure runs on "
+        "fashion-points, fashion-mfa or trained:fashion-unet"
+    )
+
+
+def gives_pictures(field: Field) -> None:
+    """Raise ArgumentError for a field whose rows are known to be no pictures of 28 x 28."""
+    if field.shape is not None:
+        check_pictures(tuple(field.shape))
+
+
+@needs(length=False, fits=gives_pictures)
 def frechet(outcome: Outcome) -> Measurement:
     """Squared Fréchet distance, in the features of the classifier that ships, from Fashion-MNIST's 10,000 test pictures.
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.metrics.measurement import Measurement, Outcome
+from diffode.fields import Field
+from diffode.metrics.measurement import Measurement, Outcome, exact_of, law_of, needs
 from diffode.tableau import Propagated, Tableau
+from diffode.targets import Target
 
 GaussianPart = Literal["prior", "truncation", "discretisation", "total"]
 
@@ -88,6 +90,7 @@ def gaussian_split(tableau: Tableau, mean: Tensor | float, eigenvalues: Tensor, 
     )
 
 
+@needs(fits=law_of)
 def moments(outcome: Outcome) -> Measurement:
     """W2 between the Gaussians with the mean and covariance of the end points and of the data; a lower bound of the true W2.
 
@@ -103,18 +106,25 @@ def moments(outcome: Outcome) -> Measurement:
     return Measurement("moments", distance(outcome.end), distance(outcome.exact_draws(len(outcome.end), 1)))
 
 
+def gaussian_of(field: Field) -> Target:
+    """The one Gaussian that the data are; ArgumentError for other data, and for noise that is not normal."""
+    exact = exact_of(field)
+    if exact.source is not None:
+        raise ArgumentError(
+            f"gaussian_error follows normal noise; this field's is from source {exact.source.spec!r}: take endpoint"
+        )
+    if not exact.target.is_gaussian:
+        raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
+    return exact.target
+
+
+@needs(fits=gaussian_of)
 def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measurement:
     """The exact W2 error of the solver on a Gaussian target, or a part of it (see :func:`gaussian_split`); nothing is sampled.
 
     It takes targets with one component and solvers that write tables, also those that draw noise; ArgumentError for others.
     """
-    target, table = outcome.exact.target, outcome.solution.tableau
-    if outcome.exact.source is not None:
-        raise ArgumentError(
-            f"gaussian_error follows normal noise; this field's is from source {outcome.exact.source.spec!r}: take endpoint"
-        )
-    if not target.is_gaussian:
-        raise ArgumentError("gaussian_error needs a target of one Gaussian; mixtures have endpoint, moments, ...")
+    target, table = gaussian_of(outcome.field), outcome.solution.tableau
     if table is None:
         raise ArgumentError("gaussian_error needs a solver that writes a table, whose law on a Gaussian is known exactly")
     if part not in ErrorSplit._fields:

@@ -18,9 +18,9 @@ from diffode.fields.exact import mixture_of
 from diffode.metrics.density import mixture_of as conditional_mixture
 from diffode.metrics.density import responsibilities
 from diffode.metrics.gaussian import gaussian_w2
-from diffode.metrics.measurement import Measurement, Outcome, needs
+from diffode.metrics.measurement import Measurement, Outcome, law_of, needs
 from diffode.numerics.projections import directions, projected_distance
-from diffode.targets import TiltedLaw
+from diffode.targets import GaussianMixture, TiltedLaw
 
 Part = Literal["sliced_w2", "moments", "mode_weights"]
 #: Number of directions of a sliced distance in two dimensions.
@@ -41,19 +41,27 @@ def tilted_law(field: Field, t: float) -> TiltedLaw:
     >>> [round(weight, 3) for weight in tilted_law(diffode.guide(one, two, 7.5), 0.002).mode_weights.tolist()]
     [0.333, 0.333, 0.333]
     """
+    one, other = guided_mixtures(field)
+    known = _laws.setdefault(field, {})
+    if t not in known:
+        path = field.require_path("a tilted law")
+        weight = float(field.weight.at(path.rho(t)))  # type: ignore[attr-defined]
+        known[t] = TiltedLaw(one, other, weight, path.alpha(t), path.sigma(t))
+    return known[t]
+
+
+def guided_mixtures(field: Field) -> tuple[GaussianMixture, GaussianMixture]:
+    """The two mixtures that a tilted law is made of; ArgumentError for a field that has none."""
     laws = [mixture_of(member) for member in field.members] if isinstance(field, GuidedField) else []
     if not isinstance(field, GuidedField) or not field.rule.linear or field.path is None or None in laws:
         raise ArgumentError(
             "a tilted law needs a field that diffode.guide makes, with kind cfg or auto, of mixtures' exact fields"
         )
-    known = _laws.setdefault(field, {})
-    if t not in known:
-        weight = float(field.weight.at(field.path.rho(t)))
-        one, other = (law for law in laws if law is not None)
-        known[t] = TiltedLaw(one, other, weight, field.path.alpha(t), field.path.sigma(t))
-    return known[t]
+    one, other = (law for law in laws if law is not None)
+    return one, other
 
 
+@needs(fits=guided_mixtures)
 def tilted(outcome: Outcome, part: Part = "sliced_w2") -> Measurement:
     """Distance of the end points to p(x|c)^w p(x)^(1-w), normalised by quadrature: one or two dimensions, kinds cfg and auto.
 
@@ -78,7 +86,7 @@ def tilted(outcome: Outcome, part: Part = "sliced_w2") -> Measurement:
     return Measurement("tilted", distance(outcome.end.cpu()), distance(other))
 
 
-@needs(length=False)
+@needs(length=False, fits=law_of)
 def shrinkage(outcome: Outcome, within: bool = False) -> Measurement:
     """The share of the conditional law's total variance that the end points have lost; negative where they have gained.
 

@@ -106,9 +106,7 @@ class Outcome:
     @property
     def exact(self) -> ExactField:
         """The field, for metrics that need an exact one; ArgumentError if it is not."""
-        if not isinstance(self.field, ExactField):
-            raise ArgumentError("this metric needs an exact field (diffode.exact_field), not one that approximates it")
-        return self.field
+        return exact_of(self.field)
 
     def check_points(self, least: int, metric: str) -> None:
         """Raise ArgumentError if there are fewer end points than the ``least`` that a metric needs."""
@@ -121,7 +119,7 @@ class Outcome:
 
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the last time, (n, dim), on the device of the ends; each stream gives another set."""
-        law, last = self.field if isinstance(self.field, Bridge) else self.law, self.times[-1]
+        law, last = drawn_from(self.field), self.times[-1]
         if isinstance(law, Bridge):
             return law.marginal(n, last, generator=self.stream(stream)).to(self.end.device)
         # What a class of a user's draws may depend on more than this.
@@ -143,6 +141,18 @@ def law_of(field: Field) -> ExactField:
     return truth
 
 
+def exact_of(field: Field) -> ExactField:
+    """The field; ArgumentError if it is not exact."""
+    if not isinstance(field, ExactField):
+        raise ArgumentError("this metric needs an exact field (diffode.exact_field), not one that approximates it")
+    return field
+
+
+def drawn_from(field: Field) -> ExactField | Bridge:
+    """What gives exact draws of a field's law; ArgumentError if the law is unknown."""
+    return field if isinstance(field, Bridge) else law_of(field)
+
+
 class Needs(NamedTuple):
     """What a metric needs of a run beside its end points.
 
@@ -150,24 +160,29 @@ class Needs(NamedTuple):
         flow: rows that follow the exact flow from their own start, which those of solvers that draw noise do not.
         states: the states at all times of the grid, which a study keeps only for a cell with such a metric.
         length: whether its value is a length in the unit of the data, which rankings take in units of the data's scale.
+        fits: raises ArgumentError for a field on which it can't measure; a study asks it before anything runs.
     """
 
     flow: bool = False
     states: bool = False
     length: bool = True
+    fits: Callable[[Field], object] | None = None
 
 
 Metric = TypeVar("Metric", bound=Callable[..., Measurement])
 
 
-def needs(*, flow: bool = False, states: bool = False, length: bool = True) -> Callable[[Metric], Metric]:
+def needs(
+    *, flow: bool = False, states: bool = False, length: bool = True, fits: Callable[[Field], object] | None = None
+) -> Callable[[Metric], Metric]:
     """Decorate a metric with what it needs, so that studies keep states for it, and leave out runs that it can't measure.
 
     With ``length=False`` rankings take its value as it is: it is no length, such as a probability or a number of modes.
+    ``fits(field)`` raises ArgumentError for a field on which it can't measure.
     """
 
     def decorated(metric: Metric) -> Metric:
-        metric.needs = Needs(flow, states, length)  # type: ignore[attr-defined]
+        metric.needs = Needs(flow, states, length, fits)  # type: ignore[attr-defined]
         return metric
 
     return decorated

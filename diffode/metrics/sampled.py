@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.metrics.measurement import Measurement, Outcome, needs
+from diffode.metrics.measurement import Measurement, Outcome, drawn_from, needs
 from diffode.numerics.projections import directions, projected_distance
 from diffode.randomness import generator_from
 
@@ -46,6 +46,7 @@ def check_projections(projections: int) -> None:
         raise ArgumentError(f"projections must be an integer >= 1, got {projections!r}")
 
 
+@needs(fits=drawn_from)
 def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
     """Root mean square, over random directions, of the W2 distances between one-dimensional projections."""
     check_projections(projections)
@@ -59,13 +60,13 @@ def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> 
     return _measured("sliced_w2", distance(x, exact), distance(other, exact), torch.tensor(resampled, dtype=torch.float64))
 
 
-@needs(length=False)
+@needs(length=False, fits=drawn_from)
 def energy_distance(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Square root of 2 E|x - y| - E|x - x'| - E|y - y'|, whose means run over distinct pairs (unbiased), clipped at 0."""
     return _by_pairs("energy_distance", outcome, resamples, lambda distances: -distances)
 
 
-@needs(length=False)
+@needs(length=False, fits=drawn_from)
 def mmd(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Maximum mean discrepancy with Gaussian kernels of four widths: the root of its unbiased square, clipped at 0.
 

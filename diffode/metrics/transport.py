@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffode.bridges import Bridge
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField
-from diffode.metrics.measurement import Measurement, Outcome
+from diffode.fields import ExactField, Field
+from diffode.metrics.measurement import Measurement, Outcome, drawn_from, needs
 from diffode.numerics.entropic_transport import entropic_value
 from diffode.numerics.line_transport import OnLine, line_distance, line_dual, of_distribution, of_mixture, of_points
 from diffode.sources import TargetSource
@@ -190,16 +190,31 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, order: int = 2) -> float:
     return math.sqrt(square) if order == 2 else square
 
 
+def on_a_line(field: Field) -> None:
+    """Raise ArgumentError unless the rows of a field are single numbers of a known law."""
+    drawn_from(field)
+    if field.shape is not None:
+        _check_line(math.prod(field.shape))
+
+
+def _check_line(numbers: int) -> None:
+    if numbers != 1:
+        raise ArgumentError(f"w1 and w2 are exact on a line, and these rows have {numbers} numbers: take assigned_w2")
+
+
+@needs(fits=on_a_line)
 def w1(outcome: Outcome) -> Measurement:
     """The exact W1 distance of the end points from the law at the last time, for one-dimensional laws."""
     return _of_outcome(outcome, "w1", 1)
 
 
+@needs(fits=on_a_line)
 def w2(outcome: Outcome) -> Measurement:
     """The exact W2 distance of the end points from the law at the last time, for one-dimensional laws."""
     return _of_outcome(outcome, "w2", 2)
 
 
+@needs(fits=drawn_from)
 def assigned_w2(outcome: Outcome) -> Measurement:
     """W2 between the end points and as many exact draws, by optimal assignment; the floor is that of other exact draws."""
     outcome.check_points(1, "assigned_w2")
@@ -208,6 +223,7 @@ def assigned_w2(outcome: Outcome) -> Measurement:
     return Measurement("assigned_w2", *(assigned(part, exact).distance for part in (outcome.end.cpu(), other)))
 
 
+@needs(fits=drawn_from)
 def sinkhorn_w2(outcome: Outcome, epsilon: float = 0.05) -> Measurement:
     """The debiased entropic distance between end points and as many exact draws; ``epsilon`` is in units of scale^2 dim."""
     outcome.check_points(1, "sinkhorn_w2")
@@ -219,8 +235,7 @@ def sinkhorn_w2(outcome: Outcome, epsilon: float = 0.05) -> Measurement:
 
 def _of_outcome(outcome: Outcome, name: str, order: int) -> Measurement:
     outcome.check_points(1, name)
-    if outcome.end.shape[1] != 1:
-        raise ArgumentError(f"{name} is exact on a line, and these rows have {outcome.end.shape[1]} numbers: take assigned_w2")
+    _check_line(outcome.end.shape[1])
     last, field = outcome.times[-1], outcome.field
     if isinstance(field, Bridge):
         law = field.law(last)

@@ -57,6 +57,7 @@ def error_curves(
     floor: float | None = None,
     ylabel: str = "mean end-point error / scale",
     styles: Mapping[str, Look] | None = None,
+    labels: bool = True,
 ) -> Axes:
     """Error against NFE, both logarithmic: every NFE is a tick, and each curve has its label at its end.
 
@@ -66,9 +67,10 @@ def error_curves(
             failed. It is shown, as an error far above all others is, by a triangle at the upper edge.
         ax: axes to draw on; new ones if None.
         size: size of a new picture in inches, ``(width, height)``, or ``"column"``, ``"page"`` or ``"slide"``.
-        floor: the error of the reference, drawn as a dotted line, below which errors mean nothing.
+        floor: the error of the reference, in a shaded band below which errors mean nothing.
         ylabel: name of the error.
         styles: the look of each label, from :func:`looks`, where pictures are to agree.
+        labels: whether curves are named at their ends; where several panels share a legend they need not be.
 
     Returns:
         The axes.
@@ -93,18 +95,29 @@ def error_curves(
         low, high = limits or (0.1, 1.0)
         if floor and floor >= low / 1e3:
             low = min(low, floor / 1.5)
-        labels = []
+        names = []
         for name, (nfe, errors) in own.items():
             kept = [e if 0 < e < math.inf else math.nan for e in errors]
             ax.plot(nfe, kept, **chosen[name].line)
             _off_range(ax, nfe, errors, chosen[name], (low, high))
             shown = [(n, e) for n, e in zip(nfe, kept, strict=True) if not math.isnan(e)]
             end = shown[-1] if shown else (nfe[-1], low if errors[-1] == 0 else high)
-            labels.append(Label(name, float(end[0]), min(max(float(end[1]), low), high), chosen[name].colour))
+            names.append(Label(name, float(end[0]), min(max(float(end[1]), low), high), chosen[name].colour))
         if floor and floor >= low:
-            ax.axhline(floor, color=REMARK, lw=0.8, ls=":", zorder=1)
+            # A line of any dash could be a solver's.
+            ax.axhspan(low, floor, color=REMARK, alpha=0.16, lw=0, zorder=1, gid="floor")
+            ax.annotate(
+                "error of the reference",
+                (0.01, floor),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                color=REMARK,
+                fontsize="small",
+            )
         ax.set_ylim(low, high)
-        EndLabels(ax, labels)
+        if labels:
+            EndLabels(ax, names)
         ax.set_ylabel(ylabel)
         ax.grid(True, which="major")
     return ax

@@ -76,7 +76,7 @@ def _draw(figure: Figure, lines: Sequence[Line], title: str) -> Any:
         pairs = sorted((order, found.errors) for key, order, found in lines if key == name)
         orders, total = [order for order, _ in pairs], [max(e.total, _LOWEST) for _, e in pairs]
         error.semilogy(orders, total, **own[name].line)
-        error.semilogy(orders, [max(e.projection, _LOWEST) for _, e in pairs], ":", lw=1, color=own[name].colour)
+        error.semilogy(orders, [max(e.projection, _LOWEST) for _, e in pairs], lw=0.7, color=own[name].colour)
         labels.append(Label(name, float(orders[-1]), total[-1], own[name].colour))
     EndLabels(error, labels)
     low, high = float(longest.signal.min()), float(longest.signal.max())
@@ -85,7 +85,7 @@ def _draw(figure: Figure, lines: Sequence[Line], title: str) -> Any:
     signal.set(title="the signal, and what the memories hold of it", xlabel="time", ylim=(low - margin, high + margin))
     residual.set(title="residual", xlabel="time")
     coefficients.set(title="coefficients |c_n|", xlabel="n")
-    error.set(title="relative error (dotted: of the exact projection)")
+    error.set(title="relative error (thin, without marks: of the exact projection)")
     for panel in (signal, residual, coefficients, error):
         panel.grid(True)
     for panel in (signal, coefficients):

@@ -12,7 +12,7 @@ from diffode.solvers.controller import Controller
 from diffode.solvers.direct import DirectSolver, ForBudget, Journey
 from diffode.solvers.function import FunctionSolver
 from diffode.solvers.informed import for_run, informed
-from diffode.solvers.registry import get, names, register, registry, table_solver
+from diffode.solvers.registry import get, names, plain_spec, register, registry, table_solver
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution, Status
 from diffode.solvers.solver import Solver, TableSolver, WritesTable
@@ -186,6 +186,7 @@ __all__ = [
     "get",
     "informed",
     "names",
+    "plain_spec",
     "register",
     "registry",
     "run_tableau",

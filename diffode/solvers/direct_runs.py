@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffode import grids
-from diffode.errors import ArgumentError, FieldError, NumericalError
+from diffode.errors import ArgumentError, FieldError, GridWarning, NumericalError
 from diffode.fields import Field
 from diffode.randomness import Randomness, generator_from
 from diffode.solvers.direct import DirectSolver, ForBudget, Journey, LaysTimes
@@ -83,6 +84,12 @@ def _laid(solver: DirectSolver, field: Field, x: Tensor, extent: Extent, options
         solver.check_nfe(budget)
         # The solver lays its own times between the path's ends.
         if grid is None or grids.is_named(grid):
+            if grid is not None and isinstance(solver, LaysTimes):
+                warnings.warn(
+                    f"solver {solver.spec!r} lays its own times, and grid {grid!r} is not used: leave grid out, or list times",
+                    GridWarning,
+                    stacklevel=4,
+                )
             on = field.require_path("a budget") if path is None else path
             grid = solver.lay(field, on, budget) if isinstance(solver, LaysTimes) else None
     if options.noise is not None:

@@ -88,6 +88,11 @@ class ImplicitRungeKutta(DirectSolver):
 
     @property
     @override
+    def spends(self) -> str:
+        return f"{self.stages} in each iteration, until its stages settle; a run says its evaluations"
+
+    @property
+    @override
     def chart_name(self) -> str:
         return self.chart
 

@@ -39,6 +39,8 @@ class InParallel(DirectSolver):
 
     ``tolerance`` is the root mean square by which the states of a row may still move, in units of the noised data's deviation,
     sqrt(alpha^2 c^2 + sigma^2) with the field's scale c. ``sweeps`` fixes their number instead, unless the run is found before.
+    ``jump=auto`` lays its level for the evaluations of the run that is found under ``steps=``; under ``nfe=``, whose steps are
+    known after the jump alone, for the whole budget.
     """
 
     base: str = "ddim"
@@ -76,7 +78,7 @@ class InParallel(DirectSolver):
     @property
     @override
     def nfe_per_step(self) -> int:
-        """That of one sweep."""
+        """That of ``base``, which every sweep spends on each of its steps; see :attr:`spends`."""
         return self.recipe.nfe_per_step
 
     @property

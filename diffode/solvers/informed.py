@@ -44,6 +44,30 @@ def informed(solver: str | Solver | Callable[..., Any], statistics: Statistics) 
     return Jumped(solver=table_solver(replace(recipe, jump=None).knowing(statistics)), jump=recipe.jump, statistics=statistics)
 
 
+def informed_by(solver: Solver, statistics: Statistics | None) -> Solver:
+    """A solver for a loop that owns the network, with the statistics that it asks for.
+
+    Raises:
+        ArgumentError: if it asks for statistics and there are none, or does not ask for those that are given.
+    """
+    _check_asked(solver, statistics)
+    if not solver.needs_statistics or isinstance(solver, Jumped):
+        return solver
+    if statistics is None:
+        raise ArgumentError(
+            f"solver {solver.spec!r} has to know mean and covariance of what the network denoises, such as latents: pass "
+            "statistics=diffode.Statistics.of_samples(latents), or of a field, diffode.fields.estimate_statistics(field)"
+        )
+    return informed(solver, statistics)
+
+
+def _check_asked(solver: Solver, statistics: Statistics | None) -> None:
+    if statistics is not None and not solver.needs_statistics:
+        raise ArgumentError(
+            f"statistics go with a solver that asks for them, by jump=auto or a chart of the Gaussian, not with {solver.spec!r}"
+        )
+
+
 def for_run(solver: str | Solver | Callable[..., Any], field: Field, dim: int, statistics: Statistics | None = None) -> Solver:
     """The solver for a field whose rows have ``dim`` coordinates, with its scale and, if asked for, its statistics.
 
@@ -51,10 +75,7 @@ def for_run(solver: str | Solver | Callable[..., Any], field: Field, dim: int, s
     """
     recipe = get(solver).for_field(field.scale, dim)
     check_jump(recipe.jump)
-    if statistics is not None and not recipe.needs_statistics:
-        raise ArgumentError(
-            f"statistics go with a solver that asks for them, by jump=auto or a chart of the Gaussian, not with {recipe.spec!r}"
-        )
+    _check_asked(recipe, statistics)
     if not recipe.needs_statistics or isinstance(recipe, Jumped):
         return recipe
     known = known_of(field, f"solver {recipe.spec!r}", dim, statistics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +48,12 @@ class Parareal(InParallel):
         if self.recipe.stochastic:
             raise ArgumentError(f"base must be a solver without noise, got {self.base!r}; picard keeps the noise of a run")
 
+    @property
+    @override
+    def spends(self) -> str:
+        n = self.nfe_per_step
+        return f"{n} in every sweep over the blocks that are left, and {n} a block before; a run says its sweeps"
+
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None) -> Journey:
         self.check_derivative(x)
@@ -74,7 +80,8 @@ class _Blocks:
         self.fine = [recipe.tableau(path, list(times[a : b + 1])) for a, b in itertools.pairwise(self.edges)]
         self.coarse = [recipe.tableau(path, [times[a], times[b]]) for a, b in itertools.pairwise(self.edges)]
         self.states = x.expand(steps + 1, *x.shape).clone()
-        self.ends = torch.zeros((count, *x.shape), dtype=x.dtype, device=x.device)
+        #: The ends of the coarse steps of all blocks, and the answers of the field at their starts.
+        self.ends, self.asked = torch.zeros((2, count, *x.shape), dtype=x.dtype, device=x.device)
         self.unit = units(path, times[-1:], field.scale).to(x.device)
         self.alive = torch.arange(len(x), device=x.device)
         self.made = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -82,7 +89,7 @@ class _Blocks:
     def coarse_steps(self) -> None:
         """The first states at the edges of blocks. The last step is compared with, and no block needs its end before."""
         for i in range(self.count if self.count > 1 else 0):
-            self.ends[i] = self._run(self.coarse[i], self.states[self.edges[i]], self.alive)
+            self.ends[i] = self._coarse_step(i, self.states[self.edges[i]], self.alive)
             self.states[self.edges[i + 1]] = self.ends[i]
 
     def sweep(self) -> None:
@@ -96,7 +103,7 @@ class _Blocks:
             end = inner[-1]
             if i > first:
                 # The start of the first block is settled, so that its coarse steps would cancel.
-                step = self._run(self.coarse[i], x, rows)
+                step = self._coarse_step(i, x, rows)
                 end = end + (step - self.ends[i, rows])
                 self.ends[i, rows] = step
             x = end
@@ -106,29 +113,56 @@ class _Blocks:
         most = min(self.count, self.solver.sweeps or self.count)
         self.alive = rows[moved & (self.made[rows] < most)]
 
-    def _run(self, table: Tableau, x: Tensor, rows: Tensor) -> Tensor:
-        """The end of one block's table from x (n, *shape), states of the rows."""
-        *_, (_, last) = self._walk(table, x, rows)
+    def _coarse_step(self, block: int, x: Tensor, rows: Tensor) -> Tensor:
+        """The end of one coarse step from x (n, *shape), states of the rows; its first answer is kept for the fine run."""
+
+        def ask(state: int, at: Tensor, time: Number) -> Tensor:
+            answer = self.calls.predict(self.coarse[block].prediction, at, time, rows)
+            if state == 0:
+                self.asked[block, rows] = answer
+            return answer
+
+        *_, (_, last) = _walked(self.coarse[block], x, ask)
         return last
 
     def _fine_runs(self, first: int, rows: Tensor) -> list[Tensor]:
-        """The states of the fine runs of all blocks from ``first`` on, (steps of the block, n, *shape) each."""
+        """The states of the fine runs of all blocks from ``first`` on, (steps of the block, n, *shape) each.
+
+        Coarse steps have asked the field at their starts.
+        """
         tables = self.fine[first:]
         joint, lead = side_by_side(tables, len(rows))
         starts = torch.cat([self.states[edge, rows] for edge in self.edges[first:-1]])
-        states = dict(self._walk(joint, starts, rows.repeat(len(tables))))
+        known = torch.cat([self.asked[block, rows] for block in range(first, self.count)])
+        begins = torch.tensor(lead, device=rows.device).repeat_interleave(len(rows))
+        if self.count == 1:
+            # One block has no coarse step.
+            begins = begins - 1
+        every = rows.repeat(len(tables))
+
+        def ask(state: int, at: Tensor, time: Number) -> Tensor:
+            new = torch.nonzero(begins < state).flatten()
+            if not len(new):
+                return known
+            then = time[new.to(time.device)] if isinstance(time, Tensor) else time
+            answer = self.calls.predict(joint.prediction, at[new], then, every[new])
+            return answer if len(new) == len(every) else known.index_copy(0, new, answer)
+
+        states = dict(_walked(joint, starts, ask))
         parts = []
         for i, table in enumerate(tables):
             mine = slice(i * len(rows), (i + 1) * len(rows))
             parts.append(torch.stack([states[row + lead[i]][mine] for row in table.outputs[1:]]))
         return parts
 
-    def _walk(self, table: Tableau, x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-        slots: list[Any] = [x, *([None] * (2 * len(table.rows) - 1))]
-        for step in table.program:
-            for state, slot, time in step.evaluate:
-                slots[slot] = self.calls.predict(table.prediction, slots[state], time, rows)
-            yield step.row, step.make(slots, None)
+
+def _walked(table: Tableau, x: Tensor, ask: Callable[[int, Tensor, Number], Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a table with their states from x, where ``ask(row, state, time)`` answers for the field."""
+    slots: list[Any] = [x, *([None] * (2 * len(table.rows) - 1))]
+    for step in table.program:
+        for state, slot, time in step.evaluate:
+            slots[slot] = ask(state, slots[state], time)
+        yield step.row, step.make(slots, None)
 
 
 def critical_path(fine: Sequence[int], coarse: Sequence[int], sweeps: int) -> int:

@@ -62,6 +62,12 @@ class Picard(InParallel):
         if self.sweeps is not None and self.window is not None:
             raise ArgumentError("give sweeps or window, not both: a fixed number of sweeps need not bring a window to the end")
 
+    @property
+    @override
+    def spends(self) -> str:
+        inside = "that are left" if self.window is None else f"in the window of {self.window} evaluations"
+        return f"{self.nfe_per_step} in every sweep over the steps {inside}; a run says its sweeps"
+
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None) -> Journey:
         self.check_derivative(x)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
-from diffode.errors import ArgumentError, CapabilityError
+from diffode.errors import ArgumentError, CapabilityError, DiffodeError
 from diffode.solvers import names as names_elsewhere
 from diffode.solvers.adams import DEIS, IPNDM, LMS, AdamsBashforth, GradientEstimation, IPNDMVariable
 from diffode.solvers.adaptive import DPMAdaptive, EmbeddedRungeKutta
@@ -176,6 +176,20 @@ def table_solver(spec: str | Solver | Callable[..., Any], **options: Any) -> Wri
     if not isinstance(solver, WritesTable):
         raise CapabilityError(lack_of(solver, "tableau"))
     return solver
+
+
+def plain_spec(spec: str) -> str:
+    """One text for all spellings of a solver: options in one order, without those that are defaults, a name of ours.
+
+    The spec itself of a solver that is not known, or whose file is gone.
+
+    >>> plain_spec("ipndm:jump=auto,order=3") == plain_spec("ipndm:order=3,jump=auto"), plain_spec("dpmpp:order=2")
+    (True, 'dpmpp')
+    """
+    try:
+        return get(spec).spec
+    except DiffodeError:
+        return spec
 
 
 def names() -> list[str]:

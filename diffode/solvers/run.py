@@ -87,6 +87,7 @@ def solve(
 
     Warns:
         StartWarning: if ``x`` can't be a state at the first time of the run.
+        GridWarning: if a named grid is given to a solver that lays its own times.
 
     >>> import diffode
     >>> field = diffode.exact_field("ring8", "edm")

@@ -114,6 +114,11 @@ class Solver(metaclass=SolverType):
         return 1
 
     @property
+    def spends(self) -> str:
+        """What a step costs, in words: ``nfe_per_step``, unless that is not what a run spends."""
+        return str(self.nfe_per_step)
+
+    @property
     @abstractmethod
     def chart_name(self) -> str:
         """The name of its chart."""

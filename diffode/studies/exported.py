@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from diffode.errors import ArgumentError
 from diffode.extensions import library
-from diffode.output_files import whole_file, writable
+from diffode.output_files import make_folder, whole_file, writable
 from diffode.studies.cell import Result
 
 #: What a line stands for.
@@ -64,7 +64,7 @@ def export(results: Iterable[Result], file: str | FilePath, *, line: Line = "mea
 
     Args:
         results: results of a store.
-        file: the file; its folder exists.
+        file: the file; its folder is made if it is missing.
         line: ``"measurement"`` or ``"cell"``. A failed result has one line in either.
         form: ``"csv"`` or ``"parquet"``; by default the latter if the file's name ends so, and else CSV.
 
@@ -88,6 +88,7 @@ def export(results: Iterable[Result], file: str | FilePath, *, line: Line = "mea
         types |= {column: "float64" for name in names for column in (name, f"{name}.floor")}
     types |= {name: kind for name, (kind, _) in STORED.items()}
     lines = _by_measurement(known) if line == "measurement" else _by_cell(known, names)
+    make_folder(place, "export")
     return (_write_parquet if form == "parquet" else _write_csv)(types, lines, place)
 
 
@@ -95,7 +96,7 @@ def check_export(file: str | FilePath, form: Form) -> None:
     """Raise ArgumentError unless a file of a form can be written: its place can, and what Parquet needs is installed."""
     if form == "parquet":
         library("pyarrow.parquet", "'diffode[parquet]'")
-    writable(file, "export")
+    writable(file, "export", make_folders=True)
 
 
 def write_csv(results: Iterable[Result], file: FilePath) -> None:

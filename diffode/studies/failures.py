@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from diffode.studies.cell import Result
@@ -29,6 +29,15 @@ class Failures:
     targets: tuple[str, ...]
     paths: tuple[str, ...]
     nfe: tuple[int, ...]
+
+
+def nothing_but_failures(name: str, results: Collection[Result]) -> str:
+    """What to say of a suite of whose stored results none is good; an empty text if one is, or if there are none."""
+    if not results or any(r.status == "ok" for r in results):
+        return ""
+    first = grouped(results)[0]
+    most = "" if first.runs == len(results) else f", {first.runs:,} of them"
+    return f"all {len(results):,} stored runs of suite {name!r} failed{most} with: {first.reason}"
 
 
 def grouped(failed: Iterable[Result]) -> list[Failures]:

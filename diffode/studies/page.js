@@ -111,7 +111,11 @@ function draw() {
   }
   svg += `<text x="${(box.left + box.right) / 2}" y="${height - 4}" text-anchor="middle">evaluations of the field (NFE)</text>`;
   svg += `<text transform="translate(13 ${(box.top + box.bottom) / 2}) rotate(-90)" text-anchor="middle">${text(DATA.label)}</text>`;
-  if (floor > 0 && Math.log10(floor) >= at.low) svg += `<line class="floor" x1="${box.left}" x2="${box.right}" y1="${at.y(floor)}" y2="${at.y(floor)}"/>`;
+  if (floor > 0 && Math.log10(floor) >= at.low) {
+    const top = at.y(floor);
+    svg += `<rect class="floor" x="${box.left}" width="${box.right - box.left}" y="${top}" height="${box.bottom - top}"/>` +
+      `<text x="${box.left + 6}" y="${top - 5}">error of the reference</text>`;
+  }
   const behind = shown.filter(l => !front.has(l.m)), before = shown.filter(l => front.has(l.m));
   for (const l of behind) svg += line(l, at, false);
   for (const l of before) svg += line(l, at, true, true);

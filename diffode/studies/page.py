@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from string import Template
@@ -22,13 +21,12 @@ from diffode.studies.further import further, own_costs
 from diffode.studies.guided_ranking import HEADER, by_weight, sentence
 from diffode.studies.question import tags_of
 from diffode.studies.ranking import (
-    LEVELS,
     Curve,
     budgets,
     curves_of_note,
     in_units,
     is_length,
-    prices,
+    price_table,
     splits,
     standings,
     unranked,
@@ -179,7 +177,7 @@ def _answer(all_curves: Sequence[Curve], metric: str) -> str:
     said = sentence(by_weight(all_curves)) or in_a_sentence(found, metric)
     header = ["NFE", "take", "error", "next problem's", "first", "as good on other problems, perhaps"]
     shown = table(header, rows, text_columns=(1, 5), stacked=True)
-    return f"<p class=answer>{html.escape(said)}</p><div class=scroll>{shown}</div><p class=note>{html.escape(note)}</p>"
+    return f"<p class=answer>{html.escape(said)}</p>{shown}<p class=note>{html.escape(note)}</p>"
 
 
 def _alike(all_curves: Sequence[Curve]) -> str:
@@ -195,7 +193,7 @@ def _alike(all_curves: Sequence[Curve]) -> str:
     columns = range(2, len(header))
     return (
         "<h2>On targets like yours</h2><p class=note>The best method on the targets with a tag, and its error.</p>"
-        f"<div class=scroll>{table(header, rows, text_columns=columns)}</div>"
+        f"{table(header, rows, text_columns=columns)}"
     )
 
 
@@ -269,17 +267,7 @@ def _costs_table(results: Sequence[Result]) -> str:
 
 
 def _prices_table(all_curves: Sequence[Curve]) -> str:
-    by_level = [{p.method: p for p in prices(all_curves, level)} for level in LEVELS]
-    rows = []
-    for method in by_level[-1]:
-        row = [method]
-        for level in by_level:
-            row += [
-                "-" if math.isinf(level[method].nfe) else f"{level[method].nfe:.1f}",
-                f"{level[method].reached}/{level[method].problems}",
-            ]
-        rows.append(row)
-    return table(["solver", *(h for level in LEVELS for h in (f"NFE to {level:g}", "reached"))], rows)
+    return table(*price_table(all_curves))
 
 
 def table(
@@ -289,7 +277,7 @@ def table(
     text_columns: Sequence[int] = (),
     stacked: bool = False,
 ) -> str:
-    """An HTML table of texts.
+    """An HTML table of texts, which scrolls in a box of its own where it is wider than the page.
 
     ``best_first`` marks the first row, ``text_columns`` wrap, and a ``stacked`` table has its rows as blocks where there is no
     room for columns.
@@ -305,7 +293,8 @@ def table(
             for i, cell in enumerate(row)
         )
         body += f"<tr{' class=best' if best_first and number == 0 else ''}>{cells}</tr>"
-    return f"<table{' class=stacked' if stacked else ''}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    kind = " class=stacked" if stacked else ""
+    return f"<div class=scroll><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _pictures(folder: FilePath, missing: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from diffode import grids, paths, solvers
 from diffode.fields import exact_field
 from diffode.paths import EDM, Path, RectifiedFlow
+from diffode.solvers.direct import LaysTimes
 from diffode.solvers.solver import Solver, WritesTable
 from diffode.specs import format_spec, parse_spec
 from diffode.targets import GaussianMixture
@@ -27,7 +28,9 @@ def method_parts(method: str) -> tuple[str, str]:
     return solver, grid or "karras"
 
 
-def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int = 1) -> dict[str, list[str]]:
+def lines_to_paste(
+    method: str, nfe: int, path: str | None = None, *, calls: int = 1, guidance: float | None = None
+) -> dict[str, list[str]]:
     """Lines that run a method within a budget, as they were measured, by the program that they are for.
 
     A program is left out where its run would be another one, or cost more than the budget: k-diffusion's functions know levels
@@ -38,6 +41,7 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int
         nfe: budget in evaluations.
         path: spec of the path of the measurement; None if there are several, or none that has a name.
         calls: network calls of one evaluation, 2 for a guided model, which diffode counts and other programs do not.
+        guidance: weight of guidance, which a pipeline of diffusers is to be called with; its own unless given.
 
     Returns:
         Lines of Python for ``diffode``, ``diffusers``, ``azula``, ``k-diffusion`` and ``ComfyUI``, in this order. Names that
@@ -51,22 +55,27 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int
     noise = ", generator=0" if recipe.stochastic else ""
     known = ["known = field.statistics  # of a model: diffode.Statistics.of_samples(data)"] if recipe.needs_statistics else []
     told = ", statistics=known" if known else ""
-    found = {"diffode": [*known, f'diffode.solve(field, x, solver="{spec}", grid="{grid}", nfe={nfe * calls}{noise}{told})']}
-    # Listed times belong to one path, and another program has another; statistics are no option of other programs.
-    if known or not isinstance(recipe, WritesTable) or recipe.lays_levels or not grids.is_named(grid):
+    # A flow map lays its own times.
+    on_grid = "" if isinstance(recipe, LaysTimes) else f', grid="{grid}"'
+    found = {"diffode": [*known, f'diffode.solve(field, x, solver="{spec}"{on_grid}, nfe={nfe * calls}{noise}{told})']}
+    # Listed times belong to one path, and another program has another.
+    if not isinstance(recipe, WritesTable) or recipe.lays_levels or not grids.is_named(grid):
         return found
     on = paths.get(path or "edm")
+    if known:
+        # Steps of several evaluations may cost fewer at their ends. Pipelines of flow matching leave no place for a jump.
+        if recipe.nfe_per_step == 1 and (recipe.jump is None or not isinstance(on, RectifiedFlow)):
+            latents = "known = diffode.Statistics.of_samples(latents)  # of what the network denoises"
+            first, *others = _diffusers(spec, grid, nfe, guidance, ", statistics=known")
+            found["diffusers"] = ["import diffode", first, latents, *others]
+        return found
     # The step to no noise costs a two-stage solver a single evaluation, so that a budget holds more steps there.
     table = recipe.within(on, grid, nfe)
     steps = len(table.outputs) - 1
     if table.rows != recipe.tableau(on, grid, steps).rows:
         # The solver spends a budget by steps of several orders, and programs ask for steps alone.
         return found
-    found["diffusers"] = [
-        "from diffode.adapters import as_diffusers_scheduler",
-        f'pipe.scheduler = as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}")',
-        f"images = pipe(prompt, num_inference_steps={steps}).images",
-    ]
+    found["diffusers"] = _diffusers(spec, grid, steps, guidance)
     ending = _with_noise(grid)
     remark = "" if ending == grid else "  # azula's schedules end with some noise, and so does this run"
     # A step to some noise costs a two-stage solver all its evaluations, so that as many steps may cost more.
@@ -78,6 +87,17 @@ def lines_to_paste(method: str, nfe: int, path: str | None = None, *, calls: int
     if path is not None and _needs_levels_alone(recipe, on, grid, steps):
         found |= _by_levels(spec, on, grid, steps)
     return found
+
+
+def _diffusers(spec: str, grid: str, steps: int, guidance: float | None, told: str = "") -> list[str]:
+    """Lines for a pipeline of diffusers; ``told`` are further arguments of its scheduler."""
+    # Their scale of guidance is our weight: 1 is the conditional network alone.
+    scale = "" if guidance is None else f", guidance_scale={guidance:g}"
+    return [
+        "from diffode.adapters import as_diffusers_scheduler",
+        f'pipe.scheduler = as_diffusers_scheduler("{spec}", like=pipe.scheduler, grid="{grid}"{told})',
+        f"images = pipe(prompt, num_inference_steps={steps}{scale}).images",
+    ]
 
 
 def _with_noise(grid: str) -> str:

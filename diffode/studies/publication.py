@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from matplotlib.figure import Figure
 
-from diffode import plot
+from diffode import plot, solvers
 from diffode.errors import ArgumentError, suggestion
 from diffode.output_files import unwritable, write_whole
 from diffode.studies.answer import counted, plain
@@ -66,7 +66,7 @@ def publish(
         if one not in get_args(Format):
             raise ArgumentError(f"format must be one of {', '.join(get_args(Format))}, got {one!r:.60}")
     if not curves:
-        raise ArgumentError(f"suite {name!r} has no result that could be ranked: run {command} first")
+        raise ArgumentError(f"suite {name!r} has no result that could be ranked; {command} makes them, or says why it can't")
     if reason := unranked(curves):
         raise ArgumentError(_advised(name, reason))
     methods = chosen_methods(curves, shown)
@@ -115,12 +115,21 @@ def chosen_methods(curves: Sequence[Curve], shown: Sequence[str] = ()) -> list[s
     best = best_methods(curves, _FIRST)
     found = [*best, *(m for m in known if len(known) <= _FEW and m not in best)]
     for asked in shown:
-        own = [m for m in known if asked in (m, method_parts(m)[0], method_parts(m)[0].partition(":")[0])]
+        own = [m for m in known if _is_meant(m, asked)]
         if not own:
             names = list(dict.fromkeys(method_parts(m)[0] for m in known))
             raise ArgumentError(f"nothing of solver {asked!r} is stored{suggestion(asked, names)}; solvers: {', '.join(names)}")
         found += [m for m in own if m not in found]
     return found
+
+
+def _is_meant(method: str, asked: str) -> bool:
+    """Whether a text asks for a method: the method, its solver in any spelling, or the name of a family."""
+    solver, grid = method_parts(method)
+    if asked in (method, solver, solver.partition(":")[0]):
+        return True
+    wanted, between, on = asked.partition(" @ ")
+    return solvers.plain_spec(solver) == solvers.plain_spec(wanted) and (not between or on == grid)
 
 
 def _draw(curves: Sequence[Curve], methods: Sequence[str], place: FilePath, ending: str, metric: str) -> list[FilePath]:

@@ -119,6 +119,7 @@ class Coverage:
         problems: number of pairs of target and path of the suite.
         absent: problems without a run that succeeded, which have no part in the ranking.
         damaged: number of rows whose checksum does not fit.
+        tried: those of the absent problems of which failures are stored.
     """
 
     cells: int
@@ -127,6 +128,17 @@ class Coverage:
     problems: int
     absent: tuple[Problem, ...]
     damaged: int = 0
+    tried: tuple[Problem, ...] = ()
+
+    def told(self, ranking: str, again: str) -> str:
+        """A line that says of a ``ranking`` what it does not rest on, with the command that runs what was not; empty if it
+        rests on the whole suite.
+        """
+        if not self.sentence:
+            return ""
+        # What is stored as a failure would most likely fail again.
+        remedy = f"; run {again}" if self.missing or self.damaged else ""
+        return f"this {ranking} is not of the whole suite: {self.sentence}{remedy}"
 
     @property
     def sentence(self) -> str:
@@ -137,7 +149,10 @@ class Coverage:
         if self.damaged:
             parts.append(f"damaged rows left out: {self.damaged:,}")
         if self.absent:
-            shown = ", ".join(f"{target} on {path}" for target, path in self.absent[:3])
+            shown = ", ".join(
+                f"{target} on {path}{' (all its stored runs failed)' if (target, path) in self.tried else ''}"
+                for target, path in self.absent[:3]
+            )
             more = f" and {len(self.absent) - 3} more" if len(self.absent) > 3 else ""
             parts.append(f"{len(self.absent)} of {self.problems} problems (targets and paths) are not in it: {shown}{more}")
         return "; ".join(parts)
@@ -150,7 +165,9 @@ def coverage(cells: Iterable[Cell], results: Iterable[Result], damaged: int = 0)
     problems = {(c.target, c.path) for c in asked}
     present = {(cell.target, cell.path) for cell, status in found.items() if status == "ok"}
     failed = sum(status != "ok" for status in found.values())
-    return Coverage(len(asked), len(asked) - len(found), failed, len(problems), tuple(sorted(problems - present)), damaged)
+    absent = problems - present
+    tried = tuple(sorted(absent & {(cell.target, cell.path) for cell in found}))
+    return Coverage(len(asked), len(asked) - len(found), failed, len(problems), tuple(sorted(absent)), damaged, tried)
 
 
 @dataclass(frozen=True)
@@ -267,6 +284,22 @@ def prices(all_curves: Sequence[Curve], error: float) -> list[Price]:
         middle = needed[len(needed) // 2] if len(needed) % 2 else (needed[len(needed) // 2 - 1] + needed[len(needed) // 2]) / 2
         found.append(Price(method, middle, sum(math.isfinite(n) for n in needed), len(needed)))
     return sorted(found, key=lambda p: (p.nfe, -p.reached, p.method))
+
+
+def price_table(all_curves: Sequence[Curve]) -> tuple[list[str], list[list[str]]]:
+    """The NFE that each method needs for each of ``LEVELS``, as the header and the rows of a table.
+
+    The cheapest at the first level stand first, and of equals there the cheapest at the next.
+    """
+    by_level = [{p.method: p for p in prices(all_curves, level)} for level in LEVELS]
+    methods = sorted(by_level[0], key=lambda m: ([(level[m].nfe, -level[m].reached) for level in by_level], m))
+    rows = []
+    for method in methods:
+        row = [method]
+        for price in (level[method] for level in by_level):
+            row += ["-" if math.isinf(price.nfe) else f"{price.nfe:.1f}", f"{price.reached}/{price.problems}"]
+        rows.append(row)
+    return ["solver", *(text for level in LEVELS for text in (f"NFE to {level:g}", "reached"))], rows
 
 
 def budgets(all_curves: Sequence[Curve]) -> list[int]:

@@ -15,7 +15,7 @@ from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.fields.problem_text import parts_of
 from diffode.solvers.direct import DirectSolver
 from diffode.studies.cell import Cell
-from diffode.studies.problem import size_of, untold
+from diffode.studies.problem import field_of, size_of, untold
 from diffode.studies.rows import Keyed, plain_group, results_of
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Suite
@@ -72,6 +72,7 @@ def run_suite(
     arguments, StoreError for a store that can't be used, and WorkerError if workers are lost.
     """
     began = time.perf_counter()
+    check_metrics(suite)
     chosen = engines.get(engine, jobs=jobs)
     senseless = tuple((cell, reason) for cell in suite.cells if (reason := reason_against(cell)))
     if len(senseless) == len(suite.cells):
@@ -104,6 +105,22 @@ def run_suite(
             raise WorkerError(f"{error}; {known:,} of {len(cells):,} runs are stored") from error
     numbers = (len(cells), len(cells) - len(todo), finished, failed, time.perf_counter() - began, damaged)
     return Summary(*numbers, senseless, tuple(cells), None if todo else tuple(held))
+
+
+def check_metrics(suite: Suite) -> None:
+    """Raise ArgumentError if a metric can't measure on a target, so that a suite says it before anything runs."""
+    pairs = {(cell.target, metric): cell.path for cell in suite.cells for metric in cell.metrics}
+    for (target, metric), path in pairs.items():
+        fits = metrics.needs_of(metric).fits
+        if fits is None:
+            continue
+        try:
+            fits(field_of(target, path))
+        except ArgumentError as error:
+            raise ArgumentError(
+                f"suite {suite.name!r}: metric {metric!r} can't measure on target {target!r}: {error}. Give each a [[study]] "
+                "with what fits it"
+            ) from error
 
 
 def _work(suite: Suite, engine: Engine, cells: Sequence[Keyed]) -> Work:

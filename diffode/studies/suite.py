@@ -237,7 +237,11 @@ def _in_our_words(lists: dict[str, list[Any]], where: str) -> None:
     try:
         lists["paths"] = list(dict.fromkeys(map(paths.registry.canonical, lists["paths"])))
         lists["grids"] = [grids.spec_of(grid) for grid in lists["grids"]]
-        lists["solvers"] = [solvers.registry.canonical(solver) for solver in lists["solvers"]]
+        # A solver that stands there in two spellings is one, and keeps the first.
+        first: dict[str, str] = {}
+        for solver in lists["solvers"]:
+            first.setdefault(solvers.plain_spec(solver), solvers.registry.canonical(solver))
+        lists["solvers"] = list(first.values())
     except ArgumentError as error:
         raise ArgumentError(f"{where}: {error}") from error
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffode.array_files import read_arrays
 from diffode.errors import ArgumentError, DiffodeError, FileFormatError
-from diffode.specs import Registry
+from diffode.specs import Registry, parse_spec
 from diffode.targets.components import Diagonal, Isotropic
 from diffode.targets.labels import written_out
 from diffode.targets.mixture import GaussianMixture
@@ -93,7 +93,8 @@ def tags(target: Target | str) -> list[str]:
     """
     given = get(target)
     result = [f"{given.dim}d"] if given.dim <= 2 else ["high-dimensional"] if given.dim >= 50 else []
-    if isinstance(target, str) and len((_cards[target].shape if target in _cards else None) or ()) >= 2:
+    named = _cards.get(parse_spec(target)[0]) if isinstance(target, str) else None
+    if named is not None and len(named.shape or ()) >= 2:
         result.append("images")
     mixture = given.as_mixture()
     if mixture is None:

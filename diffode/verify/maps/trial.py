@@ -7,6 +7,7 @@ scale of the data, which at the data's end is that scale.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,12 @@ class MapTrial:
     seed: int
 
     @classmethod
-    def of(cls, phi: FlowMap, field: Field, points: int, tolerance: float, seed: int) -> MapTrial:
+    def of(
+        cls, phi: FlowMap, field: Field, points: int, tolerance: float, seed: int, tell: Callable[[str], None] = lambda _: None
+    ) -> MapTrial:
         """The trial of a map with trajectories that start in the law of its first time.
+
+        ``tell`` is called with the words for each of their parts as it begins.
 
         Raises:
             ArgumentError: if the field has no path, or neither field nor map says how many coordinates a row has.
@@ -59,6 +64,7 @@ class MapTrial:
         start = starts(phi, field, points, times[0], seed)
         states = [start]
         for k in range(len(times) - 1):
+            tell(f"exact trajectories to t={times[k + 1]:.3g}")
             states.append(reference(field, states[-1], times[k], times[k + 1], TOLERANCE).x)
         return cls(phi, field, times, torch.stack(states), tolerance, seed)
 

@@ -40,6 +40,7 @@ def check_map(
     draws: int | None = None,
     tolerance: float = 0.05,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Hold a flow map against the exact flow of a field, and its law against the data's; see docs/verification.md.
 
@@ -53,6 +54,8 @@ def check_map(
             A mode is lost if it should have twelve of them at least and has less than a tenth of its share.
         tolerance: the largest mean error that passes, in units of the data's scale for each coordinate.
         seed: seed of all draws.
+        progress: called with the words for each part of the judgement as it begins; most of the time goes into exact
+            trajectories where they are integrated, and into the law of the points.
 
     Returns:
         A report whose last check is the verdict in words. Facts: ``"verdict"``, the sentence; ``"error"``, the mean error of
@@ -93,10 +96,12 @@ def check_map(
     if found.dim is not None and width is not None and found.dim != width:
         raise ArgumentError(f"this map takes rows of {found.dim} numbers, the field's have {width}")
     with field.uncounted():
-        return _judged(MapTrial.of(found, field, points, float(tolerance), seed), draws)
+        tell = progress or (lambda _: None)
+        return _judged(MapTrial.of(found, field, points, float(tolerance), seed, tell), draws, tell)
 
 
-def _judged(trial: MapTrial, draws: int | None) -> Report:
+def _judged(trial: MapTrial, draws: int | None, tell: Callable[[str], None]) -> Report:
+    tell("its contract")
     checks = contract(trial)
     if any(check.passed is False for check in checks):
         broken = next(check for check in checks if check.passed is False)
@@ -105,10 +110,14 @@ def _judged(trial: MapTrial, draws: int | None) -> Report:
         if not all(check.passed for check in checks[:2]) or broken.name == "deterministic":
             return _report(trial, checks, sentence, (), ())
         return _report(trial, [*checks, *_safely(identities, trial, "identities")], sentence, (), ())
+    tell("its jumps against the flow")
     against, errors = pairs(trial)
+    tell("identities")
     checks += _safely(identities, trial, "identities")
     checks += [against, _one(lambda: slope(trial, errors[0].mean), "slope")]
+    tell("the law of its points")
     checks += _safely(lambda trial: law(trial, draws), trial, "law")
+    tell("the verdict")
     sentence, advice = _verdict(trial, checks, errors)
     return _report(trial, checks, sentence, advice, errors)
 

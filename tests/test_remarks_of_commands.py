@@ -1,0 +1,120 @@
+"""What commands say unasked: where samples begin, which grid is not used, which training was for nothing, what is done now."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import diffode
+from diffode import learned, targets
+from diffode.cli import check_map_command, list_command, sample_command, show_command, train_command, verify_command
+from diffode.errors import ArgumentError, GridWarning, UnknownNameError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command, *words, code=0):
+    done = CliRunner().invoke(command.command, list(map(str, words)))
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("grid", "first"),
+    [("ddim_uniform", 80 * (2 - 1 / 1) / 999), ("ays_sdxl", 14.615), ("karras", None), ("normal", None)],
+)
+def test_samples_that_begin_below_the_noisiest_time_are_said_to(grid, first):
+    """ddim_uniform takes every 1000/n-th of a thousand times from the second on, so that one step begins near the data."""
+    words = ("ring8", "--solver", "ddim", "--grid", grid, "--nfe", 1 if grid == "ddim_uniform" else 10, "-n", 8)
+    done = run(sample_command, *words, "--json")
+    facts = json.loads(done.stdout)
+    if first is None:
+        assert facts["remarks"] == []
+        assert facts["from"] == pytest.approx(80)
+        return
+    assert facts["from"] == pytest.approx(first, rel=0.03)
+    (remark,) = facts["remarks"]
+    assert remark.startswith(f"grid '{grid}' begins at t={facts['from']:.4g}, noise level")
+    assert remark in done.stderr
+
+
+@pytest.mark.parametrize("solver", ["shipped_map:method=reflow", "universal"])
+def test_a_grid_that_is_not_used_is_named(solver):
+    words = ("ring8", "--solver", solver, "--nfe", 4, "-n", 8, "--json")
+    assert json.loads(run(sample_command, *words).stdout)["remarks"] == []
+    (remark,) = json.loads(run(sample_command, *words, "--grid", "log_snr").stdout)["remarks"]
+    assert "lays its own levels: --grid log_snr gives no more than their ends" in remark
+    assert (
+        json.loads(run(sample_command, "ring8", "--solver", "ddim:jump=auto", "--grid", "log_snr", "--json").stdout)["remarks"]
+        == []
+    )
+
+
+def test_a_map_that_is_given_a_named_grid_warns_and_makes_the_same_run():
+    field = diffode.exact_field("ring8", "edm")
+    x = field.prior(4, generator=0)
+    own = diffode.solve(field, x, solver="shipped_map:method=reflow", nfe=2)
+    with pytest.warns(GridWarning, match="lays its own times, and grid 'log_snr' is not used"):
+        same = diffode.solve(field, x, solver="shipped_map:method=reflow", grid="log_snr", nfe=2)
+    assert torch.equal(own.x, same.x)
+
+
+def test_a_training_that_ends_worse_than_a_grid_that_costs_nothing_says_so():
+    """GITS follows Euler's steps of the guided flow, whose cost is not the error."""
+    worse = run(train_command, "gits", "--target", "ring8", "--guide", "label=three,weight=7.5", "--nfe", 8, "--json").stdout
+    facts = json.loads(worse)
+    assert facts["held-out error"] > facts["its error"]
+    assert facts["note"].startswith("on held-out starts this is worse than ddim on the grid karras, which no training costs")
+    better = json.loads(run(train_command, "gits", "--target", "gauss2d", "--nfe", 4, "--json").stdout)
+    assert better["held-out error"] < better["its error"]
+    assert "note" not in better
+
+
+def test_a_network_that_ships_is_shown_and_trained_for():
+    told = json.loads(run(show_command, "trained:ring8", "--json").stdout)
+    field = diffode.fields.trained("ring8")
+    assert told["parameters"] == f"{sum(p.numel() for p in field.denoiser.parameters()):,}"
+    assert told["scale"] == pytest.approx(field.scale, rel=1e-6)
+    assert [[row["sigma/scale"], row["error/scale"]] for row in told["times"]] == field.facts["errors"]
+    wrong = CliRunner().invoke(show_command.command, ["trained:digits"]).exception
+    assert isinstance(wrong, UnknownNameError)
+    assert "did you mean 'digits-gmm10'" in str(wrong)
+    found = json.loads(run(train_command, "gits", "--target", "trained:ring8", "--nfe", 4, "--json").stdout)
+    same = learned.train("gits", field, 4)
+    assert found["grid"] == " ".join(f"{t:.10g}" for t in same.grid.tolist())
+    exact = learned.train("gits", "ring8", 4)
+    assert found["grid"] != " ".join(f"{t:.10g}" for t in exact.grid.tolist())
+    with pytest.raises(ArgumentError, match="leave source and guidance out"):
+        learned.train("gits", "trained:ring8 from student:dof=8", 4)
+
+
+def test_lists_and_cards_have_the_same_tags():
+    listed = {row["name"]: row["tags"] for row in list_command.rows_of("targets")}
+    for name in ("ring8", "digits-gmm10", "digits-empirical", "gauss2d"):
+        assert ", ".join(json.loads(run(show_command, name, "--json").stdout)["tags"]) == listed[name]
+    assert "images" in targets.tags("digits-gmm10")
+
+
+def test_the_parts_of_a_judgement_are_told_as_they_begin():
+    done = run(check_map_command, "shipped_map:method=reflow", "--target", "ring8", "--points", 16, "--draws", 64, "--json")
+    assert "verdict" in json.dumps(json.loads(done.stdout))
+
+    for part in (
+        "exact trajectories to t=",
+        "its contract",
+        "its jumps against the flow",
+        "identities",
+        "the law of its points",
+    ):
+        assert part in done.stderr
+
+
+def test_verify_says_that_a_guided_field_obeys_none_of_its_equations():
+    done = run(verify_command, "ring8", "--guide", "label=three,weight=2", code=2)
+    assert "--guide is of no use here: a guided field is no field of a law that is noised" in done.output
