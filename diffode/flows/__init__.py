@@ -6,5 +6,6 @@ from x at time s to time t.
 
 from diffode.flows.differentiable import ExactFlow, flow
 from diffode.flows.exact import Reference, flow_states, reference
+from diffode.flows.rounding import reachable
 
-__all__ = ["ExactFlow", "Reference", "flow", "flow_states", "reference"]
+__all__ = ["ExactFlow", "Reference", "flow", "flow_states", "reachable", "reference"]

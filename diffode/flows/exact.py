@@ -27,6 +27,7 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.flows.guided import known_of
 from diffode.flows.integrated import integrated_flow, integrated_states
+from diffode.flows.rounding import reachable
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,15 @@ def reference(
     return Reference(ends.reshape(x.shape).to(x.dtype), float(errors.max()) if len(errors) else 0.0, errors, method)
 
 
-def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: float = 1e-6) -> Tensor:
+def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: float | None = None) -> Tensor:
     """The exact flow at several times, without an estimate of the error and in half the time of a reference.
 
     Args:
         field: an exact field, whose flow may have a closed form, or any other field. Its evaluations are not counted.
         x: points at the first time, (B, *shape).
         times: M times that fall or rise, with rho finite and not 0.
-        tolerance: relative tolerance of the one integration, whose dense output by DOP853 is of seventh order.
+        tolerance: relative tolerance of the one integration, whose dense output by DOP853 is of seventh order; 1e-6 unless
+            given, or what the rounding of the field's answers allows.
 
     Returns:
         The states, (M, B, *shape). States of exact fields at two times are kept on disk.
@@ -119,6 +121,7 @@ def flow_states(field: Field, x: Tensor, times: Sequence[float], tolerance: floa
     for time in (times[0], times[-1]):
         path.check_times(time, "times")
     known = known_of(field)
+    tolerance = reachable(field, 1e-6, x.shape[1:]) if tolerance is None else tolerance
     for end in (times[0], times[-1]):
         if known is None and not math.isfinite(path.log_snr(end)):
             raise ArgumentError(

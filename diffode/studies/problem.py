@@ -10,15 +10,12 @@ import torch
 
 from diffode import bridges, cache, paths, sources, targets
 from diffode.errors import ArgumentError, DiffodeError, FieldError
-from diffode.fields import ExactField, Field, GuidedField, TrainedField
+from diffode.fields import Field, TrainedField
 from diffode.fields.own import FieldText
 from diffode.fields.problem_text import field_of_text, guidance_of, parts_of, unguided
+from diffode.flows import reachable
 from diffode.paths import Path
 from diffode.randomness import generator_from, keyed_normal, normal
-
-#: Ratio of the smallest tolerance of a reference to the relative rounding in the field's answers.
-_ROUNDING_FACTOR = 100
-
 
 #: What begins the text of a named bridge, where a target stands otherwise, and its path.
 BRIDGE, INTERVAL = "bridge:", "interval"
@@ -143,14 +140,9 @@ def _told(field: Field, path: Path) -> list[torch.Tensor]:
 
 @functools.cache
 def tolerance_of(target: str, path: str, tolerance: float) -> float:
-    """The given tolerance, or the smallest one that the field's rounding allows: a network in float32 has few digits."""
+    """The given tolerance, or the smallest one that the field's rounding allows, see :func:`diffode.flows.reachable`."""
     field = field_of(target, path)
-    if isinstance(field, ExactField | GuidedField | bridges.Bridge):
-        return tolerance
-    on = field.require_path("a study")
-    t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
-    x = math.hypot(on.sigma(t), on.alpha(t) * field.scale) * normal((4, *shape_of(field)), generator=generator_from(1))
-    return min(1e-3, max(tolerance, _ROUNDING_FACTOR * field.rounding(x, t)))
+    return reachable(field, tolerance, shape_of(field))
 
 
 def path_of(target: str, path: str | None) -> Path:

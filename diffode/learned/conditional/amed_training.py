@@ -16,7 +16,7 @@ from diffode import grids, solvers
 from diffode.arguments import check_count, check_number
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.flows import reference
+from diffode.flows import reachable, reference
 from diffode.learned.conditional.amed import Hook, LearnedAMED, Predictor, feature_width
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request, held_out_count, with_gradients
@@ -110,10 +110,12 @@ def train_amed(
             f"AMED needs alpha > 0 at the first time and sigma > 0 at the last, got {times[0]:g} and {times[-1]:g}"
         )
 
+    tolerance = reachable(field, 1e-7, request.shape)
+
     def starts(count: int, stream: str) -> Tensor:
         """States at the first time, to which the exact flow takes draws of the prior."""
         drawn = request.field.first_noise((count, *request.shape), generator=request.stream(stream))
-        return drawn if times[0] == path.t_max else reference(field, drawn, path.t_max, times[0], 1e-7).x
+        return drawn if times[0] == path.t_max else reference(field, drawn, path.t_max, times[0], tolerance).x
 
     x = starts(points, "starts") if start is None else start
     field.check_gradient(x[:2], times[0])
@@ -128,7 +130,7 @@ def train_amed(
         analytic_first_step=analytic_first_step,
     )  # fmt: skip
     others = starts(held_out_count(points), "test")
-    exact = reference(field, others, times[0], times[-1], 1e-7).x
+    exact = reference(field, others, times[0], times[-1], tolerance).x
 
     def held_out() -> float:
         with torch.no_grad():
@@ -189,7 +191,7 @@ def _teacher(field: Field, x: Tensor, times: Sequence[float], teacher: Literal["
     if teacher == "exact":
         found = [x]
         for s, t in itertools.pairwise(times):
-            found.append(reference(field, found[-1], s, t, 1e-7).x)
+            found.append(reference(field, found[-1], s, t, reachable(field, 1e-7, x.shape[1:])).x)
         return found
     if type(teacher) is not int or teacher < 1:
         raise ArgumentError(f"teacher must be 'exact' or a number of extra points >= 1, got {teacher!r}")

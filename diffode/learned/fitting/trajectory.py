@@ -44,14 +44,14 @@ class Trajectory:
         return state, slope / h
 
 
-def exact_trajectory(field: Field, path: Path, noise: NoiseFunction, start: Tensor, tolerance: float = 1e-6) -> Trajectory:
+def exact_trajectory(field: Field, path: Path, noise: NoiseFunction, start: Tensor) -> Trajectory:
     """The flow of z = x/alpha from the first level of a path to the last, of starts x (B, *shape) at its first time."""
     ends = math.log(path.rho(path.t_max)), math.log(path.rho(path.t_min))
     levels = torch.linspace(*ends, _LEVELS, dtype=torch.float64)
     times = [path.t_max, *(path.time_from_rho(math.exp(level)) for level in levels[1:-1].tolist()), path.t_min]
     states, rates = [], []
     with torch.no_grad():
-        for t, x in zip(times, flow_states(field, start, times, tolerance), strict=True):
+        for t, x in zip(times, flow_states(field, start, times), strict=True):
             z = x / path.alpha(t)
             states.append(z.flatten(1))
             rates.append(path.rho(t) * noise(z, path.rho(t)).flatten(1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffode.errors import ArgumentError, NumericalError
-from diffode.flows import reference
+from diffode.flows import reachable, reference
 from diffode.learned.maps.fake import Fake
 from diffode.learned.maps.losses import loss_of, weigher
 from diffode.learned.maps.optimisers import Optimisers
@@ -120,7 +120,8 @@ class Run:
         """States at the first angle, from the normal prior, and exact ones at the last, both (B, D) float64."""
         path, clock = self.request.path, self.sources.clock
         start = path.prior((count, *self.request.shape), generator=self.request.stream(stream))
-        exact = reference(self.request.field, start, path.t_max, path.t_min, 1e-7).x
+        tolerance = reachable(self.request.field, 1e-7, self.request.shape)
+        exact = reference(self.request.field, start, path.t_max, path.t_min, tolerance).x
         return clock.state(start, path, path.t_max), clock.state(exact, path, path.t_min)
 
     def trained(self) -> TrainedMap:

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffode import solvers
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field, GuidedField
-from diffode.flows import flow_states
+from diffode.flows import flow_states, reachable
 from diffode.flows.integrated import integrated_states
 from diffode.learned.fitting.teacher import EVALUATIONS, FEW_DIMENSIONS, GRID, TABLE
 from diffode.learned.request import Request
@@ -23,7 +23,7 @@ from diffode.targets import Target
 
 #: Levels of the trajectories that are integrated to the end of float64's use, at equal angles.
 _LEVELS = 33
-#: Relative tolerance of integrated trajectories.
+#: Relative tolerance of integrated trajectories, where the rounding of the field allows it.
 _TOLERANCE = 1e-6
 #: Number of trajectories that a table makes at once.
 _CHUNK = 4096
@@ -197,7 +197,9 @@ class Sources:
         exact = isinstance(self.field, ExactField) and self.field.target.is_gaussian
         if exact or min(self.path.sigma(times[-1]), self.path.alpha(times[0])) == 0:
             return flow_states(self.field, start, times)
-        later = integrated_states(self.field, self.path, start.flatten(1), times, _TOLERANCE, start.shape[1:])
+        later = integrated_states(
+            self.field, self.path, start.flatten(1), times, reachable(self.field, _TOLERANCE, start.shape[1:]), start.shape[1:]
+        )
         return torch.cat([start[None], later.reshape(-1, *start.shape)])
 
     def rows(self, n: int) -> Tensor:

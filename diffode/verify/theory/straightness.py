@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
-from diffode.flows import flow_states
+from diffode.flows import flow_states, reachable
 from diffode.numerics.butcher import KUTTA
 
 #: Number of nodes of Gauss and Legendre in time.
@@ -77,7 +77,7 @@ def straightness(field: Field, noise: Tensor, data: Tensor, nodes: int = _NODES)
     times = (first + last) / 2 - (first - last) / 2 * at
     lines = noise - data
     start, end = (path.alpha(t) * data + path.sigma(t) * noise for t in (first, last))
-    states = flow_states(field, start, [first, *times.tolist(), last], 1e-9)
+    states = flow_states(field, start, [first, *times.tolist(), last], reachable(field, 1e-9, noise.shape[1:]))
     chord = (states[-1] - states[0]) / (last - first)
     bend, cross = 0.0, 0.0
     for time, weight, state in zip(times.tolist(), weights.tolist(), states[1:-1], strict=True):
