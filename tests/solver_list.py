@@ -29,6 +29,7 @@ FORMS = {
     "parareal": ("", "base=heun:chart=noise,blocks=3"),
     "implicit_rk": ("", "method=radau,chart=data,iteration=newton_krylov"),
     "stork": ("form=consistent,taylor=1", "stages=3,chart=noise"),
+    "stork_4": ("form=consistent,taylor=3", "taylor=3,chart=noise"),
     "res_m": ("order=3", "order=3,form=consistent"),
     "dpmpp_s": ("order=3", "order=2", "order=3,form=taylor"),
     "ipndm": ("order=4", "order=2", "order=3"),

@@ -42,7 +42,8 @@ STEPS = (10, 50, 250, 1000)
 FAMILIES = {
     "runge_kutta": ("Runge-Kutta", ("euler:chart=noise", "midpoint:chart=noise", "edm_heun", "ralston:chart=noise",
                                     "kutta3:chart=noise", "rk4:chart=noise", "heunpp2", "stork:chart=noise",
-                                    "stork:chart=noise,virtual=false,stages=4,form=consistent")),
+                                    "stork:chart=noise,virtual=false,stages=4,form=consistent", "stork_4:chart=noise",
+                                    "stork_4:chart=noise,taylor=3,form=consistent")),
     "adams": ("Adams: AB, LMS, DEIS, iPNDM", ("ab:order=2,chart=noise", "ab:order=3,chart=data", "lms:order=4", "deis:order=3",
                                               "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4",
                                               "ipndm_v:form=consistent", "gradient_estimation")),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
-    from diffode.solvers.stork import STORK
+    from diffode.solvers.stork import STORK, STORK4
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -104,6 +104,7 @@ _PLACES = {
     "SASolver": "exponential_sde",
     "SEEDS": "exponential_sde",
     "STORK": "stork",
+    "STORK4": "stork",
     "SciPyIVP": "baselines",
     "TorchDiffEq": "baselines",
     "TorchSDE": "baselines",
@@ -123,6 +124,7 @@ __all__ = [
     "RK4",
     "SEEDS",
     "STORK",
+    "STORK4",
     "AdamsBashforth",
     "AdaptiveSDE",
     "Bespoke",

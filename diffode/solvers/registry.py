@@ -32,7 +32,7 @@ from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorr
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
 from diffode.solvers.solver import Solver, WritesTable, lack_of
-from diffode.solvers.stork import STORK
+from diffode.solvers.stork import STORK, STORK4
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.mapped import MapSolver
@@ -81,6 +81,7 @@ for _solver in (
     ExponentialRungeKutta,
     HeunPlus,
     STORK,
+    STORK4,
     IPNDM,
     IPNDMVariable,
     LMS,
