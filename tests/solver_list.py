@@ -39,6 +39,7 @@ FORMS = {
         "order=3", "order=2,variant=bh1", "order=4", "order=3,variant=vary_coeff", "order=3,corrector=false",
         "order=2,chart=noise_log_snr",
     ),
+    "dc": ("", "order=4,variant=bh1"),
     "euler_maruyama": ("", "eta=0.5"),
     "dpmpp_2m_sde": ("", "form=heun"),
     "dpmpp_3m_sde": ("", "form=consistent"),

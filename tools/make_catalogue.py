@@ -54,7 +54,7 @@ FAMILIES = {
                                                         "dpm_v3:order=2,pseudo_corrector=true")),
     "exponential_runge_kutta": ("Exponential Runge-Kutta", tuple(f"exponential_rk:method={m}" for m in METHODS)),
     "unipc": ("UniPC", ("unipc:order=2", "unipc:order=3", "unipc:order=3,lower_order_final=never",
-                        "unipc:order=3,variant=vary_coeff")),
+                        "unipc:order=3,variant=vary_coeff", "dc")),
     "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
                                                             "dpmpp_2s_ancestral", "edm_stochastic")),
     "restart": ("Restart, predictor-corrector, consistency", ("restart", "restart:low=0.5,high=5,inner=4", "pc",

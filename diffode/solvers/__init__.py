@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
     from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
     from diffode.solvers.consistency import Consistency
+    from diffode.solvers.dc import DCSolver
     from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
     from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
     from diffode.solvers.dpm_v3 import DPMSolverV3
@@ -57,6 +58,7 @@ _PLACES = {
     "DDIM": "ancestral",
     "DDPM": "ancestral",
     "DEIS": "adams",
+    "DCSolver": "dc",
     "DPM2Ancestral": "ancestral",
     "DPMAdaptive": "adaptive",
     "DPMFast": "dpm",
@@ -130,6 +132,7 @@ __all__ = [
     "Bespoke",
     "Consistency",
     "Controller",
+    "DCSolver",
     "DPM2Ancestral",
     "DPMAdaptive",
     "DPMFast",

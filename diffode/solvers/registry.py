@@ -16,6 +16,7 @@ from diffode.solvers.amed import AMED
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.consistency import Consistency
+from diffode.solvers.dc import DCSolver
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
 from diffode.solvers.dpm_v3 import DPMSolverV3
@@ -88,6 +89,7 @@ for _solver in (
     DEIS,
     GradientEstimation,
     UniPC,
+    DCSolver,
     DDPM,
     EulerMaruyama,
     EulerAncestral,
