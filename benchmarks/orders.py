@@ -25,7 +25,8 @@ SPECS = (
     "er_sde:order=2,form=consistent,scale=ode", "er_sde:order=3,form=consistent,scale=ode",
     "sa:tau=0,predictor=2,corrector=2", "sa:tau=0", "amed", "kutta3:chart=noise", "heunpp2", "gradient_estimation",
     "stork:chart=noise", "stork:chart=noise,stages=4", "stork:chart=noise,taylor=1,form=consistent",
-    "stork:chart=noise,virtual=false,stages=4,form=consistent",
+    "stork:chart=noise,virtual=false,stages=4,form=consistent", "stork_4:chart=noise", "stork_4:chart=noise,taylor=3",
+    "stork_4:chart=noise,form=consistent", "stork_4:chart=noise,taylor=3,form=consistent",
     "exponential_rk:method=etd2", "exponential_rk:method=etd3", "exponential_rk:method=etd4", "exponential_rk:method=krogstad",
     "exponential_rk:method=strehmel_weiner", "exponential_rk:method=hochbruck_ostermann_3",
     "exponential_rk:method=hochbruck_ostermann_4", "exponential_rk:method=lawson_2", "exponential_rk:method=lawson_4",
@@ -41,7 +42,8 @@ SPECS = (
 RAMPED = (
     "lms:order=4", "deis:order=3", "deis:order=4", "ipndm_v:order=4,form=consistent", "ab:order=3,chart=data",
     "dpmpp:order=3,form=consistent", "res_m:order=3,form=consistent", "dpm_m:order=3,form=consistent,lower_order_final=never",
-    "dpm_v3:order=3,lower_order_final=never",
+    "dpm_v3:order=3,lower_order_final=never", "stork_4:chart=noise,form=consistent",
+    "stork_4:chart=noise,taylor=3,form=consistent",
 )  # fmt: skip
 PROBLEMS = [(target, grid) for target in ("bimodal1d", "ring8", "spiral") for grid in ("karras", "log_snr")]
 

@@ -31,7 +31,7 @@ class TrainedGrid(Facts):
 
     Attributes:
         levels: rho at the grid's times, (steps + 1,) float64, decreasing.
-        method: the method of the training: gits, dmn, ld3, search.
+        method: the method of the training: gits, dmn, ld3, search; dc, whose grid is a named one.
         solver: spec of the solver that it was trained for, whose errors on it are told.
     """
 

@@ -26,8 +26,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.*-]*(:[A-Za-z][A-Za-z0-9_]*)?\Z")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 #: The beginning of a grid that lists times or levels.
 _NUMBERS = re.compile(r"(times|levels)\s")
-#: A list of integers.
-_LIST = re.compile(r"\d+(\+\d+)+\Z")
+#: A list of numbers, none negative or with an exponent.
+_LIST = re.compile(r"\d+(\.\d+)?(\+\d+(\.\d+)?)+\Z")
 #: A text in quotes, which may hold anything; a quote in it is doubled.
 _QUOTED = r"'(?:[^']|'')*'"
 #: An option, after the beginning or a comma.
@@ -37,9 +37,9 @@ _ITEM = re.compile(rf"(?:\A|,)((?:[^,=]*=\s*{_QUOTED}\s*(?=,|\Z))|[^,]*)")
 def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     """Split a spec into its name and options.
 
-    Values are ``true``/``false``, ``none``, integers, reals, lists of integers such as ``3+3+2``, or else texts. A text with
-    commas, or one that reads as another value, is in quotes: ``file='a,b'``. Grids that list numbers, ``times 80 10 1`` and
-    ``levels 14.6 2 0``, have these as option ``at``. ArgumentError for a malformed spec.
+    Values are ``true``/``false``, ``none``, integers, reals, lists (``3+3+2``, ``1.02+0.97``), or else texts. A text
+    with commas, or one that reads as another value, is in quotes: ``file='a,b'``. Grids that list numbers, ``times 80 10 1``
+    and ``levels 14.6 2 0``, have these as option ``at``. ArgumentError for a malformed spec.
 
     >>> parse_spec("dpmpp:order=2,lower_order_final=always")
     ('dpmpp', {'order': 2, 'lower_order_final': 'always'})
@@ -109,7 +109,7 @@ def _parse_value(text: str) -> Value:
     if lowered == "none":
         return None
     if _LIST.match(text):
-        return tuple(int(part) for part in text.split("+"))
+        return tuple(map(float if "." in text else int, text.split("+")))
     for kind in (int, float):
         try:
             return kind(text)
@@ -121,22 +121,22 @@ def _parse_value(text: str) -> Value:
 def written_value(value: Any) -> str:
     """The text of a value in a spec, from which :func:`parse_spec` makes the same value.
 
-    >>> written_value((3, 3, 2)), written_value(None), written_value(0.5), written_value("0.5")
-    ('3+3+2', 'none', '0.5', "'0.5'")
+    >>> written_value((3, 3, 2)), written_value((1.02, 1.0)), written_value(None), written_value(0.5), written_value("0.5")
+    ('3+3+2', '1.02+1', 'none', '0.5', "'0.5'")
     """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple | list):
-        if any(int(part) != part for part in value):
-            raise ArgumentError(f"a list in a spec holds whole numbers, got {value!r:.60}: give it to the class itself")
-        return "+".join(str(int(part)) for part in value)
+        written = "+".join(str(int(part)) if int(part) == part else repr(float(part)) for part in value)
+        if len(value) > 1 and not _LIST.match(written):
+            raise ArgumentError(f"a list in a spec has numbers >= 0, none below 1e-4, got {value!r:.60}: call the class")
+        return written
     if isinstance(value, float):
         return repr(float(value))
     text = str(value)
     plain = text and text == text.strip() and not text.startswith("'") and "," not in text
     if isinstance(value, str) and not (plain and _parse_value(text) == text):
-        text = text.replace("'", "''")
-        return f"'{text}'"
+        return "'" + text.replace("'", "''") + "'"
     return text
 
 

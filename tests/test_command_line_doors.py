@@ -125,7 +125,7 @@ OWN = {
     "fields.guide": "its grid is the times of one run",
     "learned.TrainedMap": "a result", "learned.train_map": "the line of tune_universal",
     "learned.train_head": "the line of tune_universal", "learned.train_jump": "the line of tune_universal",
-    "learned.train_nodes": "the line of tune_universal",
+    "learned.train_nodes": "the line of tune_universal", "learned.train_compensation": "the line of tune_universal",
     "solvers.MapSolver.lay": "what a run asks for its times, with the path that it has made",
     "solvers.ShippedMap.lay": "likewise",
     "learned.train_amed": "minutes of training; its path is the field's", "learned.train_table": "the line of tune_universal",

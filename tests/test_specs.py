@@ -179,6 +179,9 @@ def test_only_what_can_be_called_is_registered_under_a_text():
 
 
 def test_a_list_that_no_spec_can_hold_is_refused():
-    with pytest.raises(ArgumentError, match=re.escape("whole numbers, got (1.5, 2.5)")):
-        format_spec("x", {"a": (1.5, 2.5)})
+    for wrong in ((1.5, -2.5), (1.5, 1e-7)):
+        with pytest.raises(ArgumentError, match=re.escape(f"none below 1e-4, got {wrong}")):
+            format_spec("x", {"a": wrong})
+    assert format_spec("x", {"a": (1.5, 2.0)}) == "x:a=1.5+2"
+    assert parse_spec("x:a=1.5+2")[1] == {"a": (1.5, 2.0)}
     assert format_spec("x", {"a": (3.0, 2)}) == "x:a=3+2"

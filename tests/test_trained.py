@@ -32,6 +32,7 @@ ASKED = {
     "dmn": {},
     "ld3": {"points": 32, "steps": 3},
     "ld3_decoupled": {"points": 32, "steps": 3},
+    "dc": {"points": 16},
     "search": {"points": 16},
 }
 #: The number of evaluations of a training that has no other.

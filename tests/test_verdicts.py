@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from diffode import paths, solvers
 from diffode.adapters import as_comfyui_sampler
 from diffode.errors import ArgumentError
+from diffode.numerics import exponential_butcher
 from diffode.verify import check_sampler
 from diffode.verify.sampler import scheduler_given
 from diffode.verify.sampler.scheduler_levels import CannotJudgeError
@@ -19,7 +22,7 @@ from diffode.verify.sampler.scheduler_loops import find_scheduler
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import make_verdicts
-from verdicts import exact_law, integrators, mending, pages, schedulers
+from verdicts import exact_law, integrators, mending, pages, res4lyf, schedulers
 from verdicts.peers import Peers
 from verdicts.row import Claim, Row, judge
 
@@ -200,6 +203,28 @@ def test_rows_survive_their_file_and_refuse_no_claim():
         judge(Claim("x", "y", "diffusers:NoSuchScheduler"))
 
 
+@pytest.mark.parametrize(("method", "power", "order"), [
+    ("krogstad", True, 3), ("hochbruck_ostermann_4", True, 4), ("etd4", True, 2), ("krogstad", False, 2),
+])  # fmt: skip
+def test_a_table_of_numbers_has_the_stiff_order_of_its_method(method, power, order):
+    """In the form of RES4LYF, numbers for a step h = -z; without a power an inner entry is four times itself."""
+    own = exponential_butcher.get(method)
+
+    def numbers(name, h, **levels):
+        z = -float(h)
+        assert float(levels["sigma"] / levels["sigma_next"]) == pytest.approx(math.exp(-z), rel=1e-9)
+        rows = [[], *(own.stage(i, z) for i in range(1, len(own.nodes)))]
+        if not power:
+            more = 3 * own.stage(2, z)[1]
+            rows[2] = [rows[2][0] - more, rows[2][1] + more]
+        padded = [[*row, *[0.0] * (len(own.nodes) - len(row))] for row in rows]
+        return padded, [own.step(z)], None, None, [*own.nodes, 1], 0, 0, False
+
+    table = res4lyf.Table(method, types.SimpleNamespace(get_rk_methods_beta=numbers))
+    assert table.nodes == own.nodes
+    assert table.conditions == order
+
+
 def test_a_page_shows_its_lines_with_what_they_print(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "FINDINGS", tmp_path)
     (tmp_path / "one.md").write_text("# One\n\n```py\nprint(2 + 2)\n```\n\nthen\n\n```few\nprint('| 3 |')\n```\n")
@@ -219,7 +244,8 @@ def test_tables_name_what_is_wrong_and_lead_to_its_page():
 
 
 def test_what_is_not_there_is_not_judged():
-    assert not {"ComfyUI", "k-diffusion", "UniPC", "dpm-solver", "torchdyn"} & set(make_verdicts.libraries(Peers()))
+    absent = {"ComfyUI", "k-diffusion", "UniPC", "dpm-solver", "deis", "RES4LYF", "torchdyn", "torchode", "torchcfm"}
+    assert not absent & set(make_verdicts.libraries(Peers()))
     assert {"diffusers", "torchdiffeq", "torchsde"} <= set(make_verdicts.libraries(Peers()))
 
 

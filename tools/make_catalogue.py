@@ -42,7 +42,8 @@ Curves = dict[str, list[tuple[int, float]]]
 FAMILIES = {
     "runge_kutta": ("Runge-Kutta", ("euler:chart=noise", "midpoint:chart=noise", "edm_heun", "ralston:chart=noise",
                                     "kutta3:chart=noise", "rk4:chart=noise", "heunpp2", "stork:chart=noise",
-                                    "stork:chart=noise,virtual=false,stages=4,form=consistent")),
+                                    "stork:chart=noise,virtual=false,stages=4,form=consistent", "stork_4:chart=noise",
+                                    "stork_4:chart=noise,taylor=3,form=consistent")),
     "adams": ("Adams: AB, LMS, DEIS, iPNDM", ("ab:order=2,chart=noise", "ab:order=3,chart=data", "lms:order=4", "deis:order=3",
                                               "ipndm:order=3", "ipndm:order=4", "ipndm_v:order=3", "ipndm_v:order=4",
                                               "ipndm_v:form=consistent", "gradient_estimation")),
@@ -53,7 +54,7 @@ FAMILIES = {
                                                         "dpm_v3:order=2,pseudo_corrector=true")),
     "exponential_runge_kutta": ("Exponential Runge-Kutta", tuple(f"exponential_rk:method={m}" for m in METHODS)),
     "unipc": ("UniPC", ("unipc:order=2", "unipc:order=3", "unipc:order=3,lower_order_final=never",
-                        "unipc:order=3,variant=vary_coeff")),
+                        "unipc:order=3,variant=vary_coeff", "dc")),
     "ancestral": ("DDIM, DDPM, ancestral and EDM's churn", ("ddim", "ddim:eta=1", "ddpm", "euler_ancestral", "dpm2_ancestral",
                                                             "dpmpp_2s_ancestral", "edm_stochastic")),
     "restart": ("Restart, predictor-corrector, consistency", ("restart", "restart:low=0.5,high=5,inner=4", "pc",

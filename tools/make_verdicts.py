@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from verdicts import comfyui, integrators, pages, schedulers, sigma_functions
-from verdicts.peers import CHECKOUTS, Peers
+from verdicts import comfyui, deis, integrators, pages, res4lyf, schedulers, sigma_functions
+from verdicts.peers import CHECKOUTS, PLACED, Peers
 from verdicts.row import Claim, Row, judge
 
 OUT = Path(__file__).parent.parent / "docs" / "verdicts"
@@ -32,7 +32,11 @@ def libraries(peers: Peers) -> dict[str, Callable[[], Iterable[Claim]]]:
         "UniPC": lambda: integrators.unipc(peers),
         "azula": integrators.azula,
         "torchdiffeq": integrators.torchdiffeq,
+        "deis": lambda: deis.claims(peers),
+        "RES4LYF": lambda: res4lyf.claims(peers),
         "torchdyn": lambda: integrators.torchdyn(peers),
+        "torchode": lambda: integrators.torchode(peers),
+        "torchcfm": lambda: integrators.torchcfm(peers),
         "flow_matching": integrators.flow_matching,
         "torchsde": integrators.torchsde,
     }
@@ -46,7 +50,9 @@ SHOWN_BY = {
     "deis_rhoab": "ComfyUI", "comfyui_unipc_levels": "ComfyUI", "comfyui_ddpm_flow": "ComfyUI",
     "ipndm_uniform_weights": "ComfyUI", "ipndm_v_weights": "ComfyUI", "er_sde_stages": "ComfyUI",
     "unipc_vary_coeff": "UniPC", "riemannian_start": "flow_matching", "torchdiffeq_adams": "torchdiffeq",
-    "torchdiffeq_extra_step": "torchdiffeq", "torchsde_srk_evaluations": "torchsde",
+    "torchdiffeq_extra_step": "torchdiffeq", "torchsde_srk_evaluations": "torchsde", "torchode_extra_step": "torchode",
+    "res4lyf_anchor": "RES4LYF", "res4lyf_order_three": "RES4LYF",
+    "res4lyf_abnorsett": "RES4LYF", "res4lyf_scaled_phi": "RES4LYF", "res4lyf_slips": "RES4LYF", "res4lyf_hybrid": "RES4LYF",
 }  # fmt: skip
 
 
@@ -85,12 +91,12 @@ def main() -> None:
         (OUT / f"{page}.md").write_text(pages.page_of_library(library, versions[library], own), encoding="utf-8")
     for name, library in SHOWN_BY.items():
         if library in there:
-            if library in (*CHECKOUTS, "torchdyn"):
+            if library in (*CHECKOUTS, *PLACED):
                 peers.load(library)
             (OUT / f"{name}.md").write_text(pages.finding_page(name, peers), encoding="utf-8")
     shown = sorted(name for name in SHOWN_BY if (OUT / f"{name}.md").is_file())
     (OUT / "index.md").write_text(pages.index_page(rows, versions, names, shown), encoding="utf-8")
-    missing = [name for name in (*CHECKOUTS, "torchdyn") if name not in there]
+    missing = [name for name in (*CHECKOUTS, *PLACED) if name not in there]
     if missing:
         print(f"not judged anew, since they are not there: {', '.join(missing)}")
 

@@ -109,11 +109,12 @@ def command(
     target), amed (options host, order, time_range, per_step), jump (a table for few evaluations that asks the field at inner
     levels alone), head (such a table with a network after each evaluation; options kind, units, layers), nodes (the exact map
     on nodes in one or two dimensions, which asks no field; options count, kind), gits, dmn, ld3 or search (a grid for a solver
-    of one evaluation per step, which is printed; option solver=NAME), ld3_decoupled (a grid with levels of its own), or a way
-    to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode list methods names all, diffode show meanflow tells
-    more). Errors are on starts outside of training, in units of the data's scale. A table's file runs anywhere as the solver
-    bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives the same numbers
-    unless --seconds ends it early. Ctrl-C keeps the best so far.
+    of one evaluation per step, which is printed; option solver=NAME), ld3_decoupled (a grid with levels of its own), dc (ratios
+    of DC-Solver, in the solver's spec, on a named grid; option grid=NAME), or a way to train a flow map, such as flow_map, cd,
+    shortcut or meanflow (diffode list methods names all, diffode show meanflow tells more). Errors are on starts outside of
+    training, in units of the data's scale. A table's file runs anywhere as the solver bespoke:file=FILE, a map's as
+    map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives the same numbers unless --seconds ends it
+    early. Ctrl-C keeps the best so far.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6

@@ -10,6 +10,7 @@ from diffode.grid_files import TrainedGrid, load_grid
 from diffode.learned.conditional.amed import LearnedAMED, load_amed
 from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition, load_conditioned
+from diffode.learned.grids.compensation import train_compensation
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search
 from diffode.learned.heads.head_training import train_head
@@ -53,6 +54,7 @@ __all__ = [
     "search",
     "train",
     "train_amed",
+    "train_compensation",
     "train_decoupled",
     "train_gaussian",
     "train_grid",

@@ -15,6 +15,7 @@ from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.fields import Field
 from diffode.learned.conditional.amed_training import train_amed
 from diffode.learned.conditional.conditioned import condition
+from diffode.learned.grids.compensation import train_compensation
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.heads.head_training import train_head
 from diffode.learned.heads.jump_training import train_jump
@@ -71,10 +72,11 @@ def train(
         method: ``bespoke`` (all numbers of a table), ``conditioned`` (a table whose numbers depend on the sample),
             ``universal`` (the best member of the codebook), ``amed``, ``jump`` (a table that asks the field at inner levels
             alone), ``head`` (such a table with a network after each evaluation), ``nodes`` (the map on nodes), a grid by
-            ``gits``, ``dmn``, ``ld3`` or ``search``, or ``ld3_decoupled``; a flow map by a method of ``MAP_METHODS``, such as
-            ``flow_map`` or ``meanflow``; with options, as ``"ld3:solver=ipndm"``. The options are the further arguments of
-            ``train_table``, ``condition``, ``tune_universal``, ``train_amed``, ``train_jump``, ``train_head``,
-            ``train_nodes``, of the functions of these names, and those of a row of the table.
+            ``gits``, ``dmn``, ``ld3`` or ``search``, or ``ld3_decoupled``, the ratios of DC-Solver by ``dc``; a flow map by a
+            method of ``MAP_METHODS``, such as ``flow_map`` or ``meanflow``; with options, as ``"ld3:solver=ipndm"``. The
+            options are the further arguments of ``train_table``, ``condition``, ``tune_universal``, ``train_amed``,
+            ``train_jump``, ``train_head``,
+            ``train_nodes``, ``train_compensation``, of the functions of these names, and those of a row of the table.
         field: a target or its name, a network that ships (``trained:ring8``), or a field with a path.
         nfe: number of evaluations; for flow maps one or more, of which the first decides.
         path: path of the target; a field has its own.
@@ -196,6 +198,7 @@ METHODS = {
     "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
     "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),
     "ld3_decoupled": Method(train_decoupled, _LEVELS, {"points": "points", "steps": "rounds"}),
+    "dc": Method(train_compensation, ("order", "variant", "chart", "grid"), {"points": "points"}),
     "search": Method(_grid("search"), ("solver",), {"points": "points"}),
     **{name: _map(row) for name, row in MAP_METHODS.items()},
 }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
     from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
     from diffode.solvers.consistency import Consistency
+    from diffode.solvers.dc import DCSolver
     from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
     from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
     from diffode.solvers.dpm_v3 import DPMSolverV3
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
     from diffode.solvers.restart import Restart
     from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston, RungeKutta
-    from diffode.solvers.stork import STORK
+    from diffode.solvers.stork import STORK, STORK4
     from diffode.solvers.streaming import stream
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -57,6 +58,7 @@ _PLACES = {
     "DDIM": "ancestral",
     "DDPM": "ancestral",
     "DEIS": "adams",
+    "DCSolver": "dc",
     "DPM2Ancestral": "ancestral",
     "DPMAdaptive": "adaptive",
     "DPMFast": "dpm",
@@ -104,6 +106,7 @@ _PLACES = {
     "SASolver": "exponential_sde",
     "SEEDS": "exponential_sde",
     "STORK": "stork",
+    "STORK4": "stork",
     "SciPyIVP": "baselines",
     "TorchDiffEq": "baselines",
     "TorchSDE": "baselines",
@@ -123,11 +126,13 @@ __all__ = [
     "RK4",
     "SEEDS",
     "STORK",
+    "STORK4",
     "AdamsBashforth",
     "AdaptiveSDE",
     "Bespoke",
     "Consistency",
     "Controller",
+    "DCSolver",
     "DPM2Ancestral",
     "DPMAdaptive",
     "DPMFast",

@@ -16,6 +16,7 @@ from diffode.solvers.amed import AMED
 from diffode.solvers.ancestral import DDIM, DDPM, DPM2Ancestral, DPMPlusPlus2SAncestral, EDMStochastic, EulerAncestral
 from diffode.solvers.baselines import SciPyIVP, TorchDiffEq, TorchSDE
 from diffode.solvers.consistency import Consistency
+from diffode.solvers.dc import DCSolver
 from diffode.solvers.dpm import DPMFast, DPMSolver, DPMSolverPlusPlusSingle
 from diffode.solvers.dpm_multistep import DPMSolverMultistep, DPMSolverPlusPlus, RESMultistep
 from diffode.solvers.dpm_v3 import DPMSolverV3
@@ -32,7 +33,7 @@ from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorr
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
 from diffode.solvers.solver import Solver, WritesTable, lack_of
-from diffode.solvers.stork import STORK
+from diffode.solvers.stork import STORK, STORK4
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.mapped import MapSolver
@@ -81,12 +82,14 @@ for _solver in (
     ExponentialRungeKutta,
     HeunPlus,
     STORK,
+    STORK4,
     IPNDM,
     IPNDMVariable,
     LMS,
     DEIS,
     GradientEstimation,
     UniPC,
+    DCSolver,
     DDPM,
     EulerMaruyama,
     EulerAncestral,

@@ -1,8 +1,9 @@
-"""STORK: Runge-Kutta-Gegenbauer stages, whose evaluations are replaced by a Taylor expansion along the run."""
+"""STORK: stages of a stabilised Runge-Kutta method, whose evaluations are replaced by a Taylor expansion along the run."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -34,7 +35,7 @@ class STORK(TableSolver):
     c_1 = 4/(3 (s^2 + s - 2)), with which sum b_j c_j is 0.4896 in place of 1/2 for 50 stages: first order, by an error that
     shows at small steps alone. ``form=consistent`` has those of RKG2. The code's first derivative is that of even steps; here
     the polynomial is that of the grid's. A run begins with an Euler step, where the code makes two half steps. A step to
-    sigma = 0 is an Euler step. STORK-4, whose coefficients are a table of ROCK4's, is left out.
+    sigma = 0 is an Euler step. STORK-4 is ``stork_4``.
     """
 
     stages: int = 50
@@ -115,6 +116,93 @@ class STORK(TableSolver):
             }
             rows.append(table.add(time, {x: chart.ratio(s, time)}, terms))
         return rows[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class STORK4(TableSolver):
+    r"""STORK-4 with virtual stages: m h + m' h^2/2 + m'' h^3/6 + m''' h^4/24 in the clock of a chart, one evaluation a step.
+
+    The stages are those of ROCK4, a method of order 4, so that sum b_j c_j^k = 1/(k + 1) for k up to 3, for any number of
+    stages. Virtual slopes depend on the time alone; of the stages nothing is left but these sums, and the order is that of the
+    derivatives. ``taylor`` is the last of them, 2 in the publication.
+
+    The published code has a first derivative of even steps with ``taylor=2``, which makes order 2 on other grids. With
+    ``taylor=3`` its derivatives take lengths of steps for distances to earlier points: on even steps a linear slope has twice
+    its derivative, and a second one of 8 m'/h in place of 0, so that the run is of first order. ``form=consistent``
+    takes the derivatives of the polynomial through this point and ``taylor`` past ones: Adams-Bashforth of order 3 or 4, stable
+    on [-6/11, 0] and [-3/10, 0]. A run begins with fewer points, its first step being one of Euler, where the code makes two
+    half steps. A step to sigma = 0 is an Euler step. Evaluated stages would need ROCK4's tables, and are left out.
+    """
+
+    taylor: int = 2
+    chart: Literal["velocity", "noise", "data"] = "velocity"
+    form: Literal["published", "consistent"] = "published"
+
+    order = 4
+    name = "stork_4"
+    reference: ClassVar[str] = (
+        "Tan, Wang, Bertozzi, Ryu, arXiv 2505.24210; the authors' code, STORKScheduler.py, step_flow_matching_4; ROCK4: "
+        "Abdulle, SIAM J. Sci. Comput. 23 (2002) 2041-2054"
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("taylor", self.taylor, (2, 3))
+        check_choice("chart", self.chart, ("velocity", "noise", "data"))
+        check_choice("form", self.form, ("published", "consistent"))
+
+    @property
+    @override
+    def convergence_order(self) -> int:
+        if self.form == "consistent":
+            return self.taylor + 1
+        return 2 if self.taylor == 2 else 1
+
+    @property
+    @override
+    def nfe_per_step(self) -> int:
+        return 1
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return self.chart
+
+    @override
+    def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
+        history = [table.start]
+        for _, s, t in steps_of(times):
+            x, past = history[0], history[: self.taylor + 1]
+            if chart.ends_singular(t):
+                past, weights = past[:1], [1.0]
+            else:
+                start, width = chart.clock(s), chart.clock(t) - chart.clock(s)
+                positions = [(chart.clock(table.time(row)) - start) / width for row in past]
+                if self.form == "published" and len(past) > self.taylor:
+                    weights = _published(positions, abs(width))
+                else:
+                    weights = weights_of(positions, [1 / (k + 1) for k in range(len(past))])
+            terms: dict[int, Number] = {row: chart.advance(s, t) * w for row, w in zip(past, weights, strict=True)}
+            history.insert(0, table.output(table.add(t, {x: chart.ratio(s, t)}, terms)))
+
+
+def _published(positions: Sequence[float], width: float) -> list[float]:
+    """Weights of the code's derivatives at points 0, -h_1, -h_1 - h_2 and so on, in units of a step of this width."""
+    lengths = [now - before for now, before in itertools.pairwise(positions)]
+    if len(lengths) == 2:
+        h1, h2 = lengths
+        first = [3 / (2 * h1), -4 / (2 * h1), 1 / (2 * h1)]
+        second = [2 * h2, -2 * (h1 + h2), 2 * h1]
+        second = [value / (h1 * h2 * (h1 + h2)) for value in second]
+        return [float(k == 0) + first[k] / 2 + second[k] / 6 for k in range(3)]
+    h1, h2, h3 = lengths
+    whole = h1 * h2 * h3
+    # Each derivative is a sum of differences to this point; odd ones change their sign with the direction of time. The third is
+    # divided by one length too few, so that it depends on the unit of time.
+    first = [-h2 * h3 / whole, h1 * h3 / whole, -h1 * h2 / whole]
+    second = [2 * (h2 + h3) / whole, -2 * (h1 + h3) / whole, 2 * (h1 + h2) / whole]
+    third = [-6 * width * difference / whole for difference in (h2 - h3, h3 - h1, h1 - h2)]
+    sums = [a / 2 + b / 6 + c / 24 for a, b, c in zip(first, second, third, strict=True)]
+    return [1 - sum(sums), *sums]
 
 
 @functools.cache

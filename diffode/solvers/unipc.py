@@ -15,7 +15,10 @@ from diffode.gaussian_charts import gaussian_charts
 from diffode.numerics.exponential import phi
 from diffode.solvers.in_chart import InChart
 from diffode.solvers.solver import LowerOrderFinal, check_choice, final_order, steps_of
-from diffode.tableau import Writer
+from diffode.tableau import Number, Writer
+
+#: A linear form of evaluations: weights by row.
+Form = dict[int, Number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +65,27 @@ class UniPC(InChart):
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         steps = len(times) - 1
         x = table.start
-        # ``history`` holds the rows of the predicted states, which are evaluated, latest first.
-        history = [table.start]
+        # ``history`` holds the times and the denoised points of the predicted states, latest first.
+        history: list[tuple[float, Form]] = [(times[0], {table.start: 1.0})]
         for number, s, t in steps_of(times):
+            history[0] = s, self.newest(history, number, steps)
             order = final_order(self.order, number, steps, self.lower_order_final)
             if chart.ends_singular(t):
                 order = 1
-            nodes = [table.time(row) for row in history[:order]]
+            nodes, forms = [time for time, _ in history[:order]], [form for _, form in history[:order]]
             ratio = {x: chart.ratio(s, t)}
             weights = self._predictor(chart, nodes, s, t)
-            predicted = table.add(t, ratio, dict(zip(history, weights, strict=False)))
+            predicted = table.add(t, ratio, combined(forms, weights))
             if number == steps or not self.corrector:
                 x = table.output(predicted)
             else:
                 weights = self._corrector(chart, nodes, s, t)
-                x = table.output(table.add(t, ratio, dict(zip((*history[:order], predicted), weights, strict=True))))
-            history.insert(0, predicted)
+                x = table.output(table.add(t, ratio, combined([*forms, {predicted: 1.0}], weights)))
+            history.insert(0, (t, {predicted: 1.0}))
+
+    def newest(self, history: Sequence[tuple[float, Form]], number: int, steps: int) -> Form:
+        """The denoised point that a step takes for the newest one, of times and points with the latest first."""
+        return history[0][1]
 
     def _halved(self, chart: ExponentialChart, s: float, t: float) -> float:
         """The conventional weight w_t B(h)/2 of a first difference, w = alpha for data and -sigma for noise."""
@@ -103,6 +111,15 @@ class UniPC(InChart):
             half = self._halved(chart, s, t)
             return [chart.advance(s, t) - half, half]
         return chart.adams([*nodes, t], s, t)
+
+
+def combined(forms: Sequence[Form], weights: Sequence[Number]) -> Form:
+    """A sum of linear forms of evaluations with weights."""
+    total: Form = {}
+    for form, weight in zip(forms, weights, strict=True):
+        for row, share in form.items():
+            total[row] = total[row] + share * weight if row in total else share * weight
+    return total
 
 
 def _published_vary_coeff(chart: ExponentialChart, nodes: Sequence[float], s: float, t: float) -> list[float]:

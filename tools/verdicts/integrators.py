@@ -1,7 +1,8 @@
-"""What integrators of ODEs and SDEs claim: torchdiffeq, torchdyn, flow_matching, torchsde, azula; and the reference files."""
+"""What integrators claim: torchdiffeq, torchdyn, torchode, flow_matching, torchsde, azula; and reference files."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -77,6 +78,46 @@ def torchdyn(peers: Peers) -> Iterator[Claim]:
             "torchdyn", f"odeint {solver}", Sampler(solver, runs(solver), **_FLOW), {}, order, "its docstring", "velocity",
             "torchdyn_rk4" if solver == "rk4" else "",
             "as torchcfm's examples integrate, by NeuralODE(solver=...) over a list of times",
+        )  # fmt: skip
+
+
+def torchode(peers: Peers) -> Iterator[Claim]:
+    """Methods of torchode with its FixedStepController, n steps by ``dt0`` = 1/n, in each row's own time."""
+    module = peers.load("torchode")
+
+    def runs(method: str) -> Any:
+        def run(field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+            model = as_flow_matching(field)
+            ends = 1 - torch.tensor([times[0], times[-1]], dtype=torch.float64)
+            term = module.ODETerm(lambda t, y: model(y, t[0]))
+            problem = module.InitialValueProblem(y0=x, t_eval=ends.expand(len(x), 2))
+            step = ((ends[1] - ends[0]) / (len(times) - 1)).expand(len(x))
+            solver = module.AutoDiffAdjoint(getattr(module, method)(term=term), module.FixedStepController())
+            end: Tensor = solver.solve(problem, dt0=step).ys[:, -1]
+            return end
+
+        return run
+
+    for method, order, stages in (("Euler", 1, 1), ("Heun", 2, 2), ("Dopri5", 5, 6), ("Tsit5", 5, 6)):
+        # The last stage of Dopri5 and Tsit5 is the first of the next step.
+        promised = functools.partial(_stages, stages, int(stages == 6))
+        yield Claim(
+            "torchode", method, Sampler(method, runs(method), None, promised, **_FLOW), {}, order, "its convergence_order",
+            "velocity", "torchode_extra_step", "FixedStepController",
+        )  # fmt: skip
+
+
+def _stages(each: int, first: int, steps: int) -> int:
+    return each * steps + first
+
+
+def torchcfm(peers: Peers) -> Iterator[Claim]:
+    """Matchers of torchcfm, which has no sampler."""
+    module = peers.load("torchcfm")
+    for name in sorted(name for name in vars(module) if name.endswith("Matcher")):
+        yield Claim(
+            "torchcfm", name, None,
+            remark="no sampler: a law of pairs and their conditional flow; its examples integrate with torchdyn or torchdiffeq",
         )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def train_decoupled(
     ).scaled(1 / unit)  # fmt: skip
     facts = request.facts(f"{solver} @ {grid}", None, math.inf)
     origin = Stages.of(solvers.table_solver(solver).tableau(request.path, grid, steps)).scaled(1 / unit)
-    test = _test_problem(request)
+    test = test_problem(request)
     facts = replace(facts, start_error=test.error(origin), held_out_error=test.error(found))
     return trained_table(Checkpoint(stages=found, scale=unit, **facts.facts()), history(), origin)
 
@@ -157,10 +157,11 @@ def told(progress: Progress | None) -> tuple[Callable[[], History], Progress]:
 
 def _errors_on(request: Request, recipe: WritesTable, on: Sequence[grids.Times], steps: int) -> list[float]:
     """Mean end-point errors of a solver on grids, in units of the scale, on test starts; named grids have ``steps`` steps."""
-    test = _test_problem(request)
+    test = test_problem(request)
     given = [recipe.tableau(request.path, grid, steps if isinstance(grid, str) else None) for grid in on]
     return [test.error(Stages.of(table).scaled(1 / test.unit)) for table in given]
 
 
-def _test_problem(request: Request) -> Problem:
+def test_problem(request: Request) -> Problem:
+    """The starts on which errors of grids, and of solvers on them, are measured."""
     return request.problem(_TEST_STARTS, "test", differentiated=False)

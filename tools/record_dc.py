@@ -1,0 +1,53 @@
+"""Record runs of the authors' DC-Solver for tests/data/dc_solver.json.
+
+``python tools/record_dc.py FILE`` with their file stable-diffusion/ldm/models/diffusion/dc_solver/dc_solver.py, from
+https://github.com/wl-zhao/DC-Solver, which is run in float64 on the linear VP schedule with an exact field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffode
+
+OUT = Path(__file__).parent.parent / "tests" / "data" / "dc_solver.json"
+#: Variant, spacing of times, and the ratios of the steps from the third on.
+RUNS = (
+    ("bh1", "logSNR", (0.9, 1.1, 0.75)),
+    ("bh2", "time_uniform", (1.2, 0.6, 0.95, 0.8, 1.05)),
+)
+
+
+def main() -> None:
+    torch.set_default_dtype(torch.float64)
+    module = types.ModuleType("dc_solver")
+    exec(Path(sys.argv[1]).read_text(encoding="utf-8"), vars(module))  # the authors' code, which the caller names
+    theirs: Any = module
+    field = diffode.exact_field("ring8", "vp")
+    x = field.prior(3, generator=0)
+    runs = []
+    for variant, spacing, ratios in RUNS:
+        schedule = theirs.NoiseScheduleVP("linear", continuous_beta_0=0.1, continuous_beta_1=20.0)
+        solver = theirs.DCSolver(
+            lambda y, t: field.noise(y.reshape(3, 2), float(t[0])).reshape(y.shape), schedule, variant=variant
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            end = solver.sample(
+                x.reshape(3, 2, 1, 1), steps=len(ratios) + 2, t_start=1.0, t_end=1e-3, order=3, skip_type=spacing,
+                method="multistep", dc_ratios=[1.0, 1.0, *ratios],
+            )  # fmt: skip
+        grid = {"logSNR": "log_snr", "time_uniform": "time_uniform"}[spacing]
+        runs.append({"variant": variant, "grid": grid, "ratios": ratios, "end": end.reshape(3, 2).tolist()})
+    OUT.write_text(json.dumps({"target": "ring8", "path": "vp", "start": x.tolist(), "runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
