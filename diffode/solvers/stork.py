@@ -131,7 +131,8 @@ class STORK4(TableSolver):
     its derivative, and a second one of 8 m'/h in place of 0, so that the run is of first order. ``form=consistent``
     takes the derivatives of the polynomial through this point and ``taylor`` past ones: Adams-Bashforth of order 3 or 4, stable
     on [-6/11, 0] and [-3/10, 0]. A run begins with fewer points, its first step being one of Euler, where the code makes two
-    half steps. A step to sigma = 0 is an Euler step. Evaluated stages would need ROCK4's tables, and are left out.
+    half steps: on even steps in time the error of second order that it leaves shows beside order 4. A step to sigma = 0 is an
+    Euler step. Evaluated stages would need ROCK4's tables, and are left out.
     """
 
     taylor: int = 2
