@@ -138,6 +138,14 @@ def test_a_grown_table_has_one_evaluation_more_and_the_same_end(problem, origin)
     assert [int((table.weights[-1, 1:] == 0).nonzero()) for table in tables] == [0, 1, 2]
 
 
+def test_a_table_two_of_whose_levels_have_met_grows_too(problem, origin):
+    levels = origin.levels.clone()
+    levels[2] = levels[1]
+    met = Stages(origin.scales, origin.weights, levels)
+    for table in grown(met):
+        assert problem.error(table) == pytest.approx(problem.error(met), rel=1e-12)
+
+
 def test_growing_from_a_smaller_table_is_no_worse_than_it(spiral):
     four, again = (
         train_table("spiral", 4, chart="gaussian", points=192, smaller=spiral, steps=8, stop=_after(30)) for _ in range(2)

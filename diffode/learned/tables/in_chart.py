@@ -106,7 +106,9 @@ def grown(stages: Stages) -> Iterator[Stages]:
         scales[rows] = stages.scales
         weights[rows[:, None], columns] = stages.weights
         if k > 1:
-            share = (torch.atan(level) - angles[k - 1]) / (angles[k] - angles[k - 1])
+            apart = angles[k] - angles[k - 1]
+            # A training may bring two levels together.
+            share = (torch.atan(level) - angles[k - 1]) / apart if apart else torch.full_like(apart, 0.5)
             scales[k - 1] = torch.lerp(stages.scales[k - 2], stages.scales[k - 1], share)
             weights[k - 1, :k] = torch.lerp(stages.weights[k - 2, :k], stages.weights[k - 1, :k], share)
         yield Stages(scales, weights, torch.cat([stages.levels[:k], level[None], stages.levels[k:]]))
