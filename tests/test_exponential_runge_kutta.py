@@ -132,6 +132,7 @@ def rows_agree(first, second, path="vp", grid="karras"):
 def test_neighbours_of_the_same_coefficients_write_the_same_rows(grid):
     assert rows_agree("exponential_rk:method=etd2,c2=0.5", "dpmpp_s:order=2,form=taylor", grid=grid)
     assert rows_agree("exponential_rk:method=etd2,c2=0.3,chart=noise_log_snr", "dpm:order=2,form=taylor,r=0.3")
+    assert rows_agree("exponential_rk:method=etd2", "exp_heun_2_x0", grid=grid)
     assert rows_agree("res_m:order=2", "dpmpp:order=2,form=taylor,lower_order_final=never", grid=grid)
 
 

@@ -45,6 +45,33 @@ def test_names_of_recorded_codes_run_what_reproduces_the_records(case, name):
     assert solvers.get(name).spec in {solvers.get(spec).spec for spec in reproducing}
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0, 0.6])
+def test_exp_heun_is_the_exponential_heun_method_written_out(eta):
+    """SEEDS-2 with the inner point at the end, in log-SNR with k = h (1 + eta): weights phi_1(-k) - phi_2(-k) and phi_2(-k)."""
+    field = diffode.exact_field("bimodal1d", "edm")
+    sigmas = [80.0, 9.0, 2.0, 0.6, 0.1, 0.0]
+    x = field.prior(5, generator=0)
+    table = solvers.get("exp_heun_2_x0_sde", eta=eta).tableau(field.path, sigmas)
+    assert (table.nfe, table.draws) == (9, 0 if eta == 0 else 4)
+    noise = torch.randn(table.draws, 5, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours, draws = table.run(field, x, noise=noise), iter(noise)
+    if eta == 0:
+        torch.testing.assert_close(ours, diffode.solve(field, x, solver="exp_heun_2_x0", grid=sigmas).x, rtol=1e-12, atol=1e-12)
+    for s, t in itertools.pairwise(sigmas):
+        denoised = field.denoised(x, s)
+        if t == 0:
+            x = denoised
+            continue
+        k = math.log(s / t) * (1 + eta)
+        phi_1 = -math.expm1(-k) / k
+        phi_2 = (1 - phi_1) / k
+        spread = t * math.sqrt(-math.expm1(-2 * eta * math.log(s / t)))
+        shock = spread * next(draws) if eta else 0.0
+        there = math.exp(-k) * x + k * phi_1 * denoised + shock
+        x = math.exp(-k) * x + k * ((phi_1 - phi_2) * denoised + phi_2 * field.denoised(there, t)) + shock
+    torch.testing.assert_close(ours, x, rtol=1e-10, atol=1e-10)
+
+
 def test_res_multistep_is_the_exponential_multistep_rule_with_exact_weights():
     """x' = e^-h x + h (b1 D + b2 D_before) with b2 = -phi_2(-h) h/h_before, b1 = phi_1(-h) - b2, written out in log-SNR."""
     field = diffode.exact_field("bimodal1d", "edm")

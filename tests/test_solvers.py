@@ -303,7 +303,7 @@ def test_an_option_adds_a_user_solver_with_public_imports_only():
         ("heun:chart=nose", "chart must be one of"),
         ("dpm:order=3,r=0.5", "r must lie"),
         ("dpm:order=2,r=0.5,nodes=time_uniform", "r must lie"),
-        ("dpm:order=2,r=1.0", "r must lie"),
+        ("dpm:order=2,r=1.1", "r must lie"),
         ("dpm:order=2,step_orders=3+2", "step_orders must be one of 1, 2"),
         ("unipc:variant=bh3", "variant must be one of"),
         ("euler:", "ends after ':'"),

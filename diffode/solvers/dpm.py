@@ -33,8 +33,8 @@ class SingleStep(TableSolver):
     """Single-step methods: a step costs ``order`` evaluations, at inner points 1/2, or 1/3 and 2/3, of the way in ``nodes``.
 
     ``form=published`` is the finite-difference form of the papers, ``form=taylor`` the one with exact phi weights. ``r`` moves
-    the inner point of order 2 (in log-SNR). ``step_orders`` gives every step its own order, which spends a budget that is no
-    multiple of the order.
+    the inner point of order 2 (in log-SNR); at 1, the end of the step, with ``form=taylor`` it is the exponential Heun method.
+    ``step_orders`` gives every step its own order, which spends a budget that is no multiple of the order.
     """
 
     order: int = 2
@@ -47,8 +47,8 @@ class SingleStep(TableSolver):
         check_choice("order", self.order, (1, 2, 3))
         check_choice("nodes", self.nodes, tuple(_INNER_POINTS))
         check_choice("form", self.form, ("published", "taylor"))
-        if self.r is not None and not (0 < self.r < 1 and self.order == 2 and self.nodes == "log_snr"):
-            raise ArgumentError(f"r must lie in (0, 1), with order=2 and nodes=log_snr; got r={self.r!r}")
+        if self.r is not None and not (0 < self.r <= 1 and self.order == 2 and self.nodes == "log_snr"):
+            raise ArgumentError(f"r must lie in (0, 1], with order=2 and nodes=log_snr; got r={self.r!r}")
         if self.step_orders is not None:
             # A list with one entry in a spec is read as a number.
             single = isinstance(self.step_orders, int)
@@ -107,6 +107,9 @@ class SingleStep(TableSolver):
         return add(t, {x: w1 - by_first - by_second, first: by_first, second: by_second}, 2)
 
     def _inner(self, path: Path, s: float, t: float, share: float) -> float:
+        if self.r == 1:
+            # Rounding of the way through log-SNR would leave the inner point beside the end.
+            return t
         return float(_INNER_POINTS[self.nodes](path, s, t, share if self.r is None else self.r))
 
     def plans(self, nfe: int) -> Iterator[tuple[TableSolver, int]]:

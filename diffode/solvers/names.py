@@ -32,6 +32,8 @@ ALIASES = {
     "uni_pc": "unipc:order=3,variant=bh1",
     "uni_pc_bh2": "unipc:order=3,variant=bh2",
     "res_multistep": "dpmpp:order=2,form=taylor,lower_order_final=never",
+    "exp_heun_2_x0": "dpmpp_s:order=2,form=taylor,r=1",
+    "exp_heun_2_x0_sde": "seeds:order=2,chart=data,form=taylor,r=1",
     "rho_2heun": "heun:chart=noise",
     "rho_3kutta": "kutta3:chart=noise",
     "rho_4rk": "rk4:chart=noise",
