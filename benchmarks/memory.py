@@ -16,7 +16,7 @@ import torch
 
 from diffode import hippo
 from diffode.hippo import scan
-from diffode.studies.versions import processor_name
+from diffode.studies.cell_keys import processor_name
 
 
 def seconds(run: Callable[[], object], repeats: int = 3) -> float:

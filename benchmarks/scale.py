@@ -25,8 +25,8 @@ import diffode
 from diffode import GaussianMixture, plot
 from diffode.metrics import Measurement
 from diffode.studies import Result, Store, keyed_cells, parse_suite
+from diffode.studies.cell_keys import environment, processor_name
 from diffode.studies.ranking import budgets, curves, standings
-from diffode.studies.versions import environment, processor_name
 
 #: Solvers of the study whose cells are counted.
 SOLVERS = ("ddim", "heun", "dpmpp:order=2", "dpmpp:order=3", "ipndm:order=3", "deis:order=3", "unipc:order=2", "unipc:order=3")

@@ -28,7 +28,7 @@ from torch import Tensor
 import diffode
 from diffode import Field, GaussianMixture, native, solvers
 from diffode.solvers import kept_tables
-from diffode.studies.versions import processor_name
+from diffode.studies.cell_keys import processor_name
 
 REPEATS = 15
 

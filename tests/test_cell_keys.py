@@ -6,7 +6,7 @@ from commandline import program
 from small_suite import SOLVER, small
 
 from diffode import solvers
-from diffode.studies.versions import cell_key, solver_version
+from diffode.studies.cell_keys import cell_key, solver_version
 
 
 def test_a_change_of_anything_that_matters_changes_the_key():
@@ -55,7 +55,7 @@ def test_a_changed_file_that_an_option_names_changes_the_key(tmp_path):
     source = tmp_path / "noise.py"
     code = f"""
         from diffode.studies import parse_suite
-        from diffode.studies.versions import cell_key
+        from diffode.studies.cell_keys import cell_key
         study = dict(targets=["gauss1d"], paths=["edm"], grids=["karras"], nfe=[4], seeds=[0], points=4)
         study["solvers"] = ["euler_maruyama:diffusion={source}:noise"]
         suite = parse_suite(dict(name="s", study=[study]))

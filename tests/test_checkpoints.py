@@ -140,9 +140,9 @@ def test_files_that_are_no_trained_samplers_are_refused_before_use(trained_file,
 def test_a_changed_file_is_run_anew_by_a_study(trained_file, tmp_path):
     from dataclasses import replace
 
+    from diffode.studies.cell_keys import cell_key
     from diffode.studies.rows import compute
     from diffode.studies.suite import Cell
-    from diffode.studies.versions import cell_key
 
     file, good = tmp_path / "own.safetensors", load_checkpoint(trained_file)
     cell = Cell("bimodal1d", "edm", 0, "karras", f"bespoke:file={file}", 4, 16, "float64", ("endpoint",), 1e-6)

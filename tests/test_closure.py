@@ -148,7 +148,7 @@ def test_the_options_that_a_name_presets_are_part_of_the_key():
         program(f"""
             from diffode import solvers
             from diffode.studies import parse_suite
-            from diffode.studies.versions import cell_key
+            from diffode.studies.cell_keys import cell_key
 
             solvers.register("preset", type(solvers.get("seeds")), order={order})
             study = dict(targets=["gauss1d"], paths=["edm"], grids=["karras"], nfe=[4], seeds=[0], points=4)
@@ -185,7 +185,7 @@ IN_FORKS = """
 import os, sys
 from diffode.extensions import import_extension
 from diffode.studies import parse_suite
-from diffode.studies.versions import cell_key
+from diffode.studies.cell_keys import cell_key
 
 folder = sys.argv[1]
 study = dict(paths=["edm"], grids=["karras"], nfe=[4], seeds=[0], points=4, solvers=["ddim"])

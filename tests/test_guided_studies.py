@@ -12,11 +12,11 @@ from diffode.errors import ArgumentError
 from diffode.fields import Guidance
 from diffode.fields.problem_text import field_of_text, guidance_of, parts_of, problem_text, unguided
 from diffode.studies import keyed_cells, load_suite, parse_suite, run_suite
+from diffode.studies.cell_keys import cell_key
 from diffode.studies.guided_ranking import by_weight, sentence
 from diffode.studies.problem import content_of, field_of, starts
 from diffode.studies.ranking import Curve, curves
 from diffode.studies.store import Store
-from diffode.studies.versions import cell_key
 
 STUDY = {
     "targets": ["ring8"], "paths": ["edm"], "grids": ["karras"], "solvers": ["ddim", "dpmpp:order=2"],

@@ -12,9 +12,9 @@ from diffode.learned import train_table
 from diffode.learned.conditional.conditioned import Conditioned, condition, features, load_conditioned, normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.solvers.trained.checkpoints import load_checkpoint
+from diffode.studies.cell_keys import cell_key
 from diffode.studies.rows import compute
 from diffode.studies.suite import Cell
-from diffode.studies.versions import cell_key
 from diffode.tableau import Row, Tableau
 from diffode.tableau.stages import Stages, noise_function
 from diffode.tensor_files import write_tensors

@@ -30,9 +30,9 @@ from diffode.learned import (
 )
 from diffode.solvers.trained.jumps import load_jumps
 from diffode.solvers.trained.nodes import load_nodes
+from diffode.studies.cell_keys import cell_key
 from diffode.studies.rows import compute
 from diffode.studies.suite import Cell
-from diffode.studies.versions import cell_key
 
 EDM = paths.get("edm")
 #: Facts of a training that never was.

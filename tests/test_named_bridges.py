@@ -7,9 +7,9 @@ import diffode
 from diffode import bridges
 from diffode.errors import ArgumentError, UnknownNameError
 from diffode.studies import parse_suite
+from diffode.studies.cell_keys import cell_key
 from diffode.studies.problem import content_of, field_of
 from diffode.studies.rows import compute
-from diffode.studies.versions import cell_key
 
 STUDY = {
     "bridges": ["two_gaussians", "two_gaussians:coupling=independent", "eight_to_moons:coupling=optimal"],

@@ -307,7 +307,7 @@ def test_single_precision_goes_in_and_comes_out():
 
 def test_the_environment_switches_kernels_off():
     code = (
-        "from diffode import native, targets; from diffode.studies.versions import environment; "
+        "from diffode import native, targets; from diffode.studies.cell_keys import environment; "
         "print(native.version(), targets.get('ring8').arithmetic, environment()['fields'])"
     )
     for value, said in (("0", "torch torch torch"), ("1", f"{native.version()} native {native.version()}")):
@@ -323,7 +323,7 @@ def test_the_environment_switches_kernels_off():
 
 def test_results_of_kernels_have_keys_of_their_own(monkeypatch):
     from diffode.studies import Cell
-    from diffode.studies.versions import cell_key
+    from diffode.studies.cell_keys import cell_key
 
     cell = Cell("ring8", "edm", 0, "karras", "ddim", 4, 4, "float64", ("endpoint",), 1e-6)
     key = cell_key(cell)

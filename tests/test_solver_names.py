@@ -17,8 +17,8 @@ from test_conformance import RUNS
 import diffode
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, UnknownNameError
-from diffode.solvers.function import samples
 from diffode.solvers.names import ABSENT, ALIASES, GRIDS, advice, ours, spelling
+from diffode.solvers.plain_function import samples
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

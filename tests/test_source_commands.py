@@ -11,9 +11,9 @@ import diffode
 from diffode.errors import ArgumentError
 from diffode.fields.problem_text import parts_of, problem_text
 from diffode.studies import parse_suite, run_suite
+from diffode.studies.cell_keys import cell_key
 from diffode.studies.problem import content_of, field_of, starts
 from diffode.studies.store import Store
-from diffode.studies.versions import cell_key
 
 STUDY = {
     "targets": ["bimodal1d"], "paths": ["edm"], "grids": ["karras"], "solvers": ["heun", "ipndm:order=3", "euler_ancestral"],

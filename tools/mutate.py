@@ -94,7 +94,7 @@ TESTS = {
     "solvers/heun_plus.py": "menu_samplers",
     "solvers/implicit.py": "implicit",
     "solvers/exponential_sde.py": "conformance stochastic verify",
-    "solvers/function.py": "representations solver_laws direct_budget solver_names",
+    "solvers/plain_function.py": "representations solver_laws direct_budget solver_names",
     "solvers/in_chart.py": "gaussian_charts",
     "solvers/in_parallel.py": "parallel_in_time",
     "solvers/informed.py": "jump gaussian_charts",

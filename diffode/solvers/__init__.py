@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffode.solvers.controller import Controller
 from diffode.solvers.direct import DirectSolver, ForBudget, Journey
-from diffode.solvers.function import FunctionSolver
 from diffode.solvers.informed import for_run, informed
+from diffode.solvers.plain_function import FunctionSolver
 from diffode.solvers.registry import get, names, plain_spec, register, registry, table_solver
 from diffode.solvers.run import run_tableau, solve
 from diffode.solvers.solution import Solution, Status

@@ -24,11 +24,11 @@ from diffode.solvers.er_sde import ERSDE
 from diffode.solvers.euler_maruyama import EulerMaruyama
 from diffode.solvers.exponential_runge_kutta import ExponentialRungeKutta
 from diffode.solvers.exponential_sde import SEEDS, DPMPlusPlus2MSDE, DPMPlusPlus3MSDE, DPMPlusPlusSDE, SASolver
-from diffode.solvers.function import FunctionSolver, samples
 from diffode.solvers.heun_plus import HeunPlus
 from diffode.solvers.implicit import ImplicitRungeKutta
 from diffode.solvers.parareal import Parareal
 from diffode.solvers.picard import Picard
+from diffode.solvers.plain_function import FunctionSolver, samples
 from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston

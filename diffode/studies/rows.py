@@ -11,8 +11,8 @@ import torch
 from diffode.errors import DiffodeError, WorkerError
 from diffode.metrics import Measurement
 from diffode.studies.cell import Cell, Result
+from diffode.studies.cell_keys import cell_keys, environment
 from diffode.studies.computation import computed
-from diffode.studies.versions import cell_keys, environment
 
 Keyed = tuple[str, Cell]
 #: Number of values of a row: key, status, reason, counts, times and measurements.

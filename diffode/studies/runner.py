@@ -15,11 +15,11 @@ from diffode.errors import ArgumentError, StoreError, WorkerError
 from diffode.fields.problem_text import parts_of
 from diffode.solvers.direct import DirectSolver
 from diffode.studies.cell import Cell
+from diffode.studies.cell_keys import cell_keys
 from diffode.studies.problem import field_of, size_of, untold
 from diffode.studies.rows import Keyed, plain_group, results_of
 from diffode.studies.store import Result, Store
 from diffode.studies.suite import Suite
-from diffode.studies.versions import cell_keys
 
 #: Largest number of cells of a group.
 _MOST_CELLS = 128
