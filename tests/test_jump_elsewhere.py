@@ -181,6 +181,16 @@ LEVELS = [80.0, 20.0, 7.0, 2.5, 0.8, 0.2, 0.02]
 
 
 @pytest.mark.parametrize("make", [adapters.as_k_diffusion_sampler, adapters.as_comfyui_sampler])
+def test_a_jump_past_all_levels_is_refused_where_others_gave_them(make):
+    field = diffode.exact_field("ring8", "edm")
+    model, x = adapters.as_k_diffusion(field), field.prior(3, generator=0)
+    sample = make("ipndm:order=3,jump=auto", statistics=field.statistics)
+    with pytest.raises(ArgumentError, match="the model is never asked: give more levels"):
+        sample(model, x, torch.tensor([80.0, 0.0]))
+    assert torch.isfinite(sample(model, x, torch.tensor([80.0, 1.0, 0.0]))).all()
+
+
+@pytest.mark.parametrize("make", [adapters.as_k_diffusion_sampler, adapters.as_comfyui_sampler])
 @pytest.mark.parametrize("solver", ["ipndm:order=3,jump=3", "edm_heun:jump=3", "euler:chart=gaussian"])
 def test_functions_of_k_diffusions_kind_jump_to_a_level_of_theirs(make, solver):
     """To the first that is not above the level, three largest deviations of 1.67, which is the fourth."""

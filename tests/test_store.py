@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,8 @@ def stored(file):
     if not file.exists():
         return 0
     try:
-        return sqlite3.connect(file).execute("SELECT count(*) FROM results").fetchone()[0]
+        with closing(sqlite3.connect(file)) as connection:
+            return connection.execute("SELECT count(*) FROM results").fetchone()[0]
     except sqlite3.Error:
         return 0
 
@@ -50,6 +52,7 @@ def test_a_store_that_is_something_else_is_left_alone(tmp_path):
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE precious (x)")
     connection.commit()
+    connection.close()
     with pytest.raises(StoreError, match="not a diffode store"):
         Store(other)
     text = tmp_path / "text.sqlite"
@@ -84,7 +87,7 @@ def test_altered_rows_are_left_out_and_computed_again(filled, alteration):
     """Whatever is changed in the first of two rows, or taken from it or added to it."""
     file, suite, results = filled
     where = f" key = '{results[0].key}'"
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(alteration + (" AND" if " WHERE " in alteration else " WHERE") + where)
     with Store(file) as store:
         assert store.get(keyed_cells(suite)) == results[1:]
@@ -101,7 +104,7 @@ def test_an_altered_environment_damages_the_rows_that_were_measured_in_it(filled
     file, suite, results = filled
     with Store(file) as store:
         store.put(replace(results[0], environment={"torch": "3"}))
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         assert connection.execute("SELECT count(*) FROM environments").fetchone()[0] == 2
         connection.execute("UPDATE environments SET content = replace(content, '2', '4') WHERE content LIKE '%2%'")
     with Store(file) as store:
@@ -142,10 +145,10 @@ def test_no_flipped_bit_of_a_store_is_read_as_a_result(filled):
 def test_rows_that_are_no_results_are_left_out_whatever_their_checksum(filled, change, monkeypatch):
     """Someone who writes a file can write checksums too."""
     file, suite, results = filled
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(change)
     monkeypatch.setattr("diffode.studies.store.checksum_of", lambda row, measurements: results[0].key)
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE results SET checksum = ?", (results[0].key,))
     with Store(file) as store:
         assert store.get(keyed_cells(suite)) == []
@@ -154,7 +157,7 @@ def test_rows_that_are_no_results_are_left_out_whatever_their_checksum(filled, c
 
 def test_a_huge_row_is_refused_before_it_is_read(filled):
     file, suite, _ = filled
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE results SET reason = hex(zeroblob(2000000))")
     with Store(file) as store, pytest.raises(StoreError, match=r"s\.sqlite can't be read: .*too big; the file is damaged"):
         store.get(keyed_cells(suite))
@@ -170,7 +173,7 @@ def test_a_huge_row_is_refused_before_it_is_read(filled):
 )
 def test_a_store_whose_tables_were_changed_is_refused(filled, change):
     file, _, _ = filled
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(change)
     with pytest.raises(StoreError, match="tables were changed"):
         Store(file)
@@ -195,7 +198,7 @@ def test_a_store_in_a_place_that_can_not_be_written_is_read(filled, read_only_fo
     folder, close = read_only_folder
     keyed = keyed_cells(suite)
     if logged:
-        with sqlite3.connect(file, isolation_level=None) as holder:
+        with closing(sqlite3.connect(file, isolation_level=None)) as holder, holder:
             holder.execute("PRAGMA wal_autocheckpoint = 0")
             holder.execute("DELETE FROM results WHERE key = ?", (results[0].key,))
             shutil.copy(f"{file}-wal", folder / "s.sqlite-wal")
@@ -244,6 +247,7 @@ def test_a_locked_store_says_so_and_keeps_what_it_has(tmp_path):
             store.put(compute(key, cell))
         assert len(store.done()) == 8
     holder.execute("ROLLBACK")
+    holder.close()
 
 
 def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,14 @@ from diffode.studies import Store, keyed_cells, run_suite, store_tables
 from diffode.studies.store_tables import TABLES_2
 
 
+def answer(file, query):
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute(query).fetchall()
+
+
 def as_schema_2(file):
     """Rewrite a store with the tables of schema 2, in which each row holds its environment's text."""
-    with sqlite3.connect(file, isolation_level=None) as connection:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection, connection:
         run = connection.execute
         texts = dict(run("SELECT key, content FROM environments"))
         rows = [(*row[:17], texts[row[17]], *row[18:]) for row in run("SELECT * FROM results")]
@@ -37,7 +43,7 @@ def test_a_store_of_schema_2_is_upgraded_and_keeps_what_it_has(filled):
     with Store(file) as store:
         store.put(third)
     as_schema_2(file)
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(f"UPDATE results SET environment = CAST(x'ff' AS TEXT) WHERE key = '{third.key}'")
     with Store(file) as store:
         assert store.get([*keyed, (third.key, third.cell)]) == results
@@ -47,19 +53,19 @@ def test_a_store_of_schema_2_is_upgraded_and_keeps_what_it_has(filled):
     assert run_suite(suite, file, jobs=1).stored == 2
     fresh = file.with_name("fresh.sqlite")
     Store(fresh).close()
-    tables = [sqlite3.connect(f).execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() for f in (file, fresh)]
+    tables = [answer(f, "SELECT sql FROM sqlite_master ORDER BY name") for f in (file, fresh)]
     assert tables[0] == tables[1]
 
 
 def test_an_upgrade_that_fails_leaves_the_store_as_it_was(filled, monkeypatch):
     file, suite, results = filled
     as_schema_2(file)
-    before = sqlite3.connect(file).execute("SELECT * FROM results").fetchall()
+    before = answer(file, "SELECT * FROM results")
     monkeypatch.setitem(store_tables.TABLES, "results", "CREATE TABLE results (")
     with pytest.raises(StoreError, match="can't be opened"):
         Store(file)
     monkeypatch.undo()
-    assert sqlite3.connect(file).execute("SELECT * FROM results").fetchall() == before
+    assert answer(file, "SELECT * FROM results") == before
     with Store(file) as store:
         assert store.get(keyed_cells(suite)) == results
 
@@ -104,7 +110,7 @@ def test_processes_that_upgrade_a_store_at_once_all_find_it_upgraded(filled):
 def test_a_row_of_schema_2_that_its_tables_forbid_is_left_behind_and_the_others_are_upgraded(filled):
     file, suite, results = filled
     as_schema_2(file)
-    with sqlite3.connect(file) as connection:
+    with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute("UPDATE results SET status = 'oh' WHERE key = ?", (results[0].key,))
     with Store(file) as store:

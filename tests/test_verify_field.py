@@ -286,7 +286,7 @@ def test_the_command_verifies_targets_and_users_fields(tmp_path):
         (("own.py:field", "--dim", "2xb"), "dim must be"),
         (("ring8", "--dim", "2"), "go with a field of your own"),
         (("ring9",), "did you mean 'ring8'"),
-        (("ring8", "--picture", "x.jpg"), "picture must be"),
+        (("ring8", "--picture", "x.jpg"), "picture must end in .png"),
     ):
         assert message in command("verify", *arguments, cwd=tmp_path, code=2).stderr
     derived = command("verify", "ring8", "--derivation", cwd=tmp_path).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import sys
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,8 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str
         facts["grid"] = " ".join(f"{t:.10g}" for t in trained.grid.tolist())
     if writes and name not in _WRITTEN:
         facts["file"] = load(file).solver.spec if trained.grid is None else format_spec("trained", {"file": str(file)})
+        if trained.grid is not None:
+            facts["run with"] = f"--solver {shlex.quote(facts['solver'])} --grid {shlex.quote(facts['file'])}"
     if name in _DRAWN:
         facts["picture"] = str(file.with_suffix(".png"))
         _draw(trained, file.with_suffix(".png"))

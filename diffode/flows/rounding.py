@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from diffode.arguments import check_number
 from diffode.bridges import Bridge
+from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field, GuidedField
 from diffode.randomness import generator_from, normal
 
@@ -26,13 +28,23 @@ def reachable(field: Field, tolerance: float, shape: Sequence[int] | None = None
         tolerance: what is asked for.
         shape: shape of a row, where the field does not know it.
 
-    >>> from diffode.fields import trained
-    >>> reachable(trained("ring8"), 1e-3), reachable(trained("ring8"), 1e-12) > 1e-6
-    (0.001, True)
+    Raises:
+        ArgumentError: if ``field`` is none, its row's shape is unknown, or ``tolerance`` is no positive number.
+
+    >>> from diffode.fields import exact_field
+    >>> exact = exact_field("ring8", "edm")
+    >>> single = Field.from_denoised(lambda x, t: exact.denoised(x.float(), t).double(), "edm")
+    >>> reachable(exact, 1e-12), reachable(single, 1e-3, (2,)), 1e-6 < reachable(single, 1e-12, (2,)) < 1e-4
+    (1e-12, 0.001, True)
     """
+    if not isinstance(field, Field | Bridge):
+        raise ArgumentError(f"field must be a Field, got {type(field).__name__}: make one, as by Field.from_denoised")
+    check_number("tolerance", tolerance, 0.0, above=True)
     if isinstance(field, ExactField | GuidedField | Bridge):
         return tolerance
-    on, row = field.require_path("the tolerance of a flow"), tuple(shape or field.shape or ())
+    on, row = field.require_path("the tolerance of a flow"), shape or field.shape
+    if not row:
+        raise ArgumentError("shape must be that of a row, which this field does not know: give shape=(dim,)")
     t = on.time_from_rho(min(max(field.scale, on.rho(on.t_min)), on.rho(on.t_max)))
     x = math.hypot(on.sigma(t), on.alpha(t) * field.scale) * normal((4, *row), generator=generator_from(1))
     return min(_LARGEST, max(tolerance, _FACTOR * field.rounding(x, t)))

@@ -40,16 +40,20 @@ class DCSolver(UniPC):
         check_choice("order", self.order, (3, 4))
         given = self.ratios if isinstance(self.ratios, tuple) else (self.ratios,)
         if not all(type(ratio) in (int, float) and math.isfinite(ratio) for ratio in given):
-            raise ArgumentError(f"ratios must be finite numbers, as ratios=1.02+0.97+1.1 for 5 steps, got {self.ratios!r:.60}")
+            raise ArgumentError(
+                "ratios must be finite numbers (in a spec not negative, and without an exponent), as ratios=1.02+0.97+1.1 for "
+                f"5 steps, got {self.ratios!r:.60}"
+            )
         # A spec with one ratio reads as a number.
         object.__setattr__(self, "ratios", tuple(map(float, given)))
 
     @override
     def newest(self, history: Sequence[tuple[float, Form]], number: int, steps: int) -> Form:
         if self.ratios and len(self.ratios) != max(steps - POINTS + 1, 0):
+            own = len(self.ratios) + POINTS - 1
             raise ArgumentError(
-                f"ratios must be {max(steps - POINTS + 1, 0)} numbers for {steps} steps, one for each from the third on, got "
-                f"{len(self.ratios)}: they belong to one number of steps"
+                f"ratios are those of {own} steps, one for each from the third on, and this run has {steps}: take {own} steps, "
+                "or leave them out"
             )
         if not self.ratios or number < POINTS:
             return super().newest(history, number, steps)

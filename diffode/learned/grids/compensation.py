@@ -82,6 +82,8 @@ def train_compensation(
     (4, True)
     """
     check_budget(nfe)
+    if nfe < POINTS:
+        raise ArgumentError(f"nfe must be at least {POINTS}, got {nfe}: the steps before the third have no ratio")
     check_count("points", points, 1)
     request = Request.of(
         "train_compensation", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop
