@@ -42,14 +42,17 @@ def test_exact_fields_and_guided_ones_are_followed_as_asked():
     assert reachable(diffode.guide(given, field, 2.0), 1e-13) == 1e-13
 
 
-@pytest.mark.parametrize("method", ["amed", "bespoke", "flow_map:width=8,depth=1,batch=8", "reflow:width=8,depth=1,batch=8"])
-def test_trainings_take_few_evaluations_of_a_rounded_field(method):
-    """Asked for 1e-7, an integration of this field takes a hundred times as many, for errors of its rounding."""
+@pytest.mark.parametrize(("method", "most"), [
+    ("amed", 20_000), ("bespoke", 2_500), ("flow_map:width=8,depth=1,batch=8", 20_000),
+    ("reflow:width=8,depth=1,batch=8", 20_000),
+])  # fmt: skip
+def test_trainings_take_few_evaluations_of_a_rounded_field(method, most):
+    """Asked for their digits all the same, a table takes three times as many, and the others a hundred times."""
     rounded = Rounded(5e-6)
     budget = {} if ":" in method else {"points": 32}
     trained = train(method, rounded.field, 2, dim=2, steps=1, **budget)
     assert math.isfinite(trained.errors.after)
-    assert rounded.calls < 20_000
+    assert rounded.calls < most
 
 
 def test_states_of_a_rounded_flow_are_exact_to_its_rounding():

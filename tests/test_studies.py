@@ -8,6 +8,7 @@ from commandline import diffode
 from small_suite import SMALL, SOLVER, report_page, small
 
 from diffode.errors import ArgumentError
+from diffode.metrics.measurement import Needs
 from diffode.studies import Store, keyed_cells, load_suite, parse_suite, run_suite
 from diffode.studies.runner import check_metrics
 
@@ -72,6 +73,19 @@ def test_a_metric_that_can_not_measure_on_a_target_is_refused_before_anything_ru
         run_suite(suite, tmp_path / "s.sqlite", jobs=1)
     assert words in str(said.value)
     assert not (tmp_path / "s.sqlite").exists()
+
+
+def test_a_metric_is_asked_of_every_path_of_a_target(monkeypatch):
+    """One that measures on the last path alone is refused for the first."""
+
+    def fits(field):
+        if field.path.name == "vp":
+            raise ArgumentError("not on vp")
+
+    monkeypatch.setattr("diffode.studies.runner.metrics.needs_of", lambda metric: Needs(False, False, True, fits))
+    suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"], "paths": ["vp", "edm"]}]})
+    with pytest.raises(ArgumentError, match="can't measure on target 'gauss1d': not on vp"):
+        check_metrics(suite)
 
 
 def test_the_metrics_of_the_suites_that_ship_fit_their_targets():

@@ -50,15 +50,13 @@ def of_the_network(nfe: int) -> Trained:
     return train_table(trained("fashion-unet"), nfe, chart="gaussian", points=48, seconds=TABLE)
 
 
-#: What is trained, by what the page calls it.
-TRAININGS: dict[str, Callable[[int], Trained]] = {
-    "`universal`, tuned": tuned,
-    "AMED on `ipndm:order=3`": on_ipndm,
-    "table trained on the mixture": of_the_mixture,
-    "table trained on the network": of_the_network,
+#: What is trained, by what the page calls it: its function, and the solver that reads its file; none where a spec says it all.
+TRAININGS: dict[str, tuple[Callable[[int], Trained], str]] = {
+    "`universal`, tuned": (tuned, ""),
+    "AMED on `ipndm:order=3`": (on_ipndm, "amed_learned"),
+    "table trained on the mixture": (of_the_mixture, "bespoke"),
+    "table trained on the network": (of_the_network, "bespoke"),
 }
-#: What has a spec without a file.
-UNSAVED = ("`universal`, tuned",)
 
 
 def error_of(spec: str, target: str, nfe: int) -> float:
@@ -84,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = json.loads(chosen.rows.read_text(encoding="utf-8")) if chosen.rows.is_file() else []
     for nfe in chosen.nfe:
-        for name, make in TRAININGS.items():
+        for name, (make, reader) in TRAININGS.items():
             if any((row["name"], row["nfe"]) == (name, nfe) for row in rows):
                 continue
             began = time.process_time()
@@ -92,9 +90,9 @@ def main() -> None:
             seconds = time.process_time() - began
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "solver.safetensors"
-                if name not in UNSAVED:
+                if reader:
                     made.save(file)
-                spec = made.solver.spec if name in UNSAVED else f"{'amed_learned' if 'AMED' in name else 'bespoke'}:file={file}"
+                spec = f"{reader}:file={file}" if reader else made.solver.spec
                 errors = {target: error_of(spec, target, nfe) for target in (NETWORK, MIXTURE)}
             rows.append({
                 "name": name, "nfe": nfe, "network": errors[NETWORK], "mixture": errors[MIXTURE],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode.adapters.samplers import Churn, NoiseSampler, asking, churned, draw_levels, draws_from, with_options
+from diffode.adapters.samplers import Churn, NoiseSampler, check_evaluates, churned, draw_levels, draws_from, with_options
 from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.fields import conversion
 from diffode.paths import EDM, Path, RectifiedFlow
@@ -90,7 +90,7 @@ def as_comfyui_sampler(
         own = informed_by(with_options(_with(recipe, options), eta, churn).for_field(scale, x[0].numel()), statistics)
         if not isinstance(own, WritesTable):
             raise ArgumentError(f"solver {own.spec!r} writes no table, so that another program can't run it")
-        table = asking(_table(own, levels, straight, churn))
+        table = check_evaluates(_table(own, levels, straight, churn))
         factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
         draw = _noise(table, x, extra_args, noise_sampler, factor)
         told = _told(table, len(levels) - 1)

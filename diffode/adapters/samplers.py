@@ -92,7 +92,7 @@ def as_k_diffusion_sampler(solver: str | Solver, *, statistics: Statistics | Non
         churn = Churn(s_noise, s_churn, s_tmin, s_tmax)
         own = _written(for_run(with_options(recipe, eta, churn), field, x[0].numel(), statistics))
         raised = s_churn > 0 and not isinstance(own, EDMStochastic)
-        table = asking(churned(own, path, levels.tolist(), churn) if raised else own.tableau(path, levels.tolist()))
+        table = check_evaluates(churned(own, path, levels.tolist(), churn) if raised else own.tableau(path, levels.tolist()))
         factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
         ends = draw_levels(table)
 
@@ -207,8 +207,8 @@ def churned(solver: WritesTable, path: Path, levels: Sequence[float], churn: Chu
     return Tableau(whole.prediction, tuple(rows), tuple(outputs), path, solver.spec)
 
 
-def asking(table: Tableau) -> Tableau:
-    """A table that asks the model at least once; ArgumentError where a jump goes past all levels that another program gave."""
+def check_evaluates(table: Tableau) -> Tableau:
+    """The table, which asks the model at least once; ArgumentError where a jump passes all levels that another program gave."""
     if not table.nfe:
         raise ArgumentError(
             f"the jump of solver {table.solver!r} passes all noise levels but the last, so that the model is never asked: give "
@@ -295,7 +295,7 @@ def as_azula_sampler(
             times = self.timesteps.double().tolist() if grid is None else grid
             steps = self.steps if grids.is_named(times) else None
             own = _written(for_run(recipe, field, x[0].numel(), statistics))
-            table = asking(own.tableau(path, times, steps))
+            table = check_evaluates(own.tableau(path, times, steps))
             noise = None
             if table.draws:
                 source = _sources(generator, len(x))

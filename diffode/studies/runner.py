@@ -109,8 +109,8 @@ def run_suite(
 
 def check_metrics(suite: Suite) -> None:
     """Raise ArgumentError if a metric can't measure on a target, so that a suite says it before anything runs."""
-    pairs = {(cell.target, metric): cell.path for cell in suite.cells for metric in cell.metrics}
-    for (target, metric), path in pairs.items():
+    asked = dict.fromkeys((cell.target, cell.path, metric) for cell in suite.cells for metric in cell.metrics)
+    for target, path, metric in asked:
         fits = metrics.needs_of(metric).fits
         if fits is None:
             continue
