@@ -22,7 +22,7 @@ _MANY, _FEW = 20_000, 4_000
 #: Largest dimension with many points.
 _LOW = 3
 #: A distance may be this multiple of the largest of those of so many sets of exact draws, beside what is allowed. The points of
-#: an exact map are one set more: with one set to compare with, one exact map in twelve was beyond twice its distance.
+#: an exact map are one set more: with one set to compare with, one exact map in nineteen failed.
 _FLOORS, _SETS = 1.5, 8
 #: Expected number of points of a mode from which its loss is no chance.
 _EXPECTED = 12.0
