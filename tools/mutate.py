@@ -152,8 +152,8 @@ TESTS = {
     "verify/theory/score_error.py": "certificate",
     "verify/sampler": "check check_schedulers verdicts",
 }
-#: Operators whose mutation says little, as those of annotations.
-DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift")
+#: Operators whose mutation says little, as those of annotations, or nothing, as == where objects are one.
+DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift", "_Is_Eq", "_IsNot_NotEq")
 #: Operators that no programmer would write for another.
 FAR = ("_FloorDiv", "_Mod", "_Pow")
 #: Decorators that change nothing.
