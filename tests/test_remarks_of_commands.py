@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from commandline import diffode as diffode_command
 
 import diffode
 from diffode import learned, targets
@@ -118,3 +119,12 @@ def test_the_parts_of_a_judgement_are_told_as_they_begin():
 def test_verify_says_that_a_guided_field_obeys_none_of_its_equations():
     done = run(verify_command, "ring8", "--guide", "label=three,weight=2", code=2)
     assert "--guide is of no use here: a guided field is no field of a law that is noised" in done.output
+
+
+def test_a_warning_is_one_line_of_words_on_stderr():
+    """Without a line of the source, with the text alone."""
+    done = diffode_command("sample", "images-mfa", "--solver", "universal", "--nfe", 4, "-n", 2)
+    (line,) = [line for line in done.stderr.splitlines() if "64 dimensions" in line]
+    assert line.startswith("warning: the universal tables were trained in up to 64 dimensions")
+    assert ".py" not in done.stderr
+    assert "warning" not in done.stdout
