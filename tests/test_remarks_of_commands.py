@@ -9,7 +9,15 @@ from commandline import diffode as diffode_command
 
 import diffode
 from diffode import learned, targets
-from diffode.cli import check_map_command, list_command, sample_command, show_command, train_command, verify_command
+from diffode.cli import (
+    bench_command,
+    check_map_command,
+    list_command,
+    sample_command,
+    show_command,
+    train_command,
+    verify_command,
+)
 from diffode.errors import ArgumentError, GridWarning, UnknownNameError
 
 
@@ -128,3 +136,16 @@ def test_a_warning_is_one_line_of_words_on_stderr():
     assert line.startswith("warning: the universal tables were trained in up to 64 dimensions")
     assert ".py" not in done.stderr
     assert "warning" not in done.stdout
+
+
+def test_a_suite_that_is_refused_shows_no_progress(here):
+    """On a terminal a bar would stay there above the error, which is its only line."""
+    (here / "wrong.toml").write_text(
+        '[[study]]\ntargets = ["gauss1d"]\npaths = ["edm"]\ngrids = ["karras"]\nsolvers = ["ddim"]\nnfe = [4]\nseeds = [0]\n'
+        'metrics = ["frechet"]\n'
+    )
+    terminal = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "1", "TTY_COMPATIBLE": "1"}
+    for words in (("wrong.toml",), ("quick", "--engine", "none")):
+        done = CliRunner().invoke(bench_command.command, words, env=terminal)
+        assert isinstance(done.exception, ArgumentError)
+        assert done.output == ""

@@ -202,13 +202,15 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     """The suite's solvers, grids and budgets on one field of the user."""
     from dataclasses import replace
 
+    from diffode.fields import ExactField
     from diffode.fields.own import FieldText
-    from diffode.studies.problem import path_of
+    from diffode.studies.problem import field_of, path_of
     from diffode.studies.suite import plain_name
 
-    known = known_truth or field.startswith("trained:")
-    measured = ("endpoint", "model", "total") if known else ("endpoint",)
     on = path_of(field, path).spec
+    # A field that is exact has no error of its own.
+    known = (known_truth or field.startswith("trained:")) and not isinstance(field_of(field, on), ExactField)
+    measured = ("endpoint", "model", "total") if known else ("endpoint",)
     # One problem replaces many, with the points and the tolerance of the first.
     first = replace(suite.cells[0], target=field, path=on, metrics=measured)
     cells = (replace(first, seed=c.seed, grid=c.grid, solver=c.solver, nfe=c.nfe) for c in suite.cells)
