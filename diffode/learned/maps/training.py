@@ -100,6 +100,7 @@ def train_map(
     check_count("points", count, 2)
     sources = Sources(request, count, device=_usable(device))
     if row.one_jump:
+        request.check_row_times()
         request.check_gradient()
     elif not row.trajectories:
         # States of other methods are noised data, whoever teaches.
