@@ -19,6 +19,8 @@ from diffode.cli import (
     verify_command,
 )
 from diffode.errors import ArgumentError, GridWarning, UnknownNameError
+from diffode.studies import load_suite
+from diffode.studies.low_starts import low_starts
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +155,21 @@ def test_a_suite_that_is_refused_shows_no_progress(here):
         done = CliRunner().invoke(bench_command.command, words, env=terminal)
         assert isinstance(done.exception, ArgumentError)
         assert done.output == ""
+
+
+def test_a_suites_grids_that_begin_below_the_noisiest_time_are_said_to(here):
+    """Published levels begin at 14.6 of 80 and the second of a thousand times below it; bridges have no noise levels."""
+    (here / "low.toml").write_text(
+        '[[study]]\ntargets = ["gauss1d"]\npaths = ["edm"]\ngrids = ["karras", "ays_sdxl", "ddim_uniform"]\n'
+        'solvers = ["ddim", "universal"]\nnfe = [4, 1]\nseeds = [0]\npoints = 8\n'
+        '[[study]]\nbridges = ["*"]\ngrids = ["time_uniform"]\nsolvers = ["heun"]\nnfe = [2]\nseeds = [0]\npoints = 8\n'
+    )
+    first, second = low_starts(load_suite("low.toml"))
+    assert first.startswith("grid 'ays_sdxl' on edm begins at t=14.6")
+    # With one step ddim_uniform begins at the second of its thousand times, whose level is 0.082.
+    assert second.startswith("grid 'ddim_uniform' on edm begins at t=0.08208, noise level 0.08208 of 80: ")
+    assert low_starts(load_suite("quick")) == []
+    (here / "one.toml").write_text((here / "low.toml").read_text().partition("[[study]]\nbridges")[0])
+    done = run(bench_command, "one.toml", "--jobs", 1, "--no-report", "--json")
+    assert json.loads(done.stdout)["remarks"] == [first, second]
+    assert first in done.stderr

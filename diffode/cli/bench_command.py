@@ -291,12 +291,15 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
     from diffode.studies.guided_ranking import HEADER, by_weight, sentence
+    from diffode.studies.low_starts import low_starts
     from diffode.studies.ranking import budgets, curves, in_units, price_table, splits, standings, unranked
 
     all_curves = curves(results)
     failed = [r for r in results if r.status != "ok"]
+    for remark in (remarks := low_starts(suite)):
+        click.echo(remark, err=True)
     if as_json:
-        print_json(_ranking_json(suite, results, all_curves, failed, page))
+        print_json({**_ranking_json(suite, results, all_curves, failed, page), "remarks": remarks})
         return
     best = []
     for nfe in budgets(all_curves):
