@@ -284,7 +284,7 @@ def test_the_fake_learns_at_its_own_rate():
 
 @pytest.mark.parametrize(("target", "count"), [("gauss1d", 1), ("gauss2d", 32)])
 def test_laws_are_compared_along_32_directions_and_on_a_line_along_it(monkeypatch, target, count):
-    """Fewer would let a law that is wrong across them pass: the mean over 32 of a shift has an error of a tenth in the plane."""
+    """Fewer would let a law pass that is wrong across them."""
     asked, errors = [], []
 
     def counted(dim, projections):
