@@ -220,6 +220,9 @@ def test_azulas_sampler_is_ours_on_its_times():
     named = adapters.as_azula_sampler("dpmpp:order=2", grid="log_snr")(denoiser, **options)(x)
     ours = diffode.solve(field, x, solver="dpmpp:order=2", grid="log_snr", steps=12).x
     torch.testing.assert_close(named, ours, rtol=1e-9, atol=1e-9)
+    laid = adapters.as_azula_sampler("universal:scale=2")(denoiser, **options)(x)
+    ours = diffode.solve(field, x, solver="universal:scale=2", nfe=12).x
+    torch.testing.assert_close(laid, ours, rtol=1e-9, atol=1e-9)
     ancestral = adapters.as_azula_sampler("euler_ancestral")(denoiser, **options)
     one, two = (ancestral(x, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, two)

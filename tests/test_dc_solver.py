@@ -1,6 +1,7 @@
 """DC-Solver: the authors' runs, what a ratio does to a step, and what the training of ratios finds on other starts."""
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,12 @@ def test_wrong_requests_are_named():
     growing = Field.from_denoised(lambda x, t: x * 1e200, path="edm", probe=False)
     with pytest.raises(NumericalError):
         train_compensation(growing, 5, dim=1)
+
+
+def test_ratios_that_are_worse_than_none_are_not_given(monkeypatch):
+    """A search that believes in the largest ratio of all is overruled on starts of its own."""
+    found = types.SimpleNamespace(x=2.0, fun=0.0)
+    monkeypatch.setattr("diffode.learned.grids.compensation.minimize_scalar", lambda *_, **__: found)
+    trained = learned.train("dc", "ring8", 5, points=4)
+    assert trained.solver.ratios == (1.0, 1.0, 1.0)
+    assert trained.errors.after == trained.errors.before

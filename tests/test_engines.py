@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 from commandline import program, script
@@ -15,7 +16,7 @@ from diffode import engines
 from diffode.engines.code import Code
 from diffode.engines.companion import Companion
 from diffode.engines.work import Work, place_of
-from diffode.errors import ArgumentError, StoreError, UnknownNameError, WorkerError
+from diffode.errors import ArgumentError, GridWarning, StoreError, UnknownNameError, WorkerError
 from diffode.studies import Store, keyed_cells, parse_suite, run_suite
 from diffode.studies.rows import compute_group, compute_proven_group, plain_group, results_of
 from diffode.studies.runner import groups_of
@@ -61,6 +62,21 @@ def test_results_that_are_no_longer_wanted_draw_no_warning():
     found = engines.get("local:jobs=2")(Work("time:sleep"), [(number, 0.05) for number in range(20)])
     assert next(iter(found))[1] is None
     found.close()
+
+
+def test_warnings_of_workers_are_those_of_the_process_that_asked(tmp_path):
+    """Each once, though both workers and every item warn; of a class that this process may not know, as a UserWarning."""
+    (tmp_path / "warns.py").write_text(
+        "import warnings\n\nfrom diffode.errors import GridWarning\n\nclass Own(Warning):\n    pass\n\n"
+        "def warned(number):\n    warnings.warn('same for all', GridWarning)\n    warnings.warn(f'own {number % 2}', Own)\n"
+    )
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        assert len(list(engines.each(f"{tmp_path / 'warns.py'}:warned", list(range(6)), engine="local:jobs=2"))) == 6
+    found = [(w.category, str(w.message)) for w in heard if "warns.py" in w.filename]
+    assert sorted(found, key=str) == sorted(
+        [(GridWarning, "same for all"), (UserWarning, "own 0"), (UserWarning, "own 1")], key=str
+    )
 
 
 def test_what_is_stored_stays_when_the_disk_is_full(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 import diffode
 from diffode import adapters
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, UnknownNameError
 from diffode.statistics import Statistics
 
 with warnings.catch_warnings():
@@ -207,8 +207,31 @@ def test_functions_of_k_diffusions_kind_jump_to_a_level_of_theirs(make, solver):
     torch.testing.assert_close(found, ours.x, rtol=1e-9, atol=1e-9)
     assert len(asked) == ours.nfe
     assert asked[0] == (2.5 if "jump" in solver else 80.0)
-    with pytest.raises(ArgumentError, match="mean and covariance"):
-        make(solver)(model, x, torch.tensor(LEVELS))
     if "jump" in solver:
         with pytest.raises(ArgumentError, match="s_churn goes with a solver that does not jump"):
             make(solver, statistics=KNOWN)(model, x, torch.tensor(LEVELS), s_churn=1.0)
+
+
+@pytest.mark.parametrize("make", [adapters.as_k_diffusion_sampler, adapters.as_comfyui_sampler, adapters.as_azula_sampler])
+def test_statistics_and_jumps_of_a_wrong_kind_are_refused_where_a_sampler_is_made(make):
+    if make is adapters.as_azula_sampler:
+        pytest.importorskip("azula.sample")
+        with pytest.raises(UnknownNameError, match="did you mean 'karras'"):
+            make("ddim", grid="karas")
+    for wrong in (5, "ring8", KNOWN.mean):
+        for solver in ("ipndm:jump=auto", "ddim"):
+            with pytest.raises(ArgumentError, match=r"statistics must be diffode\.Statistics"):
+                make(solver, statistics=wrong)
+    for solver in ("ipndm:jump=auto", "euler:chart=gaussian", "universal:chart=gaussian"):
+        with pytest.raises(ArgumentError, match="has to know mean and covariance of what the network denoises"):
+            make(solver)
+    with pytest.raises(ArgumentError, match="statistics go with a solver that asks for them"):
+        make("ddim", statistics=KNOWN)
+    for jump in (-1, 0, "often", float("nan"), True):
+        with pytest.raises(ArgumentError, match="jump must be auto, or a level > 0"):
+            make(diffode.solvers.DDIM(jump=jump), statistics=KNOWN)
+
+
+def test_a_jump_of_a_wrong_kind_is_refused_with_the_solver():
+    with pytest.raises(ArgumentError, match="jump must be auto"):
+        diffode.solvers.get("euler:jump=often")

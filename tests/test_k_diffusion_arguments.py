@@ -9,7 +9,7 @@ from torch import nn
 
 import diffode
 from diffode import adapters
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, BudgetError
 
 SIGMAS = [14.0, 6.0, 2.0, 0.7, 0.2, 0.0]
 FIELD = diffode.exact_field("spiral", "edm:sigma_min=0.01")
@@ -173,3 +173,24 @@ def test_a_network_of_half_precision_is_called_in_its_own():
 def test_arguments_that_mean_nothing_are_refused(solver, arguments, message):
     with pytest.raises(ArgumentError, match=message):
         adapters.as_k_diffusion_sampler(solver)(MODEL, start(), SIGMAS, **arguments)
+
+
+def test_solvers_that_lay_their_own_levels_spend_one_call_a_step_and_end_clean():
+    asked, x, scale = [], start(), FIELD.scale
+
+    def watched(x, sigma, **extra):
+        asked.append(float(sigma[0]))
+        return MODEL(x, sigma, **extra)
+
+    sample = adapters.as_k_diffusion_sampler("universal", scale=scale)
+    found = sample(watched, x, torch.tensor(SIGMAS, dtype=torch.float64))
+    # The lowest level of the training is 0.04 scales.
+    last = min(0.2, 0.04 * scale)
+    inner = diffode.solvers.get("universal", scale=scale, dim=2).tableau("edm", [14.0, last], 4).run(FIELD, x)
+    torch.testing.assert_close(found, FIELD.denoised(inner, last), rtol=1e-11, atol=1e-12)
+    assert len(asked) == 5
+    for levels, counts in (([14.0, 1.0, 0.0], " that end at 0: give 5, 6,"), ([14.0, 1.0, 0.1], ": give 4, 5,")):
+        with pytest.raises(BudgetError, match=f"has no table for 3 noise levels{counts}"):
+            sample(MODEL, x, levels)
+    with pytest.raises(ArgumentError, match="scale must be a number > 0"):
+        adapters.as_k_diffusion_sampler("universal", scale=0)

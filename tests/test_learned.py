@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import diffode
-from diffode import Field, paths, solvers
+from diffode import Field, learned, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FieldError, NumericalError
-from diffode.learned import limit, train_gaussian, train_table
+from diffode.learned import MAP_METHODS, limit, train_gaussian, train_table
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Levels, Table, to_shares
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.limit import Limit
+from diffode.learned.methods import METHODS
 from diffode.learned.tables import published, training
 from diffode.randomness import keyed
 from diffode.tableau.stages import Stages
@@ -231,3 +232,20 @@ def test_a_start_without_a_grid_is_taken_on_karras():
 def test_training_within_no_time_or_from_no_finite_level_is_refused(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_users_function_does_wrong_is_named_by_every_training(method):
+    """Weights of float32, and an answer of another shape."""
+    network = torch.nn.Linear(2, 2)
+    row = MAP_METHODS.get(method)
+    nfe = 1 if method == "nodes" or (row and (row.one_jump or row.defaults["fixed_end"])) else 4
+    for function, words in ((lambda x, t: network(x), "wrap a float32 network as"), (lambda x, t: x[:, :1], "they must match")):
+        with pytest.raises(FieldError, match=words):
+            learned.train(method, Field.from_noise(function, EDM), nfe, dim=2, seconds=1)
+
+
+@pytest.mark.parametrize(("method", "nfe"), [("amed", 4), ("sid", 1)])
+def test_a_training_with_a_time_for_every_row_asks_whether_the_field_takes_them(method, nfe):
+    with pytest.raises(FieldError, match="a time for every row"):
+        learned.train(method, Field.from_noise(lambda x, t: x * t / (1 + t * t), EDM), nfe, dim=2)

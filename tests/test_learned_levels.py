@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import diffode
-from diffode import paths, solvers
+from diffode import grids, learned, paths, solvers
 from diffode.errors import ArgumentError
 from diffode.learned import train_gaussian, train_table
 from diffode.learned.fitting.parameters import Decoupled, Table
 from diffode.learned.grids import levels
+from diffode.learned.grids.grid_training import train_grid
 from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages
 
@@ -217,3 +218,37 @@ def test_parameters_are_confined_to_levels_between_those_of_start_and_end():
 def test_levels_are_laid_for_fields_and_in_some_time(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+@pytest.mark.parametrize("method", ["gits", "dmn", "ld3", "search"])
+def test_the_better_of_the_trained_grid_and_of_a_named_one_is_given(monkeypatch, method):
+    """A method whose grid crowds at one end, where the named grid does not, gives the named one, with its error."""
+    edm = paths.get("edm")
+    crowded = grids.explicit([80.0, 79.0, 78.0, 77.0, 0.002], edm)
+    monkeypatch.setattr(f"diffode.learned.grids.levels.{method}", lambda *_, **__: crowded)
+    found = train_grid(method, "gauss2d", 4)
+    name = found.facts.begun_from.rpartition(" @ ")[2]
+    torch.testing.assert_close(found.grid, grids.get(name, edm, 4), rtol=0, atol=0)
+    assert found.errors.after == found.errors.before
+    # The one that is not given is the worse one.
+    other = {"karras": "log_snr", "log_snr": "karras"}[name]
+    if method != "ld3":
+        monkeypatch.setattr("diffode.learned.grids.grid_training._NAMED", (other,))
+        assert train_grid(method, "gauss2d", 4).errors.after > found.errors.after
+
+
+@pytest.mark.parametrize("method", ["gits", "ld3_decoupled", "dc"])
+def test_seconds_count_the_exact_ends_of_the_test(method):
+    exact = diffode.exact_field("gauss2d", "edm")
+
+    def slow(x, t):
+        time.sleep(1e-3)
+        return exact.noise(x, t)
+
+    # A function's flow is integrated, in some hundreds of calls for each set of starts.
+    field = diffode.Field.from_noise(slow, "edm", scale=exact.scale)
+    options = {"gits": {"points": 8}, "ld3_decoupled": {"points": 8, "steps": 1}, "dc": {"points": 8}}[method]
+    began = time.perf_counter()
+    found = learned.train(method, field, 4, dim=2, **options)
+    taken = time.perf_counter() - began
+    assert found.seconds > 0.9 * taken

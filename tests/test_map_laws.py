@@ -18,6 +18,7 @@ from diffode.maps import AngleMap
 from diffode.maps.parametrisations import PARAMETRISATIONS
 from diffode.numerics.forward import along
 from diffode.numerics.projections import directions, projected_mean
+from diffode.targets import get as get_target
 from diffode.tensor_files import read_tensors, write_tensors
 from diffode.verify.theory.score_identity import identity_losses, identity_path
 
@@ -279,3 +280,26 @@ def test_the_fake_learns_at_its_own_rate():
         train_map(f"sid:width=8,depth=1,batch=16,fake_rate={rate}", "gauss1d", nfe=1, steps=6) for rate in (1e-5, 1e-1)
     )
     assert slow.solver.content() != fast.solver.content()
+
+
+@pytest.mark.parametrize(("target", "count"), [("gauss1d", 1), ("gauss2d", 32)])
+def test_laws_are_compared_along_32_directions_and_on_a_line_along_it(monkeypatch, target, count):
+    """Fewer would let a law pass that is wrong across them."""
+    asked, errors = [], []
+
+    def counted(dim, projections):
+        asked.append((dim, projections))
+        return directions(dim, projections)
+
+    def measured(found, wanted, lines):
+        errors.append((lines.shape, projected_mean(found, wanted, lines)))
+        return errors[-1][1]
+
+    monkeypatch.setattr("diffode.learned.maps.law_run.directions", counted)
+    monkeypatch.setattr("diffode.learned.maps.law_run.projected_mean", measured)
+    dim = get_target(target).dim
+    trained = train_map("imm:width=8,depth=1", target, nfe=1, steps=1)
+    assert set(asked) == {(dim, count)}
+    assert {shape for shape, _ in errors} == {(dim, count)}
+    # The error that is told is such a mean, of points divided by the cosine of the last angle.
+    assert any(trained.errors.after == pytest.approx(one, rel=1e-4) for _, one in errors)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from diffode import plot
 from diffode.errors import ArgumentError
 from diffode.learned.trained import History
 from diffode.plot.appearance import MARKERS
-from diffode.plot.labels import EndLabels, spread
+from diffode.plot.labels import EndLabels, in_lines, spread
 from diffode.plot.scales import robust_limits
 
 matplotlib.use("Agg")
@@ -264,3 +265,15 @@ def test_files_have_the_size_in_inches_and_the_same_bytes_again(tmp_path, ending
         assert b'width="244.8pt" height="187.2pt"' in first
         assert b">unipc:order=3</text>" in first
     assert sorted(f.name for f in tmp_path.iterdir()) == [f"a.{ending}", f"b.{ending}"]
+
+
+@pytest.mark.parametrize("most", [8, 14, 36])
+def test_a_caption_breaks_after_marks_and_spaces_and_never_inside_a_word(most):
+    text = "images-mfa guided label=three,weight=7.5: universal:member=18,scale=1.775 @ karras:rho=3, NFE 6"
+    lines = in_lines(text, most).split("\n")
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    words = set(re.split(r"[\s,:=_@/+]+", text))
+    assert {word for line in lines for word in re.split(r"[\s,:=_@/+]+", line) if word} == words
+    # A line is longer only where it is one word with its mark.
+    assert all(len(line) <= most or len(re.split(r"[\s,:=_@/+]+", line.rstrip(",:=_@/+ "))) == 1 for line in lines)
+    assert len(in_lines("ddim, NFE 6", 36).split("\n")) == 1

@@ -199,3 +199,29 @@ def test_advice_names_its_metric_and_the_tags_on_which_another_is_best():
     assert "expect an error of 0.19 of the data's scale, as a distance" in recommend_command.verdict(ranked, "endpoint")
     assert "expect mode_weights of 0.19: " in recommend_command.verdict(ranked, "mode_weights")
     assert "expect w1 of 0.19 in units of the data's scale: " in recommend_command.verdict(ranked, "w1")
+
+
+@pytest.mark.parametrize("program", ["k-diffusion", "ComfyUI"])
+def test_a_line_makes_levels_that_are_too_many_to_list(program):
+    """A thousand of them, equal to those of the run; 32 are listed."""
+    long, short = (lines_to_paste("ddim @ log_snr:to_zero=true", steps, "sdxl")[program] for steps in (999, 31))
+    assert max(map(len, long)) < 160
+    given = {}
+    exec("\n".join(line for line in long if "comfy" not in line and not line.startswith("x =")), given)
+    on = diffode.paths.get("sdxl")
+    levels = [on.rho(t) for t in diffode.grids.get("log_snr:to_zero=true", on, 999).tolist()]
+    torch.testing.assert_close(given["sigmas"], torch.tensor(levels), rtol=0, atol=0)
+    assert not any("grids.get" in line for line in short)
+
+
+def test_a_question_whose_runs_are_all_on_one_path_is_answered_for_programs_that_take_levels(tmp_path):
+    """The suite guidance has one path, which nobody has to name."""
+    (tmp_path / "one.toml").write_text(
+        '[[study]]\ntargets = ["ring8"]\nguidance = ["label=three,weight=7.5"]\npaths = ["edm"]\ngrids = ["karras"]\n'
+        'seeds = [0]\nsolvers = ["ddim"]\nnfe = [8]\npoints = 8\ntolerance = 1e-6\n'
+    )
+    run_suite(load_suite("one.toml"), tmp_path / "results.sqlite", jobs=1)
+    done = told("--suite", "one.toml", "--output", ".", "--guidance", 7.5, "--steps", 4, "--json")
+    programs = json.loads(done.stdout)["programs"]
+    assert list(programs) == ["diffode", "diffusers", "azula", "k-diffusion", "ComfyUI"]
+    assert programs["k-diffusion"][2].startswith("sigmas = torch.tensor([80, ")

@@ -5,11 +5,22 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from commandline import diffode as diffode_command
 
 import diffode
 from diffode import learned, targets
-from diffode.cli import check_map_command, list_command, sample_command, show_command, train_command, verify_command
+from diffode.cli import (
+    bench_command,
+    check_map_command,
+    list_command,
+    sample_command,
+    show_command,
+    train_command,
+    verify_command,
+)
 from diffode.errors import ArgumentError, GridWarning, UnknownNameError
+from diffode.studies import load_suite
+from diffode.studies.low_starts import low_starts
 
 
 @pytest.fixture(autouse=True)
@@ -65,12 +76,16 @@ def test_a_map_that_is_given_a_named_grid_warns_and_makes_the_same_run():
     assert torch.equal(own.x, same.x)
 
 
-def test_a_training_that_ends_worse_than_a_grid_that_costs_nothing_says_so():
+def test_a_training_whose_grid_is_worse_than_one_that_costs_nothing_gives_that_and_says_so():
     """GITS follows Euler's steps of the guided flow, whose cost is not the error."""
-    worse = run(train_command, "gits", "--target", "ring8", "--guide", "label=three,weight=7.5", "--nfe", 8, "--json").stdout
-    facts = json.loads(worse)
-    assert facts["held-out error"] > facts["its error"]
-    assert facts["note"].startswith("on held-out starts this is worse than ddim on the grid karras, which no training costs")
+    words = ("gits", "--target", "ring8", "--guide", "label=three,weight=7.5", "--nfe", 8, "--json")
+    facts = json.loads(run(train_command, *words).stdout)
+    assert facts["held-out error"] == facts["its error"]
+    assert (
+        facts["note"] == "the training found nothing better than ddim on the grid karras, which no training costs: this is that"
+    )
+    given = diffode.grids.get("karras", diffode.paths.get("edm"), 8)
+    assert [float(t) for t in facts["grid"].split()] == pytest.approx(given.tolist(), rel=1e-9)
     better = json.loads(run(train_command, "gits", "--target", "gauss2d", "--nfe", 4, "--json").stdout)
     assert better["held-out error"] < better["its error"]
     assert "note" not in better
@@ -118,3 +133,43 @@ def test_the_parts_of_a_judgement_are_told_as_they_begin():
 def test_verify_says_that_a_guided_field_obeys_none_of_its_equations():
     done = run(verify_command, "ring8", "--guide", "label=three,weight=2", code=2)
     assert "--guide is of no use here: a guided field is no field of a law that is noised" in done.output
+
+
+def test_a_warning_is_one_line_of_words_on_stderr():
+    """Without a line of the source, with the text alone."""
+    done = diffode_command("sample", "images-mfa", "--solver", "universal", "--nfe", 4, "-n", 2)
+    (line,) = [line for line in done.stderr.splitlines() if "64 dimensions" in line]
+    assert line.startswith("warning: the universal tables were trained in up to 64 dimensions")
+    assert ".py" not in done.stderr
+    assert "warning" not in done.stdout
+
+
+def test_a_suite_that_is_refused_shows_no_progress(here):
+    """On a terminal a bar would stay there above the error, which is its only line."""
+    (here / "wrong.toml").write_text(
+        '[[study]]\ntargets = ["gauss1d"]\npaths = ["edm"]\ngrids = ["karras"]\nsolvers = ["ddim"]\nnfe = [4]\nseeds = [0]\n'
+        'metrics = ["frechet"]\n'
+    )
+    terminal = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "1", "TTY_COMPATIBLE": "1"}
+    for words in (("wrong.toml",), ("quick", "--engine", "none")):
+        done = CliRunner().invoke(bench_command.command, words, env=terminal)
+        assert isinstance(done.exception, ArgumentError)
+        assert done.output == ""
+
+
+def test_a_suites_grids_that_begin_below_the_noisiest_time_are_said_to(here):
+    """Published levels begin at 14.6 of 80 and the second of a thousand times below it; bridges have no noise levels."""
+    (here / "low.toml").write_text(
+        '[[study]]\ntargets = ["gauss1d"]\npaths = ["edm"]\ngrids = ["karras", "ays_sdxl", "ddim_uniform"]\n'
+        'solvers = ["ddim", "universal"]\nnfe = [4, 1]\nseeds = [0]\npoints = 8\n'
+        '[[study]]\nbridges = ["*"]\ngrids = ["time_uniform"]\nsolvers = ["heun"]\nnfe = [2]\nseeds = [0]\npoints = 8\n'
+    )
+    first, second = low_starts(load_suite("low.toml"))
+    assert first.startswith("grid 'ays_sdxl' on edm begins at t=14.6")
+    # With one step ddim_uniform begins at the second of its thousand times, whose level is 0.082.
+    assert second.startswith("grid 'ddim_uniform' on edm begins at t=0.08208, noise level 0.08208 of 80: ")
+    assert low_starts(load_suite("quick")) == []
+    (here / "one.toml").write_text((here / "low.toml").read_text().partition("[[study]]\nbridges")[0])
+    done = run(bench_command, "one.toml", "--jobs", 1, "--no-report", "--json")
+    assert json.loads(done.stdout)["remarks"] == [first, second]
+    assert first in done.stderr

@@ -229,3 +229,13 @@ def test_an_address_brings_a_selection_back_and_nothing_is_wider_than_the_window
     assert front(dom) == ["ddim"]
     assert "Chosen: 1 of 4 methods, 1 problem." in dom
     assert json.loads(re.search(r"<title>(.*?)</title>", dom)[1]) == [[], 0, width]
+
+
+@needs_browser
+def test_captions_of_small_multiples_may_break_after_marks(page, tmp_path):
+    """The name of the best method of the first target, dpmpp:order=2, has two places."""
+    script = 'document.title = document.querySelector(".small .note").innerHTML;'
+    dom, console = browsed(page, script, folder=tmp_path)
+    assert console == []
+    shown = html.unescape(re.search(r"<title>(.*?)</title>", dom)[1])
+    assert shown.startswith("dpmpp:<wbr>order=<wbr>2 ")

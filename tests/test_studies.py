@@ -7,8 +7,10 @@ import pytest
 from commandline import diffode
 from small_suite import SMALL, SOLVER, report_page, small
 
+from diffode import metrics
 from diffode.errors import ArgumentError
 from diffode.metrics.measurement import Needs
+from diffode.specs import option_names
 from diffode.studies import Store, keyed_cells, load_suite, parse_suite, run_suite
 from diffode.studies.runner import check_metrics
 
@@ -63,16 +65,45 @@ def test_a_failed_cell_is_a_row_with_a_reason_and_is_tried_again(tmp_path):
         ("gaussian_error", "ring8", "needs a target of one Gaussian"),
         ("gaussian_error", "trained:ring8", "needs an exact field"),
         ("tilted", "ring8", "a field that diffode.guide makes"),
+        ("tilted", "digits-gmm10 guided label=3,weight=2", "normalised in one or two dimensions, got 64"),
+        ("model", "gauss1d", "this field is exact, so that its own error is 0"),
+        ("push_forward_kl:max_dim=1", "ring8", "takes dim <= 1"),
+        ("w1", "gauss1d from student:dof=8", "mixtures of Gaussians, whose quantiles are known"),
     ],
 )
 def test_a_metric_that_can_not_measure_on_a_target_is_refused_before_anything_runs(tmp_path, metric, target, words):
     suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d", target], "solvers": ["ddim"], "metrics": [metric]}]})
-    if metric == "w2":
+    if metric == "model":
+        suite = parse_suite({**SMALL, "study": [{"targets": ["trained:ring8"], "solvers": ["ddim"], "metrics": [metric]}]})
+        check_metrics(suite)
+        suite = replace(suite, cells=tuple(replace(c, target=target) for c in suite.cells))
+    if metric in ("w2", "tilted"):
         suite = replace(suite, cells=tuple(c for c in suite.cells if c.target == target))
     with pytest.raises(ArgumentError, match=f"metric '{metric}' can't measure on target '") as said:
         run_suite(suite, tmp_path / "s.sqlite", jobs=1)
     assert words in str(said.value)
     assert not (tmp_path / "s.sqlite").exists()
+
+
+def test_an_option_of_a_metric_out_of_its_range_is_refused_before_anything_runs():
+    """Every option of every metric but ``outcome``, in a suite's file and in a suite of cells."""
+    wrong = {
+        "reduction": "meen", "part": "whole", "max_dim": 0, "projections": 0, "resamples": -1, "epsilon": -0.1, "within": 2,
+    }  # fmt: skip
+    asked = set()
+    for name in metrics.names():
+        for option in set(option_names(metrics.registry.entry(name).make)) - {"outcome"}:
+            for value in (wrong[option], "'a'", "none"):
+                spec = f"{name}:{option}={value}"
+                with pytest.raises(ArgumentError, match=rf"^suite, study 1: {option} must be "):
+                    parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"], "metrics": [spec]}]})
+            asked.add(option)
+    assert asked == set(wrong)
+    suite = small()
+    with pytest.raises(ArgumentError, match="resamples must be 0"):
+        check_metrics(replace(suite, cells=tuple(replace(c, metrics=("mmd:resamples=-1",)) for c in suite.cells)))
+    with pytest.raises(ArgumentError, match="takes up to 4,096 points, got points = 4,097"):
+        check_metrics(replace(suite, cells=tuple(replace(c, metrics=("assigned_w2",), points=4097) for c in suite.cells)))
 
 
 def test_a_metric_is_asked_of_every_path_of_a_target(monkeypatch):
@@ -82,7 +113,8 @@ def test_a_metric_is_asked_of_every_path_of_a_target(monkeypatch):
         if field.path.name == "vp":
             raise ArgumentError("not on vp")
 
-    monkeypatch.setattr("diffode.studies.runner.metrics.needs_of", lambda metric: Needs(False, False, True, fits))
+    for place in ("diffode.studies.runner.metrics.needs_of", "diffode.metrics.measurement.needs_of"):
+        monkeypatch.setattr(place, lambda metric: Needs(fits=fits))
     suite = parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"], "paths": ["vp", "edm"]}]})
     with pytest.raises(ArgumentError, match="can't measure on target 'gauss1d': not on vp"):
         check_metrics(suite)

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffode.adapters.samplers import Churn, NoiseSampler, check_evaluates, churned, draw_levels, draws_from, with_options
-from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.adapters.given_levels import check_evaluates, check_scale, laid_between, path_between
+from diffode.adapters.samplers import Churn, NoiseSampler, churned, draw_levels, draws_from, with_options
+from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import conversion
-from diffode.paths import EDM, Path, RectifiedFlow
 from diffode.solvers import Solver, get, table_solver
 from diffode.solvers.ancestral import EDMStochastic
-from diffode.solvers.informed import informed_by
+from diffode.solvers.informed import check_told, informed_by
 from diffode.solvers.solver import WritesTable
-from diffode.solvers.trained.bespoke import TrainedSolver, Universal
-from diffode.solvers.trained.ranged import Ranged
+from diffode.solvers.trained.bespoke import TrainedSolver
 from diffode.specs import options_of
 from diffode.statistics import Statistics
-from diffode.tableau import Row, Tableau
+from diffode.tableau import Tableau
 
 #: Share of data at which solvers begin that need some, where the first level has none.
 _FIRST_ALPHA = 1e-6
@@ -52,6 +51,7 @@ def as_comfyui_sampler(
         option of the solver. Exceptions of the model and the callback, by which ComfyUI interrupts, pass as they are.
 
     Raises:
+        ArgumentError: for statistics that the solver lacks, or does not ask for.
         CapabilityError: for a solver that writes no table.
 
     Source: ComfyUI, comfy/samplers.py, KSAMPLER; comfy/k_diffusion/sampling.py.
@@ -63,6 +63,8 @@ def as_comfyui_sampler(
     torch.Size([3, 2])
     """
     recipe = table_solver(solver)
+    check_told(recipe, statistics)
+    check_scale(scale)
 
     def sample(
         model: Callable[..., Any],
@@ -135,51 +137,16 @@ def _table(solver: WritesTable, levels: list[float], straight: bool, churn: Chur
     if straight and churn.s_churn and not own_churn:
         raise ArgumentError("s_churn raises noise levels of x = x_0 + sigma eps, which a flow-matching model has not")
     if isinstance(solver, TrainedSolver):
-        return _trained(solver, levels, straight)
+        return laid_between(solver, levels, straight)
     if straight and solver.chart_name != "velocity":
         levels = [min(levels[0], 1 - _FIRST_ALPHA), *levels[1:]]
     # Churn raises the first level by at most sqrt 2.
-    path = _path(levels[0] * (1.5 if not straight and (churn.s_churn or own_churn) else 1), levels[-1] or levels[-2], straight)
+    path = path_between(
+        levels[0] * (1.5 if not straight and (churn.s_churn or own_churn) else 1), levels[-1] or levels[-2], straight
+    )
     if churn.s_churn and not own_churn:
         return churned(solver, path, levels, churn)
     return solver.tableau(path, levels)
-
-
-def _path(first: float, last: float, straight: bool) -> Path:
-    last = min(last, first / 2)
-    return RectifiedFlow(last, first) if straight else EDM(last, first)
-
-
-def _trained(solver: TrainedSolver, levels: list[float], straight: bool) -> Tableau:
-    """The table of a solver that lays its own levels, with as many evaluations as there are steps.
-
-    If the levels end at 0 the last evaluation goes there from the lowest other one. The universal tables, trained between
-    certain noise levels, begin and end inside of these.
-    """
-    steps, clean = len(levels) - 1, levels[-1] == 0
-    if clean and steps == 1:
-        raise BudgetError(f"solver {solver.spec!r} needs two steps or more, the last one to sigma = 0")
-    nfe = steps - 1 if clean else steps
-    first, last = levels[0], levels[-2] if clean else levels[-1]
-    ranged = solver.tables.get(nfe) if isinstance(solver, Universal) else None
-    if isinstance(solver, Universal) and isinstance(ranged, Ranged):
-        (_, high), (_, low) = ranged.first, ranged.last
-        unit = solver.scale or 1.0
-        first = min(first, _level(high * unit, straight))
-        last = min(last, _level(low * unit, straight)) if clean else last
-    path = _path(first, last, straight)
-    table = solver.tableau(path, [first, last], nfe)
-    if not clean:
-        return table
-    end = len(table.rows) - 1
-    of_state, of_prediction = conversion(path, table.prediction, "denoised", last)
-    rows = (*table.rows, Row(0.0, {end: of_state}, {end: of_prediction}))
-    return dataclasses.replace(table, rows=rows, outputs=(*table.outputs, end + 1))
-
-
-def _level(rho: float, straight: bool) -> float:
-    """What a model calls sigma at a noise level sigma/alpha."""
-    return rho / (1 + rho) if straight else rho
 
 
 def _noise(

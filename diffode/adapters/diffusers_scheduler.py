@@ -26,6 +26,7 @@ from diffode.solvers.informed import informed_by
 from diffode.solvers.jumped import Jumped
 from diffode.solvers.registry import table_solver
 from diffode.solvers.solver import WritesTable
+from diffode.solvers.trained.bespoke import TrainedSolver
 from diffode.statistics import Statistics
 from diffode.tableau import Tableau
 
@@ -106,8 +107,10 @@ class DiffodeScheduler(Driven, SchedulerMixin, ConfigMixin):  # type: ignore[mis
         self._step_index: int | None = None
         self._device: Any = None
         # The table is written when the number of steps is known; one of two steps shows whether a pipeline can run the solver.
-        if not self._solver.lays_levels:
-            trial = self.config["grid"] or "time_uniform"
+        trial = self.config["grid"] or "time_uniform"
+        if isinstance(self._solver, TrainedSolver):
+            self._solver.tableau(self.path, trial, self._solver.budgets[0])
+        elif not self._solver.lays_levels:
             self._use(self._solver.tableau(self.path, trial, 2 if grids.is_named(trial) else None), None)
         self.num_inference_steps = None
         count = int(self.config["num_train_timesteps"])

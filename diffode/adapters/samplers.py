@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffode import grids, solvers
 from diffode.adapters.denoisers import azula_path, from_azula, from_k_diffusion
+from diffode.adapters.given_levels import check_evaluates, check_scale, laid_between
 from diffode.errors import ArgumentError, NumericalError
 from diffode.extensions import library
 from diffode.fields import Field, conversion
@@ -21,7 +22,9 @@ from diffode.paths import EDM, Path
 from diffode.randomness import Randomness, generator_from
 from diffode.solvers import Solver, for_run
 from diffode.solvers.ancestral import EDMStochastic
+from diffode.solvers.informed import check_told
 from diffode.solvers.solver import WritesTable
+from diffode.solvers.trained.bespoke import TrainedSolver
 from diffode.statistics import Statistics
 from diffode.tableau import Row, Tableau
 
@@ -33,15 +36,19 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 _CHECKED: weakref.WeakKeyDictionary[torch.nn.Module, tuple[bool, bool]] = weakref.WeakKeyDictionary()
 
 
-def as_k_diffusion_sampler(solver: str | Solver, *, statistics: Statistics | None = None) -> Callable[..., Tensor]:
+def as_k_diffusion_sampler(
+    solver: str | Solver, *, scale: float = 1.0, statistics: Statistics | None = None
+) -> Callable[..., Tensor]:
     """A solver as ``sample(model, x, sigmas, extra_args=None, callback=None, disable=None, generator=None, ...)``.
 
     ``sigmas`` fall, to 0 at the end if wanted, as k-diffusion's schedules do; x, (B, *shape), is at ``sigmas[0]`` and of any
     floating dtype. In half precision the model gets half precision, while the states are summed in float32. ``callback`` gets
     a dictionary with ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` after every evaluation.
 
-    ``statistics`` are mean and covariance of the data for a solver that asks for them. One with ``jump=`` goes from
-    ``sigmas[0]`` to the first of the others that is not above its level without an evaluation.
+    ``scale`` is the root mean variance of the data, for solvers that depend on it. ``statistics`` are mean and covariance of
+    the data for a solver that asks for them. One with ``jump=`` goes from ``sigmas[0]`` to the first of the others that is not
+    above its level without an evaluation. A solver that lays its own levels, such as ``universal``, gets the first level and
+    the last that is not 0; its last evaluation then goes on to 0.
 
     ``generator`` is a generator or seed, or a list with one for each row, whose noise then does not depend on the other rows.
     Without it noise comes from torch's own state, as in k-diffusion. Other keyword arguments are k-diffusion's:
@@ -60,6 +67,8 @@ def as_k_diffusion_sampler(solver: str | Solver, *, statistics: Statistics | Non
     (3, 2)
     """
     recipe = _written(solver)
+    check_told(recipe, statistics)
+    check_scale(scale)
 
     def sample(
         model: Callable[..., Any],
@@ -88,11 +97,11 @@ def as_k_diffusion_sampler(solver: str | Solver, *, statistics: Statistics | Non
         # Churn raises the first level by at most sqrt 2.
         path = EDM(min(last, float(levels[0]) / 2), float(levels[0]) * (math.sqrt(2) if s_churn else 1))
         state = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        field = from_k_diffusion(_narrowed(model, x.dtype), path, extra=extra_args)
+        field = from_k_diffusion(_narrowed(model, x.dtype), path, scale=scale, extra=extra_args)
         churn = Churn(s_noise, s_churn, s_tmin, s_tmax)
         own = _written(for_run(with_options(recipe, eta, churn), field, x[0].numel(), statistics))
         raised = s_churn > 0 and not isinstance(own, EDMStochastic)
-        table = check_evaluates(churned(own, path, levels.tolist(), churn) if raised else own.tableau(path, levels.tolist()))
+        table = check_evaluates(churned(own, path, levels.tolist(), churn) if raised else _between(own, path, levels.tolist()))
         factor = 1.0 if isinstance(own, EDMStochastic) else s_noise
         ends = draw_levels(table)
 
@@ -109,6 +118,10 @@ def as_k_diffusion_sampler(solver: str | Solver, *, statistics: Statistics | Non
         return _run(table, field, state, draw, callback, x.dtype).to(x.dtype)
 
     return sample
+
+
+def _between(solver: WritesTable, path: Path, levels: list[float]) -> Tableau:
+    return laid_between(solver, levels, False) if isinstance(solver, TrainedSolver) else solver.tableau(path, levels)
 
 
 def _run(
@@ -207,16 +220,6 @@ def churned(solver: WritesTable, path: Path, levels: Sequence[float], churn: Chu
     return Tableau(whole.prediction, tuple(rows), tuple(outputs), path, solver.spec)
 
 
-def check_evaluates(table: Tableau) -> Tableau:
-    """The table, which asks the model at least once; ArgumentError where a jump passes all levels that another program gave."""
-    if not table.nfe:
-        raise ArgumentError(
-            f"the jump of solver {table.solver!r} passes all noise levels but the last, so that the model is never asked: give "
-            "more levels, a larger jump=, or a solver without one"
-        )
-    return table
-
-
 def draw_levels(table: Tableau) -> list[tuple[float, float]]:
     """The noise levels between which each draw adds noise: from the start of its step, or from the draw before it in the
     step, to the row in which it first appears.
@@ -278,6 +281,9 @@ def as_azula_sampler(
     """
     base = library("azula.sample", "--no-deps azula einops").Sampler
     recipe = _written(solver)
+    check_told(recipe, statistics)
+    if grid is not None:
+        grids.check(grid)
 
     class DiffodeSampler(base):  # type: ignore[misc, valid-type]
         """A solver of diffode on azula's schedule and times."""
@@ -293,8 +299,12 @@ def as_azula_sampler(
             field.made_checks = _CHECKED.get(self.denoiser, field.made_checks)
             path = azula_path(self.denoiser.schedule)
             times = self.timesteps.double().tolist() if grid is None else grid
-            steps = self.steps if grids.is_named(times) else None
             own = _written(for_run(recipe, field, x[0].numel(), statistics))
+            if isinstance(own, TrainedSolver) and not grids.is_named(times):
+                # azula's times end where its path may have no noise left.
+                ends = grids.get(times).tolist()
+                times = [min(ends[0], path.t_max), max(ends[-1], path.t_min)]
+            steps = self.steps if grids.is_named(times) or isinstance(own, TrainedSolver) else None
             table = check_evaluates(own.tableau(path, times, steps))
             noise = None
             if table.draws:

@@ -202,13 +202,15 @@ def on_own_field(suite: Suite, field: str, path: str | None, *, known_truth: boo
     """The suite's solvers, grids and budgets on one field of the user."""
     from dataclasses import replace
 
+    from diffode.fields import ExactField
     from diffode.fields.own import FieldText
-    from diffode.studies.problem import path_of
+    from diffode.studies.problem import field_of, path_of
     from diffode.studies.suite import plain_name
 
-    known = known_truth or field.startswith("trained:")
-    measured = ("endpoint", "model", "total") if known else ("endpoint",)
     on = path_of(field, path).spec
+    # A field that is exact has no error of its own.
+    known = (known_truth or field.startswith("trained:")) and not isinstance(field_of(field, on), ExactField)
+    measured = ("endpoint", "model", "total") if known else ("endpoint",)
     # One problem replaces many, with the points and the tolerance of the first.
     first = replace(suite.cells[0], target=field, path=on, metrics=measured)
     cells = (replace(first, seed=c.seed, grid=c.grid, solver=c.solver, nfe=c.nfe) for c in suite.cells)
@@ -289,12 +291,15 @@ def rerun_command(suite: str, imports: tuple[str, ...], seeds: tuple[int, ...], 
 def print_ranking(suite: Suite, results: list[Result], page: FilePath | None, as_json: bool) -> None:
     """Print the best solver at each NFE, the NFE needed for an error, failures, and the place of the report."""
     from diffode.studies.guided_ranking import HEADER, by_weight, sentence
+    from diffode.studies.low_starts import low_starts
     from diffode.studies.ranking import budgets, curves, in_units, price_table, splits, standings, unranked
 
     all_curves = curves(results)
     failed = [r for r in results if r.status != "ok"]
+    for remark in (remarks := low_starts(suite)):
+        click.echo(remark, err=True)
     if as_json:
-        print_json(_ranking_json(suite, results, all_curves, failed, page))
+        print_json({**_ranking_json(suite, results, all_curves, failed, page), "remarks": remarks})
         return
     best = []
     for nfe in budgets(all_curves):

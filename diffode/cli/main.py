@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, NoReturn
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -97,7 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
     4 a sampler that can't be judged, 130 interrupted, 143 terminated.
     """
     end_in_order()
-    words = sys.argv[1:] if arguments is None else arguments
+    with warnings_in_words():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(words: list[str]) -> None:
     try:
         code = command.main(args=words, prog_name="diffode", standalone_mode=False)
         # A flush here makes output that can't be printed an error of this command, not one of Python at its end.
@@ -131,6 +137,30 @@ def main(arguments: list[str] | None = None) -> None:
         if "can't allocate memory" not in str(error):
             raise
         _end(_too_large(str(error).partition("allocate memory:")[2].partition(".")[0].strip()), 2)
+
+
+@contextlib.contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """Inside the block a warning is one line on stderr with its text, without a place in the source."""
+    before = warnings.showwarning
+    warnings.showwarning = _show_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    with contextlib.suppress(OSError):
+        # A progress bar has put its own stream in the place of stderr, and writes above itself.
+        print(f"warning: {message}", file=file or sys.stderr)
 
 
 def _end(message: str, code: int) -> NoReturn:

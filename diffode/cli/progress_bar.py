@@ -17,7 +17,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Advance]:
-    """A live bar on stderr with the time left."""
+    """A live bar on stderr with the time left, which is first shown when something is done: nothing is, of what is refused."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -30,13 +30,18 @@ def progress_bar(title: str) -> Iterator[Advance]:
         TextColumn("left:"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(title, total=None)
 
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+    def advance(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager

@@ -140,12 +140,14 @@ def command(
     ranked = recommend(used, budget)
     covered = scope(used, known=own is None, guidance=guidance)
     once = max(1, budget // calls)
-    programs = lines_to_paste(ranked[0].method, once, path, calls=calls, guidance=guidance)
+    # Runs that were all on one path are on it for other programs too.
+    ran_on = path or (used[0].path if len({c.path for c in used}) == 1 else None)
+    programs = lines_to_paste(ranked[0].method, once, ran_on, calls=calls, guidance=guidance)
     elsewhere, knowing = None, knows_data(ranked[0].method)
     if "diffusers" not in programs or knowing:
         # Whoever has no latents at hand takes the best that need not know their statistics.
         rest = (a for a in ranked[1:] if not (knowing and knows_data(a.method)))
-        others = ((a, lines_to_paste(a.method, once, path, calls=calls, guidance=guidance)) for a in rest)
+        others = ((a, lines_to_paste(a.method, once, ran_on, calls=calls, guidance=guidance)) for a in rest)
         elsewhere = next(((a, lines) for a, lines in others if "diffusers" in lines), None)
     kinds = other_kinds(used, budget, ranked[0].method)
     notes = [text for text in (kinds, schedule_note(schedule), budget_note(used, budget), found.told) if text]

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from diffode.metrics import Streamed
 
-#: Share of a path's first time by which a grid may begin below it by rounding.
-_ROUNDING = 1e-6
 #: Number of points that are held in memory, for the picture and the error.
 _HELD = 10_000
 
@@ -89,6 +87,7 @@ def command(
     from diffode.solvers.solver import WritesTable
     from diffode.solvers.streaming import stream
     from diffode.studies import figures
+    from diffode.studies.low_starts import begins_low
     from diffode.studies.problem import field_of, path_of, shape_of, starts, tolerance_of
 
     file = FilePath(output)
@@ -111,12 +110,7 @@ def command(
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]
-    remarks = []
-    if begins < on.t_max * (1 - _ROUNDING):
-        remarks.append(
-            f"grid {grid!r} begins at t={begins:.4g}, noise level {on.rho(begins):.4g} of {on.rho(on.t_max):.4g}: the samples "
-            "begin there, from noise without data, and errors are those of the rest of the way"
-        )
+    remarks = [low] if (low := begins_low(grid, on, begins)) else []
     own_levels = isinstance(recipe, WritesTable) and recipe.lays_levels and not isinstance(recipe, Jumped)
     if asked is not None and (own_times or own_levels):
         remarks.append(f"solver {recipe.spec!r} lays its own levels: --grid {asked} gives no more than their ends")

@@ -69,7 +69,8 @@ class Budgets(click.ParamType[tuple[int, ...]]):
     "--seconds",
     type=click.FloatRange(0.1),
     default=None,
-    help="Most seconds of training (not of gits and dmn); by default its counted steps alone end it.",
+    help="Most seconds of training, exact ends of starts included, which it can't cut short (not of gits and dmn); by default "
+    "its counted steps alone end it.",
 )
 @click.option(
     "--points", type=click.IntRange(8, 10**6), default=None, help="Number of starts; the default depends on target and NFE."
@@ -178,13 +179,15 @@ def command(
 
 
 def _worse(trained: Trained) -> str:
-    """What to say of a training whose result is worse on held-out starts than what it is compared with."""
+    """What to say of a training whose result is no better on held-out starts than what it is compared with."""
     from diffode.cli.training_log import in_words
 
     before, after = trained.errors
-    if before is None or not after > before:
+    if before is None or not after >= before:
         return ""
     compared = in_words(trained.facts.begun_from)
+    if after == before:
+        return f"the training found nothing better than {compared}, which no training costs: this is that"
     return f"on held-out starts this is worse than {compared}, which no training costs: take that, or more evaluations"
 
 

@@ -7,11 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 from joblib import Parallel, delayed
 
 from diffode.engines.work import Numbered
 from diffode.errors import ArgumentError, WorkerError
+
+#: Text, category, file and line of a warning.
+Warned = tuple[str, type[Warning], str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +39,12 @@ class Local:
         if workers == 1:
             yield from map(function, items)
             return
-        found = Parallel(n_jobs=workers, return_as="generator_unordered")(delayed(function)(item) for item in items)
+        found = Parallel(n_jobs=workers, return_as="generator_unordered")(delayed(_heard)(function, item) for item in items)
+        seen: dict[Any, Any] = {}
         try:
-            for numbered in found:  # noqa: UP028 - ``yield from`` would close what is closed below
+            for numbered, warned in found:
+                for text, category, file, line in warned:
+                    warnings.warn_explicit(text, category, file, line, registry=seen)
                 yield numbered
         except BrokenProcessPool as error:
             raise WorkerError(
@@ -49,3 +56,15 @@ class Local:
                 # Where the results are no longer wanted, as when a disk is full, joblib warns of the items in hand.
                 warnings.simplefilter("ignore", UserWarning)
                 found.close()
+
+
+def _heard(function: Callable[[Numbered], Numbered], item: Numbered) -> tuple[Numbered, list[Warned]]:
+    """The result for an item, with the warnings on the way to it, which a worker hands to the process that asked."""
+    with warnings.catch_warnings(record=True) as heard:
+        result = function(item)
+    return result, [(str(w.message), _sent(w.category), w.filename, w.lineno) for w in heard]
+
+
+def _sent(category: type[Warning]) -> type[Warning]:
+    """The category of a warning, if every process knows it; of a user's class UserWarning."""
+    return category if category.__module__ in ("builtins", "diffode.errors") else UserWarning

@@ -84,7 +84,8 @@ def train(
         points: number of starts to train on; the default is the method's.
         steps: largest number of steps of the training: of Gauss-Newton, or of the optimiser for ``amed`` and flow maps; the
             default is the method's.
-        seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
+        seconds: limit of time, from the call on. It counts the exact ends of all starts and can't cut them short. If it ends
+            the training early, the best so far is returned, and ``stopped_by`` says so.
         seed: seed of the starts; those of training, held out and of the test are separate streams.
         device: for flow maps, the device on which the network is trained.
         progress: called with every :class:`Step`.

@@ -81,7 +81,7 @@ class Request:
         progress: Progress | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Request:
-        """The request of some arguments, each checked; ArgumentError names the wrong one."""
+        """The request of some arguments, each checked: ArgumentError names the wrong one, FieldError what the field does."""
         limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
         if isinstance(field, Field):
             chosen, on, target = field, field.require_path("training"), type(field).__name__
@@ -101,7 +101,10 @@ class Request:
                 f"{_NORMAL[purpose]} begin with the flow of a Gaussian with normal noise; this field's comes from source "
                 f"{chosen.source.spec!r}: train a table (bespoke), or a grid (ld3)"
             )
-        return cls(purpose, chosen, on, target, row_shape(chosen, dim), seed, limit, progress)
+        shape = row_shape(chosen, dim)
+        # A user's function is tried as solvers try it, so that what is wrong with it, such as float32 weights, is named.
+        chosen.check_once(chosen.first_noise((3, *shape), generator=0), on.t_max)
+        return cls(purpose, chosen, on, target, shape, seed, limit, progress)
 
     @property
     def width(self) -> int:
@@ -115,6 +118,10 @@ class Request:
     def check_gradient(self) -> None:
         """Raise FieldError if the field can't be differentiated in x."""
         self.field.check_gradient(self.field.first_noise((2, *self.shape), generator=0), self.path.t_max)
+
+    def check_row_times(self) -> None:
+        """Raise FieldError if the field can't take a time for every row."""
+        self.field.check_times(self.field.first_noise((1, *self.shape), generator=0), self.path.t_max, self.path.t_min)
 
     def problem(self, count: int, stream: str, trajectory: float = 0.0, *, differentiated: bool = True) -> Problem:
         """A problem of ``count`` starts from a stream, with their exact ends."""

@@ -11,7 +11,19 @@ from diffode.metrics.density import lost_modes, mode_weights, push_forward_kl
 from diffode.metrics.frechet import frechet
 from diffode.metrics.gaussian import ErrorSplit, gaussian_error, gaussian_split, gaussian_w2, moments
 from diffode.metrics.guided import shrinkage, tilted, tilted_law
-from diffode.metrics.measurement import Measurement, Needs, Outcome, measure, names, needs, needs_of, register, registry
+from diffode.metrics.measurement import (
+    Measurement,
+    Needs,
+    Outcome,
+    check_fits,
+    check_options,
+    measure,
+    names,
+    needs,
+    needs_of,
+    register,
+    registry,
+)
 from diffode.metrics.sampled import energy_distance, mmd, sliced_w2
 from diffode.metrics.split import error_split
 from diffode.metrics.transport import (
@@ -59,6 +71,8 @@ __all__ = [
     "Outcome",
     "Streamed",
     "assigned",
+    "check_fits",
+    "check_options",
     "error_split",
     "gaussian_split",
     "gaussian_w2",

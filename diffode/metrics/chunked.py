@@ -18,7 +18,7 @@ from diffode.metrics.coupled import Reduction
 from diffode.metrics.density import LOST_SHARE, mixture_of, responsibilities
 from diffode.metrics.gaussian import gaussian_w2
 from diffode.metrics.measurement import Measurement, law_of, registry
-from diffode.metrics.sampled import check_projections
+from diffode.metrics.sampled import check_sampling
 from diffode.numerics.projections import directions
 from diffode.randomness import keyed
 from diffode.solvers.starts import part_of
@@ -342,7 +342,7 @@ class SlicedW2(Streamed):
 
     def __init__(self, run: Run, projections: int = 128, bins: int = 4096):
         super().__init__(run)
-        check_projections(projections)
+        check_sampling(projections=projections)
         if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= 2**20:
             raise ArgumentError(f"bins must be an integer from 2 to {2**20:,}, got {bins!r}")
         self._bins = _Bins.of(run, projections, bins)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
 from diffode.flows import reference
-from diffode.metrics.measurement import Measurement, Outcome, law_of, needs
+from diffode.metrics.measurement import Measurement, Outcome, approximates, law_of, needs
 
 Reduction = Literal["mean", "rms", "max", "median"]
 
 
 def reduce(distances: Tensor, reduction: Reduction) -> float:
     """Mean, root mean square, maximum or median of distances (B,); ArgumentError for another reduction."""
+    check_reduction(reduction)
     if reduction == "mean":
         return float(distances.mean())
     if reduction == "rms":
         return float(distances.square().mean().sqrt())
     if reduction == "max":
         return float(distances.max())
-    if reduction == "median":
-        return float(distances.median())
-    raise ArgumentError(f"reduction must be mean, rms, max or median, got {reduction!r}")
+    return float(distances.median())
+
+
+def check_reduction(reduction: object = "mean") -> None:
+    """Raise ArgumentError unless a reduction is one of :func:`reduce`."""
+    if reduction not in get_args(Reduction):
+        raise ArgumentError(f"reduction must be mean, rms, max or median, got {reduction!r:.60}")
 
 
 def check_deterministic(outcome: Outcome, metric: str) -> None:
@@ -37,7 +42,7 @@ def check_deterministic(outcome: Outcome, metric: str) -> None:
         )
 
 
-@needs(flow=True)
+@needs(flow=True, options=check_reduction)
 def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Euclidean distance of each end point to that of the field's own flow: the error of the solver."""
     check_deterministic(outcome, "endpoint")
@@ -46,7 +51,7 @@ def endpoint(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("endpoint", reduce(distances, reduction), reduce(exact.errors, reduction))
 
 
-@needs(fits=law_of)
+@needs(fits=approximates, options=check_reduction)
 def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance between the ends of a field's own flow and of the exact flow: the error that no solver removes."""
     own, true = outcome.reference, outcome.true_reference
@@ -54,7 +59,7 @@ def model(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("model", reduce(distances, reduction), reduce(own.errors, reduction) + reduce(true.errors, reduction))
 
 
-@needs(flow=True, fits=law_of)
+@needs(flow=True, fits=law_of, options=check_reduction)
 def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance of each end point to that of the exact flow: the error of the solver and the field together."""
     check_deterministic(outcome, "total")
@@ -63,7 +68,7 @@ def total(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     return Measurement("total", reduce(distances, reduction), reduce(true.errors, reduction))
 
 
-@needs(flow=True, states=True)
+@needs(flow=True, states=True, options=check_reduction)
 def trajectory(outcome: Outcome, reduction: Reduction = "mean") -> Measurement:
     """Distance to the exact flow at the grid's inner and last times, averaged over them; needs ``keep="all"``."""
     check_deterministic(outcome, "trajectory")

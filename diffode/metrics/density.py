@@ -16,7 +16,22 @@ from diffode.targets import GaussianMixture
 LOST_SHARE = 0.1
 
 
-@needs(length=False, fits=exact_of)
+def check_max_dim(max_dim: object = 8) -> None:
+    """Raise ArgumentError for what is no largest number of dimensions."""
+    if type(max_dim) is not int or max_dim < 1:
+        raise ArgumentError(f"max_dim must be an integer >= 1, got {max_dim!r:.60}")
+
+
+def few_dimensions(field: Field, max_dim: int = 8) -> ExactField:
+    """The exact field; ArgumentError if it is none, or has more than ``max_dim`` dimensions."""
+    check_max_dim(max_dim)
+    exact = exact_of(field)
+    if exact.target.dim > max_dim:
+        raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (a backward pass per coordinate), got {exact.target.dim}")
+    return exact
+
+
+@needs(length=False, fits=few_dimensions, options=check_max_dim)
 def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     r"""KL(q | p), where the run takes the exact law at the first time to q, and p is the exact law at the last time.
 
@@ -24,11 +39,9 @@ def push_forward_kl(outcome: Outcome, max_dim: int = 8) -> Measurement:
     whole run :math:`\Phi` by automatic differentiation. Sampling makes an interval, but no floor as in sampled distances.
     ArgumentError for solvers without a tableau and above ``max_dim`` dimensions.
     """
-    field, table = outcome.exact, outcome.solution.tableau
+    field, table = few_dimensions(outcome.field, max_dim), outcome.solution.tableau
     if table is None:
         raise ArgumentError("push_forward_kl needs a solver with a tableau; an adaptive run is not one map")
-    if field.target.dim > max_dim:
-        raise ArgumentError(f"push_forward_kl takes dim <= {max_dim} (a backward pass per coordinate), got {field.target.dim}")
     first, last = outcome.times[0], outcome.times[-1]
     outcome.check_points(2, "push_forward_kl")
     x = field.marginal(len(outcome.end), first, generator=outcome.stream(7))

@@ -118,7 +118,13 @@ def gaussian_of(field: Field) -> Target:
     return exact.target
 
 
-@needs(fits=gaussian_of)
+def check_part(part: object = "total") -> None:
+    """Raise ArgumentError unless a part is one of :class:`ErrorSplit`."""
+    if part not in ErrorSplit._fields:
+        raise ArgumentError(f"part must be one of {', '.join(ErrorSplit._fields)}, got {part!r:.60}")
+
+
+@needs(fits=gaussian_of, options=check_part)
 def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measurement:
     """The exact W2 error of the solver on a Gaussian target, or a part of it (see :func:`gaussian_split`); nothing is sampled.
 
@@ -127,8 +133,7 @@ def gaussian_error(outcome: Outcome, part: GaussianPart = "total") -> Measuremen
     target, table = gaussian_of(outcome.field), outcome.solution.tableau
     if table is None:
         raise ArgumentError("gaussian_error needs a solver that writes a table, whose law on a Gaussian is known exactly")
-    if part not in ErrorSplit._fields:
-        raise ArgumentError(f"part must be one of {', '.join(ErrorSplit._fields)}, got {part!r}")
+    check_part(part)
     eigenvalues, vectors = torch.linalg.eigh(target.covariance)
     split = gaussian_split(table, target.mean @ vectors, eigenvalues.clamp(min=0))
     return Measurement("gaussian_error", float(getattr(split, part)))

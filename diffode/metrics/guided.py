@@ -7,7 +7,7 @@ laws compare a guided run with the conditional law.
 from __future__ import annotations
 
 import weakref
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -58,19 +58,28 @@ def guided_mixtures(field: Field) -> tuple[GaussianMixture, GaussianMixture]:
             "a tilted law needs a field that diffode.guide makes, with kind cfg or auto, of mixtures' exact fields"
         )
     one, other = (law for law in laws if law is not None)
+    if one.dim > 2:
+        raise ArgumentError(
+            f"a tilted law is normalised in one or two dimensions, got {one.dim}: compare moments with the conditional law"
+        )
     return one, other
 
 
-@needs(fits=guided_mixtures)
+def check_part(part: object = "sliced_w2") -> None:
+    """Raise ArgumentError unless a part is one of :func:`tilted`."""
+    if part not in get_args(Part):
+        raise ArgumentError(f"part must be sliced_w2, moments or mode_weights, got {part!r:.60}")
+
+
+@needs(fits=guided_mixtures, options=check_part)
 def tilted(outcome: Outcome, part: Part = "sliced_w2") -> Measurement:
     """Distance of the end points to p(x|c)^w p(x)^(1-w), normalised by quadrature: one or two dimensions, kinds cfg and auto.
 
     ``part`` is ``sliced_w2`` (in one dimension W2 itself) between as many points, ``moments``, the W2 between the Gaussians of
     equal moments, or ``mode_weights``, the total variation distance. The floor is that of as many draws of the tilted law.
     """
+    check_part(part)
     law, count = tilted_law(outcome.field, outcome.times[-1]), len(outcome.end)
-    if part not in ("sliced_w2", "moments", "mode_weights"):
-        raise ArgumentError(f"part must be sliced_w2, moments or mode_weights, got {part!r:.60}")
     outcome.check_points(2, "tilted")
     drawn, other = (law.sample(count, generator=outcome.stream(stream)) for stream in (21, 22))
     along = directions(law.dim, _PROJECTIONS if law.dim > 1 else 1)
@@ -86,15 +95,27 @@ def tilted(outcome: Outcome, part: Part = "sliced_w2") -> Measurement:
     return Measurement("tilted", distance(outcome.end.cpu()), distance(other))
 
 
-@needs(length=False, fits=law_of)
+def check_within(within: object = False) -> None:
+    """Raise ArgumentError unless ``within`` says yes or no."""
+    if not isinstance(within, bool):
+        raise ArgumentError(f"within must be true or false, got {within!r:.60}")
+
+
+def has_widths(field: Field, within: bool = False) -> None:
+    """Raise ArgumentError for a field of no known law, or of one without the modes that ``within`` asks for."""
+    law = law_of(field)
+    if within:
+        conditional_mixture(law)
+
+
+@needs(length=False, fits=has_widths, options=check_within)
 def shrinkage(outcome: Outcome, within: bool = False) -> Measurement:
     """The share of the conditional law's total variance that the end points have lost; negative where they have gained.
 
     With ``within`` it is that of the variance inside the modes: each end point belongs to its likeliest component, and a
     component's loss counts by its number of points. The floor is the size of the same number for as many exact draws.
     """
-    if not isinstance(within, bool):
-        raise ArgumentError(f"within must be true or false, got {within!r:.60}")
+    check_within(within)
     outcome.check_points(2, "shrinkage")
     law, last = outcome.law, outcome.times[-1]
     alpha, sigma = law.path.alpha(last), law.path.sigma(last)

@@ -17,7 +17,7 @@ from diffode.fields import ExactField, Field
 from diffode.flows import Reference, reference
 from diffode.randomness import keyed
 from diffode.solvers import Solution
-from diffode.specs import Registry, parse_spec
+from diffode.specs import Registry, option_names, parse_spec
 from diffode.targets import GaussianMixture
 
 #: Largest number of coordinates in a set of exact draws that is kept, 0.5 MB, and of such sets for a law.
@@ -148,6 +148,12 @@ def exact_of(field: Field) -> ExactField:
     return field
 
 
+def approximates(field: Field) -> None:
+    """Raise ArgumentError unless a field approximates an exact one, which is known."""
+    if law_of(field) is field:
+        raise ArgumentError("this field is exact, so that its own error is 0 and all is the solver's: take endpoint")
+
+
 def drawn_from(field: Field) -> ExactField | Bridge:
     """What gives exact draws of a field's law; ArgumentError if the law is unknown."""
     return field if isinstance(field, Bridge) else law_of(field)
@@ -160,29 +166,41 @@ class Needs(NamedTuple):
         flow: rows that follow the exact flow from their own start, which those of solvers that draw noise do not.
         states: the states at all times of the grid, which a study keeps only for a cell with such a metric.
         length: whether its value is a length in the unit of the data, which rankings take in units of the data's scale.
-        fits: raises ArgumentError for a field on which it can't measure; a study asks it before anything runs.
+        fits: raises ArgumentError for a field on which it can't measure, called with the field and with those of the metric's
+            options that it takes; a study asks it before anything runs.
+        options: raises ArgumentError for wrong options, called with those of a spec; a study asks it before anything runs.
+        most_points: the largest number of end points that it takes, if there is one.
     """
 
     flow: bool = False
     states: bool = False
     length: bool = True
-    fits: Callable[[Field], object] | None = None
+    fits: Callable[..., object] | None = None
+    options: Callable[..., object] | None = None
+    most_points: int | None = None
 
 
 Metric = TypeVar("Metric", bound=Callable[..., Measurement])
 
 
 def needs(
-    *, flow: bool = False, states: bool = False, length: bool = True, fits: Callable[[Field], object] | None = None
+    *,
+    flow: bool = False,
+    states: bool = False,
+    length: bool = True,
+    fits: Callable[..., object] | None = None,
+    options: Callable[..., object] | None = None,
+    most_points: int | None = None,
 ) -> Callable[[Metric], Metric]:
     """Decorate a metric with what it needs, so that studies keep states for it, and leave out runs that it can't measure.
 
     With ``length=False`` rankings take its value as it is: it is no length, such as a probability or a number of modes.
-    ``fits(field)`` raises ArgumentError for a field on which it can't measure.
+    ``fits(field)`` raises ArgumentError for a field on which it can't measure, and ``options(**options)`` for wrong options;
+    the options of the metric that ``fits`` names are given to it too.
     """
 
     def decorated(metric: Metric) -> Metric:
-        metric.needs = Needs(flow, states, length, fits)  # type: ignore[attr-defined]
+        metric.needs = Needs(flow, states, length, fits, options, most_points)  # type: ignore[attr-defined]
         return metric
 
     return decorated
@@ -192,6 +210,27 @@ def needs_of(spec: str) -> Needs:
     """What the metric of a spec needs; UnknownNameError for an unknown one."""
     found: Needs = getattr(registry.entry(parse_spec(spec)[0]).make, "needs", Needs())
     return found
+
+
+def check_options(spec: str) -> None:
+    """Raise ArgumentError if the metric of a spec does not take an option of the spec, or not its value.
+
+    >>> check_options("sliced_w2:resamples=-1")
+    Traceback (most recent call last):
+    diffode.errors.ArgumentError: resamples must be 0 (no interval) or an integer >= 2, got -1
+    """
+    entry, check = registry.check(spec, given=("outcome",)), needs_of(spec).options
+    if check is not None:
+        check(**{**entry.preset, **parse_spec(spec)[1]})
+
+
+def check_fits(spec: str, field: Field) -> None:
+    """Raise ArgumentError if the metric of a spec can't measure on a field."""
+    fits = needs_of(spec).fits
+    if fits is not None:
+        entry, taken = registry.entry(parse_spec(spec)[0]), option_names(fits)
+        options = {**entry.preset, **parse_spec(spec)[1]}
+        fits(field, **{key: value for key, value in options.items() if taken is None or key in taken})
 
 
 registry: Registry[Measurement] = Registry("metric")

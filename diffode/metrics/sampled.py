@@ -22,8 +22,7 @@ _BLOCK_DISTANCES = 2**20
 def _drawn(outcome: Outcome, resamples: int, metric: str, least: int) -> tuple[list[Tensor], list[list[Tensor]]]:
     """The end points and two sets of exact draws, each (n, dim); for each resample, indices (n,) into the first two sets."""
     outcome.check_points(least, metric)
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 0 or resamples == 1:
-        raise ArgumentError(f"resamples must be 0 (no interval) or an integer >= 2, got {resamples!r}")
+    check_sampling(resamples)
     x, count = outcome.end, len(outcome.end)
     sets = [x, outcome.exact_draws(count, 3), outcome.exact_draws(count, 4)]
     generator = generator_from(outcome.seed)
@@ -40,16 +39,18 @@ def _measured(name: str, value: float, floor: float, resampled: Tensor) -> Measu
     return Measurement(name, value, floor, max(0.0, value - half), value + half)
 
 
-def check_projections(projections: int) -> None:
-    """Raise ArgumentError for what is no number of directions."""
-    if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
-        raise ArgumentError(f"projections must be an integer >= 1, got {projections!r}")
+def check_sampling(resamples: object = 20, projections: object = 1) -> None:
+    """Raise ArgumentError for what is no number of resamples, or no number of directions."""
+    if type(resamples) is not int or resamples < 0 or resamples == 1:
+        raise ArgumentError(f"resamples must be 0 (no interval) or an integer >= 2, got {resamples!r:.60}")
+    if type(projections) is not int or projections < 1:
+        raise ArgumentError(f"projections must be an integer >= 1, got {projections!r:.60}")
 
 
-@needs(fits=drawn_from)
+@needs(fits=drawn_from, options=check_sampling)
 def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> Measurement:
     """Root mean square, over random directions, of the W2 distances between one-dimensional projections."""
-    check_projections(projections)
+    check_sampling(resamples, projections)
     (x, exact, other), chosen = _drawn(outcome, resamples, "sliced_w2", 1)
     along = directions(x.shape[1], projections).to(x.device)
 
@@ -60,13 +61,13 @@ def sliced_w2(outcome: Outcome, projections: int = 128, resamples: int = 20) -> 
     return _measured("sliced_w2", distance(x, exact), distance(other, exact), torch.tensor(resampled, dtype=torch.float64))
 
 
-@needs(length=False, fits=drawn_from)
+@needs(length=False, fits=drawn_from, options=check_sampling)
 def energy_distance(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Square root of 2 E|x - y| - E|x - x'| - E|y - y'|, whose means run over distinct pairs (unbiased), clipped at 0."""
     return _by_pairs("energy_distance", outcome, resamples, lambda distances: -distances)
 
 
-@needs(length=False, fits=drawn_from)
+@needs(length=False, fits=drawn_from, options=check_sampling)
 def mmd(outcome: Outcome, resamples: int = 20) -> Measurement:
     """Maximum mean discrepancy with Gaussian kernels of four widths: the root of its unbiased square, clipped at 0.
 

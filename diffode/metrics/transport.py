@@ -181,8 +181,7 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, order: int = 2) -> float:
     first, second = _cloud(x, "x"), _cloud(y, "y")
     if first.shape[1] != second.shape[1]:
         raise ArgumentError(f"x has {first.shape[1]} coordinates and y {second.shape[1]}: they must be as many")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
-        raise ArgumentError(f"epsilon must be a number > 0, in the unit of the cost |x - y|^p, got {epsilon!r:.60}")
+    check_epsilon(epsilon, "the unit of the cost |x - y|^p")
     _check_order(order)
     across = entropic_value(_costs(first, second, order), epsilon)
     own = [entropic_value(_costs(part, part, order), epsilon) for part in (first, second)]
@@ -190,11 +189,19 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, order: int = 2) -> float:
     return math.sqrt(square) if order == 2 else square
 
 
+def check_epsilon(epsilon: object = 0.05, unit: str = "units of scale^2 dim") -> None:
+    """Raise ArgumentError unless a regularisation is a number > 0."""
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+        raise ArgumentError(f"epsilon must be a number > 0, in {unit}, got {epsilon!r:.60}")
+
+
 def on_a_line(field: Field) -> None:
-    """Raise ArgumentError unless the rows of a field are single numbers of a known law."""
-    drawn_from(field)
+    """Raise ArgumentError unless the rows of a field are single numbers of a law whose quantiles are known."""
+    law = drawn_from(field)
     if field.shape is not None:
         _check_line(math.prod(field.shape))
+    if not isinstance(law, Bridge):
+        _mixtures(law, "w1 and w2")
 
 
 def _check_line(numbers: int) -> None:
@@ -214,7 +221,7 @@ def w2(outcome: Outcome) -> Measurement:
     return _of_outcome(outcome, "w2", 2)
 
 
-@needs(fits=drawn_from)
+@needs(fits=drawn_from, most_points=MOST_ASSIGNED)
 def assigned_w2(outcome: Outcome) -> Measurement:
     """W2 between the end points and as many exact draws, by optimal assignment; the floor is that of other exact draws."""
     outcome.check_points(1, "assigned_w2")
@@ -223,9 +230,10 @@ def assigned_w2(outcome: Outcome) -> Measurement:
     return Measurement("assigned_w2", *(assigned(part, exact).distance for part in (outcome.end.cpu(), other)))
 
 
-@needs(fits=drawn_from)
+@needs(fits=drawn_from, options=check_epsilon)
 def sinkhorn_w2(outcome: Outcome, epsilon: float = 0.05) -> Measurement:
     """The debiased entropic distance between end points and as many exact draws; ``epsilon`` is in units of scale^2 dim."""
+    check_epsilon(epsilon)
     outcome.check_points(1, "sinkhorn_w2")
     count = len(outcome.end)
     exact, other = (outcome.exact_draws(count, stream).cpu() for stream in (3, 4))
@@ -245,18 +253,24 @@ def _of_outcome(outcome: Outcome, name: str, order: int) -> Measurement:
     return Measurement(name, *values)
 
 
-def _noised_on_line(field: ExactField, last: float, name: str) -> GaussianMixture:
-    """The law of an exact field on the line at a time; ArgumentError if it is no mixture of Gaussians."""
-    mixture, (alpha, sigma) = field.target.as_mixture(), (field.path.alpha(last), field.path.sigma(last))
+def _mixtures(field: ExactField, name: str) -> tuple[GaussianMixture, tuple[Tensor, Tensor, Tensor]]:
+    """The mixture of the data, and weights, means and variances of that of the noise; ArgumentError if either is none."""
+    mixture = field.target.as_mixture()
     noise: tuple[Tensor, Tensor, Tensor] | None = torch.ones(1).double(), torch.zeros(1).double(), torch.ones(1).double()
     if field.source is not None:
         source = field.source.of.as_mixture() if isinstance(field.source, TargetSource) else None
         noise = None if source is None else (source.weights, source.means[:, 0], source.components.variances()[:, 0])
     if mixture is None or noise is None:
         raise ArgumentError(
-            f"{name} needs data and noise that are mixtures of Gaussians, whose quantiles are known: take assigned_w2"
+            f"{name} need data and noise that are mixtures of Gaussians, whose quantiles are known: take assigned_w2"
         )
-    shares, centres, variances = noise
+    return mixture, noise
+
+
+def _noised_on_line(field: ExactField, last: float, name: str) -> GaussianMixture:
+    """The law of an exact field on the line at a time; ArgumentError if it is no mixture of Gaussians."""
+    mixture, (shares, centres, variances) = _mixtures(field, name)
+    alpha, sigma = field.path.alpha(last), field.path.sigma(last)
     weights = mixture.weights[:, None] * shares
     means = alpha * mixture.means + sigma * centres
     spread = alpha**2 * mixture.components.variances() + sigma**2 * variances

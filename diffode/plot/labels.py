@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,24 @@ class Label:
     x: float
     y: float
     colour: str
+
+
+#: Marks between the words of a spec, after which its name may break, as a class of characters of a regular expression.
+MARKS = r",:=_@/+"
+
+
+def in_lines(text: str, most: int) -> str:
+    """A caption in lines of at most ``most`` characters, which break after spaces and marks, and never inside a word.
+
+    >>> in_lines("universal:member=18,scale=1.7, NFE 6", 20)
+    'universal:member=18,\\nscale=1.7, NFE 6'
+    """
+    lines = [""]
+    for piece in re.findall(rf"[^\s{MARKS}]*[\s{MARKS}]*", text):
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

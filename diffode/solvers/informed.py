@@ -50,18 +50,24 @@ def informed_by(solver: Solver, statistics: Statistics | None) -> Solver:
     Raises:
         ArgumentError: if it asks for statistics and there are none, or does not ask for those that are given.
     """
+    check_told(solver, statistics)
+    return solver if statistics is None else informed(solver, statistics)
+
+
+def check_told(solver: Solver, statistics: Statistics | None) -> None:
+    """Raise ArgumentError unless ``statistics`` for a loop that owns the network are what the solver asks for, if anything."""
+    check_jump(solver.jump)
     _check_asked(solver, statistics)
-    if not solver.needs_statistics or isinstance(solver, Jumped):
-        return solver
-    if statistics is None:
+    if statistics is None and solver.needs_statistics and not isinstance(solver, Jumped):
         raise ArgumentError(
             f"solver {solver.spec!r} has to know mean and covariance of what the network denoises, such as latents: pass "
             "statistics=diffode.Statistics.of_samples(latents), or of a field, diffode.fields.estimate_statistics(field)"
         )
-    return informed(solver, statistics)
 
 
 def _check_asked(solver: Solver, statistics: Statistics | None) -> None:
+    if statistics is not None and not isinstance(statistics, Statistics):
+        raise ArgumentError(f"statistics must be diffode.Statistics, got {statistics!r:.60}")
     if statistics is not None and not solver.needs_statistics:
         raise ArgumentError(
             f"statistics go with a solver that asks for them, by jump=auto or a chart of the Gaussian, not with {solver.spec!r}"

@@ -32,7 +32,7 @@ from diffode.solvers.plain_function import FunctionSolver, samples
 from diffode.solvers.predictor_corrector import LangevinCorrector, PredictorCorrector
 from diffode.solvers.restart import Restart
 from diffode.solvers.runge_kutta import RK4, EDMHeun, Euler, Heun, Kutta3, Midpoint, Ralston
-from diffode.solvers.solver import Solver, WritesTable, lack_of
+from diffode.solvers.solver import Solver, WritesTable, check_jump, lack_of
 from diffode.solvers.stork import STORK, STORK4
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -153,6 +153,13 @@ def get(spec: str | Solver | Callable[..., Any], **options: Any) -> Solver:
     >>> get("dpm:order=3", step_orders=[3, 3, 2]).step_orders
     (3, 3, 2)
     """
+    solver = _made(spec, options)
+    # Classes check their own options, and not this one of all of them.
+    check_jump(solver.jump)
+    return solver
+
+
+def _made(spec: str | Solver | Callable[..., Any], options: dict[str, Any]) -> Solver:
     if isinstance(spec, Solver):
         if options:
             raise ArgumentError(f"options {', '.join(options)} go with a spec; this solver has its own already")

@@ -15,6 +15,7 @@ from diffode.fields.own import FieldText
 from diffode.fields.problem_text import field_of_text, parts_of
 from diffode.flows import reference
 from diffode.plot.appearance import DASHES
+from diffode.plot.labels import in_lines
 from diffode.plot.space import is_shape_of_images, law_of
 from diffode.studies.paste import method_parts
 from diffode.studies.problem import field_of, starts, tolerance_of, untold
@@ -29,6 +30,10 @@ _MOST_IMAGES = 64
 _SEED = 0
 #: Lengths of strokes and gaps of the dashes of :mod:`diffode.plot`, as SVG writes them.
 _STROKES = dict(zip(map(str, DASHES), ("", "9 4", "2 3", "10 3 2 3"), strict=True))
+
+
+#: Largest number of characters in a line above a panel of 3.4 inches.
+_TITLE = 36
 
 
 def page_looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -58,8 +63,9 @@ def draw_clouds(target: str, path: str, methods: Sequence[str], nfe: int) -> Fig
         for panel, (title, solution, ends) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
             plot.trajectories(solution, field, ax=panel, ends=False)
             plot.cloud(ends, ax=panel, window=plot.window_of(ends, law))
-            panel.set_title(title)
-        figure.suptitle(f"{target} on {path}: end points over the density, and trajectories in units of their spread")
+            panel.set_title(in_lines(title, _TITLE))
+        caption = f"{target} on {path}: end points over the density, and trajectories in units of their spread"
+        figure.suptitle(in_lines(caption, _TITLE * len(runs)))
     return figure
 
 
@@ -100,7 +106,7 @@ def draw_images(target: str, path: str, methods: Sequence[str], budgets: Sequenc
                     plot.images(ends, shape, ax=panel, columns=each, limit=limit)
                 if not row:
                     panel.set_title(f"NFE {nfe}")
-            panels[row][0].set_ylabel(method, rotation=0, ha="right", va="center")
+            panels[row][0].set_ylabel(in_lines(method, _TITLE), rotation=0, ha="right", va="center")
         figure.suptitle(f"{target} on {path}")
     return figure
 

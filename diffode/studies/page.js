@@ -154,6 +154,9 @@ function values(lines) {
   byId("values").innerHTML = `<table><thead><tr><th>method</th>${budgets.map(n => `<th>NFE ${n}</th>`).join("")}</tr></thead><tbody>${rows.join("")}</tbody></table>`;
 }
 
+// A caption's name may break after a mark between words, which comes before a break inside of one.
+const breakable = name => text(name).replace(/([,:=_@\/+])(?=\S)/g, "$1<wbr>");
+
 function small() {
   byId("small").innerHTML = DATA.targets.map((name, t) => {
     const {lines} = averaged(DATA.curves.filter(c => c[0] === t && (state.path === "" || DATA.paths[c[1]] === state.path)));
@@ -161,9 +164,9 @@ function small() {
     if (!drawn.length) return "";
     const at = scales(drawn, 0, {left: 4, right: 146, top: 6, bottom: 84});
     const best = [...drawn].sort((a, b) => a.points.at(-1)[1] - b.points.at(-1)[1])[0];
-    return `<button type="button" data-target="${text(name)}" aria-label="${text(name)}: show its curves"><span>${text(name)}</span>` +
+    return `<button type="button" data-target="${text(name)}" aria-label="${text(name)}: show its curves"><span>${breakable(name)}</span>` +
       `<svg viewBox="0 0 150 90" aria-hidden="true">${drawn.map(l => line(l, at, true)).join("")}</svg>` +
-      `<span class="note">${text(DATA.methods[best.m].name)} ${written(best.points.at(-1)[1])}</span></button>`;
+      `<span class="note">${breakable(DATA.methods[best.m].name)} ${written(best.points.at(-1)[1])}</span></button>`;
   }).join("");
 }
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from string import Template
 
+from diffode.plot.labels import MARKS
 from diffode.studies import figures
 from diffode.studies.answer import alike, answers, counted, in_a_sentence, plain
 from diffode.studies.cell import Result
@@ -297,6 +299,15 @@ def table(
     return f"<div class=scroll><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
+def breakable(name: str) -> str:
+    """A name in HTML that may break after a mark between words, which comes before a break inside of one.
+
+    >>> breakable("ipndm:order=3,jump=auto")
+    'ipndm:<wbr>order=<wbr>3,<wbr>jump=<wbr>auto'
+    """
+    return re.sub(rf"([{MARKS}])(?=\S)", r"\1<wbr>", name)
+
+
 def _pictures(folder: FilePath, missing: Mapping[str, str]) -> str:
     """The pictures of samples, and a line for each that could not be drawn."""
     parts, inside = [], 0
@@ -306,7 +317,9 @@ def _pictures(folder: FilePath, missing: Mapping[str, str]) -> str:
         if inside + len(content) <= _MOST_PICTURES:
             inside += len(content)
             source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        parts.append(f'<figure><img alt="{name}" src="{source}" loading="lazy"><figcaption>{name}</figcaption></figure>')
+        parts.append(
+            f'<figure><img alt="{name}" src="{source}" loading="lazy"><figcaption>{breakable(name)}</figcaption></figure>'
+        )
     absent = (
         f"<p>Figure {html.escape(name)} could not be drawn: {html.escape(reason[:500])}</p>" for name, reason in missing.items()
     )

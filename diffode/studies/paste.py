@@ -16,6 +16,8 @@ from diffode.targets import GaussianMixture
 
 #: Difference of two runs, in units of the data's scale, that is rounding.
 _ROUNDING = 1e-6
+#: Largest number of levels that a line lists; beyond it a line makes them.
+_MOST_LISTED = 32
 
 
 def method_parts(method: str) -> tuple[str, str]:
@@ -109,9 +111,13 @@ def _with_noise(grid: str) -> str:
 
 def _by_levels(spec: str, path: Path, grid: str, steps: int) -> Mapping[str, list[str]]:
     """Lines for functions of k-diffusion's kind, which take the levels themselves."""
-    levels = ", ".join(f"{path.rho(t):.6g}" for t in grids.get(grid, path, steps).tolist())
-    sampler, given = f'as_k_diffusion_sampler("{spec}")', f"sigmas = torch.tensor([{levels}])"
-    imports = ["import torch", "from diffode.adapters import as_k_diffusion_sampler", given]
+    sampler, times = f'as_k_diffusion_sampler("{spec}")', grids.get(grid, path, steps).tolist()
+    if len(times) > _MOST_LISTED:
+        made = f'[path.rho(t) for t in diffode.grids.get("{grid}", path, {steps}).tolist()]'
+        given = ["import diffode", f'path = diffode.paths.get("{path.spec}")', f"sigmas = torch.tensor({made})"]
+    else:
+        given = [f"sigmas = torch.tensor([{', '.join(f'{path.rho(t):.6g}' for t in times)}])"]
+    imports = ["import torch", "from diffode.adapters import as_k_diffusion_sampler", *given]
     return {
         "k-diffusion": [*imports, f"x = {sampler}(model, noise * sigmas[0], sigmas)"],
         "ComfyUI": [*imports, "import comfy.samplers", f"sampler = comfy.samplers.KSAMPLER({sampler})"],

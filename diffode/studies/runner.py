@@ -108,14 +108,18 @@ def run_suite(
 
 
 def check_metrics(suite: Suite) -> None:
-    """Raise ArgumentError if a metric can't measure on a target, so that a suite says it before anything runs."""
+    """Raise ArgumentError if a metric can't measure on a target, or has a wrong option, before anything runs."""
+    for metric, points in dict.fromkeys((metric, cell.points) for cell in suite.cells for metric in cell.metrics):
+        metrics.check_options(metric)
+        most = metrics.needs_of(metric).most_points
+        if most is not None and points > most:
+            raise ArgumentError(f"suite {suite.name!r}: metric {metric!r} takes up to {most:,} points, got points = {points:,}")
     asked = dict.fromkeys((cell.target, cell.path, metric) for cell in suite.cells for metric in cell.metrics)
     for target, path, metric in asked:
-        fits = metrics.needs_of(metric).fits
-        if fits is None:
+        if metrics.needs_of(metric).fits is None:
             continue
         try:
-            fits(field_of(target, path))
+            metrics.check_fits(metric, field_of(target, path))
         except ArgumentError as error:
             raise ArgumentError(
                 f"suite {suite.name!r}: metric {metric!r} can't measure on target {target!r}: {error}. Give each a [[study]] "

@@ -262,7 +262,7 @@ def _check_names(lists: Mapping[str, Sequence[Any]], chosen: Sequence[str], wher
         for grid in lists["grids"]:
             grids.check(grid)
         for metric in chosen:
-            metrics.registry.check(metric, given=("outcome",))
+            metrics.check_options(metric)
         if len(set(chosen)) != len(chosen):
             raise ArgumentError(f"metrics has an entry twice: {list(chosen)}")
     except ArgumentError as error:

@@ -89,7 +89,7 @@ def train_amed(
 
     Raises:
         ArgumentError: for a wrong argument.
-        FieldError: if the field can't be differentiated.
+        FieldError: if the field can't be differentiated, or can't take a time for every row.
         NumericalError: if the loss becomes non-finite: lower ``rate``.
     """
     request = Request.of("train_amed", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
@@ -103,6 +103,7 @@ def train_amed(
     check_choice("per_step", per_step, (True, False))
     if hook is not None and not callable(hook):
         raise ArgumentError(f"hook must be a function of (x, t), got {hook!r}")
+    request.check_row_times()
     times = grids.get(grid, path, steps if grids.is_named(grid) else None).tolist()
     batches = request.stream("batches")
     if not math.isfinite(path.rho(times[0])) or path.rho(times[-1]) <= 0:

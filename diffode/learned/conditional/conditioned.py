@@ -258,7 +258,8 @@ def condition(
             at least 64, are held out and decide when to stop.
         steps: largest number of steps.
         patience: largest number of steps in a row without a smaller held-out error.
-        seconds: limit of time; if it ends the training early, ``stopped_by`` says so.
+        seconds: limit of time, exact ends included, which it can't cut short; if it ends the training early,
+            ``stopped_by`` says so.
         directions: number of derivatives for each sample, if it has more dimensions than that.
         seed: seed of the starts, the random layers and the directions.
         progress: called with every :class:`Step`.

@@ -17,7 +17,7 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.flows import flow_states
 from diffode.grid_files import TrainedGrid
-from diffode.learned.grids.grid_training import test_problem, told
+from diffode.learned.grids.grid_training import choice_problem, test_problem, told
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request
 from diffode.learned.trained import Trained
@@ -64,13 +64,15 @@ def train_compensation(
         order, variant, chart: options of UniPC; the order is 3 or 4.
         grid: named grid, which ends at the path's last level.
         points: number of trajectories; the publication takes ten.
-        seconds: limit of time, after which further ratios stay 1.
+        seconds: limit of time, the exact ends of all starts included, which it can't cut short; after it further ratios stay
+            1.
         seed: seed of the starts; those of training and of the test are separate streams.
         progress: called with a :class:`Step` for every ratio, whose error is the root mean square at that step.
         stop: a function called after every ratio; if it returns True, further ratios stay 1.
 
     Returns:
-        :class:`Trained`, whose solver is ``dc`` with its ratios, on the times of ``grid``. ``errors.before`` is that of UniPC.
+        :class:`Trained`, whose solver is ``dc`` with its ratios, on the times of ``grid``. ``errors.before`` is that of UniPC,
+        whose ratios, all 1, are kept where they are better on starts of their own.
 
     Raises:
         ArgumentError, BudgetError: for a wrong argument. NumericalError: if UniPC's states are not finite.
@@ -94,7 +96,7 @@ def train_compensation(
     times = grids.get(grid, request.path, nfe)
     if len(times) != nfe + 1 or float(times[-1]) != request.path.t_min:
         raise ArgumentError(f"grid must have {nfe} steps that end at the path's last level, which {grid!r} has not")
-    test = test_problem(request)
+    choice, test = choice_problem(request), test_problem(request)
     start = request.field.first_noise((points, *request.shape), generator=request.stream("training"))
     exact = flow_states(request.field, start, times.tolist())
     history, tell = told(progress)
@@ -121,12 +123,11 @@ def train_compensation(
         best = min((usual, 1.0), (float(found.fun), float(found.x)))
         ratios[k] = round(best[1], _DIGITS)
         tell(Step("find the ratios", k + 1, len(ratios), math.sqrt(best[0]) / test.unit))
+    origin, trained = (Stages.of(one).scaled(1 / test.unit) for one in (plain.tableau(request.path, times), table(ratios)))
+    if not choice.error(trained) <= choice.error(origin):
+        ratios, trained = [1.0] * len(ratios), origin
     solver = replace(plain, ratios=tuple(ratios))
-    facts = request.facts("", None, math.inf)
-    before, after = (
-        test.error(Stages.of(one).scaled(1 / test.unit)) for one in (plain.tableau(request.path, times), table(ratios))
-    )
-    facts = replace(facts, begun_from=f"unipc:order={order} @ {grid}", start_error=before, held_out_error=after)
+    facts = request.facts(f"unipc:order={order} @ {grid}", test.error(origin), test.error(trained))
     rho = torch.tensor([request.path.rho(t) for t in times.tolist()], dtype=torch.float64)
     content = TrainedGrid(levels=rho, method="dc", solver=solver.spec, **facts.facts())
     return Trained(solver, nfe, content, content, times, history())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffode import grids, solvers
 from diffode.errors import ArgumentError, UnknownNameError
@@ -31,6 +31,8 @@ METHODS = {"gits": "ddim", "dmn": "ab:order=3,chart=data", "ld3": "dpmpp:order=2
 _NAMED = ("log_snr", "karras")
 #: Number of starts on which the error of a grid is measured.
 _TEST_STARTS = 512
+#: Number of starts on which what was trained is compared with what it began from.
+_CHOICE_STARTS = 256
 
 
 @with_gradients
@@ -58,14 +60,16 @@ def train_grid(
         solver: spec of the solver; by default that of the method's publication.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         seconds, stop: limit of time, and a function that ends the training if it returns True, for ld3 and search;
-            ``stopped_by`` of the result says whether either did.
+            ``stopped_by`` of the result says whether either did. The time counts the exact ends of all starts, those of the
+            test too, and can't cut them short.
         seed: seed of the starts; those of training and of the test are separate streams.
         progress: called with every :class:`Step` of ld3 and search.
         options: further options of the function, such as ``points``, ``teacher`` or ``grid``.
 
     Returns:
-        :class:`Trained`, with its ``grid``. ``errors.before`` is that of the grid at which ld3 begins, and for the others
-        that of the better one of log_snr and karras.
+        :class:`Trained`, with its ``grid``: the better one, on starts of their own, of the trained grid and of a named one,
+        which is that at which ld3 begins, and for the others the better one of log_snr and karras. ``errors.before`` is that
+        of the named one.
 
     Raises:
         ArgumentError: for a wrong argument, or a solver with more than one evaluation per step.
@@ -83,6 +87,7 @@ def train_grid(
         raise ArgumentError(
             f"{method} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
         )
+    choice, test = choice_problem(request), test_problem(request)
     history, tell = told(progress)
     given: dict[str, Any] = {"solver": recipe.spec, **options}
     trained: dict[str, Any] = {"dim": dim, "seconds": request.limit, "seed": seed, "progress": tell, **given}
@@ -94,12 +99,13 @@ def train_grid(
         times = levels.ld3(chosen, steps, **trained)
     else:
         times = levels.search(chosen, steps, **trained)
-    # The clock of the facts stands still while errors are measured.
-    facts = request.facts("", None, math.inf)
-    named = (options.get("grid", _NAMED[0]),) if method == "ld3" else _NAMED
-    after, *others = _errors_on(request, recipe, [times, *named], steps)
-    before, name = min(zip(others, named, strict=True))
-    facts = replace(facts, begun_from=f"{recipe.spec} @ {name}", start_error=before, held_out_error=after)
+    names = (options.get("grid", _NAMED[0]),) if method == "ld3" else _NAMED
+    named = {name: grids.get(name, on, steps) for name in names}
+    name = min(named, key=lambda one: _error(choice, recipe, on, named[one]))
+    if not _error(choice, recipe, on, times) <= _error(choice, recipe, on, named[name]):
+        times = named[name]
+    before, after = (_error(test, recipe, on, one) for one in (named[name], times))
+    facts = request.facts(f"{recipe.spec} @ {name}", before, after)
     rho = torch.tensor([on.rho(t) for t in times.tolist()], dtype=torch.float64)
     grid = TrainedGrid(levels=rho, method=method, solver=recipe.spec, **facts.facts())
     return Trained(recipe, steps, grid, grid, times, history())
@@ -126,16 +132,14 @@ def train_decoupled(
     The arguments are those of :func:`train_grid`; a saved table runs as the solver ``bespoke:file=FILE``.
     """
     request = Request.of("train_grid", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
-    unit = request.field.scale
+    unit, test = request.field.scale, test_problem(request)
     history, tell = told(progress)
     found = levels.ld3_decoupled(
         request.field, steps, solver=solver, grid=grid, dim=dim, points=points, rounds=rounds, seconds=request.limit,
         seed=seed, progress=tell,
     ).scaled(1 / unit)  # fmt: skip
-    facts = request.facts(f"{solver} @ {grid}", None, math.inf)
     origin = Stages.of(solvers.table_solver(solver).tableau(request.path, grid, steps)).scaled(1 / unit)
-    test = test_problem(request)
-    facts = replace(facts, start_error=test.error(origin), held_out_error=test.error(found))
+    facts = request.facts(f"{solver} @ {grid}", test.error(origin), test.error(found))
     return trained_table(Checkpoint(stages=found, scale=unit, **facts.facts()), history(), origin)
 
 
@@ -155,11 +159,14 @@ def told(progress: Progress | None) -> tuple[Callable[[], History], Progress]:
     return history, tell
 
 
-def _errors_on(request: Request, recipe: WritesTable, on: Sequence[grids.Times], steps: int) -> list[float]:
-    """Mean end-point errors of a solver on grids, in units of the scale, on test starts; named grids have ``steps`` steps."""
-    test = test_problem(request)
-    given = [recipe.tableau(request.path, grid, steps if isinstance(grid, str) else None) for grid in on]
-    return [test.error(Stages.of(table).scaled(1 / test.unit)) for table in given]
+def _error(problem: Problem, recipe: WritesTable, path: Path, times: Tensor) -> float:
+    """Mean end-point error of a solver at some times, in units of the scale."""
+    return problem.error(Stages.of(recipe.tableau(path, times)).scaled(1 / problem.unit))
+
+
+def choice_problem(request: Request) -> Problem:
+    """The starts on which what was trained is compared with what it began from, of which the better one is given."""
+    return request.problem(_CHOICE_STARTS, "choice", differentiated=False)
 
 
 def test_problem(request: Request) -> Problem:

@@ -92,7 +92,7 @@ def train_head(
         points: number of starts, by default 8,192 for features, 100,352 for perceptrons.
         steps: largest number of steps: of Gauss-Newton for features, by default 96 over ``nfe`` and the dimension; of SOAP for
             perceptrons, where all heads together take as many steps more.
-        seconds: limit of time, in seconds or as a :class:`Limit`.
+        seconds: limit of time, in seconds or as a :class:`Limit`, exact ends included, which it can't cut short.
         seed: seed of the starts and layers; starts of training, held out and of the test are separate streams.
         progress: called with every :class:`Step`.
         stop: a function called after every step; if it returns True, the best so far is returned.

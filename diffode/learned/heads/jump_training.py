@@ -75,7 +75,7 @@ def train_jump(
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of starts, by default as many as :func:`diffode.learned.train_table` takes, or 32,768 over the dimension.
         steps: largest number of steps from one ladder of levels.
-        seconds: limit of time, in seconds or as a :class:`Limit`.
+        seconds: limit of time, in seconds or as a :class:`Limit`, exact ends included, which it can't cut short.
         seed: seed of the starts; those of training, held out and of the test are separate streams.
         progress: called with every :class:`Step`.
         stop: a function called after every step; if it returns True, the best table so far is returned.

@@ -65,7 +65,8 @@ def train_map(
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of trajectories, for methods that learn from them.
         steps: number of steps of the optimiser.
-        seconds: limit of time. If it ends the training early, the best so far is returned, and ``stopped_by`` says so.
+        seconds: limit of time, from the call on, trajectories and exact ends included, which it can't cut short. If it ends
+            the training early, the best so far is returned, and ``stopped_by`` says so.
         seed: seed of all streams: the network, trajectories, batches, held-out starts, test starts.
         device: the device on which the network is trained; the map that it gives runs anywhere.
         begin_from: a map, or the file of one, from whose weights the training begins.
@@ -100,6 +101,7 @@ def train_map(
     check_count("points", count, 2)
     sources = Sources(request, count, device=_usable(device))
     if row.one_jump:
+        request.check_row_times()
         request.check_gradient()
     elif not row.trajectories:
         # States of other methods are noised data, whoever teaches.
