@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -94,6 +95,24 @@ def origin(made: Any) -> tuple[str, str] | None:
         return None
     file = getattr(sys.modules.get(module), "__file__", None)
     return (str(FilePath(file).resolve()) if file else module), name
+
+
+def same_definition(one: Any, other: Any) -> bool:
+    """Whether two makers are one class or function: the same object, or two runs of the same definition."""
+    if one is other:
+        return True
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        return same_definition(one.func, other.func) and one.args == other.args and one.keywords == other.keywords
+    if (code := getattr(one, "__code__", None)) is not None and "<lambda>" in one.__qualname__:
+        # Equal code with other bound values is another function.
+        return bool(code == getattr(other, "__code__", None) and _bound(one) == _bound(other))
+    found = origin(one)
+    return found is not None and found == origin(other) and "<locals>" not in found[1]
+
+
+def _bound(function: Any) -> tuple[Any, ...]:
+    cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
+    return (cells, function.__defaults__, function.__kwdefaults__)
 
 
 def library(name: str, install: str = "") -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
-from diffode.extensions import is_place, load_attribute, module_exists, origin
+from diffode.extensions import is_place, load_attribute, module_exists, same_definition
 
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
@@ -46,10 +46,17 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
     >>> parse_spec("bespoke:file='a,b',scale=2")
     ('bespoke', {'file': 'a,b', 'scale': 2})
     """
-    if _NUMBERS.match(_text(spec).strip()):
+    name, options = _parsed(_text(spec))
+    return name, dict(options)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(spec: str) -> tuple[str, tuple[tuple[str, Value], ...]]:
+    """The name and options of a text; studies read the same few thousands of times."""
+    if _NUMBERS.match(spec.strip()):
         name, *words = spec.replace(",", " ").split()
         try:
-            return name, {"at": tuple(map(float, words))}
+            return name, (("at", tuple(map(float, words))),)
         except ValueError as error:
             raise ArgumentError(f"spec {spec!r} must list numbers: {error}") from None
     name, colon, rest = spec.strip().partition(":")
@@ -70,7 +77,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Value]]:
         if key in options:
             raise ArgumentError(f"spec {spec!r} gives {key!r} twice")
         options[key] = _parse_value(text)
-    return name, options
+    return name, tuple(options.items())
 
 
 def _text(spec: object) -> str:
@@ -179,7 +186,6 @@ class Registry(Generic[T]):
         self._advice = advice
         self._adopted = adopted
         self._entries: dict[str, Entry[T]] = {}
-        self._plugins_loaded = False
 
     def __repr__(self) -> str:
         return f"Registry({self.kind!r}, {len(self._entries)} names)"
@@ -196,7 +202,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not _NAME.match(name):
             raise ArgumentError(f"{self.kind} name {name!r} must be letters, digits, '_', '-', '.' and start with a letter")
         known = self._entries.get(name)
-        if known is not None and not (_same(known.make, make) and dict(known.preset) == preset):
+        if known is not None and not (same_definition(known.make, make) and dict(known.preset) == preset):
             raise ArgumentError(f"{self.kind} {name!r} is registered already, as something else; choose another name")
         missing = sorted(getattr(make, "__abstractmethods__", ()))
         if missing:
@@ -206,8 +212,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All registered names, in the order of registration."""
-        self._load_plugins()
-        return list(self._entries)
+        return list(self._entries | self._plugins)
 
     def canonical(self, spec: str) -> str:
         """The spec with a foreign name replaced by the name here; any other spec as it is.
@@ -309,13 +314,13 @@ class Registry(Generic[T]):
             raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
 
     def _registered(self, name: str) -> Entry[T]:
-        if name not in self._entries:
-            self._load_plugins()
+        if name not in self._entries and name in self._plugins:
+            self.register(name, self._plugins[name].load())
         library, colon, method = name.partition(":")
         if colon and name not in self._entries and library in self._entries:
             raise ArgumentError(f"{self.kind} {name!r}: {method!r} is not of the form key=value")
         if name not in self._entries:
-            raise UnknownNameError(self.kind, name, self._entries, also=self.aliases, advice=self._advice(name))
+            raise UnknownNameError(self.kind, name, self.names(), also=self.aliases, advice=self._advice(name))
         return self._entries[name]
 
     def is_place(self, name: str) -> bool:
@@ -350,35 +355,14 @@ class Registry(Generic[T]):
 
         return Entry(place, make, {}, "")
 
-    def _load_plugins(self) -> None:
-        if self._plugins_loaded:
-            return
-        self._plugins_loaded = True
-        for point in importlib.metadata.entry_points(group=f"diffode.{self.kind}s"):
-            if point.name not in self._entries:
-                self.register(point.name, point.load())
+    @functools.cached_property
+    def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
+        """Entry points by name; each is loaded when it is asked for, since some bring libraries that take seconds."""
+        return {point.name: point for point in importlib.metadata.entry_points(group=f"diffode.{self.kind}s")}
 
 
 def _itself(instance: T) -> T:
     return instance
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two makers are one class or function: the same object, or two runs of the same definition."""
-    if one is other:
-        return True
-    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
-        return _same(one.func, other.func) and one.args == other.args and one.keywords == other.keywords
-    if (code := getattr(one, "__code__", None)) is not None and "<lambda>" in one.__qualname__:
-        # Equal code with other bound values is another function.
-        return bool(code == getattr(other, "__code__", None) and _bound(one) == _bound(other))
-    found = origin(one)
-    return found is not None and found == origin(other) and "<locals>" not in found[1]
-
-
-def _bound(function: Any) -> tuple[Any, ...]:
-    cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-    return (cells, function.__defaults__, function.__kwdefaults__)
 
 
 @functools.lru_cache(maxsize=1024)

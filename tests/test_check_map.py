@@ -149,6 +149,7 @@ def test_a_map_made_for_a_law_is_judged_by_its_law():
     assert report.check("boundary").passed is False
 
 
+@pytest.mark.slow
 def test_a_lost_mode_of_weight_one_in_a_thousand_is_named():
     field = diffode.exact_field(planted.RARE, "edm")
     report = check_map(planted.drops_a_mode(field), field, points=64)

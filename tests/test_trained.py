@@ -26,7 +26,7 @@ ASKED = {
     "universal": {"points": 8},
     "amed": {"points": 32, "steps": 5},
     "jump": {"points": 128, "steps": 4},
-    "head": {"points": 2048, "steps": 3},
+    "head": {"points": 1024, "steps": 3},
     "nodes": {"points": 512},
     "gits": {"points": 16},
     "dmn": {},

@@ -72,7 +72,7 @@ def modes_of(field: Field) -> GaussianMixture:
 def mode_weights(outcome: Outcome) -> Measurement:
     """Total variation distance of the end points' weights, which are mean responsibilities, from the mixture's weights."""
     target, weights = mixture_of(outcome.law), _weights(outcome, outcome.end)
-    floor = _weights(outcome, outcome.exact_draws(len(outcome.end), 2))
+    floor = outcome.of_exact_draws(_weights, len(outcome.end), 2)
     value, least = (float((w - target.weights).abs().sum()) / 2 for w in (weights, floor))
     return Measurement("mode_weights", value, least)
 
@@ -82,10 +82,11 @@ def lost_modes(outcome: Outcome) -> Measurement:
     """Number of modes that got less than a tenth of their weight; the floor is the number for as many exact draws."""
     target = mixture_of(outcome.law)
 
-    def lost(x: Tensor) -> float:
-        return float((_weights(outcome, x) < LOST_SHARE * target.weights).sum())
+    def lost(weights: Tensor) -> float:
+        return float((weights < LOST_SHARE * target.weights).sum())
 
-    return Measurement("lost_modes", lost(outcome.end), lost(outcome.exact_draws(len(outcome.end), 2)))
+    floor = outcome.of_exact_draws(_weights, len(outcome.end), 2)
+    return Measurement("lost_modes", lost(_weights(outcome, outcome.end)), lost(floor))
 
 
 def mixture_of(law: ExactField) -> GaussianMixture:

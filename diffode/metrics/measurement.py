@@ -20,10 +20,10 @@ from diffode.solvers import Solution
 from diffode.specs import Registry, option_names, parse_spec
 from diffode.targets import GaussianMixture
 
-#: Largest number of coordinates in a set of exact draws that is kept, 0.5 MB, and of such sets for a law.
-_KEPT_NUMBERS, _KEPT_SETS = 2**16, 8
-#: Exact draws by law and what fixes them: cells of a study that differ in their solver alone ask for the same ones.
-_drawn: weakref.WeakKeyDictionary[ExactField, dict[tuple[int, float, int, int], Tensor]] = weakref.WeakKeyDictionary()
+#: Largest number of coordinates in a set of exact draws that is kept, 0.5 MB, and count of what is kept for a law.
+_KEPT_NUMBERS, _KEPT_SETS = 2**16, 16
+#: Exact draws, and statistics of them, by law and what fixes them: cells that differ in their solver alone ask for the same.
+_drawn: weakref.WeakKeyDictionary[ExactField, dict[tuple[object, ...], Tensor]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,35 @@ class Outcome:
     def exact_draws(self, n: int, stream: int) -> Tensor:
         """n draws of the exact law at the last time, (n, dim), on the device of the ends; each stream gives another set."""
         law, last = drawn_from(self.field), self.times[-1]
+
+        def draw() -> Tensor:
+            return law.marginal(n, last, generator=self.stream(stream))
+
         if isinstance(law, Bridge):
-            return law.marginal(n, last, generator=self.stream(stream)).to(self.end.device)
-        # What a class of a user's draws may depend on more than this.
-        if type(law.target) is not GaussianMixture or n * law.target.dim > _KEPT_NUMBERS:
-            return law.marginal(n, last, generator=self.stream(stream)).to(self.end.device)
-        kept, key = _drawn.setdefault(law, {}), (n, last, self.seed, stream)
+            return draw().to(self.end.device)
+        return self._kept(law, (n, last, self.seed, stream), n * law.target.dim, draw).clone().to(self.end.device)
+
+    def of_exact_draws(self, statistic: Callable[[Outcome, Tensor], Tensor], n: int, stream: int) -> Tensor:
+        """``statistic(outcome, draws)`` of the draws that :meth:`exact_draws` gives; it may ask for field and times."""
+        law, times = law_of(self.field), (self.times[0], self.times[-1])
+
+        def computed() -> Tensor:
+            return statistic(self, self.exact_draws(n, stream))
+
+        key = (statistic, n, *times, self.seed, stream, self.field.scale, self.end.device)
+        return self._kept(law, key, n * law.target.dim, computed).clone()
+
+    def _kept(self, law: ExactField, key: tuple[object, ...], numbers: int, make: Callable[[], Tensor]) -> Tensor:
+        """What a function makes of a law and a key, kept unless there are more ``numbers`` behind it than are kept."""
+        # What a class of a user's draws may depend on more than a key.
+        if type(law.target) is not GaussianMixture or numbers > _KEPT_NUMBERS:
+            return make()
+        kept = _drawn.setdefault(law, {})
         if key not in kept:
             if len(kept) >= _KEPT_SETS:
                 kept.clear()
-            kept[key] = law.marginal(n, last, generator=self.stream(stream))
-        return kept[key].clone().to(self.end.device)
+            kept[key] = make()
+        return kept[key]
 
 
 def law_of(field: Field) -> ExactField:

@@ -21,8 +21,8 @@ from diffode.solvers.solver import Solver
 from diffode.solvers.starts import part_of
 from diffode.tableau import Tableau
 
-#: Numbers of the rows that run together: few enough that they stay near the processor, and enough to cost no more than a batch.
-_NUMBERS = 2**14
+#: Numbers of the rows that run together: few enough to stay near the processor, so many that calls cost little beside them.
+_NUMBERS = 2**16
 #: Fewest rows that run together, however long one is.
 _LEAST_ROWS = 256
 

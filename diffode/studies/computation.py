@@ -16,6 +16,7 @@ from diffode.errors import NumericalError
 from diffode.flows import Reference, reference
 from diffode.metrics import Measurement, Outcome
 from diffode.randomness import keyed
+from diffode.solvers import kept_tables
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.run_options import evaluations
 from diffode.solvers.solver import WritesTable
@@ -81,7 +82,9 @@ def _tableau(solver: str, content: str, target: str, path: str, grid: str, nfe: 
     """A table, kept by the ``content`` of the files that solver and grid read too, which may change under the same name."""
     field = field_of(target, path)
     recipe = solvers.table_solver(solvers.for_run(solver, field, math.prod(shape_of(field))))
-    return recipe.within(path_of(target, path), grid, nfe)
+    on = path_of(target, path)
+    # Most tables do not depend on the target, and are found among those of the targets before.
+    return kept_tables.kept(recipe, on, grid, ("nfe", nfe), lambda: recipe.within(on, grid, nfe))
 
 
 @functools.lru_cache(maxsize=64)

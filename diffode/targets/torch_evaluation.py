@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from diffode.errors import ArgumentError
 from diffode.targets.chunks import Chunk, Parameters, joined, less
@@ -199,7 +200,8 @@ def is_plain(part: Tensor) -> bool:
         and not part._is_zerotensor()
         and not (part.requires_grad and torch.is_grad_enabled())
         and not torch._C._functorch.is_functorch_wrapped_tensor(part)
-        and torch.autograd.forward_ad.unpack_dual(part).tangent is None  # type: ignore[no-untyped-call]
+        # There are no dual numbers outside of a level for them.
+        and (forward_ad._current_level < 0 or forward_ad.unpack_dual(part).tangent is None)  # type: ignore[no-untyped-call]
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and torch._C._len_torch_dispatch_stack() == 0

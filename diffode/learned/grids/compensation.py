@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from diffode import grids
@@ -83,6 +82,9 @@ def train_compensation(
     >>> len(trained.solver.ratios), trained.errors.after < trained.errors.before
     (4, True)
     """
+    # Imported where it is used: this module is loaded for its name alone whenever something of its package is.
+    from scipy.optimize import minimize_scalar
+
     check_budget(nfe)
     if nfe < POINTS:
         raise ArgumentError(f"nfe must be at least {POINTS}, got {nfe}: the steps before the third have no ratio")
