@@ -78,7 +78,7 @@ sources: $(READY)  # a few minutes
 	@echo "==> fields whose noise is no normal one: Poisson flows, from mixture to mixture"
 	$(BIN)/python tools/make_sources.py
 
-verdicts: $(READY)  # three quarters of an hour of one core; PEERS=FOLDER names where checkouts of other libraries lie
+verdicts: $(READY)  # twenty minutes of one core; PEERS=FOLDER names where checkouts of other libraries lie
 	@echo "==> the samplers of public libraries, judged: docs/verdicts"
 	$(BIN)/python tools/make_verdicts.py $(if $(PEERS),--peers $(PEERS))
 

@@ -50,7 +50,7 @@ FORMS = {
     "er_sde": ("form=consistent",),
 }  # fmt: skip
 #: These are made from a file that training wrote; tests of training hold them.
-OF_A_FILE = {"bespoke", "amed_learned", "conditioned", "head", "jump", "map", "nodes", "shipped_map"}
+OF_A_FILE = {"bespoke", "amed_learned", "conditioned", "dc_regressed", "head", "jump", "map", "nodes", "shipped_map"}
 
 
 def _specs(name):

@@ -146,7 +146,7 @@ def test_wrong_requests_are_named():
 def test_ratios_that_are_worse_than_none_are_not_given(monkeypatch):
     """A search that believes in the largest ratio of all is overruled on starts of its own."""
     found = types.SimpleNamespace(x=2.0, fun=0.0)
-    monkeypatch.setattr("diffode.learned.grids.compensation.minimize_scalar", lambda *_, **__: found)
+    monkeypatch.setattr("scipy.optimize.minimize_scalar", lambda *_, **__: found)
     trained = learned.train("dc", "ring8", 5, points=4)
     assert trained.solver.ratios == (1.0, 1.0, 1.0)
     assert trained.errors.after == trained.errors.before

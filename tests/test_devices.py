@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 DEVICE = "cuda"
 VIEWS = ("velocity", "noise", "denoised", "score", "divergence", "log_prob")
 #: Trained solvers that are made from a file of their own.
-WITH_FILES = {"amed_learned", "bespoke", "conditioned", "head", "jump", "map", "nodes", "shipped_map"}
+WITH_FILES = {"amed_learned", "bespoke", "conditioned", "dc_regressed", "head", "jump", "map", "nodes", "shipped_map"}
 
 
 @contextlib.contextmanager

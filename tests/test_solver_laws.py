@@ -17,8 +17,8 @@ from diffode.solvers.solver import noise_along, steps_of
 
 #: What can't be made without a file, or follows the same code as a neighbour that is tried at much greater cost.
 LEFT_OUT = {
-    "bespoke", "amed_learned", "conditioned", "jump", "head", "nodes", "map", "shipped_map", "sde_adaptive", "scipy:RK23",
-    "scipy:Radau",
+    "bespoke", "amed_learned", "conditioned", "dc_regressed", "jump", "head", "nodes", "map", "shipped_map", "sde_adaptive",
+    "scipy:RK23", "scipy:Radau",
     "scipy:BDF", "scipy:LSODA",
     "torchdiffeq:bosh3", "torchdiffeq:fehlberg2", "torchdiffeq:adaptive_heun", "torchdiffeq:dopri8",
 }  # fmt: skip

@@ -205,7 +205,20 @@ def test_a_name_with_a_grid_in_it_is_taken_apart(name, solver, grid):
 
 
 @pytest.mark.parametrize(
-    "name", ["res_5s_hochbruck-ostermann", "TCDScheduler", "PNDMScheduler", "sa_solver", "dopri5", "euler_cfg_pp"]
+    "name",
+    [
+        "res_5s_hochbruck-ostermann",
+        "TCDScheduler",
+        "PNDMScheduler",
+        "sa_solver",
+        "dopri5",
+        "euler_cfg_pp",
+        "rho_ab",
+        "t_ab",
+        "rho_rk",
+        "deis_rk",
+        "consistency",
+    ],
 )
 def test_names_without_a_solver_here_say_what_is_nearest(name):
     with pytest.raises(UnknownNameError) as raised:

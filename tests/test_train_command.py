@@ -198,3 +198,20 @@ def test_numbers_of_evaluations_are_told():
         assert CliRunner().invoke(train_command.command, words).exit_code == 2
     said = CliRunner().invoke(train_command.command, ["bespoke", "--target", "ring8", "--nfe", "1,2"]).exception
     assert "one number of evaluations for bespoke" in str(said)
+
+
+def test_ratios_for_several_numbers_are_a_file_that_runs_between_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("--target", "ring8", "--guide", "label=three,weight=1", "--nfe", "4,6", "--points", "8", "--json")
+    done = CliRunner().invoke(train_command.command, ["dc:weights=1+2", *asked, "--output", "r.safetensors"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    facts = json.loads(done.stdout)
+    assert facts["solver"] == "dc_regressed:file=r.safetensors,weight=1.0"
+    assert facts["evaluations"] == "4 to 6, weights 1 to 2"
+    assert facts["steps"] == 2 * (2 + 4)
+    assert learned.load("r.safetensors").content.at(5, 1.5)
+    again = CliRunner().invoke(train_command.command, ["dc", *asked[:-1]])
+    assert again.exit_code == 0
+    assert (tmp_path / "dc-ring8-guided-label-three-weight-1.0-4-6.safetensors").is_file()
+    wrong = CliRunner().invoke(train_command.command, ["ld3", "--target", "ring8", "--nfe", "4,6"])
+    assert "dc and flow maps take several" in str(wrong.exception)

@@ -22,7 +22,7 @@ from diffode.verify.sampler.scheduler_loops import find_scheduler
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import make_verdicts
-from verdicts import exact_law, integrators, mending, pages, res4lyf, schedulers
+from verdicts import deis, exact_law, integrators, kept, mending, pages, res4lyf, schedulers
 from verdicts.peers import Peers
 from verdicts.row import Claim, Row, judge
 
@@ -194,13 +194,88 @@ def test_weak_orders_of_functions_are_those_of_our_tables():
 
 def test_rows_survive_their_file_and_refuse_no_claim():
     row = judge(Claim("diffode", "heun", "heun:chart=noise", source="here", chart="noise"))
-    (again,) = make_verdicts.rows_of(json.loads(json.dumps([row.json()])))
+    (again,) = kept.rows_of(json.loads(json.dumps([row.json()])))
     assert again.order == pytest.approx(2, abs=0.1)
     assert again.json() == row.json()
     left = judge(Claim("x", "y", None, remark="chooses its own steps"))
     assert left == Row("x", "y", "", "", None, "", "not judged", remark="chooses its own steps")
     with pytest.raises(ArgumentError):
         judge(Claim("x", "y", "diffusers:NoSuchScheduler"))
+
+
+def test_a_run_that_was_killed_loses_no_row_but_the_one_in_hand(tmp_path, monkeypatch):
+    """A kill is stood in for by an interrupt in the third trial, and by a line that was cut while it was written."""
+    trials = []
+
+    def judged(claim):
+        trials.append(claim.sampler)
+        if trials == ["a", "b", "c"]:
+            raise KeyboardInterrupt
+        return Row("x", claim.sampler, "", "", None, "", "right", order=2.0)
+
+    monkeypatch.setattr(kept, "judge", judged)
+    claims, unfinished = [Claim("x", name, "euler") for name in "abcd"], kept.Unfinished(tmp_path / "rows" / "x.jsonl", "1.0")
+    with pytest.raises(KeyboardInterrupt):
+        kept.judge_all(claims, unfinished, False)
+    assert [row.sampler for row in unfinished.rows()] == ["a", "b"]
+    with unfinished.file.open("a") as file:
+        file.write('{"origin": "x", "sampl')
+    rows, failed = kept.judge_all(claims, unfinished, True)
+    assert ([row.sampler for row in rows], failed) == (list("abcd"), [])
+    assert trials == ["a", "b", "c", "c", "d"]
+    assert unfinished.rows() == rows
+    kept.judge_all(claims, kept.Unfinished(unfinished.file, "1.1"), True)
+    assert trials[5:] == list("abcd"), "rows of another version are worth nothing"
+    kept.judge_all(claims, kept.Unfinished(unfinished.file, "1.1"), False)
+    assert trials[9:] == list("abcd")
+
+
+def test_a_trial_that_raises_costs_its_own_row(tmp_path):
+    said = []
+    claims = [Claim("x", "y", "diffusers:NoSuchScheduler"), Claim("x", "z", None, remark="left")]
+    rows, failed = kept.judge_all(claims, kept.Unfinished(tmp_path / "x.jsonl", "1"), False, said.append)
+    assert failed == ["x y"]
+    assert [row.verdict for row in rows] == ["not judged", "not judged"]
+    assert rows[0].remark.startswith("its trial raised ArgumentError: ")
+    assert said[0].startswith("x, y : its trial raised ArgumentError")
+
+
+def test_a_library_that_fails_costs_no_other_and_keeps_its_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_verdicts, "OUT", tmp_path / "docs")
+    monkeypatch.setattr(make_verdicts, "UNFINISHED", tmp_path / "build")
+    monkeypatch.setattr(Peers, "version", lambda self, name: "2.0")
+    (tmp_path / "docs").mkdir()
+    old = [Row("broken", "a", "", "", None, "", "right"), Row("fine", "b", "", "", None, "", "right")]
+    kept.write_rows(tmp_path / "docs" / "verdicts.json", {"broken": "1.0", "fine": "1.0"}, old)
+
+    def broken():
+        yield Claim("broken", "a", None, remark="new")
+        raise ImportError("no such file")
+
+    wanted = {"broken": broken, "fine": lambda: [Claim("fine", "c", None, remark="new")]}
+    assert make_verdicts.judge_libraries(wanted, Peers(), False) == ["broken"]
+    recorded = json.loads((tmp_path / "docs" / "verdicts.json").read_text())
+    assert recorded["versions"] == {"broken": "1.0", "fine": "2.0"}
+    assert [(row["sampler"], row["remark"]) for row in recorded["rows"]] == [("a", ""), ("c", "new")]
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_samplers_of_deis_are_made_once_for_the_same_times_and_follow_the_field_that_is_given():
+    made = []
+
+    def get_sampler(sde, noise, **options):
+        made.append((sde, options["num_step"]))
+        return lambda x: noise(x, torch.tensor(0.5))
+
+    module = types.SimpleNamespace(
+        VPSDE=lambda *given: given[-2:], get_linear_alpha_fns=lambda *ends: ends, get_sampler=get_sampler
+    )
+    run = deis.sampler(module, "t_ab")
+    fields = [types.SimpleNamespace(noise=lambda y, t, k=k: k * y) for k in (1, 2)]
+    for field, k in zip(fields, (1, 2), strict=True):
+        assert run(field, torch.ones(2, 1), [1.0, 0.5, 0.1]).tolist() == [[k], [k]]
+    run(fields[0], torch.ones(2, 1), [1.0, 0.1])
+    assert made == [((0.1, 1.0), 2), ((0.1, 1.0), 1)]
 
 
 @pytest.mark.parametrize(("method", "power", "order"), [
@@ -250,14 +325,14 @@ def test_what_is_not_there_is_not_judged():
 
 
 def test_recorded_rows_name_findings_that_have_pages_and_cover_the_classes():
-    kept = json.loads((ROOT / "docs" / "verdicts" / "verdicts.json").read_text())
-    rows = make_verdicts.rows_of(kept["rows"])
+    recorded = json.loads((ROOT / "docs" / "verdicts" / "verdicts.json").read_text())
+    rows = kept.rows_of(recorded["rows"])
     named = {row.finding for row in rows if row.finding}
     assert named <= set(make_verdicts.SHOWN_BY)
     for name in make_verdicts.SHOWN_BY:
         assert (pages.FINDINGS / f"{name}.md").is_file()
         assert (ROOT / "docs" / "verdicts" / f"{name}.md").is_file()
-    if kept["versions"]["diffusers"] == diffusers.__version__:
+    if recorded["versions"]["diffusers"] == diffusers.__version__:
         from diffode.verify.sampler.scheduler_loops import classes
 
         assert set(classes()) == {row.sampler for row in rows if row.origin == "diffusers"}

@@ -1,7 +1,8 @@
 """Record runs of the authors' DC-Solver for tests/data/dc_solver.json.
 
-``python tools/record_dc.py FILE`` with their file stable-diffusion/ldm/models/diffusion/dc_solver/dc_solver.py, from
-https://github.com/wl-zhao/DC-Solver, which is run in float64 on the linear VP schedule with an exact field.
+``python tools/record_dc.py FOLDER`` with a checkout of https://github.com/wl-zhao/DC-Solver, whose file
+stable-diffusion/ldm/models/diffusion/dc_solver/dc_solver.py is run in float64 on the linear VP schedule with an exact field.
+Of its scheduler for diffusers the regression of ratios alone is taken, with coefficients that are drawn here.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import contextlib
 import io
 import json
 import sys
+import tempfile
+import textwrap
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import diffode
@@ -29,7 +33,9 @@ RUNS = (
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     module = types.ModuleType("dc_solver")
-    exec(Path(sys.argv[1]).read_text(encoding="utf-8"), vars(module))  # the authors' code, which the caller names
+    folder = Path(sys.argv[1])
+    file = folder / "stable-diffusion/ldm/models/diffusion/dc_solver/dc_solver.py"
+    exec(file.read_text(encoding="utf-8"), vars(module))  # the authors' code, which the caller names
     theirs: Any = module
     field = diffode.exact_field("ring8", "vp")
     x = field.prior(3, generator=0)
@@ -46,7 +52,29 @@ def main() -> None:
             )  # fmt: skip
         grid = {"logSNR": "log_snr", "time_uniform": "time_uniform"}[spacing]
         runs.append({"variant": variant, "grid": grid, "ratios": ratios, "end": end.reshape(3, 2).tolist()})
-    OUT.write_text(json.dumps({"target": "ring8", "path": "vp", "start": x.tolist(), "runs": runs}, indent=1) + "\n")
+    recorded = {"target": "ring8", "path": "vp", "start": x.tolist(), "runs": runs, "regression": regression(folder)}
+    OUT.write_text(json.dumps(recorded, indent=1) + "\n")
+
+
+def regression(folder: Path) -> dict[str, Any]:
+    """Ratios of their regression for coefficients that are drawn: by powers of the step, and falling ones of w and of N."""
+    text = (folder / "diffusers/src/diffusers/schedulers/scheduling_dcsolver_multistep.py").read_text(encoding="utf-8")
+    name = "def cascade_polynomial_regression("
+    own = text[text.rindex("\n", 0, text.index(name)) + 1 : text.index("    def step(", text.index(name))]
+    names: dict[str, Any] = {"np": np}
+    exec(textwrap.dedent(own), names)
+    coefficients = np.random.default_rng(0).normal(size=36).round(6)
+    with tempfile.TemporaryDirectory() as place:
+        np.save(Path(place) / "coefficients.npy", coefficients)
+        cases = [
+            {
+                "weight": w,
+                "nfe": n,
+                "ratios": names["cascade_polynomial_regression"](None, w, n, Path(place) / "coefficients.npy"),
+            }
+            for w, n in ((1.0, 5), (7.5, 8), (4.0, 12))
+        ]
+    return {"coefficients": coefficients.tolist(), "cases": cases}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SOLVERS = (
     "edm_stochastic", "sa", "seeds", "er_sde", "pc", "restart", "lcm", "sde_adaptive", "dpm_adaptive", "rk_adaptive",
     "implicit_rk", "amed", "bespoke", "universal", "map", "shipped_map", "jump", "head", "nodes", "seeds_1", "er_sde_1",
     "seeds_2", "er_sde_2", "seeds_3", "er_sde_3", "amed_learned", "conditioned", "dpm_v3", "dc", "stork", "stork_4",
-    "pc_langevin", "picard", "parareal",
+    "pc_langevin", "picard", "parareal", "dc_regressed",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ _OWN_WORDS = {
     "gits": "a grid by dynamic programming over the local errors of Euler's method",
     "dmn": "a grid that minimises a bound on the global error",
     "ld3": "a grid whose levels are trained through the solver",
-    "dc": "UniPC whose newest denoised point is moved in time, by a ratio for each step (DC-Solver)",
+    "dc": "UniPC whose newest denoised point is moved in time, by a ratio for each step (DC-Solver); for many NFE too",
     "ld3_decoupled": "a grid, and levels of its own at which the field is asked",
     "search": "the best of the published grids",
 }

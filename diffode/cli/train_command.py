@@ -60,7 +60,7 @@ class Budgets(click.ParamType[tuple[int, ...]]):
     "--nfe",
     type=Budgets(),
     required=True,
-    help="Number of evaluations; for a flow map one or more, as 1,2,4, the first decides.",
+    help="Number of evaluations; for a flow map and dc one or more, as 1,2,4, the first decides.",
 )
 @source_option
 @guide_option
@@ -80,7 +80,7 @@ class Budgets(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--output",
     default=None,
-    help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors, and none for a grid or universal.",
+    help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors; none for a grid, universal, or dc for one NFE.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where a flow map's network is trained, such as cuda.")
 @click.option("--force", is_flag=True, help="Write over a file that exists, and begin an interrupted training anew.")
@@ -112,11 +112,11 @@ def command(
     levels alone), head (such a table with a network after each evaluation; options kind, units, layers), nodes (the exact map
     on nodes in one or two dimensions, which asks no field; options count, kind), gits, dmn, ld3 or search (a grid for a solver
     of one evaluation per step, which is printed; option solver=NAME), ld3_decoupled (a grid with levels of its own), dc (ratios
-    of DC-Solver, in the solver's spec, on a named grid; option grid=NAME), or a way to train a flow map, such as flow_map, cd,
-    shortcut or meanflow (diffode list methods names all, diffode show meanflow tells more). Errors are on starts outside of
-    training, in units of the data's scale. A table's file runs anywhere as the solver bespoke:file=FILE, a map's as
-    map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives the same numbers unless --seconds ends it
-    early. Ctrl-C keeps the best so far.
+    of DC-Solver, in the solver's spec, on a named grid; option grid=NAME; for several NFE, or weights=1+4+8 of a guided target,
+    a file with a polynomial through them), or a way to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode
+    list methods names all, diffode show meanflow tells more). Errors are on starts outside of training, in units of the data's
+    scale. A table's file runs anywhere as the solver bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid
+    trained:file=FILE. The same command gives the same numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6
@@ -126,6 +126,7 @@ def command(
               diffode train jump --target ring8 --guide label=three,weight=7.5 --nfe 8
               diffode train head --target ring8 --nfe 2
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
+              diffode train dc --target ring8 --nfe 5,6,8,10 --output dc.safetensors
               diffode train shortcut --target ring8 --nfe 1,2,4
     """
     from diffode import learned
@@ -138,15 +139,17 @@ def command(
     from diffode.specs import parse_spec
 
     target = problem_text(target, source, guide)
-    name, _ = parse_spec(spec)
+    name, options = parse_spec(spec)
     if name not in METHODS:
         raise UnknownNameError("trainable", name, METHODS)
     is_map = name in MAP_METHODS
-    if len(nfe) > 1 and not is_map:
-        raise ArgumentError(f"nfe must be one number of evaluations for {name}; flow maps take several")
+    if len(nfe) > 1 and not METHODS[name].several:
+        raise ArgumentError(f"nfe must be one number of evaluations for {name}; dc and flow maps take several")
+    # Ratios for several numbers are no options of a spec.
+    by_file = name in _WRITTEN or (name == "dc" and (len(nfe) > 1 or "weights" in options))
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
     file = FilePath(output or f"{name}-{plain}-{'-'.join(map(str, nfe))}.safetensors")
-    writes = name in _WRITTEN or is_map or output is not None
+    writes = by_file or is_map or output is not None
     interrupted = file.with_suffix(".interrupted.safetensors")
     _check_output(name, file, writes, force or resume, draws=is_map or name in _DRAWN)
     _check_resume(interrupted, is_map, resume, force)
@@ -156,10 +159,11 @@ def command(
     try:
         with TrainingLog() as log, interrupts(log) as interrupt:
             trained = learned.train(
-                spec, target, nfe if is_map else nfe[0], path=path, points=points, steps=steps, seconds=seconds or math.inf,
-                seed=seed, progress=log.step, stop=interrupt, device=device, resume_file=interrupted if is_map else None,
+                spec, target, nfe if is_map or len(nfe) > 1 else nfe[0], path=path, points=points, steps=steps,
+                seconds=seconds or math.inf, seed=seed, progress=log.step, stop=interrupt, device=device,
+                resume_file=interrupted if is_map else None,
             )  # fmt: skip
-            facts = _kept(trained, name, file, writes)
+            facts = _kept(trained, name, file, writes, by_file)
             log.finish()
             if len(trained.history.error) > 1:
                 log.say(f"error, step by step: {curve(trained.history.held_out or trained.history.error)}")
@@ -191,10 +195,11 @@ def _worse(trained: Trained) -> str:
     return f"on held-out starts this is worse than {compared}, which no training costs: take that, or more evaluations"
 
 
-def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str, Any]:
+def _kept(trained: Trained, name: str, file: FilePath, writes: bool, by_file: bool) -> dict[str, Any]:
     """Write the result, if it is to be written; returns the facts to print."""
     from diffode.learned import TrainedMap, load
     from diffode.output_files import make_folder
+    from diffode.solvers.trained.ratios import Ratios
     from diffode.specs import format_spec
 
     if writes:
@@ -202,10 +207,10 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str
         trained.save(file)
     if isinstance(trained, TrainedMap):
         return _map_facts(trained, file)
-    facts: dict[str, Any] = {"solver": load(file).solver.spec if name in _WRITTEN else trained.solver.spec}
+    facts: dict[str, Any] = {"solver": load(file).solver.spec if by_file else trained.solver.spec}
     if trained.grid is not None:
         facts["grid"] = " ".join(f"{t:.10g}" for t in trained.grid.tolist())
-    if writes and name not in _WRITTEN:
+    if writes and not by_file:
         facts["file"] = load(file).solver.spec if trained.grid is None else format_spec("trained", {"file": str(file)})
         if trained.grid is not None:
             facts["run with"] = f"--solver {shlex.quote(facts['solver'])} --grid {shlex.quote(facts['file'])}"
@@ -213,6 +218,8 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool) -> dict[str
         facts["picture"] = str(file.with_suffix(".png"))
         _draw(trained, file.with_suffix(".png"))
     before, after = trained.errors
+    if isinstance(trained.content, Ratios):
+        facts["evaluations"] = trained.content.range
     facts |= {"nfe": trained.nfe, "started from": trained.facts.begun_from, "its error": before, "held-out error": after}
     if before is not None:
         facts["times smaller"] = before / max(after, 1e-300)

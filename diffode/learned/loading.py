@@ -23,12 +23,13 @@ from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.jumps import JUMPS_SCHEMA, load_jumps
 from diffode.solvers.trained.mapped import MapSolver
 from diffode.solvers.trained.nodes import NODES_SCHEMA
+from diffode.solvers.trained.ratios import RATIOS_SCHEMA, RegressedDC, load_ratios
 from diffode.tensor_files import schema_of
 
 
 def load(file: str | FilePath) -> Trained:
-    """Read what a training saved: a table, a conditioned table, an AMED, a jump table, its heads, a map on nodes, a flow map
-    or a grid.
+    """Read what a training saved: a table, a conditioned table, an AMED, a jump table, its heads, a map on nodes, a flow map,
+    a grid or ratios of DC-Solver.
 
     Args:
         file: a file that ``.save(file)`` of a result or ``diffode train`` wrote.
@@ -50,6 +51,11 @@ def load(file: str | FilePath) -> Trained:
             # The path and the solver are only looked up: a file may name code that it should not run.
             times = torch.tensor(grid.times_on(paths.registry.registered(grid.path)), dtype=torch.float64)
             return Trained(solvers.registry.registered(grid.solver), grid.steps, grid, grid, times)
+    if schema == RATIOS_SCHEMA:
+        ratios = load_ratios(file)
+        nfe, weight = next(iter(ratios.trained))
+        regressed = RegressedDC(file=str(file), weight=weight if len(ratios.weights) > 1 else None)
+        return Trained(regressed, nfe, ratios, ratios)
     if schema == MAP_SCHEMA:
         mapped = MapSolver(file=str(file))
         content_of_map = mapped.phi

@@ -43,11 +43,13 @@ class Method(NamedTuple):
         make: the function, called with the field, ``nfe`` and keyword arguments.
         options: names of its options.
         takes: the arguments of a request that it takes, and what it calls them.
+        several: whether it takes several numbers of evaluations.
     """
 
     make: Callable[..., Trained]
     options: tuple[str, ...]
     takes: Mapping[str, str]
+    several: bool = False
 
 
 def train(
@@ -78,7 +80,7 @@ def train(
             ``train_jump``, ``train_head``,
             ``train_nodes``, ``train_compensation``, of the functions of these names, and those of a row of the table.
         field: a target or its name, a network that ships (``trained:ring8``), or a field with a path.
-        nfe: number of evaluations; for flow maps one or more, of which the first decides.
+        nfe: number of evaluations; for flow maps and ``dc`` one or more, of which the first decides whose errors are told.
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         points: number of starts to train on; the default is the method's.
@@ -108,9 +110,10 @@ def train(
     if name not in METHODS:
         raise UnknownNameError("way to train", name, METHODS)
     chosen = METHODS[name]
-    if name not in MAP_METHODS:
+    if not chosen.several:
         if not isinstance(nfe, int):
-            raise ArgumentError(f"nfe must be one number of evaluations for {name}, got {nfe!r:.60}; flow maps take several")
+            some = "dc and flow maps take several"
+            raise ArgumentError(f"nfe must be one number of evaluations for {name}, got {nfe!r:.60}; {some}")
         check_budget(nfe)
     wrong = next((key for key in options if key not in chosen.options), None)
     if wrong is not None:
@@ -171,7 +174,7 @@ def _map(row: MapMethod) -> Method:
         return train_map(format_spec(row.name, options), field, nfe, **given)
 
     takes = {"steps": "steps", **({"points": "points"} if row.trajectories else {})}
-    return Method(make, tuple(row.defaults), takes)
+    return Method(make, tuple(row.defaults), takes, several=True)
 
 
 #: Options of grids whose levels are trained.
@@ -199,7 +202,7 @@ METHODS = {
     "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
     "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),
     "ld3_decoupled": Method(train_decoupled, _LEVELS, {"points": "points", "steps": "rounds"}),
-    "dc": Method(train_compensation, ("order", "variant", "chart", "grid"), {"points": "points"}),
+    "dc": Method(train_compensation, ("order", "variant", "chart", "grid", "weights"), {"points": "points"}, several=True),
     "search": Method(_grid("search"), ("solver",), {"points": "points"}),
     **{name: _map(row) for name, row in MAP_METHODS.items()},
 }

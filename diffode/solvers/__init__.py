@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from diffode.solvers.trained.bespoke import Bespoke, Universal
     from diffode.solvers.trained.generators import Head, Jump, OfNodes
     from diffode.solvers.trained.mapped import MapSolver
+    from diffode.solvers.trained.ratios import RegressedDC
     from diffode.solvers.trained.shipped import ShippedMap, shipped_maps
     from diffode.solvers.unipc import UniPC
 
@@ -101,6 +102,7 @@ _PLACES = {
     "RESMultistep": "dpm_multistep",
     "RK4": "runge_kutta",
     "Ralston": "runge_kutta",
+    "RegressedDC": "trained.ratios",
     "Restart": "restart",
     "RungeKutta": "runge_kutta",
     "SASolver": "exponential_sde",
@@ -173,6 +175,7 @@ __all__ = [
     "PredictorCorrector",
     "RESMultistep",
     "Ralston",
+    "RegressedDC",
     "Restart",
     "RungeKutta",
     "SASolver",

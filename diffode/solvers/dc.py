@@ -27,7 +27,7 @@ class DCSolver(UniPC):
 
     ``ratios`` are those of the steps 3 to N in order, as ``ratios=1.02+0.97+1.1`` for 5 steps: a table for one number of steps
     and one field, whose numbers ``diffode.learned.train_compensation`` finds. Without them it is UniPC. The other options are
-    those of ``unipc``. The authors' regression of ratios over the number of steps and the weight of guidance is left out.
+    those of ``unipc``. The regression of ratios over the number of steps and the weight of guidance is ``dc_regressed``.
     """
 
     ratios: tuple[float, ...] = ()

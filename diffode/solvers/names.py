@@ -37,6 +37,7 @@ ALIASES = {
     "rho_2heun": "heun:chart=noise",
     "rho_3kutta": "kutta3:chart=noise",
     "rho_4rk": "rk4:chart=noise",
+    "gotta_go_fast": "sde_adaptive",
     # RES4LYF, with its usual nodes
     "res_2m": "dpmpp:order=2,form=taylor,lower_order_final=never",
     "res_3m": "res_m:order=3",
@@ -92,6 +93,11 @@ ABSENT = {
     "res_5s_hochbruck_ostermann": "its published coefficients are not those of the paper, which "
     "'exponential_rk:method=hochbruck_ostermann_4' has",
     "etdrk4_4s": "its published stages are twice too large; 'exponential_rk:method=etd4' has those of Cox and Matthews",
+    "rho_ab": "it is 'lms:order=4', whose order counts the points, ab_order + 1",
+    "t_ab": "it is 'deis:order=4', whose order counts the points, ab_order + 1",
+    "rho_rk": "it is a family: 'rho_2heun', 'rho_3kutta', 'rho_4rk'",
+    "deis_rk": "it is a family: 'rho_2heun', 'rho_3kutta', 'rho_4rk'",
+    "consistency": "multistep consistency sampling is 'lcm', and a trained map runs as a solver of its own, map:file=FILE",
     "tcd": "it belongs to a distilled model, and the nearest is 'euler_ancestral' with its eta between 0 and 1",
     "pndm": "it is 'ipndm:order=4', apart from its first steps, which are of Runge-Kutta type",
     "plms": "it is 'ipndm:order=4', apart from the way it starts",

@@ -25,8 +25,42 @@ from diffode.tableau import Writer
 _MOST_CORRECTIONS = 1000
 
 
+class Corrected(WithNoise):
+    """What both have: Langevin steps at a level, which keep a run from the flow, with their options."""
+
+    snr: float | str | Given
+    corrections: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.corrections) is not int or not 0 <= self.corrections <= _MOST_CORRECTIONS:
+            raise ArgumentError(
+                f"corrections must be an integer >= 0 (Langevin steps at a level) and <= {_MOST_CORRECTIONS}, "
+                f"got {self.corrections!r:.40}"
+            )
+
+    @property
+    @override
+    def convergence_order(self) -> int:
+        return 0 if self._corrects else 1
+
+    @property
+    @override
+    def nfe_per_step(self) -> int:
+        return 1 + self.corrections * self._corrects
+
+    @property
+    @override
+    def stochastic(self) -> bool:
+        return self._corrects or super().stochastic
+
+    @property
+    def _corrects(self) -> bool:
+        return self.snr != 0 and self.corrections > 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class PredictorCorrector(EulerAncestral):
+class PredictorCorrector(Corrected, EulerAncestral):
     r"""``corrections`` steps of annealed Langevin dynamics at each level, :math:`x + \epsilon s + \sqrt{2\epsilon}\,\xi`, then
     an ancestral step down, which is the predictor.
 
@@ -55,31 +89,11 @@ class PredictorCorrector(EulerAncestral):
         named = isinstance(self.snr, str) and ":" in self.snr
         if not (named or callable(self.snr)):
             check_ratio(self.snr, " or a function of rho (file.py:function)")
-        check_corrections(self.corrections)
 
     @override
     def content(self) -> str:
         """A hash of the text of a user's rule, which may change under its name."""
         return "" if isinstance(self.snr, int | float) else content_of_function(function_of(self.snr, "snr", "rho"))
-
-    @property
-    @override
-    def convergence_order(self) -> int:
-        return 0 if self._corrects else 1
-
-    @property
-    @override
-    def nfe_per_step(self) -> int:
-        return 1 + self.corrections * self._corrects
-
-    @property
-    @override
-    def stochastic(self) -> bool:
-        return self._corrects or super().stochastic
-
-    @property
-    def _corrects(self) -> bool:
-        return self.snr != 0 and self.corrections > 0
 
     def prepared(self, table: Writer, chart: Chart, x: int, s: float) -> int:
         """Append the Langevin steps at s, none where the rule gives 0; returns the last row."""
@@ -95,7 +109,7 @@ class PredictorCorrector(EulerAncestral):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LangevinCorrector(WithNoise, DirectSolver):
+class LangevinCorrector(Corrected, DirectSolver):
     r"""``pc`` with the authors' rule for the Langevin step, :math:`\epsilon = 2 (\mathrm{snr}\,|\xi|/|s|)^2`, for each row.
 
     |xi| and |s| are the norms of a row's noise and score, so that its step depends on where it is, and no table holds it. The
@@ -118,26 +132,6 @@ class LangevinCorrector(WithNoise, DirectSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ratio(self.snr)
-        check_corrections(self.corrections)
-
-    @property
-    @override
-    def convergence_order(self) -> int:
-        return 0 if self._corrects else 1
-
-    @property
-    @override
-    def nfe_per_step(self) -> int:
-        return 1 + self.corrections * self._corrects
-
-    @property
-    @override
-    def stochastic(self) -> bool:
-        return self._corrects or self.eta > 0
-
-    @property
-    def _corrects(self) -> bool:
-        return self.snr > 0 and self.corrections > 0
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: Randomness | None) -> Journey:
@@ -165,12 +159,3 @@ def check_ratio(snr: object, others: str = "") -> None:
     """Raise ArgumentError unless the signal-to-noise ratio of Langevin steps is a number >= 0 and below 1."""
     if isinstance(snr, bool) or not isinstance(snr, int | float) or not math.isfinite(snr) or not 0 <= snr < 1:
         raise ArgumentError(f"snr must be a number >= 0 and below 1 (0.16 usually){others}, got {snr!r}")
-
-
-def check_corrections(corrections: object) -> None:
-    """Raise ArgumentError unless the number of Langevin steps at a level is a possible one."""
-    if type(corrections) is not int or not 0 <= corrections <= _MOST_CORRECTIONS:
-        raise ArgumentError(
-            f"corrections must be an integer >= 0 (Langevin steps at a level) and <= {_MOST_CORRECTIONS}, "
-            f"got {corrections!r:.40}"
-        )

@@ -37,6 +37,7 @@ from diffode.solvers.stork import STORK, STORK4
 from diffode.solvers.trained.bespoke import Bespoke, Universal
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
 from diffode.solvers.trained.mapped import MapSolver
+from diffode.solvers.trained.ratios import RegressedDC
 from diffode.solvers.trained.shipped import ShippedMap
 from diffode.solvers.unipc import UniPC
 from diffode.specs import Registry
@@ -120,6 +121,7 @@ for _solver in (
     Jump,
     Head,
     OfNodes,
+    RegressedDC,
 ):
     registry.register(_solver.name, _solver)
 for _order in (1, 2, 3):

@@ -21,8 +21,25 @@ from diffode.tableau import Number, Writer
 _MOST_STAGES = 200
 
 
+class Stabilised(TableSolver):
+    """What both have: the choices of a chart and of a form, which are the options of each."""
+
+    chart: Literal["velocity", "noise", "data"]
+    form: Literal["published", "consistent"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("chart", self.chart, ("velocity", "noise", "data"))
+        check_choice("form", self.form, ("published", "consistent"))
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return self.chart
+
+
 @dataclass(frozen=True, kw_only=True)
-class STORK(TableSolver):
+class STORK(Stabilised):
     r"""STORK-2: the s stages of RKG2 in the clock of a chart, made of one evaluation a step and past ones.
 
     RKG2 has the stability polynomial a_s + b_s C_s(1 + w z), C_s the Gegenbauer polynomial of index 3/2 and
@@ -56,8 +73,7 @@ class STORK(TableSolver):
             raise ArgumentError(f"stages must be an integer from 2 to {_MOST_STAGES}, got {self.stages!r:.40}")
         check_choice("taylor", self.taylor, (1, 2, 3))
         check_choice("virtual", self.virtual, (True, False))
-        check_choice("chart", self.chart, ("velocity", "noise", "data"))
-        check_choice("form", self.form, ("published", "consistent"))
+        super().__post_init__()
 
     @property
     @override
@@ -68,11 +84,6 @@ class STORK(TableSolver):
     @override
     def nfe_per_step(self) -> int:
         return 1 if self.virtual else self.stages
-
-    @property
-    @override
-    def chart_name(self) -> str:
-        return self.chart
 
     @property
     def nodes(self) -> np.ndarray:
@@ -119,7 +130,7 @@ class STORK(TableSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class STORK4(TableSolver):
+class STORK4(Stabilised):
     r"""STORK-4 with virtual stages: m h + m' h^2/2 + m'' h^3/6 + m''' h^4/24 in the clock of a chart, one evaluation a step.
 
     The stages are those of ROCK4, a method of order 4, so that sum b_j c_j^k = 1/(k + 1) for k up to 3, for any number of
@@ -148,8 +159,7 @@ class STORK4(TableSolver):
 
     def __post_init__(self) -> None:
         check_choice("taylor", self.taylor, (2, 3))
-        check_choice("chart", self.chart, ("velocity", "noise", "data"))
-        check_choice("form", self.form, ("published", "consistent"))
+        super().__post_init__()
 
     @property
     @override
@@ -157,16 +167,6 @@ class STORK4(TableSolver):
         if self.form == "consistent":
             return self.taylor + 1
         return 2 if self.taylor == 2 else 1
-
-    @property
-    @override
-    def nfe_per_step(self) -> int:
-        return 1
-
-    @property
-    @override
-    def chart_name(self) -> str:
-        return self.chart
 
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:

@@ -184,6 +184,21 @@ class GuidedField(Field):
         """Both fields."""
         return self.conditional, self.unconditional
 
+    def weighing(self, weight: Given) -> GuidedField:
+        """The same guidance with another weight, in force between the same noise levels; ArgumentError with kind ``cfg++``.
+
+        >>> import diffode
+        >>> ring = diffode.targets.get("ring8")
+        >>> pair = (diffode.exact_field(law, "edm") for law in (ring.given("three"), ring))
+        >>> guide(*pair, 7.5, interval=(0.3, 5.0)).weighing(2.0).weight
+        Weight(value=2.0, low=0.3, high=5.0)
+        """
+        if not isinstance(self.weight, Weight):
+            raise ArgumentError(
+                "weight of kind 'cfg++' belongs to the steps of one grid: make another field with diffode.guide"
+            )
+        return GuidedField(*self.members, self.rule, Weight(weight, self.weight.low, self.weight.high))
+
     @override
     def predict(self, prediction: Prediction, x: Tensor, t: Scalar) -> Tensor:
         answer, calls = self._mixed(prediction, x, t)
