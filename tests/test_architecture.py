@@ -138,7 +138,7 @@ LAZY = {
     ("native/objects.py", "diffode.native"): "what Numba compiles, where nothing is compiled yet",
     ("native/objects.py", "numba"): "half a second, where nothing is compiled yet",
     ("native/objects.py", "llvmlite.binding"): "a tenth of a second, for those who evaluate a mixture",
-    ("learned/grids/levels.py", "scipy.optimize"): "a third of a second, for a search that is done",
+    ("learned/grids/simplex.py", "scipy.optimize"): "a third of a second, for a search that is done",
     ("numerics/splines.py", "scipy.interpolate"): "a third of a second, for statistics of a model",
     ("metrics/transport.py", "scipy.optimize"): "a third of a second, for an assignment",
     ("numerics/line_transport.py", "scipy.special"): "a third of a second, for distances on a line",

@@ -175,6 +175,8 @@ def _map(row: MapMethod) -> Method:
 
 #: Options of grids whose levels are trained.
 _LEVELS = ("solver", "grid", "rounds")
+#: Options of grids of solvers that know the data.
+_INFORMED = ("jump", "statistics")
 #: The methods by name.
 METHODS = {
     "bespoke": Method(
@@ -194,11 +196,11 @@ METHODS = {
     "jump": Method(train_jump, (), {"points": "points", "steps": "steps"}),
     "head": Method(train_head, ("kind", "units", "layers"), {"points": "points", "steps": "steps"}),
     "nodes": Method(train_nodes, ("count", "kind", "span"), {"points": "points"}),
-    "gits": Method(_grid("gits"), ("solver", "teacher", "discount"), {"points": "points"}),
+    "gits": Method(_grid("gits"), ("solver", "teacher", "discount", *_INFORMED), {"points": "points"}),
     "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
-    "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),
+    "ld3": Method(_grid("ld3"), (*_LEVELS, *_INFORMED), {"points": "points", "steps": "rounds"}),
     "ld3_decoupled": Method(train_decoupled, _LEVELS, {"points": "points", "steps": "rounds"}),
     "dc": Method(train_compensation, ("order", "variant", "chart", "grid"), {"points": "points"}),
-    "search": Method(_grid("search"), ("solver",), {"points": "points"}),
+    "search": Method(_grid("search"), ("solver", *_INFORMED), {"points": "points"}),
     **{name: _map(row) for name, row in MAP_METHODS.items()},
 }

@@ -10,18 +10,26 @@ from typing import Any
 import torch
 
 from diffode import grids, solvers
+from diffode.arguments import check_count
 from diffode.errors import ArgumentError, UnknownNameError
 from diffode.fields import Field
 from diffode.grid_files import TrainedGrid
 from diffode.learned.fitting.gauss_newton import Problem
+from diffode.learned.fitting.parameters import to_shares
 from diffode.learned.grids import levels
+from diffode.learned.grids.informed import InformedLevels, begun, ended, error_of, trained_levels
+from diffode.learned.grids.simplex import searched
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request, with_gradients
+from diffode.learned.tables.in_chart import known_to
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
 from diffode.paths import Path
 from diffode.solvers import WritesTable
+from diffode.solvers.informed import informed
+from diffode.solvers.jumped import Jumped
 from diffode.solvers.trained.checkpoints import Checkpoint
+from diffode.statistics import Statistics
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
@@ -31,6 +39,8 @@ METHODS = {"gits": "ddim", "dmn": "ab:order=3,chart=data", "ld3": "dpmpp:order=2
 _NAMED = ("log_snr", "karras")
 #: Number of starts on which the error of a grid is measured.
 _TEST_STARTS = 512
+#: Numbers of starts and of rounds of a training for a solver that knows the data, unless given, and the most steps.
+_POINTS, _ROUNDS, _MOST_STEPS = {"gits": 256, "dmn": 1, "ld3": 512, "search": 256}, 60, 100
 
 
 @with_gradients
@@ -41,6 +51,8 @@ def train_grid(
     *,
     path: Path | str = "edm",
     solver: str | None = None,
+    jump: float | str | None = None,
+    statistics: Statistics | str | None = None,
     dim: int | Sequence[int] | None = None,
     seconds: float = math.inf,
     seed: int = 0,
@@ -50,12 +62,19 @@ def train_grid(
 ) -> Trained:
     """Train a grid for a solver of one evaluation per step, and measure its error on other starts.
 
+    For a solver that jumps, the level to which it jumps is one of the grid's, and the first step asks nothing: its steps are
+    the evaluations after it, from one on. Solvers in a chart of the data's Gaussian are trained too. Both begin from several
+    grids, that of the solver as it was asked for among them.
+
     Args:
         method: ``"gits"``, ``"dmn"``, ``"ld3"`` or ``"search"``, the functions of these names.
         field: a target or its name, or a field with a path.
-        steps: number of steps.
+        steps: number of steps, a jump not counted.
         path: path of the target; a field has its own.
         solver: spec of the solver; by default that of the method's publication.
+        jump: option ``jump`` of the solver, if its spec has none: ``auto``, or a level in the data's largest deviations.
+        statistics: mean and covariance of the data for a solver that has to know them, or a kind of them, such as ``scale``, to
+            which those of the field are reduced; by default the field's own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.
         seconds, stop: limit of time, and a function that ends the training if it returns True, for ld3 and search;
             ``stopped_by`` of the result says whether either did.
@@ -65,7 +84,8 @@ def train_grid(
 
     Returns:
         :class:`Trained`, with its ``grid``. ``errors.before`` is that of the grid at which ld3 begins, and for the others
-        that of the better one of log_snr and karras.
+        that of the better one of log_snr and karras; for solvers that know the data that of the solver as it was asked for,
+        on ``karras:rho=3`` after a jump.
 
     Raises:
         ArgumentError: for a wrong argument, or a solver with more than one evaluation per step.
@@ -73,15 +93,26 @@ def train_grid(
     >>> found = train_grid("dmn", "ring8", 5)
     >>> len(found.grid), found.stopped_by
     (6, 'counts')
+    >>> found = train_grid("ld3", "ring8", 1, solver="ipndm", jump="auto", points=64)
+    >>> len(found.grid), found.nfe, found.errors.after < found.errors.before
+    (3, 1, True)
     """
     if method not in METHODS:
         raise UnknownNameError("way to train a grid", method, METHODS)
     request = Request.of("train_grid", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     chosen, on = request.field, request.path
     recipe = solvers.table_solver(METHODS[method] if solver is None else solver)
+    if jump is not None:
+        recipe = replace(recipe, jump=jump)
     if recipe.nfe_per_step != 1:
         raise ArgumentError(
             f"{method} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
+        )
+    if recipe.needs_statistics:
+        return _informed(request, method, recipe, steps, statistics, options)
+    if statistics is not None:
+        raise ArgumentError(
+            "statistics go with a solver that has to know the data: give jump=auto, or a chart of their Gaussian"
         )
     history, tell = told(progress)
     given: dict[str, Any] = {"solver": recipe.spec, **options}
@@ -103,6 +134,53 @@ def train_grid(
     rho = torch.tensor([on.rho(t) for t in times.tolist()], dtype=torch.float64)
     grid = TrainedGrid(levels=rho, method=method, solver=recipe.spec, **facts.facts())
     return Trained(recipe, steps, grid, grid, times, history())
+
+
+def _informed(
+    request: Request, method: str, recipe: WritesTable, steps: int, statistics: Statistics | str | None, options: dict[str, Any]
+) -> Trained:
+    """The grid of a solver that knows the data."""
+    known = known_to(request, statistics, f"solver {recipe.spec!r}")
+    named = options.pop("grid", Jumped.usual_grid)
+    asked = solvers.table_solver(informed(recipe, known))
+    if (asked.solver if isinstance(asked, Jumped) else asked).lays_levels:
+        raise ArgumentError(f"solver {recipe.spec!r} lays its own levels, so that no grid is to be trained for it")
+    check_count("steps", steps, 1, _MOST_STEPS)
+    history, tell = told(request.progress)
+    request = replace(request, progress=tell)
+    free = InformedLevels(asked, known, request.field, request.path, steps)
+    points = options.pop("points", _POINTS[method])
+    check_count("points", points, 1, 10**9)
+    if method == "ld3":
+        rounds = options.pop("rounds", _ROUNDS)
+        check_count("rounds", rounds, 1)
+        values = trained_levels(free, request, named, points, rounds)
+    elif method == "search":
+        problem = request.problem(points, "starts", differentiated=False)
+        values = searched(lambda trial: free.error(trial, problem), begun(free, problem, named), request)
+    elif method == "gits" and free.jumps:
+        own = {key: options.pop(key) for key in ("teacher", "discount") if key in options}
+        times = levels.gits(request.field, steps, dim=request.shape, points=points, seed=request.seed, statistics=known, **own)
+        values = to_shares(torch.tensor([request.path.rho(t) for t in times.tolist()], dtype=torch.float64))
+    else:
+        raise ArgumentError(
+            f"{method} lays no grid for {recipe.spec!r}: gits lays one for a solver that jumps, ld3 and search for each that "
+            "knows the data"
+        )
+    if options:
+        raise ArgumentError(f"{method} does not take the option {next(iter(options))!r} for a solver that knows the data")
+    facts = request.facts("", None, math.inf)
+    test = test_problem(request)
+    before, after = (
+        error_of(ended(table, request.field, test), test)
+        for table in (asked.tableau(request.path, named, steps), free.table(values))
+    )
+    facts = replace(facts, begun_from=f"{recipe.spec} @ {named}", start_error=before, held_out_error=after)
+    chosen = free.runner(values)
+    times = grids.explicit(free.times(values), request.path)
+    rho = torch.tensor([request.path.rho(t) for t in times.tolist()], dtype=torch.float64)
+    content = TrainedGrid(levels=rho, method=method, solver=chosen.spec, statistics=known, **facts.facts())
+    return Trained(chosen, steps, content, content, times, history())
 
 
 @with_gradients
