@@ -28,7 +28,7 @@ def spiral():
 
 def levels_of(solver, steps, target="moons", count=48):
     known, field = Statistics.of_target(target), diffode.exact_field(target, "edm")
-    free = InformedLevels(solvers.informed(solver, known), known, field, EDM, steps)
+    free = InformedLevels(known, field, EDM, steps, solvers.informed(solver, known))
     return free, problem_for(field, EDM, field.dim, count, keyed(1, "levels"))
 
 

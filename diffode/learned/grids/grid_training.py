@@ -17,7 +17,8 @@ from diffode.grid_files import TrainedGrid
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.learned.fitting.parameters import to_shares
 from diffode.learned.grids import levels
-from diffode.learned.grids.informed import InformedLevels, begun, ended, error_of, trained_levels
+from diffode.learned.grids.free_levels import begun, error_of, trained_levels
+from diffode.learned.grids.informed import InformedLevels, ended
 from diffode.learned.grids.simplex import searched
 from diffode.learned.progress import Progress, Step
 from diffode.learned.request import Request, with_gradients
@@ -148,7 +149,7 @@ def _informed(
     check_count("steps", steps, 1, _MOST_STEPS)
     history, tell = told(request.progress)
     request = replace(request, progress=tell)
-    free = InformedLevels(asked, known, request.field, request.path, steps)
+    free = InformedLevels(known, request.field, request.path, steps, asked)
     points = options.pop("points", _POINTS[method])
     check_count("points", points, 1, 10**9)
     if method == "ld3":
