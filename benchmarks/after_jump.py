@@ -31,7 +31,7 @@ from universal import best_after_jump
 from diffode import fields, solve, targets
 from diffode.errors import ArgumentError
 from diffode.flows import reference
-from diffode.learned import Trained, load_checkpoint, train_amed, train_grid, train_table
+from diffode.learned import Trained, condition, load_checkpoint, train_amed, train_grid, train_table
 from diffode.solvers import informed, table_solver
 from diffode.statistics import Statistics
 
@@ -89,6 +89,15 @@ def amed(**options: Any) -> Callable[[Asked], dict[str, Any]]:
     return make
 
 
+def conditioned(chart: str) -> Callable[[Asked], dict[str, Any]]:
+    """The conditioning of a table in a chart."""
+
+    def make(asked: Asked) -> dict[str, Any]:
+        return condition(asked.table(chart), asked.field, seed=asked.seed, seconds=asked.seconds).arguments
+
+    return make
+
+
 #: What is trained, by column.
 COLUMNS: dict[str, Callable[[Asked], dict[str, Any]]] = {
     "grid": grid("ipndm:order=3"),
@@ -97,7 +106,10 @@ COLUMNS: dict[str, Callable[[Asked], dict[str, Any]]] = {
     "amed": amed(),
     "amed, jump": amed(jump="auto"),
     "amed, chart": amed(chart="gaussian"),
+    "table": table("noise"),
     "table, chart": table("gaussian"),
+    "conditioned": conditioned("noise"),
+    "conditioned, chart": conditioned("gaussian"),
 }
 
 

@@ -156,6 +156,14 @@ def test_a_file_gives_the_same_run_to_the_last_bit_and_runs_by_its_name(ring, tm
     torch.testing.assert_close(own.flatten(1), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_statistics_with_more_coordinates_than_rows_train_too():
+    """A vector and all that lies across it are three coordinates of a plane."""
+    known = Statistics.of_target("ring8", "low_rank", rank=1)
+    found = train_amed("ring8", 1, chart="gaussian", statistics=known, **{**SHORT, "points": 16, "rounds": 2})
+    field = diffode.exact_field("ring8", "edm")
+    assert diffode.solve(field, field.prior(3, generator=0), **found.arguments).nfe == 1
+
+
 def test_spoilt_files_are_refused(ring, tmp_path):
     good = tmp_path / "good.safetensors"
     ring.save(good)
@@ -193,7 +201,7 @@ def test_wrong_arguments_name_the_fix(ring):
     with pytest.raises(ArgumentError, match="has to know mean and covariance"):
         train_amed(unknown, 2, dim=2, jump="auto", **SHORT)
     field = diffode.exact_field("ring8", "edm")
-    with pytest.raises(ArgumentError, match="another number of dimensions"):
+    with pytest.raises(ArgumentError, match="2 coordinates, but rows have 3"):
         diffode.solve(Field.from_denoised(lambda x, t: x, "edm"), torch.ones(1, 3).double(), **ring.arguments)
     with pytest.raises(ArgumentError, match=r"use x.double\(\)"):
         diffode.solve(field, field.prior(2, generator=0).float(), **ring.arguments)

@@ -14,7 +14,7 @@ from diffode.arguments import check_count
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.fields import Field
 from diffode.learned.conditional.amed_training import train_amed
-from diffode.learned.conditional.conditioned import condition
+from diffode.learned.conditional.conditioning import condition
 from diffode.learned.grids.compensation import train_compensation
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.heads.head_training import train_head
@@ -142,13 +142,13 @@ def _conditioned(
     *,
     seconds: float,
     points: int | None = None,
-    begin_from: str | None = None,
     stop: Callable[[], bool] | None = None,
     **given: Any,
 ) -> Trained:
     limit = Limit(seconds, stop)
     common = {key: given.pop(key) for key in ("path", "dim", "seed", "progress")}
-    table = train_table(field, nfe, begin_from=begin_from, points=points, seconds=limit.part(_TABLE_SHARE), **common)
+    own = {key: given.pop(key) for key in ("begin_from", "chart", "statistics") if key in given}
+    table = train_table(field, nfe, points=points, seconds=limit.part(_TABLE_SHARE), **own, **common)
     return condition(table, field, points=points, seconds=limit, **common, **given)
 
 
@@ -185,7 +185,9 @@ METHODS = {
         {"points": "points", "steps": "steps"},
     ),
     "conditioned": Method(
-        _conditioned, ("begin_from", "units", "directions", "patience"), {"points": "points", "steps": "steps"}
+        _conditioned,
+        ("begin_from", "chart", "statistics", "units", "directions", "patience"),
+        {"points": "points", "steps": "steps"},
     ),
     "universal": Method(tune_universal, (), {"points": "points"}),
     "amed": Method(

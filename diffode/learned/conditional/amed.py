@@ -248,10 +248,12 @@ class LearnedAMED(DirectSolver):
                 "field has not at these times"
             )
         width = self.predictor.inner[0].in_features
-        if self.hook is None and feature_width(math.prod(x.shape[1:])) != width:
-            raise ArgumentError(f"this AMED was trained in another number of dimensions than {math.prod(x.shape[1:])}")
+        seen = math.prod(x.shape[1:])
         if self.statistics is not None:
-            self.statistics.check_dim(math.prod(x.shape[1:]))
+            self.statistics.check_dim(seen)
+            seen = self.statistics.basis.width if self.in_chart else seen
+        if self.hook is None and feature_width(seen) != width:
+            raise ArgumentError(f"this AMED was trained in another number of dimensions than {math.prod(x.shape[1:])}")
         if self.in_chart and x.dtype != torch.float64:
             raise ArgumentError(f"an AMED in the Gaussian's chart runs in float64, x is {x.dtype}: use x.double()")
         with torch.no_grad():

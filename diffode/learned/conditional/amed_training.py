@@ -148,7 +148,8 @@ def train_amed(
     field.check_gradient(x[:2], times[0])
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(request.stream("network").get_state())
-        inputs = feature_width(request.width) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
+        seen = known.basis.width if known is not None and chart == "gaussian" else request.width
+        inputs = feature_width(seen) if hook is None else hook(x[:1], times[0]).flatten(1).shape[1]
         predictor = Predictor(inputs, direction_range, time_range)
     ends = path.rho(times[0]), path.rho(times[-1])
     if known is not None:
