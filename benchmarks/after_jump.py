@@ -31,7 +31,7 @@ from universal import best_after_jump
 from diffode import fields, solve, targets
 from diffode.errors import ArgumentError
 from diffode.flows import reference
-from diffode.learned import Trained, condition, load_checkpoint, train_amed, train_grid, train_table
+from diffode.learned import Checkpoint, Trained, condition, load_checkpoint, train_amed, train_grid, train_table
 from diffode.solvers import informed, table_solver
 from diffode.statistics import Statistics
 
@@ -51,7 +51,7 @@ class Asked(NamedTuple):
     seconds: float
     tables: Path
 
-    def table(self, chart: str) -> Trained | Any:
+    def table(self, chart: str) -> Checkpoint:
         """A table for this field, trained unless it is there."""
         file = self.tables / f"{self.name}-{self.nfe}-{chart}-{self.seed}.safetensors"
         if not file.is_file():
@@ -59,47 +59,47 @@ class Asked(NamedTuple):
         return load_checkpoint(file)
 
 
-def grid(solver: str) -> Callable[[Asked], dict[str, Any]]:
+def grid(solver: str) -> Callable[[Asked], Trained | Checkpoint]:
     """The training of a grid for a solver."""
 
-    def make(asked: Asked) -> dict[str, Any]:
-        return train_grid("ld3", asked.field, asked.nfe, solver=solver, seed=asked.seed, seconds=asked.seconds).arguments
+    def make(asked: Asked) -> Trained | Checkpoint:
+        return train_grid("ld3", asked.field, asked.nfe, solver=solver, seed=asked.seed, seconds=asked.seconds)
 
     return make
 
 
-def table(chart: str) -> Callable[[Asked], dict[str, Any]]:
+def table(chart: str) -> Callable[[Asked], Trained | Checkpoint]:
     """The training of a table in a chart."""
 
-    def make(asked: Asked) -> dict[str, Any]:
-        return {"solver": asked.table(chart).table().tableau(EDM)}
+    def make(asked: Asked) -> Trained | Checkpoint:
+        return asked.table(chart)
 
     return make
 
 
-def amed(**options: Any) -> Callable[[Asked], dict[str, Any]]:
+def amed(**options: Any) -> Callable[[Asked], Trained | Checkpoint]:
     """The training of AMED's plug-in on iPNDM-2, towards the end of the run."""
 
-    def make(asked: Asked) -> dict[str, Any]:
+    def make(asked: Asked) -> Trained | Checkpoint:
         return train_amed(
             asked.field, (asked.nfe + 1) // 2, host="ipndm", order=2, analytic_first_step=asked.nfe % 2 == 1, per_step=False,
-            points=1024, rounds=300, seed=asked.seed, seconds=asked.seconds, **options,
-        ).arguments  # fmt: skip
+            points=512, batch=128, rounds=200, seed=asked.seed, seconds=asked.seconds, **options,
+        )  # fmt: skip
 
     return make
 
 
-def conditioned(chart: str) -> Callable[[Asked], dict[str, Any]]:
+def conditioned(chart: str) -> Callable[[Asked], Trained | Checkpoint]:
     """The conditioning of a table in a chart."""
 
-    def make(asked: Asked) -> dict[str, Any]:
-        return condition(asked.table(chart), asked.field, seed=asked.seed, seconds=asked.seconds).arguments
+    def make(asked: Asked) -> Trained | Checkpoint:
+        return condition(asked.table(chart), asked.field, seed=asked.seed, seconds=asked.seconds)
 
     return make
 
 
 #: What is trained, by column.
-COLUMNS: dict[str, Callable[[Asked], dict[str, Any]]] = {
+COLUMNS: dict[str, Callable[[Asked], Trained | Checkpoint]] = {
     "grid": grid("ipndm:order=3"),
     "grid, jump": grid("ipndm:order=3,jump=auto"),
     "grid, chart": grid(f"{ANGLE},jump=auto"),
@@ -113,14 +113,14 @@ COLUMNS: dict[str, Callable[[Asked], dict[str, Any]]] = {
 }
 
 
-def error_of(asked: Asked, arguments: dict[str, Any], x: torch.Tensor, exact: torch.Tensor) -> float:
-    """Mean end-point error of a run."""
-    if "solver" in arguments and hasattr(arguments["solver"], "rows"):
-        end = arguments["solver"].run(asked.field, x)
+def error_of(found: Trained | Checkpoint, asked: Asked, x: torch.Tensor, exact: torch.Tensor) -> float:
+    """Mean end-point error of what was trained."""
+    if isinstance(found, Checkpoint):
+        end = found.table().tableau(EDM).run(asked.field, x)
     else:
-        run = solve(asked.field, x, **arguments)
+        run = solve(asked.field, x, **found.arguments)
         if run.nfe != asked.nfe:
-            raise ValueError(f"{arguments} costs {run.nfe} evaluations, not {asked.nfe}")
+            raise ValueError(f"{found} costs {run.nfe} evaluations, not {asked.nfe}")
         end = run.x
     return float((end - exact).norm(dim=1).mean()) / asked.field.scale
 
@@ -192,7 +192,8 @@ def main() -> None:
             if column in COLUMNS:
                 asked = Asked(field, name, nfe, seed, chosen.seconds, tables)
                 try:
-                    made["error"] = error_of(asked, COLUMNS[column](asked), x, exact)
+                    found = COLUMNS[column](asked)
+                    made["error"], made["stopped_by"] = error_of(found, asked, x, exact), found.stopped_by
                 except ArgumentError as refused:
                     # No grid of one step is trained, for one.
                     made["refused"] = str(refused)

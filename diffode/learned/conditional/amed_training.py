@@ -163,7 +163,7 @@ def train_amed(
     if known is not None and jump is not None and isinstance(grid, str):
         free = AmedLevels(known, field, path, steps, solver, jump)
         part = replace(request, limit=limit.part(_LEVELS_SHARE))
-        found = trained_levels(free, part, grid, min(points, _LEVELS_STARTS), _LEVELS_ROUNDS)
+        found = trained_levels(free, part, grid, min(points, _LEVELS_STARTS), _LEVELS_ROUNDS).values
         solver, own = free.solver(found), free.own(grid)
         asked = solver if own is None else free.solver(own)
         predictor, times = solver.predictor, list(solver.times)

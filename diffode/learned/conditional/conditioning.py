@@ -61,7 +61,8 @@ def condition(
     """Condition a trained table on the sample.
 
     Args:
-        trained: the result of :func:`diffode.learned.train_table`, or its checkpoint, which may come from a file.
+        trained: the result of :func:`diffode.learned.train_table`, or its checkpoint, which may come from a file; of a table in
+            the Gaussian's chart the jump stays as it is, and all that follows depends on the sample.
         field: the field or target it was trained on.
         path: path of the target; a field has its own.
         dim: number of coordinates or shape of a row of x; needed unless the field is exact.

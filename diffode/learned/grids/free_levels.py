@@ -151,8 +151,8 @@ def begun(levels: FreeLevels, problem: Problem, grid: str) -> list[Tensor]:
     return found
 
 
-def trained_levels(levels: FreeLevels, request: Request, grid: str, points: int, rounds: int) -> Tensor:
-    """The free numbers with the least held-out error, by Gauss-Newton from the solver as asked for and from the best others."""
+def trained_levels(levels: FreeLevels, request: Request, grid: str, points: int, rounds: int) -> Fit:
+    """The training with the least held-out error, by Gauss-Newton from the solver as asked for and from the best others."""
     problem, held_out = (request.problem(points, stream, differentiated=False) for stream in ("training", "held out"))
     best: Fit | None = None
     for number, begin in enumerate(begun(levels, problem, grid)):
@@ -178,4 +178,4 @@ def trained_levels(levels: FreeLevels, request: Request, grid: str, points: int,
             best = found
     if best is None or not math.isfinite(min(best.held_out)):
         raise NumericalError("the trained grid gives non-finite states on held-out starts")
-    return best.values
+    return best

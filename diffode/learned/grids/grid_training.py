@@ -149,13 +149,15 @@ def _informed(
     check_count("steps", steps, 1, _MOST_STEPS)
     history, tell = told(request.progress)
     request = replace(request, progress=tell)
+    seen: History | None = None
     free = InformedLevels(known, request.field, request.path, steps, asked)
     points = options.pop("points", _POINTS[method])
     check_count("points", points, 1, 10**9)
     if method == "ld3":
         rounds = options.pop("rounds", _ROUNDS)
         check_count("rounds", rounds, 1)
-        values = trained_levels(free, request, named, points, rounds)
+        found = trained_levels(free, request, named, points, rounds)
+        values, seen = found.values, History(found.training, found.held_out, len(found.training) - 1)
     elif method == "search":
         problem = request.problem(points, "starts", differentiated=False)
         values = searched(lambda trial: free.error(trial, problem), begun(free, problem, named), request)
@@ -181,7 +183,7 @@ def _informed(
     times = grids.explicit(free.times(values), request.path)
     rho = torch.tensor([request.path.rho(t) for t in times.tolist()], dtype=torch.float64)
     content = TrainedGrid(levels=rho, method=method, solver=chosen.spec, statistics=known, **facts.facts())
-    return Trained(chosen, steps, content, content, times, history())
+    return Trained(chosen, steps, content, content, times, history() if seen is None else seen)
 
 
 @with_gradients
