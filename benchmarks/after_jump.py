@@ -103,6 +103,7 @@ COLUMNS: dict[str, Callable[[Asked], Trained | Checkpoint]] = {
     "grid": grid("ipndm:order=3"),
     "grid, jump": grid("ipndm:order=3,jump=auto"),
     "grid, chart": grid(f"{ANGLE},jump=auto"),
+    "grid, chart without jump": grid(ANGLE),
     "amed": amed(),
     "amed, jump": amed(jump="auto"),
     "amed, chart": amed(chart="gaussian"),

@@ -5,9 +5,9 @@ has: the normalised state :math:`z/\sqrt{\rho^2 + s^2}`, the noise prediction, t
 may give a network's own features instead. The step and its host are those of :class:`diffode.solvers.amed.AMED`.
 
 With statistics of the data the first step is a jump along their Gaussian's flow, without an evaluation, and the evaluation at
-its end may be taken for the Gaussian's (``analytic_first_step``). In the Gaussian's chart the recipe's noise chart holds
-w, where that flow would land, and its prediction is :math:`e = dw/d\rho` (:mod:`diffode.tableau.gaussian_stages`), of which
-both are functions of the noise level alone; there one Gaussian, whose e is 0, is exact.
+its end may be taken for the Gaussian's (``analytic_first_step``). In the Gaussian's chart a state is w, where that flow would
+land, and :math:`e = dw/d\rho` takes the place of the noise prediction (:mod:`diffode.tableau.gaussian_stages`): the recipe is
+that of the noise chart, on the path whose time is rho. There one Gaussian, whose e is 0, is exact.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class LearnedAMED(DirectSolver):
     hook: Hook | None = field(default=None, repr=False)
     file: str = ""
     facts: Facts | None = field(default=None, repr=False, compare=False)
-    statistics: Statistics | None = field(default=None, repr=False)
+    statistics: Statistics | None = field(default=None, repr=False, compare=False)
     in_chart: bool = False
 
     needs_path = True

@@ -107,6 +107,10 @@ def train_amed(
         ArgumentError: for a wrong argument.
         FieldError: if the field can't be differentiated.
         NumericalError: if the loss becomes non-finite: lower ``rate``.
+
+    >>> trained = train_amed("gauss2d", 1, chart="gaussian", points=32, rounds=2)
+    >>> trained.nfe, trained.errors.after < 1e-9
+    (1, True)
     """
     request = Request.of("train_amed", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
     field, path, limit = request.field, request.path, request.limit

@@ -83,6 +83,12 @@ def condition(
     Raises:
         ArgumentError: for a wrong argument, or a table for another field or path.
         FieldError: if the field can't be differentiated.
+
+    >>> from diffode.learned import train_table
+    >>> table = train_table("ring8", 1, chart="gaussian", points=64, steps=5)
+    >>> found = condition(table, "ring8", points=64, steps=5)
+    >>> found.nfe, found.errors.after < found.errors.before
+    (1, True)
     """
     checkpoint: Checkpoint = check_trained(trained, Checkpoint, "what train_table gave or its checkpoint")
     request = Request.of("condition", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
