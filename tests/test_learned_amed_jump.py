@@ -16,6 +16,7 @@ from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import load, load_amed, train, train_amed
 from diffode.learned.conditional.amed import LearnedAMED, Predictor, feature_width
 from diffode.learned.conditional.amed_levels import AmedLevels
+from diffode.learned.conditional.live import LiveWriter
 from diffode.learned.fitting.problems import problem_for
 from diffode.randomness import keyed
 from diffode.tableau.gaussian_stages import GaussianStages, deviation_function, landed, raised
@@ -92,6 +93,42 @@ def test_untrained_after_a_jump_it_is_its_recipe_after_that_jump():
     landed_at = known.flow(x, EDM, 80.0, 3.0)
     expected = solvers.get("amed:host=ipndm").tableau(EDM, [3.0, 0.5, 0.002]).run(field, landed_at)
     torch.testing.assert_close(solver.run(field, x)[-1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_evaluation_of_an_analytic_step_after_a_jump_is_the_gaussians():
+    """Its noise prediction, which the exact field of that Gaussian gives; and two rows of DPM-Solver-2 by hand."""
+    field, known, solver = untrained([80.0, 3.0, 0.5], "dpm", analytic=True, in_chart=False)
+    gaussian = diffode.exact_field(diffode.GaussianMixture([1.0], known.mean[None], known.covariance[None]), "edm")
+    x = field.path.prior((6, 2), generator=0)
+    begin = known.flow(x, EDM, 80.0, 3.0)
+    middle = 1.5**0.5
+    inner = begin + (middle - 3.0) * gaussian.noise(begin, 3.0)
+    expected = begin + (0.5 - 3.0) * field.noise(inner, middle)
+    torch.testing.assert_close(solver.run(field, x)[-1], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_trained_share_of_inner_times_is_the_predictors_first_answer():
+    field, known, solver = untrained([80.0, 3.0, 0.5, 0.002])
+    free = AmedLevels(known, field, EDM, 2, solver, 2.0)
+    values = torch.tensor([0.3, -0.2, -0.7], dtype=torch.float64)
+    predictor = free.solver(values).predictor
+    with torch.no_grad():
+        r, c, a = predictor(torch.ones(1, feature_width(2), dtype=torch.float64), (3.0, 0.5))
+    assert float(r) == pytest.approx(float(torch.sigmoid(values[-1])), rel=1e-12)
+    assert (float(c), float(a)) == (1.0, 1.0)
+    assert float(solver.predictor.heads.bias[0].detach()) == 0.0
+
+
+def test_in_the_chart_a_state_and_its_deviation_are_seen_in_units_of_the_data():
+    field, _, solver = untrained([80.0, 3.0, 0.5, 0.002])
+    w = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    e = torch.tensor([[0.3, 0.1]], dtype=torch.float64)
+    seen = solver.features(LiveWriter(field, "noise", w, 3.0, known=e), 0, 3.0)[0]
+    state, deviation = w[0] / field.scale, e[0] * 3.0 / field.scale
+    sizes = state.norm() / 2**0.5, deviation.norm() / 2**0.5
+    torch.testing.assert_close(seen[:2], torch.stack(sizes))
+    torch.testing.assert_close(seen[2], (state @ deviation) / (state.norm() * deviation.norm()))
+    torch.testing.assert_close(seen[3:], torch.cat([state, deviation]))
 
 
 def test_deviations_at_levels_of_rows_are_those_at_numbers_and_points_come_back():

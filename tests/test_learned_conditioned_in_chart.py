@@ -111,13 +111,17 @@ def test_what_is_known_of_a_state_does_not_depend_on_the_unit_of_the_data(ring):
 def test_states_and_deviations_are_seen_in_units_of_the_data(ring):
     _, _, found = ring
     table = found.content
-    w, e = torch.full((1, 2), 3.0).double(), [torch.full((1, 2), v).double() for v in (0.1, 0.2)]
-    levels = table.stages.levels
-    scaled = [e[0] * float(levels[0]) / table.unit, e[1] * float(levels[1]) / table.unit]
-    _, phi = table.run(lambda z, level: e[0] if level == float(levels[0]) else e[1], w)
-    first = features(w, scaled[:1], 0.0, table.unit)
-    matrix, offset = table.layers[0]
-    torch.testing.assert_close(phi[0][:, 1:], torch.tanh(first @ matrix + offset), rtol=1e-12, atol=1e-12)
+    seen, e = [], [torch.full((1, 2), v).double() for v in (0.1, 0.2)]
+
+    def deviation(w, level):
+        seen.append(w)
+        return e[len(seen) - 1]
+
+    _, phi = table.run(deviation, torch.full((1, 2), 3.0).double())
+    scaled = [one * float(level) / table.unit for one, level in zip(e, table.stages.levels[:2], strict=True)]
+    for row, (matrix, offset) in enumerate(table.layers):
+        expected = features(seen[row], scaled[: row + 1], 0.0, table.unit)
+        torch.testing.assert_close(phi[row][:, 1:], torch.tanh(expected @ matrix + offset), rtol=1e-12, atol=1e-12)
 
 
 def test_a_file_gives_the_same_run_to_the_last_bit_and_runs_by_its_name(ring, tmp_path):
