@@ -32,8 +32,12 @@ from diffode.targets import Target
 
 #: Largest norm of the gradient of a round of Adam; a longer one is clipped.
 _LARGEST_GRADIENT = 1.0
-#: Share of a limit of seconds for the levels of an AMED that jumps, their starts and rounds.
-_LEVELS_SHARE, _LEVELS_STARTS, _LEVELS_ROUNDS = 0.4, 256, 40
+#: Share of a limit of seconds after which the training of the levels of an AMED that jumps ends.
+_LEVELS_SHARE = 0.4
+#: Largest number of starts on which these levels are trained.
+_LEVELS_STARTS = 256
+#: Largest number of steps from each grid at which their training begins.
+_LEVELS_ROUNDS = 40
 #: Number of times in a training that the predictor is compared with those before, on all starts.
 _COMPARED = 20
 

@@ -26,11 +26,16 @@ from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.paths import Path
 from diffode.statistics import Statistics
 
-#: Levels to which runs jump that a training begins from, in the data's largest deviations, and the exponents of the power
-#: grids that are laid from there; those of grids without a jump.
-_JUMPS, _AFTER, _WITHOUT = (0.1, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5), (1, 2, 3, 5), (1, 2, 3, 5, 7)
-#: Number of starts on which these are compared, and of those that are trained beside the grid that was asked for.
-_FEW_STARTS, _CANDIDATES = 64, 3
+#: Levels to which runs jump that a training begins from, in the data's largest deviations.
+_JUMPS = (0.1, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+#: Exponents of the power grids that are laid from there.
+_AFTER = (1, 2, 3, 5)
+#: Exponents of the power grids of runs that do not jump.
+_WITHOUT = (1, 2, 3, 5, 7)
+#: Number of starts on which these grids are compared.
+_FEW_STARTS = 64
+#: Number of them that are trained beside the grid that was asked for.
+_CANDIDATES = 3
 #: First level over the last where the data are one Gaussian, of which a jump leaves nothing to do.
 _AT_THE_END = 1 + 1e-6
 #: Half the step of a central difference in a free number.

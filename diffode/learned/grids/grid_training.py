@@ -40,8 +40,14 @@ METHODS = {"gits": "ddim", "dmn": "ab:order=3,chart=data", "ld3": "dpmpp:order=2
 _NAMED = ("log_snr", "karras")
 #: Number of starts on which the error of a grid is measured.
 _TEST_STARTS = 512
-#: Numbers of starts and of rounds of a training for a solver that knows the data, unless given, and the most steps.
-_POINTS, _ROUNDS, _MOST_STEPS = {"gits": 256, "dmn": 1, "ld3": 512, "search": 256}, 60, 100
+#: Options of the methods for a solver that knows the data, with their values unless given.
+_INFORMED: dict[str, dict[str, Any]] = {
+    "gits": {"points": 256, "teacher": 60, "discount": 1.15, "grid": Jumped.usual_grid},
+    "ld3": {"points": 512, "rounds": 60, "grid": Jumped.usual_grid},
+    "search": {"points": 256, "grid": Jumped.usual_grid},
+}
+#: Largest number of steps of a grid for such a solver.
+_MOST_STEPS = 100
 
 
 @with_gradients
@@ -141,37 +147,39 @@ def _informed(
     request: Request, method: str, recipe: WritesTable, steps: int, statistics: Statistics | str | None, options: dict[str, Any]
 ) -> Trained:
     """The grid of a solver that knows the data."""
-    known = known_to(request, statistics, f"solver {recipe.spec!r}")
-    named = options.pop("grid", Jumped.usual_grid)
-    asked = solvers.table_solver(informed(recipe, known))
-    if (asked.solver if isinstance(asked, Jumped) else asked).lays_levels:
-        raise ArgumentError(f"solver {recipe.spec!r} lays its own levels, so that no grid is to be trained for it")
-    check_count("steps", steps, 1, _MOST_STEPS)
-    history, tell = told(request.progress)
-    request = replace(request, progress=tell)
-    seen: History | None = None
-    free = InformedLevels(known, request.field, request.path, steps, asked)
-    points = options.pop("points", _POINTS[method])
-    check_count("points", points, 1, 10**9)
-    if method == "ld3":
-        rounds = options.pop("rounds", _ROUNDS)
-        check_count("rounds", rounds, 1)
-        found = trained_levels(free, request, named, points, rounds)
-        values, seen = found.values, History(found.training, found.held_out, len(found.training) - 1)
-    elif method == "search":
-        problem = request.problem(points, "starts", differentiated=False)
-        values = searched(lambda trial: free.error(trial, problem), begun(free, problem, named), request)
-    elif method == "gits" and free.jumps:
-        own = {key: options.pop(key) for key in ("teacher", "discount") if key in options}
-        times = levels.gits(request.field, steps, dim=request.shape, points=points, seed=request.seed, statistics=known, **own)
-        values = to_shares(torch.tensor([request.path.rho(t) for t in times.tolist()], dtype=torch.float64))
-    else:
+    if method not in _INFORMED or (method == "gits" and recipe.jump is None):
         raise ArgumentError(
             f"{method} lays no grid for {recipe.spec!r}: gits lays one for a solver that jumps, ld3 and search for each that "
             "knows the data"
         )
-    if options:
-        raise ArgumentError(f"{method} does not take the option {next(iter(options))!r} for a solver that knows the data")
+    wrong = next((key for key in options if key not in _INFORMED[method]), None)
+    if wrong is not None:
+        raise ArgumentError(f"{method} does not take the option {wrong!r} for a solver that knows the data")
+    given = {**_INFORMED[method], **options}
+    named, points = given["grid"], given["points"]
+    check_count("steps", steps, 1, _MOST_STEPS)
+    check_count("points", points, 1, 10**9)
+    known = known_to(request, statistics, f"solver {recipe.spec!r}")
+    asked = solvers.table_solver(informed(recipe, known))
+    if (asked.solver if isinstance(asked, Jumped) else asked).lays_levels:
+        raise ArgumentError(f"solver {recipe.spec!r} lays its own levels, so that no grid is to be trained for it")
+    history, tell = told(request.progress)
+    request = replace(request, progress=tell)
+    seen: History | None = None
+    free = InformedLevels(known, request.field, request.path, steps, asked)
+    if method == "ld3":
+        check_count("rounds", given["rounds"], 1)
+        found = trained_levels(free, request, named, points, given["rounds"])
+        values, seen = found.values, History(found.training, found.held_out, len(found.training) - 1)
+    elif method == "search":
+        problem = request.problem(points, "starts", differentiated=False)
+        values = searched(lambda trial: free.error(trial, problem), begun(free, problem, named), request)
+    else:
+        times = levels.gits(
+            request.field, steps, dim=request.shape, points=points, seed=request.seed, statistics=known,
+            teacher=given["teacher"], discount=given["discount"],
+        )  # fmt: skip
+        values = to_shares(torch.tensor([request.path.rho(t) for t in times.tolist()], dtype=torch.float64))
     facts = request.facts("", None, math.inf)
     test = test_problem(request)
     before, after = (
