@@ -9,8 +9,8 @@ in units of the target's scale:
 * the trained columns below, each with the seeds.
 
 Rows are appended to FILE as they are made; rows that are there already are not made again. Tables that other columns are
-conditioned on are kept in a folder beside it. It prints a table in Markdown: the mean over the seeds, and the largest of them
-where that is more than a tenth above it.
+conditioned on are kept in a folder beside it. It prints a table in Markdown: the mean over the seeds, the largest of them where
+that is more than a tenth above it, and a star where ``--seconds`` ended a training.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ COLUMNS: dict[str, Callable[[Asked], Trained | Checkpoint]] = {
     "amed": amed(),
     "amed, jump": amed(jump="auto"),
     "amed, chart": amed(chart="gaussian"),
+    "amed, chart, wide": amed(chart="gaussian", direction_range=0.6, time_range=0.6),
     "table": table("noise"),
     "table, chart": table("gaussian"),
     "conditioned": conditioned("noise"),
@@ -143,21 +144,22 @@ def without_training(name: str, nfe: int, column: str, x: torch.Tensor, exact: t
     return {"error": best, "name": name_of_best}
 
 
-def shown(values: list[float | None]) -> str:
-    """The mean over the seeds, and the largest where it stands out."""
-    known = [value for value in values if value is not None]
+def shown(rows: list[Row]) -> str:
+    """The mean over the seeds, the largest where it stands out, and a star where the limit of seconds ended a training."""
+    known = [row["error"] for row in rows if row["error"] is not None]
     if not known:
         return "-"
     mean = sum(known) / len(known)
-    return f"{mean:.2g}" + (f" (to {max(known):.2g})" if max(known) > 1.1 * mean else "")
+    limited = any(row.get("stopped_by") == "seconds" for row in rows)
+    return f"{mean:.2g}" + (f" (to {max(known):.2g})" if max(known) > 1.1 * mean else "") + ("*" if limited else "")
 
 
 def report(rows: dict[tuple[str, int, str, int], Row], columns: list[str]) -> None:
-    """A line for each target and number of evaluations, the least of the trained columns in bold type."""
+    """A line for each target and number of evaluations."""
     print("| target | NFE | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
     cells = sorted({key[:2] for key in rows}, key=lambda cell: (targets.names().index(cell[0]), cell[1]))
     for name, nfe in cells:
-        found = [[row["error"] for key, row in rows.items() if key[:3] == (name, nfe, column)] for column in columns]
+        found = [[row for key, row in rows.items() if key[:3] == (name, nfe, column)] for column in columns]
         print(f"| {name} | {nfe} | " + " | ".join(map(shown, found)) + " |")
 
 
