@@ -38,7 +38,7 @@ from diffode import engines, fields, paths, solvers, targets
 from diffode.errors import ArgumentError
 from diffode.flows import reference
 from diffode.learned import train_table, tune_universal
-from diffode.learned.conditional.conditioned import condition
+from diffode.learned.conditional.conditioning import condition
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint
 from diffode.tableau.stages import Stages, noise_function
 

@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
 
     made: Row = {"target": name, "nfe": nfe, "starts": starts, "floor": float(reached.errors.mean()) / field.scale}
     made |= hand or hand_made(field, x, reached.x, nfe)
+    made["jump"], made["jump_name"] = best_after_jump(error, known, starts)
+    for column, statistics in (("covariance", known), ("scale", known.reduced("scale"))):
+        try:
+            made[column] = error("universal:chart=gaussian", statistics, "karras", starts)
+        except ArgumentError as refused:
+            made[column], made["refused"] = None, str(refused)
+    return made
+
+
+def best_after_jump(
+    error: Callable[[str, Statistics, str, int], float], known: Statistics, starts: int
+) -> tuple[float | None, str]:
+    """The least error of a solver, jump and grid on the test starts, and their names; None if none fits the budget.
+
+    ``error`` gives that of a solver's spec with statistics, on a grid, of so many rows.
+    """
     found = []
     for solver, jump, exponent in itertools.product(SOLVERS, JUMPS, EXPONENTS):
         spec = f"{solver}{',' if ':' in solver else ':'}jump={jump}"
@@ -60,15 +77,7 @@ def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
         except ArgumentError:
             continue
     found.sort()
-    made["jump"], made["jump_name"] = min(
-        ((error(spec, known, grid, starts), f"{spec} @ {grid}") for _, spec, grid in found[:8]), default=(None, "")
-    )
-    for column, statistics in (("covariance", known), ("scale", known.reduced("scale"))):
-        try:
-            made[column] = error("universal:chart=gaussian", statistics, "karras", starts)
-        except ArgumentError as refused:
-            made[column], made["refused"] = None, str(refused)
-    return made
+    return min(((error(spec, known, grid, starts), f"{spec} @ {grid}") for _, spec, grid in found[:8]), default=(None, ""))
 
 
 def report(rows: list[Row]) -> None:

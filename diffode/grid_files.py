@@ -12,6 +12,8 @@ from diffode import paths
 from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.paths import Path
+from diffode.statistics import Statistics
+from diffode.statistics.enclosed import disclosed, enclosed
 from diffode.tensor_files import content_of, float64, read_tensors, text, write_tensors
 from diffode.training_facts import Facts, read_facts
 
@@ -32,12 +34,15 @@ class TrainedGrid(Facts):
     Attributes:
         levels: rho at the grid's times, (steps + 1,) float64, decreasing.
         method: the method of the training: gits, dmn, ld3, search; dc, whose grid is a named one.
-        solver: spec of the solver that it was trained for, whose errors on it are told.
+        solver: spec of the solver that it was trained for, whose errors on it are told. If that jumps, the first step is its
+            jump, which asks nothing.
+        statistics: mean and covariance of the data, for a solver that has to know them; else None.
     """
 
     levels: Tensor
     method: str
     solver: str
+    statistics: Statistics | None = None
 
     def __post_init__(self) -> None:
         levels = self.levels
@@ -78,17 +83,20 @@ class TrainedGrid(Facts):
 
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors, for ``grid="trained:file=FILE"``; ArgumentError if the file can't be written."""
-        description = {"schema": GRID_SCHEMA, "method": self.method, "solver": self.solver, **self.description()}
-        write_tensors(file, {"levels": self.levels.contiguous()}, description)
+        parts, told = enclosed(self.statistics)
+        description = {"schema": GRID_SCHEMA, "method": self.method, "solver": self.solver, **self.description(), **told}
+        write_tensors(file, {"levels": self.levels.contiguous(), **parts}, description)
 
 
 def load_grid(file: str | FilePath) -> TrainedGrid:
     """Read a trained grid, which is also the grid ``trained:file=FILE``; FileFormatError for any other file."""
     description, tensors = read_tensors(file, GRID_SCHEMA)
     with believed(file, "a valid trained grid", "train it again"):
-        if set(tensors) != {"levels"}:
+        statistics, others = disclosed(description, tensors)
+        if set(others) != {"levels"}:
             raise ValueError("it must hold levels and nothing else")
         method, solver = text(description, "method"), text(description, "solver")
         # Older files say nothing of what the training began from.
         facts = read_facts({"begun_from": "", "start_error": None, **description})
-        return TrainedGrid(levels=float64(tensors, "levels", 1), method=method, solver=solver, **facts)
+        levels = float64(tensors, "levels", 1)
+        return TrainedGrid(levels=levels, method=method, solver=solver, statistics=statistics, **facts)

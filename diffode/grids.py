@@ -44,6 +44,7 @@ __all__ = [
     "is_named",
     "is_rule",
     "names",
+    "own_times",
     "register",
     "registry",
     "spec_of",
@@ -205,6 +206,17 @@ def content(grid: str) -> str:
         return ""
     name, options = parse_spec(registry.canonical(grid))
     return load_grid(str(options.get("file"))).content() if name == "trained" else ""
+
+
+def own_times(grid: Times, path: Path, steps: int | None = None) -> Tensor | None:
+    """The times on a path that a grid has by itself: those of a list, whose ``steps`` are checked, or of a trained grid.
+
+    None for any other rule.
+    """
+    if not is_named(grid):
+        return get(grid, path, steps)
+    name, options = parse_spec(registry.canonical(grid)) if isinstance(grid, str) else ("", {})
+    return explicit(load_grid(str(options.get("file"))).times_on(path), path) if name == "trained" else None
 
 
 def _shortest(number: float) -> str:

@@ -9,7 +9,8 @@ import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import train_table
-from diffode.learned.conditional.conditioned import Conditioned, condition, features, load_conditioned, normal_equations
+from diffode.learned.conditional.conditioned import Conditioned, features, load_conditioned
+from diffode.learned.conditional.conditioning import condition, normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.studies.cell_keys import cell_key

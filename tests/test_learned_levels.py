@@ -13,7 +13,7 @@ from diffode import grids, learned, paths, solvers
 from diffode.errors import ArgumentError
 from diffode.learned import train_gaussian, train_table
 from diffode.learned.fitting.parameters import Decoupled, Table
-from diffode.learned.grids import levels
+from diffode.learned.grids import levels, simplex
 from diffode.learned.grids.grid_training import train_grid
 from diffode.solvers.trained.checkpoints import load_checkpoint
 from diffode.tableau.stages import Stages
@@ -139,7 +139,7 @@ def test_a_search_that_meets_vanishing_steps_goes_on(monkeypatch):
         assert function(np.array([60.0, 0.0, -60.0])) == 1e300
         return start
 
-    monkeypatch.setattr(levels, "_simplex", far)
+    monkeypatch.setattr(simplex, "simplex", far)
     assert len(levels.search(diffode.exact_field("bimodal1d", "edm"), 4, points=16)) == 5
 
 

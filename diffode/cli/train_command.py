@@ -105,14 +105,15 @@ def command(
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT, and chart=gaussian
-    for a table that jumps first and starts from mean and covariance of the data), conditioned (a
-    table whose numbers depend on the sample; option units), universal (the member of the universal codebook that suits the
-    target), amed (options host, order, time_range, per_step), jump (a table for few evaluations that asks the field at inner
-    levels alone), head (such a table with a network after each evaluation; options kind, units, layers), nodes (the exact map
-    on nodes in one or two dimensions, which asks no field; options count, kind), gits, dmn, ld3 or search (a grid for a solver
-    of one evaluation per step, which is printed; option solver=NAME), ld3_decoupled (a grid with levels of its own), dc (ratios
-    of DC-Solver, in the solver's spec, on a named grid; option grid=NAME; for several NFE, or weights=1+4+8 of a guided target,
+    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT, and
+    chart=gaussian for a table that jumps first and starts from mean and covariance of the data), conditioned (a table whose
+    numbers depend on the sample; options units, chart=gaussian), universal (the member of the universal codebook that suits
+    the target), amed (options host, order, time_range, per_step, jump=auto, chart=gaussian), jump (a table for few
+    evaluations that asks the field at inner levels alone), head (such a table with a network after each evaluation; options
+    kind, units, layers), nodes (the exact map on nodes in one or two dimensions, which asks no field; options count, kind),
+    gits, dmn, ld3 or search (a grid for a solver of one evaluation per step, which is printed; options solver=NAME, and
+    jump=auto for a jump whose level is the grid's first), ld3_decoupled (a grid with levels of its own), dc (ratios of
+    DC-Solver, in the solver's spec, on a named grid; option grid=NAME; for several NFE, or weights=1+4+8 of a guided target,
     a file with a polynomial through them), or a way to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode
     list methods names all, diffode show meanflow tells more). Errors are on starts outside of training, in units of the data's
     scale. A table's file runs anywhere as the solver bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid
@@ -127,6 +128,8 @@ def command(
               diffode train head --target ring8 --nfe 2
               diffode train ld3:solver=ipndm --target digits-gmm10 --nfe 8 --output ld3.safetensors
               diffode train dc --target ring8 --nfe 5,6,8,10 --output dc.safetensors
+              diffode train ld3:solver=ipndm,jump=auto --target ring8 --nfe 2
+              diffode train amed:host=ipndm,chart=gaussian --target ring8 --nfe 2
               diffode train shortcut --target ring8 --nfe 1,2,4
     """
     from diffode import learned

@@ -9,7 +9,8 @@ from typing import Any
 from diffode.grid_files import TrainedGrid, load_grid
 from diffode.learned.conditional.amed import LearnedAMED, load_amed
 from diffode.learned.conditional.amed_training import train_amed
-from diffode.learned.conditional.conditioned import condition, load_conditioned
+from diffode.learned.conditional.conditioned import load_conditioned
+from diffode.learned.conditional.conditioning import condition
 from diffode.learned.grids.compensation import train_compensation
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.grids.levels import dmn, gits, ld3, ld3_decoupled, search

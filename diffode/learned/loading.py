@@ -17,6 +17,7 @@ from diffode.learned.maps.trained_map import SavedMap, TrainedMap
 from diffode.learned.trained import Saved, Trained
 from diffode.maps import LearnedMap
 from diffode.maps.files import MAP_SCHEMA
+from diffode.solvers.informed import informed
 from diffode.solvers.trained.bespoke import Bespoke
 from diffode.solvers.trained.checkpoints import CHECKPOINT_SCHEMA
 from diffode.solvers.trained.generators import Head, Jump, OfNodes
@@ -50,7 +51,10 @@ def load(file: str | FilePath) -> Trained:
         with believed(file, "a grid for a solver of diffode's, on a path of diffode's", "train it again"):
             # The path and the solver are only looked up: a file may name code that it should not run.
             times = torch.tensor(grid.times_on(paths.registry.registered(grid.path)), dtype=torch.float64)
-            return Trained(solvers.registry.registered(grid.solver), grid.steps, grid, grid, times)
+            recipe = solvers.registry.registered(grid.solver)
+            nfe = grid.steps - (recipe.jump is not None)
+            told = recipe if grid.statistics is None else informed(recipe, grid.statistics)
+            return Trained(told, nfe, grid, grid, times)
     if schema == RATIOS_SCHEMA:
         ratios = load_ratios(file)
         nfe, weight = next(iter(ratios.trained))

@@ -14,7 +14,7 @@ from diffode.arguments import check_count
 from diffode.errors import ArgumentError, UnknownNameError, suggestion
 from diffode.fields import Field
 from diffode.learned.conditional.amed_training import train_amed
-from diffode.learned.conditional.conditioned import condition
+from diffode.learned.conditional.conditioning import condition
 from diffode.learned.grids.compensation import train_compensation
 from diffode.learned.grids.grid_training import train_decoupled, train_grid
 from diffode.learned.heads.head_training import train_head
@@ -146,13 +146,13 @@ def _conditioned(
     *,
     seconds: float,
     points: int | None = None,
-    begin_from: str | None = None,
     stop: Callable[[], bool] | None = None,
     **given: Any,
 ) -> Trained:
     limit = Limit(seconds, stop)
     common = {key: given.pop(key) for key in ("path", "dim", "seed", "progress")}
-    table = train_table(field, nfe, begin_from=begin_from, points=points, seconds=limit.part(_TABLE_SHARE), **common)
+    own = {key: given.pop(key) for key in ("begin_from", "chart", "statistics") if key in given}
+    table = train_table(field, nfe, points=points, seconds=limit.part(_TABLE_SHARE), **own, **common)
     return condition(table, field, points=points, seconds=limit, **common, **given)
 
 
@@ -179,6 +179,8 @@ def _map(row: MapMethod) -> Method:
 
 #: Options of grids whose levels are trained.
 _LEVELS = ("solver", "grid", "rounds")
+#: Options of grids of solvers that know the data.
+_INFORMED = ("jump", "statistics")
 #: The methods by name.
 METHODS = {
     "bespoke": Method(
@@ -187,22 +189,38 @@ METHODS = {
         {"points": "points", "steps": "steps"},
     ),
     "conditioned": Method(
-        _conditioned, ("begin_from", "units", "directions", "patience"), {"points": "points", "steps": "steps"}
+        _conditioned,
+        ("begin_from", "chart", "statistics", "units", "directions", "patience"),
+        {"points": "points", "steps": "steps"},
     ),
     "universal": Method(tune_universal, (), {"points": "points"}),
     "amed": Method(
         _amed,
-        ("grid", "host", "order", "teacher", "per_step", "direction_range", "time_range", "batch", "rate", "rounds"),
+        (
+            "grid",
+            "jump",
+            "chart",
+            "statistics",
+            "host",
+            "order",
+            "teacher",
+            "per_step",
+            "direction_range",
+            "time_range",
+            "batch",
+            "rate",
+            "rounds",
+        ),
         {"points": "points", "steps": "rounds"},
     ),
     "jump": Method(train_jump, (), {"points": "points", "steps": "steps"}),
     "head": Method(train_head, ("kind", "units", "layers"), {"points": "points", "steps": "steps"}),
     "nodes": Method(train_nodes, ("count", "kind", "span"), {"points": "points"}),
-    "gits": Method(_grid("gits"), ("solver", "teacher", "discount"), {"points": "points"}),
+    "gits": Method(_grid("gits"), ("solver", "teacher", "discount", *_INFORMED), {"points": "points"}),
     "dmn": Method(_grid("dmn"), ("solver", "power"), {}),
-    "ld3": Method(_grid("ld3"), _LEVELS, {"points": "points", "steps": "rounds"}),
+    "ld3": Method(_grid("ld3"), (*_LEVELS, *_INFORMED), {"points": "points", "steps": "rounds"}),
     "ld3_decoupled": Method(train_decoupled, _LEVELS, {"points": "points", "steps": "rounds"}),
     "dc": Method(train_compensation, ("order", "variant", "chart", "grid", "weights"), {"points": "points"}, several=True),
-    "search": Method(_grid("search"), ("solver",), {"points": "points"}),
+    "search": Method(_grid("search"), ("solver", *_INFORMED), {"points": "points"}),
     **{name: _map(row) for name, row in MAP_METHODS.items()},
 }

@@ -116,14 +116,9 @@ class Jumped(WritesTable):
         A list keeps its first time, from which the jump goes to the first of the others that is not above the level.
         """
         on = self._part(path, grid)
-        if not grids.is_named(grid):
-            times = grids.get(grid, on, steps).tolist()
-            time = landing(self.jump, self.statistics, on, (len(times) - 1) * self.nfe_per_step, self.solver.convergence_order)
-            # The time of a level has the rounding of its two formulas.
-            left = [t for t in times if t <= time * (1 + 1e-12)]
-            if len(left) == len(times):
-                return replace(self.solver.tableau(on, times), solver=self.spec)
-            return self._after(self.solver.tableau(on, left), on) if len(left) > 1 else self._whole(on)
+        listed = grids.own_times(grid, on, steps)
+        if listed is not None:
+            return self._listed(listed.tolist(), on, grid, None if steps is None else steps * self.nfe_per_step)
         below = self._below(on, None if steps is None else steps * self.nfe_per_step)
         return self._whole(on) if below is None else self._after(self.solver.tableau(below, grid, steps), on)
 
@@ -132,8 +127,9 @@ class Jumped(WritesTable):
         """The largest table on a named grid, laid from the level of the jump, or the table of a list, that fits ``nfe``."""
         check_budget(nfe)
         on = self._part(path, grid)
-        if not grids.is_named(grid):
-            table = self.tableau(on, grid)
+        listed = grids.own_times(grid, on)
+        if listed is not None:
+            table = self._listed(listed.tolist(), on, grid, nfe)
             if table.nfe > nfe:
                 raise BudgetError(
                     f"the grid lists its own times, on which {self.spec!r} costs {table.nfe} evaluations, more than nfe={nfe}"
@@ -141,6 +137,25 @@ class Jumped(WritesTable):
             return table
         below = self._below(on, nfe)
         return self._whole(on) if below is None else self._after(self.solver.within(below, grid, nfe), on)
+
+    def _listed(self, times: list[float], on: Path, grid: grids.Times, nfe: int | None) -> Tableau:
+        """The table on the times of a grid, of which the jump leaves out those above its level, except the first.
+
+        BudgetError for a trained grid that makes another number of evaluations than ``nfe``, if that is given.
+        """
+        time = landing(self.jump, self.statistics, on, (len(times) - 1) * self.nfe_per_step, self.solver.convergence_order)
+        # The time of a level has the rounding of its two formulas.
+        left = [t for t in times if t <= time * (1 + 1e-12)]
+        if len(left) == len(times):
+            table = replace(self.solver.tableau(on, times), solver=self.spec)
+        else:
+            table = self._after(self.solver.tableau(on, left), on) if len(left) > 1 else self._whole(on)
+        if grids.is_named(grid) and nfe not in (None, table.nfe):
+            raise BudgetError(
+                f"on {grid!r}, a trained grid with its own levels, a run of {self.spec!r} makes {table.nfe} evaluations, not "
+                f"{nfe}: ask for as many as it was trained for, with its solver and its jump"
+            )
+        return table
 
     def _part(self, path: Path | str | None, grid: grids.Times) -> Path:
         """The part of the path over which a run goes."""

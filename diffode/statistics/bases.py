@@ -41,6 +41,11 @@ class Basis(ABC):
         """Number of directions, each with its own variance."""
 
     @property
+    def width(self) -> int:
+        """Number W of coordinates of a row."""
+        return self.dim
+
+    @property
     def multiplicity(self) -> Tensor:
         """Number of dimensions of each direction, (count,) float64; together D."""
         return torch.ones(self.count, dtype=torch.float64)
@@ -152,6 +157,11 @@ class Vectors(Basis):
     @override
     def count(self) -> int:
         return self.rank + (not self.full)
+
+    @property
+    @override
+    def width(self) -> int:
+        return self.rank + (0 if self.full else self.dim)
 
     @property
     @override

@@ -155,6 +155,21 @@ class Statistics:
         offset = basis.into(x.flatten(1) - path.alpha(s) * mean)
         return (basis.back(offset * factor.to(x)) + path.alpha(t) * mean).reshape(x.shape)
 
+    def noise(self, x: Tensor, path: Path, t: float) -> Tensor:
+        """The noise prediction of the Gaussian at points x (B, *shape) at time t.
+
+        >>> import diffode
+        >>> known, field = Statistics.of_target("gauss2d"), diffode.exact_field("gauss2d", "vp")
+        >>> x = torch.ones(1, 2, dtype=torch.float64)
+        >>> bool((known.noise(x, field.path, 0.5) - field.noise(x, 0.5)).abs().max() < 1e-12)
+        True
+        """
+        self.check_dim(math.prod(x.shape[1:]))
+        pull = self.basis.spread(path.sigma(t) / self.deviations(path, t).square())
+        basis = self.basis.to(x)
+        offset = basis.into(x.flatten(1) - path.alpha(t) * self.mean.to(x))
+        return basis.back(offset * pull.to(x)).reshape(x.shape)
+
     def scaled(self, unit: float) -> Statistics:
         """The statistics of the data multiplied by ``unit``.
 

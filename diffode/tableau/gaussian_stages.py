@@ -21,6 +21,7 @@ for 0 and made by nobody.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,9 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.statistics import Statistics
 from diffode.tableau.rows import Number, Row
-from diffode.tableau.stages import NoiseFunction, Stages, noise_function
+from diffode.tableau.stages import Stages, noise_function
 from diffode.tableau.table import Tableau
+from diffode.targets.target import Scalar
 
 #: Share of the first level from which on a level is the start's, whose evaluation is 0.
 START = 1 - 1e-5
@@ -147,8 +149,8 @@ class GaussianStages:
         return cls(Stages(scales[..., 0], weights[..., 0], torch.tensor(levels, dtype=torch.float64)), known)
 
 
-def factor(statistics: Statistics, level: float, last: float) -> Tensor:
-    """F(rho), by which the Gaussian's flow changes a deviation from a level to the last one, (E,)."""
+def factor(statistics: Statistics, level: Scalar, last: float) -> Tensor:
+    """F(rho), by which the Gaussian's flow changes a deviation from a level to the last one, (E,), or (B, E) for (B, 1)."""
     return ((statistics.variances + last**2) / (statistics.variances + level**2)).sqrt()
 
 
@@ -158,19 +160,26 @@ def landed(statistics: Statistics, z: Tensor, level: float, last: float) -> Tens
     return basis.into(z.flatten(1) - statistics.mean.to(z)) * basis.spread(factor(statistics, level, last)).to(z)
 
 
+def raised(statistics: Statistics, w: Tensor, level: float, last: float) -> Tensor:
+    """The points z (B, D) at a level that the Gaussian's flow takes to coordinates (B, W) at the last one."""
+    basis = statistics.basis
+    return basis.back(w / basis.spread(factor(statistics, level, last)).to(w)) + statistics.mean.to(w)
+
+
 def deviation_function(
     field: Field, statistics: Statistics, first: float, last: float, shape: tuple[int, ...]
-) -> NoiseFunction:
-    """e as a function of w (B, W) and rho, of rows x of a ``shape``; 0 at the first level."""
+) -> Callable[[Tensor, Scalar], Tensor]:
+    """e as a function of w (B, W) and rho, a number or (B,), of rows x of a ``shape``; 0 at the first level."""
     noise, basis = noise_function(field), statistics.basis
 
-    def deviation(w: Tensor, level: float) -> Tensor:
-        if level >= START * first:
+    def deviation(w: Tensor, level: Scalar) -> Tensor:
+        if not isinstance(level, Tensor) and level >= START * first:
             return torch.zeros_like(w)
-        own = basis.spread(factor(statistics, level, last)).to(w)
+        column = level[:, None] if isinstance(level, Tensor) else level
+        own = basis.spread(factor(statistics, column, last)).to(w)
         off = w / own
         z = (basis.back(off) + statistics.mean.to(w)).reshape(len(w), *shape)
-        pull = basis.spread(level / (statistics.variances + level**2)).to(w)
+        pull = basis.spread(column / (statistics.variances + column**2)).to(w)
         return own * (basis.into(noise(z, level).flatten(1)) - pull * off)
 
     return deviation

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.fields import Field
+from diffode.fields import Field, columns
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.tableau.rows import Number, Row
 from diffode.tableau.table import Tableau
+from diffode.targets.target import Scalar
 
 #: A noise prediction in the noise chart: z (B, *shape) and rho to eps (B, *shape).
 NoiseFunction = Callable[[Tensor, float], Tensor]
@@ -176,12 +177,12 @@ def from_vector(vector: Tensor, nfe: int, first: float, last: float) -> Stages:
     return Stages(vector[:nfe], weights, torch.cat([ends[:1], vector[nfe + inside :].exp(), ends[1:]]))
 
 
-def noise_function(field: Field) -> NoiseFunction:
-    """The field's noise prediction as a function of z = x/alpha and rho."""
+def noise_function(field: Field) -> Callable[[Tensor, Scalar], Tensor]:
+    """The field's noise prediction as a function of z = x/alpha and rho, a number or one for each row, (B,)."""
     path = field.require_path("its noise prediction")
 
-    def noise(z: Tensor, rho: float) -> Tensor:
+    def noise(z: Tensor, rho: Scalar) -> Tensor:
         t = path.time_from_rho(rho)
-        return field.predict("noise", z * path.alpha(t), t)
+        return field.predict("noise", z * columns(path.alpha(t), z), t)
 
     return noise

@@ -17,7 +17,7 @@ from diffode import cache, paths, solvers
 from diffode.fields.networks import Denoiser
 from diffode.fields.trained import save_trained
 from diffode.learned.conditional.amed import LearnedAMED, Predictor, feature_width
-from diffode.learned.conditional.conditioned import Conditioned, _inputs
+from diffode.learned.conditional.conditioned import Conditioned, input_count
 from diffode.metrics import Measurement
 from diffode.solvers.trained.checkpoints import Checkpoint, save_codebooks, save_ranged
 from diffode.solvers.trained.ranged import Ranged
@@ -113,7 +113,7 @@ def _checkpoint(file: Path) -> None:
 
 def _conditioned(file: Path) -> None:
     stages, rng = _stages(), torch.Generator().manual_seed(0)
-    inputs, units = _inputs(DIM), 4
+    inputs, units = input_count(DIM), 4
     layers = tuple(
         (torch.randn(inputs, units, generator=rng, dtype=torch.float64), torch.randn(units, generator=rng, dtype=torch.float64))
         for _ in range(stages.nfe)

@@ -3,6 +3,11 @@ r"""Learned AMED: for every sample and step a small network predicts the time of
 The original (Zhou et al., arXiv 2312.00094) reads the mean of a UNet's bottleneck. Here the features are ones that every field
 has: the normalised state :math:`z/\sqrt{\rho^2 + s^2}`, the noise prediction, their norms and the angle between them; a hook
 may give a network's own features instead. The step and its host are those of :class:`diffode.solvers.amed.AMED`.
+
+With statistics of the data the first step is a jump along their Gaussian's flow, without an evaluation, and the evaluation at
+its end may be taken for the Gaussian's (``analytic_first_step``). In the Gaussian's chart a state is w, where that flow would
+land, and :math:`e = dw/d\rho` takes the place of the noise prediction (:mod:`diffode.tableau.gaussian_stages`): the recipe is
+that of the noise chart, on the path whose time is rho. There one Gaussian, whose e is 0, is exact.
 """
 
 from __future__ import annotations
@@ -27,7 +32,10 @@ from diffode.learned.conditional.live import LiveWriter
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
 from diffode.specs import format_spec
+from diffode.statistics import Statistics
+from diffode.statistics.enclosed import disclosed, enclosed
 from diffode.tableau import Number, Writer
+from diffode.tableau.gaussian_stages import deviation_function, landed, raised
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 from diffode.training_facts import Facts, read_facts
 
@@ -95,7 +103,9 @@ class _Step(AMED):
 class LearnedAMED(DirectSolver):
     """AMED-Solver (``host=None``) or AMED-Plugin with a trained predictor; :func:`train_amed` makes one.
 
-    Every step costs two evaluations; with ``analytic_first_step`` the first step costs one.
+    Every step costs two evaluations; with ``analytic_first_step`` the first step costs one. With ``statistics`` of the data the
+    first of ``times`` is only jumped from, which costs nothing; ``in_chart`` says that the steps after it are in the chart of
+    the data's Gaussian.
     """
 
     predictor: Predictor = field(repr=False)
@@ -107,6 +117,8 @@ class LearnedAMED(DirectSolver):
     hook: Hook | None = field(default=None, repr=False)
     file: str = ""
     facts: Facts | None = field(default=None, repr=False, compare=False)
+    statistics: Statistics | None = field(default=None, repr=False, compare=False)
+    in_chart: bool = False
 
     needs_path = True
     name = "amed_learned"
@@ -126,17 +138,25 @@ class LearnedAMED(DirectSolver):
 
     @override
     def content(self) -> str:
-        return content_of(self.predictor.state_dict().values())
+        own = content_of(self.predictor.state_dict().values())
+        return own if self.statistics is None else f"{own}{self.statistics.content}{self.in_chart}{self.times}"
 
     def __post_init__(self) -> None:
         AMED(host=self.host, order=self.order)
         if self.analytic_first_step and self.host == "dpmpp":
             raise ArgumentError("an analytic first step is written for the noise prediction, which host=dpmpp does not use")
+        if self.in_chart and (self.statistics is None or self.host == "dpmpp" or self.hook is not None):
+            raise ArgumentError(
+                "the Gaussian's chart of an AMED has no x and no denoised points: give statistics, leave the hook out, and "
+                "take another host than dpmpp"
+            )
+        if self.statistics is not None and len(self.times) < 3:
+            raise ArgumentError("an AMED that jumps has at least three times, the first two of the jump")
 
     @property
     def nfe(self) -> int:
         """Number of evaluations of a run."""
-        return 2 * (len(self.times) - 1) - bool(self.analytic_first_step)
+        return 2 * (len(self.times) - 1 - (self.statistics is not None)) - bool(self.analytic_first_step)
 
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors; also the solver ``amed_learned:file=FILE``.
@@ -147,12 +167,15 @@ class LearnedAMED(DirectSolver):
         if self.hook is not None:
             raise ArgumentError("an AMED with a hook can't be saved: keep predictor.state_dict() beside your hook")
         direction, time = self.predictor.ranges
+        parts, told = enclosed(self.statistics)
         description = {
             "schema": AMED_SCHEMA, "host": self.host, "order": self.order, "times": self.times, "levels": self.levels,
             "unit": self.unit, "direction_range": direction, "time_range": time,
-            "analytic_first_step": self.analytic_first_step, **({} if self.facts is None else self.facts.description()),
+            "analytic_first_step": self.analytic_first_step, **told, **({"in_chart": True} if self.in_chart else {}),
+            **({} if self.facts is None else self.facts.description()),
         }  # fmt: skip
-        write_tensors(file, {k: v.contiguous() for k, v in self.predictor.state_dict().items()}, description)
+        state = {k: v.contiguous() for k, v in self.predictor.state_dict().items()}
+        write_tensors(file, {**state, **parts}, description)
 
     def features(self, table: LiveWriter, row: int, t: float) -> Tensor:
         """Features of a row's state, (B, F): the hook's answer, or norms and angle and, in few dimensions, the vectors."""
@@ -165,6 +188,9 @@ class LearnedAMED(DirectSolver):
         answer = table.evaluation(row).flatten(1).to(torch.float64)
         noise = answer if table.prediction == "noise" else (z - answer) / rho
         state = z / math.sqrt(rho**2 + self.unit**2)
+        if self.in_chart:
+            # Here z is w, as large as the data at every level, and rho e is D_Gauss - D but for the factor that they share.
+            state, noise = z / self.unit, noise * rho / self.unit
         size = math.sqrt(z.shape[1])
         norms = torch.stack([state.norm(dim=1) / size, noise.norm(dim=1) / size], dim=1)
         angle = (state * noise).sum(1, keepdim=True) / (size**2 * norms[:, :1] * norms[:, 1:] + 1e-12)
@@ -173,12 +199,39 @@ class LearnedAMED(DirectSolver):
 
     def run(self, field: Field, x: Tensor, *, cut: bool = False) -> list[Tensor]:
         """States (B, *shape) at the grid's times, differentiable in the predictor; with ``cut`` only within each step."""
+        if self.statistics is not None:
+            return self._run_after_jump(field, x, self.statistics, cut)
         times = self.times
-        chart_solver = _Step(host=self.host, order=self.order, learned=self)
-        chart: Chart = chart_solver.chart_on(field.path)
+        recipe = self._recipe
+        chart: Chart = recipe.chart_on(field.path)
         table = LiveWriter(field, chart.prediction, x, times[0], analytic=bool(self.analytic_first_step), cut=cut)
-        chart_solver.write(table, chart, times)
+        recipe.write(table, chart, times)
         return table.ends
+
+    @property
+    def _recipe(self) -> _Step:
+        return _Step(host=self.host, order=self.order, learned=self)
+
+    def _run_after_jump(self, field: Field, x: Tensor, known: Statistics, cut: bool) -> list[Tensor]:
+        """The states of a run whose first step is a jump."""
+        path, times, recipe = field.require_path("AMED"), self.times, self._recipe
+        if not self.in_chart:
+            chart = recipe.chart_on(path)
+            landed_at = known.flow(x, path, times[0], times[1])
+            first = known.noise(landed_at, path, times[1]) if self.analytic_first_step else None
+            table = LiveWriter(field, chart.prediction, landed_at, times[1], known=first, cut=cut)
+            recipe.write(table, chart, times[1:])
+            return [x, *table.ends]
+        levels = [path.rho(t) for t in times]
+        last, shape = levels[-1], tuple(x.shape[1:])
+        # The run of w is one on the path whose time is rho.
+        deviation = Field.from_noise(deviation_function(field, known, math.inf, last, shape), "edm", probe=False)
+        w = landed(known, x / path.alpha(times[0]), levels[0], last)
+        first = torch.zeros_like(w) if self.analytic_first_step else None
+        table = LiveWriter(deviation, "noise", w, levels[1], known=first, cut=cut)
+        recipe.write(table, recipe.chart_on("edm"), levels[1:])
+        followed = zip(table.ends, levels[1:], times[1:], strict=True)
+        return [x, *(raised(known, end, level, last).reshape(x.shape) * path.alpha(t) for end, level, t in followed)]
 
     @override
     def follow(self, field: Field, x: Tensor, times: Sequence[float], generator: torch.Generator | None) -> Journey:
@@ -195,8 +248,14 @@ class LearnedAMED(DirectSolver):
                 "field has not at these times"
             )
         width = self.predictor.inner[0].in_features
-        if self.hook is None and feature_width(math.prod(x.shape[1:])) != width:
+        seen = math.prod(x.shape[1:])
+        if self.statistics is not None:
+            self.statistics.check_dim(seen)
+            seen = self.statistics.basis.width if self.in_chart else seen
+        if self.hook is None and feature_width(seen) != width:
             raise ArgumentError(f"this AMED was trained in another number of dimensions than {math.prod(x.shape[1:])}")
+        if self.in_chart and x.dtype != torch.float64:
+            raise ArgumentError(f"an AMED in the Gaussian's chart runs in float64, x is {x.dtype}: use x.double()")
         with torch.no_grad():
             states = self.run(field, x)
         return Journey(torch.stack([states[0], states[-1]] if len(times) == 2 else states))
@@ -209,8 +268,9 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
         ArgumentError: if there is no such file, or it can't be read.
         FileFormatError: if the file does not hold a trained AMED.
     """
-    facts, tensors = read_tensors(file, AMED_SCHEMA)
+    facts, stored = read_tensors(file, AMED_SCHEMA)
     with believed(file, "a trained AMED"):
+        statistics, tensors = disclosed(facts, stored)
         for name in tensors:
             float64(tensors, name, 1 if name.endswith("bias") else 2)
         ranges = finite(facts, "direction_range"), finite(facts, "time_range")
@@ -229,10 +289,13 @@ def load_amed(file: str | FilePath) -> LearnedAMED:
             raise ValueError("levels must be the first and last noise level")
         if facts["analytic_first_step"] not in (True, False):
             raise ValueError("analytic_first_step must be true or false")
+        if facts.get("in_chart", False) not in (True, False):
+            raise ValueError("in_chart must be true or false")
         return LearnedAMED(
             predictor=predictor, times=times, levels=(levels[0], levels[1]), unit=unit, host=facts["host"],
             order=facts["order"], analytic_first_step=facts["analytic_first_step"], file=str(file),
-            facts=Facts(**read_facts(facts)) if "held_out_error" in facts else None,
+            facts=Facts(**read_facts(facts)) if "held_out_error" in facts else None, statistics=statistics,
+            in_chart=facts.get("in_chart", False),
         )  # fmt: skip
 
 

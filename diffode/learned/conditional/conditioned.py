@@ -5,37 +5,33 @@ between them, the change of the prediction, and in few dimensions the vectors th
 turns them into :math:`\varphi`, and the numbers of the next row are those of a trained table plus :math:`W_i^T\varphi`. The
 weights W are trained. They enter linearly, so that Gauss-Newton applies: the derivative by W is :math:`\varphi` times the
 derivative by the sample's own numbers, which is exact through all later rows.
+
+A table in the chart of the data's Gaussian is one for w, where the Gaussian's flow would land, and e = dw/d rho in place of z
+and the noise prediction. Its jump keeps w, so that what is conditioned begins at the level to which it jumps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffode.arguments import check_count
-from diffode.errors import ArgumentError, FieldError
+from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.input_files import believed
-from diffode.learned.arguments import LARGEST, bounded, finite_levels
-from diffode.learned.fitting.gauss_newton import Problem, descend, output_directions
-from diffode.learned.fitting.problems import starts_for
-from diffode.learned.limit import Limit
-from diffode.learned.progress import Progress
-from diffode.learned.request import Request, with_gradients
-from diffode.learned.trained import History, Trained, check_trained
-from diffode.numerics.least_squares import NormalEquations, reweighted
-from diffode.paths import Path
+from diffode.learned.arguments import LARGEST, bounded
+from diffode.learned.fitting.gauss_newton import Problem
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
-from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.specs import format_spec
+from diffode.statistics import Statistics
+from diffode.statistics.enclosed import disclosed, enclosed
+from diffode.tableau.gaussian_stages import deviation_function, landed, raised
 from diffode.tableau.stages import NoiseFunction, Stages, noise_function
-from diffode.targets import Target
 from diffode.tensor_files import content_of, finite, float64, read_tensors, write_tensors
 from diffode.training_facts import Facts, read_facts
 
@@ -45,18 +41,8 @@ _MOST_COORDINATES = 8
 _WEIGHT_UNIT = 0.1
 #: Factor of W^T phi in the scale of a state, in units of its row's step over its level.
 _SCALE_UNIT = 0.01
-#: Time of a step relative to a table's: conditioning takes few steps for many numbers, so that it trains on more starts.
-_LONGER_STEPS = 3
-#: Number of starts whose graphs are in memory together.
-_CHUNK = 1024
 #: Name and version of the file format.
 CONDITIONED_SCHEMA = "diffode-conditioned-1"
-#: Damping of the first step, in units of the curvature's diagonal.
-_DAMPING = 1e-2
-#: Shortest error as a share of the median; a shorter one weighs as much as this one.
-_LEAST_WEIGHT = 0.05
-#: Smallest entry of the curvature's diagonal as a share of the largest; smaller ones are scaled as this one.
-_LEAST_CURVATURE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -64,11 +50,13 @@ class Conditioned:
     """A table in the data's units, and for each of its rows a random layer and trained weights.
 
     Attributes:
-        stages: the table, in the data's units.
+        stages: the table, in the data's units; with statistics from the level on to which it jumps.
         unit: scale of the data.
         layers: matrix (features, units) and offset (units,) of every row.
         weights: W (units + 1, row + 2) of every row: a column for the scale, and one for each evaluation.
         facts: origin and errors, which files of older versions do not tell.
+        statistics: mean and covariance of the data, for a table in the chart of their Gaussian.
+        jumps_from: noise level of the start of such a table.
     """
 
     stages: Stages
@@ -76,9 +64,13 @@ class Conditioned:
     layers: tuple[tuple[Tensor, Tensor], ...]
     weights: tuple[Tensor, ...]
     facts: Facts | None = None
+    statistics: Statistics | None = None
+    jumps_from: float = 0.0
 
     def __post_init__(self) -> None:
         count = self.stages.nfe
+        if self.statistics is not None and not self.jumps_from > float(self.stages.levels[0]):
+            raise ArgumentError("a conditioned table in the Gaussian's chart jumps from a level above its first")
         if len(self.layers) != count or len(self.weights) != count:
             raise ArgumentError(f"a conditioned table needs a layer and weights for each of its {count} rows")
         inputs, units = self.layers[0][0].shape
@@ -92,23 +84,29 @@ class Conditioned:
     @property
     def ends(self) -> tuple[float, float]:
         """Noise levels of the start and of the end."""
-        return float(self.stages.levels[0]), float(self.stages.levels[-1])
+        return self.jumps_from or float(self.stages.levels[0]), float(self.stages.levels[-1])
 
     def save(self, file: str | FilePath) -> None:
         """Write the table as safetensors; raises ArgumentError if the file can't be written."""
         stages = self.stages
-        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
+        parts, told = enclosed(self.statistics)
+        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels, **parts}
         for i, ((matrix, offset), weights) in enumerate(zip(self.layers, self.weights, strict=True)):
             tensors |= {f"matrix_{i}": matrix, f"offset_{i}": offset, f"added_{i}": weights}
         description = {
             "schema": CONDITIONED_SCHEMA,
             "unit": self.unit,
+            **told,
+            **({} if self.statistics is None else {"jumps_from": self.jumps_from}),
             **({} if self.facts is None else self.facts.description()),
         }
         write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, description)
 
     def run(self, noise: NoiseFunction, start: Tensor, shifts: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The output from z_0 (B, D), and phi (B, units + 1) of every row; ``shifts`` (B, row + 2) are added to W^T phi."""
+        """The output from z_0 (B, D), or w_0 (B, W) in the chart, and phi (B, units + 1) of every row.
+
+        ``shifts`` (B, row + 2) are added to W^T phi.
+        """
         stages, evaluations, known = self.stages, [], []
         z = start
         for i in range(stages.nfe):
@@ -116,7 +114,7 @@ class Conditioned:
             evaluations.append(noise(z, level))
             # Layers and weights are trained on the CPU and moved to the device of the start.
             matrix, offset, weights = (part.to(z.device) for part in (*self.layers[i], self.weights[i]))
-            units = torch.tanh(features(z, evaluations, level, self.unit) @ matrix + offset)
+            units = torch.tanh(self._features(z, evaluations, i) @ matrix + offset)
             phi = torch.cat([torch.ones_like(units[:, :1]), units], dim=1)
             known.append(phi)
             added = phi @ weights
@@ -127,6 +125,15 @@ class Conditioned:
                 following = following + e * (float(stages.weights[i, j]) + _WEIGHT_UNIT * step * added[:, j + 1 : j + 2])
             z = following
         return z, known
+
+    def _features(self, z: Tensor, evaluations: Sequence[Tensor], row: int) -> Tensor:
+        """What is known of a state after its evaluation."""
+        levels = self.stages.levels.tolist()
+        if self.statistics is None:
+            return features(z, evaluations, levels[row], self.unit)
+        # States in the chart are as large as the data at every level, and rho e as D_Gauss - D.
+        scaled = [e * (levels[row - k] / self.unit) for k, e in enumerate(reversed(evaluations[-2:]))]
+        return features(z, scaled[::-1], 0.0, self.unit)
 
     def error(self, problem: Problem) -> float:
         """Mean end-point error in units of the scale; infinite if the run overflows."""
@@ -177,7 +184,8 @@ class ConditionedSolver(DirectSolver):
 
     @override
     def content(self) -> str:
-        return content_of(self.table.weights)
+        own = content_of(self.table.weights)
+        return own if self.table.statistics is None else own + self.table.statistics.content
 
     @property
     def order(self) -> None:
@@ -193,18 +201,26 @@ class ConditionedSolver(DirectSolver):
             raise ArgumentError(
                 f"this table was trained from noise level {known[0]:.4g} to {known[1]:.4g}: give grid=[start, end] at these"
             )
+        statistics = self.table.statistics
+        if statistics is not None:
+            statistics.check_dim(math.prod(x.shape[1:]))
         inputs = self.table.layers[0][0].shape[0]
         width = math.prod(x.shape[1:])
-        if inputs != _inputs(width):
+        if inputs != input_count(width if statistics is None else statistics.basis.width):
             raise ArgumentError(
                 f"this table was trained on rows of another number of coordinates than x, {tuple(x.shape)}, has"
             )
         if x.dtype != torch.float64:
             raise ArgumentError(f"a conditioned table runs in float64, x is {x.dtype}: use x.double()")
         with torch.no_grad():
-            noise = _flattened(noise_function(field), x.shape[1:])
-            end = self.table.run(noise, x.flatten(1) / path.alpha(times[0]))[0] * path.alpha(times[-1])
-        return Journey(torch.stack([x, end.reshape(x.shape)]))
+            z = x / path.alpha(times[0])
+            if statistics is None:
+                end = self.table.run(flattened(noise_function(field), x.shape[1:]), z.flatten(1))[0]
+            else:
+                deviation = deviation_function(field, statistics, *known, tuple(x.shape[1:]))
+                w = self.table.run(deviation, landed(statistics, z, *known))[0]
+                end = raised(statistics, w, known[1], known[1])
+        return Journey(torch.stack([x, (end * path.alpha(times[-1])).reshape(x.shape)]))
 
 
 def load_conditioned(file: str | FilePath) -> ConditionedSolver:
@@ -214,8 +230,9 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
         ArgumentError: if there is no such file, or it can't be read.
         FileFormatError: if the file does not hold a conditioned table.
     """
-    description, tensors = read_tensors(file, CONDITIONED_SCHEMA)
+    description, stored = read_tensors(file, CONDITIONED_SCHEMA)
     with believed(file, "a conditioned table"):
+        statistics, tensors = disclosed(description, stored)
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
         if len(tensors) != 3 + 3 * stages.nfe:
             raise ValueError("it must hold a table, and for each of its rows a layer and weights")
@@ -225,147 +242,18 @@ def load_conditioned(file: str | FilePath) -> ConditionedSolver:
             raise ValueError(f"levels must not exceed {LARGEST:g}, and the last must be below the first")
         added = tuple(float64(tensors, f"added_{i}", 2) for i in range(stages.nfe))
         facts = Facts(**read_facts(description)) if "held_out_error" in description else None
-        table = Conditioned(stages, unit, layers, added, facts)
+        jumps_from = 0.0 if statistics is None else finite(description, "jumps_from")
+        if jumps_from > LARGEST:
+            raise ValueError(f"jumps_from must not exceed {LARGEST:g}")
+        table = Conditioned(stages, unit, layers, added, facts, statistics, jumps_from)
         return ConditionedSolver(table=table, file=str(file))
 
 
-@with_gradients
-def condition(
-    trained: Trained | Checkpoint,
-    field: Field | Target | str,
-    *,
-    path: Path | str = "edm",
-    dim: int | Sequence[int] | None = None,
-    units: int = 20,
-    points: int | None = None,
-    steps: int = 40,
-    seconds: float | Limit = math.inf,
-    directions: int = 4,
-    patience: int = 8,
-    seed: int = 0,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Trained:
-    """Condition a trained table on the sample.
-
-    Args:
-        trained: the result of :func:`diffode.learned.train_table`, or its checkpoint, which may come from a file.
-        field: the field or target it was trained on.
-        path: path of the target; a field has its own.
-        dim: number of coordinates or shape of a row of x; needed unless the field is exact.
-        units: number of random units in each row.
-        points: number of starts to train on, by default three times that of a table, up to 4,096. A quarter of that number, but
-            at least 64, are held out and decide when to stop.
-        steps: largest number of steps.
-        patience: largest number of steps in a row without a smaller held-out error.
-        seconds: limit of time, exact ends included, which it can't cut short; if it ends the training early,
-            ``stopped_by`` says so.
-        directions: number of derivatives for each sample, if it has more dimensions than that.
-        seed: seed of the starts, the random layers and the directions.
-        progress: called with every :class:`Step`.
-        stop: a function called after every step; if it returns True, the best weights so far are returned.
-
-    Returns:
-        :class:`Trained`; ``errors.before`` is that of the table without conditions.
-
-    Raises:
-        ArgumentError: for a wrong argument, or a table for another field or path.
-        FieldError: if the field can't be differentiated.
-    """
-    checkpoint: Checkpoint = check_trained(trained, Checkpoint, "what train_table gave or its checkpoint")
-    if checkpoint.statistics is not None:
-        raise ArgumentError(
-            "trained is a table in the Gaussian's chart, which can't be conditioned: train one with chart='noise'"
-        )
-    request = Request.of("condition", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
-    limit, unit, width = request.limit, request.field.scale, request.width
-    own, wanted = checkpoint.stages.scaled(unit).levels[[0, -1]].tolist(), finite_levels(request.path)
-    if any(abs(a - b) > 0.01 * b for a, b in zip(own, wanted, strict=True)):
-        raise ArgumentError(
-            f"trained goes from noise level {own[0]:.4g} to {own[1]:.4g} at the scale of this field, its path from "
-            f"{wanted[0]:.4g} to {wanted[1]:.4g}: condition a table that was trained on this field and path"
-        )
-    if points is None:
-        points = starts_for(request.field, width, checkpoint.stages.nfe, _LONGER_STEPS)
-    for name, value, least in (
-        ("units", units, 1), ("points", points, 1), ("steps", steps, 1), ("patience", patience, 0),
-        ("directions", directions, 2),
-    ):  # fmt: skip
-        check_count(name, value, least)
-    problem, held_out = (
-        _flat(request.problem(n, stream)) for n, stream in ((points, "training"), (max(points // 4, 64), "held out"))
-    )
-    layers, directions_of = request.stream("layers"), request.stream("directions")
-    inputs = _inputs(width)
-    count = checkpoint.stages.nfe
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=layers, dtype=torch.float64)
-
-    table = Conditioned(
-        checkpoint.stages.scaled(unit),
-        unit,
-        tuple((normal(inputs, units), normal(units)) for _ in range(count)),
-        tuple(torch.zeros(units + 1, i + 2, dtype=torch.float64) for i in range(count)),
-    )
-    found = descend(
-        torch.cat([w.reshape(-1) for w in table.weights]),
-        lambda values: _with(table, values).error(problem),
-        lambda values: _with(table, values).error(held_out),
-        lambda values: normal_equations(_with(table, values), problem, directions, directions_of),
-        damping=_DAMPING,
-        least=_LEAST_CURVATURE,
-        steps=steps,
-        limit=limit,
-        patience=patience,
-        stage="condition the table",
-        progress=progress,
-    )
-    facts = request.facts(f"the table begun from {checkpoint.begun_from}", found.held_out[0], min(found.held_out))
-    conditioned = replace(_with(table, found.values), facts=facts)
-    history = History(found.training, found.held_out, len(found.training) - 1)
-    return Trained(ConditionedSolver(table=conditioned), count, facts, conditioned, None, history)
-
-
-def _flattened(noise: NoiseFunction, shape: Sequence[int]) -> NoiseFunction:
+def flattened(noise: NoiseFunction, shape: Sequence[int]) -> NoiseFunction:
     """The noise prediction on rows (B, D), from that on rows of another shape."""
     return lambda z, level: noise(z.reshape(-1, *shape), level).flatten(1)
 
 
-def _flat(problem: Problem) -> Problem:
-    noise = _flattened(problem.noise, problem.start.shape[1:])
-    return replace(problem, noise=noise, start=problem.start.flatten(1))
-
-
-def _inputs(width: int) -> int:
+def input_count(width: int) -> int:
     """Number of features of a row of ``width`` coordinates."""
     return 5 + (2 * width if width <= _MOST_COORDINATES else 0)
-
-
-def _with(table: Conditioned, values: Tensor) -> Conditioned:
-    """The table with ``values`` as its weights W."""
-    parts = torch.split(values, [w.numel() for w in table.weights])
-    return replace(table, weights=tuple(part.reshape(w.shape) for w, part in zip(table.weights, parts, strict=True)))
-
-
-def normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Gradient and Gauss-Newton matrix of the mean error by all W."""
-    equations = NormalEquations(sum(w.numel() for w in table.weights))
-    for begin in range(0, len(problem.start), _CHUNK):
-        start, exact = (part[begin : begin + _CHUNK] for part in (problem.start, problem.end))
-        shifts = [torch.zeros(len(start), w.shape[1], dtype=start.dtype).requires_grad_(True) for w in table.weights]
-        with torch.enable_grad():
-            end, known = table.run(problem.noise, start, shifts)
-        if not end.requires_grad:
-            raise FieldError("the field can't be differentiated: its answer has no gradient in x")
-        error = (end - exact).detach()
-        length = error.norm(dim=1)
-        along, share, slope = output_directions(error, length, count, generator)
-        weight = reweighted(length, _LEAST_WEIGHT)
-        for k in range(along.shape[1]):
-            found = torch.autograd.grad((end * along[:, k]).sum(), shifts, retain_graph=k + 1 < along.shape[1])
-            own = torch.cat(
-                [(phi.detach()[:, :, None] * g[:, None]).flatten(1) for phi, g in zip(known, found, strict=True)], dim=1
-            )
-            equations.add(own, weight * slope[:, k], weight * share[:, k])
-    return equations.gradient, equations.curvature

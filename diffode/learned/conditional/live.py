@@ -15,12 +15,21 @@ class LiveWriter(Writer):
     """A :class:`Writer` that follows a field from x (B, *shape) and computes the state of each row when it is added.
 
     The states are differentiable in x, the coefficients and the times (floats, or (B,) tensors). With ``analytic`` the
-    first evaluation is that of standard normal data, x/(alpha sqrt(1 + rho^2)), and costs nothing. With ``cut`` no gradient
-    passes from one step to the one before. The list ``ends`` holds the states at the grid's times.
+    first evaluation is that of standard normal data, x/(alpha sqrt(1 + rho^2)), and costs nothing; so does ``known``, a first
+    evaluation that is given. With ``cut`` no gradient passes from one step to the one before. The list ``ends`` holds the
+    states at the grid's times.
     """
 
     def __init__(
-        self, field: Field, prediction: Prediction, x: Tensor, start_time: float, *, analytic: bool = False, cut: bool = False
+        self,
+        field: Field,
+        prediction: Prediction,
+        x: Tensor,
+        start_time: float,
+        *,
+        analytic: bool = False,
+        known: Tensor | None = None,
+        cut: bool = False,
     ):
         super().__init__(prediction, start_time)
         if analytic and prediction != "noise":
@@ -29,7 +38,7 @@ class LiveWriter(Writer):
         self.states = [x]
         self.ends = [x]
         self._cut = cut
-        self._evaluations: dict[int, Tensor] = {}
+        self._evaluations: dict[int, Tensor] = {} if known is None else {0: known}
         if analytic:
             path = field.require_path("an analytic first step")
             self._evaluations[0] = x / (path.alpha(start_time) * (1 + path.rho(start_time) ** 2) ** 0.5)

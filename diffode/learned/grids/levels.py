@@ -5,7 +5,6 @@ Each returns the times of a grid that any solver takes; LD3 with decoupled evalu
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,11 +19,13 @@ from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Decoupled, Levels, from_shares
+from diffode.learned.grids.simplex import searched, simplex
 from diffode.learned.limit import Limit
-from diffode.learned.progress import Progress, Step
+from diffode.learned.progress import Progress
 from diffode.learned.request import Request, with_gradients
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.statistics import Statistics
 from diffode.tableau.stages import Stages
 from diffode.targets import Target
 
@@ -34,10 +35,6 @@ _FIRST_GRIDS = ("log_snr", "karras:rho=7", "karras:rho=3", "shift:s=1")
 _DISCOUNTS = (1e-3, 1e3)
 #: Smallest step of DMN's grid relative to an even step, in log-SNR.
 _LEAST_STEP = 0.05
-#: Sizes of the simplex, in parameters and in the function, below which Nelder-Mead ends.
-_TOLERANCES = {"xatol": 1e-5, "fatol": 1e-9}
-#: Error in place of an overflow in a search.
-_OVERFLOW = 1e300
 
 
 @with_gradients
@@ -49,6 +46,7 @@ def gits(
     teacher: int = 60,
     discount: float = 1.15,
     points: int = 256,
+    statistics: Statistics | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Geometry-inspired time scheduling: the grid whose Euler jumps stay nearest to the trajectories.
@@ -61,10 +59,12 @@ def gits(
             are those of Euler's method on it, as in the original.
         discount: factor on the cost of each later jump.
         points: number of trajectories whose costs are averaged.
+        statistics: mean and covariance of the data, for a run that jumps: one more step is made, the first of all, along the
+            flow of the data's Gaussian.
         seed: seed of their starts.
 
     Returns:
-        float64 tensor of ``steps + 1`` times.
+        float64 tensor of ``steps + 1`` times, or of ``steps + 2`` if the first step is a jump.
 
     Raises:
         ArgumentError: for a wrong argument.
@@ -76,6 +76,7 @@ def gits(
     path = request.path
     check_count("teacher", teacher, 1, 10**4)
     fine = grids.get("karras:rho=7", path, teacher)
+    steps += statistics is not None
     check_count("steps", steps, 1, teacher)
     check_count("points", points, 1, 10**9)
     check_number("discount", discount, *_DISCOUNTS)
@@ -101,6 +102,10 @@ def gits(
     for i in range(teacher):
         for j in range(i + 1, teacher + 1):
             jumped = states[i] + (rho[j] - rho[i]) * slopes[i]
+            if statistics is not None and i == 0:
+                # Only the first step of a run begins at the first point.
+                to = float(fine[j])
+                jumped = statistics.flow(start, path, float(fine[0]), to).flatten(1) / path.alpha(to)
             cost[i, j] = (deviation(jumped) - deviation(states[j])).mean()
     chosen: Tensor = fine[cheapest(cost, steps, discount)]
     return chosen
@@ -154,7 +159,7 @@ def dmn(path: Path | str, steps: int, *, solver: str = "ab:order=3,chart=data", 
 
     if steps == 1:
         return grids.explicit(base, path)
-    best = _simplex(bound, np.zeros(steps))
+    best = simplex(bound, np.zeros(steps))
     return grids.explicit(times(best), path)
 
 
@@ -272,45 +277,18 @@ def search(
         ArgumentError: for a wrong argument.
     """
     request = Request.of("search", field, dim=dim, seed=seed, seconds=seconds, progress=progress)
-    path, limit = request.path, request.limit
+    path = request.path
     check_count("steps", steps, 1, 100)
     check_count("points", points, 1, 10**9)
     problem = request.problem(points, "starts", differentiated=False)
     if steps == 1:
         return grids.get("log_snr", path, 1)
     begins = [Levels(*_writer(path, solver, grid, steps, problem.unit)) for grid in _FIRST_GRIDS]
-    best, least, runs = begins[0].start.numpy(), math.inf, 0
 
-    def compared(values: np.ndarray) -> float:
-        nonlocal best, least, runs
-        try:
-            found = problem.error(begins[0].stages(torch.from_numpy(values), problem.first, problem.last))
-        except ArgumentError:
-            # The simplex may reach a point where a step vanishes.
-            return _OVERFLOW
-        runs += 1
-        if found < least:
-            best, least = values.copy(), found
-        request.tell(Step("search the levels", runs, None, least))
-        return min(found, _OVERFLOW)
+    def error(values: Tensor) -> float:
+        return problem.error(begins[0].stages(values, problem.first, problem.last))
 
-    def error(values: np.ndarray) -> float:
-        found = compared(values)
-        if limit.reached():
-            raise _Ended
-        return found
-
-    # The named grids are compared in any case, so that a search that is stopped at once returns the best of them.
-    for parameters in begins:
-        compared(parameters.start.numpy())
-    with contextlib.suppress(_Ended):
-        for parameters in begins:
-            _simplex(error, parameters.start.numpy())
-    return _times(path, torch.from_numpy(best), problem)
-
-
-class _Ended(Exception):
-    """The search has used its seconds, or was asked to end."""
+    return _times(path, searched(error, [one.start for one in begins], request), problem)
 
 
 def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
@@ -319,21 +297,13 @@ def _times(path: Path, shares: Tensor, problem: Problem) -> Tensor:
     return grids.explicit([path.t_max, *(path.time_from_rho(float(level)) for level in levels), path.t_min], path)
 
 
-def _simplex(function: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
-    """Nelder-Mead from a simplex with sides of 1/2 (a factor 1.6 on a step), and once more from its result."""
-    # Imported where it is used: this module is loaded for its name alone whenever solvers are listed.
-    from scipy.optimize import minimize
-
-    for _ in range(2):
-        simplex = np.vstack([start, start + 0.5 * np.eye(len(start))])
-        limits = {"initial_simplex": simplex, "maxiter": 300 * len(start), "maxfev": 400 * len(start)}
-        start = minimize(function, start, method="Nelder-Mead", options={**_TOLERANCES, **limits}).x
-    return start
-
-
 def _writer(path: Path, solver: str, grid: str, steps: int, unit: float) -> tuple[Tensor, Callable[[Tensor], Stages]]:
     """The levels of a named grid, and a function that gives the solver's table on any levels, in units of the scale."""
     recipe = solvers.table_solver(solver)
+    if recipe.needs_statistics:
+        raise ArgumentError(
+            f"solver {recipe.spec!r} has to know the data, and its jump is a step of its grid: train_grid trains such grids"
+        )
     times = grids.get(grid, path, steps).tolist()
     levels = torch.tensor([path.rho(t) for t in times], dtype=torch.float64) / unit
 

@@ -65,14 +65,17 @@ def chart_candidates(
     return found
 
 
-def known_to(request: Request, statistics: Statistics | str | None) -> Statistics:
+def known_to(
+    request: Request, statistics: Statistics | str | None, asker: str = "a table in the Gaussian's chart"
+) -> Statistics:
     """The statistics for a training: those given, or the field's own, reduced to a kind if one is named.
 
-    ArgumentError if there are none, if they are of other data, or for an unknown kind.
+    ``asker`` says what has to know them, for the error. ArgumentError if there are none, if they are of other data, or for an
+    unknown kind.
     """
     kind = statistics if isinstance(statistics, str) else None
     given = None if isinstance(statistics, str) else statistics
-    known = known_of(request.field, "a table in the Gaussian's chart", request.width, given)
+    known = known_of(request.field, asker, request.width, given)
     if kind is None:
         return known
     return known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)

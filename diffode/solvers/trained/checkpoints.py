@@ -16,7 +16,7 @@ from diffode.errors import ArgumentError
 from diffode.input_files import believed
 from diffode.solvers.trained.ranged import Ranged
 from diffode.statistics import Statistics
-from diffode.statistics.files import checked
+from diffode.statistics.enclosed import disclosed, enclosed
 from diffode.tableau.gaussian_stages import GaussianStages
 from diffode.tableau.stages import Stages, count_of
 from diffode.tensor_files import finite, float64, read_tensors, write_tensors
@@ -28,8 +28,6 @@ CHECKPOINT_SCHEMA = "diffode-sampler-1"
 _RANGED_SCHEMA = "diffode-ranged-samplers-1"
 #: Schema of a file with several ranged samplers for each number of evaluations.
 _CODEBOOK_SCHEMA = "diffode-codebooks-1"
-#: What the names of the tensors of statistics begin with.
-_PREFIX = "statistics_"
 #: Largest number of evaluations of a sampler in a file.
 _MOST_EVALUATIONS = 1000
 #: Largest level and largest scale in a file; the smallest scale is its inverse.
@@ -66,11 +64,9 @@ class Checkpoint(Facts):
     def save(self, file: str | FilePath) -> None:
         """Write it as safetensors; raises ArgumentError if the file can't be written."""
         stages = self.stages
-        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels}
-        description = {"schema": CHECKPOINT_SCHEMA, "scale": self.scale, **self.description()}
-        if self.statistics is not None:
-            parts, description["statistics"] = self.statistics.parts()
-            tensors |= {_PREFIX + name: part for name, part in parts.items()}
+        parts, told = enclosed(self.statistics)
+        tensors = {"scales": stages.scales, "weights": stages.weights, "levels": stages.levels, **parts}
+        description = {"schema": CHECKPOINT_SCHEMA, "scale": self.scale, **self.description(), **told}
         write_tensors(file, {k: v.contiguous() for k, v in tensors.items()}, description)
 
 
@@ -82,8 +78,8 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
     description, tensors = read_tensors(file, CHECKPOINT_SCHEMA)
     with believed(file, "a valid trained sampler", "train it again with diffode train"):
         stages = Stages(*(float64(tensors, name, ndim) for name, ndim in (("scales", 1), ("weights", 2), ("levels", 1))))
-        known = {name: part for name, part in tensors.items() if name.startswith(_PREFIX)}
-        if set(tensors) - set(known) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
+        statistics, others = disclosed(description, tensors)
+        if set(others) != {"scales", "weights", "levels"} or not 1 <= stages.nfe <= _MOST_EVALUATIONS:
             raise ValueError("it must hold scales, weights and levels of 1 to 1000 evaluations, and nothing else")
         if bool((stages.levels > _LARGEST_LEVEL).any()):
             raise ValueError(f"levels must not exceed {_LARGEST_LEVEL:g}")
@@ -97,11 +93,6 @@ def load_checkpoint(file: str | FilePath) -> Checkpoint:
         facts = read_facts({**older, **description})
         # The path is neither built nor imported: a file may ask for more than the memory holds, or for foreign code.
         paths.registry.check_registered(facts["path"])
-        told, statistics = description.get("statistics"), None
-        if isinstance(told, dict):
-            statistics = Statistics.of_parts(*checked(told, {n.removeprefix(_PREFIX): part for n, part in known.items()}))
-        elif told is not None or known:
-            raise ValueError("its statistics are not described")
         found = Checkpoint(stages=stages, scale=scale, statistics=statistics, **facts)
         # The form of a table in a chart is refused where it is made.
         found.table()
