@@ -128,3 +128,14 @@ def test_a_field_that_is_rounded_more_coarsely_than_the_tolerance_is_refused_wit
     wide = diffode.reference(field, x, 80.0, 0.002, 1e-5).x
     exact = x * math.sqrt((1 + 0.002**2) / (1 + 80.0**2))
     assert float((wide - exact).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ring8", "spiral"])
+def test_estimates_are_those_of_the_same_flow_on_another_path(name):
+    """Between the same noise levels x/alpha follows the same flow on all paths, and how far it stretches is a fact of that."""
+    edm, vp = diffode.exact_field(name, "edm"), diffode.exact_field(name, "vp")
+    first, last = vp.path.t_max, vp.path.time_from_rho(edm.path.t_min)
+    x = vp.path.rho(first) * torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    one = diffode.reference(edm, x, vp.path.rho(first), edm.path.t_min, 1e-5, use_cache=False)
+    other = diffode.reference(vp, vp.path.alpha(first) * x, first, last, 1e-5, use_cache=False)
+    torch.testing.assert_close(other.errors / vp.path.alpha(last), one.errors, rtol=1e-3, atol=0.0)
