@@ -99,6 +99,8 @@ def test_published_forms_are_theirs_in_their_own_coordinates():
     assert torch.allclose(there("edm"), (skip * x + out * answer) * b.cos(), rtol=1e-12)
     # CTM: G = (t/s) x + (1 - t/s) g.
     assert torch.allclose(there("ddim"), (end / sigma * x + (1 - end / sigma) * answer) * b.cos(), rtol=1e-12)
+    # The same with the Gaussian's flow, y at every angle, in place of (t/s) x.
+    assert torch.allclose(there("variance"), y + (1 - end / sigma) * answer * b.cos(), rtol=1e-12)
     # Rectified flow's x = y/(cos + sin), t = sin/(cos + sin): an average velocity.
     size = a.cos() + a.sin(), b.cos() + b.sin()
     t = a.sin() / size[0], b.sin() / size[1]
