@@ -10,8 +10,7 @@ import diffode
 from diffode import adapters
 from diffode.errors import ArgumentError, FieldError, UnknownNameError
 from diffode.fields import GuidedField, conversion
-from diffode.fields.guidance import GridWeight, Linear, Weight
-from diffode.fields.guidance.text import Guidance
+from diffode.fields.guidance import GridWeight, Guidance, Linear, Weight
 
 RING = diffode.targets.get("ring8")
 VIEWS = ("velocity", "noise", "denoised", "score")
@@ -139,7 +138,7 @@ def test_weights_change_with_the_noise_level_and_rows_may_have_their_own():
 
 @pytest.mark.parametrize(
     ("text", "low", "high"),
-    [("low=0.5", 0.5, math.inf), ("high=4", 0, 4), ("low=0.5,high=4", 0.5, 4), ("phi=0.5", 0, math.inf)],
+    [("low=0.5", 0.5, math.inf), ("high=4", 0, 4), ("low=0.5,high=4", 0.5, 4), ("eta=0.5,kind=projected", 0, math.inf)],
 )
 def test_a_text_says_one_end_of_the_interval_or_both(text, low, high):
     weight = Guidance.read(f"label=three,weight=3,{text}").field("ring8", "edm").weight
