@@ -9,7 +9,7 @@ in units of the target's scale:
 * the trained columns below, each with the seeds.
 
 Rows are appended to FILE as they are made; rows that are there already are not made again. Tables that other columns are
-conditioned on are kept in a folder beside it. It prints a table in Markdown: the mean over the seeds, the largest of them where
+conditioned on are kept in a folder beside it. It prints tables in Markdown: the mean over the seeds, the largest of them where
 that is more than a tenth above it, and a star where ``--seconds`` ended a training.
 """
 
@@ -114,6 +114,13 @@ COLUMNS: dict[str, Callable[[Asked], Trained | Checkpoint]] = {
     "conditioned, chart": conditioned("gaussian"),
 }
 
+#: The columns of each table that is printed, beside those without training.
+KINDS = (
+    ("grid", "grid, jump", "grid, chart", "grid, chart without jump"),
+    ("amed", "amed, jump", "amed, chart", "amed, chart, wide"),
+    ("table", "table, chart", "conditioned", "conditioned, chart"),
+)
+
 
 def error_of(found: Trained | Checkpoint, asked: Asked, x: torch.Tensor, exact: torch.Tensor) -> float:
     """Mean end-point error of what was trained."""
@@ -154,13 +161,16 @@ def shown(rows: list[Row]) -> str:
     return f"{mean:.2g}" + (f" (to {max(known):.2g})" if max(known) > 1.1 * mean else "") + ("*" if limited else "")
 
 
-def report(rows: dict[tuple[str, int, str, int], Row], columns: list[str]) -> None:
-    """A line for each target and number of evaluations."""
-    print("| target | NFE | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
-    cells = sorted({key[:2] for key in rows}, key=lambda cell: (targets.names().index(cell[0]), cell[1]))
-    for name, nfe in cells:
-        found = [[row for key, row in rows.items() if key[:3] == (name, nfe, column)] for column in columns]
-        print(f"| {name} | {nfe} | " + " | ".join(map(shown, found)) + " |")
+def report(rows: dict[tuple[str, int, str, int], Row]) -> None:
+    """A table for each kind of training, with a line for each target and number of evaluations."""
+    for kind in KINDS:
+        columns = [column for column in ("hand", "jump", *kind) if any(key[2] == column for key in rows)]
+        print("| target | NFE | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
+        cells = {key[:2] for key in rows if key[2] in kind}
+        for name, nfe in sorted(cells, key=lambda cell: (targets.names().index(cell[0]), cell[1])):
+            found = [[row for key, row in rows.items() if key[:3] == (name, nfe, column)] for column in columns]
+            print(f"| {name} | {nfe} | " + " | ".join(map(shown, found)) + " |")
+        print()
 
 
 def main() -> None:
@@ -207,7 +217,7 @@ def main() -> None:
             with file.open("a") as opened:
                 opened.write(json.dumps(made) + "\n")
             print(json.dumps(made), flush=True)
-    report(rows, [column for column in everything if any(key[2] == column for key in rows)])
+    report(rows)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ __all__ = [
     "is_named",
     "is_rule",
     "names",
-    "own_times",
     "register",
     "registry",
     "spec_of",

@@ -10,7 +10,7 @@ import diffode
 from diffode import adapters
 from diffode.errors import ArgumentError, FieldError, UnknownNameError
 from diffode.fields import GuidedField, conversion
-from diffode.fields.guidance import GridWeight, Linear, Weight
+from diffode.fields.guidance import GridWeight, Guidance, Linear, Weight
 
 RING = diffode.targets.get("ring8")
 VIEWS = ("velocity", "noise", "denoised", "score")
@@ -133,6 +133,16 @@ def test_weights_change_with_the_noise_level_and_rows_may_have_their_own():
                 assert float((mixed - alone).abs().max()) < 1e-10
     table = Weight({3.0: 5.0, 0.3: 1.0})
     assert table.at(math.sqrt(0.9)) == pytest.approx(3.0, abs=1e-12)
+    assert Weight({9.0: 5.0, 3.0: 4.0, 0.3: 1.0, 0.01: 2.0}, 0.1, 4.0).levels == (4.0, 3.0, 0.3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [("low=0.5", 0.5, math.inf), ("high=4", 0, 4), ("low=0.5,high=4", 0.5, 4), ("eta=0.5,kind=projected", 0, math.inf)],
+)
+def test_a_text_says_one_end_of_the_interval_or_both(text, low, high):
+    weight = Guidance.read(f"label=three,weight=3,{text}").field("ring8", "edm").weight
+    assert (weight.low, weight.high) == (low, high)
 
 
 def test_evaluations_count_the_calls_that_are_made():

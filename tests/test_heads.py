@@ -259,7 +259,7 @@ def test_in_many_dimensions_heads_are_networks_which_stay_in_float32(tmp_path):
     assert torch.equal(*runs)
 
 
-@pytest.mark.parametrize(("nfe", "steps"), [(1, 150), (2, 600)])
+@pytest.mark.parametrize(("nfe", "steps"), [(1, 150), pytest.param(2, 600, marks=pytest.mark.slow)])
 def test_networks_learn_in_few_dimensions_too(nfe, steps):
     """Better than the table that they begin from, on starts of their own."""
     trained = train_head("ring8", nfe, kind="network", units=24, layers=2, points=2048, steps=steps, seed=1)

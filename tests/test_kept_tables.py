@@ -9,6 +9,8 @@ import torch
 import diffode
 from diffode import Field, solvers
 from diffode.solvers import kept_tables
+from diffode.studies import Cell
+from diffode.studies.rows import compute
 from diffode.tableau import Row
 
 START = 80 * torch.ones(1, 2, dtype=torch.float64)
@@ -158,3 +160,15 @@ def test_a_row_keeps_none_of_the_mappings_that_it_was_made_from():
     given[0] = 2.0
     assert row.states == {0: 1.0}
     assert dataclasses.replace(row, states={0: 3.0}).states == {0: 3.0}
+
+
+def test_cells_of_a_study_share_tables_of_all_targets_that_ask_for_the_same(monkeypatch):
+    kept_tables.forget()
+    written = []
+    within = solvers.TableSolver.within
+    monkeypatch.setattr(solvers.TableSolver, "within", lambda self, *a: written.append(self.spec) or within(self, *a))
+    for target in ("ring8", "moons", "gauss2d"):
+        for solver in ("ipndm:order=3", "ipndm:order=3,jump=1"):
+            compute("key", Cell(target, "edm", 0, "karras", solver, 5, 4, "float64", ("endpoint",), 1e-6))
+    # A jump goes to the level of each target's own data.
+    assert len(written) == 1 + 3

@@ -21,6 +21,7 @@ from diffode.learned import (
     load_conditioned,
     load_grid,
     train_amed,
+    train_compensation,
     train_decoupled,
     train_grid,
     train_head,
@@ -30,6 +31,7 @@ from diffode.learned import (
 )
 from diffode.solvers.trained.jumps import load_jumps
 from diffode.solvers.trained.nodes import load_nodes
+from diffode.solvers.trained.ratios import load_ratios
 from diffode.studies.cell_keys import cell_key
 from diffode.studies.rows import compute
 from diffode.studies.suite import Cell
@@ -42,7 +44,7 @@ FACTS = {
 }  # fmt: skip
 LOADERS = {
     "bespoke": load_checkpoint, "conditioned": load_conditioned, "amed": load_amed, "grid": load_grid, "jump": load_jumps,
-    "head": load_jumps, "nodes": load_nodes,
+    "head": load_jumps, "nodes": load_nodes, "dc_regressed": load_ratios,
 }  # fmt: skip
 
 
@@ -58,6 +60,7 @@ def files(tmp_path_factory):
     train_jump("ring8", 3, points=16, steps=1).save(folder / "jump")
     train_head("ring8", 3, points=16, steps=1, units=4).save(folder / "head")
     train_nodes("ring8", 1, count=5, points=16).save(folder / "nodes")
+    train_compensation("ring8", (3, 4), points=4, stop=iter([False] * 3 + [True]).__next__).save(folder / "dc_regressed")
     return folder
 
 

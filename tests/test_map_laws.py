@@ -183,7 +183,7 @@ def test_the_sliced_distance_of_a_shift_is_its_length():
     assert projected_mean(x[:, :1], 2 * x[:, :1].flip(0), directions(1, 1)) == pytest.approx(float(x[:, 0].abs().mean()))
 
 
-@pytest.mark.parametrize(("name", "steps"), [("imm", 400), ("sid", 400)])
+@pytest.mark.parametrize(("name", "steps"), [("imm", 400), pytest.param("sid", 400, marks=pytest.mark.slow)])
 def test_each_is_nearer_to_the_law_than_the_gaussian_flow_after_some_seconds(name, steps, tmp_path):
     found = train_map(QUICK[name], "bimodal1d", nfe=1, steps=steps, seed=1)
     assert found.errors.after < 0.85 * found.errors.before

@@ -47,6 +47,30 @@ def test_small_targets_and_full_covariances_are_compiled_and_no_others():
     assert compiled - set(SMALL) == {"line16", "digits-gmm10", "patches-gmm"}
 
 
+#: Mixtures with a kernel of each kind: in one and two dimensions, along the axes and rotated, and in tens of dimensions.
+EACH_KIND = ["bimodal1d", "ring8", "pinwheel", "line16", "digits-gmm10"]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one level", "a level for every row"])
+@pytest.mark.parametrize("name", EACH_KIND)
+def test_kernels_stay_within_the_room_that_they_ask_for(name, own, monkeypatch):
+    """What lies behind that room belongs to others."""
+    behind, places = 4096, []
+
+    def room_before_marks(room):
+        places.append(torch.full((room + behind,), 0.125, dtype=torch.float64))
+        return places[-1].data_ptr()
+
+    monkeypatch.setattr(compiled_module, "_workplace", room_before_marks)
+    mixture = targets.get(name)
+    x = mixture.sample(70, generator=0)
+    level = torch.full((70, 1), 0.5, dtype=torch.float64) if own else 0.5
+    for _, answer in evaluations(mixture, x, 1.0, level):
+        assert bool(answer.isfinite().all())
+    assert places or (own and mixture.dim > native.MOST_DIMENSIONS)
+    assert all(bool((place[-behind:] == 0.125).all()) for place in places)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["one level", "a level for every row"])
 @pytest.mark.parametrize("name", SMALL)
 def test_kernels_agree_with_torch_on_every_target(name, own):

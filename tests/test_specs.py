@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffode
+from diffode import specs
 from diffode.cli.list_command import options_of_maker
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, UnknownNameError
 from diffode.extensions import load_attribute
 from diffode.specs import Registry, format_spec, option_names, parse_spec
 
@@ -79,6 +80,40 @@ def test_a_maker_without_a_signature_takes_what_it_takes():
     assert option_names(dict) is None
     assert options_of_maker(dict) == {}
     assert registry.make("own:a=1") == {"a": 1}
+
+
+def test_what_is_done_to_the_options_of_a_text_is_not_seen_by_who_reads_it_next():
+    name, options = parse_spec("dpm:order=3,step_orders=3+2")
+    options["order"] = 7
+    assert parse_spec("dpm:order=3,step_orders=3+2") == (name, {"order": 3, "step_orders": (3, 2)})
+
+
+def test_a_plug_in_is_listed_by_its_name_and_loaded_when_it_is_asked_for(monkeypatch):
+    """So that a plug-in that is slow or broken costs those alone who use it."""
+    loaded = []
+
+    class Point:
+        def __init__(self, name):
+            self.name = name
+
+        def load(self):
+            loaded.append(self.name)
+            if self.name == "broken":
+                raise ImportError("no such library")
+            return dict
+
+    points = [Point("whole"), Point("broken")]
+    monkeypatch.setattr(specs.importlib.metadata, "entry_points", lambda group: points if group == "diffode.things" else [])
+    registry = Registry("thing")
+    registry.register("own", dict)
+    assert registry.names() == ["own", "whole", "broken"]
+    with pytest.raises(UnknownNameError, match="known: broken, own, whole"):
+        registry.make("other")
+    assert loaded == []
+    assert registry.make("whole:a=1") == registry.make("whole:a=1") == {"a": 1}
+    assert loaded == ["whole"]
+    with pytest.raises(ImportError, match="no such library"):
+        registry.make("broken")
 
 
 def test_the_same_definition_run_again_replaces_what_it_registered():

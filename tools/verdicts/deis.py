@@ -33,6 +33,9 @@ def sampler(module: Any, method: str, **options: Any) -> Any:
 
     It makes its weights when a sampler is made, for which jax compiles anew; samplers are kept for runs between the same times.
     """
+    if loaded := sys.modules.get("jax"):
+        # What was compiled for the samplers before stays in memory otherwise, gigabytes of it.
+        loaded.clear_caches()
     made: dict[tuple[float, ...], Callable[[Tensor], Tensor]] = {}
     now: dict[str, Field] = {}
 
@@ -59,7 +62,4 @@ def claims(peers: Peers) -> Iterator[Claim]:
             law_steps=100,
         )  # fmt: skip
         chart = "noise in t" if method in ("t_ab", "ipndm") else "noise"
-        if loaded := sys.modules.get("jax"):
-            # What was compiled for the claims before stays in memory otherwise, gigabytes of it.
-            loaded.clear_caches()
         yield Claim("deis", f"get_sampler {method}", subject, options, order, source, chart, finding)

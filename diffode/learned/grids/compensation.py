@@ -99,7 +99,7 @@ def train_compensation(
     if plain.needs_statistics:
         raise ArgumentError(f"chart must be data or noise_log_snr, whose tables a spec can tell, got {chart!r}")
     fields = _weighed(request.field, weights)
-    several = not isinstance(nfe, int) or bool(weights)
+    several = not isinstance(nfe, int) or weights != ()
     laid = {budget: _times(grid, request.path, budget, several=several) for budget in budgets}
     request = replace(request, field=next(iter(fields.values())))
     choice = None if several else choice_problem(request)

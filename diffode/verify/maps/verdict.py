@@ -66,7 +66,7 @@ def check_map(
 
     >>> import diffode
     >>> field = diffode.exact_field("gauss1d", "edm")
-    >>> report = check_map(diffode.flow(field), field)
+    >>> report = check_map(diffode.flow(field), field, points=64, draws=2000)
     >>> report.passed, report.facts["verdict"][:33]
     (True, 'is the flow map of this field to ')
     """
