@@ -237,3 +237,8 @@ def test_statistics_of_other_data_do_not_run():
         ArgumentError, match=r"statistics have the scale 3.5.*, but the field's data 0.7.*: they are of other data"
     ):
         diffode.solve(moons, x, **found.arguments)
+
+
+def test_two_jumps_are_one_too_many():
+    with pytest.raises(ArgumentError, match=r"jump='auto' and solver 'ipndm:jump=0.3' say two things"):
+        train_grid("ld3", "ring8", 2, solver="ipndm:jump=0.3", jump="auto")
