@@ -315,7 +315,7 @@ class Registry(Generic[T]):
 
     def _registered(self, name: str) -> Entry[T]:
         if name not in self._entries and name in self._plugins:
-            self.register(name, self._plugins[name].load())
+            self._load(self._plugins[name])
         library, colon, method = name.partition(":")
         if colon and name not in self._entries and library in self._entries:
             raise ArgumentError(f"{self.kind} {name!r}: {method!r} is not of the form key=value")
@@ -354,6 +354,15 @@ class Registry(Generic[T]):
             return made  # type: ignore[no-any-return]
 
         return Entry(place, make, {}, "")
+
+    def _load(self, point: importlib.metadata.EntryPoint) -> None:
+        try:
+            self.register(point.name, point.load())
+        except (Exception, SystemExit) as error:  # anyone's module may raise anything
+            raise ArgumentError(
+                f"{self.kind} {point.name!r} can't be loaded from {point.value!r}, as an installed package names it: "
+                f"{type(error).__name__}: {error}; mend that package, or uninstall it"
+            ) from error
 
     @functools.cached_property
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:

@@ -38,5 +38,5 @@ def test_the_recorded_runs_cover_the_menu():
     names = {run["name"] for run in RUNS}
     assert {"euler", "heun", "heunpp2", "dpm_2", "lms", "ipndm", "ipndm_v", "deis", "uni_pc", "res_multistep", "ddpm"} <= names
     assert {run["levels"] for run in RUNS} == {"to zero", "above zero", "flow", "flow above zero"}
-    assert {run["name"] for run in RUNS if run["within"] > 1e-9} == {"deis", "er_sde"}
+    assert {run["name"]: run["within"] for run in RUNS if run["within"] > 1e-9} == {"deis": 1e-3, "er_sde": 1e-7}
     assert sum(run["draws"] for run in RUNS) >= 20

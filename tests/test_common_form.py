@@ -76,9 +76,9 @@ def test_weights_in_pictures_do_not_depend_on_how_the_start_is_shared():
     levels = stages.levels
     expected = torch.cat([levels[1:2], levels[2:] - levels[1:-1]]) / levels[:-1]
     torch.testing.assert_close(output_weights(stages), expected)
-    weights = stages.weights.clone()
-    weights[:, 0] -= 20 * levels[0]
-    torch.testing.assert_close(output_weights(Stages(stages.scales + 20, weights, levels)), expected)
+    weights, more = stages.weights.clone(), 20 + torch.arange(stages.nfe, dtype=torch.float64)
+    weights[:, 0] -= more * levels[0]
+    torch.testing.assert_close(output_weights(Stages(stages.scales + more, weights, levels)), expected)
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,9 @@ def test_wrong_arguments_are_named():
         train_compensation("bimodal1d", (5, 6), grid="80,10,1,0.1,0.01,0.002")
     with pytest.raises(ArgumentError, match="5 evaluations have 3 ratios between 0 and 2"):
         Ratios(trained={(5, 1.0): (1.0,)}, solver="dc", grid="log_snr", ends=(80.0, 0.002), **FACTS)
+
+
+@pytest.mark.parametrize("weights", ["a+2", (1.0, None), True, [2, "3"]])
+def test_weights_that_are_no_numbers_are_named(weights):
+    with pytest.raises(ArgumentError, match=r"^weights must be numbers, those of guidance, as 1\+2\+4 in a spec, got "):
+        train_compensation("ring8 guided label=three,weight=1", (4, 5), weights=weights)

@@ -226,3 +226,19 @@ def test_by_name_and_from_the_command_line(tmp_path, monkeypatch):
     field = diffode.exact_field("ring8", "edm")
     run = diffode.solve(field, field.prior(2, generator=0), solver=facts["solver"], grid=facts["file"], nfe=2)
     assert run.nfe == 2
+
+
+def test_statistics_of_other_data_do_not_run():
+    """A trained grid holds those of its training."""
+    found = train_grid("ld3", "ring8", 1, solver="ipndm", jump="auto", points=32, rounds=1)
+    moons = diffode.exact_field("moons", "edm")
+    x = moons.prior(3, generator=0)
+    with pytest.raises(
+        ArgumentError, match=r"statistics have the scale 3.5.*, but the field's data 0.7.*: they are of other data"
+    ):
+        diffode.solve(moons, x, **found.arguments)
+
+
+def test_two_jumps_are_one_too_many():
+    with pytest.raises(ArgumentError, match=r"jump='auto' and solver 'ipndm:jump=0.3' say two things"):
+        train_grid("ld3", "ring8", 2, solver="ipndm:jump=0.3", jump="auto")

@@ -7,8 +7,8 @@ import torch
 
 import diffode
 from diffode import Field, paths, solvers
-from diffode.errors import ArgumentError, BudgetError, FileFormatError
-from diffode.learned import train_table
+from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
+from diffode.learned import train_amed, train_table
 from diffode.learned.conditional.conditioned import Conditioned, features, load_conditioned
 from diffode.learned.conditional.conditioning import condition, normal_equations
 from diffode.learned.fitting.problems import problem_for
@@ -206,3 +206,13 @@ def test_on_images_it_is_what_it_is_on_rows(ring):
 def test_a_table_is_conditioned_with_a_layer_a_row(ask, words):
     with pytest.raises(ArgumentError, match=re.escape(words)):
         ask()
+
+
+def test_a_run_on_data_of_another_scale_says_so():
+    table = train_table("ring8", 2, points=32, steps=1, begin_from="ddim @ karras")
+    conditioned = condition(table, "ring8", units=2, points=32, steps=1)
+    amed = train_amed("ring8", 1, points=16, rounds=1)
+    moons = diffode.exact_field("moons", "edm")
+    for trained, what in ((conditioned, "this conditioned table"), (amed, "this AMED")):
+        with pytest.warns(TrainedElsewhereWarning, match=f"^{what} was trained on data of scale 3.55, this field has 0.71"):
+            diffode.solve(moons, moons.prior(3, generator=0), **trained.arguments)

@@ -140,6 +140,20 @@ def test_the_gradient_of_the_loss_is_exact_in_any_unit_and_dimension(target):
         )
 
 
+def test_the_gradient_of_the_mean_logarithm_is_that_of_each_error_over_it():
+    """d log(e + floor) = de/(e + floor), on problems whose scales and errors differ."""
+    floor, problems = 3e-3, [problem_for(diffode.exact_field(name, "edm"), EDM, 2, 30, 1) for name in ("ring8", "moons")]
+    table = Table(stages_of("ipndm:order=3", 4).scaled(1 / 3))
+
+    def gradient(chosen, loss):
+        return normal_equations(table, table.start, chosen, loss, floor, 2, torch.Generator().manual_seed(0))[0]
+
+    errors = [problem.error(table.stages(table.start, problem.first, problem.last)) for problem in problems]
+    assert errors[1] > 1.2 * errors[0] or errors[0] > 1.2 * errors[1]
+    expected = sum(gradient([one], "mean") / (error + floor) for one, error in zip(problems, errors, strict=True)) / 2
+    torch.testing.assert_close(gradient(problems, "log"), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_the_curvature_from_random_directions_is_unbiased():
     """Its mean over 300 draws against the curvature of all 16 directions; each entry's own noise is near 5 %."""
     field = diffode.exact_field("line16", "edm")

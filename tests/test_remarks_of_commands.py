@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from commandline import diffode as diffode_command
 
 import diffode
-from diffode import learned, targets
+from diffode import learned, solvers, targets
 from diffode.cli import (
     bench_command,
     check_map_command,
@@ -18,6 +18,8 @@ from diffode.cli import (
     train_command,
     verify_command,
 )
+from diffode.cli.list_command import rows_of
+from diffode.cli.remembered import is_of_package
 from diffode.errors import ArgumentError, GridWarning, UnknownNameError
 from diffode.studies import load_suite
 from diffode.studies.low_starts import low_starts
@@ -173,3 +175,26 @@ def test_a_suites_grids_that_begin_below_the_noisiest_time_are_said_to(here):
     done = run(bench_command, "one.toml", "--jobs", 1, "--no-report", "--json")
     assert json.loads(done.stdout)["remarks"] == [first, second]
     assert first in done.stderr
+
+
+def test_an_adaptive_solver_samples_without_a_budget_and_refuses_one(tmp_path):
+    file = str(tmp_path / "x.npy")
+    done = run(sample_command, "ring8", "--solver", "rk_adaptive:rtol=1e-3,atol=1e-3", "-n", 5, "--output", file)
+    assert "on edm, NFE " in done.output
+    words = ("ring8", "--solver", "rk_adaptive", "--nfe", 20, "-n", 5, "--output", file)
+    refused = CliRunner().invoke(sample_command.command, list(map(str, words)))
+    assert "can't be given a budget, nfe=20" in str(refused.exception)
+
+
+def test_a_plug_in_that_is_broken_is_a_row_of_the_list(monkeypatch):
+    class Broken:
+        name, value = "broken", "mine:broken"
+
+        def load(self):
+            raise SystemExit(3)
+
+    monkeypatch.setattr(solvers.registry, "_plugins", {**solvers.registry._plugins, "broken": Broken()})
+    rows = {row["name"]: row for row in rows_of("solvers")}
+    assert "can't be loaded from 'mine:broken', as an installed package names it: SystemExit: 3" in rows["broken"]["summary"]
+    assert rows["heun"]["summary"]
+    assert not is_of_package(solvers.registry, "broken")

@@ -94,7 +94,7 @@ def test_a_plug_in_is_listed_by_its_name_and_loaded_when_it_is_asked_for(monkeyp
 
     class Point:
         def __init__(self, name):
-            self.name = name
+            self.name, self.value = name, f"mine:{name}"
 
         def load(self):
             loaded.append(self.name)
@@ -112,7 +112,9 @@ def test_a_plug_in_is_listed_by_its_name_and_loaded_when_it_is_asked_for(monkeyp
     assert loaded == []
     assert registry.make("whole:a=1") == registry.make("whole:a=1") == {"a": 1}
     assert loaded == ["whole"]
-    with pytest.raises(ImportError, match="no such library"):
+    with pytest.raises(
+        ArgumentError, match=r"'broken' can't be loaded from 'mine:broken', .*: ImportError: no such library; mend"
+    ):
         registry.make("broken")
 
 

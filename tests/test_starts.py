@@ -93,6 +93,8 @@ def test_wrong_ends_are_named():
         with pytest.raises(ArgumentError):
             run(field, x, between=between)
     assert two_times((np.float32(0.5), torch.tensor(0.25))) == (0.5, 0.25)
+    with pytest.raises(ArgumentError, match="the noisier first"):
+        two_times((0.25, 0.5))
     with pytest.raises(ArgumentError, match="between goes with a named grid"):
         diffode.solve(field, x, solver="euler", grid=[0.7, 0.1], between=(0.7, 0.1))
 

@@ -151,6 +151,8 @@ def test_rows_of_a_brownian_path_do_not_depend_on_the_batch():
         ("sa:predictor=9", "predictor must be one of"),
         ("sa:tau=-1", "tau must be a number >= 0"),
         ("er_sde:scale=loud", "scale must be one of"),
+        ("er_sde:points=0", "points must be an integer from 1"),
+        ("er_sde:form=consistent,points=50", "points goes with form=published"),
         ("edm_stochastic:churn=-3", "churn must be a number >= 0"),
         ("ddpm:variance=medium", "variance must be one of"),
         ("dpm_fast:evaluations=0", "evaluations must be an integer >= 1"),

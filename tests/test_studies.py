@@ -92,6 +92,9 @@ def test_an_option_of_a_metric_out_of_its_range_is_refused_before_anything_runs(
     }  # fmt: skip
     asked = set()
     for name in metrics.names():
+        # Other tests may have registered metrics of their own.
+        if metrics.registry.entry(name).make.__module__.partition(".")[0] != "diffode":
+            continue
         for option in set(option_names(metrics.registry.entry(name).make)) - {"outcome"}:
             for value in (wrong[option], "'a'", "none"):
                 spec = f"{name}:{option}={value}"

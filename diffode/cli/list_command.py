@@ -13,6 +13,7 @@ import click
 from diffode.cli.output import json_option, print_json, print_table
 from diffode.cli.plain_text import plain_text
 from diffode.cli.remembered import is_of_package, remembered
+from diffode.errors import DiffodeError
 
 _KINDS = (
     "targets", "sources", "paths", "grids", "solvers", "metrics", "bridges", "methods", "suites", "measures", "holds",
@@ -101,7 +102,11 @@ def rows_of(kind: str) -> Iterator[dict[str, str]]:
         for elsewhere, spec in registry.aliases.items():
             also.setdefault(spec.partition(":")[0], []).append(elsewhere)
         for name in registry.names():
-            entry = registry.entry(name)
+            try:
+                entry = registry.entry(name)
+            except DiffodeError as error:
+                yield {"name": name, "summary": str(error), "options": ""} | ({"also called": ""} if also else {})
+                continue
             free = {key: value for key, value in options_of_maker(entry.make).items() if key not in entry.preset}
             options = ", ".join(f"{key}={value}" for key, value in free.items())
             row = {"name": name, "summary": plain_text(entry.summary), "options": options}

@@ -18,6 +18,7 @@ from typing import Any
 
 import diffode
 from diffode.cache_folder import recall, remember
+from diffode.errors import DiffodeError
 
 #: Folder of the answers.
 _KIND = "answers"
@@ -53,7 +54,11 @@ def is_of_package(registry: Any, spec: str) -> bool:
     name, options = parse_spec(registry.canonical(spec)) if spec not in registry.names() else (spec, {})
     if registry.is_place(name) or any(isinstance(v, str) and (is_place(v) or Path(v).exists()) for v in options.values()):
         return False
-    make = registry.entry(name).make
+    try:
+        make = registry.entry(name).make
+    except DiffodeError:
+        # A plug-in that can't be loaded today may be mended tomorrow.
+        return False
     make = getattr(make, "func", make)
     return str(getattr(make, "__module__", "")).partition(".")[0] == "diffode"
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Number of points that are held in memory, for the picture and the error.
 _HELD = 10_000
+#: Budget of a run that asks for none.
+_USUAL_BUDGET = 20
 
 
 @click.command("sample")
@@ -39,7 +41,12 @@ _HELD = 10_000
 @source_option
 @guide_option
 @click.option("--grid", default=None, help="Grid: a spec, times as 80,10,1,0.002, or 'levels 80 10 1'.  [default: karras]")
-@click.option("--nfe", type=click.IntRange(1), default=20, show_default=True, help=NFE_HELP)
+@click.option(
+    "--nfe",
+    type=click.IntRange(1),
+    default=None,
+    help=f"{NFE_HELP} Adaptive solvers take none.  [default: {_USUAL_BUDGET}]",
+)
 @click.option("-n", "--points", type=click.IntRange(1, 10**10), default=1000, show_default=True, help="Number of samples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the starting noise.")
 @click.option("--output", default="samples.npy", show_default=True, help="File of the points; the picture lies beside it.")
@@ -56,7 +63,7 @@ def command(
     source: str | None,
     guide: str | None,
     grid: str | None,
-    nfe: int,
+    nfe: int | None,
     points: int,
     seed: int,
     output: str,
@@ -80,7 +87,7 @@ def command(
     from diffode.fields.problem_text import parts_of, problem_text, unguided
     from diffode.flows import reference
     from diffode.output_files import make_folder, whole_file
-    from diffode.solvers.direct import LaysTimes
+    from diffode.solvers.direct import DirectSolver, LaysTimes
     from diffode.solvers.jumped import Jumped
     from diffode.solvers.run import table_for
     from diffode.solvers.run_options import Extent
@@ -105,8 +112,11 @@ def command(
     shape, latency = shape_of(field), None
     recipe = solvers.for_run(solver, field, math.prod(shape))
     asked, grid = grid, grid or "karras"
+    # Its tolerance says how many steps it makes.
+    adaptive = isinstance(recipe, DirectSolver) and not recipe.takes_budget
+    nfe = _USUAL_BUDGET if nfe is None and not adaptive else nfe
     # A flow map lays its own times.
-    own_times = isinstance(recipe, LaysTimes) and grids.is_named(grid)
+    own_times = (isinstance(recipe, LaysTimes) and grids.is_named(grid)) or (adaptive and asked is None)
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]

@@ -238,6 +238,8 @@ def check_options(spec: str) -> None:
     diffode.errors.ArgumentError: resamples must be 0 (no interval) or an integer >= 2, got -1
     """
     entry, check = registry.check(spec, given=("outcome",)), needs_of(spec).options
+    if "outcome" in parse_spec(spec)[1]:
+        raise ArgumentError(f"outcome is the run that metric {entry.name!r} measures, and no option of a spec: leave it out")
     if check is not None:
         check(**{**entry.preset, **parse_spec(spec)[1]})
 

@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 from typing_extensions import override
 
+from diffode.arguments import check_count
 from diffode.charts import Chart
+from diffode.errors import ArgumentError
 from diffode.solvers.solver import TableSolver, check_choice, steps_of
 from diffode.tableau import Writer
 
@@ -20,6 +22,8 @@ SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sde": lambda rho: rho**2,
     "er_5": lambda rho: rho * (np.exp(rho**0.3) + 10),
 }
+#: Largest number of points of a sum.
+_MOST_POINTS = 10**6
 #: Points and weights of Gauss-Legendre integration on [-1, 1].
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -29,13 +33,14 @@ class ERSDE(TableSolver):
     r"""y_t = r y_s + (1 - r) D + [..] D' + [..] D'' + sqrt(rho_t^2 - r^2 rho_s^2) z, y = x/alpha, r = phi(rho_t)/phi(rho_s).
 
     D' and D'' are divided differences of past denoised points in rho. ``form=published`` approximates the integrals of 1/phi by
-    sums over 100 points and takes D' half a step back, so that order 3 is near first order in the ODE limit;
-    ``form=consistent`` integrates by Gauss-Legendre and takes D' at the start of the step.
+    sums over ``points`` points, 100 in the authors' code and 200 in ComfyUI, and takes D' half a step back, so that order 3 is
+    near first order in the ODE limit; ``form=consistent`` integrates by Gauss-Legendre and takes D' at the start of the step.
     """
 
     order: int = 3
     scale: Literal["er_5", "sde", "ode"] = "er_5"
     form: Literal["published", "consistent"] = "published"
+    points: int = 100
 
     name = "er_sde"
     chart_name = "data"
@@ -45,6 +50,9 @@ class ERSDE(TableSolver):
         check_choice("order", self.order, (1, 2, 3))
         check_choice("scale", self.scale, tuple(SCALES))
         check_choice("form", self.form, ("published", "consistent"))
+        check_count("points", self.points, 1, _MOST_POINTS)
+        if self.form == "consistent" and self.points != 100:
+            raise ArgumentError(f"points goes with form=published, whose sums have so many; leave it out, got {self.points!r}")
 
     @property
     @override
@@ -114,8 +122,8 @@ class ERSDE(TableSolver):
     def _integral(self, start: float, end: float, power: int) -> float:
         """phi(end) times the integral of (rho - start)^power/phi(rho) from end to start."""
         if self.form == "published":
-            rho = end + np.arange(100) * (start - end) / 100
-            total = np.sum((rho - start) ** power / self._phi(rho)) * (start - end) / 100
+            rho = end + np.arange(self.points) * (start - end) / self.points
+            total = np.sum((rho - start) ** power / self._phi(rho)) * (start - end) / self.points
         else:
             # The variable is log rho, in which the integrand is smooth over decades.
             low, high = math.log(end), math.log(start)

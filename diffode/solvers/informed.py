@@ -82,6 +82,9 @@ def for_run(solver: str | Solver | Callable[..., Any], field: Field, dim: int, s
     recipe = get(solver).for_field(field.scale, dim)
     check_jump(recipe.jump)
     _check_asked(recipe, statistics)
+    if isinstance(recipe, Jumped):
+        recipe.statistics.check_dim(dim)
+        _check_unit(recipe.statistics, field)
     if not recipe.needs_statistics or isinstance(recipe, Jumped):
         return recipe
     known = known_of(field, f"solver {recipe.spec!r}", dim, statistics)
@@ -107,12 +110,16 @@ def known_of(field: Field, asker: str, dim: int, statistics: Statistics | None) 
     if not isinstance(known, Statistics):
         raise ArgumentError(f"statistics must be diffode.Statistics, got {known!r:.60}")
     known.check_dim(dim)
+    _check_unit(known, field)
+    return known
+
+
+def _check_unit(known: Statistics, field: Field) -> None:
     if isinstance(field, ExactField) and not 1 / _SAME_UNIT <= known.scale / field.scale <= _SAME_UNIT:
         raise ArgumentError(
             f"statistics have the scale {known.scale:.4g}, but the field's data {field.scale:.4g}: they are of other data, or "
             "in another unit"
         )
-    return known
 
 
 def before(

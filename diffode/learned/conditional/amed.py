@@ -31,6 +31,7 @@ from diffode.learned.arguments import LARGEST, bounded
 from diffode.learned.conditional.live import LiveWriter
 from diffode.solvers.amed import AMED
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
+from diffode.solvers.trained.bespoke import warn_of_scale
 from diffode.specs import format_spec
 from diffode.statistics import Statistics
 from diffode.statistics.enclosed import disclosed, enclosed
@@ -238,7 +239,7 @@ class LearnedAMED(DirectSolver):
         own = (self.times[0], self.times[-1]) if len(times) == 2 else self.times
         if len(times) != len(own) or not torch.allclose(torch.tensor(times), torch.tensor(own), rtol=1e-6):
             raise ArgumentError(
-                f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}:use it or its "
+                f"this AMED was trained on the grid {', '.join(f'{t:.4g}' for t in self.times)}: use it or its "
                 "two ends, or train anew"
             )
         path = field.require_path("AMED")
@@ -256,6 +257,7 @@ class LearnedAMED(DirectSolver):
             raise ArgumentError(f"this AMED was trained in another number of dimensions than {math.prod(x.shape[1:])}")
         if self.in_chart and x.dtype != torch.float64:
             raise ArgumentError(f"an AMED in the Gaussian's chart runs in float64, x is {x.dtype}: use x.double()")
+        warn_of_scale(self.file or "this AMED", self.unit, field.scale)
         with torch.no_grad():
             states = self.run(field, x)
         return Journey(torch.stack([states[0], states[-1]] if len(times) == 2 else states))

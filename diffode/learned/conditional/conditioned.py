@@ -27,6 +27,7 @@ from diffode.input_files import believed
 from diffode.learned.arguments import LARGEST, bounded
 from diffode.learned.fitting.gauss_newton import Problem
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
+from diffode.solvers.trained.bespoke import warn_of_scale
 from diffode.specs import format_spec
 from diffode.statistics import Statistics
 from diffode.statistics.enclosed import disclosed, enclosed
@@ -212,6 +213,7 @@ class ConditionedSolver(DirectSolver):
             )
         if x.dtype != torch.float64:
             raise ArgumentError(f"a conditioned table runs in float64, x is {x.dtype}: use x.double()")
+        warn_of_scale(self.file or "this conditioned table", self.table.unit, field.scale)
         with torch.no_grad():
             z = x / path.alpha(times[0])
             if statistics is None:

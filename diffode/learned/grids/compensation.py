@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -160,7 +160,9 @@ def _times(grid: str, path: Path, nfe: int, *, several: bool) -> Tensor:
 
 def _weighed(field: Field, weights: float | Sequence[float]) -> dict[float, Field]:
     """The field with each weight of guidance; its own where none are given."""
-    given = tuple(weights) if isinstance(weights, Sequence) else (weights,)
+    given: tuple[Any, ...] = tuple(weights) if isinstance(weights, list | tuple) else (weights,)
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in given):
+        raise ArgumentError(f"weights must be numbers, those of guidance, as 1+2+4 in a spec, got {weights!r:.60}")
     if not given:
         own = field.weight.constant if isinstance(field, GuidedField) else None
         return {1.0 if own is None else own: field}

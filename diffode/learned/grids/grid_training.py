@@ -116,6 +116,8 @@ def train_grid(
     chosen, on = request.field, request.path
     recipe = solvers.table_solver(METHODS[method] if solver is None else solver)
     if jump is not None:
+        if recipe.jump not in (None, jump):
+            raise ArgumentError(f"jump={jump!r} and solver {recipe.spec!r} say two things: leave one of them out")
         recipe = replace(recipe, jump=jump)
     if recipe.nfe_per_step != 1:
         raise ArgumentError(

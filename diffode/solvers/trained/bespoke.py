@@ -163,9 +163,8 @@ class Bespoke(TrainedSolver):
         trained = self.checkpoint.scale
         if self.checkpoint.statistics is not None:
             self.checkpoint.statistics.check_dim(dim)
-        if self.scale is None and abs(scale - trained) > _SAME_LEVEL * trained:
-            text = f"{self._origin} was trained on data of scale {trained:.4g}, this field has {scale:.4g}; scale= moves it"
-            warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
+        if self.scale is None:
+            warn_of_scale(self._origin, trained, scale, "; scale= moves it")
         return self
 
     @override
@@ -303,6 +302,13 @@ class Universal(TrainedSolver):
             )
             warnings.warn(text, TrainedElsewhereWarning, stacklevel=2)
         return ranged.stages(first / self.scale, last / self.scale, self.dim).scaled(self.scale)
+
+
+def warn_of_scale(what: str, trained: float, scale: float, advice: str = "") -> None:
+    """TrainedElsewhereWarning if data have another scale than those that something was trained on."""
+    if abs(scale - trained) > _SAME_LEVEL * trained:
+        text = f"{what} was trained on data of scale {trained:.4g}, this field has {scale:.4g}{advice}"
+        warnings.warn(text, TrainedElsewhereWarning, stacklevel=3)
 
 
 def _positive(value: object) -> bool:
