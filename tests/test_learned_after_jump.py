@@ -242,3 +242,9 @@ def test_statistics_of_other_data_do_not_run():
 def test_two_jumps_are_one_too_many():
     with pytest.raises(ArgumentError, match=r"jump='auto' and solver 'ipndm:jump=0.3' say two things"):
         train_grid("ld3", "ring8", 2, solver="ipndm:jump=0.3", jump="auto")
+
+
+@pytest.mark.parametrize("options", [{"jump": "auto"}, {}])
+def test_no_grid_is_trained_for_a_solver_that_draws_noise(options):
+    with pytest.raises(ArgumentError, match="draws noise: a grid is trained for a deterministic one"):
+        train_grid("ld3", "ring8", 4, solver="dpmpp_2m_sde", **options)

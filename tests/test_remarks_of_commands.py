@@ -198,3 +198,12 @@ def test_a_plug_in_that_is_broken_is_a_row_of_the_list(monkeypatch):
     assert "can't be loaded from 'mine:broken', as an installed package names it: SystemExit: 3" in rows["broken"]["summary"]
     assert rows["heun"]["summary"]
     assert not is_of_package(solvers.registry, "broken")
+
+
+def test_a_solver_with_tables_for_some_budgets_shows_the_one_nearest_to_what_was_asked(tmp_path):
+    file = tmp_path / "dc.safetensors"
+    learned.train("dc", "bimodal1d", (5, 7), points=2).save(file)
+    for words, nfe in (((), 5), (("--steps", 6), 6), (("--steps", 50), 7)):
+        shown = json.loads(run(show_command, f"dc_regressed:file={file}", *words, "--json").output)
+        assert shown["NFE of this run"] == nfe
+        assert shown["title"].startswith("Tableau on edm, its own levels, ")

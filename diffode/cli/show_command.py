@@ -262,11 +262,15 @@ def _print_target(facts: dict[str, Any]) -> None:
 def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     from diffode import grids, paths, solvers
     from diffode.solvers.solver import Solver, WritesTable
+    from diffode.solvers.trained.bespoke import TrainedSolver
     from diffode.specs import option_names, parse_spec
 
     # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec sets these.
     solver: Solver = solvers.get(spec).for_field(1.0, 2)
     times = grids.spec_of(grid)
+    if isinstance(solver, TrainedSolver) and steps not in solver.budgets:
+        # It has tables for some numbers of steps alone.
+        steps = min(solver.budgets, key=lambda budget: abs(budget - steps))
     # A list of times has as many steps as it says.
     table = (
         solver.tableau(paths.get(path), times, steps if grids.is_named(times) else None)
@@ -304,7 +308,8 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         if table
         else []
     )
-    shown = grid if table is None else f"Tableau on {path}, {grid}, {len(table.outputs) - 1} steps"
+    laid = "its own levels" if isinstance(solver, WritesTable) and solver.lays_levels else grid
+    shown = grid if table is None else f"Tableau on {path}, {laid}, {len(table.outputs) - 1} steps"
     return {**facts, "tableau": rows, "title": shown, "prediction": table.prediction if table else None}
 
 

@@ -119,6 +119,8 @@ def train_grid(
         if recipe.jump not in (None, jump):
             raise ArgumentError(f"jump={jump!r} and solver {recipe.spec!r} say two things: leave one of them out")
         recipe = replace(recipe, jump=jump)
+    if recipe.stochastic:
+        raise ArgumentError(f"solver {recipe.spec!r} draws noise: a grid is trained for a deterministic one, as by eta=0")
     if recipe.nfe_per_step != 1:
         raise ArgumentError(
             f"{method} lays a step for each evaluation; solver {recipe.spec!r} makes {recipe.nfe_per_step} a step"
