@@ -22,7 +22,7 @@ from diffode.solvers.starts import part_of
 from diffode.tableau import Tableau
 
 #: Numbers of the rows that run together: few enough to stay near the processor, so many that calls cost little beside them.
-_NUMBERS = 2**16
+_NUMBERS = 2**15
 #: Fewest rows that run together, however long one is.
 _LEAST_ROWS = 256
 
