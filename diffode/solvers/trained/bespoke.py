@@ -6,7 +6,6 @@ import copy
 import functools
 import hashlib
 import math
-import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.solvers.solver import WritesTable, check_budget, check_choice, check_known
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
+from diffode.solvers.trained.given_file import named, numbers_of
 from diffode.solvers.trained.ranged import Ranged
 from diffode.solvers.trained.spectral import Spectral
 from diffode.solvers.trained.spectral_files import load_spectral
@@ -133,19 +133,11 @@ class Bespoke(TrainedSolver):
     reference = "Shaul et al., arXiv 2403.01329 (bespoke non-stationary solvers); trained by Gauss-Newton"
 
     def __post_init__(self) -> None:
-        if isinstance(self.file, os.PathLike):
-            object.__setattr__(self, "file", os.fspath(self.file))
-        if self.table is not None and (self.file or not isinstance(self.table, Checkpoint)):
-            raise ArgumentError("table must be a Checkpoint, which takes the place of file=")
-        if self.table is None and not self.file:
-            raise ArgumentError("bespoke needs file=, a sampler that `diffode train` wrote")
-        if not isinstance(self.file, str):
-            raise ArgumentError(
-                f"file must be a name that does not read as a number or list, such as ./{self.file}, or quoted: '{self.file}'"
-            )
+        object.__setattr__(self, "file", named(self.file))
         if self.scale is not None and not _positive(self.scale):
             raise ArgumentError(f"scale must be a positive number, got {self.scale!r}")
-        object.__setattr__(self, "checkpoint", load_checkpoint(self.file) if self.table is None else self.table)
+        found = numbers_of(self.name, self.file, "table", self.table, Checkpoint, load_checkpoint)
+        object.__setattr__(self, "checkpoint", found)
         object.__setattr__(self, "digest", self.content())
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from diffode.errors import ArgumentError, TrainedElsewhereWarning
 from diffode.fields import ExactField, Field
 from diffode.maps.clock import Denoised
 from diffode.solvers.direct import DirectSolver, Journey, check_trained_for
+from diffode.solvers.trained.given_file import named, numbers_of
 from diffode.solvers.trained.jumps import Jumps, load_jumps
 from diffode.solvers.trained.nodes import Nodes, load_nodes
 from diffode.specs import format_spec
@@ -146,13 +146,8 @@ class Generator(DirectSolver):
 
     def _found(self, option: str, given: Numbers | None, kind: type[Numbers], load: Callable[[str], Numbers]) -> Numbers:
         """The numbers that were given as an option, or are in the file; ArgumentError unless it is one of both."""
-        if isinstance(self.file, os.PathLike):
-            object.__setattr__(self, "file", os.fspath(self.file))
-        if given is not None and (self.file or not isinstance(given, kind)):
-            raise ArgumentError(f"{option} must be what training gave, and takes the place of file=")
-        if not isinstance(self.file, str) or (given is None and not self.file):
-            raise ArgumentError(f"{self.name} needs file=, the name of a file that `diffode train {self.name}` wrote")
-        return load(self.file) if given is None else given
+        object.__setattr__(self, "file", named(self.file))
+        return numbers_of(self.name, self.file, option, given, kind, load)
 
     def _look_at(self, field: Field) -> None:
         """Warn where a field's data are known not to be those of the training."""

@@ -28,6 +28,7 @@ from diffode.paths import Path
 from diffode.randomness import normal
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import check_budget
+from diffode.solvers.trained.given_file import named
 from diffode.specs import format_spec
 from diffode.tensor_files import content_of
 
@@ -61,15 +62,10 @@ class MapSolver(DirectSolver):
     order = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.file, os.PathLike):
-            object.__setattr__(self, "file", os.fspath(self.file))
+        object.__setattr__(self, "file", named(self.file))
         if (self.of is None) == (not self.file):
             raise ArgumentError(
                 "map needs file=, a flow map that `diffode train` wrote, or of=, a map in memory or the place of your own"
-            )
-        if not isinstance(self.file, str):
-            raise ArgumentError(
-                f"file must be a name that does not read as a number or list, such as ./{self.file}, or quoted: '{self.file}'"
             )
         placed = isinstance(self.of, str) and is_place(self.of)
         if self.of is not None and not placed and not isinstance(self.of, FlowMap):

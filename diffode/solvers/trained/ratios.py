@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from diffode.input_files import believed
 from diffode.paths import Path
 from diffode.solvers.dc import POINTS, DCSolver
 from diffode.solvers.trained.bespoke import TrainedSolver
+from diffode.solvers.trained.given_file import named, numbers_of
 from diffode.specs import parse_spec
 from diffode.tableau.stages import Stages
 from diffode.tensor_files import content_of, float64, read_tensors, text, write_tensors
@@ -241,13 +241,10 @@ class RegressedDC(TrainedSolver):
     reference = "Zhao et al., arXiv 2409.03755, cascade polynomial regression"
 
     def __post_init__(self) -> None:
-        if isinstance(self.file, os.PathLike):
-            object.__setattr__(self, "file", os.fspath(self.file))
-        if self.ratios is not None and (self.file or not isinstance(self.ratios, Ratios)):
-            raise ArgumentError("ratios must be what training gave, and take the place of file=")
-        if not isinstance(self.file, str) or (self.ratios is None and not self.file):
-            raise ArgumentError("dc_regressed needs file=, the name of a file that `diffode train dc --nfe 5,6,8,10` wrote")
-        object.__setattr__(self, "known", load_ratios(self.file) if self.ratios is None else self.ratios)
+        object.__setattr__(self, "file", named(self.file))
+        wrote = "diffode train dc --nfe 5,6,8,10"
+        found = numbers_of(self.name, self.file, "ratios", self.ratios, Ratios, load_ratios, wrote)
+        object.__setattr__(self, "known", found)
         self.known.at(self.known.budgets[0], self.weight)
         object.__setattr__(self, "digest", self.content())
 
