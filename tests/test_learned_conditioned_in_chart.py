@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_learned_conditioned import check_gradient
 
 import diffode
 from diffode import Field, Statistics, paths, solvers
@@ -14,7 +15,6 @@ from diffode.cli import train_command
 from diffode.errors import ArgumentError, BudgetError, FileFormatError
 from diffode.learned import condition, load, load_conditioned, train, train_table
 from diffode.learned.conditional.conditioned import Conditioned, features
-from diffode.learned.conditional.conditioning import normal_equations
 from diffode.learned.fitting.chart import in_chart
 from diffode.learned.fitting.problems import problem_for
 from diffode.tableau.gaussian_stages import landed
@@ -71,26 +71,8 @@ def test_without_weights_it_is_the_table(ring):
 
 
 def test_its_gradient_is_that_of_differences(ring):
-    """Against central differences of the weighted squared error that the normal equations are those of."""
     field, _, found = ring
-    table, problem = found.content, in_the_chart(field, 40)
-    gradient, _ = normal_equations(table, problem, 4, torch.Generator().manual_seed(0))
-    length = (table.run(problem.noise, problem.start)[0] - problem.end).norm(dim=1)
-    weight = 1 / length.clamp(min=0.05 * float(length.median()))
-
-    def loss(weights):
-        moved = Conditioned(table.stages, table.unit, table.layers, weights, None, table.statistics, table.jumps_from)
-        return float((weight * (moved.run(problem.noise, problem.start)[0] - problem.end).square().sum(1)).sum()) / 2
-
-    place = 0
-    for i, own in enumerate(table.weights):
-        for k in (0, own.numel() // 2, own.numel() - 1):
-            shift = torch.zeros(own.numel(), dtype=torch.float64)
-            shift[k] = h = 1e-5
-            both = [loss(tuple(w + s * shift.reshape(w.shape) if n == i else w for n, w in enumerate(table.weights)))
-                    for s in (1, -1)]  # fmt: skip
-            assert float(gradient[place + k]) == pytest.approx((both[0] - both[1]) / (2 * h), rel=1e-4, abs=1e-6)
-        place += own.numel()
+    check_gradient(found.content, in_the_chart(field, 40))
 
 
 def test_what_is_known_of_a_state_does_not_depend_on_the_unit_of_the_data(ring):

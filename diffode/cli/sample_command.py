@@ -116,7 +116,7 @@ def command(
     adaptive = isinstance(recipe, DirectSolver) and not recipe.takes_budget
     nfe = _USUAL_BUDGET if nfe is None and not adaptive else nfe
     # A flow map lays its own times.
-    own_times = (isinstance(recipe, LaysTimes) and grids.is_named(grid)) or (adaptive and asked is None)
+    own_times = isinstance(recipe, LaysTimes) and grids.is_named(grid)
     table = table_for(field, recipe, Extent(field.path, grid, nfe=nfe)) if isinstance(recipe, WritesTable) else None
     # Some grids, such as the published levels of ays_*, begin at their own level.
     begins = on.t_max if table is None else table.ends[0]
@@ -142,7 +142,8 @@ def command(
         else:
             # Steps that depend on the solution are those of one batch.
             start = starts(target, path, seed, points, begins)
-            solution = solvers.solve(field, start, solver=recipe, grid=None if own_times else grid, nfe=nfe, generator=seed)
+            laid = None if own_times or (adaptive and asked is None) else grid
+            solution = solvers.solve(field, start, solver=recipe, grid=laid, nfe=nfe, generator=seed)
             pairs = iter([(solution.x, start)])
             shown, used, noisy = written(handle, points, shape, pairs, measured), solution.nfe, recipe.stochastic
             ends, latency = (float(solution.times[0]), float(solution.times[-1])), solution.latency

@@ -12,8 +12,10 @@ from diffode.studies.suite import Suite
 _ROUNDING = 1e-6
 
 
-def begins_low(grid: str, path: Path, first: float) -> str:
+def begins_low(grid: str, path: Path, first: float, where: str = "") -> str:
     """What to say of a grid whose ``first`` time lies below the noisiest of the path; empty for any other.
+
+    ``where`` follows the grid's name.
 
     >>> import diffode
     >>> begins_low("karras", diffode.paths.get("edm"), 80.0)
@@ -22,8 +24,8 @@ def begins_low(grid: str, path: Path, first: float) -> str:
     if first >= path.t_max * (1 - _ROUNDING):
         return ""
     return (
-        f"grid {grid!r} begins at t={first:.4g}, noise level {path.rho(first):.4g} of {path.rho(path.t_max):.4g}: the samples "
-        "begin there, from noise without data, and errors are those of the rest of the way"
+        f"grid {grid!r}{where} begins at t={first:.4g}, noise level {path.rho(first):.4g} of {path.rho(path.t_max):.4g}: "
+        "the samples begin there, from noise without data, and errors are those of the rest of the way"
     )
 
 
@@ -34,8 +36,8 @@ def low_starts(suite: Suite) -> list[str]:
         first = _first(grid, path, nfe)
         if first is not None:
             lowest[grid, path] = min(first, lowest.get((grid, path), first))
-    told = {place: begins_low(place[0], paths.get(place[1]), first) for place, first in lowest.items()}
-    return [text.replace("begins at", f"on {path} begins at", 1) for (_, path), text in told.items() if text]
+    told = (begins_low(grid, paths.get(path), first, f" on {path}") for (grid, path), first in lowest.items())
+    return [text for text in told if text]
 
 
 def _first(grid: str, path: str, nfe: int) -> float | None:
