@@ -102,6 +102,8 @@ def test_an_option_of_a_metric_out_of_its_range_is_refused_before_anything_runs(
                     parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"], "metrics": [spec]}]})
             asked.add(option)
     assert asked == set(wrong)
+    with pytest.raises(ArgumentError, match=r"outcome is the run that metric 'endpoint' measures, and no option"):
+        parse_suite({**SMALL, "study": [{"targets": ["gauss1d"], "solvers": ["ddim"], "metrics": ["endpoint:outcome=3"]}]})
     suite = small()
     with pytest.raises(ArgumentError, match="resamples must be 0"):
         check_metrics(replace(suite, cells=tuple(replace(c, metrics=("mmd:resamples=-1",)) for c in suite.cells)))

@@ -140,7 +140,7 @@ TESTS = {
     "learned/tables": "learned training_repeats",
     "learned/tables/in_chart.py": "trained_in_chart gaussian_stages",
     "learned/universal": "codebook learned_family universal_choice universal",
-    "metrics": "metrics streamed_metrics",
+    "metrics": "metrics metric_floors streamed_metrics",
     "metrics/guided.py": "guided_laws",
     "metrics/transport.py": "wasserstein",
     "verify/field": "verify_field checks symbolic",
