@@ -16,7 +16,8 @@ from diffode.learned import condition, load, train, train_table
 from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.gauss_newton import normal_equations
 from diffode.learned.fitting.problems import problem_for
-from diffode.learned.tables.in_chart import grown
+from diffode.learned.limit import Limit
+from diffode.learned.tables.in_chart import chart_candidates, gaussians, grown
 from diffode.learned.tables.training import output_weights
 from diffode.randomness import keyed
 from diffode.statistics import Statistics
@@ -152,6 +153,45 @@ def test_growing_from_a_smaller_table_is_no_worse_than_it(spiral):
     )
     assert four.errors.after < spiral.errors.after
     assert torch.equal(four.content.stages.weights, again.content.stages.weights)
+
+
+@pytest.fixture(scope="module")
+def sharp():
+    """Twelve modes that are almost points in 24 dimensions, of a spectrum that decays."""
+    draws = torch.randn(12, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    means = draws * torch.arange(1, 25) ** -0.5
+    return diffode.targets.GaussianMixture(torch.full((12,), 1 / 12), means, torch.full((12,), 1e-6))
+
+
+def test_the_chart_of_the_scale_alone_is_taken_where_it_gives_the_better_table(sharp):
+    found, given = (train_table(sharp, 2, chart="gaussian", points=96, steps=8, statistics=kind) for kind in (None, "scale"))
+    full = train_table(sharp, 2, chart="gaussian", points=96, steps=8, statistics="full")
+    assert found.content.statistics.kind == "scale"
+    # Modes without width are told by one evaluation at a high level, whose answer all directions share: by nearly half.
+    assert found.errors.after == pytest.approx(given.errors.after, rel=0.02)
+    assert found.errors.after < 0.7 * full.errors.after
+    three = train_table(sharp, 3, chart="gaussian", points=96, steps=1, smaller=found)
+    assert (three.content.statistics.kind, three.content.begun_from[:12]) == ("scale", "grown from 2")
+    begun = train_table(sharp, 2, chart="gaussian", points=64, steps=1, begin_from="ab:order=1,chart=gaussian,jump=1")
+    assert begun.content.statistics.kind == "full"
+
+
+def test_a_table_grows_in_its_own_chart_alone(problem, spiral):
+    known = Statistics.of_target("moons")
+    found = chart_candidates(problem, known, EDM, 4, None, spiral.content, Limit())
+    assert found
+    assert not any("grown" in one.name for one in found)
+
+
+def test_the_chart_of_the_covariance_is_taken_where_it_gives_the_better_table():
+    found, scale = (train_table("line16", 2, chart="gaussian", points=64, steps=4, statistics=kind) for kind in (None, "scale"))
+    assert found.content.statistics.kind == "full"
+    assert found.errors.after < 0.6 * scale.errors.after
+
+
+def test_data_alike_in_all_directions_have_one_chart_and_gaussians_theirs():
+    for name, charts in (("ring8", 1), ("spiral", 2), ("gauss64-powerlaw", 1)):
+        assert len(gaussians(Statistics.of_target(name))) == charts
 
 
 def _after(calls):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -45,19 +45,30 @@ _ABOVE = 2.0
 
 
 def chart_candidates(
-    problem: Problem, statistics: Statistics, path: Path, nfe: int, begin_from: str | None, smaller: Stages | None, limit: Limit
+    problem: Problem,
+    statistics: Statistics,
+    path: Path,
+    nfe: int,
+    begin_from: str | None,
+    smaller: Checkpoint | None,
+    limit: Limit,
 ) -> list[Published]:
     """The best Adams methods in the chart on a few starts, and the best grown tables.
 
     ``problem`` is one in the chart; ``begin_from`` the one candidate, as ``"solver @ grid"``; ``smaller`` a table with fewer
-    evaluations, in units of the scale, from which tables grow instead of from one evaluation; ``limit`` ends the growing.
+    evaluations, from which tables grow in its own chart instead of from one evaluation, and in others none does; ``limit``
+    ends the growing.
     """
     if begin_from is not None:
         solver, _, grid = (part.strip() for part in begin_from.partition("@"))
         return [_method(problem, statistics, path, nfe, solver, grid or "karras:rho=3")]
     found = _adams(problem, statistics, path, nfe)[:_CANDIDATES]
     if nfe > 1:
-        begin = [smaller] if smaller is not None else [one.stages for one in _adams(problem, statistics, path, 1)[:1]]
+        if smaller is None:
+            begin = [one.stages for one in _adams(problem, statistics, path, 1)[:1]]
+        else:
+            own = smaller.statistics is not None and smaller.statistics.content == statistics.content
+            begin = [smaller.stages] if own else []
         for stages in begin:
             found += _grown(_few(problem, _GROWING_STARTS), stages, nfe, limit)
     if not found:
@@ -81,13 +92,24 @@ def known_to(
     return known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)
 
 
-def stages_of_smaller(checkpoint: Checkpoint, statistics: Statistics, nfe: int) -> Stages:
-    """The numbers of a table that is to grow; ArgumentError for one that can't."""
-    if checkpoint.statistics is None or checkpoint.statistics.content != statistics.content:
+def gaussians(known: Statistics) -> list[Statistics]:
+    """The Gaussians whose charts a training compares where none is given: that of the data, and the one of their scale alone.
+
+    Where modes have almost no width in many directions, the answer of one evaluation at a high level, which is the right mode,
+    is a row whose numbers all directions share in the chart of the scale, and in that of the covariance is none.
+    """
+    variances = known.variances
+    if known.gaussian or bool((variances == variances[0]).all()):
+        return [known]
+    return [known, known.reduced("scale")]
+
+
+def check_smaller(checkpoint: Checkpoint, charts: Sequence[Statistics], nfe: int) -> None:
+    """ArgumentError for a table that can't grow to one with ``nfe`` evaluations in one of these charts."""
+    if checkpoint.statistics is None or all(checkpoint.statistics.content != one.content for one in charts):
         raise ArgumentError("smaller must be a table in the Gaussian's chart, trained with the same statistics")
     if checkpoint.nfe >= nfe:
         raise ArgumentError(f"smaller must have fewer evaluations than nfe={nfe}, it has {checkpoint.nfe}")
-    return checkpoint.stages
 
 
 def grown(stages: Stages) -> Iterator[Stages]:

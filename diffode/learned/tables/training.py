@@ -21,7 +21,7 @@ from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
 from diffode.learned.request import Request, held_out_count, with_gradients
-from diffode.learned.tables.in_chart import chart_candidates, known_to, stages_of_smaller
+from diffode.learned.tables.in_chart import chart_candidates, check_smaller, gaussians, known_to
 from diffode.learned.tables.published import Published, candidates
 from diffode.learned.trained import History, Trained, check_trained
 from diffode.paths import Path
@@ -89,7 +89,8 @@ def train_table(
             trained as well, and its rows have a coefficient for each direction of the data's covariance. It begins from Adams
             methods in the chart and from tables that grow from one evaluation.
         statistics: mean and covariance of the data for that chart, or a kind of them, such as ``scale``, to which those of the
-            field are reduced; by default the field's own.
+            field are reduced; by default the field's own or, unless ``begin_from`` is given, their scale alone, whichever gives
+            the better table.
         smaller: what a training in that chart gave for the same field with fewer evaluations, from which tables grow instead.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
@@ -128,15 +129,16 @@ def train_table(
     begin_from = _begin_from(begin_from, start)
     few, part = held_out_count(count), min(max(round(_LOOK_PART * count), FEWEST), count)
     check_choice("chart", chart, ("noise", "gaussian"))
-    known = None
+    charts: list[Statistics] = []
     if chart == "gaussian":
         if consistent or groups is not None:
             raise ArgumentError("consistent and groups are of tables in the chart noise: leave them out here")
         known = known_to(request, statistics)
+        charts = gaussians(known) if statistics is None and begin_from is None else [known]
     elif statistics is not None or smaller is not None:
         raise ArgumentError("statistics and smaller go with chart='gaussian': a table in the chart noise knows the scale alone")
     task = _Task(
-        look=request.problem(part, "training", max(trajectory, _LOOK_TRAJECTORY) if known is None else trajectory),
+        look=request.problem(part, "training", trajectory if charts else max(trajectory, _LOOK_TRAJECTORY)),
         problem=request.problem(count, "training", trajectory),
         held_out=request.problem(few, "held out", trajectory),
         test=request.problem(few, "test"),
@@ -147,14 +149,20 @@ def train_table(
         progress=progress,
         steps=steps,
     )
-    if known is None:
-        return _best_of(task, candidates(task.problem, request.path, nfe, begin_from), consistent, groups)
-    task = task.in_chart(request.field, known)
-    less = (
-        None if smaller is None else stages_of_smaller(check_trained(smaller, Checkpoint, "what train_table gave"), known, nfe)
-    )
-    limit = request.limit.part(_GROW_SHARE)
-    return _best_of(task, chart_candidates(task.problem, known, request.path, nfe, begin_from, less, limit), False, None)
+    if not charts:
+        found = candidates(task.problem, request.path, nfe, begin_from)
+        return _best_of([(task, one) for one in found], consistent, groups)
+    less = None if smaller is None else check_trained(smaller, Checkpoint, "what train_table gave")
+    if less is not None:
+        check_smaller(less, charts, nfe)
+    pairs = []
+    for k, statistics in enumerate(charts, 1):
+        inside = task.in_chart(request.field, statistics)
+        limit = request.limit.part(_GROW_SHARE * k / len(charts))
+        found = chart_candidates(inside.problem, statistics, request.path, nfe, begin_from, less, limit)
+        pairs += [(inside, one) for one in found]
+    # A limit of seconds may end the trials, so that the best of all charts are tried first.
+    return _best_of(sorted(pairs, key=lambda pair: pair[1].error))
 
 
 @with_gradients
@@ -203,7 +211,7 @@ def train_gaussian(
     problem = Problem(noise, deviations[0], deviations[1], unit, first / unit, last / unit)
     name = f"Gaussian, {len(variances)} eigenvalues"
     task = _Task(problem, problem, problem, problem, on, name, limit, seed, progress, steps)
-    return _best_of(task, candidates(problem, on, nfe, begin_from), False, None)
+    return _best_of([(task, one) for one in candidates(problem, on, nfe, begin_from)])
 
 
 class _Task(NamedTuple):
@@ -244,24 +252,28 @@ class _Task(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A published sampler after its trial: its held-out error and its parameters."""
+    """A published sampler after its trial: its held-out error and its parameters, and the training it is for."""
 
     error: float
     values: Tensor
     published: Published
     table: Table
+    task: _Task
 
 
-def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> Trained:
-    """Try each candidate for a few steps, then train them to the end, the best first."""
-    seen = _looked_at(task, found, consistent, groups)
-    first = seen[0]
-    best = Fit(first.values, (_error(task.problem, first.table, first.values),), (first.error,), 0.0), first
+def _best_of(
+    found: Sequence[tuple[_Task, Published]], consistent: bool = False, groups: tuple[int, ...] | None = None
+) -> Trained:
+    """Try each candidate for a few steps, then train them to the end, the best of each chart first."""
+    seen = _looked_at(found, consistent, groups)
+    first, limit = seen[0], seen[0].task.limit
+    best = Fit(first.values, (_error(first.task.problem, first.table, first.values),), (first.error,), 0.0), first
     errors: list[float] = []
     for one in seen:
-        if task.limit.reached():
+        if limit.reached():
             break
-        further = task.trained(task.problem, one.table, f"train from {one.published.name}", one.values, task.steps, task.limit)
+        task = one.task
+        further = task.trained(task.problem, one.table, f"train from {one.published.name}", one.values, task.steps, limit)
         if further is None:
             continue
         error = min(further.held_out)
@@ -272,6 +284,7 @@ def _best_of(task: _Task, found: Sequence[Published], consistent: bool, groups: 
             break
         errors.append(error)
     fitted, chosen = best
+    task = chosen.task
     stages = chosen.table.stages(fitted.values, task.problem.first, task.problem.last)
     checkpoint = Checkpoint(
         stages=stages,
@@ -296,22 +309,26 @@ def trained_table(checkpoint: Checkpoint, history: History, origin: Stages | Non
     return Trained(solver, checkpoint.nfe, checkpoint, checkpoint, history=history, origin=origin)
 
 
-def _looked_at(task: _Task, found: Sequence[Published], consistent: bool, groups: tuple[int, ...] | None) -> list[_Candidate]:
-    """The candidates after their trials, the best first."""
-    limit = task.limit.part(_LOOK_SHARE)
+def _looked_at(found: Sequence[tuple[_Task, Published]], consistent: bool, groups: tuple[int, ...] | None) -> list[_Candidate]:
+    """The candidates after their trials, the best first, but before all others the best of each chart."""
+    limit = found[0][0].limit.part(_LOOK_SHARE)
     seen: list[_Candidate] = []
-    for published in found:
+    for task, published in found:
         if seen and limit.reached():
             break
         table = task.table(published.stages, consistent, groups)
         looked = task.trained(task.look, table, f"look ahead from {published.name}", table.start, _LOOK_STEPS, limit)
         if looked is not None:
-            seen.append(_Candidate(min(looked.held_out), looked.values, published, table))
+            seen.append(_Candidate(min(looked.held_out), looked.values, published, table, task))
     if not seen:
         raise NumericalError(
-            f"every published sampler overflows on {task.name}; look at the field first, or begin from another"
+            f"every published sampler overflows on {found[0][0].name}; look at the field first, or begin from another"
         )
-    return sorted(seen, key=lambda candidate: candidate.error)
+    firsts: list[_Candidate] = []
+    others: list[_Candidate] = []
+    for one in sorted(seen, key=lambda candidate: candidate.error):
+        (others if any(one.task is first.task for first in firsts) else firsts).append(one)
+    return firsts + others
 
 
 def _begin_from(given: str | None, older: str | None) -> str | None:
