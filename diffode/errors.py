@@ -65,6 +65,10 @@ class GridWarning(UserWarning):
     """A named grid is given to a solver that lays its own times, as flow maps do: it changes nothing but the ends."""
 
 
+class PluginWarning(UserWarning):
+    """A plug-in of an installed package is left out, since diffode has something else by its name."""
+
+
 class FieldError(DiffodeError, ValueError):
     """A field broke its contract: wrong shape, dtype, non-finite values, or rows that depend on other rows of the batch."""
 

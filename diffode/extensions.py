@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from types import ModuleType
 from typing import Any
 
-from diffode.errors import ArgumentError, suggestion
+from diffode.errors import ArgumentError, PluginWarning, suggestion
 from diffode.input_files import here
 
 
@@ -141,3 +144,20 @@ def load_attribute(place: str) -> Any:
             raise ArgumentError(f"{module!r} has no attribute {name!r}{suggestion(part, dir(found))}")
         found = getattr(found, part)
     return found
+
+
+def plug_ins(kind: str, makers: Mapping[str, Callable[..., Any]]) -> dict[str, importlib.metadata.EntryPoint]:
+    """The plug-ins of a kind by name; a warning names those by whose name there is something else among ``makers``."""
+    points = {point.name: point for point in importlib.metadata.entry_points(group=f"diffode.{kind}s")}
+    for name in points.keys() & makers.keys():
+        make = makers[name]
+        own = getattr(getattr(make, "func", make), "__module__", "another package")
+        # A plug-in that was imported already may have registered itself.
+        if own != points[name].value.partition(":")[0]:
+            warnings.warn(
+                f"{kind} {name!r} of an installed package, {points[name].value!r}, is not used, since {own} has one by this "
+                "name; give it another name in that package's entry points",
+                PluginWarning,
+                stacklevel=2,
+            )
+    return points

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
-from diffode.extensions import is_place, load_attribute, module_exists, same_definition
+from diffode.extensions import is_place, load_attribute, module_exists, plug_ins, same_definition
 
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
@@ -367,7 +367,7 @@ class Registry(Generic[T]):
     @functools.cached_property
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
         """Entry points by name; each is loaded when it is asked for, since some bring libraries that take seconds."""
-        return {point.name: point for point in importlib.metadata.entry_points(group=f"diffode.{self.kind}s")}
+        return plug_ins(self.kind, {name: entry.make for name, entry in self._entries.items()})
 
 
 def _itself(instance: T) -> T:

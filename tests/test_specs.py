@@ -1,6 +1,7 @@
 """Specs round-trip, and registries take users' things."""
 
 import re
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 import diffode
 from diffode import specs
 from diffode.cli.list_command import options_of_maker
-from diffode.errors import ArgumentError, UnknownNameError
+from diffode.errors import ArgumentError, PluginWarning, UnknownNameError
 from diffode.extensions import load_attribute
 from diffode.specs import Registry, format_spec, option_names, parse_spec
 
@@ -116,6 +117,25 @@ def test_a_plug_in_is_listed_by_its_name_and_loaded_when_it_is_asked_for(monkeyp
         ArgumentError, match=r"'broken' can't be loaded from 'mine:broken', .*: ImportError: no such library; mend"
     ):
         registry.make("broken")
+
+
+def test_a_plug_in_named_as_something_else_is_left_out_with_a_warning(monkeypatch):
+    class Point(NamedTuple):
+        name: str
+        value: str
+
+        def load(self):
+            raise AssertionError("it is not asked for")
+
+    points = [Point("own", "mine:dict"), Point("same", f"{dict.__module__}:dict"), Point("other", "mine:dict")]
+    monkeypatch.setattr(specs.importlib.metadata, "entry_points", lambda group: points)
+    registry = Registry("thing")
+    registry.register("own", dict)
+    registry.register("same", dict)
+    with pytest.warns(PluginWarning, match="'own' .* 'mine:dict', is not used, since builtins has one") as told:
+        assert registry.names() == ["own", "same", "other"]
+    assert registry.make("own") == {}
+    assert len(told) == 1
 
 
 def test_the_same_definition_run_again_replaces_what_it_registered():
