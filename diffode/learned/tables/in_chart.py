@@ -56,19 +56,16 @@ def chart_candidates(
     """The best Adams methods in the chart on a few starts, and the best grown tables.
 
     ``problem`` is one in the chart; ``begin_from`` the one candidate, as ``"solver @ grid"``; ``smaller`` a table with fewer
-    evaluations, from which tables grow in its own chart instead of from one evaluation, and in others none does; ``limit``
-    ends the growing.
+    evaluations, from which tables grow in its own chart too, and not from one evaluation alone; ``limit`` ends the growing.
     """
     if begin_from is not None:
         solver, _, grid = (part.strip() for part in begin_from.partition("@"))
         return [_method(problem, statistics, path, nfe, solver, grid or "karras:rho=3")]
     found = _adams(problem, statistics, path, nfe)[:_CANDIDATES]
     if nfe > 1:
-        if smaller is None:
-            begin = [one.stages for one in _adams(problem, statistics, path, 1)[:1]]
-        else:
-            own = smaller.statistics is not None and smaller.statistics.content == statistics.content
-            begin = [smaller.stages] if own else []
+        begin = [one.stages for one in _adams(problem, statistics, path, 1)[:1]]
+        if smaller is not None and smaller.statistics is not None and smaller.statistics.content == statistics.content:
+            begin = [smaller.stages, *begin]
         for stages in begin:
             found += _grown(_few(problem, _GROWING_STARTS), stages, nfe, limit)
     if not found:

@@ -91,7 +91,7 @@ def train_table(
         statistics: mean and covariance of the data for that chart, or a kind of them, such as ``scale``, to which those of the
             field are reduced; by default the field's own or, unless ``begin_from`` is given, their scale alone, whichever gives
             the better table.
-        smaller: what a training in that chart gave for the same field with fewer evaluations, from which tables grow instead.
+        smaller: what a training in that chart gave for the same field with fewer evaluations, from which tables grow too.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
         trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels; that of
