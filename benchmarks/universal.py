@@ -7,8 +7,8 @@ target and number of evaluations, on EDM from 80 to 0.002, mean end-point errors
 * *jump*: the best of the solvers below after a jump along the flow of the data's Gaussian, its level and grid in hindsight;
 * *universal*: ``universal:chart=gaussian`` with the data's covariance, and given the scale alone; no target was trained on.
 
-Rows are appended to FILE as they are made; rows that are there already are not made again, nor are the hand-made columns of
-the rows of ``benchmarks/learned.py`` in its file.
+Rows are appended to FILE as they are made; rows that are there already are not made again, nor are the columns without a
+table of the rows in the file of ``--learned``, which ``benchmarks/learned.py`` or an earlier run of this script wrote.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 
 def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
-    """The row of a target and a number of evaluations; ``hand`` are its hand-made columns, if they are known."""
+    """The row of a target and a number of evaluations; ``hand`` are its columns without a table, if they are known."""
     field = fields.exact_field(name, EDM)
     known = Statistics.of_target(name)
     x = EDM.prior((starts, field.target.dim), generator=TEST_SEED)
@@ -53,7 +53,8 @@ def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
 
     made: Row = {"target": name, "nfe": nfe, "starts": starts, "floor": float(reached.errors.mean()) / field.scale}
     made |= hand or hand_made(field, x, reached.x, nfe)
-    made["jump"], made["jump_name"] = best_after_jump(error, known, starts)
+    if "jump" not in made:
+        made["jump"], made["jump_name"] = best_after_jump(error, known, starts)
     for column, statistics in (("covariance", known), ("scale", known.reduced("scale"))):
         try:
             made[column] = error("universal:chart=gaussian", statistics, "karras", starts)
@@ -115,14 +116,14 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=targets.names())
     parser.add_argument("--starts", type=int, default=256)
     parser.add_argument("--rows", default="diffode-report/universal.jsonl")
-    parser.add_argument("--learned", help="rows of benchmarks/learned.py for the same starts")
+    parser.add_argument("--learned", help="rows of benchmarks/learned.py or of this script for the same starts")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     file = Path(chosen.rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     known = kept(file)
     columns = {
-        cell: {name: value for name, value in row.items() if name.startswith(("hand", "untuned"))}
+        cell: {name: value for name, value in row.items() if name.startswith(("hand", "untuned", "jump"))}
         for cell, row in (kept(Path(chosen.learned)) if chosen.learned else {}).items()
         if row["starts"] == chosen.starts
     }

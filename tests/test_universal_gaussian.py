@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError
-from diffode.learned.universal.family import spectral_mixture, wide_mixture
+from diffode.learned.universal.family import rotated_mixture, spectral_mixture, wide_mixture
 from diffode.solvers.informed import informed
 from diffode.solvers.trained.bespoke import SPECTRAL_FILE, shipped_spectral
 from diffode.solvers.trained.spectral import Spectral, directions_of, unit_of
@@ -49,6 +49,14 @@ def test_more_evaluations_are_better():
     errors = [mean_error("moons", SPEC, nfe) for nfe in (1, 2, 4, 6)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 10
+
+
+def test_errors_go_on_falling_in_many_dimensions():
+    """Images have many directions that matter, along which modes have covariances of their own."""
+    for name, least in (("digits-gmm10", 10), ("patches-gmm", 5)):
+        errors = [mean_error(name, SPEC, nfe) for nfe in (4, 6, 8, 10)]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < errors[0] / least
 
 
 @pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
@@ -119,6 +127,28 @@ def test_no_target_of_the_registry_is_in_its_family_and_mixtures_are_in_units_of
         assert 2 <= len(parts.weights) <= 100
     known = {get_target(name).content() for name in ("ring8", "moons", "bimodal1d")}
     assert not known & {GaussianMixture(*wide_mixture(seed)).content() for seed in range(20)}
+
+
+def test_modes_of_rotated_mixtures_have_directions_of_their_own_or_are_nearly_points():
+    full, narrow, directions = 0, 0, []
+    for seed in range(24):
+        mixture = rotated_mixture(seed)
+        covariances = mixture.covariances
+        variances = covariances if covariances.ndim == 2 else covariances.diagonal(dim1=-2, dim2=-1)
+        within = float((mixture.weights @ variances).sum() / mixture.covariance.trace())
+        directions.append(directions_of(Statistics.of_target(mixture)))
+        if covariances.ndim == 2:
+            narrow += 1
+            assert within < 0.04
+            continue
+        full += 1
+        assert 0.05 < within < 0.95
+        # Matrices of the same eigenvectors commute.
+        one, other = covariances[0], covariances[1]
+        assert float((one @ other - other @ one).norm()) > 0.01 * float((one @ other).norm())
+    assert full > narrow > 3
+    # Images have ten and more directions that matter; of the other families hardly a mixture has.
+    assert sum(count > 8 for count in directions) >= 8
 
 
 def test_the_file_is_small_and_read_back_as_it_was_written(tmp_path):

@@ -1,10 +1,11 @@
 """Train the universal tables in the Gaussian's chart: ``python tools/train_universal_gaussian.py [NFE ...] [--output FILE]``.
 
 One table for each number of evaluations, its numbers polynomials in the last level and in the number of directions that matter
-(``diffode.solvers.trained.spectral``), trained by Gauss-Newton on the mean logarithm of the error over random mixtures, half
-of them with wide spectra (``diffode.learned.universal.family``). No target of the registry is used. Each table grows from that
-before it by one evaluation, so that the numbers of evaluations are trained in order. Seeds are fixed and one thread computes,
-so that the same machine writes the same file.
+(``diffode.solvers.trained.spectral``), trained by Gauss-Newton on the mean logarithm of the error over random mixtures of three
+kinds (``diffode.learned.universal.family``): in one to 64 dimensions, with wide spectra, and with modes that have full
+covariances. No target of the registry is used. All numbers c are 1, with which one Gaussian is exact. Each table grows from
+that before it by one evaluation, so that the numbers of evaluations are trained in order. Seeds are fixed and one thread
+computes, so that the same machine writes the same file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from diffode import fields, paths, solvers
 from diffode.learned.fitting.chart import in_chart
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.fitting.parameters import Parameters
-from diffode.learned.universal.family import spectral_mixture, wide_mixture
+from diffode.learned.universal.family import rotated_mixture, spectral_mixture, wide_mixture
 from diffode.solvers.trained.spectral import MONOMIALS, Spectral, directions_of, unit_of
 from diffode.solvers.trained.spectral_files import load_spectral, save_spectral
 from diffode.statistics import Statistics
@@ -32,9 +33,9 @@ from diffode.tableau.stages import Stages, noise_function
 from diffode.targets import GaussianMixture
 
 FIRST, LAST, MOST = (15.0, 400.0), (3e-5, 0.02), 32.0
-TRAINING, HELD_OUT, POINTS = 200, 80, 32
+TRAINING, HELD_OUT, POINTS = 360, 90, 32
 #: Number of mixtures on which the place of an evaluation is chosen, and of steps of that trial and of the training.
-CHOOSING, TRIAL, STEPS = 40, 2, 10
+CHOOSING, TRIAL, STEPS = 60, 2, 20
 #: Errors below this, in units of u, count little, so that easy mixtures do not rule.
 FLOOR = 2e-4
 
@@ -50,13 +51,13 @@ class SpectralProblem(Problem):
 
 
 class SpectralParameters(Parameters):
-    """The coefficients of a :class:`Spectral` but those of the start's evaluation and of the jump's scale, as a vector."""
+    """The coefficients of a :class:`Spectral` but those of the numbers c and of the start's evaluation, as a vector."""
 
     def __init__(self, origin: Spectral):
         self.origin = origin
         rows = origin.nfe + 1
         _, columns = torch.tril_indices(rows, rows)
-        self.free = torch.cat([torch.arange(rows) > 0, columns > 0, torch.ones(rows - 1, dtype=torch.bool)])
+        self.free = torch.cat([torch.zeros(rows, dtype=torch.bool), columns > 0, torch.ones(rows - 1, dtype=torch.bool)])
 
     @property
     def start(self) -> Tensor:
@@ -75,12 +76,20 @@ class SpectralParameters(Parameters):
         return torch.einsum("f,pq->pfq", self.origin.features(last, dim), own).reshape(len(self.free), -1)
 
 
+def mixture(seed: int) -> GaussianMixture:
+    """A mixture of one of the three kinds, in turn."""
+    if seed % 3 == 2:
+        return rotated_mixture(seed)
+    if seed % 3 == 1:
+        return GaussianMixture(*spectral_mixture(seed))
+    kinds = map(wide_mixture, range(1000 * seed, 1000 * seed + 99))
+    return GaussianMixture(*next(one for one in kinds if len(one.weights) > 1 and one.means.shape[1] <= 64))
+
+
 def problem(seed: int) -> SpectralProblem:
     """A mixture of the family, its starts in the Gaussian's chart and their exact ends, in units of u."""
     rng = np.random.default_rng([6, seed])
-    parts = spectral_mixture(seed) if seed % 2 else next(p for p in map(wide_mixture, range(1000 * seed, 1000 * seed + 99)) if
-                                                        len(p.weights) > 1 and p.means.shape[1] <= 64)  # fmt: skip
-    target = GaussianMixture(*parts)
+    target = mixture(seed)
     known = Statistics.of_target(target)
     unit = unit_of(known)
     first, last = (unit * math.exp(rng.uniform(math.log(low), math.log(high))) for low, high in (FIRST, LAST))

@@ -9,7 +9,7 @@ matter, :math:`(\sum L_i)^2/\sum L_i^2`, both mapped to [-1, 1]; values outside 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,8 +61,7 @@ class Spectral:
     def on(self, statistics: Statistics, first: float, last: float) -> GaussianStages:
         """The table for data of given statistics, between two levels in their unit.
 
-        For data that are known to be one Gaussian it has c = 1, with which it is exact. ArgumentError if the first
-        level is so low that there is nothing to jump over.
+        ArgumentError if the first level is so low that there is nothing to jump over.
         """
         unit, directions = unit_of(statistics), directions_of(statistics)
         if first < _LEAST_FIRST * unit:
@@ -70,10 +69,7 @@ class Spectral:
                 f"the first noise level is {first:.3g}, {first / unit:.3g} of the data's spread; universal tables in "
                 f"the Gaussian's chart begin from {_LEAST_FIRST} on: take a path with a higher t_max, or universal"
             )
-        stages = self.stages(first / unit, last / unit, directions).scaled(unit)
-        if statistics.gaussian:
-            stages = replace(stages, scales=torch.ones_like(stages.scales))
-        return GaussianStages(stages, statistics)
+        return GaussianStages(self.stages(first / unit, last / unit, directions).scaled(unit), statistics)
 
 
 #: Lowest first level, in units of u: highest levels of the tables are near 2.
