@@ -176,6 +176,12 @@ def test_the_chart_of_the_scale_alone_is_taken_where_it_gives_the_better_table(s
     assert begun.content.statistics.kind == "full"
 
 
+def test_on_data_of_another_scale_no_move_is_advised_since_the_mean_and_covariance_are_of_its_own(spiral):
+    field = diffode.exact_field("ring8", "edm")
+    with pytest.warns(TrainedElsewhereWarning, match="mean and covariance of its own: train it on this field"):
+        diffode.solve(field, field.prior(2, generator=0), **spiral.arguments)
+
+
 def test_a_table_grows_in_its_own_chart_alone(problem, spiral):
     known = Statistics.of_target("moons")
     found = chart_candidates(problem, known, EDM, 4, None, spiral.content, Limit())

@@ -152,11 +152,12 @@ class Bespoke(TrainedSolver):
 
     def for_field(self, scale: float, dim: int) -> Self:
         """The solver itself, with TrainedElsewhereWarning if the field's data have another scale than the training data."""
-        trained = self.checkpoint.scale
-        if self.checkpoint.statistics is not None:
-            self.checkpoint.statistics.check_dim(dim)
+        known, advice = self.checkpoint.statistics, "; scale= moves it"
+        if known is not None:
+            known.check_dim(dim)
+            advice = ", and holds mean and covariance of its own: train it on this field"
         if self.scale is None:
-            warn_of_scale(self._origin, trained, scale, "; scale= moves it")
+            warn_of_scale(self._origin, self.checkpoint.scale, scale, advice)
         return self
 
     @override
