@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import diffode
-from diffode import Field, paths, solvers
+from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
 from diffode.learned import train_amed, train_table
 from diffode.learned.conditional import conditioning
-from diffode.learned.conditional.conditioned import Conditioned, features, load_conditioned
+from diffode.learned.conditional.conditioned import Conditioned, features, input_count, load_conditioned
 from diffode.learned.conditional.conditioning import condition, normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.solvers.trained.checkpoints import load_checkpoint
@@ -95,6 +95,20 @@ def test_features_have_derivatives_where_nothing_has_changed_and_where_all_is_ze
     found = features(z, [e], 1.0, 1.0)
     assert found.shape == (11, 2)
     assert all(bool(part.isfinite().all()) for part in torch.autograd.grad(found.sum(), (z, e)))
+
+
+def test_its_gradient_is_that_of_differences_with_fewer_directions_than_coordinates():
+    """Of four directions in six dimensions the first is along the error; the others weigh more in the curvature alone."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    mixture = GaussianMixture([0.4, 0.6], normal(2, 6), [0.2, 0.1])
+    stages = Stages.of(solvers.get("dpmpp:order=2").tableau(EDM, "karras", 3))
+    layers = tuple((normal(input_count(6), 4), normal(4)) for _ in range(3))
+    table = Conditioned(stages, mixture.scale, layers, tuple(0.1 * normal(5, i + 2) for i in range(3)))
+    check_gradient(table, problem_for(diffode.exact_field(mixture, "edm"), EDM, 6, 20, 4))
 
 
 def test_its_curvature_is_that_of_the_derivatives_of_single_ends(ring):
