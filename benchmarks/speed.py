@@ -180,13 +180,30 @@ def _megabytes() -> float:
 
 
 def training() -> None:
-    """A table for a ring, to the end of its training."""
+    """A table for a ring, to the end of its training, and what begins from tables, with kernels and without."""
     began = time.process_time()
     trained = diffode.learned.train_table("ring8", 6)
     print(
         f"\ntrain_table('ring8', nfe=6): {time.process_time() - began:.1f} s of CPU, held-out error {trained.errors.after:.2e} "
         f"(of the published sampler it began from: {trained.errors.before:.2e}; wanted: 1.05e-03)"
     )
+    table = diffode.learned.train_table("ring8", 4, points=192, steps=5)
+    for title, target, train in (
+        ("tune_universal('spiral', nfe=8)", "spiral", lambda field: diffode.learned.tune_universal(field, 8)),
+        ("condition(a table of 4 evaluations, 'ring8')", "ring8", lambda field: diffode.learned.condition(table, field)),
+    ):
+        fields = {"kernels": diffode.exact_field(target, "edm"), "torch": by_torch(target)}
+        taken: dict[str, list[float]] = {name: [] for name in fields}
+        for name, field in [*fields.items()] * 3:
+            began = time.process_time()
+            train(field)
+            taken[name].append(time.process_time() - began)
+        least = {name: min(seconds) for name, seconds in taken.items()}
+        share = least["kernels"] / least["torch"]
+        print(
+            f"\n{title}: {least['kernels']:.2f} s of CPU, {least['torch']:.2f} s without kernels: {share:.2f} "
+            "(wanted: half of what it took before there were kernels)"
+        )
 
 
 def commands() -> None:
@@ -237,6 +254,14 @@ def exact_field() -> None:
         print(f"  share of the limit: {share:.2f}")
 
 
+def by_torch(name: str) -> diffode.ExactField:
+    """The field of a target without compiled kernels."""
+    mixture = copy.copy(diffode.targets.get(name))
+    # A mixture that finds no kernels for itself is evaluated by torch.
+    mixture.__dict__["_compiled"] = None
+    return diffode.exact_field(mixture, "edm")
+
+
 #: Fields that compiled kernels compute: target, rows, and whether every row has a time of its own, with the factor wanted.
 COMPILED = (
     ("ring8", 100_000, False, 3), ("spiral", 100_000, False, 4), ("ring8", 128, False, 4), ("gmm40", 128, False, 8),
@@ -251,11 +276,7 @@ def compiled_fields() -> None:
         print("\nCompiled kernels are off (DIFFODE_NATIVE=0, or no Numba)")
         return
     for name, batch, own, wanted in COMPILED:
-        field = diffode.exact_field(name, "edm")
-        mixture = copy.copy(field.target)
-        # A mixture that finds no kernels for itself is evaluated by torch.
-        mixture.__dict__["_compiled"] = None
-        plain = diffode.exact_field(mixture, "edm")
+        field, plain = diffode.exact_field(name, "edm"), by_torch(name)
         x = field.marginal(batch, 1.0, generator=0)
         t = torch.linspace(0.5, 1.5, batch, dtype=torch.float64) if own else 1.0
         repeats = REPEATS if batch > 1000 else 400

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import diffode
-from diffode import Field, paths, solvers
+from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
 from diffode.learned import train_amed, train_table
-from diffode.learned.conditional.conditioned import Conditioned, features, load_conditioned
+from diffode.learned.conditional import conditioning
+from diffode.learned.conditional.conditioned import Conditioned, features, input_count, load_conditioned
 from diffode.learned.conditional.conditioning import condition, normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.solvers.trained.checkpoints import load_checkpoint
@@ -86,11 +87,58 @@ def test_its_gradient_is_that_of_differences(ring):
     check_gradient(found.solver.table, problem_for(field, EDM, 2, 40, 77))
 
 
-def test_features_are_finite_where_nothing_has_changed():
-    z, e = torch.zeros(2, 3, dtype=torch.float64).requires_grad_(True), torch.ones(2, 3, dtype=torch.float64)
-    found = features(z + 1.0, [e], 1.0, 1.0)
-    assert found.shape == (2, 11)
-    assert bool(torch.autograd.grad(found.sum(), z)[0].isfinite().all())
+@pytest.mark.parametrize("state", [0.0, 1.0])
+@pytest.mark.parametrize("answer", [0.0, 1.0])
+def test_features_have_derivatives_where_nothing_has_changed_and_where_all_is_zero(state, answer):
+    z = torch.full((3, 2), state, dtype=torch.float64).requires_grad_(True)
+    e = torch.full((3, 2), answer, dtype=torch.float64).requires_grad_(True)
+    found = features(z, [e], 1.0, 1.0)
+    assert found.shape == (11, 2)
+    assert all(bool(part.isfinite().all()) for part in torch.autograd.grad(found.sum(), (z, e)))
+
+
+def test_its_gradient_is_that_of_differences_with_fewer_directions_than_coordinates():
+    """Of four directions in six dimensions the first is along the error; the others weigh more in the curvature alone."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    mixture = GaussianMixture([0.4, 0.6], normal(2, 6), [0.2, 0.1])
+    stages = Stages.of(solvers.get("dpmpp:order=2").tableau(EDM, "karras", 3))
+    layers = tuple((normal(input_count(6), 4), normal(4)) for _ in range(3))
+    table = Conditioned(stages, mixture.scale, layers, tuple(0.1 * normal(5, i + 2) for i in range(3)))
+    check_gradient(table, problem_for(diffode.exact_field(mixture, "edm"), EDM, 6, 20, 4))
+
+
+def test_its_curvature_is_that_of_the_derivatives_of_single_ends(ring):
+    field, _, found = ring
+    table, problem = found.solver.table, problem_for(field, EDM, 2, 12, 5)
+    sizes = [w.numel() for w in table.weights]
+
+    def ends(values):
+        weights = tuple(v.reshape(w.shape) for v, w in zip(values.split(sizes), table.weights, strict=True))
+        return replace(table, weights=weights).run(problem.noise, problem.start)[0]
+
+    values = torch.cat([w.flatten() for w in table.weights])
+    rows = torch.autograd.functional.jacobian(ends, values)
+    length = (ends(values) - problem.end).norm(dim=1)
+    weight = 1 / length.clamp(min=0.05 * float(length.median()))
+    expected = torch.einsum("ndp,ndq,n->pq", rows, rows, weight)
+    _, curvature = normal_equations(table, problem, 4, torch.Generator())
+    torch.testing.assert_close(curvature, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+def test_rows_in_pieces_give_the_normal_equations_of_all(ring, monkeypatch):
+    """One piece of all rows, two halves and quarters have the same equations where their median errors are the same."""
+    field, _, found = ring
+    table, problem = found.solver.table, problem_for(field, EDM, 2, 40, 77)
+    four = replace(problem, start=problem.start.repeat(4, 1), end=problem.end.repeat(4, 1))
+    expected = [4 * part for part in normal_equations(table, problem, 4, torch.Generator())]
+    for chunk in (40, 80, 160):
+        monkeypatch.setattr(conditioning, "_CHUNK", chunk)
+        for part, own in zip(normal_equations(table, four, 4, torch.Generator()), expected, strict=True):
+            torch.testing.assert_close(part, own, rtol=1e-11, atol=1e-11 * float(own.abs().max()))
 
 
 def test_a_table_read_from_a_file_is_conditioned_as_the_trained_one(ring, tmp_path):

@@ -84,10 +84,10 @@ def test_what_is_known_of_a_state_does_not_depend_on_the_unit_of_the_data(ring):
     )
     w = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     noise = lambda scale: lambda w, level: (w / scale).sin() / (1 + level / scale)  # noqa: E731
-    expected, phi = table.run(noise(1.0), w)
+    expected, units = table.run(noise(1.0), w)
     end, same = large.run(noise(4.0), 4 * w)
     torch.testing.assert_close(end, 4 * expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(same[-1], phi[-1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(same[-1], units[-1], rtol=1e-9, atol=1e-9)
 
 
 def test_states_and_deviations_are_seen_in_units_of_the_data(ring):
@@ -99,11 +99,11 @@ def test_states_and_deviations_are_seen_in_units_of_the_data(ring):
         seen.append(w)
         return e[len(seen) - 1]
 
-    _, phi = table.run(deviation, torch.full((1, 2), 3.0).double())
-    scaled = [one * float(level) / table.unit for one, level in zip(e, table.stages.levels[:2], strict=True)]
+    _, units = table.run(deviation, torch.full((1, 2), 3.0).double())
+    scaled = [one.T * float(level) / table.unit for one, level in zip(e, table.stages.levels[:2], strict=True)]
     for row, (matrix, offset) in enumerate(table.layers):
-        expected = features(seen[row], scaled[: row + 1], 0.0, table.unit)
-        torch.testing.assert_close(phi[row][:, 1:], torch.tanh(expected @ matrix + offset), rtol=1e-12, atol=1e-12)
+        expected = torch.tanh(features(seen[row].T, scaled[: row + 1], 0.0, table.unit).T @ matrix + offset)
+        torch.testing.assert_close(units[row].T, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_file_gives_the_same_run_to_the_last_bit_and_runs_by_its_name(ring, tmp_path):

@@ -195,3 +195,21 @@ def test_a_method_of_one_number_is_computed_once_for_each(monkeypatch):
     assert [fresh.of(float(i)) for i in (1, 2, 3, 4, 1)] == [1.0, 4.0, 9.0, 16.0, 1.0]
     (answers,) = (held for held in vars(fresh).values() if isinstance(held, dict))
     assert len(answers) <= 3
+
+
+@pytest.mark.parametrize("count", [3, 127, 128, 131, 300])
+@pytest.mark.parametrize("side_by_side", [(), (2,)])
+def test_normal_equations_are_the_products_that_they_are_named_after(count, side_by_side):
+    generator = torch.Generator().manual_seed(count)
+    equations, scaled = NormalEquations(*side_by_side, count), NormalEquations(*side_by_side, count)
+    rows = torch.randn(*side_by_side, 50, count, generator=generator, dtype=torch.float64)
+    residual = torch.randn(*side_by_side, 50, generator=generator, dtype=torch.float64)
+    weight = 0.1 + torch.rand(*side_by_side, 50, generator=generator, dtype=torch.float64)
+    for part in (slice(0, 30), slice(30, 50)):
+        j, r, w = rows[..., part, :], residual[..., part], weight[..., part]
+        equations.add(j, w * r, w)
+        scaled.add_scaled(j * w.sqrt()[..., None], r * w.sqrt())
+    whole = weight[..., None] * rows
+    for found in (equations, scaled):
+        torch.testing.assert_close(found.gradient, (whole.mT @ residual[..., None])[..., 0], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(found.curvature, whole.mT @ rows, rtol=1e-11, atol=1e-11)

@@ -41,6 +41,8 @@ _ROUNDING_FACTOR = 100
 _LEAST_DIFFERENCE = 1e-9
 #: Largest relative difference ever allowed between them, however coarse the arithmetic of the network.
 _LARGEST_DIFFERENCE = 0.05
+#: Views that are the same combination of (D, eps) on every path.
+_OF_ANY_PATH: dict[Prediction, tuple[float, float]] = {"noise": (0.0, 1.0), "denoised": (1.0, 0.0)}
 #: The four views that a field may be given by.
 PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "denoised", "score")
 
@@ -367,21 +369,20 @@ def conversion(path: Path | str, known: Prediction, wanted: Prediction, t: Scala
     """
     on = get_path(path)
     alpha, sigma = on.alpha(t), on.sigma(t)
-
-    def row(view: Prediction) -> tuple[Scalar, Scalar]:
-        if view == "velocity":
-            return on.alpha_derivative(t), on.sigma_derivative(t)
-        if view == "score":
-            return 0.0, -1 / sigma
-        return (0.0, 1.0) if view == "noise" else (1.0, 0.0)
-
     try:
-        (known_d, known_eps), (wanted_d, wanted_eps) = row(known), row(wanted)
+        (known_d, known_eps), (wanted_d, wanted_eps) = (
+            _OF_ANY_PATH.get(view) or _row(on, view, t, sigma) for view in (known, wanted)
+        )
         determinant = alpha * known_eps - sigma * known_d
         of_x = (wanted_d * known_eps - wanted_eps * known_d) / determinant
         return of_x, (alpha * wanted_eps - sigma * wanted_d) / determinant
     except ZeroDivisionError:
         raise FieldError(f"the {wanted} can't be had from the {known} at t={t}: alpha={alpha}, sigma={sigma}") from None
+
+
+def _row(path: Path, view: Prediction, t: Scalar, sigma: Scalar) -> tuple[Scalar, Scalar]:
+    """A velocity or score in terms of (D, eps)."""
+    return (0.0, -1 / sigma) if view == "score" else (path.alpha_derivative(t), path.sigma_derivative(t))
 
 
 def columns(value: Scalar, x: Tensor) -> Scalar:

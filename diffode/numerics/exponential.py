@@ -14,6 +14,9 @@ from torch import Tensor
 _FACTORIALS = [float(math.factorial(n)) for n in range(40)]
 #: Number of terms of the Taylor series for |z| < 1; the first that is left out is below 1/20!.
 _TERMS = 20
+#: The exponents of its powers, as the floats that ``**`` makes of them, and the factorials below these for each k.
+_EXPONENTS = [float(j) for j in range(_TERMS)]
+_DIVISORS = [_FACTORIALS[k : k + _TERMS] for k in range(len(_FACTORIALS) - _TERMS + 1)]
 
 
 def phi(k: int, z: Any) -> Any:
@@ -36,8 +39,8 @@ def _of_number(k: int, z: float) -> float:
     if k == 0:
         return math.exp(z)
     if abs(z) < 1:
-        powers = map(operator.pow, itertools.repeat(z, _TERMS), range(_TERMS))
-        return math.fsum(map(operator.truediv, powers, _FACTORIALS[k : k + _TERMS]))
+        powers = map(operator.pow, itertools.repeat(z, _TERMS), _EXPONENTS)
+        return math.fsum(map(operator.truediv, powers, _DIVISORS[k]))
     value = math.expm1(z) / z
     for j in range(1, k):
         value = (value - 1 / _FACTORIALS[j]) / z

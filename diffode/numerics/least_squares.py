@@ -7,6 +7,7 @@ squares). The normal equations :math:`J^T W J\, d = J^T W r` are added up block 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 
 #: Addend to a divisor, so that an error of exactly 0 has a finite weight.
 _TINY = 1e-300
+#: Number of parameters from which only half of a curvature is computed, in blocks of rows.
+_MANY = 128
+#: Number of those blocks: fewer compute more of the half that is known, more are products of thinner matrices.
+_BLOCKS = 4
 
 
 def reweighted(length: Tensor, least: float) -> Tensor:
@@ -31,8 +36,24 @@ class NormalEquations:
     def add(self, rows: Tensor, pull: Tensor, weight: Tensor) -> None:
         """Add N rows of J (..., N, P), with W r (..., N) and W (..., N)."""
         self.gradient += torch.einsum("...np,...n->...p", rows, pull)
-        rooted = rows * weight.sqrt()[..., None]
-        self.curvature += rooted.mT @ rooted
+        self._add_square(rows * weight.sqrt()[..., None])
+
+    def add_scaled(self, rows: Tensor, residual: Tensor) -> None:
+        """Add N rows of W^(1/2) J (..., N, P), with W^(1/2) r (..., N)."""
+        self.gradient += torch.einsum("...np,...n->...p", rows, residual)
+        self._add_square(rows)
+
+    def _add_square(self, rooted: Tensor) -> None:
+        """Add R^T R for rows R (..., N, P)."""
+        count = rooted.shape[-1]
+        if count < _MANY:
+            self.curvature += rooted.mT @ rooted
+            return
+        edges = [count * k // _BLOCKS for k in range(_BLOCKS + 1)]
+        for begin, end in itertools.pairwise(edges):
+            product = rooted[..., begin:end].mT @ rooted[..., begin:]
+            self.curvature[..., begin:end, begin:] += product
+            self.curvature[..., end:, begin:end] += product[..., end - begin :].mT
 
 
 @dataclass(frozen=True)

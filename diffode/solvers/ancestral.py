@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from typing_extensions import override
 
@@ -23,21 +23,36 @@ from diffode.solvers.solver import TableSolver, WithNoise, check_choice, steps_o
 from diffode.tableau import Writer
 
 
-def step_down(path: Path, s: float, t: float, eta: float) -> tuple[float, float]:
-    """The time to step to from s, and the noise to add there to reach t, in units of alpha and at most the level at t."""
+class Down(NamedTuple):
+    """A step down, and the noise that leads from there to the time asked for.
+
+    Attributes:
+        time: the time to step to.
+        up: the noise to add there, in units of alpha and at most the level at the time asked for.
+        levels: where there is noise, the levels from which and to which it is a step.
+    """
+
+    time: float
+    up: float = 0.0
+    levels: tuple[float, float] = (math.inf, math.inf)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The interval of the noise clock rho^-2; at eta = 1 the noise is rho_t^2 times the Brownian increment over it."""
+        before, after = self.levels
+        return before**-2, after**-2
+
+
+def step_down(path: Path, s: float, t: float, eta: float) -> Down:
+    """Where to step to from s, and the noise to add there to reach t."""
     if eta == 0:
-        return t, 0.0
+        return Down(t)
     rho_s, rho_t = path.rho(s), path.rho(t)
     share = rho_t / rho_s
     up = min(rho_t, eta * rho_t * math.sqrt((1 - share) * (1 + share)))
     if up == 0:
-        return t, 0.0
-    return path.time_from_rho(math.sqrt((rho_t - up) * (rho_t + up))), up
-
-
-def _span(path: Path, s: float, t: float) -> tuple[float, float]:
-    """The interval of the noise clock rho^-2: at eta = 1 the noise added is rho_t^2 times the Brownian increment over it."""
-    return path.rho(s) ** -2, path.rho(t) ** -2
+        return Down(t)
+    return Down(path.time_from_rho(math.sqrt((rho_t - up) * (rho_t + up))), up, (rho_s, rho_t))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +64,15 @@ class Ancestral(WithNoise, TableSolver):
         x = table.start
         for _, s, t in steps_of(times):
             x = self.prepared(table, chart, x, s)
-            down, up = step_down(chart.path, s, t, self.eta)
+            below = step_down(chart.path, s, t, self.eta)
+            down, up = below.time, below.up
             if chart.path.rho(down) == 0:
                 row = add_step(table, chart, x, down, (x,), (1.0,))
             else:
                 row = self.step(table, chart, x, s, down)
             alpha = chart.path.alpha(t)
             scale = alpha / chart.path.alpha(down)
-            x = table.output(table.noised(row, t, scale, alpha * up, _span(chart.path, s, t)) if up else row)
+            x = table.output(table.noised(row, t, scale, alpha * up, below.span) if up else row)
 
     def prepared(self, table: Writer, chart: Chart, x: int, s: float) -> int:
         """Append rows at s before the step from there, if any; returns the row to step from."""
@@ -149,12 +165,14 @@ class DDPM(TableSolver):
         path = chart.path
         x = table.start
         for _, s, t in steps_of(times):
-            down, up = step_down(path, s, t, 1.0)
+            below = step_down(path, s, t, 1.0)
+            down, up = below.time, below.up
             row = add_step(table, chart, x, down, (x,), (1.0,))
             if up:
                 # The variance of the forward step is that of the posterior times (sigma_s/sigma_t)^2.
                 up *= path.sigma(s) / path.sigma(t) if self.variance == "large" else 1.0
-                row = table.noised(row, t, path.alpha(t) / path.alpha(down), path.alpha(t) * up, _span(path, s, t))
+                alpha = path.alpha(t)
+                row = table.noised(row, t, alpha / path.alpha(down), alpha * up, below.span)
             x = table.output(row)
 
 

@@ -48,19 +48,20 @@ class Multistep(TableSolver):
     @override
     def write(self, table: Writer, chart: Chart, times: Sequence[float]) -> None:
         exponential = exponential_chart(chart)
-        history = [table.start]
+        history, past = [table.start], [table.time(table.start)]
         for number, s, t in steps_of(times):
             order = final_order(self.order, number, len(times) - 1, self.lower_order_final)
             if chart.ends_singular(t):
                 order = 1
-            past = [table.time(row) for row in history[:order]]
+            weights = self.weights(exponential, past[:order], t)
             x = table.add(
                 t,
                 {history[0]: chart.ratio(s, t)},
-                dict(zip(history[:order], self.weights(exponential, past, t), strict=True)),
+                dict(zip(history[:order], weights, strict=True)),
                 *noise_along(table, chart, (s, t)),
             )
             history.insert(0, table.output(x))
+            past.insert(0, t)
 
     def weights(self, chart: ExponentialChart, past: Sequence[Time], t: Time) -> list[Time]:
         """Weights of m at the past times, latest first, for a step from past[0] to t.

@@ -148,7 +148,7 @@ class LangevinCorrector(Corrected, DirectSolver):
                 norms = noise.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1).clamp(min=1e-300)
                 step = (2 * (self.snr * norms) ** 2).reshape(column)
                 x = x + step * score + (2 * step).sqrt() * noise
-            down, up = step_down(path, s, t, self.eta)
+            down, up, _ = step_down(path, s, t, self.eta)
             z = x / path.alpha(s) + (path.rho(down) - path.rho(s)) * field.predict("noise", x, s)
             x = path.alpha(t) * (z + up * draws(first + each) if up else z)
             states.append(x)

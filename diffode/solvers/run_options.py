@@ -94,7 +94,7 @@ class RunOptions:
             raise ArgumentError(f"noise must be real, float32 or float64, got {noise.dtype}")
         if not bool(torch.isfinite(noise).all()):
             raise ArgumentError("noise has non-finite values")
-        return noise.to(x).__getitem__
+        return noise.to(x).unbind().__getitem__
 
 
 def usual_grid(path: Path, solver: Solver) -> str:

@@ -312,8 +312,10 @@ def noise_along(table: Writer, chart: Chart, times: Sequence[float]) -> list[dic
     carried: dict[int, float] = {}
     result = []
     for s, t in itertools.pairwise(times):
-        ratio, spread = chart.ratio(s, t), chart.spread(s, t)
-        carried = {k: ratio * c for k, c in carried.items()}
+        spread = chart.spread(s, t)
+        if carried:
+            ratio = chart.ratio(s, t)
+            carried = {k: ratio * c for k, c in carried.items()}
         if type(spread) is not float or spread:
             before, after = chart.noise_clock(s), chart.noise_clock(t)
             # Where the clock over- or underflows, the draws have no common Brownian motion.

@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
     ``evaluate`` lists the evaluations before it (slot of the state, slot of the answer, time), ``terms`` its sum (slot,
     factor), ``draws`` its noise (draw, factor), ``unused`` the slots that no later row needs. ``plain`` is the commonest sum,
-    x_i + b m_j, which one call of PyTorch computes; ``fixed`` says that all factors are numbers and no noise is drawn.
+    x_i + b m_j, which one call of PyTorch computes; ``fixed`` says that all factors are numbers.
     ``frame`` makes the sum where factors differ between directions, with ``mean`` times the data's mean.
     """
 
@@ -48,6 +48,8 @@ class Step(NamedTuple):
             total = slots[slot] * factor
             for slot, factor in terms[1:]:
                 total.add_(slots[slot], alpha=factor)
+            for k, factor in draws:
+                total.add_(_drawn(draw, k), alpha=factor)
         else:
             total = _sum(slots, terms, draws, draw)
         slots[row] = total
@@ -68,10 +70,15 @@ def _sum(
     for slot, factor in terms[1:]:
         _add(total, slots[slot], factor)
     for k, factor in draws:
-        if draw is None:
-            raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
-        _add(total, draw(k), factor)
+        _add(total, _drawn(draw, k), factor)
     return total
+
+
+def _drawn(draw: Callable[[int], Tensor] | None, k: int) -> Tensor:
+    """The k-th noise."""
+    if draw is None:
+        raise ArgumentError("this tableau uses noise draws; pass noise= or generator=")
+    return draw(k)
 
 
 def _add(total: Tensor, term: Tensor, factor: Number) -> None:
@@ -93,14 +100,15 @@ def compiled(rows: Sequence[Row], statistics: Statistics | None = None) -> list[
     """The instructions of all rows but the start; coordinates in the basis of ``statistics`` lie in slots of their own."""
     frame = None if statistics is None else Frame(statistics)
     count = len(rows)
-    terms = [(*row.states.items(), *((count + j, b) for j, b in row.evaluations.items())) for row in rows]
+    terms = [(*row.states.items(), *[(count + j, b) for j, b in row.evaluations.items()]) for row in rows]
     evaluated_at: dict[int, int] = {}
     last_use: dict[int, int] = {i: i for i in range(1, count)}
     for i, row in enumerate(rows):
         for j in row.evaluations:
             if evaluated_at.setdefault(j, i) == i:
                 last_use[j] = i
-        last_use.update({slot: i for slot, _ in terms[i]})
+        for slot, _ in terms[i]:
+            last_use[slot] = i
     evaluate: list[list[int]] = [[] for _ in rows]
     for j, i in evaluated_at.items():
         evaluate[i].append(j)
@@ -111,17 +119,18 @@ def compiled(rows: Sequence[Row], statistics: Statistics | None = None) -> list[
         unused = [[slot + half for slot in slots for half in (0, 2 * count)] for slots in unused]
     steps = []
     for i, row in enumerate(rows[1:], start=1):
+        own, draws = terms[i], tuple(row.draws.items())
         steps.append(
             Step(
                 i,
-                tuple((j, count + j, rows[j].time) for j in evaluate[i]),
-                None if row.draws else _plain(terms[i]),
-                not row.draws and not any(isinstance(factor, Tensor) for _, factor in terms[i]),
-                terms[i],
-                tuple(row.draws.items()),
+                tuple([(j, count + j, rows[j].time) for j in evaluate[i]]),
+                None if draws else _plain(own),
+                row.plain or not any(isinstance(factor, Tensor) for _, factor in (*own, *draws)),
+                own,
+                draws,
                 tuple(unused[i]),
                 row.mean,
-                frame if row.directed else None,
+                frame if frame is not None and row.directed else None,
             )
         )
     return steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn
 
 from torch import Tensor
@@ -29,7 +29,13 @@ class Fixed(dict[int, Number]):
         return Fixed, (dict(self),)
 
 
-@dataclass(frozen=True)
+#: The coefficients of a kind of which a row has none.
+_NOTHING = Fixed()
+#: The kinds of number in a row whose numbers are all floats.
+_FLOATS = {float}
+
+
+@dataclass(frozen=True, init=False)
 class Row:
     """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it.
 
@@ -39,15 +45,35 @@ class Row:
     """
 
     time: Number
-    states: Coefficients = field(default_factory=dict)
-    evaluations: Coefficients = field(default_factory=dict)
-    draws: Coefficients = field(default_factory=dict)
-    mean: Number = 0.0
+    states: Coefficients
+    evaluations: Coefficients
+    draws: Coefficients
+    mean: Number
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        time: Number,
+        states: Coefficients = _NOTHING,
+        evaluations: Coefficients = _NOTHING,
+        draws: Coefficients = _NOTHING,
+        mean: Number = 0.0,
+    ):
         # A row has no other way of setting its attributes, being frozen.
         held = self.__dict__
-        held["states"], held["evaluations"], held["draws"] = Fixed(self.states), Fixed(self.evaluations), Fixed(self.draws)
+        held["time"], held["mean"] = time, mean
+        held["states"] = states if type(states) is Fixed else Fixed(states)
+        held["evaluations"] = evaluations if type(evaluations) is Fixed else Fixed(evaluations)
+        held["draws"] = draws if type(draws) is Fixed else Fixed(draws)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its time and all its coefficients are floats, which is looked at once."""
+        held = self.__dict__
+        if "_plain" not in held:
+            kinds = {type(self.time), type(self.mean)}
+            kinds.update(map(type, self.states.values()), map(type, self.evaluations.values()), map(type, self.draws.values()))
+            held["_plain"] = kinds == _FLOATS
+        return bool(held["_plain"])
 
     @property
     def numbers(self) -> list[Number]:
@@ -57,7 +83,7 @@ class Row:
     @property
     def directed(self) -> bool:
         """Whether it needs the data's statistics: a coefficient differs between directions, or the data's mean enters."""
-        return any(map(along_directions, self.numbers)) or bool(self.mean != 0)
+        return bool(self.mean != 0) if self.plain else any(map(along_directions, self.numbers)) or bool(self.mean != 0)
 
 
 def along_directions(value: Number) -> bool:

@@ -43,6 +43,13 @@ def _is_finite(value: Number) -> bool:
     return math.isfinite(value) if type(value) is float else bool(torch.isfinite(torch.as_tensor(value)).all())
 
 
+def _of_finite(row: Row) -> bool:
+    """Whether the time and all coefficients of a row are finite."""
+    values = [row.time, *row.numbers]
+    # A finite sum proves that all are finite; one that is not may have overflowed.
+    return (row.plain and math.isfinite(sum(values))) or all(map(_is_finite, values))
+
+
 @dataclass(frozen=True)
 class Tableau:
     """A sampler on a fixed grid.
@@ -77,10 +84,9 @@ class Tableau:
             for j in (*row.states, *row.evaluations):
                 if not 0 <= j < i:
                     raise ArgumentError(f"row {i} uses row {j}: a tableau is strictly lower triangular")
-            values = [row.time, *row.numbers]
             if i and not (row.states or row.evaluations):
                 raise ArgumentError(f"row {i} (t={row.time}) is empty: it must use some earlier state or evaluation")
-            if not all(map(_is_finite, values)):
+            if not _of_finite(row):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
             if row.directed:
                 self._check_directions(i, row)
@@ -105,7 +111,7 @@ class Tableau:
     def batch(self) -> int | None:
         """The size of the batch for whose rows it was written, if its coefficients differ between these; else None."""
         for row in self.rows:
-            for value in (row.time, *row.numbers):
+            for value in () if row.plain else (row.time, *row.numbers):
                 if isinstance(value, Tensor) and value.ndim == 1:
                     return int(value.shape[0])
         return None

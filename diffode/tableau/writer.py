@@ -68,5 +68,7 @@ class Writer:
 
 def without_zeros(row: Row) -> Row:
     """The row without zero coefficients of evaluations: itself, if it has none."""
+    if row.plain and all(row.evaluations.values()):
+        return row
     used = {j: v for j, v in row.evaluations.items() if isinstance(v, Tensor) or v != 0}
     return row if len(used) == len(row.evaluations) else replace(row, evaluations=used)

@@ -31,8 +31,10 @@ from diffode.targets import Target
 
 #: Time of a step relative to a table's: conditioning takes few steps for many numbers, so that it trains on more starts.
 _LONGER_STEPS = 3
-#: Number of starts whose graphs are in memory together.
+#: Number of starts whose graphs are in memory together, and among which the median error is taken.
 _CHUNK = 1024
+#: Largest number of coordinates of a start with which the graphs of two chunks are in memory, as they are small.
+_FEW_COORDINATES = 2
 #: Damping of the first step, in units of the curvature's diagonal.
 _DAMPING = 1e-2
 #: Shortest error as a share of the median; a shorter one weighs as much as this one.
@@ -173,10 +175,11 @@ def _with(table: Conditioned, values: Tensor) -> Conditioned:
 
 def normal_equations(table: Conditioned, problem: Problem, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gradient and Gauss-Newton matrix of the mean error by all W."""
-    equations = NormalEquations(sum(w.numel() for w in table.weights))
-    for begin in range(0, len(problem.start), _CHUNK):
-        start, exact = (part[begin : begin + _CHUNK] for part in (problem.start, problem.end))
-        shifts = [torch.zeros(len(start), w.shape[1], dtype=start.dtype).requires_grad_(True) for w in table.weights]
+    size, together = sum(w.numel() for w in table.weights), _CHUNK * (2 if problem.dim <= _FEW_COORDINATES else 1)
+    equations, room = NormalEquations(size), problem.start.new_empty(size, min(together, len(problem.start)))
+    for begin in range(0, len(problem.start), together):
+        start, exact = (part[begin : begin + together] for part in (problem.start, problem.end))
+        shifts = [torch.zeros(w.shape[1], len(start), dtype=start.dtype).requires_grad_(True) for w in table.weights]
         with torch.enable_grad():
             end, known = table.run(problem.noise, start, shifts)
         if not end.requires_grad:
@@ -184,11 +187,21 @@ def normal_equations(table: Conditioned, problem: Problem, count: int, generator
         error = (end - exact).detach()
         length = error.norm(dim=1)
         along, share, slope = output_directions(error, length, count, generator)
-        weight = reweighted(length, _LEAST_WEIGHT)
+        weight = torch.cat([reweighted(part, _LEAST_WEIGHT) for part in length.split(_CHUNK)])
         for k in range(along.shape[1]):
             found = torch.autograd.grad((end * along[:, k]).sum(), shifts, retain_graph=k + 1 < along.shape[1])
-            own = torch.cat(
-                [(phi.detach()[:, :, None] * g[:, None]).flatten(1) for phi, g in zip(known, found, strict=True)], dim=1
-            )
-            equations.add(own, weight * slope[:, k], weight * share[:, k])
+            root = (weight * share[:, k]).sqrt()
+            own = _by_weights(known, [g * root for g in found], room[:, : len(start)])
+            equations.add_scaled(own.T, root * slope[:, k] / share[:, k])
     return equations.gradient, equations.curvature
+
+
+def _by_weights(known: Sequence[Tensor], by_numbers: Sequence[Tensor], room: Tensor) -> Tensor:
+    """Derivatives (P, B) by W, written into ``room``, from those by the sample's own numbers: times phi, 1 and the units."""
+    at = 0
+    for units, own in zip(known, by_numbers, strict=True):
+        wide, count = units.shape[0], own.shape[0]
+        room[at : at + count] = own
+        torch.mul(units.detach()[:, None], own, out=room[at + count : at + count * (wide + 1)].view(wide, count, -1))
+        at += count * (wide + 1)
+    return room
