@@ -36,22 +36,19 @@ class NormalEquations:
     def add(self, rows: Tensor, pull: Tensor, weight: Tensor) -> None:
         """Add N rows of J (..., N, P), with W r (..., N) and W (..., N)."""
         self.gradient += torch.einsum("...np,...n->...p", rows, pull)
-        self._add_square(rows * weight.sqrt()[..., None])
+        rooted = rows * weight.sqrt()[..., None]
+        self.curvature += rooted.mT @ rooted
 
     def add_scaled(self, rows: Tensor, residual: Tensor) -> None:
         """Add N rows of W^(1/2) J (..., N, P), with W^(1/2) r (..., N)."""
         self.gradient += torch.einsum("...np,...n->...p", rows, residual)
-        self._add_square(rows)
-
-    def _add_square(self, rooted: Tensor) -> None:
-        """Add R^T R for rows R (..., N, P)."""
-        count = rooted.shape[-1]
+        count = rows.shape[-1]
         if count < _MANY:
-            self.curvature += rooted.mT @ rooted
+            self.curvature += rows.mT @ rows
             return
         edges = [count * k // _BLOCKS for k in range(_BLOCKS + 1)]
         for begin, end in itertools.pairwise(edges):
-            product = rooted[..., begin:end].mT @ rooted[..., begin:]
+            product = rows[..., begin:end].mT @ rows[..., begin:]
             self.curvature[..., begin:end, begin:] += product
             self.curvature[..., end:, begin:end] += product[..., end - begin :].mT
 
