@@ -99,11 +99,10 @@ def pytest_runtest_setup() -> None:
 
 def pytest(copy: Path, *arguments: str, limit: float | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow", *arguments]
-    # The copy comes before the repository, also for the commands that tests start.
+    # The copy comes before the repository, also for the commands that tests start, and may hold what Python compiled.
     paths = os.pathsep.join([str(copy), str(copy / "tools"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        command, cwd=copy, capture_output=True, text=True, timeout=limit, env={**os.environ, "PYTHONPATH": paths, **environment}
-    )
+    around = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "", **environment}
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=limit, env=around)
 
 
 def note(copy: Path, folder: Path) -> None:
@@ -122,26 +121,27 @@ def note(copy: Path, folder: Path) -> None:
 class Contexts:
     """Which tests run a line, and how long they take."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, copy: Path):
         from coverage import CoverageData
 
         self.data = CoverageData(str(folder / "coverage"))
         self.data.read()
         self.seconds: dict[str, float] = defaultdict(float)
         text = (folder / "durations").read_text(encoding="utf-8")
+        # Notes may be older than the tests.
+        present = set(pytest(copy, "--collect-only").stdout.splitlines())
         for seconds, test in re.findall(r"^([\d.]+)s (?:setup|call|teardown) +(\S.*)$", text, re.MULTILINE):
-            self.seconds[test] += float(seconds)
+            if test in present:
+                self.seconds[test] += float(seconds)
 
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests of a mutant, the quickest first, as many as the seconds allow."""
         if mutant.module.startswith(MACHINE_CODE):
             found = self._of({f"tests/test_{name}.py" for name in ITS_TESTS})
         else:
-            contexts = self.data.contexts_by_lineno(mutant.module)
+            ran = self.data.contexts_by_lineno(mutant.module)
             tree = ast.parse((ROOT / mutant.module).read_text(encoding="utf-8"))
-            around = (
-                self._running(contexts[line] for line in lines & contexts.keys()) for lines in surroundings(tree, mutant.line)
-            )
+            around = (self._running(ran[line] for line in lines & ran.keys()) for lines in surroundings(tree, mutant.line))
             found = next(filter(None, around), set())
         chosen, seconds = [], 0.0
         for test in sorted(found, key=lambda test: (self.seconds[test], test)):
@@ -154,9 +154,8 @@ class Contexts:
     def _running(self, contexts: Iterable[list[str]]) -> set[str]:
         """The tests of these contexts; what a fixture runs may have been made for any test of its file."""
         parts = {context.rpartition("|")[::2] for some in contexts for context in some if context}
-        return {test for test, part in parts if part == "run"} | self._of(
-            {t.split("::")[0] for t, part in parts if part == "setup"}
-        )
+        alone = {test for test, part in parts if part == "run" and test in self.seconds}
+        return alone | self._of({test.split("::")[0] for test, part in parts if part == "setup"})
 
     def _of(self, names: set[str]) -> set[str]:
         return {test for test in self.seconds if test.split("::")[0] in names}
@@ -234,7 +233,7 @@ def main() -> None:
         if not (folder / "durations").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             note(copy, folder.resolve())
-        contexts = Contexts(folder)
+        contexts = Contexts(folder, copy)
         modules = [module for place in asked.modules for module in files(place)]
         # The number of lines stands for that of mutants, which take minutes to list.
         sizes = [len((ROOT / module).read_text(encoding="utf-8").splitlines()) for module in modules]
