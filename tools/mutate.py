@@ -102,16 +102,18 @@ def pytest(copy: Path, *arguments: str, limit: float | None = None, **environmen
     # The copy comes before the repository, also for the commands that tests start, and may hold what Python compiled.
     paths = os.pathsep.join([str(copy), str(copy / "tools"), os.environ.get("PYTHONPATH", "")])
     around = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "", **environment}
-    return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=limit, env=around)
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=limit, env=around, umask=0)
 
 
 def note(copy: Path, folder: Path) -> None:
     """Run all tests, and keep in a folder which lines each of them ran, and how long it took."""
     config = folder / "config"
     config.write_text(CONFIG)
+    # Tests play users who may not write what others own, while coverage goes on.
+    folder.chmod(0o777)
     done = pytest(
-        copy, "-p", "mutate", "-n", "2", "--dist", "loadfile", "--durations=0", "-vv", "--cov", f"--cov-config={config}",
-        "--cov-context=test", "--cov-report=", COVERAGE_FILE=str(folder / "coverage"),
+        copy, "-p", "mutate", "-n", "2", "--dist", "loadfile", "--durations=0", "--durations-min=0", "--cov",
+        f"--cov-config={config}", "--cov-context=test", "--cov-report=", COVERAGE_FILE=str(folder / "coverage"),
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"tests fail without a change:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
