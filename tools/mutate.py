@@ -240,16 +240,20 @@ def main() -> None:
         # The number of lines stands for that of mutants, which take minutes to list.
         sizes = [len((ROOT / module).read_text(encoding="utf-8").splitlines()) for module in modules]
         shares = Counter(draw.choices(modules, sizes, k=asked.sample))
-        found = []
+        sample: list[Mutant] = []
         for module in sorted(shares):
             every = list(mutants(module))
-            for mutant in draw.sample(every, min(shares[module], len(every))):
-                tests = contexts.tests(mutant)
-                found.append(one := outcome(copy, mutant, tests))
-                Path(asked.output).write_text(json.dumps(found, indent=1))
-                if not one["killed"]:
-                    change = "".join(f"\n    {line}" for line in one["change"])
-                    print(f"survived {len(tests)} tests: {module}:{mutant.line} {mutant.operator}{change}", flush=True)
+            sample += draw.sample(every, min(shares[module], len(every)))
+        # What was done when a run is ended early is a sample too.
+        draw.shuffle(sample)
+        found = []
+        for mutant in sample:
+            tests = contexts.tests(mutant)
+            found.append(one := outcome(copy, mutant, tests))
+            Path(asked.output).write_text(json.dumps(found, indent=1))
+            if not one["killed"]:
+                change = "".join(f"\n    {line}" for line in one["change"])
+                print(f"survived {len(tests)} tests: {mutant.module}:{mutant.line} {mutant.operator}{change}", flush=True)
         killers = sorted({one["by"] for one in found if one["by"]})
         if killers and (unchanged := these(copy, killers)).returncode:
             raise SystemExit(f"tests fail without a change:\n{unchanged.stdout[-3000:]}")
