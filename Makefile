@@ -98,9 +98,9 @@ scale: $(READY)  # a few minutes
 	@echo "==> how time grows with points, modes, dimensions, steps and cells"
 	$(BIN)/python benchmarks/scale.py
 
-mutation: $(READY)  # an hour: changes the numerical core piece by piece and runs its tests
-	$(BIN)/python -m pip install --quiet cosmic-ray
-	$(BIN)/python tools/mutate.py --sample 200
+mutation: $(READY)  # an hour: changes the numerical core piece by piece and runs the tests that run the line
+	$(BIN)/python -m pip install --quiet cosmic-ray pytest-cov
+	$(BIN)/python tools/mutate.py --sample 100
 
 fuzz: $(READY)  # about half an hour on two cores
 	@echo "==> random runs, damaged files and odd command lines: answers or refusals, nothing else"

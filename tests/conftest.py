@@ -1,9 +1,15 @@
-"""Shared set-up: deterministic hypothesis, one torch thread a worker, a cache folder of the tests' own."""
+"""Shared set-up: deterministic hypothesis, one thread a worker, a cache folder of the tests' own."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+
+# The workers are what runs in parallel. Threads of linear algebra, whose number is read when NumPy is first imported, would
+# wait for each other: many small products take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
 from dataclasses import replace
 from pathlib import Path
 

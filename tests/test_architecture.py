@@ -244,20 +244,9 @@ def test_files_that_tools_and_pages_name_exist():
                 assert (PACKAGE / name).is_file(), f"{file} names {name}"
 
 
-#: Rooms whose modules compute, as far as they lie in rooms of such.
-NUMERICAL = (
-    "numerics", "hippo", "native", "paths", "maps", "charts.py", "gaussian_charts.py", "grid_menus.py",
-    "grid_rules.py", "grids.py", "randomness.py", "flows",
-    "tableau", "targets", "statistics", "fields", "bridges", "solvers", "sources", "metrics", "learned/conditional",
-    "learned/fitting", "learned/grids", "learned/heads", "learned/maps", "learned/tables", "learned/universal", "verify/field",
-    "verify/maps", "verify/theory", "verify/sampler",
-)  # fmt: skip
-
-
-def test_every_numerical_module_is_mutated_once_and_the_tests_for_it_exist():
+def test_every_module_of_the_numerical_core_is_mutated_once():
     tool = runpy.run_path(str(ROOT / "tools" / "mutate.py"))
-    listed = [file.as_posix() for place in tool["TESTS"] for file in tool["files"](place)]
-    numerical = [file.relative_to(PACKAGE).as_posix() for file in FILES]
-    numerical = [name for name in numerical if name.startswith(NUMERICAL) and not name.endswith("__init__.py")]
-    assert sorted(name for name in listed if not name.endswith("__init__.py")) == sorted(numerical)
-    assert [test for place in tool["TESTS"] for test in tool["tests"](place) if not (ROOT / test).is_file()] == []
+    listed = [module for place in tool["CORE"] for module in tool["files"](place)]
+    assert len(set(listed)) == len(listed)
+    assert [place for place in tool["CORE"] if not tool["files"](place)] == []
+    assert set(listed) <= {file.relative_to(ROOT).as_posix() for file in FILES}

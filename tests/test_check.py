@@ -270,6 +270,13 @@ def test_what_a_sampler_does_at_no_noise_is_told(happens, passed, text):
     assert text in found.detail
 
 
+@pytest.mark.parametrize(("end", "passed"), [(-4.5, False), (-4.3, True), (4.9, True), (5.1, False)])
+def test_a_last_step_to_another_mode_is_a_sample_up_to_eight_of_its_deviations(end, passed):
+    """The modes of the target are N(-2, 0.3^2) and N(1, 0.5^2), which end at -4.4 and at 5."""
+    found = check_sampler(at_zero(lambda field, x, times: torch.full_like(x, end)), order=1).check("sigma = 0")
+    assert found.passed is passed
+
+
 def test_moments_of_a_sampler_that_is_not_affine_are_not_read_off():
     def clipped(field, x, times):
         return planted_samplers.euler(field, x, times).clamp(-1.5, 1.5)

@@ -34,7 +34,7 @@ def test_the_exact_flow_is_the_flow_map(name, path):
 
 def test_an_integrated_flow_passes_too():
     field = field_of("ring8", "edm")
-    report = check_map(diffode.flow(field, tolerance=1e-6), field, points=16, draws=400)
+    report = check_map(diffode.flow(field, tolerance=1e-5), field, points=16, draws=100)
     assert report.passed, str(report)
     assert report.check("Eulerian equation").value < 1e-3
 
@@ -212,6 +212,18 @@ def test_the_pairs_tell_quantiles_of_errors():
     assert pair["median"] < 1e-12
     assert pair["ninety"] == pytest.approx(0.1, rel=2e-3)
     assert pair["most"] == pytest.approx(0.1, rel=2e-3)
+
+
+@pytest.mark.parametrize("factor", [1.0, -3.0, 0.25])
+def test_the_slope_of_a_map_is_told_in_sizes_of_a_state_at_both_ends(factor):
+    """The flow of a Gaussian keeps every point's distance from the mean in deviations: its slope is 1."""
+    field = field_of("gauss2d", "vp")
+    flow = diffode.flow(field)
+    check = check_map(lambda x, s, t: factor * flow(x, s, t), field, points=16, draws=200).check("slope")
+    # The scale is the root of the mean variance, of which the two directions have their own.
+    widest = math.sqrt(2 * float(torch.linalg.eigvalsh(field.target.covariance)[-1]) / float(field.target.covariance.trace()))
+    assert abs(factor) * 0.9 * widest < check.value < abs(factor) * 1.0001 * widest
+    assert ", of the exact flow " in check.detail
 
 
 @pytest.mark.parametrize(("r", "steep", "known"), [(3, 5, 1.0e-2), (3, 10, 1.8e-3), (4, 10, 8.4e-3), (6, 2, 1.3e-1)])

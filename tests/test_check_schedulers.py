@@ -2,15 +2,17 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from commandline import diffode as command
 
+from diffode import exact_field, reference
 from diffode.errors import ArgumentError
 from diffode.verify import check_sampler
-from diffode.verify.sampler import scheduler_levels, scheduler_loops
+from diffode.verify.sampler import scheduler_levels, scheduler_loops, scheduler_trial
 from diffode.verify.sampler.subject import find_sampler
 
 diffusers = pytest.importorskip("diffusers")
@@ -221,6 +223,37 @@ def test_a_crash_is_no_verdict(monkeypatch):
 def test_options_are_honoured(name, options):
     verdict = check_sampler(f"diffusers:{name}", options=options)
     assert verdict.passed, verdict.checks
+
+
+def test_the_inverse_of_ddim_begins_one_level_before_its_first_timestep():
+    """Of 30 in 1000, 33 apart: at the level of timestep 0 if they begin at 33, and at none of the table if they begin at 0."""
+    levels = {}
+    for offset in (0, 33):
+        options = {"steps_offset": offset, "timestep_spacing": "leading"}
+        levels[offset] = find_sampler("diffusers:DDIMInverseScheduler", options=options).scheduler.levels(30)[0]
+    table = diffusers.DDIMInverseScheduler().alphas_cumprod
+    assert levels[33] == pytest.approx(math.sqrt((1 - float(table[0])) / float(table[0])), rel=1e-6)
+    assert levels[0] == 0
+
+
+@pytest.mark.parametrize(("last", "stuck"), [(0.16, False), (0.6, True)])
+def test_an_error_that_halts_at_the_end_has_fallen_over_all_grids(last, stuck):
+    """At 10, 20, 50 and 100 steps: the slope of the last three is small either way, that of all four is 0.73 or 0.2."""
+    errors = dict(zip((10, 20, 50, 100), (1.0, last * 1.1, last * 1.05, last), strict=True))
+    field = exact_field("bimodal1d", "edm")
+    start = field.marginal(24, 10.0, generator=0)
+    exact = reference(field, start, 10.0, 0.01, 1e-12).x
+    bench = SimpleNamespace(
+        sampler=SimpleNamespace(claimed=None),
+        field=lambda: field,
+        times=lambda steps: steps,
+        start=lambda count, steps: start,
+        run=lambda on, x, steps: exact + errors[steps],
+    )
+    (order, limit), estimate = scheduler_trial.order(bench, SimpleNamespace(levels=lambda steps: (10.0, 0.01)))
+    assert estimate.slope < 0.1
+    assert order.passed is None
+    assert limit.passed is not stuck
 
 
 @pytest.mark.parametrize(("name", "options", "reason"), [

@@ -1,5 +1,6 @@
 """Training of flow maps: every method learns, numbers repeat, trainings go on, wrong requests are told."""
 
+import itertools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import diffode
 from diffode import learned
 from diffode.errors import ArgumentError, FileFormatError, NumericalError, UnknownNameError
 from diffode.learned import MAP_METHODS, train, train_map
+from diffode.learned.maps.optimisers import Optimisers
 from diffode.learned.maps.options import options_of
 from diffode.metrics.coupled import reduce
 from diffode.randomness import keyed
@@ -16,6 +18,8 @@ from diffode.specs import format_spec
 from diffode.tensor_files import read_tensors, write_tensors
 
 SMALL = "width=32,depth=2,batch=256"
+#: Enough for most methods to halve the error that they begin with.
+QUICK = "width=24,depth=2,batch=64"
 #: The number of jumps for which each method is judged here: its own where that is more than one.
 JUMPS = {"flow_matching": 8, "multistep_cd": 4, "ctm": 2}
 #: Methods for which some hundred steps of a small network are not enough to be better than the Gaussian flow, and which are
@@ -37,7 +41,8 @@ COUPLED = [name for name, row in MAP_METHODS.items() if not row.law_only]
 )
 def test_every_method_is_better_than_the_gaussian_flow_after_some_seconds(name):
     jumps = JUMPS.get(name, 1)
-    found = train_map(f"{name}:{SMALL}", "bimodal1d", nfe=jumps, steps=LONG.get(name, 350), seed=1)
+    size = SMALL if name in COSTLY | LONG.keys() else QUICK
+    found = train_map(f"{name}:{size}", "bimodal1d", nfe=jumps, steps=LONG.get(name, 350 if size == SMALL else 250), seed=1)
     assert found.held_out[1 if found.map.fixed_end else jumps] < found.errors.before
     assert found.errors.before == pytest.approx(0.38, abs=0.03)
     assert found.stopped_by == "counts"
@@ -196,6 +201,24 @@ def test_steps_are_told():
     assert {step.total for step in told} == {40}
     assert told[0].held_out is None
     assert told[-1].held_out is not None
+
+
+def test_the_rate_is_kept_for_a_while_and_falls_to_nothing_as_a_cosine_does(monkeypatch):
+    """Whole for three tenths of the steps; then as much below a half as it was above, at equal distances from the middle."""
+    shares, step = [], Optimisers.step
+
+    def noting(self, loss, share, largest):
+        shares.append(share)
+        return step(self, loss, share, largest)
+
+    monkeypatch.setattr(Optimisers, "step", noting)
+    train_map("flow_map:width=8,depth=1,batch=8", "gauss1d", nfe=1, points=32, steps=40)
+    assert shares[:13] == [1.0] * 13
+    assert all(after < before for before, after in itertools.pairwise(shares[12:]))
+    # The middle of the fall, 0.65 of the whole, is that of steps 26 and 27 of those that count from 0.
+    for k in range(13):
+        assert shares[26 + k] + shares[26 - k] == pytest.approx(1.0, abs=1e-12)
+    assert 0 < shares[-1] < 0.01
 
 
 def test_training_by_name_is_the_same_training():

@@ -1,309 +1,264 @@
 """Mutation testing: are the tests able to fail?
 
-``python tools/mutate.py [--sample N] [--seed S] [--modules NAME ...] [--output FILE]``. cosmic-ray (``pip install cosmic-ray``)
-changes one operator, number or keyword of the numerical core at a time, in a copy of the repository; the tests that are there
-for the module are run, and have to fail. They have to pass without a change, which is tried first. A sample of the mutants is
-tried, in proportion to the modules' sizes. Printed are the share killed, and every survivor with its line.
+``python tools/mutate.py [--sample N] [--seed S] [--modules NAME ...] [--contexts FOLDER] [--output FILE]``. cosmic-ray changes
+one operator, number or keyword of the numerical core at a time, in a copy of the repository. First coverage notes there which
+tests run which line, and pytest how long they take. A mutant is then tried by the tests that run its line, the quickest first,
+until one fails; it has to pass without the change. ``--contexts`` names the folder where the notes are kept, or lie from an
+earlier run. Printed are the share killed, and every survivor with its line. Needed are ``cosmic-ray`` and ``pytest-cov``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
 import json
+import os
 import random
+import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
-#: Tests for every module, after its own.
-EVERYWHERE = "properties"
-#: Rooms and modules of the numerical core, and the files of tests that are there for each. A module that is named is no part
-#: of its room.
-TESTS = {
-    "numerics": "numerics charts reference_errors conformance",
-    "numerics/butcher.py": "numerics solvers conformance",
-    "numerics/collocation.py": "implicit",
-    "numerics/krylov.py": "implicit",
-    "numerics/forward.py": "map_residuals flow_maps",
-    "numerics/gaussian_transport.py": "couplings",
-    "numerics/least_squares.py": "numerics learned_derivatives learned_conditioned",
-    "numerics/line_transport.py": "wasserstein",
-    "numerics/entropic_transport.py": "wasserstein",
-    "numerics/orders.py": "verify",
-    "numerics/splines.py": "dpm_v3",
-    "numerics/quantiles.py": "numerics references flows",
-    "paths": "paths path_laws grids given_paths",
-    "paths/interval.py": "bridges",
-    "hippo": "hippo_measures hippo_runs hippo_theory hippo_arguments",
-    "hippo/module.py": "hippo_layer",
-    "hippo/signal_files.py": "memory_command",
-    "hippo/signals.py": "memory_command",
-    "hippo/study.py": "memory_command",
-    "charts.py": "charts conformance stochastic solvers",
-    "gaussian_charts.py": "gaussian_charts",
-    "grids.py": "grids path_laws solver_laws",
-    "grid_rules.py": "grids path_laws solver_laws",
-    "grid_menus.py": "menu_grids",
-    "randomness.py": "noise training_repeats sde_samplers",
-    "flows": "flows average_velocity references reference_errors",
-    "flows/guided.py": "guided_flows",
-    "maps": "angle_clock flow_maps map_files map_residuals",
-    "statistics": "statistics jump",
-    "tableau": "tableau solvers conformance stochastic",
-    "tableau/directed.py": "jump",
-    "tableau/gaussian_stages.py": "gaussian_stages trained_in_chart",
-    "tableau/brownian.py": "stochastic sde_samplers verify",
-    "tableau/files.py": "tableau_files",
-    "tableau/propagation.py": "tableau verify",
-    "tableau/stages.py": "common_form learned_derivatives learned codebook",
-    "native": "native machine_code exact_fields",
-    "targets/compiled.py": "native",
-    "targets/torch_evaluation.py": "mixture exact_fields native",
-    "targets": "mixture exact_fields target_laws low_rank cache",
-    "targets/labels.py": "labels adapter_labels",
-    "targets/tilted.py": "guided_laws",
-    "fields/estimated.py": "statistics",
-    "fields/model_statistics.py": "dpm_v3",
-    "fields": "fields adaptive own_field counting networks adapters_in conditional exact_fields",
-    "fields/guidance": "guidance guided_flows guided_studies",
-    "fields/rotated.py": "bridges",
-    "fields/skip_tuned.py": "skip_tuning",
-    "sources": "sources source_models",
-    "bridges": "bridges couplings named_bridges",
-    "solvers/adams.py": "conformance solvers solver_laws",
-    "solvers/adaptive.py": "adaptive solver_laws direct_budget",
-    "solvers/adaptive_sde.py": "adaptive sde_samplers solver_laws",
-    "solvers/amed.py": "conformance amed solver_laws",
-    "solvers/ancestral.py": "conformance stochastic solver_laws",
-    "solvers/baselines.py": "solver_laws conditional direct_budget",
-    "solvers/controller.py": "controllers adaptive",
-    "solvers/consistency.py": "sde_samplers solver_laws",
-    "solvers/direct.py": "direct_budget solver_laws",
-    "solvers/direct_runs.py": "direct_budget adaptive solver_laws",
-    "solvers/dpm.py": "conformance solvers solver_laws",
-    "solvers/dpm_multistep.py": "conformance solvers solver_laws",
-    "solvers/er_sde.py": "stochastic verify solver_laws",
-    "solvers/dpm_v3.py": "dpm_v3",
-    "solvers/euler_maruyama.py": "stochastic verify solver_laws",
-    "solvers/exponential_runge_kutta.py": "exponential_runge_kutta solver_laws",
-    "solvers/given_functions.py": "sde_samplers langevin_rules",
-    "solvers/heun_plus.py": "menu_samplers",
-    "solvers/implicit.py": "implicit",
-    "solvers/exponential_sde.py": "conformance stochastic verify",
-    "solvers/plain_function.py": "representations solver_laws direct_budget solver_names",
-    "solvers/in_chart.py": "gaussian_charts",
-    "solvers/in_parallel.py": "parallel_in_time",
-    "solvers/informed.py": "jump gaussian_charts",
-    "solvers/jumped.py": "jump",
-    "solvers/kept_tables.py": "kept_tables",
-    "solvers/names.py": "solver_names",
-    "solvers/parareal.py": "parallel_in_time",
-    "solvers/picard.py": "parallel_in_time",
-    "solvers/predictor_corrector.py": "sde_samplers langevin_rules solver_laws",
-    "solvers/registry.py": "solver_classes specs solver_names closure",
-    "solvers/restart.py": "sde_samplers stochastic",
-    "solvers/run_options.py": "solvers noise stochastic",
-    "solvers/run.py": "solvers tableau stochastic noise solver_laws",
-    "solvers/runge_kutta.py": "solver_classes conformance solvers solver_laws",
-    "solvers/solution.py": "solvers metrics",
-    "solvers/solver.py": "solver_classes solvers solver_laws",
-    "solvers/starts.py": "starts",
-    "solvers/streaming.py": "streaming",
-    "solvers/trained/mapped.py": "flow_maps shipped_maps",
-    "solvers/trained/shipped.py": "shipped_maps",
-    "solvers/trained/spectral.py": "universal_gaussian",
-    "solvers/trained/spectral_files.py": "universal_gaussian",
-    "solvers/trained/ratios.py": "dc_solver learned_files",
-    "solvers/trained": "checkpoints learned_files universal heads nodes",
-    "solvers/unipc.py": "conformance solvers solver_laws",
-    "solvers/dc.py": "dc_solver",
-    "solvers/stork.py": "stork stork_4",
-    "solvers/upwards.py": "upwards",
-    "learned/conditional": (
-        "learned_conditioned learned_amed learned_files learned_amed_jump learned_conditioned_in_chart learned_after_jump"
-    ),
-    "learned/fitting": "learned_derivatives learned_trajectory learned",
-    "learned/fitting/chart.py": "trained_in_chart gaussian_stages",
-    "learned/grids": "learned_levels learned_files dc_solver learned_after_jump learned_amed_jump",
-    "learned/maps": "map_parts map_residuals map_training flow_maps map_files",
-    "learned/heads": "heads heads_requests nodes",
-    "learned/maps/fake.py": "map_laws map_residuals",
-    "learned/maps/law_run.py": "map_laws",
-    "learned/maps/laws.py": "map_laws map_parts",
-    "learned/maps/moments.py": "moment_matching map_laws",
-    "learned/tables": "learned training_repeats",
-    "learned/tables/in_chart.py": "trained_in_chart gaussian_stages",
-    "learned/universal": "codebook learned_family universal_choice universal",
-    "metrics": "metrics metric_floors streamed_metrics",
-    "metrics/guided.py": "guided_laws",
-    "metrics/transport.py": "wasserstein",
-    "verify/field": "verify_field checks symbolic",
-    "verify/field/likelihood.py": "likelihood",
-    "verify/theory": "verify",
-    "verify/theory/consistency.py": "consistency_theory",
-    "verify/theory/guided_law.py": "guided_laws",
-    "verify/theory/one_step.py": "one_step_theory",
-    "verify/theory/score_identity.py": "score_identity",
-    "verify/theory/straightness.py": "straightness",
-    "verify/maps": "check_map",
-    "verify/theory/affine.py": "certificate",
-    "verify/theory/bounds.py": "certificate",
-    "verify/theory/score_error.py": "certificate",
-    "verify/sampler": "check check_schedulers verdicts",
-}
-#: Operators whose mutation says little, as those of annotations, or nothing, as == where objects are one.
-DULL = ("_BitOr", "_BitAnd", "_BitXor", "_RShift", "_LShift", "_Is_Eq", "_IsNot_NotEq")
-#: Operators that no programmer would write for another.
-FAR = ("_FloorDiv", "_Mod", "_Pow")
-#: Decorators that change nothing.
-MARKS = ("@override", "@overload")
-TIMEOUT = 300
+#: Rooms and modules of the numerical core.
+CORE = (
+    "numerics", "hippo", "native", "paths", "maps", "charts.py", "gaussian_charts.py", "grid_menus.py", "grid_rules.py",
+    "grids.py", "randomness.py", "flows", "tableau", "targets", "statistics", "fields", "bridges", "solvers", "sources",
+    "metrics", "learned/conditional", "learned/fitting", "learned/grids", "learned/heads", "learned/maps", "learned/tables",
+    "learned/universal", "verify/field", "verify/maps", "verify/theory", "verify/sampler",
+)  # fmt: skip
+#: The room whose functions run as machine code, which coverage does not see, and the files of tests for it.
+MACHINE_CODE, ITS_TESTS = "diffode/native/", ("native", "native_wide", "machine_code", "exact_fields")
+#: Operators whose mutation says little, as those of annotations, or nothing, as == where objects are one; and those that no
+#: programmer would write for another.
+DULL = re.compile("_(BitOr|BitAnd|BitXor|RShift|LShift|Is_Eq|IsNot_NotEq)|_(FloorDiv|Mod|Pow)$")
+#: The line up to the end of a change on which no result depends.
+HARMLESS = re.compile(
+    # Nobody writes to a value, and lengths that are promised to be equal are.
+    r"\b(frozen|strict)=True$|"
+    # These say what a method is, to those who read.
+    r"^\s*@(override|overload)$|"
+    # The size of the pieces in which something is computed is a matter of memory and speed, except that of random streams.
+    r"^_?(AT_ONCE|BLOCK|BLOCK_DISTANCES|\w*CHUNK\w*|TOGETHER|\w*ROWS_OF_A_THREAD) = "
+)
+#: Seconds that the tests of a mutant may have taken together, and seconds after which one that does not end is killed.
+SECONDS, PATIENCE = 60.0, 300.0
 IGNORED = (".git", ".venv", "__pycache__", "diffode-report", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+CONFIG = "[run]\nsource = diffode\nrelative_files = true\n"
 
 
-def files(place: str) -> list[Path]:
-    """The modules of a room or module, without those named themselves or in such a room, from the package's folder on."""
+@dataclass(frozen=True)
+class Mutant:
+    module: str
+    operator: str
+    occurrence: int
+    line: int
+
+
+def files(place: str) -> list[str]:
+    """The modules of a room, or that module, from the repository's folder on."""
     whole = ROOT / "diffode" / place
-    if whole.is_file():
-        return [Path(place)]
-    inside = [file.relative_to(ROOT / "diffode") for file in sorted(whole.rglob("*.py")) if file.stem != "__init__"]
-    others = {Path(other) for other in TESTS if other != place}
-    return [file for file in inside if others.isdisjoint((file, *(p for p in file.parents if p.is_relative_to(place))))]
+    inside = [whole] if whole.is_file() else sorted(whole.rglob("*.py"))
+    return [file.relative_to(ROOT).as_posix() for file in inside if file.stem != "__init__"]
 
 
-def lines(place: str) -> int:
-    return sum(len((ROOT / "diffode" / file).read_text(encoding="utf-8").splitlines()) for file in files(place))
+def mutants(module: str) -> Iterator[Mutant]:
+    """The mutants of a module that are worth trying."""
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    nodes = list(ast_nodes(get_ast_from_path(ROOT / module)))
+    text = (ROOT / module).read_text(encoding="utf-8").splitlines()
+    for name in operator_names():
+        if DULL.search(name) or get_operator(name).arguments():
+            continue
+        places = (place for node in nodes for place in get_operator(name)().mutation_positions(node))
+        for occurrence, ((line, _), (last, end)) in enumerate(places):
+            if not HARMLESS.search(text[line - 1][: end if last == line else None]):
+                yield Mutant(module, name, occurrence, line)
 
 
-def tests(place: str) -> list[str]:
-    return [f"tests/test_{name}.py" for name in (*TESTS[place].split(), EVERYWHERE)]
+def pytest_runtest_setup() -> None:
+    """Where this file is a plugin of pytest, caches are emptied: a line would be run by the first test alone that needs it."""
+    from diffode.solvers import kept_tables
+
+    kept_tables.forget()
+    core = tuple(f"diffode.{place.removesuffix('.py').replace('/', '.')}" for place in CORE)
+    for name, module in list(sys.modules.items()):
+        for value in list(vars(module).values()) if name.startswith(core) else ():
+            if isinstance(value, functools._lru_cache_wrapper):
+                value.cache_clear()
 
 
-def pytest(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+def pytest(copy: Path, *arguments: str, limit: float | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow", *arguments]
+    # The copy comes before the repository, also for the commands that tests start, and may hold what Python compiled.
+    paths = os.pathsep.join([str(copy), str(copy / "tools"), os.environ.get("PYTHONPATH", "")])
+    around = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "", **environment}
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=limit, env=around, umask=0)
 
 
-def cosmic_ray(copy: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "cosmic_ray.cli", *arguments]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+def note(copy: Path, folder: Path) -> None:
+    """Run all tests, and keep in a folder which lines each of them ran, and how long it took."""
+    config = folder / "config"
+    config.write_text(CONFIG)
+    # Tests play users who may not write what others own, while coverage goes on.
+    folder.chmod(0o777)
+    done = pytest(
+        copy, "-p", "mutate", "-n", "2", "--dist", "loadfile", "--durations=0", "--durations-min=0", "--cov",
+        f"--cov-config={config}", "--cov-context=test", "--cov-report=", COVERAGE_FILE=str(folder / "coverage"),
+    )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed: {done.stderr[-2000:]}")
+        raise SystemExit(f"tests fail without a change:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    (folder / "durations").write_text(done.stdout, encoding="utf-8")
 
 
-def every_mutant(copy: Path, places: Sequence[str], work: Path) -> Path:
-    """cosmic-ray's database with all mutants of these places."""
-    config, database = work / "all.toml", work / "all.sqlite"
-    write_config(config, [file for place in places for file in files(place)], [])
-    cosmic_ray(copy, "init", str(config), str(database))
-    return database
+class Contexts:
+    """Which tests run a line, and how long they take."""
+
+    def __init__(self, folder: Path, copy: Path):
+        from coverage import CoverageData
+
+        self.data = CoverageData(str(folder / "coverage"))
+        self.data.read()
+        self.seconds: dict[str, float] = defaultdict(float)
+        text = (folder / "durations").read_text(encoding="utf-8")
+        # Notes may be older than the tests.
+        present = set(pytest(copy, "--collect-only").stdout.splitlines())
+        for seconds, test in re.findall(r"^([\d.]+)s (?:setup|call|teardown) +(\S.*)$", text, re.MULTILINE):
+            if test in present:
+                self.seconds[test] += float(seconds)
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """The tests of a mutant, the quickest first, as many as the seconds allow."""
+        if mutant.module.startswith(MACHINE_CODE):
+            found = self._of({f"tests/test_{name}.py" for name in ITS_TESTS})
+        else:
+            ran = self.data.contexts_by_lineno(mutant.module)
+            tree = ast.parse((ROOT / mutant.module).read_text(encoding="utf-8"))
+            around = (self._running(ran[line] for line in lines & ran.keys()) for lines in surroundings(tree, mutant.line))
+            found = next(filter(None, around), set())
+        chosen, seconds = [], 0.0
+        for test in sorted(found, key=lambda test: (self.seconds[test], test)):
+            seconds += self.seconds[test]
+            if seconds > SECONDS and chosen:
+                break
+            chosen.append(test)
+        return chosen
+
+    def _running(self, contexts: Iterable[list[str]]) -> set[str]:
+        """The tests of these contexts; what a fixture runs may have been made for any test of its file."""
+        parts = {context.rpartition("|")[::2] for some in contexts for context in some if context}
+        alone = {test for test, part in parts if part == "run" and test in self.seconds}
+        return alone | self._of({test.split("::")[0] for test, part in parts if part == "setup"})
+
+    def _of(self, names: set[str]) -> set[str]:
+        return {test for test in self.seconds if test.split("::")[0] in names}
 
 
-def write_config(config: Path, modules: Sequence[Path], names: Sequence[str]) -> None:
-    paths = json.dumps([f"diffode/{file.as_posix()}" for file in modules])
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not slow' {' '.join(names)}"
-    config.write_text(
-        f"[cosmic-ray]\nmodule-path = {paths}\ntimeout = {TIMEOUT}\nexcluded-modules = []\n"
-        f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
-    )
+def surroundings(tree: ast.Module, line: int) -> Iterator[set[int]]:
+    """A line, then what stands around it, from inside out, without what runs when the module is imported.
+
+    Around a constant stands what uses its name.
+    """
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {n for function in functions for n in range(function.body[0].lineno, function.end_lineno + 1)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    yield inside & {line}
+    # Outer statements are walked before inner ones.
+    for statement in reversed([node for node in ast.walk(tree) if isinstance(node, ast.stmt)]):
+        first = min([statement.lineno, *(mark.lineno for mark in getattr(statement, "decorator_list", []))])
+        own = set(range(first, statement.end_lineno + 1))
+        if line not in own:
+            continue
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and not own & inside:
+            bound = {name.id for name in names if name.lineno in own and isinstance(name.ctx, ast.Store)}
+            yield inside & {name.lineno for name in names if name.id in bound}
+        yield inside & own
+    yield inside
 
 
-class Ledger:
-    """The mutants of a place, out of those of all places."""
+def outcome(copy: Path, mutant: Mutant, tests: list[str]) -> dict[str, Any]:
+    """What becomes of a mutant; ``by`` is the test that killed it, if one did."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
 
-    def __init__(self, copy: Path, place: str, everything: Path, work: Path):
-        self.copy = copy
-        self.modules = [f"diffode/{file.as_posix()}" for file in files(place)]
-        name = place.replace("/", "-").removesuffix(".py")
-        self.database, self.config = work / f"{name}.sqlite", work / f"{name}.toml"
-        shutil.copy(everything, self.database)
-        write_config(self.config, files(place), tests(place))
+    file = copy / mutant.module
+    before = file.read_text(encoding="utf-8")
+    after = mutate_code(before, get_operator(mutant.operator)(), mutant.occurrence)
+    found = {**asdict(mutant), "tests": len(tests), "killed": False, "late": False, "by": "", "change": changed(before, after)}
+    if not tests:
+        return found
+    file.write_text(after, encoding="utf-8")
+    try:
+        done = these(copy, tests, PATIENCE)
+    except subprocess.TimeoutExpired:
+        return {**found, "killed": True, "late": True}
+    finally:
+        file.write_text(before, encoding="utf-8")
+    failed = re.search(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
+    by = [test for test in tests if failed and f"{failed[1]} - ".startswith(f"{test} - ")]
+    return {**found, "killed": done.returncode != 0, "by": by[0] if by else ""}
 
-    def mutants(self) -> list[str]:
-        """The identifiers of those that are worth trying, in the order of the files: they are random themselves."""
-        with sqlite3.connect(self.database) as database:
-            rows = database.execute(
-                "SELECT job_id, operator_name, module_path, start_pos_row FROM mutation_specs "
-                "ORDER BY module_path, start_pos_row, start_pos_col, operator_name, occurrence"
-            ).fetchall()
-        return [
-            job
-            for job, operator, module, line in rows
-            if module in self.modules
-            and not any(word in operator for word in DULL)
-            and not operator.endswith(FAR)
-            and (self.copy / module).read_text(encoding="utf-8").splitlines()[line - 1].strip() not in MARKS
-        ]
 
-    def keep(self, chosen: set[str]) -> None:
-        with sqlite3.connect(self.database) as database:
-            for table in ("mutation_specs", "work_items"):
-                jobs = database.execute(f"SELECT job_id FROM {table}").fetchall()
-                database.executemany(f"DELETE FROM {table} WHERE job_id = ?", [job for job in jobs if job[0] not in chosen])
+def these(copy: Path, tests: list[str], limit: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run these tests alone, in their order."""
+    names = copy / "tests-to-run"
+    names.write_text("\n".join(tests), encoding="utf-8")
+    return pytest(copy, f"@{names}", limit=limit)
 
-    def outcomes(self) -> list[dict[str, object]]:
-        """Run what was kept."""
-        cosmic_ray(self.copy, "exec", str(self.config), str(self.database))
-        query = (
-            "SELECT m.module_path, m.operator_name, m.start_pos_row, r.test_outcome, r.output, r.diff "
-            "FROM mutation_specs m JOIN work_results r ON m.job_id = r.job_id ORDER BY m.module_path, m.start_pos_row"
-        )
-        with sqlite3.connect(self.database) as database:
-            rows = database.execute(query).fetchall()
-        return [
-            {
-                "module": module,
-                "operator": operator.removeprefix("core/"),
-                "line": line,
-                "killed": "SURVIVED" not in str(outcome).upper(),
-                "late": output == "timeout",
-                "change": [text for text in (diff or "").splitlines() if text[:1] in "+-" and text[:3] not in ("+++", "---")],
-            }
-            for module, operator, line, outcome, output, diff in rows
-        ]
+
+def changed(before: str, after: str) -> list[str]:
+    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
+    return [f"{sign}{text}" for pair in pairs if pair[0] != pair[1] for sign, text in zip("-+", pair, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=200, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--modules", nargs="*", default=list(TESTS), choices=list(TESTS), metavar="NAME")
+    parser.add_argument("--modules", nargs="*", default=CORE, choices=CORE, metavar="NAME")
+    parser.add_argument("--contexts", metavar="FOLDER")
     parser.add_argument("--output", default="mutation.json")
-    chosen = parser.parse_args()
-    draw = random.Random(chosen.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
+    asked = parser.parse_args()
+    draw = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy, folder = Path(temporary) / "copy", Path(asked.contexts or temporary)
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*IGNORED))
+        if not (folder / "durations").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            note(copy, folder.resolve())
+        contexts = Contexts(folder, copy)
+        modules = [module for place in asked.modules for module in files(place)]
         # The number of lines stands for that of mutants, which take minutes to list.
-        shares = Counter(draw.choices(chosen.modules, [lines(place) for place in chosen.modules], k=chosen.sample))
-        places = [place for place in chosen.modules if shares[place]]
-        everything = every_mutant(copy, places, Path(folder))
-        # Where a test fails anyhow, all mutants would seem to be killed.
-        unchanged = pytest(copy, "-n", "auto", "-m", "not slow", *sorted({file for place in places for file in tests(place)}))
-        if unchanged.returncode:
+        sizes = [len((ROOT / module).read_text(encoding="utf-8").splitlines()) for module in modules]
+        shares = Counter(draw.choices(modules, sizes, k=asked.sample))
+        sample: list[Mutant] = []
+        for module in sorted(shares):
+            every = list(mutants(module))
+            sample += draw.sample(every, min(shares[module], len(every)))
+        # What was done when a run is ended early is a sample too.
+        draw.shuffle(sample)
+        found = []
+        for mutant in sample:
+            tests = contexts.tests(mutant)
+            found.append(one := outcome(copy, mutant, tests))
+            Path(asked.output).write_text(json.dumps(found, indent=1))
+            if not one["killed"]:
+                change = "".join(f"\n    {line}" for line in one["change"])
+                print(f"survived {len(tests)} tests: {mutant.module}:{mutant.line} {mutant.operator}{change}", flush=True)
+        killers = sorted({one["by"] for one in found if one["by"]})
+        if killers and (unchanged := these(copy, killers)).returncode:
             raise SystemExit(f"tests fail without a change:\n{unchanged.stdout[-3000:]}")
-        found: list[dict[str, object]] = []
-        for place in places:
-            ledger = Ledger(copy, place, everything, Path(folder))
-            mutants = ledger.mutants()
-            ledger.keep(set(draw.sample(mutants, min(shares[place], len(mutants)))))
-            own = ledger.outcomes()
-            found += own
-            Path(chosen.output).write_text(json.dumps(found, indent=1))
-            print(f"{place}: {sum(bool(one['killed']) for one in own)} of {len(own)} killed (of {len(mutants)})", flush=True)
-            for one in own:
-                if not one["killed"]:
-                    change = "".join(f"\n    {line}" for line in one["change"])  # type: ignore[attr-defined]
-                    print(f"  survived: {one['module']}:{one['line']} {one['operator']}{change}", flush=True)
-    killed = sum(bool(one["killed"]) for one in found)
-    late = sum(bool(one["late"]) for one in found)
-    print(f"\n{killed} of {len(found)} killed: {100 * killed / max(len(found), 1):.0f} %; {late} of these by {TIMEOUT} seconds")
+    killed, late = (sum(one[word] for one in found) for word in ("killed", "late"))
+    print(f"\n{killed} of {len(found)} killed: {100 * killed / len(found):.0f} %; {late} of these by {PATIENCE:.0f} seconds")
 
 
 if __name__ == "__main__":
