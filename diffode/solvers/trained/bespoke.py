@@ -42,6 +42,8 @@ FILE = FilePath(__file__).parent / "universal.safetensors"
 MEMBERS_FILE = FilePath(__file__).parent / "universal_members.safetensors"
 #: File of the universal tables in the Gaussian's chart.
 SPECTRAL_FILE = FilePath(__file__).parent / "universal_gaussian.safetensors"
+#: The same for data of which the scale alone is known.
+SCALE_FILE = FilePath(__file__).parent / "universal_scale.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +234,11 @@ class Universal(TrainedSolver):
         return self.chart == "gaussian"
 
     @property
+    def _scale_alone(self) -> bool:
+        """Whether of the data's covariance no more is known than its mean variance; in one dimension that is all of it."""
+        return self.statistics is not None and self.statistics.kind == "scale" and len(self.statistics.mean) > 1
+
+    @property
     @override
     def needs_statistics(self) -> bool:
         return super().needs_statistics or (self.in_chart and self.statistics is None)
@@ -249,7 +256,7 @@ class Universal(TrainedSolver):
         """The tables by number of evaluations."""
         known: Mapping[int, Ranged | Spectral]
         if self.in_chart:
-            known = shipped_spectral()
+            known = shipped_spectral(self._scale_alone)
         elif self.member is None:
             known = shipped_tables()
         else:
@@ -280,7 +287,7 @@ class Universal(TrainedSolver):
         if self.in_chart:
             if self.statistics is None:
                 raise ArgumentError("universal:chart=gaussian needs statistics: diffode.solvers.informed(solver, statistics)")
-            return shipped_spectral()[nfe].on(self.statistics, first, last)
+            return shipped_spectral(self._scale_alone)[nfe].on(self.statistics, first, last)
         if self.scale is None or self.dim is None:
             raise ArgumentError("universal needs scale= (root mean variance of the data) and dim= where no field tells them")
         ranged = self.tables[nfe]
@@ -316,9 +323,12 @@ def shipped_tables() -> dict[int, Ranged]:
 
 
 @functools.cache
-def shipped_spectral() -> dict[int, Spectral]:
-    """The universal tables in the Gaussian's chart that ship with diffode, by number of evaluations."""
-    return load_spectral(SPECTRAL_FILE)
+def shipped_spectral(scale_alone: bool = False) -> dict[int, Spectral]:
+    """The universal tables in the Gaussian's chart that ship with diffode, by number of evaluations.
+
+    ``scale_alone`` for those of data whose covariance is not known, but its mean variance.
+    """
+    return load_spectral(SCALE_FILE if scale_alone else SPECTRAL_FILE)
 
 
 @functools.cache
