@@ -40,6 +40,8 @@ _CANDIDATES = 3
 _FEW_STARTS = 64
 #: Number of starts on which tables grow; steps after which the best places of an evaluation are chosen, and those of its table.
 _GROWING_STARTS, _CHOOSING_STEPS, _GROWING_STEPS = 256, 2, 8
+#: Largest variance along a direction, over the mean variance, up to which all directions count as alike.
+_ALIKE = 1.1
 #: Level of a first evaluation put before all others, over that which was the first.
 _ABOVE = 2.0
 
@@ -95,8 +97,7 @@ def gaussians(known: Statistics) -> list[Statistics]:
     Where modes have almost no width in many directions, the answer of one evaluation at a high level, which is the right mode,
     is a row whose numbers all directions share in the chart of the scale, and in that of the covariance is none.
     """
-    variances = known.variances
-    if known.gaussian or bool((variances == variances[0]).all()):
+    if known.gaussian or known.largest**2 <= _ALIKE * known.spectral_mean(1) / len(known.mean):
         return [known]
     return [known, known.reduced("scale")]
 

@@ -268,7 +268,7 @@ def _best_of(
     seen = _looked_at(found, consistent, groups)
     first, limit = seen[0], seen[0].task.limit
     best = Fit(first.values, (_error(first.task.problem, first.table, first.values),), (first.error,), 0.0), first
-    errors: list[float] = []
+    errors: list[tuple[_Task, float]] = []
     for one in seen:
         if limit.reached():
             break
@@ -280,9 +280,11 @@ def _best_of(
         # The history of the first candidate is kept even if its steps gained nothing.
         if error < min(best[0].held_out) or one is first:
             best = further, one
-        if any(abs(error - other) <= _SAME * other for other in errors) and error <= (1 + _SAME) * min(errors):
+        # Two charts that hardly differ give the same errors, though neither is trained as well as it can be.
+        same = any(abs(error - other) <= _SAME * other for of, other in errors if of is task)
+        errors.append((task, error))
+        if same and error <= (1 + _SAME) * min(other for _, other in errors):
             break
-        errors.append(error)
     fitted, chosen = best
     task = chosen.task
     stages = chosen.table.stages(fitted.values, task.problem.first, task.problem.last)
