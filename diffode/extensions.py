@@ -152,8 +152,8 @@ def plug_ins(kind: str, makers: Mapping[str, Callable[..., Any]]) -> dict[str, i
     for name in points.keys() & makers.keys():
         make = makers[name]
         own = getattr(getattr(make, "func", make), "__module__", "another package")
-        # A plug-in that was imported already may have registered itself.
-        if own != points[name].value.partition(":")[0]:
+        # A plug-in that was imported already may have registered itself, from any module of its package.
+        if own.partition(".")[0] != re.split("[.:]", points[name].value)[0]:
             warnings.warn(
                 f"{kind} {name!r} of an installed package, {points[name].value!r}, is not used, since {own} has one by this "
                 "name; give it another name in that package's entry points",

@@ -127,7 +127,7 @@ def test_a_plug_in_named_as_something_else_is_left_out_with_a_warning(monkeypatc
         def load(self):
             raise AssertionError("it is not asked for")
 
-    points = [Point("own", "mine:dict"), Point("same", f"{dict.__module__}:dict"), Point("other", "mine:dict")]
+    points = [Point("own", "mine:dict"), Point("same", f"{dict.__module__}.part:dict"), Point("other", "mine:dict")]
     monkeypatch.setattr(specs.importlib.metadata, "entry_points", lambda group: points)
     registry = Registry("thing")
     registry.register("own", dict)
