@@ -146,12 +146,15 @@ def load_attribute(place: str) -> Any:
     return found
 
 
-def plug_ins(kind: str, makers: Mapping[str, Callable[..., Any]]) -> dict[str, importlib.metadata.EntryPoint]:
-    """The plug-ins of a kind by name; a warning names those by whose name there is something else among ``makers``."""
+def plug_ins(kind: str, makers: Mapping[str, Callable[..., Any] | None]) -> dict[str, importlib.metadata.EntryPoint]:
+    """The plug-ins of a kind by name, without those by whose name there is something else, which a warning names.
+
+    ``makers`` are what there is by name, None for a foreign name with a spec of its own.
+    """
     points = {point.name: point for point in importlib.metadata.entry_points(group=f"diffode.{kind}s")}
     for name in points.keys() & makers.keys():
         make = makers[name]
-        own = getattr(getattr(make, "func", make), "__module__", "another package")
+        own = "diffode" if make is None else getattr(getattr(make, "func", make), "__module__", "another package")
         # A plug-in that was imported already may have registered itself, from any module of its package.
         if own.partition(".")[0] != re.split("[.:]", points[name].value)[0]:
             warnings.warn(
@@ -160,4 +163,5 @@ def plug_ins(kind: str, makers: Mapping[str, Callable[..., Any]]) -> dict[str, i
                 PluginWarning,
                 stacklevel=2,
             )
+            del points[name]
     return points

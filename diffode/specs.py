@@ -367,7 +367,8 @@ class Registry(Generic[T]):
     @functools.cached_property
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
         """Entry points by name; each is loaded when it is asked for, since some bring libraries that take seconds."""
-        return plug_ins(self.kind, {name: entry.make for name, entry in self._entries.items()})
+        foreign = dict.fromkeys(self.aliases)
+        return plug_ins(self.kind, {**foreign, **{name: entry.make for name, entry in self._entries.items()}})
 
 
 def _itself(instance: T) -> T:

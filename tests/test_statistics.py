@@ -62,6 +62,15 @@ def test_covariances_that_shifts_around_the_edges_do_not_change_are_diagonal_in_
     assert torch.allclose(known.covariance, both, rtol=0, atol=1e-13)
 
 
+def test_the_scale_of_data_of_many_dimensions_needs_no_covariance_matrix():
+    """Of 200,000 coordinates the matrix would take 320 GB."""
+    known = Statistics.of_covariance(torch.zeros(200_000), torch.linspace(0.1, 3.0, 200_000, dtype=torch.float64))
+    assert float(known.reduced("scale").variances) == pytest.approx(1.55)
+    spectrum = Statistics.of_covariance(torch.zeros(100), torch.ones(100, dtype=torch.float64).diag())
+    low = spectrum.reduced("low_rank", rank=3)
+    assert float(low.reduced("scale").variances) == pytest.approx(float(low.covariance.diagonal().mean()))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_those_of_samples_come_near_the_exact_ones_as_one_over_root_n(kind):
     target = diffode.targets.get(TARGET)

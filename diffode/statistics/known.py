@@ -200,7 +200,13 @@ class Statistics:
         """
         if kind == self.kind and rank is None and shape is None:
             return self
-        made = _in_kind(self.mean, self.covariance, kind, rank, shape)
+        if kind == "scale" and rank is None:
+            # The mean variance needs no covariance, which in many dimensions does not fit into memory.
+            made = Statistics(
+                self.mean, self.mean.new_tensor([self.spectral_mean(1) / len(self.mean)]), Axes(len(self.mean), True)
+            )
+        else:
+            made = _in_kind(self.mean, self.covariance, kind, rank, shape)
         return replace(made, source=self.source, rows=self.rows, gaussian=self.gaussian and kind == "full")
 
     @classmethod

@@ -72,7 +72,7 @@ class Spectral:
         return GaussianStages(self.stages(first / unit, last / unit, directions).scaled(unit), statistics)
 
 
-#: Lowest first level, in units of u: highest levels of the tables are near 2.
+#: Lowest first level, in units of u, for which tables run. Levels of a table that lie above the first one are moved below it.
 _LEAST_FIRST = 2.5
 #: Highest share of the first level that an evaluation may have.
 _BELOW = START * (1 - 1e-4)
