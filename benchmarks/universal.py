@@ -5,10 +5,11 @@ target and number of evaluations, on EDM from 80 to 0.002, mean end-point errors
 
 * *hand-made*: the best of the solvers and grids of ``benchmarks/learned.py``, in hindsight, and the best on karras, rho = 7;
 * *jump*: the best of the solvers below after a jump along the flow of the data's Gaussian, its level and grid in hindsight;
-* *universal*: ``universal:chart=gaussian`` with the data's covariance, and given the scale alone; no target was trained on.
+* *universal*: ``universal:chart=gaussian`` with the data's covariance, and given the scale alone; no target was trained on;
+* *tuned*: what ``tune_universal(target, nfe, chart="gaussian")`` gives on 512 other starts.
 
-Rows are appended to FILE as they are made; rows that are there already are not made again, nor are the columns without a
-table of the rows in the file of ``--learned``, which ``benchmarks/learned.py`` or an earlier run of this script wrote.
+Rows are appended to FILE as they are made; columns that are there already are not made again, nor are those without a table of
+the rows in the file of ``--learned``, which ``benchmarks/learned.py`` or an earlier run of this script wrote.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from learned import CHOOSING, EDM, TEST_SEED, geometric, hand_made
 from diffode import fields, targets
 from diffode.errors import ArgumentError
 from diffode.flows import reference
+from diffode.learned import tune_universal
 from diffode.solvers import informed, table_solver
 from diffode.statistics import Statistics
 
@@ -36,11 +38,18 @@ SOLVERS = (
 )  # fmt: skip
 JUMPS, EXPONENTS = (0.5, 1, 1.5, 2, 3, 5), (2, 3, 5, 7)
 
+#: Columns of tables, in words.
+NAMES = {
+    "covariance": "universal, given the covariance",
+    "scale": "universal, given the scale",
+    "tuned": "tuned",
+}
+
 Row = dict[str, Any]
 
 
-def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
-    """The row of a target and a number of evaluations; ``hand`` are its columns without a table, if they are known."""
+def measured(name: str, nfe: int, starts: int, known_columns: Row) -> Row:
+    """The row of a target and a number of evaluations, some of whose columns may be known."""
     field = fields.exact_field(name, EDM)
     known = Statistics.of_target(name)
     x = EDM.prior((starts, field.target.dim), generator=TEST_SEED)
@@ -52,14 +61,23 @@ def measured(name: str, nfe: int, starts: int, hand: Row) -> Row:
         return value if math.isfinite(value) else math.inf
 
     made: Row = {"target": name, "nfe": nfe, "starts": starts, "floor": float(reached.errors.mean()) / field.scale}
-    made |= hand or hand_made(field, x, reached.x, nfe)
+    made |= known_columns
+    if "hand" not in made:
+        made |= hand_made(field, x, reached.x, nfe)
     if "jump" not in made:
         made["jump"], made["jump_name"] = best_after_jump(error, known, starts)
     for column, statistics in (("covariance", known), ("scale", known.reduced("scale"))):
+        if column in made:
+            continue
         try:
             made[column] = error("universal:chart=gaussian", statistics, "karras", starts)
         except ArgumentError as refused:
             made[column], made["refused"] = None, str(refused)
+    if "tuned" not in made:
+        tuned = tune_universal(name, nfe, chart="gaussian")
+        run = tuned.content.table().tableau(EDM).run(field, x)
+        made["tuned"] = float((run - reached.x).norm(dim=1).mean()) / field.scale
+        made["tuned_kind"], made["tuned_seconds"] = tuned.content.statistics.kind, tuned.seconds
     return made
 
 
@@ -84,24 +102,19 @@ def best_after_jump(
 def report(rows: list[Row]) -> None:
     """A line for each row, and geometric means of how many times smaller the errors are."""
     print(f"refused, since the first level is no higher than the data: {[r['target'] for r in rows if not r['covariance']]}\n")
-    rows = [r for r in rows if r["covariance"] and r["scale"]]
-    print(
-        "| target | NFE | best hand-made | with jump | karras, rho = 7 | universal | x smaller | than with jump | scale alone |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| target | NFE | best hand-made | with jump | karras, rho = 7 | universal | scale alone | tuned |")
+    print("|---|---|---|---|---|---|---|---|")
     for r in rows:
-        least = max(r["covariance"], r["floor"])
-        jump = f"{r['jump']:.3g} | " if r["jump"] else "- | "
-        print(
-            f"| {r['target']} | {r['nfe']} | {r['hand']:.3g} | {jump}{r['untuned']:.3g} | {r['covariance']:.3g} | "
-            f"{r['hand'] / least:.3g} | {(r['jump'] or 0) / least:.3g} | {r['scale']:.3g} |"
+        shown = (
+            f"{r[column]:.3g}" if r[column] else "-" for column in ("hand", "jump", "untuned", "covariance", "scale", "tuned")
         )
+        print(f"| {r['target']} | {r['nfe']} | {' | '.join(shown)} |")
     for nfe in sorted({r["nfe"] for r in rows}):
         own = [r for r in rows if r["nfe"] == nfe and not r["target"].startswith("gauss")]
         print(f"NFE {nfe}, mixtures:")
-        for column, than in itertools.product(("covariance", "scale"), ("hand", "jump", "untuned")):
-            values = [r[than] / max(r[column], r["floor"]) for r in own if r[than]]
-            print(f"  universal, given the {column}, against {than}: {geometric(values)}")
+        for column, than in itertools.product(("covariance", "scale", "tuned"), ("hand", "jump", "untuned")):
+            values = [r[than] / max(r[column], r["floor"]) for r in own if r[than] and r[column]]
+            print(f"  {NAMES[column]}, against {than}: {geometric(values)}")
 
 
 def kept(file: Path) -> dict[tuple[str, int], Row]:
@@ -122,15 +135,16 @@ def main() -> None:
     file = Path(chosen.rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     known = kept(file)
+    without = ("hand", "untuned", "jump")
     columns = {
-        cell: {name: value for name, value in row.items() if name.startswith(("hand", "untuned", "jump"))}
+        cell: {name: value for name, value in row.items() if name.startswith(without)}
         for cell, row in (kept(Path(chosen.learned)) if chosen.learned else {}).items()
         if row["starts"] == chosen.starts
     }
     rows = []
     for nfe, name in itertools.product(chosen.nfe, chosen.targets):
-        if (name, nfe) not in known:
-            known[name, nfe] = measured(name, nfe, chosen.starts, columns.get((name, nfe), {}))
+        if "tuned" not in known.get((name, nfe), {}):
+            known[name, nfe] = measured(name, nfe, chosen.starts, known.get((name, nfe)) or columns.get((name, nfe), {}))
             with file.open("a") as opened:
                 opened.write(json.dumps(known[name, nfe]) + "\n")
         rows.append(known[name, nfe])

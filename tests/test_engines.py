@@ -236,10 +236,11 @@ def test_a_users_modules_travel_by_content(user):
     sent = program(text, cwd=user).stdout
     for name in ("mine.py", "beside.py"):
         (user / name).unlink()
+    root = os.path.dirname(os.path.dirname(diffode.__file__))
     done = subprocess.run(
         [sys.executable, "-c", "from diffode.engines.companion import serve; serve()"],
         input=sent, capture_output=True, text=True, cwd="/", check=True,
-        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(diffode.__file__))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])},
     )  # fmt: skip
     assert done.stdout.startswith('ready\n["result", {"environment"'), done.stdout + done.stderr
     assert '"ok"' in done.stdout

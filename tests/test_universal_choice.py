@@ -14,8 +14,9 @@ from diffode import Field, GaussianMixture, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError, TrainedElsewhereWarning
 from diffode.learned import request, tune_universal
 from diffode.learned.fitting.problems import problem_for
+from diffode.learned.tables import tuning
 from diffode.learned.tables.published import candidates
-from diffode.learned.universal import choice, tuning
+from diffode.learned.universal import choice
 from diffode.learned.universal.batches import UNITS
 from diffode.solvers.trained.bespoke import shipped_members
 

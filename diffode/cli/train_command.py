@@ -105,24 +105,26 @@ def command(
 ) -> None:
     """Train SPEC on a target.
 
-    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT, and
-    chart=gaussian for a table that jumps first and starts from mean and covariance of the data), conditioned (a table whose
-    numbers depend on the sample; options units, chart=gaussian), universal (the member of the universal codebook that suits
-    the target), amed (options host, order, time_range, per_step, jump=auto, chart=gaussian), jump (a table for few
-    evaluations that asks the field at inner levels alone), head (such a table with a network after each evaluation; options
-    kind, units, layers), nodes (the exact map on nodes in one or two dimensions, which asks no field; options count, kind),
-    gits, dmn, ld3 or search (a grid for a solver of one evaluation per step, which is printed; options solver=NAME, and
-    jump=auto for a jump whose level is the grid's first), ld3_decoupled (a grid with levels of its own), dc (ratios of
-    DC-Solver, in the solver's spec, on a named grid; option grid=NAME; for several NFE, or weights=1+4+8 of a guided target,
-    a file with a polynomial through them), or a way to train a flow map, such as flow_map, cd, shortcut or meanflow (diffode
-    list methods names all, diffode show meanflow tells more). Errors are on starts outside of training, in units of the data's
-    scale. A table's file runs anywhere as the solver bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid
-    trained:file=FILE. The same command gives the same numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
+    SPEC is bespoke (all numbers of a table; options consistent=true, begin_from=SOLVER, trajectory=WEIGHT, and chart=gaussian
+    for a table that jumps first and starts from mean and covariance of the data), conditioned (a table whose numbers depend on
+    the sample; options units, chart=gaussian), universal (the member of the universal codebook that suits the target; with
+    chart=gaussian the universal table of that chart, refined without derivatives of the field), amed (options host, order,
+    time_range, per_step, jump=auto, chart=gaussian), jump (a table for few evaluations that asks the field at inner levels
+    alone), head (such a table with a network after each evaluation; options kind, units, layers), nodes (the exact map on
+    nodes in one or two dimensions, which asks no field; options count, kind), gits, dmn, ld3 or search (a grid for a solver of
+    one evaluation per step, which is printed; options solver=NAME, and jump=auto for a jump whose level is the grid's first),
+    ld3_decoupled (a grid with levels of its own), dc (ratios of DC-Solver, in the solver's spec, on a named grid; option
+    grid=NAME; for several NFE, or weights=1+4+8 of a guided target, a file with a polynomial through them), or a way to train
+    a flow map, such as flow_map, cd, shortcut or meanflow (diffode list methods names all, diffode show meanflow tells more).
+    Errors are on starts outside of training, in units of the data's scale. A table's file runs anywhere as the solver
+    bespoke:file=FILE, a map's as map:file=FILE, a grid's as the grid trained:file=FILE. The same command gives the same
+    numbers unless --seconds ends it early. Ctrl-C keeps the best so far.
 
     \b
     Example:  diffode train bespoke --target ring8 --nfe 6
               diffode train bespoke:chart=gaussian --target ring8 --nfe 2
               diffode train universal --target ring8 --nfe 6
+              diffode train universal:chart=gaussian --target ring8 --nfe 6
               diffode train bespoke --target ring8 --source student:dof=8 --nfe 6
               diffode train jump --target ring8 --guide label=three,weight=7.5 --nfe 8
               diffode train head --target ring8 --nfe 2
@@ -150,6 +152,8 @@ def command(
         raise ArgumentError(f"nfe must be one number of evaluations for {name}; dc and flow maps take several")
     # Ratios for several numbers are no options of a spec.
     by_file = name in _WRITTEN or (name == "dc" and (len(nfe) > 1 or "weights" in options))
+    # A member of the codebook is named by its solver's spec, a table that was refined is not.
+    by_file = by_file or (name == "universal" and options.get("chart") == "gaussian")
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", target)
     file = FilePath(output or f"{name}-{plain}-{'-'.join(map(str, nfe))}.safetensors")
     writes = by_file or is_map or output is not None

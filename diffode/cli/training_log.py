@@ -78,6 +78,7 @@ def in_words(name: str) -> str:
     'lms:order=3 on the grid karras:rho=5'
     """
     text = re.sub(r"universal:member=(\d+),scale=([-+.\de]+)", r"member \1 of the universal codebook, in units of \2", name)
+    text = text.replace("universal:chart=gaussian in units of", "the universal table of the Gaussian's chart in units of")
     text = re.sub(r"(^|from )universal$", r"\1the universal table for all data", text)
     return text.replace(" @ ", " on the grid ")
 

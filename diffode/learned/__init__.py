@@ -25,8 +25,8 @@ from diffode.learned.maps.training import train_map
 from diffode.learned.methods import train
 from diffode.learned.progress import Step
 from diffode.learned.tables.training import train_gaussian, train_table
+from diffode.learned.tables.tuning import tune_universal
 from diffode.learned.trained import Errors, History, Trained
-from diffode.learned.universal.tuning import tune_universal
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint
 from diffode.training_facts import Facts
 

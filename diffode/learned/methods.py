@@ -25,8 +25,8 @@ from diffode.learned.maps.table import MAP_METHODS, MapMethod
 from diffode.learned.maps.training import train_map
 from diffode.learned.progress import Progress
 from diffode.learned.tables.training import train_table
+from diffode.learned.tables.tuning import tune_universal
 from diffode.learned.trained import Trained
-from diffode.learned.universal.tuning import tune_universal
 from diffode.paths import Path
 from diffode.solvers.solver import check_budget
 from diffode.specs import format_spec, parse_spec
@@ -193,7 +193,7 @@ METHODS = {
         ("begin_from", "chart", "statistics", "units", "directions", "patience"),
         {"points": "points", "steps": "steps"},
     ),
-    "universal": Method(tune_universal, (), {"points": "points"}),
+    "universal": Method(tune_universal, ("chart", "statistics"), {"points": "points", "steps": "steps"}),
     "amed": Method(
         _amed,
         (

@@ -30,7 +30,7 @@ from diffode.tableau.stages import NoiseFunction, Stages
 from diffode.training_facts import STOPPED_BY, StoppedBy
 
 #: Shortest error as a share of the median; a shorter one weighs as much as this one.
-_LEAST_WEIGHT = 0.02
+LEAST_WEIGHT = 0.02
 #: Damping of the first step, in units of the curvature's diagonal.
 _DAMPING = 1e-3
 #: Divisor of the damping after a step that lowers the loss.
@@ -288,7 +288,7 @@ def normal_equations(
         stages = parameters.stages(values, problem.first, problem.last, problem.dim).scaled(problem.unit)
         recording = Recording(problem.noise, problem.start, stages)
         chain = parameters.jacobian(values, problem.first, problem.last, problem.dim)
-        chain = _in_units(chain, stages.nfe, problem.unit)
+        chain = in_units(chain, stages.nfe, problem.unit)
         wanted = problem.wanted(stages)
         overall: float = 1.0
         if loss == "log":
@@ -310,12 +310,12 @@ def normal_equations(
                 equations.gradient += chain[level] * (one.weight_rate * float(length.mean()) / len(problems) / overall)
             # The samples are last in memory, so that one product of matrices takes the derivatives by the parameters.
             own = (chain.T @ raw.permute(2, 1, 0).flatten(1)).T
-            weight = (reweighted(length, _LEAST_WEIGHT) * one.weight / (len(length) * len(problems)) / overall)[:, None]
+            weight = (reweighted(length, LEAST_WEIGHT) * one.weight / (len(length) * len(problems)) / overall)[:, None]
             equations.add(own, (weight * slope).T.flatten().double(), (weight * share).T.flatten().double())
     return equations.gradient, equations.curvature
 
 
-def _in_units(chain: Tensor, nfe: int, unit: float) -> Tensor:
+def in_units(chain: Tensor, nfe: int, unit: float) -> Tensor:
     """The derivatives of a sampler's numbers in the data's units: those of the weights b are multiplied by the unit."""
     scaled = chain.clone()
     scaled[nfe : nfe + nfe * (nfe + 1) // 2] *= unit

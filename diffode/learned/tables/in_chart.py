@@ -63,13 +63,13 @@ def chart_candidates(
     if begin_from is not None:
         solver, _, grid = (part.strip() for part in begin_from.partition("@"))
         return [_method(problem, statistics, path, nfe, solver, grid or "karras:rho=3")]
-    found = _adams(problem, statistics, path, nfe)[:_CANDIDATES]
+    found = adams(problem, statistics, path, nfe)[:_CANDIDATES]
     if nfe > 1:
-        begin = [one.stages for one in _adams(problem, statistics, path, 1)[:1]]
+        begin = [one.stages for one in adams(problem, statistics, path, 1)[:1]]
         if smaller is not None and smaller.statistics is not None and smaller.statistics.content == statistics.content:
             begin = [smaller.stages, *begin]
         for stages in begin:
-            found += _grown(_few(problem, _GROWING_STARTS), stages, nfe, limit)
+            found += _grown(few_starts(problem, _GROWING_STARTS), stages, nfe, limit)
     if not found:
         raise NumericalError(f"no table in the Gaussian's chart gives finite states with nfe={nfe}; look at the field first")
     return found
@@ -137,9 +137,9 @@ def grown(stages: Stages) -> Iterator[Stages]:
         yield Stages(scales, weights, torch.cat([stages.levels[:k], level[None], stages.levels[k:]]))
 
 
-def _adams(problem: Problem, statistics: Statistics, path: Path, nfe: int) -> list[Published]:
-    """The methods that run, the smallest error first, one for each jump."""
-    few = _few(problem, _FEW_STARTS)
+def adams(problem: Problem, statistics: Statistics, path: Path, nfe: int) -> list[Published]:
+    """The Adams methods in the chart that run, the smallest error on a few starts first, one for each jump."""
+    few = few_starts(problem, _FEW_STARTS)
     best: dict[float, Published] = {}
     unit = min(1.0, problem.first * problem.unit / max(statistics.largest, 1e-300))
     for method, jump, exponent in itertools.product(_METHODS, _JUMPS, _EXPONENTS):
@@ -193,5 +193,6 @@ def _after(problem: Problem, stages: Stages, steps: int) -> Published | None:
     return Published(min(fitted.held_out), "", table.stages(fitted.values, problem.first, problem.last))
 
 
-def _few(problem: Problem, count: int) -> Problem:
+def few_starts(problem: Problem, count: int) -> Problem:
+    """The first starts of a problem, of whose runs the ends alone count."""
     return replace(problem, start=problem.start[:count], end=problem.end[:count], trajectory=None)

@@ -64,16 +64,16 @@ class Spectral:
         ArgumentError if the first level is so low that there is nothing to jump over.
         """
         unit, directions = unit_of(statistics), directions_of(statistics)
-        if first < _LEAST_FIRST * unit:
+        if first < LEAST_FIRST * unit:
             raise ArgumentError(
                 f"the first noise level is {first:.3g}, {first / unit:.3g} of the data's spread; universal tables in "
-                f"the Gaussian's chart begin from {_LEAST_FIRST} on: take a path with a higher t_max, or universal"
+                f"the Gaussian's chart begin from {LEAST_FIRST} on: take a path with a higher t_max, or universal"
             )
         return GaussianStages(self.stages(first / unit, last / unit, directions).scaled(unit), statistics)
 
 
 #: Lowest first level, in units of u, for which tables run. Levels of a table that lie above the first one are moved below it.
-_LEAST_FIRST = 2.5
+LEAST_FIRST = 2.5
 #: Highest share of the first level that an evaluation may have.
 _BELOW = START * (1 - 1e-4)
 

@@ -1,0 +1,143 @@
+"""Universal tables in the Gaussian's chart, tuned to a field: chosen among units and methods, then refined without derivatives.
+
+The universal tables are a family in two numbers beside the levels, the unit of length and the number of directions that matter,
+of which the data's covariance gives a good guess. A tuning tries others, and Adams methods after a jump besides, on a few
+starts. Then it takes a few Gauss-Newton steps from the best table of each chart, with differences of runs for derivatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.learned.fitting.chart import ChartTable, in_chart
+from diffode.learned.fitting.differences import equations_by_differences
+from diffode.learned.fitting.gauss_newton import Fit, Problem, descend
+from diffode.learned.request import Request
+from diffode.learned.tables.in_chart import adams, few_starts, gaussians, known_to
+from diffode.learned.tables.published import Published
+from diffode.learned.tables.training import trained_table
+from diffode.learned.trained import History, Trained
+from diffode.learned.universal.batches import UNITS
+from diffode.paths import Path
+from diffode.solvers.trained.bespoke import shipped_spectral
+from diffode.solvers.trained.checkpoints import Checkpoint
+from diffode.solvers.trained.spectral import LEAST_FIRST, Spectral, directions_of, unit_of
+from diffode.statistics import Statistics
+from diffode.tableau.stages import Stages
+
+#: Numbers of directions to choose from beside the data's own.
+_DIRECTIONS = (1, 2, 4, 8, 16, 32)
+#: Number of starts on which all tables are tried, and of the best that are compared on all.
+_FEW_STARTS, _BEST = 48, 8
+#: Largest number of steps of the refinement, unless it is given.
+STEPS = 10
+#: Number of steps without a smaller error on the starts that decide, after which the next one ends it.
+_PATIENCE = 4
+
+
+class _Chart(NamedTuple):
+    """A Gaussian, and in its chart the starts of the choice, those that decide between steps, and those of the errors told."""
+
+    statistics: Statistics
+    choice: Problem
+    deciding: Problem
+    held_out: Problem
+
+
+def tuned_in_chart(request: Request, nfe: int, statistics: Statistics | str | None, points: int, steps: int) -> Trained:
+    """What :func:`diffode.learned.tune_universal` gives in the chart of the data's Gaussian."""
+    known = known_to(request, statistics, "universal:chart=gaussian")
+    problems = [request.problem(points, stream, differentiated=False) for stream in ("choice", "deciding", "held out")]
+    with request.field.uncounted():
+        charts = [
+            _Chart(one, *(in_chart(problem, request.field, one) for problem in problems))
+            for one in (gaussians(known) if statistics is None else [known])
+        ]
+        tried = [(chart, best_tables(chart.choice, chart.statistics, request.path, nfe)) for chart in charts]
+        begun = sorted(((found[0], chart) for chart, found in tried if found), key=lambda pair: pair[0].error)
+        if not begun:
+            raise NumericalError(
+                f"no table in the Gaussian's chart gives finite states with nfe={nfe}; look at the field first"
+            )
+        refined: list[tuple[Fit, Published, _Chart]] = []
+        for one, chart in begun:
+            if refined and request.limit.reached():
+                break
+            refined.append((_refined(chart, one, steps, request), one, chart))
+        fitted, origin, chart = min(refined, key=lambda result: min(result[0].held_out))
+        stages = ChartTable(origin.stages).stages(fitted.values, chart.choice.first, chart.choice.last)
+        before, after = _untuned(charts[0], nfe), chart.held_out.error(stages)
+    facts = request.facts(origin.name, before, after).facts()
+    checkpoint = Checkpoint(stages=stages, scale=chart.choice.unit, statistics=chart.statistics, **facts)
+    return trained_table(checkpoint, History(fitted.training, fitted.held_out, len(fitted.training) - 1), origin.stages)
+
+
+def best_tables(problem: Problem, statistics: Statistics, path: Path, nfe: int) -> list[Published]:
+    """The best universal tables of all units, and Adams methods, on a problem in the chart, the smallest error first."""
+    few = few_starts(problem, _FEW_STARTS)
+    found = [one._replace(error=few.error(one.stages)) for one in _universal(few, statistics, nfe)]
+    found += adams(few, statistics, path, nfe)
+    best = sorted((one for one in found if math.isfinite(one.error)), key=lambda one: one.error)[:_BEST]
+    on_all = (one._replace(error=problem.error(one.stages)) for one in best)
+    return sorted((one for one in on_all if math.isfinite(one.error)), key=lambda one: one.error)
+
+
+def _universal(problem: Problem, statistics: Statistics, nfe: int) -> Iterator[Published]:
+    """The universal tables in units about that of the data and for several numbers of directions, in units of the scale."""
+    spectral, unit, own = _shipped(statistics, nfe), unit_of(statistics), directions_of(statistics)
+    for factor in UNITS:
+        for directions in sorted({*_DIRECTIONS, own}):
+            if problem.first * problem.unit >= LEAST_FIRST * factor * unit:
+                name = f"universal:chart=gaussian in units of {factor * unit:.3g}, {directions:.3g} directions"
+                yield Published(math.inf, name, _stages(spectral, problem, factor * unit, directions))
+
+
+def _shipped(statistics: Statistics, nfe: int) -> Spectral:
+    tables = shipped_spectral(statistics.kind == "scale" and len(statistics.mean) > 1)
+    if nfe not in tables:
+        raise BudgetError(f"there are universal tables in the Gaussian's chart for nfe 1 to {max(tables)}, not for {nfe}")
+    return tables[nfe]
+
+
+def _stages(spectral: Spectral, problem: Problem, unit: float, directions: float) -> Stages:
+    first, last = (level * problem.unit / unit for level in (problem.first, problem.last))
+    return spectral.stages(first, last, directions).scaled(unit / problem.unit)
+
+
+def _refined(chart: _Chart, begun: Published, steps: int, request: Request) -> Fit:
+    """Gauss-Newton steps from a table on the starts of the choice, of which other starts tell the best."""
+    table = ChartTable(begun.stages)
+
+    def error(values: Tensor, problem: Problem) -> float:
+        try:
+            return problem.error(table.stages(values, problem.first, problem.last))
+        except (ArgumentError, OverflowError):
+            # The trial step went so far that numbers over- or underflow.
+            return math.inf
+
+    return descend(
+        table.start,
+        lambda values: error(values, chart.choice),
+        lambda values: error(values, chart.deciding),
+        lambda values: equations_by_differences(table, values, chart.choice),
+        steps=steps,
+        limit=request.limit,
+        patience=_PATIENCE,
+        stage=f"refine {begun.name}",
+        progress=request.progress,
+        confined=lambda values: table.confined(values, chart.choice.first, chart.choice.last),
+    )
+
+
+def _untuned(chart: _Chart, nfe: int) -> float | None:
+    """The held-out error of the universal table as the data's own statistics ask for it; None where that is refused."""
+    held_out, known = chart.held_out, chart.statistics
+    unit = unit_of(known)
+    if held_out.first * held_out.unit < LEAST_FIRST * unit:
+        return None
+    return held_out.error(_stages(_shipped(known, nfe), held_out, unit, directions_of(known)))
