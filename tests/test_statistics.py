@@ -1,6 +1,7 @@
 """Statistics: bases and what they filter, exact ones, those of samples and of a field alone, their files and refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,20 @@ def test_two_statistics_have_one_content_only_if_they_are_the_same():
     contents = {of_target(kind).content for kind in KINDS} | {of_target("full", "patches-gmm").content}
     assert len(contents) == len(KINDS) + 1
     assert of_target("full").content == of_target("full").content
+
+
+@pytest.mark.parametrize("kind", ["scale", "diagonal", "full"])
+def test_statistics_are_alike_but_for_rounding_only(kind):
+    known = Statistics.of_target("digits-gmm10").reduced(kind)
+    # Another machine may turn the directions of a covariance round, and adds in another order.
+    turned = replace(known.basis, matrix=-known.basis.matrix) if kind == "full" else known.basis
+    again = replace(known, mean=known.mean * (1 + 1e-13), variances=known.variances * (1 - 1e-13), basis=turned)
+    assert known.content != again.content
+    assert known.alike(again)
+    assert not known.alike(replace(known, mean=known.mean + 1e-6 * known.largest))
+    assert not known.alike(replace(known, variances=known.variances + 1e-6 * known.largest**2))
+    assert not known.alike(Statistics.of_target("ring8").reduced(kind))
+    assert not known.alike(Statistics.of_target("digits-gmm10").reduced("cosine", shape=(8, 8)))
 
 
 def test_statistics_stand_wherever_a_scale_does():

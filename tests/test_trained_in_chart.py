@@ -170,7 +170,9 @@ def test_the_chart_of_the_scale_alone_is_taken_where_it_gives_the_better_table(s
     # Modes without width are told by one evaluation at a high level, whose answer all directions share: by nearly half.
     assert found.errors.after == pytest.approx(given.errors.after, rel=0.02)
     assert found.errors.after < 0.7 * full.errors.after
-    three = train_table(sharp, 3, chart="gaussian", points=96, steps=1, smaller=found)
+    # Read on another machine, the statistics are the same but for rounding.
+    rounded = replace(found.content, statistics=found.content.statistics.scaled(1 + 1e-14))
+    three = train_table(sharp, 3, chart="gaussian", points=96, steps=1, smaller=rounded)
     assert (three.content.statistics.kind, three.content.begun_from[:10]) == ("scale", "grown from")
     begun = train_table(sharp, 2, chart="gaussian", points=64, steps=1, begin_from="ab:order=1,chart=gaussian,jump=1")
     assert begun.content.statistics.kind == "full"

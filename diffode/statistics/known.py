@@ -33,6 +33,8 @@ from diffode.tensor_files import content_of
 KINDS = ("scale", "diagonal", "low_rank", "full", "cosine", "fourier")
 #: Largest asymmetry, and largest negative eigenvalue, of a covariance relative to its largest entry, that are rounding.
 _ROUNDING = 1e-9
+#: Largest difference between means and covariances that are the same but for rounding, relative to the largest of each.
+_SAME = 1e-9
 #: Largest mean, and largest root of a variance; its square is a number of float32 too.
 _LARGEST = 1e15
 
@@ -280,6 +282,24 @@ class Statistics:
         basis = [self.basis.matrix] if isinstance(self.basis, Vectors) else []
         named = torch.tensor([KINDS.index(self.kind), self.gaussian], dtype=torch.float64)
         return content_of((named, self.mean, self.variances, *basis))
+
+    def alike(self, other: Statistics) -> bool:
+        """Whether they say the same of the data but for rounding, which two machines or versions do differently.
+
+        >>> known = Statistics.of_target("moons")
+        >>> known.alike(known.scaled(1 + 1e-14)), known.alike(known.scaled(1.001)), known.alike(known.reduced("scale"))
+        (True, False, False)
+        """
+        if self.kind != other.kind or self.dim != other.dim or self.gaussian != other.gaussian:
+            return False
+        # Directions of equal variance are anyone's choice, so that the directions themselves are not compared.
+        ours, theirs = (one.covariance if isinstance(one.basis, Vectors) else one.variances for one in (self, other))
+        if getattr(self.basis, "shape", None) != getattr(other.basis, "shape", None):
+            return False
+        mean, variance = (max(float(one.abs().max()), 1e-300) for one in (self.mean, self.variances))
+        apart = float((self.mean - other.mean).abs().max())
+        # A mean of 0 may be that only to rounding of the deviations.
+        return apart <= _SAME * max(mean, math.sqrt(variance)) and float((ours - theirs).abs().max()) <= _SAME * variance
 
     def save(self, file: str | FilePath) -> None:
         """Write them as safetensors with their description as JSON metadata; ArgumentError if that is not possible."""

@@ -66,7 +66,7 @@ def chart_candidates(
     found = adams(problem, statistics, path, nfe)[:_CANDIDATES]
     if nfe > 1:
         begin = [one.stages for one in adams(problem, statistics, path, 1)[:1]]
-        if smaller is not None and smaller.statistics is not None and smaller.statistics.content == statistics.content:
+        if smaller is not None and smaller.statistics is not None and smaller.statistics.alike(statistics):
             begin = [smaller.stages, *begin]
         for stages in begin:
             found += _grown(few_starts(problem, _GROWING_STARTS), stages, nfe, limit)
@@ -104,7 +104,7 @@ def gaussians(known: Statistics) -> list[Statistics]:
 
 def check_smaller(checkpoint: Checkpoint, charts: Sequence[Statistics], nfe: int) -> None:
     """ArgumentError for a table that can't grow to one with ``nfe`` evaluations in one of these charts."""
-    if checkpoint.statistics is None or all(checkpoint.statistics.content != one.content for one in charts):
+    if checkpoint.statistics is None or not any(checkpoint.statistics.alike(one) for one in charts):
         raise ArgumentError("smaller must be a table in the Gaussian's chart, trained with the same statistics")
     if checkpoint.nfe >= nfe:
         raise ArgumentError(f"smaller must have fewer evaluations than nfe={nfe}, it has {checkpoint.nfe}")
