@@ -204,6 +204,12 @@ def test_statistics_are_alike_but_for_rounding_only(kind):
     assert not known.alike(replace(known, variances=known.variances + 1e-6 * known.largest**2))
     assert not known.alike(Statistics.of_target("ring8").reduced(kind))
     assert not known.alike(Statistics.of_target("digits-gmm10").reduced("cosine", shape=(8, 8)))
+    if kind == "full":
+        other = replace(known.basis, matrix=known.basis.matrix.flip(1))
+        assert not known.alike(replace(known, basis=other)), "other directions have these variances"
+    if kind == "scale":
+        alike_in_all = replace(Statistics.of_target("digits-gmm10").reduced("diagonal"), variances=known.variances.expand(64))
+        assert not known.alike(alike_in_all)
 
 
 def test_statistics_stand_wherever_a_scale_does():
