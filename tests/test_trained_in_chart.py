@@ -174,7 +174,7 @@ def test_the_chart_of_the_scale_alone_is_taken_where_it_gives_the_better_table(s
     rounded = replace(found.content, statistics=found.content.statistics.scaled(1 + 1e-12))
     assert rounded.statistics.content != found.content.statistics.content
     three = train_table(sharp, 3, chart="gaussian", points=96, steps=1, smaller=rounded)
-    assert (three.content.statistics.kind, three.content.begun_from[:10]) == ("scale", "grown from")
+    assert (three.content.statistics.kind, three.content.begun_from[:12]) == ("scale", "grown from 2")
     begun = train_table(sharp, 2, chart="gaussian", points=64, steps=1, begin_from="ab:order=1,chart=gaussian,jump=1")
     assert begun.content.statistics.kind == "full"
 

@@ -89,6 +89,10 @@ def pytest_runtest_setup() -> None:
     """Where this file is a plugin of pytest, caches are emptied: a line would be run by the first test alone that needs it."""
     from diffode.solvers import kept_tables
 
+    # Tests play users who may not write what others own, while coverage goes on; SQLite makes files that others may not write.
+    notes = Path(os.environ["COVERAGE_FILE"])
+    for file in notes.parent.glob(f"{notes.name}*"):
+        file.chmod(0o666)
     kept_tables.forget()
     core = tuple(f"diffode.{place.removesuffix('.py').replace('/', '.')}" for place in CORE)
     for name, module in list(sys.modules.items()):
@@ -109,7 +113,6 @@ def note(copy: Path, folder: Path) -> None:
     """Run all tests, and keep in a folder which lines each of them ran, and how long it took."""
     config = folder / "config"
     config.write_text(CONFIG)
-    # Tests play users who may not write what others own, while coverage goes on.
     folder.chmod(0o777)
     done = pytest(
         copy, "-p", "mutate", "-n", "2", "--dist", "loadfile", "--durations=0", "--durations-min=0", "--cov",
