@@ -5,7 +5,7 @@ Run as ``python benchmarks/jump.py [TARGET ...]``; it prints the table of docs/j
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import torch
 
@@ -43,4 +43,6 @@ def main(targets: tuple[str, ...]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(tuple(sys.argv[1:]) or TARGETS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", default=TARGETS)
+    main(tuple(parser.parse_args().targets))

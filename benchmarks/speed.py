@@ -6,6 +6,7 @@ repetitions. Peers that are not installed (``pip install 'diffode[peers]'``) are
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import importlib
@@ -373,4 +374,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

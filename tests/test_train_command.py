@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import time
 
@@ -66,6 +67,19 @@ def test_the_log_says_in_words_what_was_done_and_json_stays_clean(tmp_path, monk
     assert "of the data's scale" in again
     # The second training gave the same table to the last bit.
     assert f"{facts['held-out error']:.4g}" in again
+
+
+def test_of_two_charts_that_were_compared_the_better_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["--target", "spiral", "--nfe", "1", "--points", "16", "--steps", "1", "--output", "s.safetensors", "--force"]
+    done = CliRunner().invoke(train_command.command, ["bespoke:chart=gaussian", *few])
+    kind = learned.load(tmp_path / "s.safetensors").statistics.kind
+    words = {"scale": "scale: one variance for all directions", "full": "full: a variance for each direction"}
+    assert re.search(rf"^statistics +{words[kind]}$", done.stdout, re.MULTILINE)
+    for chart in ("the covariance", "the scale alone"):
+        assert f", in the chart of {chart}: 1 step" in done.stderr
+    alone = CliRunner().invoke(train_command.command, ["bespoke:chart=gaussian,statistics=scale", *few, "--json"])
+    assert json.loads(alone.stdout)["statistics"] == "scale"
 
 
 def test_names_and_curves_are_shown_in_words_and_bars():

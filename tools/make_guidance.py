@@ -5,6 +5,7 @@ The page is tools/guidance_page.md with numbers of the suite ``guidance`` and of
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -228,4 +229,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

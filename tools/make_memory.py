@@ -5,6 +5,7 @@ The page's text is tools/memory_page.md, its numbers come from runs; a minute or
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -223,4 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

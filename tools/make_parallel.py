@@ -5,6 +5,7 @@ The page's text is tools/parallel_page.md, its numbers come from runs; a minute 
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from string import Template
 
@@ -55,4 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -8,7 +8,7 @@ Rerun it only to correct an entry, and list the correction in the card's changel
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import fashion
@@ -359,4 +359,6 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="targets, all unless given")
+    main(parser.parse_args().names)

@@ -7,10 +7,10 @@ Of its scheduler for diffusers the regression of ratios alone is taken, with coe
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
-import sys
 import tempfile
 import textwrap
 import types
@@ -30,12 +30,11 @@ RUNS = (
 )
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
     module = types.ModuleType("dc_solver")
-    folder = Path(sys.argv[1])
-    file = folder / "stable-diffusion/ldm/models/diffusion/dc_solver/dc_solver.py"
-    exec(file.read_text(encoding="utf-8"), vars(module))  # the authors' code, which the caller names
+    source = folder / "stable-diffusion/ldm/models/diffusion/dc_solver/dc_solver.py"
+    exec(source.read_text(encoding="utf-8"), vars(module))  # the authors' code, which the caller names
     theirs: Any = module
     field = diffode.exact_field("ring8", "vp")
     x = field.prior(3, generator=0)
@@ -78,4 +77,6 @@ def regression(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="checkout of DC-Solver")
+    main(parser.parse_args().folder)

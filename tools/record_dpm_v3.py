@@ -7,8 +7,8 @@ on 16,001 levels, since it integrates them by the trapezoidal rule between these
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,9 @@ class Schedule:
         return torch.exp(-torch.as_tensor(log_snr, dtype=torch.float64))
 
 
-def main() -> None:
+def main(file: Path) -> None:
     torch.set_default_dtype(torch.float64)
-    text = Path(sys.argv[1]).read_text(encoding="utf-8").replace(".cuda()", "").replace("torch.Tensor(", "torch.tensor(")
+    text = file.read_text(encoding="utf-8").replace(".cuda()", "").replace("torch.Tensor(", "torch.tensor(")
     text = text.replace("torch.FloatTensor(index_list(", "torch.stack(index_list(")
     theirs: dict[str, Any] = {}
     exec(text, theirs)  # the authors' code, which the caller names
@@ -78,4 +78,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the authors' dpm_solver_v3.py")
+    main(parser.parse_args().file)

@@ -3,6 +3,7 @@
 `make tutorials` runs all; names of pages run those. Fails if a page fails, and prints how long each took.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -34,4 +35,6 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="pages, all unless given")
+    sys.exit(main(parser.parse_args().names))

@@ -9,6 +9,7 @@ halves.
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import torch
@@ -77,4 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

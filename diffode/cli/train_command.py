@@ -227,6 +227,8 @@ def _kept(trained: Trained, name: str, file: FilePath, writes: bool, by_file: bo
     before, after = trained.errors
     if isinstance(trained.content, Ratios):
         facts["evaluations"] = trained.content.range
+    if trained.statistics is not None:
+        facts["statistics"] = trained.statistics.kind
     facts |= {"nfe": trained.nfe, "started from": trained.facts.begun_from, "its error": before, "held-out error": after}
     if before is not None:
         facts["times smaller"] = before / max(after, 1e-300)
@@ -299,6 +301,8 @@ def _print(facts: dict[str, Any]) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         if key == "stopped by":
             shown = _ENDED[value]
+        elif key == "statistics":
+            shown = "scale: one variance for all directions" if value == "scale" else f"{value}: a variance for each direction"
         elif key == "started from":
             shown = in_words(value)
         elif value is None:

@@ -38,6 +38,15 @@ class Limit:
         self._began = time.perf_counter()
         self._whole: Limit | None = None
 
+    @classmethod
+    def of(cls, seconds: float | Limit, stop: Callable[[], bool] | None) -> Limit:
+        """The limit that is given, or one of its seconds; ArgumentError for a limit beside another request to stop."""
+        if not isinstance(seconds, Limit):
+            return cls(seconds, stop)
+        if stop is not None:
+            raise ArgumentError("stop can't be given beside a Limit, which has its own: make it Limit(seconds, stop)")
+        return seconds
+
     @property
     def elapsed(self) -> float:
         """Seconds since the clock was made."""

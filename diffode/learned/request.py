@@ -31,6 +31,8 @@ _HELD_OUT_SHARE = 0.5
 #: Largest number of held-out starts, and of test starts.
 _MOST_HELD_OUT = 1024
 
+#: The path of a target unless another is given, which every training has as its default.
+_USUAL_PATH = "edm"
 #: Trainings that presume normal noise, by their purpose, and what they give.
 _NORMAL = {
     "train_jump": "jump tables",
@@ -82,9 +84,14 @@ class Request:
         stop: Callable[[], bool] | None = None,
     ) -> Request:
         """The request of some arguments, each checked: ArgumentError names the wrong one, FieldError what the field does."""
-        limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
+        limit = Limit.of(seconds, stop)
         if isinstance(field, Field):
             chosen, on, target = field, field.require_path("training"), type(field).__name__
+            if path != _USUAL_PATH and paths.get(path) != on:
+                raise ArgumentError(
+                    f"path={path!r:.60} goes with a target: this field has its own, {on.spec!r}; leave path out, or make the "
+                    "field on that path"
+                )
         elif not isinstance(field, Target | str):
             raise ArgumentError(
                 "field must be a diffode field, such as diffode.exact_field('ring8', 'edm'), a target or its name, got "

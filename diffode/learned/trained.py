@@ -13,6 +13,7 @@ from torch import Tensor
 from diffode.errors import ArgumentError
 from diffode.facts_table import facts_table
 from diffode.solvers.solver import Solver
+from diffode.statistics import Statistics
 from diffode.tableau.stages import Stages
 from diffode.training_facts import Facts, StoppedBy
 
@@ -97,6 +98,7 @@ class Trained:
         before = "none" if self.errors.before is None else f"{self.errors.before:.3g}"
         return (
             f"Trained({self.solver.spec!r}, nfe={self.nfe}, target={self.facts.target!r}, "
+            f"{'' if self.statistics is None else f'statistics={self.statistics.kind!r}, '}"
             f"errors={before} -> {self.errors.after:.3g}, stopped_by={self.stopped_by!r})"
         )
 
@@ -107,6 +109,7 @@ class Trained:
             "solver": self.solver.spec,
             "evaluations": self.nfe,
             "target": self.facts.target,
+            **({} if self.statistics is None else {"knows of the data": repr(self.statistics)}),
             "error before": before,
             "error after": f"{self.errors.after:.3g} of the data's scale, on held-out starts",
             "steps": self.history.steps,
@@ -121,6 +124,15 @@ class Trained:
         A field that makes several network calls an evaluation, as a guided one, takes ``nfe=trained.nfe * field.calls``.
         """
         return {"solver": self.solver, **({"nfe": self.nfe} if self.grid is None else {"grid": self.grid})}
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What it knows of the data, for its jump or its chart of their Gaussian; None if it knows their scale alone.
+
+        Of two charts that a training compared, those of the better one: their ``kind`` is ``scale`` for the chart of the scale.
+        """
+        known: Statistics | None = getattr(self.content, "statistics", None)
+        return known
 
     @property
     def errors(self) -> Errors:

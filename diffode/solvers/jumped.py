@@ -207,6 +207,11 @@ def landing(jump: float | str | None, statistics: Statistics, path: Path, evalua
         level = min(automatic(statistics, evaluations, order), first)
         return path.t_min if level <= last else path.t_max if level == first else path.time_from_rho(level)
     level = float(jump or 0) * statistics.largest
+    if not statistics.largest:
+        raise ArgumentError(
+            f"jump={jump} is a level in the data's largest deviations, and the data are one point, of covariance 0: "
+            "jump=auto goes there at once"
+        )
     if not last <= level < first:
         raise ArgumentError(
             f"jump={jump} leads to the noise level {level:.4g}, that many of the data's largest deviations "

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
+from typing_extensions import override
+
+from diffode.errors import ArgumentError
 
 #: A number, a number for each row of the batch, (B,), or one for each direction of the data's statistics, (1, E).
 Number = float | Tensor
@@ -28,20 +33,44 @@ class Fixed(dict[int, Number]):
     def __reduce__(self) -> tuple[type[Fixed], tuple[dict[int, Number]]]:
         return Fixed, (dict(self),)
 
+    @override
+    def __eq__(self, other: object) -> bool:
+        # Tensors of several numbers have no truth, so that the comparison of dict fails for them.
+        return isinstance(other, dict) and _told_of(self) == _told_of(other)
+
+    @override
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    @override
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(_told_of(self).items()))
+
 
 #: The coefficients of a kind of which a row has none.
 _NOTHING = Fixed()
-#: The kinds of number in a row whose numbers are all floats.
-_FLOATS = {float}
+#: The types of the numbers of a row that is plain, and of its indices.
+_FLOATS, _INTS = {float}, {int}
+#: The kinds of coefficients.
+_KINDS = ("states", "evaluations", "draws")
+#: The shapes that a tensor may have, by the numbers of its axes.
+_SHAPES = {(0, 1): " (B,)", (0, 2): " (1, E)", (0, 1, 2): " (B,) or (1, E)"}
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Row:
     """One state: its time, and the coefficients of earlier states, evaluations and noise draws that make it.
 
     The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch. Coefficients
     that are (1, E) float64 tensors have a number for each direction of the statistics of the table, whose mean then enters with
-    the coefficient ``mean``. Mappings are copied, and can't be changed afterwards.
+    the coefficient ``mean``. Mappings are copied, and can't be changed afterwards. Other real numbers, those of NumPy too, are
+    made floats. Rows of the same numbers are equal.
+
+    Raises:
+        ArgumentError: for a time, a coefficient or an index that is none, which is named.
+
+    >>> Row(0.5, {0: 1}, {0: -0.25}) == Row(0.5, {0: 1.0}, {0: -0.25})
+    True
     """
 
     time: Number
@@ -61,19 +90,55 @@ class Row:
         # A row has no other way of setting its attributes, being frozen.
         held = self.__dict__
         held["time"], held["mean"] = time, mean
-        held["states"] = states if type(states) is Fixed else Fixed(states)
-        held["evaluations"] = evaluations if type(evaluations) is Fixed else Fixed(evaluations)
-        held["draws"] = draws if type(draws) is Fixed else Fixed(draws)
+        try:
+            held["states"] = states = states if type(states) is Fixed else Fixed(states)
+            held["evaluations"] = evaluations = evaluations if type(evaluations) is Fixed else Fixed(evaluations)
+            held["draws"] = draws = draws if type(draws) is Fixed else Fixed(draws)
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"the coefficients of the row at t={time!r:.60} must be mappings from indices to numbers, such as {{0: 1.0}}, "
+                f"got states={states!r:.60}, evaluations={evaluations!r:.60}, draws={draws!r:.60}"
+            ) from None
+        kinds = {
+            type(time),
+            type(mean),
+            *map(type, states.values()),
+            *map(type, evaluations.values()),
+            *map(type, draws.values()),
+        }
+        held["_plain"] = kinds == _FLOATS
+        if kinds != _FLOATS or not {*map(type, states), *map(type, evaluations), *map(type, draws)} <= _INTS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make floats of other real numbers; ArgumentError for what is no number, and for an index that is none."""
+        held = self.__dict__
+        held["time"] = _settled("the time of a row", self.time, (0, 1))
+        at = f"the row at t={held['time']!r:.60}"
+        held["mean"] = _settled(f"mean of {at}", self.mean, (0, 2))
+        for kind in _KINDS:
+            terms = held[kind]
+            wrong = next((j for j in terms if isinstance(j, bool) or not isinstance(j, numbers.Integral)), None)
+            if wrong is not None or None in terms:
+                raise ArgumentError(f"{kind} of {at} must be numbered by integers, got {wrong!r:.60}")
+            held[kind] = Fixed({int(j): _settled(f"{kind}[{j}] of {at}", value, (0, 1, 2)) for j, value in terms.items()})
+        held["_plain"] = all(type(value) is float for value in (self.time, *self.numbers))
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        mine, theirs = ((_told(row.time), _told(row.mean), row.states, row.evaluations, row.draws) for row in (self, other))
+        return mine == theirs
+
+    @override
+    def __hash__(self) -> int:
+        return hash((_told(self.time), _told(self.mean), self.states, self.evaluations, self.draws))
 
     @property
     def plain(self) -> bool:
         """Whether its time and all its coefficients are floats, which is looked at once."""
-        held = self.__dict__
-        if "_plain" not in held:
-            kinds = {type(self.time), type(self.mean)}
-            kinds.update(map(type, self.states.values()), map(type, self.evaluations.values()), map(type, self.draws.values()))
-            held["_plain"] = kinds == _FLOATS
-        return bool(held["_plain"])
+        return bool(self.__dict__["_plain"])
 
     @property
     def numbers(self) -> list[Number]:
@@ -89,3 +154,30 @@ class Row:
 def along_directions(value: Number) -> bool:
     """Whether a coefficient has a number for each direction."""
     return isinstance(value, Tensor) and value.ndim == 2
+
+
+def _settled(name: str, value: Any, axes: tuple[int, ...]) -> Number:
+    """A number as a float, or a real tensor with so many axes; ArgumentError for anything else."""
+    if isinstance(value, Tensor):
+        if value.ndim not in axes or value.is_complex() or value.dtype == torch.bool:
+            raise ArgumentError(
+                f"{name} must be a number or a real tensor{_SHAPES[axes]}, got one of shape {tuple(value.shape)}, {value.dtype}"
+            )
+        return value if value.is_floating_point() else value.to(torch.float64)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentError(f"{name} must be a number, or a tensor{_SHAPES[axes]}, got {value!r:.60}: write it as a float")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError(f"{name} must be finite, got an integer that no float can hold") from None
+
+
+def _told(value: Number) -> object:
+    """A number, or the shape and the numbers of a tensor: what is equal and hashed."""
+    if not isinstance(value, Tensor):
+        return value
+    return (tuple(value.shape), tuple(value.detach().flatten().tolist())) if value.ndim else value.item()
+
+
+def _told_of(terms: Coefficients) -> dict[int, object]:
+    return {j: _told(value) for j, value in terms.items()}

@@ -40,7 +40,7 @@ Driven = Generator[tuple[int, Tensor], Tensor | tuple[Tensor, Tensor], Tensor]
 
 
 def _is_finite(value: Number) -> bool:
-    return math.isfinite(value) if type(value) is float else bool(torch.isfinite(torch.as_tensor(value)).all())
+    return bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)
 
 
 def _of_finite(row: Row) -> bool:
@@ -65,8 +65,8 @@ class Tableau:
         statistics: those of the data, if a row has coefficients for their directions; else None.
 
     Raises:
-        ArgumentError: for an unknown view, a row that uses later ones or none, a non-finite coefficient, or coefficients for
-            the directions of other statistics or none.
+        ArgumentError: for an unknown view, a row that uses later ones or none, a non-finite coefficient, coefficients for
+            batches of different sizes, those for the directions of other statistics or none, or outputs that are no rows.
     """
 
     prediction: Prediction
@@ -80,16 +80,38 @@ class Tableau:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ArgumentError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        object.__setattr__(self, "rows", tuple(self.rows))
         for i, row in enumerate(self.rows):
+            if not isinstance(row, Row):
+                raise ArgumentError(f"rows must be diffode.tableau.Row, got {row!r:.60} as row {i}")
             for j in (*row.states, *row.evaluations):
                 if not 0 <= j < i:
                     raise ArgumentError(f"row {i} uses row {j}: a tableau is strictly lower triangular")
+            if row.draws and min(row.draws) < 0:
+                raise ArgumentError(f"row {i} uses draw {min(row.draws)}: draws are numbered from 0 on")
             if i and not (row.states or row.evaluations):
                 raise ArgumentError(f"row {i} (t={row.time}) is empty: it must use some earlier state or evaluation")
             if not _of_finite(row):
                 raise ArgumentError(f"row {i} (t={row.time}) has a non-finite coefficient")
+            if row.plain and not row.mean:
+                continue
+            self._check_batch(i, row)
             if row.directed:
                 self._check_directions(i, row)
+        object.__setattr__(self, "outputs", tuple(self.outputs))
+        count = len(self.rows)
+        if not self.outputs or not all(isinstance(row, int) and 0 <= row < count for row in self.outputs):
+            raise ArgumentError(
+                f"outputs must be indices of the table's {count} rows, 0 to {count - 1}, got {self.outputs!r:.60}"
+            )
+
+    def _check_batch(self, i: int, row: Row) -> None:
+        sizes = {int(value.shape[0]) for value in (row.time, *row.numbers) if isinstance(value, Tensor) and value.ndim == 1}
+        if sizes and sizes != {self.batch}:
+            raise ArgumentError(
+                f"row {i} has a number for each of {max(sizes - {self.batch})} rows of a batch, and an earlier number of the "
+                f"table one for each of {self.batch}: all must be of the same batch, (B,)"
+            )
 
     def _check_directions(self, i: int, row: Row) -> None:
         if self.statistics is None:

@@ -34,7 +34,7 @@ class Writer:
 
     def add(self, time: Number, states: Coefficients, evaluations: Coefficients, draws: Coefficients | None = None) -> int:
         """Append a state and return its row."""
-        self.rows.append(Row(time, states, evaluations, draws or {}))
+        self.rows.append(Row(time, states, evaluations, draws) if draws else Row(time, states, evaluations))
         return len(self.rows) - 1
 
     def draw(self, span: tuple[float, float] | None = None) -> int:

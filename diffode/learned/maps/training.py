@@ -91,7 +91,7 @@ def train_map(
     """
     row, options = options_of(method)
     budgets = _budgets(nfe, row.name, options["fixed_end"], row.one_jump)
-    limit = seconds if isinstance(seconds, Limit) else Limit(seconds, stop)
+    limit = Limit.of(seconds, stop)
     request = Request.of("train_map", field, path=path, dim=dim, seed=seed, seconds=limit, progress=progress)
     total = _STEPS if steps is None else steps
     check_count("steps", total, 1)

@@ -59,8 +59,14 @@ def chart_candidates(
 
     ``problem`` is one in the chart; ``begin_from`` the one candidate, as ``"solver @ grid"``; ``smaller`` a table with fewer
     evaluations, from which tables grow in its own chart too, and not from one evaluation alone; ``limit`` ends the growing.
+    ArgumentError for a ``begin_from`` that is of another chart.
     """
     if begin_from is not None:
+        if begin_from.partition(":")[0] == "universal":
+            raise ArgumentError(
+                f"begin_from={begin_from!r} begins in the chart noise: with chart='gaussian' name a method of that chart, such "
+                "as 'ab:order=2,chart=gaussian_angle,jump=1 @ karras:rho=3'"
+            )
         solver, _, grid = (part.strip() for part in begin_from.partition("@"))
         return [_method(problem, statistics, path, nfe, solver, grid or "karras:rho=3")]
     found = adams(problem, statistics, path, nfe)[:_CANDIDATES]
@@ -80,15 +86,28 @@ def known_to(
 ) -> Statistics:
     """The statistics for a training: those given, or the field's own, reduced to a kind if one is named.
 
-    ``asker`` says what has to know them, for the error. ArgumentError if there are none, if they are of other data, or for an
-    unknown kind.
+    ``asker`` says what has to know them, for the error. ArgumentError if there are none, if they are of other data, for an
+    unknown kind, or for data so narrow that every jump goes to the path's end, where nothing is left to train.
     """
     kind = statistics if isinstance(statistics, str) else None
     given = None if isinstance(statistics, str) else statistics
     known = known_of(request.field, asker, request.width, given)
-    if kind is None:
-        return known
-    return known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)
+    if kind is not None:
+        known = known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)
+    last = request.path.rho(request.path.t_min)
+    if _JUMPS[-1] * known.largest <= last:
+        narrow = f"have a largest deviation of {known.largest:.3g}, so small beside the path's last noise level of {last:.3g}"
+        what = narrow if known.largest else "are one point, of covariance 0, so"
+        raise ArgumentError(
+            f"{asker} has nothing to train: the data {what} that a jump goes all the way; any solver with jump=auto, such as "
+            "ddim:jump=auto, does so without an evaluation"
+        )
+    return known
+
+
+def chart_named(statistics: Statistics) -> str:
+    """The chart of the Gaussian of some statistics, in words."""
+    return "in the chart of the scale alone" if statistics.kind == "scale" else "in the chart of the covariance"
 
 
 def gaussians(known: Statistics) -> list[Statistics]:

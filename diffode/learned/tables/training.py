@@ -21,7 +21,7 @@ from diffode.learned.fitting.problems import FEWEST, starts_for
 from diffode.learned.limit import Limit
 from diffode.learned.progress import Progress
 from diffode.learned.request import Request, held_out_count, with_gradients
-from diffode.learned.tables.in_chart import chart_candidates, check_smaller, gaussians, known_to
+from diffode.learned.tables.in_chart import chart_candidates, chart_named, check_smaller, gaussians, known_to
 from diffode.learned.tables.published import Published, candidates
 from diffode.learned.trained import History, Trained, check_trained
 from diffode.paths import Path
@@ -90,8 +90,9 @@ def train_table(
             methods in the chart and from tables that grow from one evaluation.
         statistics: mean and covariance of the data for that chart, or a kind of them, such as ``scale``, to which those of the
             field are reduced; by default the field's own or, unless ``begin_from`` is given, their scale alone, whichever gives
-            the better table.
-        smaller: what a training in that chart gave for the same field with fewer evaluations, from which tables grow too.
+            the better table; the ``statistics`` of the result say which.
+        smaller: what a training in that chart gave for the same field with fewer evaluations, from which tables grow too;
+            not beside ``begin_from``, from which nothing grows.
         consistent: keep the table exact for a constant noise prediction.
         groups: sizes of the sets of evaluations that may run in parallel.
         trajectory: weight of the mean error of the states in between, in units of the data's spread at their levels; that of
@@ -133,6 +134,11 @@ def train_table(
     if chart == "gaussian":
         if consistent or groups is not None:
             raise ArgumentError("consistent and groups are of tables in the chart noise: leave them out here")
+        if smaller is not None and begin_from is not None:
+            raise ArgumentError(
+                f"begin_from={begin_from!r:.60} is the one table that a training begins from, so that none grows from "
+                "smaller=: leave one of the two out"
+            )
         known = known_to(request, statistics)
         charts = gaussians(known) if statistics is None and begin_from is None else [known]
     elif statistics is not None or smaller is not None:
@@ -234,6 +240,11 @@ class _Task(NamedTuple):
         look, problem, held_out, test = (in_chart(one, field, statistics) for one in self[:4])
         return self._replace(look=look, problem=problem, held_out=held_out, test=test, statistics=statistics)
 
+    @property
+    def told(self) -> str:
+        """The chart, for the names of stages: trainings in two of them may begin from methods of one name."""
+        return "" if self.statistics is None else f", {chart_named(self.statistics)}"
+
     def table(self, origin: Stages, consistent: bool, groups: tuple[int, ...] | None) -> Table:
         """The free numbers of a training from a table."""
         if self.statistics is not None:
@@ -273,7 +284,9 @@ def _best_of(
         if limit.reached():
             break
         task = one.task
-        further = task.trained(task.problem, one.table, f"train from {one.published.name}", one.values, task.steps, limit)
+        further = task.trained(
+            task.problem, one.table, f"train from {one.published.name}{task.told}", one.values, task.steps, limit
+        )
         if further is None:
             continue
         error = min(further.held_out)
@@ -319,7 +332,7 @@ def _looked_at(found: Sequence[tuple[_Task, Published]], consistent: bool, group
         if seen and limit.reached():
             break
         table = task.table(published.stages, consistent, groups)
-        looked = task.trained(task.look, table, f"look ahead from {published.name}", table.start, _LOOK_STEPS, limit)
+        looked = task.trained(task.look, table, f"look ahead from {published.name}{task.told}", table.start, _LOOK_STEPS, limit)
         if looked is not None:
             seen.append(_Candidate(min(looked.held_out), looked.values, published, table, task))
     if not seen:

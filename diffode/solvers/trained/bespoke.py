@@ -194,6 +194,8 @@ class Universal(TrainedSolver):
     With ``chart="gaussian"`` the tables are those in the chart of the data's Gaussian, for 1 to 12 evaluations: they jump to
     their first level, and are made for the spectrum of the data, whose mean and covariance have to be known (``scale`` and
     ``dim`` are not asked for). Statistics of kind ``scale``, which hold the mean variance alone, have tables of their own.
+    Those of kind ``diagonal``, ``cosine`` or ``fourier`` are taken for the whole covariance: where the data's own axes are
+    others, which statistics can't tell, no table was trained for them, and kind ``scale`` is the better choice.
 
     With ``member`` a member of a codebook replaces the table for all data; ``diffode.learned.tune_universal`` chooses the
     member, and the ``scale`` and ``dim`` to run it with, for a field. Members of different budgets are unrelated, so a member
