@@ -82,18 +82,27 @@ def hand_made(field: fields.ExactField, x: torch.Tensor, exact: torch.Tensor, nf
     return {"hand": best[0], "hand_name": best[1], "untuned": untuned[0], "untuned_name": untuned[1]}
 
 
-def charted(tables: Path, name: str, nfe: int, seconds: float) -> Checkpoint:
+def charted(tables: Path, name: str, nfe: int, seconds: float, points: int | None) -> Checkpoint:
     """The table in the Gaussian's chart, trained unless it is there."""
     table = tables / f"{name}-{nfe}-chart.safetensors"
     if not table.is_file():
         smaller = [file for n in range(1, nfe) if (file := tables / f"{name}-{n}-chart.safetensors").is_file()]
         less = load_checkpoint(smaller[-1]) if smaller else None
-        train_table(name, nfe, chart="gaussian", smaller=less, seconds=seconds).save(table)
+        train_table(name, nfe, chart="gaussian", smaller=less, points=points, seconds=seconds).save(table)
     return load_checkpoint(table)
 
 
 def filled(
-    known: Row, tables: Path, name: str, nfe: int, starts: int, seconds: float, bespoke: bool, conditioned: bool, chart: str
+    known: Row,
+    tables: Path,
+    name: str,
+    nfe: int,
+    starts: int,
+    seconds: float,
+    points: int | None,
+    bespoke: bool,
+    conditioned: bool,
+    chart: str,
 ) -> Row:
     """A row with the columns that it lacks."""
     wanted = (
@@ -118,14 +127,14 @@ def filled(
     if "hand" not in made:
         made |= hand_made(field, x, exact, nfe)
     if "chart" in wanted - made.keys():
-        own = charted(tables, name, nfe, seconds)
+        own = charted(tables, name, nfe, seconds, points)
         made["chart"] = error(own.table().tableau(EDM).run(field, x))
         made["chart_seconds"], made["chart_start"], made["chart_stopped_by"] = own.seconds, own.begun_from, own.stopped_by
     table = tables / f"{name}-{nfe}.safetensors"
     conditioning = bespoke and conditioned and "conditioned" not in made
     if bespoke and ("bespoke" not in made or (conditioning and not table.is_file())):
         if not table.is_file():
-            train_table(name, nfe, seconds=seconds).save(table)
+            train_table(name, nfe, points=points, seconds=seconds).save(table)
         checkpoint = load_checkpoint(table)
         made["seconds"], made["start"] = checkpoint.seconds, checkpoint.begun_from
         made["stopped_by"] = checkpoint.stopped_by
@@ -145,8 +154,8 @@ def filled(
 
 def cell(asked: list[Any]) -> Row | None:
     """:func:`filled` for a cell as plain data; None where nothing is missing."""
-    known, tables, name, nfe, starts, seconds, bespoke, conditioned, chart = asked
-    made = filled(known, Path(tables), name, nfe, starts, float(seconds), bespoke, conditioned, chart)
+    known, tables, name, nfe, starts, seconds, points, bespoke, conditioned, chart = asked
+    made = filled(known, Path(tables), name, nfe, starts, float(seconds), points, bespoke, conditioned, chart)
     return None if made is known else made
 
 
@@ -252,6 +261,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, nargs="*", default=[4, 6, 8, 10])
     parser.add_argument("--targets", nargs="*", default=targets.names())
     parser.add_argument("--starts", type=int, default=256, help="test starts")
+    parser.add_argument("--points", type=int, help="starts to train on; by default as many as suit the field")
     parser.add_argument("--bespoke", choices=("yes", "no"), default="yes", help="train a table for each target")
     parser.add_argument("--conditioned", action="store_true", help="condition each table on the sample as well")
     parser.add_argument("--chart", choices=("yes", "no", "only"), default="no", help="train tables in the Gaussian's chart")
@@ -273,6 +283,7 @@ def main() -> None:
     how = [
         chosen.starts,
         str(chosen.seconds),
+        chosen.points,
         chosen.bespoke == "yes" and chosen.chart != "only",
         chosen.conditioned,
         chosen.chart,

@@ -18,7 +18,7 @@ from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.differences import equations_by_differences
 from diffode.learned.fitting.gauss_newton import Fit, Problem, descend
 from diffode.learned.request import Request
-from diffode.learned.tables.in_chart import adams, few_starts, gaussians, known_to
+from diffode.learned.tables.in_chart import adams, chart_named, few_starts, gaussians, known_to
 from diffode.learned.tables.published import Published
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
@@ -128,7 +128,7 @@ def _refined(chart: _Chart, begun: Published, steps: int, request: Request) -> F
         steps=steps,
         limit=request.limit,
         patience=_PATIENCE,
-        stage=f"refine {begun.name}",
+        stage=f"refine {begun.name}, {chart_named(chart.statistics)}",
         progress=request.progress,
         confined=lambda values: table.confined(values, chart.choice.first, chart.choice.last),
     )
