@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import tempfile
 
 # The workers are what runs in parallel. Threads of linear algebra, whose number is read when NumPy is first imported, would
 # wait for each other: many small products take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+# Where the environment declines bytecode, every worker would rewrite and compile all tests in every run, and every process that
+# a test begins would compile the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +30,14 @@ from diffode.studies import Result, Store, keyed_cells, parse_suite
 settings.register_profile("diffode", derandomize=True, deadline=None, max_examples=40, print_blob=False)
 settings.load_profile("diffode")
 torch.set_num_threads(1)
+sys.dont_write_bytecode = False
 os.environ["DIFFODE_CACHE"] = tempfile.mkdtemp(prefix="diffode-tests-")
+
+
+def pytest_collection_finish():
+    """What is imported and collected by now stays to the end: no test need look for garbage in it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -49,13 +49,19 @@ INNER = {
 }
 
 
+@pytest.fixture(scope="module")
+def trees():
+    """Each file of the package as a syntax tree."""
+    return {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+
+
 @pytest.mark.parametrize("room", INNER)
-def test_imports_point_up_the_list_inside_a_room_too(room):
+def test_imports_point_up_the_list_inside_a_room_too(room, trees):
     for file in (PACKAGE / room).rglob("*.py"):
         own = file.relative_to(PACKAGE / room).parts[0].removesuffix(".py")
         if own == "__init__":
             continue
-        for module in imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
+        for module in imported_modules(trees[file]):
             found = module.split(".")
             if found[:2] == ["diffode", room] and len(found) > 2:
                 assert INNER[room].index(found[2]) <= INNER[room].index(own), f"{file} imports {module}"
@@ -66,8 +72,7 @@ def room_of(file):
     return relative.parts[0].removesuffix(".py")
 
 
-def imported_rooms(file):
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+def imported_rooms(tree):
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "diffode":
@@ -78,13 +83,14 @@ def imported_rooms(file):
         yield from (name for name in names if name in ROOMS)
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in FILES if f.parent != PACKAGE or f.name != "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE))
-)
-def test_imports_point_up_the_list(file):
-    own = ROOMS.index(room_of(file))
-    for room in imported_rooms(file):
-        assert ROOMS.index(room) <= own, f"{file} imports {room}"
+def test_imports_point_up_the_list(trees):
+    assert [
+        f"{file} imports {room}"
+        for file, tree in trees.items()
+        if file != PACKAGE / "__init__.py"
+        for room in imported_rooms(tree)
+        if ROOMS.index(room) > ROOMS.index(room_of(file))
+    ] == []
 
 
 @pytest.mark.parametrize("room", ["plot", "verify", "verify.field", "verify.theory", "verify.sampler", "verify.maps"])
@@ -97,9 +103,9 @@ def test_no_public_name_is_that_of_a_module_beside_it(room):
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.name == "__init__.py"], ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_public_names_are_written_out_and_are_there(file):
+def test_public_names_are_written_out_and_are_there(file, trees):
     """A type checker sees only public names that are written out, and knows only those that something defines or imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = trees[file]
     written = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
     module = importlib.import_module(".".join(file.parent.relative_to(ROOT).parts))
     assert len(written) == hasattr(module, "__all__")
@@ -155,10 +161,10 @@ LAZY = {
 }
 
 
-def test_imports_inside_functions_are_those_that_are_listed():
+def test_imports_inside_functions_are_those_that_are_listed(trees):
     found = set()
-    for file in FILES:
-        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file, tree in trees.items():
+        for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef) and room_of(file) != "cli":
                 place = str(file.relative_to(PACKAGE))
                 for node in ast.walk(function):
@@ -185,29 +191,27 @@ def imported_modules(tree):
         yield from imported_modules(node)
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_each_other_in_a_circle(trees):
     graph = {
-        name: {other for other in imported_modules(ast.parse(file.read_text(encoding="utf-8"))) if other in MODULES} - {name}
-        for name, file in MODULES.items()
+        name: {other for other in imported_modules(trees[file]) if other in MODULES} - {name} for name, file in MODULES.items()
     }
     assert sum(map(len, graph.values())) > 400
     graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_a_file_can_be_read_in_one_sitting(file):
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+def test_a_file_can_be_read_in_one_sitting():
+    lengths = {str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {file: lines for file, lines in lengths.items() if lines > 400} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_no_pickle_no_eval_no_bare_assert(file):
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        assert not isinstance(node, ast.Assert)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("eval", "exec", "compile")
-        if isinstance(node, ast.Import):
-            assert "pickle" not in [alias.name for alias in node.names]
+def test_no_pickle_no_eval_no_bare_assert(trees):
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Assert), f"{file}:{node.lineno}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "compile"), f"{file}:{node.lineno}"
+            if isinstance(node, ast.Import):
+                assert "pickle" not in [alias.name for alias in node.names], f"{file}:{node.lineno}"
 
 
 def test_every_room_is_described_in_the_architecture():
