@@ -72,6 +72,14 @@ def test_all_teachers_of_a_method_agree_on_the_exact_map(name):
             assert float(term.residual.detach().abs().max()) < 1e-10
 
 
+@pytest.mark.parametrize("name", ["shortcut", "psd", "splitmeanflow"])
+def test_differences_of_points_weigh_as_those_of_velocities_or_all_alike(name):
+    term = terms_of(name, 0.7, weight="slope")[0]
+    a, b = term.span
+    assert torch.equal(torch.as_tensor(term.weight), 1 / ((b - a) ** 2 + 1e-3))
+    assert terms_of(name, 0.7, weight="none")[0].weight == 1
+
+
 def test_segments_of_multistep_consistency_end_below_where_they_begin():
     """From an angle one goes to the nearest end of a segment below it, from the first step above an end too."""
     (term,) = terms_of("multistep_cd", 0.7)

@@ -65,8 +65,8 @@ def errors(results: Sequence[Result], target: str, metric: str) -> dict[str, dic
     return found
 
 
-def table_of(found: dict[str, dict[int, float]]) -> str:
-    """A row for each method, the best of a budget in bold."""
+def table_of(found: dict[str, dict[int, float]], quote: str = "`") -> str:
+    """A row for each method, its name in quotes, the best of a budget in bold."""
     budgets = sorted({nfe for row in found.values() for nfe in row})
     best = {nfe: min(row.get(nfe, math.inf) for row in found.values()) for nfe in budgets}
     lines = [["", *(f"NFE {nfe}" for nfe in budgets)], ["---"] * (len(budgets) + 1)]
@@ -74,7 +74,7 @@ def table_of(found: dict[str, dict[int, float]]) -> str:
         cells = [
             "" if nfe not in row else f"**{row[nfe]:.3g}**" if row[nfe] == best[nfe] else f"{row[nfe]:.3g}" for nfe in budgets
         ]
-        lines.append([f"`{method}`", *cells])
+        lines.append([f"{quote}{method}{quote}", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -98,22 +98,18 @@ def gains(results: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def trainings(results: Sequence[Result]) -> str:
-    """What was trained for the network or for the mixture, on both, beside the best hand-made run from t_max."""
+def trainings(results: Sequence[Result], field: str) -> str:
+    """What was trained for the network or for the mixture, on one of the two, beside the best hand-made runs."""
     rows = json.loads((OUT / "images_learned.json").read_text(encoding="utf-8"))
+    found = errors(results, {"network": NETWORK, "mixture": MIXTURE}[field], "endpoint")
     budgets = sorted({row["nfe"] for row in rows})
-    lines = [["", *(f"NFE {nfe}, {field}" for nfe in budgets for field in ("network", "mixture"))]]
-    lines.append(["---"] * len(lines[0]))
-    found = {field: errors(results, target, "endpoint") for field, target in (("network", NETWORK), ("mixture", MIXTURE))}
-    for kind in ("hand-made", "jump"):
-        best = [min(v[nfe] for method, v in found[field].items() if kind_of(method) == kind and nfe in v)
-                for nfe in budgets for field in found]  # fmt: skip
-        lines.append(["best after a jump" if kind == "jump" else "best hand-made", *(f"{value:.3g}" for value in best)])
-    for name in dict.fromkeys(row["name"] for row in rows):
-        held = {row["nfe"]: row for row in rows if row["name"] == name}
-        cells = [f"{held[nfe][field]:.3g}" if nfe in held else "" for nfe in budgets for field in ("network", "mixture")]
-        lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table: dict[str, dict[int, float]] = {}
+    for kind, name in (("hand-made", "best hand-made"), ("jump", "best after a jump")):
+        own = [values for method, values in found.items() if kind_of(method) == kind]
+        table[name] = {nfe: min(values[nfe] for values in own if nfe in values) for nfe in budgets}
+    for row in rows:
+        table.setdefault(row["name"], {})[row["nfe"]] = row[field]
+    return table_of(table, "")
 
 
 def levels() -> str:
@@ -163,7 +159,8 @@ def main() -> None:
         probing=probing(), mixture=table_of(errors(results, MIXTURE, "endpoint")), gains=gains(results),
         samples=f"{chosen.samples:,}",
         law_floor=f"{seen.floor(chosen.samples):.2g}", halves=f"{seen.facts['halves']:.2g}",
-        laws=table_of(errors(results, NETWORK, "frechet")), trainings=trainings(results),
+        laws=table_of(errors(results, NETWORK, "frechet")), on_network=trainings(results, "network"),
+        on_mixture=trainings(results, "mixture"),
     )  # fmt: skip
     (OUT / "images.md").write_text(page, encoding="utf-8")
     draw(SHOWN, OUT / "images_by_solver.png")
