@@ -203,6 +203,8 @@ def test_a_saved_one_runs_as_a_solver_by_name_and_spoilt_files_are_refused(ring,
         ({**tensors, "offset_0": tensors["offset_0"] * float("nan")}, facts),
         ({**tensors, "more": tensors["scales"].clone()}, facts),
         ({**tensors, "matrix_0": tensors["matrix_0"][:, :3].contiguous()}, facts),
+        # Levels that do not fall lead nowhere.
+        ({**tensors, "levels": torch.full_like(tensors["levels"], 3.0)}, facts),
     )  # fmt: skip
     for parts, description in wrong:
         write_tensors(tmp_path / "wrong", parts, description)

@@ -174,6 +174,7 @@ GOOD = ([0.5, 0.5], [[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0])
         (0, [1.5, -0.5], "weights must be positive, got -0.5 at component 1"),
         (0, [0.5, float("nan")], "weights has non-finite"),
         (0, [1.0], "weights must have one entry per component"),
+        (0, [0.25] * 4, "weights must have one entry per component"),
         (0, [[0.5, 0.5]], "weights must have shape"),
         (1, [0.0, 1.0], r"means must have shape \(K, D\)"),
         (1, [[0.0, 0.0], [1.0, float("inf")]], "means has non-finite"),
