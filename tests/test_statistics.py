@@ -192,6 +192,16 @@ def test_two_statistics_have_one_content_only_if_they_are_the_same():
     assert of_target("full").content == of_target("full").content
 
 
+def test_statistics_of_the_same_numbers_are_equal():
+    one, two = (Statistics.of_target("digits-gmm10") for _ in range(2))
+    assert one == two
+    assert {one, two} == {one}
+    assert one != one.scaled(2.0)
+    wide, high = (one.reduced("cosine", shape=shape) for shape in ((4, 16), (16, 4)))
+    assert wide != replace(wide, basis=high.basis)
+    assert one != 3
+
+
 @pytest.mark.parametrize("kind", ["scale", "diagonal", "full"])
 def test_statistics_are_alike_but_for_rounding_only(kind):
     known = Statistics.of_target("digits-gmm10").reduced(kind)

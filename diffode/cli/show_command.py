@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -298,9 +299,9 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
             {
                 "row": i,
                 "time": row.time,
-                "states": dict(row.states),
-                table.prediction: dict(row.evaluations),
-                "noise draws": dict(row.draws),
+                "states": _plain(row.states),
+                table.prediction: _plain(row.evaluations),
+                "noise draws": _plain(row.draws),
                 "output": i in table.outputs,
             }
             for i, row in enumerate(table.rows)
@@ -364,6 +365,19 @@ def _facts_of_map(phi: Any) -> dict[str, Any]:
     return told
 
 
+def _plain(values: Mapping[int, Any]) -> dict[int, Any]:
+    """Coefficients as plain numbers: a list of them where each direction of the data has its own."""
+    return {j: value if isinstance(value, float) else value.flatten().tolist() for j, value in values.items()}
+
+
+def _coefficient(value: float | list[float]) -> str:
+    """A coefficient, or the least and the largest of those for the directions of the data."""
+    if not isinstance(value, list):
+        return f"{value:+.6g}"
+    low, high = min(value), max(value)
+    return f"{low:+.6g}" if low == high else f"({low:+.6g} to {high:+.6g})"
+
+
 def _print_solver(facts: dict[str, Any]) -> None:
     facts = dict(facts)
     rows, title, prediction = (facts.pop(key) for key in ("tableau", "title", "prediction"))
@@ -373,8 +387,8 @@ def _print_solver(facts: dict[str, Any]) -> None:
         return
     click.echo(f"\n{title}: x_i = sum A_ij x_j + sum B_ij m_j + sum C_ik xi_k, m = {prediction}, xi = noise")
     for row in rows:
-        terms = [f"{v:+.6g} x{j}" for j, v in row["states"].items()] + [f"{v:+.6g} m{j}" for j, v in row[prediction].items()]
-        terms += [f"{v:+.6g} xi{k}" for k, v in row["noise draws"].items()]
+        named = (("x", row["states"]), ("m", row[prediction]), ("xi", row["noise draws"]))
+        terms = [f"{_coefficient(value)} {letter}{j}" for letter, values in named for j, value in values.items()]
         mark = "*" if row["output"] else " "
         click.echo(f"{mark} x{row['row']:<3d} t={row['time']:<12.6g} {' '.join(terms) or 'start'}")
     click.echo("(* the solution at a time of the grid)")

@@ -80,7 +80,8 @@ class Budgets(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--output",
     default=None,
-    help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors; none for a grid, universal, or dc for one NFE.",
+    help="File to write (.safetensors); by default SPEC-TARGET-NFE.safetensors; none for a grid, a member of universal, or "
+    "dc for one NFE.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where a flow map's network is trained, such as cuda.")
 @click.option("--force", is_flag=True, help="Write over a file that exists, and begin an interrupted training anew.")

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.paths import Path
@@ -282,6 +283,16 @@ class Statistics:
         basis = [self.basis.matrix] if isinstance(self.basis, Vectors) else []
         named = torch.tensor([KINDS.index(self.kind), self.gaussian], dtype=torch.float64)
         return content_of((named, self.mean, self.variances, *basis))
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        return self.content == other.content and getattr(self.basis, "shape", None) == getattr(other.basis, "shape", None)
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self.content)
 
     def alike(self, other: Statistics) -> bool:
         """Whether they say the same of the data but for rounding, which two machines or versions do differently.

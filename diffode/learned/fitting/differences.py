@@ -17,17 +17,21 @@ from diffode.learned.fitting.parameters import Parameters
 from diffode.numerics.least_squares import NormalEquations, reweighted
 from diffode.tableau.stages import NoiseFunction, Stages, count_of
 
-#: Length of a difference relative to what it moves, near the root of the precision, where rounding and truncation balance.
-_STEP = {torch.float64: 1e-7, torch.float32: 3e-4}
+#: Shortest difference, relative to what it moves: near the root of float64's rounding, where that and curvature balance.
+SHORTEST = 1e-7
 #: Largest number of derivatives that are held at once.
 _MOST_NUMBERS = 2**23
 
 
 @torch.no_grad()
-def equations_by_differences(parameters: Parameters, values: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+def equations_by_differences(
+    parameters: Parameters, values: Tensor, problem: Problem, step: float = SHORTEST
+) -> tuple[Tensor, Tensor]:
     """Gradient (size,) and Gauss-Newton matrix (size, size) of a problem's mean end-point error, in units of the scale.
 
-    Unlike :func:`diffode.learned.fitting.gauss_newton.normal_equations` it asks for no derivative of the field, and takes every
+    ``step`` is the length of a difference relative to what it moves: the root of the rounding of the field's answers, which
+    for a network in float32 is a billion times that of the states. Unlike
+    :func:`diffode.learned.fitting.gauss_newton.normal_equations` it asks for no derivative of the field, and takes every
     coordinate of the ends, however many there are.
     """
     stages = parameters.stages(values, problem.first, problem.last, problem.dim).scaled(problem.unit)
@@ -38,7 +42,7 @@ def equations_by_differences(parameters: Parameters, values: Tensor, problem: Pr
     equations = NormalEquations(len(values))
     together = max(1, _MOST_NUMBERS // (len(free) * error.shape[1]))
     for block in torch.split(torch.arange(len(error)), together):
-        derivatives = end_derivatives(problem.noise, problem.start[block], stages, free).flatten(1).to(torch.float64)
+        derivatives = end_derivatives(problem.noise, problem.start[block], stages, free, step).flatten(1).to(torch.float64)
         each = weight[block].repeat_interleave(error.shape[1]).to(torch.float64)
         rows = (chain.T @ derivatives).T
         equations.add(rows, each * error[block].flatten().to(torch.float64), each)
@@ -46,7 +50,7 @@ def equations_by_differences(parameters: Parameters, values: Tensor, problem: Pr
 
 
 @torch.no_grad()
-def end_derivatives(noise: NoiseFunction, start: Tensor, stages: Stages, wanted: Tensor) -> Tensor:
+def end_derivatives(noise: NoiseFunction, start: Tensor, stages: Stages, wanted: Tensor, step: float = SHORTEST) -> Tensor:
     """Derivatives (P, B, D) of the output by the numbers c, b row by row and log rho; 0 where ``wanted`` (P,) is False.
 
     >>> from diffode.paths import EDM
@@ -56,7 +60,7 @@ def end_derivatives(noise: NoiseFunction, start: Tensor, stages: Stages, wanted:
     >>> found[1].tolist()  # the output is c_1 z_0 + ...
     [[1.0]]
     """
-    count, step = stages.nfe, _STEP[start.dtype]
+    count = stages.nfe
     scales, weights, levels = stages.scales.tolist(), stages.weights.tolist(), stages.levels.tolist()
 
     def state(row: int, answers: list[Tensor]) -> Tensor:

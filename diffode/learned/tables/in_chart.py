@@ -64,7 +64,7 @@ def chart_candidates(
     if begin_from is not None:
         if begin_from.partition(":")[0] == "universal":
             raise ArgumentError(
-                f"begin_from={begin_from!r} begins in the chart noise: with chart='gaussian' name a method of that chart, such "
+                f"begin_from={begin_from!r} is no beginning in the chart of the Gaussian: name a method of that chart, such "
                 "as 'ab:order=2,chart=gaussian_angle,jump=1 @ karras:rho=3'"
             )
         solver, _, grid = (part.strip() for part in begin_from.partition("@"))

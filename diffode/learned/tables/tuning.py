@@ -60,10 +60,12 @@ def tune_universal(
     About a thousand tables are run on 48 starts, and up to 72 on all. ``field.nfe`` does not count these runs. The field need
     not be differentiable.
 
-    With ``chart="gaussian"`` the choice is among the universal tables in the chart of the data's Gaussian, in several units and
-    for several numbers of directions, and Adams methods after a jump: about a hundred runs on 48 starts, 8 on all. The best one
-    is then refined by up to 10 Gauss-Newton steps on all starts, whose derivatives are differences of runs: as many evaluations
-    a step as about N^2/6 runs with N evaluations make. Other starts decide which step's numbers are taken.
+    With ``chart="gaussian"`` the choice is among the universal tables in the chart of the data's Gaussian, in several units
+    and for several numbers of directions, and Adams methods after a jump: 135 runs on 48 starts and 8 on all, in the chart of
+    the covariance and that of the scale alone. The best one of each is then refined by up to 10 Gauss-Newton steps on all
+    starts, whose derivatives are differences of runs: as many evaluations a step as about N^2/6 + N + 2 runs with N
+    evaluations make, and those of a few trials. Other starts decide which step's numbers are taken, or that the untuned table
+    is the better one.
 
     Args:
         field: any field with a path, or a target or its name.
@@ -77,8 +79,9 @@ def tune_universal(
         steps: for that chart, largest number of steps of the refinement; 10 by default.
         seconds: limit of time, exact ends included, after which the best choice so far is returned; ``stopped_by`` says so.
         seed: seed of the starts.
-        progress: called with every table as a :class:`Step`, whose ``error`` is the least so far on the same starts.
-        stop: a function called after every table; if it returns True, the best choice so far is returned.
+        progress: called with every table, and in the Gaussian's chart every step, as a :class:`Step`, whose ``error`` is the
+            least so far on the same starts.
+        stop: a function called after every table and step; if it returns True, the best choice so far is returned.
 
     Returns:
         :class:`Trained`, whose solver is ``universal`` with its member, scale and dimension given, or without a member if the

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, BudgetError, NumericalError
 from diffode.learned.fitting.chart import ChartTable, in_chart
-from diffode.learned.fitting.differences import equations_by_differences
+from diffode.learned.fitting.differences import SHORTEST, equations_by_differences
 from diffode.learned.fitting.gauss_newton import Fit, Problem, descend
+from diffode.learned.progress import Step
 from diffode.learned.request import Request
 from diffode.learned.tables.in_chart import adams, chart_named, few_starts, gaussians, known_to
 from diffode.learned.tables.published import Published
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
 from diffode.learned.universal.batches import UNITS
-from diffode.paths import Path
 from diffode.solvers.trained.bespoke import shipped_spectral
 from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.solvers.trained.spectral import LEAST_FIRST, Spectral, directions_of, unit_of
@@ -52,37 +52,63 @@ class _Chart(NamedTuple):
 def tuned_in_chart(request: Request, nfe: int, statistics: Statistics | str | None, points: int, steps: int) -> Trained:
     """What :func:`diffode.learned.tune_universal` gives in the chart of the data's Gaussian."""
     known = known_to(request, statistics, "universal:chart=gaussian")
+    compared = gaussians(known) if statistics is None else [known]
+    for told in compared:
+        _shipped(told, nfe)
     problems = [request.problem(points, stream, differentiated=False) for stream in ("choice", "deciding", "held out")]
     with request.field.uncounted():
-        charts = [
-            _Chart(one, *(in_chart(problem, request.field, one) for problem in problems))
-            for one in (gaussians(known) if statistics is None else [known])
-        ]
-        tried = [(chart, best_tables(chart.choice, chart.statistics, request.path, nfe)) for chart in charts]
-        begun = sorted(((found[0], chart) for chart, found in tried if found), key=lambda pair: pair[0].error)
+        charts = [_Chart(told, *(in_chart(problem, request.field, told) for problem in problems)) for told in compared]
+        begun = sorted(
+            ((found[0], chart) for chart in charts if (found := best_tables(chart.choice, chart.statistics, request, nfe))),
+            key=lambda pair: pair[0].error,
+        )
         if not begun:
             raise NumericalError(
                 f"no table in the Gaussian's chart gives finite states with nfe={nfe}; look at the field first"
             )
+        step = max(SHORTEST, math.sqrt(request.field.rounding(problems[0].start, request.path.t_max)))
         refined: list[tuple[Fit, Published, _Chart]] = []
         for one, chart in begun:
             if refined and request.limit.reached():
                 break
-            refined.append((_refined(chart, one, steps, request), one, chart))
+            refined.append((_refined(chart, one, steps, step, request), one, chart))
         fitted, origin, chart = min(refined, key=lambda result: min(result[0].held_out))
-        stages = ChartTable(origin.stages).stages(fitted.values, chart.choice.first, chart.choice.last)
-        before, after = _untuned(charts[0], nfe), chart.held_out.error(stages)
-    facts = request.facts(origin.name, before, after).facts()
+        stages, error = (
+            ChartTable(origin.stages).stages(fitted.values, chart.choice.first, chart.choice.last),
+            min(fitted.held_out),
+        )
+        plain, before = _untuned(charts[0], nfe), None
+        if plain is not None:
+            before = charts[0].held_out.error(plain)
+            # What no tuning costs counts as long as starts that chose nothing find it better.
+            if charts[0].deciding.error(plain) < error:
+                stages, origin, chart = plain, origin._replace(stages=plain), charts[0]
+        after = chart.held_out.error(stages)
+    if not math.isfinite(after):
+        raise NumericalError(f"the table with nfe={nfe} overflows on starts that chose nothing; look at the field first")
+    facts = request.facts("universal:chart=gaussian", before, after).facts()
     checkpoint = Checkpoint(stages=stages, scale=chart.choice.unit, statistics=chart.statistics, **facts)
     return trained_table(checkpoint, History(fitted.training, fitted.held_out, len(fitted.training) - 1), origin.stages)
 
 
-def best_tables(problem: Problem, statistics: Statistics, path: Path, nfe: int) -> list[Published]:
-    """The best universal tables of all units, and Adams methods, on a problem in the chart, the smallest error first."""
-    few = few_starts(problem, _FEW_STARTS)
-    found = [one._replace(error=few.error(one.stages)) for one in _universal(few, statistics, nfe)]
-    found += adams(few, statistics, path, nfe)
+def best_tables(problem: Problem, statistics: Statistics, request: Request, nfe: int) -> list[Published]:
+    """The best universal tables of all units, and Adams methods, on a problem in the chart, the smallest error first.
+
+    If the limit of the request is reached, the best of those that were tried, one at least.
+    """
+    few, stage = few_starts(problem, _FEW_STARTS), f"compare tables, {chart_named(statistics)}"
+    found: list[Published] = []
+    every = [*_universal(few, statistics, nfe)]
+    for number, one in enumerate(every, 1):
+        found.append(one._replace(error=few.error(one.stages)))
+        request.tell(Step(stage, number, len(every), min(each.error for each in found)))
+        if request.limit.reached():
+            break
+    if not any(math.isfinite(one.error) for one in found) or not request.limit.reached():
+        found += adams(few, statistics, request.path, nfe)
     best = sorted((one for one in found if math.isfinite(one.error)), key=lambda one: one.error)[:_BEST]
+    if request.limit.reached():
+        best = best[:1]
     on_all = (one._replace(error=problem.error(one.stages)) for one in best)
     return sorted((one for one in on_all if math.isfinite(one.error)), key=lambda one: one.error)
 
@@ -93,7 +119,7 @@ def _universal(problem: Problem, statistics: Statistics, nfe: int) -> Iterator[P
     for factor in UNITS:
         for directions in sorted({*_DIRECTIONS, own}):
             if problem.first * problem.unit >= LEAST_FIRST * factor * unit:
-                name = f"universal:chart=gaussian in units of {factor * unit:.3g}, {directions:.3g} directions"
+                name = f"universal:chart=gaussian in units of {factor * unit:.3g}, for {directions:.3g} directions"
                 yield Published(math.inf, name, _stages(spectral, problem, factor * unit, directions))
 
 
@@ -109,7 +135,7 @@ def _stages(spectral: Spectral, problem: Problem, unit: float, directions: float
     return spectral.stages(first, last, directions).scaled(unit / problem.unit)
 
 
-def _refined(chart: _Chart, begun: Published, steps: int, request: Request) -> Fit:
+def _refined(chart: _Chart, begun: Published, steps: int, step: float, request: Request) -> Fit:
     """Gauss-Newton steps from a table on the starts of the choice, of which other starts tell the best."""
     table = ChartTable(begun.stages)
 
@@ -124,8 +150,8 @@ def _refined(chart: _Chart, begun: Published, steps: int, request: Request) -> F
         table.start,
         lambda values: error(values, chart.choice),
         lambda values: error(values, chart.deciding),
-        lambda values: equations_by_differences(table, values, chart.choice),
-        steps=steps,
+        lambda values: equations_by_differences(table, values, chart.choice, step),
+        steps=0 if request.limit.reached() else steps,
         limit=request.limit,
         patience=_PATIENCE,
         stage=f"refine {begun.name}, {chart_named(chart.statistics)}",
@@ -134,10 +160,10 @@ def _refined(chart: _Chart, begun: Published, steps: int, request: Request) -> F
     )
 
 
-def _untuned(chart: _Chart, nfe: int) -> float | None:
-    """The held-out error of the universal table as the data's own statistics ask for it; None where that is refused."""
-    held_out, known = chart.held_out, chart.statistics
+def _untuned(chart: _Chart, nfe: int) -> Stages | None:
+    """The universal table as the data's own statistics ask for it; None where that is refused."""
+    problem, known = chart.choice, chart.statistics
     unit = unit_of(known)
-    if held_out.first * held_out.unit < LEAST_FIRST * unit:
+    if problem.first * problem.unit < LEAST_FIRST * unit:
         return None
-    return held_out.error(_stages(_shipped(known, nfe), held_out, unit, directions_of(known)))
+    return _stages(_shipped(known, nfe), problem, unit, directions_of(known))
