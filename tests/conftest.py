@@ -11,9 +11,6 @@ import tempfile
 # wait for each other: many small products take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
-# Where the environment declines bytecode, every worker would rewrite and compile all tests in every run, and every process that
-# a test begins would compile the package.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +27,7 @@ from diffode.studies import Result, Store, keyed_cells, parse_suite
 settings.register_profile("diffode", derandomize=True, deadline=None, max_examples=40, print_blob=False)
 settings.load_profile("diffode")
 torch.set_num_threads(1)
+# Where the environment declines bytecode, every worker would rewrite and compile all tests in every run.
 sys.dont_write_bytecode = False
 os.environ["DIFFODE_CACHE"] = tempfile.mkdtemp(prefix="diffode-tests-")
 

@@ -20,7 +20,7 @@ EDM = paths.get("edm")
 
 def test_the_gradient_counts_the_trajectory(monkeypatch):
     """Weights 1/|r| make the normal equations' gradient that of the loss itself: against central differences."""
-    monkeypatch.setattr(gauss_newton, "_LEAST_WEIGHT", 1e-9)
+    monkeypatch.setattr(gauss_newton, "LEAST_WEIGHT", 1e-9)
     field = diffode.exact_field("ring8", "edm")
     problem = problem_for(field, EDM, 2, 40, 3, 0.5)
     table = Table(Stages.of(solvers.get("ipndm:order=3").within(EDM, "karras", 4)).scaled(1 / field.scale))

@@ -43,7 +43,7 @@ def test_arguments_of_which_one_would_do_nothing_are_refused_by_both_names():
     method = "ab:order=1,chart=gaussian_angle,jump=1"
     for options, said in (
         ({"chart": "gaussian", "smaller": smaller, "begin_from": method}, "begin_from='ab.*smaller=: leave one of the two out"),
-        ({"chart": "gaussian", "begin_from": "universal"}, "begin_from='universal' begins in the chart noise"),
+        ({"chart": "gaussian", "begin_from": "universal"}, "begin_from='universal' is no beginning in the chart"),
         ({"seconds": Limit(9.0), "stop": lambda: True}, r"stop can't be given beside a Limit.*Limit\(seconds, stop\)"),
     ):
         with pytest.raises(ArgumentError, match=said):

@@ -36,7 +36,7 @@ class Fixed(dict[int, Number]):
     @override
     def __eq__(self, other: object) -> bool:
         # Tensors of several numbers have no truth, so that the comparison of dict fails for them.
-        return isinstance(other, dict) and _told_of(self) == _told_of(other)
+        return _told_of(self) == _told_of(other) if isinstance(other, dict) else NotImplemented
 
     @override
     def __ne__(self, other: object) -> bool:
