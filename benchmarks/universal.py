@@ -135,9 +135,8 @@ def main() -> None:
     file = Path(chosen.rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     known = kept(file)
-    without = ("hand", "untuned", "jump")
     columns = {
-        cell: {name: value for name, value in row.items() if name.startswith(without)}
+        cell: {name: value for name, value in row.items() if name.startswith(("hand", "untuned", "jump"))}
         for cell, row in (kept(Path(chosen.learned)) if chosen.learned else {}).items()
         if row["starts"] == chosen.starts
     }

@@ -181,8 +181,8 @@ def fit(
     first, last = min(problem.first for problem in problems), max(problem.last for problem in problems)
     return descend(
         parameters.start if start is None else start,
-        lambda values: _loss(parameters, values, problems, loss, floor),
-        lambda values: _loss(parameters, values, held_out, loss, floor),
+        lambda values: loss_of(parameters, values, problems, loss, floor),
+        lambda values: loss_of(parameters, values, held_out, loss, floor),
         lambda values: normal_equations(parameters, values, problems, loss, floor, directions, generator),
         logarithmic=loss == "log",
         steps=steps,
@@ -261,7 +261,14 @@ def descend(
     return Fit(best, tuple(training), tuple(checked), limit.elapsed - began, stopped_by)
 
 
-def _loss(parameters: Parameters, values: Tensor, problems: Sequence[Problem], loss: str, floor: float) -> float:
+def loss_of(
+    parameters: Parameters,
+    values: Tensor,
+    problems: Sequence[Problem],
+    loss: Literal["mean", "log"] = "mean",
+    floor: float = 0.0,
+) -> float:
+    """The mean of the problems' errors, or of their logarithms with a floor added; infinite where numbers overflow."""
     total = 0.0
     for problem in problems:
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffode.errors import ArgumentError, NumericalError
 from diffode.fields import Field
-from diffode.learned.fitting.gauss_newton import Fit, Problem, descend
+from diffode.learned.fitting.gauss_newton import LEAST_WEIGHT, Fit, Problem, descend
 from diffode.learned.fitting.parameters import from_shares, to_shares
 from diffode.learned.request import Request
 from diffode.numerics.least_squares import NormalEquations, reweighted
@@ -40,8 +40,6 @@ _CANDIDATES = 3
 _AT_THE_END = 1 + 1e-6
 #: Half the step of a central difference in a free number.
 _STEP = 1e-5
-#: Shortest error as a share of the median; a shorter one weighs as much as this one.
-_LEAST_WEIGHT = 0.02
 #: Smallest curvature of a free number as a share of the largest: a step may have no influence.
 _LEAST_CURVATURE = 1e-10
 #: Steps without a smaller held-out error after which the next ends a training.
@@ -103,7 +101,7 @@ class FreeLevels(ABC):
         """Gradient and Gauss-Newton matrix of the mean error by the free numbers."""
         error = self.end(values, problem) - problem.end
         length = error.norm(dim=1)
-        weight = reweighted(length, _LEAST_WEIGHT)[:, None].expand_as(error) / (len(length) * problem.unit)
+        weight = reweighted(length, LEAST_WEIGHT)[:, None].expand_as(error) / (len(length) * problem.unit)
         columns = []
         for k in range(len(values)):
             shift = torch.zeros_like(values)

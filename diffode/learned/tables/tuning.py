@@ -104,20 +104,18 @@ def tune_universal(
     check_budget(nfe)
     check_count("points", points, 8, _MOST_POINTS)
     check_choice("chart", chart, ("noise", "gaussian"))
-    if chart == "gaussian":
-        check_count("steps", STEPS if steps is None else steps, 1)
-        request = Request.of(
-            "tune_universal", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop
-        )
-        return tuned_in_chart(request, nfe, statistics, points, STEPS if steps is None else steps)
-    if statistics is not None or steps is not None:
+    in_chart, books = chart == "gaussian", shipped_members()
+    if not in_chart and (statistics is not None or steps is not None):
         raise ArgumentError(
             "statistics and steps go with chart='gaussian': the codebook in the chart noise is chosen from alone"
         )
-    books = shipped_members()
-    if nfe not in books:
+    if not in_chart and nfe not in books:
         raise BudgetError(f"there are universal codebooks for nfe {', '.join(map(str, sorted(books)))}, not for {nfe}")
+    most = STEPS if steps is None else steps
+    check_count("steps", most, 1)
     request = Request.of("tune_universal", field, path=path, dim=dim, seed=seed, seconds=seconds, progress=progress, stop=stop)
+    if in_chart:
+        return tuned_in_chart(request, nfe, statistics, points, most)
     chosen = request.field
     problem, held_out = (request.problem(points, stream, differentiated=False) for stream in ("choice", "held out"))
     search = _Search(books[nfe], problem, request)

@@ -11,12 +11,10 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import Tensor
-
-from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.errors import BudgetError, NumericalError
 from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.differences import SHORTEST, equations_by_differences
-from diffode.learned.fitting.gauss_newton import Fit, Problem, descend
+from diffode.learned.fitting.gauss_newton import Fit, Problem, descend, loss_of
 from diffode.learned.progress import Step
 from diffode.learned.request import Request
 from diffode.learned.tables.in_chart import adams, chart_named, few_starts, gaussians, known_to
@@ -67,22 +65,18 @@ def tuned_in_chart(request: Request, nfe: int, statistics: Statistics | str | No
                 f"no table in the Gaussian's chart gives finite states with nfe={nfe}; look at the field first"
             )
         step = max(SHORTEST, math.sqrt(request.field.rounding(problems[0].start, request.path.t_max)))
-        refined: list[tuple[Fit, Published, _Chart]] = []
+        made: list[tuple[Fit, Published, _Chart]] = []
         for one, chart in begun:
-            if refined and request.limit.reached():
+            if made and request.limit.reached():
                 break
-            refined.append((_refined(chart, one, steps, step, request), one, chart))
-        fitted, origin, chart = min(refined, key=lambda result: min(result[0].held_out))
-        stages, error = (
-            ChartTable(origin.stages).stages(fitted.values, chart.choice.first, chart.choice.last),
-            min(fitted.held_out),
-        )
-        plain, before = _untuned(charts[0], nfe), None
+            made.append((_refined(chart, one, steps, step, request), one, chart))
+        before, plain = None, _untuned(charts[0], nfe)
         if plain is not None:
-            before = charts[0].held_out.error(plain)
-            # What no tuning costs counts as long as starts that chose nothing find it better.
-            if charts[0].deciding.error(plain) < error:
-                stages, origin, chart = plain, origin._replace(stages=plain), charts[0]
+            # What no tuning costs is taken if starts that chose nothing find it better.
+            made.append((_as_it_is(charts[0], plain), plain, charts[0]))
+            before = charts[0].held_out.error(plain.stages)
+        fitted, origin, chart = min(made, key=lambda one: min(one[0].held_out))
+        stages = ChartTable(origin.stages).stages(fitted.values, chart.choice.first, chart.choice.last)
         after = chart.held_out.error(stages)
     if not math.isfinite(after):
         raise NumericalError(f"the table with nfe={nfe} overflows on starts that chose nothing; look at the field first")
@@ -98,13 +92,14 @@ def best_tables(problem: Problem, statistics: Statistics, request: Request, nfe:
     """
     few, stage = few_starts(problem, _FEW_STARTS), f"compare tables, {chart_named(statistics)}"
     found: list[Published] = []
-    every = [*_universal(few, statistics, nfe)]
+    every, least = [*_universal(few, statistics, nfe)], math.inf
     for number, one in enumerate(every, 1):
         found.append(one._replace(error=few.error(one.stages)))
-        request.tell(Step(stage, number, len(every), min(each.error for each in found)))
+        least = min(least, found[-1].error)
+        request.tell(Step(stage, number, len(every), least))
         if request.limit.reached():
             break
-    if not any(math.isfinite(one.error) for one in found) or not request.limit.reached():
+    if least == math.inf or not request.limit.reached():
         found += adams(few, statistics, request.path, nfe)
     best = sorted((one for one in found if math.isfinite(one.error)), key=lambda one: one.error)[:_BEST]
     if request.limit.reached():
@@ -138,18 +133,10 @@ def _stages(spectral: Spectral, problem: Problem, unit: float, directions: float
 def _refined(chart: _Chart, begun: Published, steps: int, step: float, request: Request) -> Fit:
     """Gauss-Newton steps from a table on the starts of the choice, of which other starts tell the best."""
     table = ChartTable(begun.stages)
-
-    def error(values: Tensor, problem: Problem) -> float:
-        try:
-            return problem.error(table.stages(values, problem.first, problem.last))
-        except (ArgumentError, OverflowError):
-            # The trial step went so far that numbers over- or underflow.
-            return math.inf
-
     return descend(
         table.start,
-        lambda values: error(values, chart.choice),
-        lambda values: error(values, chart.deciding),
+        lambda values: loss_of(table, values, [chart.choice]),
+        lambda values: loss_of(table, values, [chart.deciding]),
         lambda values: equations_by_differences(table, values, chart.choice, step),
         steps=0 if request.limit.reached() else steps,
         limit=request.limit,
@@ -160,10 +147,16 @@ def _refined(chart: _Chart, begun: Published, steps: int, step: float, request: 
     )
 
 
-def _untuned(chart: _Chart, nfe: int) -> Stages | None:
+def _as_it_is(chart: _Chart, one: Published) -> Fit:
+    """A table without a step, as the result of a refinement."""
+    return Fit(ChartTable(one.stages).start, (chart.choice.error(one.stages),), (chart.deciding.error(one.stages),), 0.0)
+
+
+def _untuned(chart: _Chart, nfe: int) -> Published | None:
     """The universal table as the data's own statistics ask for it; None where that is refused."""
     problem, known = chart.choice, chart.statistics
     unit = unit_of(known)
     if problem.first * problem.unit < LEAST_FIRST * unit:
         return None
-    return _stages(_shipped(known, nfe), problem, unit, directions_of(known))
+    stages = _stages(_shipped(known, nfe), problem, unit, directions_of(known))
+    return Published(math.inf, "universal:chart=gaussian", stages)

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError
 from diffode.learned.arguments import check_seed
-from diffode.learned.fitting.gauss_newton import output_directions
+from diffode.learned.fitting.gauss_newton import LEAST_WEIGHT, output_directions
 from diffode.learned.progress import Progress, Step
 from diffode.learned.universal.batches import UNITS, Batch
 from diffode.numerics.least_squares import NormalEquations, Scaled, reweighted
@@ -36,8 +36,6 @@ _GRIDS = ("shift:s=1", "polyexponential:rho=0.5", "polyexponential:rho=0.7", "po
           "karras:rho=4", "karras:rho=6", "karras:rho=7", "karras:rho=12", "kl_optimal", "log_snr")  # fmt: skip
 #: Log error in place of an overflow.
 _OVERFLOW = 50.0
-#: Shortest error as a share of the median; a shorter one weighs as much as this one.
-_LEAST_WEIGHT = 0.02
 #: Smallest entry of the curvature's diagonal as a share of the largest; smaller ones are scaled as this one.
 _LEAST_CURVATURE = 1e-9
 #: Damping of a table's first step, in units of the curvature's diagonal.
@@ -291,7 +289,7 @@ class Training:
                 end = run(batch, numbers, self.like.nfe)
             error = (end - batch.end).detach()
             length = error.norm(dim=2)
-            weight = reweighted(length, _LEAST_WEIGHT) / starts / (length.mean(1, keepdim=True) + self.recipe.floor)
+            weight = reweighted(length, LEAST_WEIGHT) / starts / (length.mean(1, keepdim=True) + self.recipe.floor)
             along, share, slope = (
                 part.reshape(problems, starts, *part.shape[1:])
                 for part in output_directions(error.flatten(0, 1), length.flatten(), self.recipe.directions, self.generator)
