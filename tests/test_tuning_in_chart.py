@@ -149,6 +149,16 @@ def test_data_too_wide_for_universal_tables_take_a_method_after_a_jump():
     assert found.errors.after < 1e-6
 
 
+def test_tables_are_told_as_they_are_compared_with_the_least_error_so_far():
+    steps = []
+    tune_universal("moons", 2, chart="gaussian", points=16, steps=1, statistics="full", progress=steps.append)
+    compared = [step for step in steps if step.stage == "compare tables, in the chart of the covariance"]
+    assert [step.number for step in compared] == list(range(1, compared[0].total + 1))
+    errors = [step.error for step in compared]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] < math.inf
+
+
 def test_the_chart_is_that_of_the_statistics_that_are_asked_for():
     target = GaussianMixture([0.5, 0.5], [[-3.0, 0.0], [3.0, 0.0]], [[0.01, 0.5], [0.01, 0.5]])
     arguments = {"chart": "gaussian", "points": 32, "steps": 2}
