@@ -196,7 +196,7 @@ def test_wrong_arguments_name_the_fix(spiral):
         ("ld3", "ring8", 3, {"jump": "far"}, "jump must be"),
         ("ld3", "ring8", 3, {"jump": 900.0}, "give a jump in"),
         ("ld3", "ring8", 3, {"jump": "auto", "statistics": three}, "3 coordinates"),
-        ("ld3", "ring8", 3, {"jump": "auto", "statistics": "odd"}, "kind must be one of"),
+        ("ld3", "ring8", 3, {"jump": "auto", "statistics": "odd"}, "statistics must be one of"),
         ("ld3", "ring8", 3, {"jump": "auto", "statistics": Statistics.of_target("ring8").scaled(9.0)}, "another unit"),
         ("ld3", "ring8", 3, {"jump": "auto", "teacher": 3}, "does not take the option 'teacher'"),
         ("ld3", "ring8", 0, {"jump": "auto"}, "steps must be"),

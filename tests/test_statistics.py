@@ -213,6 +213,7 @@ def test_statistics_are_alike_but_for_rounding_only(kind):
     assert not known.alike(replace(known, mean=known.mean + 1e-6 * known.largest))
     assert not known.alike(replace(known, variances=known.variances + 1e-6 * known.largest**2))
     assert not known.alike(Statistics.of_target("ring8").reduced(kind))
+    assert not known.alike(None)
     assert not known.alike(Statistics.of_target("digits-gmm10").reduced("cosine", shape=(8, 8)))
     if kind == "full":
         other = replace(known.basis, matrix=known.basis.matrix.flip(1))

@@ -279,7 +279,7 @@ def test_wrong_arguments_name_the_fix(spiral):
         ({"chart": "gaussian", "consistent": True}, "leave them out"),
         ({"chart": "gaussian", "groups": (1, 2)}, "leave them out"),
         ({"chart": "gaussian", "statistics": three}, "3 coordinates"),
-        ({"chart": "gaussian", "statistics": "odd"}, "kind must be one of"),
+        ({"chart": "gaussian", "statistics": "odd"}, "statistics must be one of"),
         ({"chart": "gaussian", "statistics": Statistics.of_target("ring8").scaled(9.0)}, "another unit"),
         ({"chart": "gaussian", "smaller": spiral}, "same statistics"),
         ({"chart": "gaussian", "begin_from": "ipndm"}, "does not begin with a jump|no common form"),

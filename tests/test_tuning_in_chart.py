@@ -11,7 +11,7 @@ from commandline import diffode as command
 import diffode
 from diffode import Field, GaussianMixture, fields, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError
-from diffode.learned import load, tune_universal
+from diffode.learned import condition, load, tune_universal
 from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.differences import end_derivatives, equations_by_differences
 from diffode.learned.fitting.gauss_newton import normal_equations
@@ -253,11 +253,22 @@ def test_a_saved_one_is_shown_with_the_range_of_its_numbers(tmp_path):
     assert len(rows[-1]["noise"]["1"]) == 2
 
 
+def test_what_a_file_holds_is_no_option_that_is_shown(tmp_path):
+    file = tmp_path / "conditioned.safetensors"
+    table = tune_universal("moons", 1, chart="gaussian", points=16, steps=1, statistics="full")
+    condition(table, "moons", points=32, steps=1, units=2).save(file)
+    told = json.loads(command("show", f"conditioned:file={file}", "--json").stdout)
+    assert told["options"] == {"analytic_first_step": False, "jump": None, "file": str(file)}
+    assert "tensor(" not in command("show", f"conditioned:file={file}").stdout
+
+
 def test_a_network_that_knows_no_statistics_is_asked_for_them():
     exact = diffode.exact_field("spiral", EDM)
     field = Field.from_denoised(exact.denoised, path=EDM, scale=exact.scale)
-    with pytest.raises(ArgumentError, match="statistics"):
+    with pytest.raises(ArgumentError, match="pass statistics="):
         tune_universal(field, 3, dim=2, chart="gaussian", points=16)
+    with pytest.raises(ArgumentError, match=r"statistics must be one of scale, .* got 'wide'"):
+        tune_universal(field, 3, dim=2, chart="gaussian", statistics="wide", points=16)
 
 
 @pytest.mark.parametrize(

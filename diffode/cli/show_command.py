@@ -278,7 +278,9 @@ def _solver(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         if isinstance(solver, WritesTable)
         else None
     )
-    options = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
+    every = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
+    # What a file holds is no option that a spec can spell.
+    options = {name: value for name, value in every.items() if value is None or isinstance(value, str | int | float | tuple)}
     entry = solvers.registry.entry(parse_spec(solvers.registry.canonical(spec))[0])
     facts: dict[str, Any] = {
         "spec": solver.spec,

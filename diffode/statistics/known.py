@@ -294,14 +294,19 @@ class Statistics:
     def __hash__(self) -> int:
         return hash(self.content)
 
-    def alike(self, other: Statistics) -> bool:
+    def alike(self, other: object) -> bool:
         """Whether they say the same of the data but for rounding, which two machines or versions do differently.
 
         >>> known = Statistics.of_target("moons")
         >>> known.alike(known.scaled(1 + 1e-14)), known.alike(known.scaled(1.001)), known.alike(known.reduced("scale"))
         (True, False, False)
         """
-        if self.kind != other.kind or self.dim != other.dim or self.gaussian != other.gaussian:
+        if (
+            not isinstance(other, Statistics)
+            or self.kind != other.kind
+            or self.dim != other.dim
+            or self.gaussian != other.gaussian
+        ):
             return False
         # Directions of equal variance are anyone's choice, so that the directions themselves are not compared.
         ours, theirs = (one.covariance if isinstance(one.basis, Vectors) else one.variances for one in (self, other))

@@ -23,8 +23,9 @@ from diffode.learned.request import Request
 from diffode.learned.tables.published import Published
 from diffode.paths import Path
 from diffode.solvers.informed import known_of
+from diffode.solvers.solver import check_choice
 from diffode.solvers.trained.checkpoints import Checkpoint
-from diffode.statistics import Statistics
+from diffode.statistics import KINDS, Statistics
 from diffode.tableau.gaussian_stages import GaussianStages
 from diffode.tableau.stages import Stages
 
@@ -91,6 +92,8 @@ def known_to(
     """
     kind = statistics if isinstance(statistics, str) else None
     given = None if isinstance(statistics, str) else statistics
+    if kind is not None:
+        check_choice("statistics", kind, KINDS)
     known = known_of(request.field, asker, request.width, given)
     if kind is not None:
         known = known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)

@@ -61,9 +61,9 @@ def tune_universal(
     not be differentiable.
 
     With ``chart="gaussian"`` the choice is among the universal tables in the chart of the data's Gaussian, in several units
-    and for several numbers of directions, and Adams methods after a jump: 135 runs on 48 starts and 8 on all, in the chart of
-    the covariance and that of the scale alone. The best one of each is then refined by up to 10 Gauss-Newton steps on all
-    starts, whose derivatives are differences of runs: as many evaluations a step as about N^2/6 + N + 2 runs with N
+    and for several numbers of directions, and Adams methods after a jump: up to 135 runs on 48 starts and 8 on all, in the
+    chart of the covariance and that of the scale alone. The best one of each is then refined by up to 10 Gauss-Newton steps on
+    all starts, whose derivatives are differences of runs: as many evaluations a step as about N^2/6 + N + 2 runs with N
     evaluations make, and those of a few trials. Other starts decide which step's numbers are taken, or that the untuned table
     is the better one.
 
@@ -79,9 +79,9 @@ def tune_universal(
         steps: for that chart, largest number of steps of the refinement; 10 by default.
         seconds: limit of time, exact ends included, after which the best choice so far is returned; ``stopped_by`` says so.
         seed: seed of the starts.
-        progress: called with every table, and in the Gaussian's chart every step, as a :class:`Step`, whose ``error`` is the
-            least so far on the same starts.
-        stop: a function called after every table and step; if it returns True, the best choice so far is returned.
+        progress: called with every universal table, and in the Gaussian's chart every step, as a :class:`Step`, whose ``error``
+            is the least so far on the same starts.
+        stop: a function called after each of these; if it returns True, the best choice so far is returned.
 
     Returns:
         :class:`Trained`, whose solver is ``universal`` with its member, scale and dimension given, or without a member if the

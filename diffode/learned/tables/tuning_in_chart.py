@@ -114,7 +114,8 @@ def _universal(problem: Problem, statistics: Statistics, nfe: int) -> Iterator[P
     for factor in UNITS:
         for directions in sorted({*_DIRECTIONS, own}):
             if problem.first * problem.unit >= LEAST_FIRST * factor * unit:
-                name = f"universal:chart=gaussian in units of {factor * unit:.3g}, for {directions:.3g} directions"
+                many = f"{directions:.3g} direction{'' if directions == 1 else 's'}"
+                name = f"universal:chart=gaussian in units of {factor * unit:.3g}, for {many}"
                 yield Published(math.inf, name, _stages(spectral, problem, factor * unit, directions))
 
 
