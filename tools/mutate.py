@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -92,7 +93,9 @@ def pytest_runtest_setup() -> None:
     # Tests play users who may not write what others own, while coverage goes on; SQLite makes files that others may not write.
     notes = Path(os.environ["COVERAGE_FILE"])
     for file in notes.parent.glob(f"{notes.name}*"):
-        file.chmod(0o666)
+        # A journal of SQLite may be gone by now.
+        with contextlib.suppress(FileNotFoundError):
+            file.chmod(0o666)
     kept_tables.forget()
     core = tuple(f"diffode.{place.removesuffix('.py').replace('/', '.')}" for place in CORE)
     for name, module in list(sys.modules.items()):
@@ -119,7 +122,9 @@ def note(copy: Path, folder: Path) -> None:
         f"--cov-config={config}", "--cov-context=test", "--cov-report=", COVERAGE_FILE=str(folder / "coverage"),
     )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"tests fail without a change:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+        said = folder / "failed"
+        said.write_text(done.stdout + done.stderr, encoding="utf-8")
+        raise SystemExit(f"tests fail without a change; {said} holds what pytest said, which ends:\n{done.stdout[-3000:]}")
     (folder / "durations").write_text(done.stdout, encoding="utf-8")
 
 
