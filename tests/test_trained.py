@@ -37,6 +37,8 @@ ASKED = {
 }
 #: The number of evaluations of a training that has no other.
 NFE = {"nodes": 1}
+#: The options of a training that would take long without.
+OPTIONS = {"head": "head:units=64"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,10 @@ def trainings():
         patch.setattr(published, "ATTEMPTS", 2)
         for name, request in ASKED.items():
             told = []
-            found[name] = train(name, "ring8", NFE.get(name, 3), path="vp", seed=5, progress=told.append, **request), told
+            found[name] = (
+                train(OPTIONS.get(name, name), "ring8", NFE.get(name, 3), path="vp", seed=5, progress=told.append, **request),
+                told,
+            )
     return found
 
 

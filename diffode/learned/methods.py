@@ -77,8 +77,8 @@ def train(
             ``gits``, ``dmn``, ``ld3`` or ``search``, or ``ld3_decoupled``, the ratios of DC-Solver by ``dc``; a flow map by a
             method of ``MAP_METHODS``, such as ``flow_map`` or ``meanflow``; with options, as ``"ld3:solver=ipndm"``. The
             options are the further arguments of ``train_table``, ``condition``, ``tune_universal``, ``train_amed``,
-            ``train_jump``, ``train_head``,
-            ``train_nodes``, ``train_compensation``, of the functions of these names, and those of a row of the table.
+            ``train_jump``, ``train_head``, ``train_nodes``, ``train_compensation``, of the functions of these names, and those
+            of a row of the table.
         field: a target or its name, a network that ships (``trained:ring8``), or a field with a path.
         nfe: number of evaluations; for flow maps and ``dc`` one or more, of which the first decides whose errors are told.
         path: path of the target; a field has its own.

@@ -74,7 +74,9 @@ def _of_moments(x: Tensor, y: Tensor) -> float:
 def _sliced(x: Tensor, y: Tensor) -> float:
     """Root mean square over directions of W2 between projections, times the root of the dimension, as a distance of points."""
     dim = x.shape[1]
-    return projected_distance(x, y, directions(dim, _DIRECTIONS).to(x)) * math.sqrt(dim)
+    # All directions of a line are one.
+    along = directions(dim, _DIRECTIONS if dim > 1 else 1).to(x)
+    return projected_distance(x, y, along) * math.sqrt(dim)
 
 
 def _modes(trial: MapTrial, exact: ExactField, made: Tensor, true: Tensor, last: float) -> Check:
