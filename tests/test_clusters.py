@@ -98,6 +98,7 @@ def slow_suite(folder):
     return parse_suite({**SMALL, "imports": [str(folder / "slow.py")], "study": [study]})
 
 
+@pytest.mark.slow
 def test_killed_workers_and_schedulers_lose_nothing_that_was_stored(cluster, tmp_path):
     """A worker is killed in the middle of the first run, and the scheduler in that of the second; the third ends."""
     suite = slow_suite(tmp_path)

@@ -76,6 +76,7 @@ def test_every_page_is_on_the_site_and_every_cell_in_its_tutorial():
 LESS = {"diffusers_pipeline.py": ["20"], "score_error.py": ["0.4"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda f: f.name)
 def test_examples_run(file, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(file), *LESS.get(file.name, [])])

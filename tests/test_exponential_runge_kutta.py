@@ -110,7 +110,7 @@ def test_errors_of_a_stiff_problem_fall_with_the_stiff_order():
     assert slopes["hochbruck_ostermann_4"] > slopes["etd4"] + 0.5
 
 
-@pytest.mark.parametrize("chart", ["data", "noise_log_snr"])
+@pytest.mark.parametrize("chart", ["data", pytest.param("noise_log_snr", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_measured_orders_are_the_classical_ones(method, chart):
     solver = solvers.get("exponential_rk", method=method, chart=chart)

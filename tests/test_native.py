@@ -1,5 +1,6 @@
 """The compiled kernels against the torch code they stand in for, against formulas, and where they step aside."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -342,7 +343,7 @@ def test_the_environment_switches_kernels_off():
             capture_output=True,
             text=True,
             check=True,
-            env={**__import__("os").environ, "DIFFODE_NATIVE": value},
+            env={**os.environ, "DIFFODE_NATIVE": value},
         )
         assert done.stdout.strip() == said
 

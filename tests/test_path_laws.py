@@ -1,12 +1,11 @@
 """The laws of paths: the registry keeps them, and every plug-in that breaks one is caught with the law named."""
 
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
+from commandline import program
 
 from diffode import paths, testing
 from diffode.errors import LawError
@@ -138,7 +137,7 @@ def test_laws_need_no_hypothesis_and_strategies_say_that_they_do():
         "print(testing.check_path('vp').passed)\n"
         "testing.seeds()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = program(code, code=1)
     assert done.stdout == "True\n"
     assert "strategies of diffode.testing need hypothesis" in done.stderr
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

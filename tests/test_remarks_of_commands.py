@@ -119,7 +119,7 @@ def test_lists_and_cards_have_the_same_tags():
 
 
 def test_the_parts_of_a_judgement_are_told_as_they_begin():
-    done = run(check_map_command, "shipped_map:method=reflow", "--target", "ring8", "--points", 16, "--draws", 64, "--json")
+    done = run(check_map_command, "shipped_map:method=reflow", "--target", "bimodal1d", "--points", 16, "--draws", 64, "--json")
     assert "verdict" in json.dumps(json.loads(done.stdout))
 
     for part in (

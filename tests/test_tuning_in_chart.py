@@ -236,12 +236,15 @@ def test_errors_that_are_not_finite_are_no_success():
         return torch.where(lost[:, None], torch.nan, found)
 
     field = Field.from_denoised(denoised, path=EDM, scale=known, probe=False)
-    for seed in range(4):
+    refused = 0
+    for seed in range(2):
         try:
-            found = tune_universal(field, 3, dim=2, chart="gaussian", points=24, steps=2, seed=seed)
+            found = tune_universal(field, 2, dim=2, chart="gaussian", points=24, steps=1, seed=seed)
         except NumericalError:
-            continue
-        assert math.isfinite(found.errors.after)
+            refused += 1
+        else:
+            assert math.isfinite(found.errors.after)
+    assert refused
 
 
 def test_a_saved_one_is_shown_with_the_range_of_its_numbers(tmp_path):

@@ -102,7 +102,7 @@ def test_orders_on_other_targets_and_the_karras_grid(spec, target):
     assert abs(found.slope - solvers.get(spec).convergence_order) < 0.15, found
 
 
-@pytest.mark.parametrize("spec", SDES)
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=pytest.mark.slow) if s == "seeds_2" else s for s in SDES])
 def test_strong_order_on_one_brownian_path_is_one(spec):
     # SEEDS-2 nears its order from above, on finer grids than the others.
     found = verify.strong_order(spec, steps=(32, 64, 128, *([256] if spec == "seeds_2" else [])), points=400)
