@@ -13,7 +13,7 @@ import diffode
 from diffode import Field, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, FileFormatError, TrainedElsewhereWarning
 from diffode.learned import condition, load, train, train_table
-from diffode.learned.fitting.chart import ChartTable, in_chart
+from diffode.learned.fitting.chart import HIGHEST, ChartTable, in_chart
 from diffode.learned.fitting.gauss_newton import normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.limit import Limit
@@ -21,7 +21,7 @@ from diffode.learned.tables.in_chart import chart_candidates, gaussians, grown
 from diffode.learned.tables.training import output_weights
 from diffode.randomness import keyed
 from diffode.statistics import Statistics
-from diffode.tableau.gaussian_stages import GaussianStages, landed
+from diffode.tableau.gaussian_stages import START, GaussianStages, landed
 from diffode.tableau.stages import Stages
 
 EDM = paths.get("edm")
@@ -137,6 +137,21 @@ def test_a_grown_table_has_one_evaluation_more_and_the_same_end(problem, origin)
         assert bool((table.levels.diff() < 0).all())
         assert not table.weights[:, 0].any()
     assert [int((table.weights[-1, 1:] == 0).nonzero()) for table in tables] == [0, 1, 2]
+
+
+def test_nothing_grows_between_the_start_and_a_first_level_that_lies_there(problem, origin):
+    """At the start the field of the chart is 0 and has no gradient, so that no table there can be trained."""
+    first = origin.levels.clone()
+    first[1] = first[0] * HIGHEST
+    squeezed = replace(origin, levels=first)
+    for _ in range(2):
+        tables = list(grown(squeezed))
+        assert len(tables) == squeezed.nfe - 1
+        squeezed = tables[0]
+        assert bool((squeezed.levels[1:] < START * squeezed.levels[0]).all())
+        table = ChartTable(squeezed)
+        gradient, _ = normal_equations(table, table.start, [problem], "mean", 0.0, 4, keyed(0, "directions"))
+        assert bool(gradient.isfinite().all())
 
 
 def test_a_table_two_of_whose_levels_have_met_grows_too(problem, origin):

@@ -18,7 +18,7 @@ from diffode.tableau.stages import NoiseFunction
 
 #: Highest share of the first level at which a level may lie: a level and those a step of a central difference above it are to
 #: be below the start's.
-_HIGHEST = START * (1 - 1e-4)
+HIGHEST = START * (1 - 1e-4)
 
 
 def in_chart(problem: Problem, field: Field, statistics: Statistics) -> Problem:
@@ -62,4 +62,4 @@ class ChartTable(Table):
 
     @override
     def confined(self, values: Tensor, first: float, last: float) -> Tensor:
-        return super().confined(values, _HIGHEST * first, last)
+        return super().confined(values, HIGHEST * first, last)

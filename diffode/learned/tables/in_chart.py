@@ -16,7 +16,7 @@ import torch
 
 from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError
-from diffode.learned.fitting.chart import ChartTable
+from diffode.learned.fitting.chart import HIGHEST, ChartTable
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.limit import Limit
 from diffode.learned.request import Request
@@ -135,7 +135,8 @@ def check_smaller(checkpoint: Checkpoint, charts: Sequence[Statistics], nfe: int
 def grown(stages: Stages) -> Iterator[Stages]:
     """Tables with one evaluation more, before the first and between each two neighbours, that give the same end.
 
-    The state at a new level lies between its neighbours' as the angle of its level, arctan(rho), does.
+    The state at a new level lies between its neighbours' as the angle of its level, arctan(rho), does. Before a first level
+    that a training has brought to the start nothing grows.
     """
     angles = torch.atan(stages.levels)
     for k in range(1, stages.nfe + 1):
@@ -143,6 +144,9 @@ def grown(stages: Stages) -> Iterator[Stages]:
         level = (above * below).sqrt()
         if k == 1:
             level = torch.minimum(level, below * _ABOVE)
+            if level > HIGHEST * above:
+                # Between the start and the first level there is no room.
+                continue
         # Row i makes the state at level i + 1, and column j weighs the evaluation at level j.
         rows = torch.tensor([i if i < k - 1 else i + 1 for i in range(stages.nfe)])
         columns = torch.tensor([j if j < k else j + 1 for j in range(stages.nfe)])
