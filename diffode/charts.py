@@ -38,7 +38,7 @@ from diffode.numerics.memory import each_once
 from diffode.numerics.polynomials import weights_of
 from diffode.paths import VP, Path, Time
 from diffode.paths import get as get_path
-from diffode.paths.path import ops
+from diffode.paths.path import lack_of_path, ops
 from diffode.statistics import Statistics
 from diffode.tableau import Row
 
@@ -70,7 +70,7 @@ class Chart(ABC):
     def path(self) -> Path:
         """The path; if there is none, the error says how to give one."""
         if self._path is None:
-            raise ArgumentError(f"chart {self.name!r} needs a path: Field.from_velocity(fn, path=diffode.paths.get('edm'))")
+            raise lack_of_path(f"chart {self.name!r}")
         return self._path
 
     @abstractmethod

@@ -107,7 +107,9 @@ def get(spec: Times, path: Path | str | None = None, steps: int | None = None, *
             raise ArgumentError(f"steps={steps!r} goes with a named grid; these {len(times)} times make {len(times) - 1} steps")
         return times
     if on is None:
-        raise ArgumentError(f"grid {spec!r} needs a path; for a plain ODE give the times themselves, as [1.0, 0.75, ...]")
+        raise ArgumentError(
+            f"grid {spec!r} needs a path, such as 'edm', got path=None; for a plain ODE give times, as [1.0, 0.75, ...]"
+        )
     if steps is None:
         raise ArgumentError(f"grid {spec!r} needs steps (or, in diffode.solve, nfe)")
     if isinstance(spec, str):

@@ -221,7 +221,12 @@ class Registry(Generic[T]):
         >>> solvers.registry.canonical("euler_a:eta=0.5")
         'euler_ancestral:eta=0.5'
         """
-        name, _, rest = _text(spec).strip().partition(":")
+        given: object = spec
+        if not isinstance(given, str):
+            wanted = ["a text", *(f"such as {name!r}" for name in [*self._entries][:1])]
+            wanted += [] if self.of is None else [f"or a {self.of.__name__}"]
+            raise ArgumentError(f"{self.kind} must be {', '.join(wanted)}, got {given!r:.60}")
+        name, _, rest = spec.strip().partition(":")
         if name in self._entries:
             return spec
         meant = self._spelled(name)

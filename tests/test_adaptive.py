@@ -280,7 +280,7 @@ def test_wrong_arguments_say_so(arguments, message):
 def test_there_is_no_tableau_to_show():
     with pytest.raises(ArgumentError, match="has no tableau"):
         solvers.get("rk_adaptive").tableau(diffode.paths.get("edm"), "karras", 3)
-    with pytest.raises(ArgumentError, match="needs a field with a path"):
+    with pytest.raises(ArgumentError, match="dpm_adaptive' needs a path, such as"):
         diffode.solve(Field.from_velocity(lambda x, t: -x), torch.ones(1, 1), solver="dpm_adaptive", grid=[1.0, 0.0])
 
 

@@ -214,7 +214,7 @@ def test_an_empty_batch_is_an_empty_answer():
         ({"steps": 5, "nfe": 5}, "not both"),
         ({"keep": "some"}, "keep must be"),
         ({"on_failure": "ignore"}, "on_failure must be"),
-        ({"solver": 3}, "spec must be a string"),
+        ({"solver": 3}, "must be a text, such as"),
         ({"nfe": 0, "grid": None}, "nfe must be an integer >= 1"),
         ({"nfe": 100_001, "grid": None}, "nfe must be an integer >= 1 and <= 100000, got 100001"),
         ({"nfe": 10**30, "grid": None}, "nfe must be an integer >= 1 and <= 100000"),

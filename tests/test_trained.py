@@ -305,7 +305,7 @@ def test_tables_in_memory_are_solvers_like_those_in_files(trainings, tmp_path):
         ("amed:time_range=1", {}, r"time_range must be a number in \[0, 1\), got 1"),
         ("gits:discount=none", {}, r"discount must be a number in \[0\.001, 1000\), got None"),
         ("gits:discount=0", {}, r"discount must be a number in \[0\.001, 1000\), got 0"),
-        ("gits:solver=0", {}, "a spec must be a string"),
+        ("gits:solver=0", {}, "solver must be a text, such as .euler., or a Solver, got 0"),
         ("dmn:power=fast", {}, "power must be a number, got 'fast'"),
         ("dmn:power=nan", {}, "power must be a number, got nan"),
         ("bespoke", {"seed": -1}, "seed must be an integer"),

@@ -31,6 +31,13 @@ Time = TypeVar("Time", float, Tensor, float | Tensor)
 LARGEST = 1e150
 
 
+def lack_of_path(asker: str) -> ArgumentError:
+    """The error of what works with alpha and sigma, and was given no path."""
+    return ArgumentError(
+        f"{asker} needs a path, such as 'edm', got path=None; a field is given one by Field.from_velocity(fn, path='edm')"
+    )
+
+
 def ops(t: Any) -> Any:
     """The module that holds exp, log, ... for this kind of number: ``math`` for floats, ``torch`` or ``numpy`` for arrays."""
     if isinstance(t, Tensor):

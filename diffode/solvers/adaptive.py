@@ -21,6 +21,7 @@ from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.numerics.butcher import BOGACKI_SHAMPINE, DORMAND_PRINCE
 from diffode.paths import Path
+from diffode.paths.path import lack_of_path
 from diffode.solvers.controller import Controller, controller_of
 from diffode.solvers.direct import DirectSolver, Journey
 from diffode.solvers.solver import check_choice
@@ -316,7 +317,7 @@ class DPMAdaptive(Adaptive):
     @override
     def opening(self, equation: RowEquation, rows: Rows) -> Tensor:
         if equation.path is None:
-            raise ArgumentError("dpm_adaptive needs a field with a path: Field.from_velocity(fn, path=...)")
+            raise lack_of_path("solver 'dpm_adaptive'")
         # The noise prediction is carried from step to step, and serves again after a rejected step.
         return equation.noise(rows.z, rows.at)
 

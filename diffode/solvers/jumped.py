@@ -21,6 +21,7 @@ from diffode import grids
 from diffode.errors import ArgumentError, BudgetError
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.paths.path import lack_of_path
 from diffode.solvers.solver import WritesTable, check_budget, check_jump
 from diffode.statistics import Statistics
 from diffode.tableau import Row, Tableau
@@ -160,7 +161,7 @@ class Jumped(WritesTable):
     def _part(self, path: Path | str | None, grid: grids.Times) -> Path:
         """The part of the path over which a run goes."""
         if path is None:
-            raise ArgumentError(f"solver {self.spec!r} can't jump without a path: Field.from_velocity(fn, path=...)")
+            raise lack_of_path(f"the jump of solver {self.spec!r}")
         on = get_path(path)
         if grids.is_named(grid):
             return on

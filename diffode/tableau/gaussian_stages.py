@@ -33,7 +33,7 @@ from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.statistics import Statistics
 from diffode.tableau.rows import Number, Row
-from diffode.tableau.stages import Stages, noise_function
+from diffode.tableau.stages import Stages, check_table, ends_of, noise_function
 from diffode.tableau.table import Tableau
 from diffode.targets.target import Scalar
 
@@ -60,6 +60,10 @@ class GaussianStages:
 
     def __post_init__(self) -> None:
         stages = self.stages
+        for name, kind in (("stages", Stages), ("statistics", Statistics)):
+            if not isinstance(value := getattr(self, name), kind):
+                place = "diffode.tableau" if kind is Stages else "diffode"
+                raise ArgumentError(f"{name} must be {place}.{kind.__name__}, got {value!r:.60}")
         if stages.nfe < 2 or bool(stages.weights[:, 0].any()):
             raise ArgumentError(
                 "stages in the Gaussian's chart need at least two rows, and no weight of the start's evaluation"
@@ -91,7 +95,7 @@ class GaussianStages:
         path = get_path(path)
         at = [path.time_from_rho(float(level)) for level in self.stages.levels]
         if times is not None:
-            at[0], at[-1] = times
+            at[0], at[-1] = ends_of(times)
         alphas, levels = [path.alpha(t) for t in at], [path.rho(t) for t in at]
         factors = [factor(self.statistics, level, levels[-1])[None] for level in levels]
         pulls = [(level / (self.statistics.variances + level**2))[None] for level in levels]
@@ -125,7 +129,7 @@ class GaussianStages:
         >>> [round(scale, 9) for scale in GaussianStages.of(solver.tableau("edm", "karras:rho=3", 2)).stages.scales.tolist()]
         [1.0, 1.0, 1.0]
         """
-        path, known = table.path, table.statistics
+        path, known = check_table(table).path, table.statistics
         if path is None or known is None or table.draws or table.prediction not in ("noise", "denoised"):
             raise ArgumentError(
                 f"the table of {table.solver!r} has no common form in the Gaussian's chart: it must be deterministic, on a "

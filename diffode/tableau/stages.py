@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffode.arguments import check_number
 from diffode.errors import ArgumentError
 from diffode.fields import Field, columns
 from diffode.paths import Path
@@ -30,6 +31,10 @@ from diffode.targets.target import Scalar
 
 #: A noise prediction in the noise chart: z (B, *shape) and rho to eps (B, *shape).
 NoiseFunction = Callable[[Tensor, float], Tensor]
+
+
+#: The shapes of the numbers of a sampler with N evaluations.
+_SHAPES = {"scales": "(N,)", "weights": "(N, N)", "levels": "(N + 1,)"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,12 @@ class Stages:
     levels: Tensor
 
     def __post_init__(self) -> None:
-        count = len(self.scales)
+        for name, shape in _SHAPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                told = f"one of {value.dtype}" if isinstance(value, Tensor) else f"{value!r:.60}"
+                raise ArgumentError(f"{name} must be a real tensor {shape}, such as torch.ones(2).double(), got {told}")
+        count = len(self.scales) if self.scales.ndim else 0
         if self.weights.shape != (count, count) or self.levels.shape != (count + 1,) or count < 1:
             raise ArgumentError(
                 f"stages need scales (N,), weights (N, N) and levels (N + 1,), got {tuple(self.scales.shape)}, "
@@ -69,6 +79,7 @@ class Stages:
 
     def scaled(self, unit: float) -> Stages:
         """The same sampler for data that are larger by the factor ``unit``."""
+        check_number("unit", unit, 0, above=True)
         return Stages(self.scales, self.weights * unit, self.levels * unit)
 
     def run(self, noise: NoiseFunction, start: Tensor) -> Tensor:
@@ -91,7 +102,7 @@ class Stages:
         path = get_path(path)
         at = [path.time_from_rho(float(level)) for level in self.levels]
         if times is not None:
-            at[0], at[-1] = times
+            at[0], at[-1] = ends_of(times)
         alphas = [path.alpha(t) for t in at]
         rows = [Row(at[0])]
         for i in range(self.nfe):
@@ -112,7 +123,7 @@ class Stages:
         tensor([[-2.,  0.],
                 [-2., -1.]], dtype=torch.float64)
         """
-        path = table.path
+        path = check_table(table).path
         if path is None or table.draws or table.batch is not None or table.prediction not in ("noise", "denoised"):
             raise ArgumentError(
                 f"the table of {table.solver!r} has no common form: it must be deterministic, on a path, one for all rows, and "
@@ -154,6 +165,24 @@ class Stages:
             torch.stack([weight[i] for i in wanted]),
             torch.tensor(levels, dtype=torch.float64),
         )
+
+
+def check_table(table: Tableau) -> Tableau:
+    """A table whose common form is asked for; ArgumentError for anything else."""
+    if not isinstance(table, Tableau):
+        raise ArgumentError(
+            f"table must be a diffode.Tableau, which solver.tableau(path, grid, steps) gives, got {table!r:.60}"
+        )
+    return table
+
+
+def ends_of(times: tuple[float, float]) -> tuple[float, float]:
+    """The times of a start and an end that are known; ArgumentError for anything else."""
+    try:
+        start, end = map(float, times)
+    except (TypeError, ValueError, OverflowError):
+        raise ArgumentError(f"times must be two numbers, those of the start and the end, got {times!r:.60}") from None
+    return start, end
 
 
 def count_of(nfe: int) -> int:

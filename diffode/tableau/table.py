@@ -39,6 +39,25 @@ if TYPE_CHECKING:
 Driven = Generator[tuple[int, Tensor], Tensor | tuple[Tensor, Tensor], Tensor]
 
 
+#: What the arguments of a table are that are sequences.
+_SEQUENCES = {
+    "rows": "a sequence of diffode.tableau.Row",
+    "outputs": "the indices of the rows at the grid's times, such as (0, 1)",
+    "spans": "an interval of the noise clock for each draw, such as [(0.0, 1.0)], or empty",
+}
+
+
+def _interval(span: Any) -> tuple[float, float]:
+    """The ends of the interval of a draw; ArgumentError unless they are two finite numbers that increase."""
+    try:
+        low, high = map(float, span)
+    except (TypeError, ValueError, OverflowError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ArgumentError(f"spans must be {_SEQUENCES['spans']}, each of two increasing numbers, got {span!r:.60}")
+    return low, high
+
+
 def _is_finite(value: Number) -> bool:
     return bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)
 
@@ -80,7 +99,7 @@ class Tableau:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ArgumentError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
-        object.__setattr__(self, "rows", tuple(self.rows))
+        self._settle()
         for i, row in enumerate(self.rows):
             if not isinstance(row, Row):
                 raise ArgumentError(f"rows must be diffode.tableau.Row, got {row!r:.60} as row {i}")
@@ -98,11 +117,34 @@ class Tableau:
             self._check_batch(i, row)
             if row.directed:
                 self._check_directions(i, row)
-        object.__setattr__(self, "outputs", tuple(self.outputs))
+        if self.spans:
+            # A row that overflows, as its interval then may, is the better thing to name.
+            object.__setattr__(self, "spans", tuple(map(_interval, self.spans)))
         count = len(self.rows)
-        if not self.outputs or not all(isinstance(row, int) and 0 <= row < count for row in self.outputs):
+        if not self.outputs or not all(type(row) is int and 0 <= row < count for row in self.outputs):
             raise ArgumentError(
                 f"outputs must be indices of the table's {count} rows, 0 to {count - 1}, got {self.outputs!r:.60}"
+            )
+
+    def _settle(self) -> None:
+        """Make tuples of other sequences; ArgumentError for an argument of another type, whatever the rows are."""
+        for name, what in _SEQUENCES.items():
+            value = getattr(self, name)
+            if type(value) is tuple:
+                continue
+            try:
+                object.__setattr__(self, name, tuple(value))
+            except TypeError:
+                raise ArgumentError(f"{name} must be {what}, got {value!r:.60}") from None
+        if self.path is not None and not isinstance(self.path, Path):
+            raise ArgumentError(
+                f"path must be a path, diffode.paths.get('edm'), or None for a plain ODE, got {self.path!r:.60}"
+            )
+        if not isinstance(self.solver, str):
+            raise ArgumentError(f"solver must be the spec of what wrote the table, a text, got {self.solver!r:.60}")
+        if self.statistics is not None and not isinstance(self.statistics, Statistics):
+            raise ArgumentError(
+                f"statistics must be diffode.Statistics, those of the data, or None, got {self.statistics!r:.60}"
             )
 
     def _check_batch(self, i: int, row: Row) -> None:

@@ -20,6 +20,7 @@ from diffode import grids
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
 from diffode.paths import Path
 from diffode.paths import get as get_path
+from diffode.paths.path import lack_of_path
 from diffode.solvers.solver import WritesTable, check_budget, check_choice, check_known
 from diffode.solvers.trained.checkpoints import Checkpoint, load_checkpoint, load_codebooks, load_ranged
 from diffode.solvers.trained.given_file import named, numbers_of
@@ -77,7 +78,7 @@ class TrainedSolver(WritesTable):
         if self.analytic_first_step is not False:
             raise ArgumentError(f"solver {self.name!r} was trained with all its evaluations: leave analytic_first_step out")
         if path is None:
-            raise ArgumentError(f"solver {self.name!r} needs a path: Field.from_velocity(fn, path=...)")
+            raise lack_of_path(f"solver {self.name!r}")
         path = get_path(path)
         if grids.is_named(grid):
             times = grids.get(grid, path, 1).tolist()

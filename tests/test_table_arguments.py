@@ -1,0 +1,111 @@
+"""What is no part of a table is refused by its name, whoever asks for a table: rows, common forms and solvers."""
+
+import pytest
+import torch
+
+from diffode import Tableau, paths, solvers, targets
+from diffode.errors import ArgumentError, UnknownNameError
+from diffode.statistics import Statistics
+from diffode.tableau import Row
+from diffode.tableau.gaussian_stages import GaussianStages
+from diffode.tableau.stages import Stages
+
+ROWS = (Row(1.0), Row(0.5, {0: 1.0}, {0: -0.5}))
+TABLE = {"prediction": "noise", "rows": ROWS, "outputs": (0, 1)}
+STAGES = {"scales": [1.0, 1.0], "weights": [[0.0, 0.0], [0.0, -1.0]], "levels": [2.0, 1.0, 0.5]}
+NONE_OF_THESE = (3, 2.5, object(), torch.tensor(1.0))
+
+
+def numbers(**changed):
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in STAGES.items()} | changed
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("prediction", (None, "x", *NONE_OF_THESE)),
+        ("rows", (None, "x", True, *NONE_OF_THESE)),
+        ("outputs", (None, "x", True, [0, True], *NONE_OF_THESE)),
+        ("path", ("edm", *NONE_OF_THESE)),
+        ("solver", (None, *NONE_OF_THESE)),
+        ("spans", (None, "x", [1.0], [(1.0, 2.0, 3.0)], [(2.0, 1.0)], [(0.0, float("inf"))], [("a", "b")], *NONE_OF_THESE)),
+        ("statistics", ("scale", {}, *NONE_OF_THESE)),
+    ],
+)
+def test_an_argument_of_a_table_that_is_none_is_named(name, wrong):
+    for value in wrong:
+        with pytest.raises(ArgumentError, match=rf"^{name} must be .*, got |^{name} must be diffode.tableau.Row"):
+            Tableau(**(TABLE | {name: value}))
+
+
+def test_intervals_of_draws_are_kept_as_pairs_whatever_sequences_gave_them():
+    table = Tableau("noise", (Row(1.0), Row(0.5, {0: 1.0}, {}, {0: 0.1})), (0, 1), spans=[[0, 1]])
+    assert table.spans == ((0.0, 1.0),)
+    assert hash(table) == hash(Tableau("noise", table.rows, (0, 1), spans=((0.0, 1.0),)))
+
+
+@pytest.mark.parametrize("name", ["states", "evaluations", "draws", "time", "mean"])
+def test_an_argument_of_a_row_that_is_none_is_named(name):
+    for value in (None, "x", [1], object()):
+        with pytest.raises(ArgumentError, match=rf"{name}.* must be|must be mappings .*{name}="):
+            Row(**({"time": 0.5} | {name: value}))
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_an_argument_of_a_common_form_that_is_none_is_named(name):
+    assert Stages(**numbers()).nfe == 2
+    for value in (None, "x", 3, 2.5, STAGES[name], torch.ones(2, dtype=torch.int64), torch.ones(2) * 1j):
+        with pytest.raises(ArgumentError, match=rf"^{name} must be a real tensor .*, got "):
+            Stages(**numbers(**{name: value}))
+
+
+def test_what_is_asked_of_a_common_form_is_named():
+    stages, known = Stages(**numbers()), Statistics.of_target("ring8")
+    inside = GaussianStages(stages, known)
+    for form in (stages, inside):
+        for wrong in (None, "x", 0, -1.0, float("nan"), [1]):
+            with pytest.raises(ArgumentError, match=r"^unit must be a number > 0, got"):
+                form.scaled(wrong)
+        for times in ("x", 3, (), (1.0,), (1.0, None)):
+            with pytest.raises(ArgumentError, match=r"^times must be .* start and the end, got"):
+                form.tableau("edm", times=times)
+    for kind in (Stages, GaussianStages):
+        for wrong in (None, "ddim", 3):
+            with pytest.raises(ArgumentError, match=r"^table must be a diffode.Tableau, .*, got"):
+                kind.of(wrong)
+    for wrong in (None, "x", 3):
+        with pytest.raises(ArgumentError, match=r"^stages must be diffode.tableau.Stages, got"):
+            GaussianStages(wrong, known)
+        with pytest.raises(ArgumentError, match=r"^statistics must be diffode.Statistics, got"):
+            GaussianStages(stages, wrong)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda path: Stages(**numbers()).tableau(path),
+        lambda path: GaussianStages(Stages(**numbers()), Statistics.of_target("ring8")).tableau(path),
+        lambda path: solvers.table_solver("ddim").tableau(path, "karras", 4),
+        lambda path: solvers.table_solver("ddim").tableau(path, [2.0, 1.0]),
+        lambda path: solvers.table_solver("ddim").within(path, "karras", 4),
+        lambda path: solvers.table_solver("universal:scale=1,dim=2").tableau(path, "karras", 4),
+        lambda path: solvers.informed("ddim:jump=1", Statistics.of_target("ring8")).tableau(path, "karras", 4),
+        lambda path: paths.get(path),
+    ],
+)
+def test_a_path_that_is_none_is_named_with_the_way_to_give_one(ask):
+    with pytest.raises(ArgumentError, match=r"\bpath=None|^path must be a text, such as 'edm', or a Path, got None"):
+        ask(None)
+    for wrong in (3, ["edm"]):
+        with pytest.raises(ArgumentError, match=r"^path must be a text, such as 'edm', or a Path, got"):
+            ask(wrong)
+    with pytest.raises(UnknownNameError, match="unknown path 'x'"):
+        ask("x")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["ring8"]])
+def test_a_text_that_is_none_is_named_by_what_it_would_name(wrong):
+    with pytest.raises(ArgumentError, match=r"^target must be a text, such as '\w+', or a Target, got"):
+        targets.get(wrong)
+    with pytest.raises(ArgumentError, match=r"solver must be .*, got"):
+        solvers.get(wrong)
