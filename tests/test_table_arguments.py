@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffode import Tableau, paths, solvers, targets
+from diffode import Field, Tableau, paths, solvers, targets
 from diffode.errors import ArgumentError, UnknownNameError
 from diffode.statistics import Statistics
 from diffode.tableau import Row
@@ -109,3 +109,26 @@ def test_a_text_that_is_none_is_named_by_what_it_would_name(wrong):
         targets.get(wrong)
     with pytest.raises(ArgumentError, match=r"solver must be .*, got"):
         solvers.get(wrong)
+
+
+def each_number_for_a_batch():
+    """The time and the coefficients of a row for three rows of a batch, and those of one for two directions."""
+    batch = {name: torch.full((3,), 0.5, dtype=torch.float64) for name in ("time", "states", "evaluations", "draws")}
+    return [*((name, value) for name, value in batch.items()), ("mean", torch.full((1, 2), 0.5, dtype=torch.float64))]
+
+
+@pytest.mark.parametrize(("name", "value"), each_number_for_a_batch())
+def test_a_row_keeps_its_numbers_whatever_becomes_of_the_tensors_that_gave_them(name, value):
+    row, told = Row(**({"time": 0.5} | {name: value if name in ("time", "mean") else {0: value}})), value.clone()
+    value.add_(1.0)
+    kept = getattr(row, name) if name in ("time", "mean") else getattr(row, name)[0]
+    assert torch.equal(kept, told)
+
+
+def test_gradients_reach_the_tensors_that_gave_a_row_its_numbers():
+    factor = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
+    table = Tableau("velocity", (Row(1.0), Row(0.5, {0: factor}, {0: factor})), (0, 1))
+    x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+    end = table.run(Field.from_velocity(lambda x, t: 2 * x), x)
+    (slope,) = torch.autograd.grad(end.sum(), factor)
+    assert torch.allclose(slope, 3 * x.sum(1))

@@ -63,8 +63,9 @@ class Row:
 
     The time and the coefficients are floats, or (B,) float64 tensors in a table written for the rows of one batch. Coefficients
     that are (1, E) float64 tensors have a number for each direction of the statistics of the table, whose mean then enters with
-    the coefficient ``mean``. Mappings are copied, and can't be changed afterwards. Other real numbers, those of NumPy too, are
-    made floats. Rows of the same numbers are equal.
+    the coefficient ``mean``. Mappings and tensors are copied, so that what becomes of those that were given changes no row, and
+    mappings can't be changed afterwards; gradients go through the copies. Other real numbers, those of NumPy too, are made
+    floats. Rows of the same numbers are equal.
 
     Raises:
         ArgumentError: for a time, a coefficient or an index that is none, which is named.
@@ -113,15 +114,14 @@ class Row:
     def _settle(self) -> None:
         """Make floats of other real numbers; ArgumentError for what is no number, and for an index that is none."""
         held = self.__dict__
-        held["time"] = _settled("the time of a row", self.time, (0, 1))
-        at = f"the row at t={held['time']!r:.60}"
-        held["mean"] = _settled(f"mean of {at}", self.mean, (0, 2))
+        held["time"] = time = _settled("the time of a row", None, self.time, (0, 1))
+        held["mean"] = _settled("mean", time, self.mean, (0, 2))
         for kind in _KINDS:
             terms = held[kind]
             wrong = next((j for j in terms if isinstance(j, bool) or not isinstance(j, numbers.Integral)), None)
             if wrong is not None or None in terms:
-                raise ArgumentError(f"{kind} of {at} must be numbered by integers, got {wrong!r:.60}")
-            held[kind] = Fixed({int(j): _settled(f"{kind}[{j}] of {at}", value, (0, 1, 2)) for j, value in terms.items()})
+                raise ArgumentError(f"{_named(kind, time)} must be numbered by integers, got {wrong!r:.60}")
+            held[kind] = Fixed({int(j): _settled(f"{kind}[{j}]", time, value, (0, 1, 2)) for j, value in terms.items()})
         held["_plain"] = all(type(value) is float for value in (self.time, *self.numbers))
 
     @override
@@ -156,20 +156,29 @@ def along_directions(value: Number) -> bool:
     return isinstance(value, Tensor) and value.ndim == 2
 
 
-def _settled(name: str, value: Any, axes: tuple[int, ...]) -> Number:
-    """A number as a float, or a real tensor with so many axes; ArgumentError for anything else."""
+def _named(what: str, time: Number | None) -> str:
+    """The name of a number in errors; to write out the time of a batch takes longer than to make the row."""
+    return what if time is None else f"{what} of the row at t={time!r:.60}"
+
+
+def _settled(what: str, time: Number | None, value: Any, axes: tuple[int, ...]) -> Number:
+    """A number as a float, or a copy of a real tensor with so many axes; ArgumentError for anything else."""
     if isinstance(value, Tensor):
         if value.ndim not in axes or value.is_complex() or value.dtype == torch.bool:
             raise ArgumentError(
-                f"{name} must be a number or a real tensor{_SHAPES[axes]}, got one of shape {tuple(value.shape)}, {value.dtype}"
+                f"{_named(what, time)} must be a number or a real tensor{_SHAPES[axes]}, got one of shape "
+                f"{tuple(value.shape)}, {value.dtype}"
             )
-        return value if value.is_floating_point() else value.to(torch.float64)
+        # A copy belongs to the row alone, and gradients go through it.
+        return value.clone() if value.is_floating_point() else value.to(torch.float64)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ArgumentError(f"{name} must be a number, or a tensor{_SHAPES[axes]}, got {value!r:.60}: write it as a float")
+        raise ArgumentError(
+            f"{_named(what, time)} must be a number, or a tensor{_SHAPES[axes]}, got {value!r:.60}: write it as a float"
+        )
     try:
         return float(value)
     except OverflowError:
-        raise ArgumentError(f"{name} must be finite, got an integer that no float can hold") from None
+        raise ArgumentError(f"{_named(what, time)} must be finite, got an integer that no float can hold") from None
 
 
 def _told(value: Number) -> object:

@@ -41,6 +41,9 @@ _SHAPES = {"scales": "(N,)", "weights": "(N, N)", "levels": "(N + 1,)"}
 class Stages:
     """A sampler in common form.
 
+    The tensors that are given are its own from then on: unlike a row, it holds no copies, since a training makes thousands of
+    such samplers, each from new tensors. Give clones of tensors that are to be changed later.
+
     Attributes:
         scales: c, (N,) float64.
         weights: b, (N, N) float64 and lower triangular; row i makes the state after i + 1 evaluations.
