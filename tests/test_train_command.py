@@ -229,3 +229,14 @@ def test_ratios_for_several_numbers_are_a_file_that_runs_between_them(tmp_path, 
     assert (tmp_path / "dc-ring8-guided-label-three-weight-1.0-4-6.safetensors").is_file()
     wrong = CliRunner().invoke(train_command.command, ["ld3", "--target", "ring8", "--nfe", "4,6"])
     assert "dc and flow maps take several" in str(wrong.exception)
+
+
+@pytest.mark.parametrize("spec", ["universal:chart=gaussian", "bespoke:chart=gaussian", "ld3:jump=auto", "amed:jump=auto"])
+def test_what_a_guided_target_can_not_tell_is_refused_with_what_the_command_line_can_do(tmp_path, monkeypatch, spec):
+    """Statistics are an argument in Python alone, so that to do without comes first; what is said to do then runs."""
+    monkeypatch.chdir(tmp_path)
+    guided = ("--guide", "label=three,weight=2")
+    said = str(run(spec, *guided, code=1).exception)
+    assert re.search("a guided field knows none: leave jump= and the chart of the Gaussian .* out; or in Python pass", said)
+    if spec.startswith("universal"):
+        assert "held-out error" in run("universal", *guided).stdout

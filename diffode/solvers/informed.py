@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from diffode.errors import ArgumentError
-from diffode.fields import ExactField, Field
+from diffode.fields import ExactField, Field, GuidedField
 from diffode.paths import Path
 from diffode.solvers.direct import DirectSolver
 from diffode.solvers.jumped import Jumped, landing
@@ -19,6 +19,9 @@ from diffode.statistics import Statistics
 
 #: Factor by which the scale of statistics may differ from that of an exact field; beyond it they are in another unit.
 _SAME_UNIT = 2.0
+
+#: What anyone can do who has no statistics, on the command line too.
+_WITHOUT = "leave jump= and the chart of the Gaussian (chart=gaussian and its like) out"
 
 
 def informed(solver: str | Solver | Callable[..., Any], statistics: Statistics) -> Solver:
@@ -99,13 +102,16 @@ def known_of(field: Field, asker: str, dim: int, statistics: Statistics | None) 
     if field.source is not None:
         raise ArgumentError(
             f"{asker} follows the flow of a Gaussian with normal noise, and this field's noise comes from "
-            f"source {field.source.spec!r}: leave jump out, and take a chart that knows nothing of the data"
+            f"source {field.source.spec!r}: {_WITHOUT}"
         )
     known = field.statistics if statistics is None else statistics
     if known is None:
+        lacking = "a guided field" if isinstance(field, GuidedField) else "this field"
         raise ArgumentError(
-            f"{asker} has to know mean and covariance of the data: pass statistics=, from samples "
-            "(Statistics.of_samples) or from the field at high noise (diffode.fields.estimate_statistics(field))"
+            f"{asker} has to know mean and covariance of the data, and {lacking} knows none: {_WITHOUT}; or in Python pass "
+            "statistics=, from samples (Statistics.of_samples) or from the field at high noise "
+            "(diffode.fields.estimate_statistics(field)), and in a suite name a field of your own as "
+            "FILE.py:ATTR,statistics=estimated"
         )
     if not isinstance(known, Statistics):
         raise ArgumentError(f"statistics must be diffode.Statistics, got {known!r:.60}")

@@ -307,7 +307,7 @@ class Universal(TrainedSolver):
         return ranged.stages(first / self.scale, last / self.scale, self.dim).scaled(self.scale)
 
 
-def warn_of_scale(what: str, trained: float, scale: float, advice: str = "") -> None:
+def warn_of_scale(what: str, trained: float, scale: float, advice: str = ": train it on this field") -> None:
     """TrainedElsewhereWarning if data have another scale than those that something was trained on."""
     if abs(scale - trained) > _SAME_LEVEL * trained:
         text = f"{what} was trained on data of scale {trained:.4g}, this field has {scale:.4g}{advice}"

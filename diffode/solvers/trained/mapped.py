@@ -170,7 +170,7 @@ class MapSolver(DirectSolver):
             known = "" if phi.facts is None else f" ({phi.facts.target})"
             warnings.warn(
                 f"{self.spec!r} was trained for data of scale {trained.scale:.6g}{known}, not for this field's, of scale "
-                f"{field.scale:.6g}: it gives the data of its training",
+                f"{field.scale:.6g}: it gives the data of its training; train one on this field",
                 TrainedElsewhereWarning,
                 stacklevel=2,
             )
