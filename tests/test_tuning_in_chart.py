@@ -18,7 +18,10 @@ from diffode.learned.fitting.gauss_newton import normal_equations
 from diffode.learned.fitting.problems import problem_for
 from diffode.learned.fitting.sensitivities import Recording
 from diffode.learned.request import Request
+from diffode.learned.tables import in_chart as beginnings
+from diffode.learned.tables.in_chart import ADAMS
 from diffode.learned.tables.tuning_in_chart import best_tables
+from diffode.learned.universal.batches import UNITS
 from diffode.statistics import Statistics
 from diffode.tableau.stages import Stages
 
@@ -154,9 +157,33 @@ def test_tables_are_told_as_they_are_compared_with_the_least_error_so_far():
     tune_universal("moons", 2, chart="gaussian", points=16, steps=1, statistics="full", progress=steps.append)
     compared = [step for step in steps if step.stage == "compare tables, in the chart of the covariance"]
     assert [step.number for step in compared] == list(range(1, compared[0].total + 1))
+    # Universal tables come first, in some units and for some numbers of directions, and Adams methods after them.
+    assert ADAMS < compared[0].total <= ADAMS + 7 * len(UNITS)
     errors = [step.error for step in compared]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] < math.inf
+
+
+def test_methods_are_told_one_by_one_and_a_stop_among_them_ends_the_comparison(monkeypatch):
+    """Of data that no universal table fits, Adams methods alone are compared, and one must have run before the end."""
+    steps, method = [], beginnings._method
+
+    def without_the_first(problem, statistics, path, nfe, solver, grid):
+        if solver == "ab:order=1,chart=gaussian_angle,jump=0.016" and grid != "karras:rho=5":
+            raise ArgumentError("the level lies above the path's first")
+        return method(problem, statistics, path, nfe, solver, grid)
+
+    monkeypatch.setattr(beginnings, "_method", without_the_first)
+    arguments = {"chart": "gaussian", "points": 16, "steps": 1, "statistics": "full"}
+    tune_universal("stiff-pair", 3, **arguments, progress=steps.append)
+    compared = [step for step in steps if step.stage.startswith("compare tables")]
+    assert [step.number for step in compared] == list(range(1, ADAMS + 1))
+    assert [step.number for step in compared if step.error == math.inf] == [1, 2, 3]
+    steps.clear()
+    found = tune_universal("stiff-pair", 3, **arguments, progress=steps.append, stop=lambda: True)
+    assert [step.number for step in steps] == [1, 2, 3, 4]
+    assert (found.stopped_by, found.history.steps) == ("request", 0)
+    assert math.isfinite(found.errors.after)
 
 
 def test_the_chart_is_that_of_the_statistics_that_are_asked_for():

@@ -7,9 +7,10 @@ that no published method has.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,6 +36,8 @@ _METHODS = ("ab:order=1", "ab:order=2")
 _JUMPS = (0.1, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
 #: Exponents of the power grids that are laid from there.
 _EXPONENTS = (1, 2, 3, 5)
+#: Number of methods, jumps and grids that are compared.
+ADAMS = len(_METHODS) * len(_JUMPS) * len(_EXPONENTS)
 #: Number of candidates of each of the two kinds.
 _CANDIDATES = 3
 #: Number of starts on which methods are compared.
@@ -163,20 +166,28 @@ def grown(stages: Stages) -> Iterator[Stages]:
         yield Stages(scales, weights, torch.cat([stages.levels[:k], level[None], stages.levels[k:]]))
 
 
-def adams(problem: Problem, statistics: Statistics, path: Path, nfe: int) -> list[Published]:
-    """The Adams methods in the chart that run, the smallest error on a few starts first, one for each jump."""
+def adams(
+    problem: Problem, statistics: Statistics, path: Path, nfe: int, seen: Callable[[float], bool] = lambda error: False
+) -> list[Published]:
+    """The Adams methods in the chart that run, the smallest error on a few starts first, one for each jump.
+
+    ``seen`` is told the error of each of the :data:`ADAMS`, infinite for one that does not run, and ends the comparison by
+    True, once there is a method that runs.
+    """
     few = few_starts(problem, _FEW_STARTS)
     best: dict[float, Published] = {}
     unit = min(1.0, problem.first * problem.unit / max(statistics.largest, 1e-300))
     for method, jump, exponent in itertools.product(_METHODS, _JUMPS, _EXPONENTS):
         solver, grid = f"{method},chart=gaussian_angle,jump={jump * unit:.4g}", f"karras:rho={exponent}"
-        try:
+        error = math.inf
+        # An error says that the level lies above the path's first.
+        with contextlib.suppress(ArgumentError):
             one = _method(few, statistics, path, nfe, solver, grid)
-        except ArgumentError:
-            # The level lies above the path's first.
-            continue
-        if math.isfinite(one.error) and (jump not in best or one.error < best[jump].error):
-            best[jump] = one
+            error = one.error
+            if math.isfinite(error) and (jump not in best or error < best[jump].error):
+                best[jump] = one
+        if seen(error) and best:
+            break
     return sorted(best.values(), key=lambda one: one.error)
 
 

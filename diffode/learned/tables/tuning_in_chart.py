@@ -17,7 +17,7 @@ from diffode.learned.fitting.differences import SHORTEST, equations_by_differenc
 from diffode.learned.fitting.gauss_newton import Fit, Problem, descend, loss_of
 from diffode.learned.progress import Step
 from diffode.learned.request import Request
-from diffode.learned.tables.in_chart import adams, chart_named, few_starts, gaussians, known_to
+from diffode.learned.tables.in_chart import ADAMS, adams, chart_named, few_starts, gaussians, known_to
 from diffode.learned.tables.published import Published
 from diffode.learned.tables.training import trained_table
 from diffode.learned.trained import History, Trained
@@ -92,15 +92,21 @@ def best_tables(problem: Problem, statistics: Statistics, request: Request, nfe:
     """
     few, stage = few_starts(problem, _FEW_STARTS), f"compare tables, {chart_named(statistics)}"
     found: list[Published] = []
-    every, least = [*_universal(few, statistics, nfe)], math.inf
-    for number, one in enumerate(every, 1):
+    every, tried, least = [*_universal(few, statistics, nfe)], 0, math.inf
+
+    def seen(error: float) -> bool:
+        """Whether the comparison ends, of which a step is told."""
+        nonlocal tried, least
+        tried, least = tried + 1, min(least, error)
+        request.tell(Step(stage, tried, len(every) + ADAMS, least))
+        return request.limit.reached()
+
+    for one in every:
         found.append(one._replace(error=few.error(one.stages)))
-        least = min(least, found[-1].error)
-        request.tell(Step(stage, number, len(every), least))
-        if request.limit.reached():
+        if seen(found[-1].error):
             break
     if least == math.inf or not request.limit.reached():
-        found += adams(few, statistics, request.path, nfe)
+        found += adams(few, statistics, request.path, nfe, seen)
     best = sorted((one for one in found if math.isfinite(one.error)), key=lambda one: one.error)[:_BEST]
     if request.limit.reached():
         best = best[:1]
