@@ -8,7 +8,7 @@ import torch
 
 import diffode
 from diffode import solvers
-from diffode.cli.show_command import _solver
+from diffode.cli.solver_told import solver_told
 from diffode.errors import ArgumentError
 from diffode.fields import Field
 from diffode.solvers.parareal import critical_path
@@ -311,9 +311,9 @@ def test_the_jump_of_a_budget_is_laid_for_the_budget():
 
 @pytest.mark.parametrize("name", ["picard", "parareal", "implicit_rk"])
 def test_what_a_step_costs_is_told_as_a_run_spends_it(name):
-    told = _solver(name, "edm", "karras", 3)["NFE a step"]
+    told = solver_told(name, "edm", "karras", 3)["NFE a step"]
     assert "in every sweep over the" in told or "in each iteration" in told
-    assert _solver("heun", "edm", "karras", 3)["NFE a step"] == "2"
+    assert solver_told("heun", "edm", "karras", 3)["NFE a step"] == "2"
 
 
 @pytest.mark.parametrize("name", ["picard", "parareal"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -138,3 +139,18 @@ def print_report(report: Report, as_json: bool) -> int:
     else:
         click.echo(str(report))
     return report.exit_code
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Print each fact as a line, and the rows of ``times`` as columns."""
+    for key, value in facts.items():
+        if key == "times":
+            click.echo("\n" + "  ".join(f"{name:>12s}" for name in value[0]))
+            for row in value:
+                click.echo("  ".join(f"{number:12.6g}" for number in row.values()))
+            continue
+        if isinstance(value, dict):
+            text = ", ".join(f"{k}={v}" for k, v in value.items()) or "none"
+        else:
+            text = "none" if value is None else str(value)
+        click.echo(f"{key:16s} {text}" if "\n" not in text else f"{key}\n{inspect.cleandoc(text)}\n")
