@@ -89,6 +89,8 @@ def test_untrained_in_the_chart_it_is_a_table_there(host, analytic):
 
 def test_untrained_after_a_jump_it_is_its_recipe_after_that_jump():
     field, known, solver = untrained([80.0, 3.0, 0.5, 0.002], "ipndm", in_chart=False)
+    assert solver.chart_name == "noise"
+    assert untrained([80.0, 3.0, 0.5, 0.002], "ipndm")[2].chart_name == "gaussian"
     x = field.path.prior((6, 2), generator=0)
     landed_at = known.flow(x, EDM, 80.0, 3.0)
     expected = solvers.get("amed:host=ipndm").tableau(EDM, [3.0, 0.5, 0.002]).run(field, landed_at)

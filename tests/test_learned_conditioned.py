@@ -267,6 +267,7 @@ def test_a_run_on_data_of_another_scale_says_so():
     amed = train_amed("ring8", 1, points=16, rounds=1)
     moons = diffode.exact_field("moons", "edm")
     for trained, what in ((conditioned, "this conditioned table"), (amed, "this AMED")):
+        assert trained.solver.chart_name == "noise"
         words = f"^{what} was trained on data of scale 3.55, this field has 0.71[0-9]*: train it on this field$"
         with pytest.warns(TrainedElsewhereWarning, match=words):
             diffode.solve(moons, moons.prior(3, generator=0), **trained.arguments)

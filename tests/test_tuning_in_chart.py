@@ -22,6 +22,7 @@ from diffode.learned.tables import in_chart as beginnings
 from diffode.learned.tables.in_chart import ADAMS
 from diffode.learned.tables.tuning_in_chart import best_tables
 from diffode.learned.universal.batches import UNITS
+from diffode.solvers.trained.checkpoints import Checkpoint
 from diffode.statistics import Statistics
 from diffode.tableau.stages import Stages
 
@@ -277,10 +278,33 @@ def test_errors_that_are_not_finite_are_no_success():
 def test_a_saved_one_is_shown_with_the_range_of_its_numbers(tmp_path):
     file = tmp_path / "moons.safetensors"
     tune_universal("moons", 2, chart="gaussian", points=16, steps=1, statistics="full").save(file)
-    text = command("show", f"bespoke:file={file}").stdout
-    assert re.search(r"x2 .*\([-+.\de]+ to [-+.\de]+\) m1", text)
-    rows = json.loads(command("show", f"bespoke:file={file}", "--json").stdout)["tableau"]
-    assert len(rows[-1]["noise"]["1"]) == 2
+    shown = command("show", f"bespoke:file={file}")
+    assert re.search(r"x2 .*\([-+.\de]+ to [-+.\de]+\) m1", shown.stdout)
+    # Nothing is run, so that there is nothing to warn of.
+    assert shown.stderr == ""
+    told = json.loads(command("show", f"bespoke:file={file}", "--json").stdout)
+    assert len(told["tableau"][-1]["noise"]["1"]) == 2
+    assert (told["chart"], told["statistics"]) == ("gaussian", "full: a variance for each direction")
+
+
+def test_a_table_for_data_in_many_dimensions_is_shown_with_the_chart_that_it_is_in(tmp_path):
+    known, file = Statistics.of_target("digits-gmm10", "scale"), tmp_path / "digits.safetensors"
+    stages = Stages(*(torch.tensor(part).double() for part in ([1.0, 1.0], [[0.0, 0.0], [0.0, -1.0]], [80.0, 1.0, 0.002])))
+    facts = {"path": "edm", "target": "digits-gmm10", "begun_from": "ddim", "held_out_error": 1.0, "start_error": 1.0}
+    facts |= {"seconds": 1.0, "seed": 0}
+    for statistics, chart in ((known, "gaussian"), (None, "noise")):
+        Checkpoint(stages=stages, scale=known.scale, statistics=statistics, **facts).save(file)
+        told = json.loads(command("show", f"bespoke:file={file}", "--json").stdout)
+        assert told["chart"] == chart
+        assert told.get("statistics") == (None if statistics is None else "scale: one variance for all directions")
+
+
+@pytest.mark.parametrize(("spec", "chart"), [("universal:chart=gaussian", "gaussian"), ("ddim:jump=auto", "noise")])
+def test_a_solver_whose_table_is_made_of_the_statistics_of_a_run_is_shown_without_it(spec, chart):
+    shown = command("show", spec).stdout
+    assert re.search(rf"^chart +{chart}$", shown, re.MULTILINE)
+    assert "\nIts tableau is made of mean and covariance of the data, which a run takes from its field" in shown
+    assert "It has no tableau" in command("show", "rk_adaptive").stdout
 
 
 def test_what_a_file_holds_is_no_option_that_is_shown(tmp_path):
@@ -288,6 +312,7 @@ def test_what_a_file_holds_is_no_option_that_is_shown(tmp_path):
     table = tune_universal("moons", 1, chart="gaussian", points=16, steps=1, statistics="full")
     condition(table, "moons", points=32, steps=1, units=2).save(file)
     told = json.loads(command("show", f"conditioned:file={file}", "--json").stdout)
+    assert (told["chart"], told["statistics"]) == ("gaussian", "full: a variance for each direction")
     assert told["options"] == {"analytic_first_step": False, "jump": None, "file": str(file)}
     assert "tensor(" not in command("show", f"conditioned:file={file}").stdout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,16 +13,27 @@ from diffode.cli.methods_told import LAW_ONLY
 from diffode.cli.output import print_facts
 from diffode.cli.plain_text import plain_text
 
+if TYPE_CHECKING:
+    from diffode.statistics import Statistics
+
+#: Why a solver is shown without a table, by whether it needs statistics of the data.
+_NO_TABLE = {
+    False: "It has no tableau: it runs by itself, and its steps depend on the solution or it is a map.",
+    True: "Its tableau is made of mean and covariance of the data, which a run takes from its field, as diffode sample does.",
+}
+
 
 def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     """What there is to tell of a solver, with its table on a path and a grid of so many steps."""
     from diffode import grids, paths, solvers
     from diffode.solvers.solver import Solver, WritesTable
-    from diffode.solvers.trained.bespoke import TrainedSolver
+    from diffode.solvers.trained.bespoke import Bespoke, TrainedSolver
     from diffode.specs import option_names, parse_spec
 
-    # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec sets these.
-    solver: Solver = solvers.get(spec).for_field(1.0, 2)
+    solver: Solver = solvers.get(spec)
+    if not isinstance(solver, Bespoke):
+        # Solvers that depend on the data are shown for scale 1 in two dimensions, unless the spec or a file sets these.
+        solver = solver.for_field(1.0, 2)
     times = grids.spec_of(grid)
     if isinstance(solver, TrainedSolver) and steps not in solver.budgets:
         # It has tables for some numbers of steps alone.
@@ -30,7 +41,7 @@ def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     # A list of times has as many steps as it says.
     table = (
         solver.tableau(paths.get(path), times, steps if grids.is_named(times) else None)
-        if isinstance(solver, WritesTable)
+        if isinstance(solver, WritesTable) and not solver.needs_statistics
         else None
     )
     every = {name: getattr(solver, name) for name in option_names(type(solver)) or ()}
@@ -42,6 +53,7 @@ def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         "description": plain_text(inspect.getdoc(type(solver)) or ""),
         "source": solver.reference,
         "chart": solver.chart_name,
+        **({} if (known := statistics_held(solver)) is None else {"statistics": kind_in_words(known.kind)}),
         "order": solver.convergence_order,
         "claimed order": solver.order,
         "NFE a step": solver.spends,
@@ -67,8 +79,32 @@ def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         else []
     )
     laid = "its own levels" if isinstance(solver, WritesTable) and solver.lays_levels else grid
-    shown = grid if table is None else f"Tableau on {path}, {laid}, {len(table.outputs) - 1} steps"
+    shown = _NO_TABLE[solver.needs_statistics]
+    if table is not None:
+        shown = f"Tableau on {path}, {laid}, {len(table.outputs) - 1} steps"
     return {**facts, "tableau": rows, "title": shown, "prediction": table.prediction if table else None}
+
+
+def statistics_held(solver: Any) -> Statistics | None:
+    """Mean and covariance of the data of its training that a solver from a file holds; None if it needs none."""
+    from diffode.learned.conditional.amed import LearnedAMED
+    from diffode.learned.conditional.conditioned import ConditionedSolver
+    from diffode.solvers.trained.bespoke import Bespoke
+
+    if isinstance(solver, Bespoke):
+        return solver.checkpoint.statistics
+    if isinstance(solver, ConditionedSolver):
+        return solver.table.statistics
+    return solver.statistics if isinstance(solver, LearnedAMED) else None
+
+
+def kind_in_words(kind: str) -> str:
+    """The kind of some statistics, and what it means for a table.
+
+    >>> kind_in_words("full")
+    'full: a variance for each direction'
+    """
+    return f"{kind}: {'one variance for all directions' if kind == 'scale' else 'a variance for each direction'}"
 
 
 def facts_of_training(solver: Any) -> dict[str, Any]:
@@ -141,7 +177,7 @@ def print_solver(facts: dict[str, Any]) -> None:
     rows, title, prediction = (facts.pop(key) for key in ("tableau", "title", "prediction"))
     print_facts(facts)
     if prediction is None:
-        click.echo("\nIt has no tableau: it runs by itself, and its steps depend on the solution or it is a map.")
+        click.echo(f"\n{title}")
         return
     click.echo(f"\n{title}: x_i = sum A_ij x_j + sum B_ij m_j + sum C_ik xi_k, m = {prediction}, xi = noise")
     for row in rows:

@@ -295,6 +295,7 @@ def _check_output(name: str, file: FilePath, writes: bool, force: bool, *, draws
 
 def _print(facts: dict[str, Any]) -> None:
     """Print each fact as a line, in words."""
+    from diffode.cli.solver_told import kind_in_words
     from diffode.cli.training_log import in_words
 
     width = max(map(len, facts))
@@ -303,7 +304,7 @@ def _print(facts: dict[str, Any]) -> None:
         if key == "stopped by":
             shown = _ENDED[value]
         elif key == "statistics":
-            shown = "scale: one variance for all directions" if value == "scale" else f"{value}: a variance for each direction"
+            shown = kind_in_words(value)
         elif key == "started from":
             shown = in_words(value)
         elif value is None:

@@ -26,6 +26,7 @@ from diffode import grids
 from diffode.charts import Chart
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.gaussian_charts import GaussianChart
 from diffode.input_files import believed
 from diffode.learned.arguments import LARGEST, bounded
 from diffode.learned.conditional.live import LiveWriter
@@ -127,6 +128,11 @@ class LearnedAMED(DirectSolver):
     asks_row_times = True
     reference = AMED.reference
     nfe_per_step = 2
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return GaussianChart.name if self.in_chart else self._recipe.chart_name
 
     @property
     def spec(self) -> str:

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from diffode.errors import ArgumentError
 from diffode.fields import Field
+from diffode.gaussian_charts import GaussianChart
 from diffode.input_files import believed
 from diffode.learned.arguments import LARGEST, bounded
 from diffode.learned.fitting.gauss_newton import Problem
@@ -181,6 +182,11 @@ class ConditionedSolver(DirectSolver):
     needs_path = True
     name = "conditioned"
     reference = "after Zhou et al., arXiv 2312.00094, with every number of a table predicted"
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return "noise" if self.table.statistics is None else GaussianChart.name
 
     @property
     def spec(self) -> str:

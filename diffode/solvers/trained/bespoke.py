@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from diffode import grids
 from diffode.errors import ArgumentError, BudgetError, TrainedElsewhereWarning
+from diffode.gaussian_charts import GaussianChart
 from diffode.paths import Path
 from diffode.paths import get as get_path
 from diffode.paths.path import lack_of_path
@@ -54,9 +55,13 @@ class TrainedSolver(WritesTable):
     It has no order of convergence, since it runs with the numbers of evaluations that it was trained for only.
     """
 
-    chart_name = "noise"
     order = None
     lays_levels = True
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return "noise"
 
     @property
     @abstractmethod
@@ -142,6 +147,11 @@ class Bespoke(TrainedSolver):
         found = numbers_of(self.name, self.file, "table", self.table, Checkpoint, load_checkpoint)
         object.__setattr__(self, "checkpoint", found)
         object.__setattr__(self, "digest", self.content())
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return "noise" if self.checkpoint.statistics is None else GaussianChart.name
 
     @property
     def _origin(self) -> str:
@@ -230,6 +240,11 @@ class Universal(TrainedSolver):
         if self.nfe is not None and not self.tables:
             known = ", ".join(map(str, replace(self, nfe=None).budgets))
             raise ArgumentError(f"nfe must be a number of evaluations that there is a table for, {known}, got {self.nfe!r:.40}")
+
+    @property
+    @override
+    def chart_name(self) -> str:
+        return self.chart
 
     @property
     def in_chart(self) -> bool:
