@@ -37,7 +37,7 @@ def main(targets: tuple[str, ...]) -> None:
             for nfe in BUDGETS:
                 before = min(error(solver, nfe, grid) for grid in GRIDS)
                 after = error(f"{solver}{',' if ':' in solver else ':'}jump=auto", nfe)
-                cells.append(f"{before:.2g} → {after:.2g} ({before / after:.1f} x)")
+                cells.append(f"{before:.2g} → {after:.2g} ({before / after:.1f}\N{NO-BREAK SPACE}x)")
             print(f"| {name}, `{solver}` | " + " | ".join(cells) + " |", flush=True)
 
 
