@@ -65,6 +65,10 @@ class GridWarning(UserWarning):
     """A named grid is given to a solver that lays its own times, as flow maps do: it changes nothing but the ends."""
 
 
+class StatisticsWarning(UserWarning):
+    """Statistics are of data far wider or narrower than a field's answers at high noise: of other data, or in another unit."""
+
+
 class PluginWarning(UserWarning):
     """A plug-in of an installed package is left out, since diffode has something else by its name."""
 

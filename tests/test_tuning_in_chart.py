@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from commandline import diffode as command
 
 import diffode
 from diffode import Field, GaussianMixture, fields, paths, solvers
-from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.errors import ArgumentError, BudgetError, NumericalError, StatisticsWarning
+from diffode.fields.estimated import breadth_beside
 from diffode.learned import condition, load, tune_universal
 from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.differences import end_derivatives, equations_by_differences
@@ -357,3 +359,31 @@ def test_states_of_any_shape_are_tuned():
     field = Field.from_denoised(denoise, path=EDM, scale=exact.scale)
     found = tune_universal(field, 2, dim=(1, 8, 8), chart="gaussian", statistics=known, points=128, steps=3)
     assert found.errors.after < found.errors.before
+
+
+def _told_nothing(name, path="edm"):
+    exact = diffode.exact_field(name, path)
+    return Field.from_denoised(exact.denoised, path=exact.path), Statistics.of_target(name)
+
+
+@pytest.mark.parametrize("name", ["ring8", "gauss1d", "grid25", "digits-gmm10", "gmm40-50d", "stiff-pair", "line16"])
+@pytest.mark.parametrize("path", ["edm", "vp", "rectified_flow"])
+def test_the_breadth_of_answers_at_high_noise_tells_statistics_of_another_unit(name, path):
+    field, own = _told_nothing(name, path)
+    shape = (own.dim,)
+    assert 0.8 < breadth_beside(field, own, shape) < 1.4
+    assert breadth_beside(field, own.scaled(100.0), shape) < 0.05
+    assert breadth_beside(field, own.scaled(0.01), shape) > 12
+    assert field.nfe == 0
+
+
+def test_statistics_of_another_unit_are_warned_of_where_a_network_tells_that():
+    field, own = _told_nothing("moons")
+    arguments = {"dim": 2, "chart": "gaussian", "points": 16, "steps": 1}
+    for unit in (100.0, 0.01):
+        with pytest.warns(StatisticsWarning, match=r"^statistics are of data of scale .*: give those of what it denoises"):
+            tune_universal(field, 1, statistics=own.scaled(unit), **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tune_universal(field, 1, statistics=own, **arguments)
+        tune_universal(field, 1, statistics=own.reduced("scale"), **arguments)

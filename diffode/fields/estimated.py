@@ -31,6 +31,8 @@ LARGEST_BEND = 0.1
 _SAME = 1e-6
 #: Levels, in units of the scale, at which that is asked.
 _LOW_LEVELS = (1.0, 0.1)
+#: Level, in largest deviations of some statistics, at which they are held against a field, and the rows that it is asked.
+_ABOVE, _APART = 10.0, 32
 
 
 class _Asked:
@@ -119,6 +121,30 @@ def estimate_statistics(
     same = _is_gaussian(asked, found, source)
     told = f"estimated at rho = {at:.4g} from {asked.calls} calls on {asked.rows} rows, affine up to {bend:.1e}"
     return replace(found, gaussian=same, source=told, rows=asked.rows)
+
+
+def breadth_beside(field: Field, statistics: Statistics, shape: Sequence[int]) -> float:
+    """How widely a field's answers lie at high noise, over how those of the Gaussian with some statistics would: 1 for its own.
+
+    One call on 32 rows, of a level at which all data with such statistics are nearly one Gaussian. Deviations that are too
+    large by a factor k give about 1/k^2 where the path's noise reaches them, and those that are too small about k^2, as long as
+    the data are nearly one Gaussian at that level too.
+
+    >>> import diffode
+    >>> field, own = diffode.exact_field("moons", "edm"), Statistics.of_target("moons")
+    >>> [round(breadth_beside(field, own.scaled(unit), (2,)), 1) for unit in (1, 2, 0.5)]
+    [1.0, 0.3, 3.9]
+    """
+    asked = _Asked(field, tuple(shape))
+    first, last = (asked.path.rho(t) for t in (asked.path.t_max, asked.path.t_min))
+    level = max(min(_ABOVE * statistics.largest, first), last)
+    basis = statistics.basis
+    along = normal((_APART, basis.width), generator=generator_from(0))
+    offset = along * basis.spread((statistics.variances + level**2).sqrt())
+    with field.uncounted():
+        found = asked(basis.back(offset) + statistics.mean, level)
+    expected = basis.back(offset * basis.spread(statistics.variances / (statistics.variances + level**2)))
+    return float((found - found.mean(0)).norm() / (expected - expected.mean(0)).norm())
 
 
 def _level(asked: _Asked, level: float | None, dim: int, source: Randomness) -> tuple[float, Tensor]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from diffode import solvers
-from diffode.errors import ArgumentError, BudgetError, NumericalError
+from diffode.errors import ArgumentError, BudgetError, NumericalError, StatisticsWarning
+from diffode.fields import ExactField
+from diffode.fields.estimated import breadth_beside
 from diffode.learned.fitting.chart import HIGHEST, ChartTable
 from diffode.learned.fitting.gauss_newton import Problem, fit
 from diffode.learned.limit import Limit
@@ -46,6 +49,10 @@ _FEW_STARTS = 64
 _GROWING_STARTS, _CHOOSING_STEPS, _GROWING_STEPS = 256, 2, 8
 #: Largest variance along a direction, over the mean variance, up to which all directions count as alike.
 _ALIKE = 1.1
+#: Ratio of the breadth of a field's answers at high noise to what statistics say, or its inverse, from which on they are of
+#: other data. Those of the data give between 0.8 and 1.4, of kind ``scale`` up to 5, and those in a unit a hundred times too
+#: large or too small below 0.05 or above 12, on the targets and networks that ship.
+_OTHER_BREADTH = 10.0
 #: Level of a first evaluation put before all others, over that which was the first.
 _ABOVE = 2.0
 
@@ -91,13 +98,14 @@ def known_to(
     """The statistics for a training: those given, or the field's own, reduced to a kind if one is named.
 
     ``asker`` says what has to know them, for the error. ArgumentError if there are none, if they are of other data, for an
-    unknown kind, or for data so narrow that every jump goes to the path's end, where nothing is left to train.
+    unknown kind, or for data so narrow that every jump goes to the path's end, where nothing is left to train;
+    StatisticsWarning if the answers of a field that is not exact say that they are of other data.
     """
     kind = statistics if isinstance(statistics, str) else None
     given = None if isinstance(statistics, str) else statistics
     if kind is not None:
         check_choice("statistics", kind, KINDS)
-    known = known_of(request.field, asker, request.width, given)
+    told = known = known_of(request.field, asker, request.width, given)
     if kind is not None:
         known = known.reduced(kind, shape=request.shape if kind in ("cosine", "fourier") else None)
     last = request.path.rho(request.path.t_min)
@@ -108,7 +116,22 @@ def known_to(
             f"{asker} has nothing to train: the data {what} that a jump goes all the way; any solver with jump=auto, such as "
             "ddim:jump=auto, does so without an evaluation"
         )
+    _look_at(request, told)
     return known
+
+
+def _look_at(request: Request, told: Statistics) -> None:
+    """StatisticsWarning if they are of data of another breadth than a field's answers; of an exact field that is refused."""
+    if isinstance(request.field, ExactField):
+        return
+    ratio = breadth_beside(request.field, told, request.shape)
+    if not 1 / _OTHER_BREADTH < ratio < _OTHER_BREADTH:
+        warnings.warn(
+            f"statistics are of data of scale {told.scale:.4g}, and at high noise this field's answers lie {ratio:.2g} times "
+            "as widely as for such data: give those of what it denoises, in its own unit (Statistics.scaled changes the unit)",
+            StatisticsWarning,
+            stacklevel=5,
+        )
 
 
 def chart_named(statistics: Statistics) -> str:
