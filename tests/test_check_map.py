@@ -160,6 +160,18 @@ def test_a_lost_mode_of_weight_one_in_a_thousand_is_named():
     assert check_map(diffode.flow(field), field, points=64).passed
 
 
+def test_of_many_lost_modes_the_first_are_named():
+    """Whatever the noise, the points are those of one of eight modes."""
+    field = diffode.exact_field(diffode.GaussianMixture([1 / 8] * 8, [[2.0 * k] for k in range(8)], [[0.04]] * 8), "edm")
+    flow = diffode.flow(field)
+
+    def phi(x, s, t):
+        return torch.where((s == t)[:, None], x, flow(torch.full_like(x, -200.0), s, t))
+
+    found = check_map(phi, field, **SMALL).check("weights of modes")
+    assert "loses the modes of weight 0.125, 0.125, 0.125, 0.125 ..." in found.detail
+
+
 def test_a_consistency_function_is_held_to_its_end_only():
     field = field_of("bimodal1d", "edm")
     flow, last = diffode.flow(field), field.path.t_min

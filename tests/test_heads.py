@@ -247,8 +247,11 @@ def test_training_gains_and_its_result_says_what_it_is(ring):
 
 
 def test_in_many_dimensions_heads_are_networks_which_stay_in_float32(tmp_path):
-    trained = train_head("digits-gmm10", 2, points=128, steps=30, units=16, layers=2)
+    told = []
+    trained = train_head("digits-gmm10", 2, points=128, steps=30, units=16, layers=2, progress=told.append)
     assert trained.errors.after < 3.0
+    stages = [stage for stage in dict.fromkeys(step.stage for step in told) if "head" in stage]
+    assert stages == ["train the last head", "train all heads"]
     head = trained.content.heads[1]
     assert (head.activation, [tuple(m.shape) for m, _ in head.layers]) == ("silu", [(192, 16), (16, 16), (16, 64)])
     assert {part.dtype for layer in head.layers for part in layer} == {torch.float32}

@@ -114,6 +114,7 @@ def test_a_blurred_law_is_the_law_of_a_noised_point():
 def test_wrong_labels_are_named():
     for labels, message in (
         (["a", "b"], "one entry per component"),
+        (["a", "b", "c", "d", "e"], r"one entry per component \(4\), got 5"),
         ("abcd", "must be a list"),
         ([1, 2, 3, True], "whole numbers or names"),
         ([1.5, 2, 3, 4], "whole numbers or names"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import pytest
 import torch
@@ -83,7 +84,9 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(method, optimiser, 
     spec = f"{name}:width=8,depth=1,batch=16,optimiser={optimiser}" + (f",{own}" if own else "")
     request = {"points": 64} if MAP_METHODS[name].trajectories else {}
     request["nfe"] = 1 if MAP_METHODS[name].defaults["fixed_end"] else (1, 2)
+    began = time.perf_counter()
     whole = train_map(spec, "gauss2d", steps=60, **request)
+    assert 0 < whole.seconds <= time.perf_counter() - began
     asked, file = [], tmp_path / "resume.safetensors"
 
     def stop():

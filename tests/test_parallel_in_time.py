@@ -106,6 +106,16 @@ def test_after_n_sweeps_the_first_states_are_those_of_the_sequential_run(memory)
         torch.testing.assert_close(found[: sweeps + 1], expected[: sweeps + 1], rtol=1e-12, atol=1e-12)
 
 
+def test_states_that_enter_a_window_are_guessed_from_the_last_one_made():
+    """At rest after the first of 24 steps: two sweeps settle evaluations 0 to 4, and each later one four more."""
+    field = Field.from_velocity(lambda x, t: torch.ones_like(x) * (torch.as_tensor(t).reshape(-1, 1) > 1.97), probe=False)
+    x = torch.full((1, 1), START, dtype=torch.float64)
+    times = [2.0 - 0.05 * i for i in range(25)]
+    run = diffode.solve(field, x, solver="picard:base=euler,tolerance=0,window=4", grid=times)
+    assert float(run.x) == pytest.approx(START - 0.05, rel=1e-13)
+    assert int(run.sweeps) == 2 + math.ceil((24 - 5) / 4)
+
+
 @pytest.mark.parametrize("base", ["ddpm", "euler_ancestral"])
 def test_the_noise_of_a_run_is_that_of_the_sequential_one(base):
     field, x = ring()

@@ -75,6 +75,12 @@ def test_a_field_without_a_map_is_refused_with_the_command_that_trains_one():
     for field in (diffode.exact_field("gauss1d", "edm"), diffode.Field(lambda x, t: x, "denoised", "edm", probe=False)):
         with pytest.raises(ArgumentError, match=r"ships for the exact fields of .*bimodal1d.*diffode train shortcut"):
             diffode.solve(field, torch.zeros(2, 1), solver="shipped_map:method=shortcut", nfe=1)
+    # Each target once, and those alone that have a map by the method.
+    solver, files = ShippedMap(method="shortcut"), [file.stem for file in FOLDER.glob("*-shortcut.safetensors")]
+    with pytest.raises(
+        ArgumentError, match=f"fields of {', '.join(sorted(name.removesuffix('-shortcut') for name in files))}, not"
+    ):
+        solver.on(diffode.exact_field("gauss1d", "edm"))
     sourced = diffode.exact_field("bimodal1d", "edm", source="gauss1d")
     with pytest.raises(ArgumentError, match="ships for"):
         ShippedMap(method="shortcut").on(sourced)

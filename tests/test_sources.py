@@ -246,6 +246,17 @@ def test_the_flow_between_gaussians_is_closed_though_they_share_no_basis():
     assert found.method == "closed-form"
     steps = diffode.solve(field, x, solver="rk4", grid="time_uniform", steps=200, between=(0.999, 0.05))
     assert float((steps.x - found.x).abs().max()) < 1e-6
+    # Where both are diagonal there is no basis, and each coordinate has a flow of its own.
+    sides = [
+        GaussianMixture([1.0], [mean], [variances])
+        for mean, variances in (([1.0, -2.0, 0.5], [0.3, 1.0, 2.0]), ([2.0, 0.0, -1.0], [1.0, 0.2, 0.7]))
+    ]
+    diagonal = diffode.exact_field(sides[0], "rectified_flow", sides[1])
+    assert diagonal.law.basis is None
+    found = diffode.reference(diagonal, x, 0.999, 0.05)
+    assert found.method == "closed-form"
+    steps = diffode.solve(diagonal, x, solver="rk4", grid="time_uniform", steps=200, between=(0.999, 0.05))
+    assert float((steps.x - found.x).abs().max()) < 1e-6
     plain = diffode.exact_field(mixture(2, 3, 1), "rectified_flow", mixture(2, 3, 6))
     ends = diffode.reference(plain, x, 0.999, 0.05, use_cache=False)
     assert ends.method == "dop853"

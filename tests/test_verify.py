@@ -235,6 +235,9 @@ def test_gaussian_analysis_splits_and_vanishes_with_the_step():
     assert coarse.split.prior == pytest.approx(fine.split.prior, rel=1e-12)
     assert coarse.w2 <= sum(coarse.split[:3]) + 1e-12
     assert coarse.nfe == 20
+    # The mean that is left is that of the prior, 3 alpha(1), and the same for as many steps.
+    assert 0 < fine.mean_error < 1e-2
+    assert fine.mean_error == pytest.approx(float((fine.law.mean - 1.0).norm()), rel=1e-12)
     one = verify.gaussian("ddim", "edm", [2.0, 1.0], [0.7])
     # Euler in rho from 2 to 1 on N(0, .7): x (1 - rho/(c + rho^2)), with the prior's variance 4.
     gain = 1 - 2 / (0.7 + 4)
