@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from typing import Any
@@ -31,3 +32,16 @@ def check_number(name: str, value: Any, least: float = -math.inf, most: float = 
             f" {'>' if above else '>='} {least:g}" if most == math.inf else f" in {'(' if above else '['}{least:g}, {most:g})"
         )
         raise ArgumentError(f"{name} must be a number{bounds if least > -math.inf else ''}, got {value!r:.60}")
+
+
+def number_of(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:
+    """A number as a float, those of NumPy and tensors of one number too, held to what :func:`check_number` asks.
+
+    >>> number_of("unit", 2)
+    2.0
+    """
+    if not isinstance(value, str | bytes | bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            value = float(value)
+    check_number(name, value, least, above=above)
+    return float(value)

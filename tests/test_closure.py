@@ -63,7 +63,6 @@ def unmoved_by_changes(roots, without=()):
     return unmoved, tried
 
 
-@pytest.mark.slow
 def test_a_changed_literal_in_any_module_that_every_run_imports_changes_every_version():
     unmoved, tried = unmoved_by_changes([ENGINE])
     assert unmoved == []

@@ -109,7 +109,6 @@ def trained(problems):
     return train_codebook(problems, codebook.published(3, like(3)), recipe, seed=1)
 
 
-@pytest.mark.slow
 def test_a_codebook_is_better_than_every_published_sampler_tuned_on_mixtures_it_has_not_seen(trained):
     held_out = small(range(200, 216))
     hand_made = torch.stack([t.coefficients for t in codebook.published(3, like(3))])

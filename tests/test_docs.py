@@ -72,12 +72,19 @@ def test_every_page_is_on_the_site_and_every_cell_in_its_tutorial():
         assert text.count("```") == 2 * len(re.findall(r"^```\{code-cell\} python$", text, re.MULTILINE))
 
 
+#: Examples that take less than a second.
+QUICK = ("own_field.py", "into_other_libraries.py")
 #: Arguments that spare an example most of its training.
 LESS = {"diffusers_pipeline.py": ["20"], "score_error.py": ["0.4"]}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=[] if file.name in QUICK else [pytest.mark.slow], id=file.name)
+        for file in sorted((ROOT / "examples").glob("*.py"))
+    ],
+)
 def test_examples_run(file, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(file), *LESS.get(file.name, [])])
     runpy.run_path(str(file), run_name="__main__")

@@ -1,5 +1,8 @@
 """What is no part of a table is refused by its name, whoever asks for a table: rows, common forms and solvers."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +31,10 @@ def numbers(**changed):
         ("outputs", (None, "x", True, [0, True], *NONE_OF_THESE)),
         ("path", ("edm", *NONE_OF_THESE)),
         ("solver", (None, *NONE_OF_THESE)),
-        ("spans", (None, "x", [1.0], [(1.0, 2.0, 3.0)], [(2.0, 1.0)], [(0.0, float("inf"))], [("a", "b")], *NONE_OF_THESE)),
+        (
+            "spans",
+            (None, "x", [1.0], [(1.0, 2.0, 3.0)], [(2.0, 1.0)], [(0.0, float("inf"))], [("a", "b")], ["01"], *NONE_OF_THESE),
+        ),
         ("statistics", ("scale", {}, *NONE_OF_THESE)),
     ],
 )
@@ -66,7 +72,10 @@ def test_what_is_asked_of_a_common_form_is_named():
         for wrong in (None, "x", 0, -1.0, float("nan"), [1]):
             with pytest.raises(ArgumentError, match=r"^unit must be a number > 0, got"):
                 form.scaled(wrong)
-        for times in ("x", 3, (), (1.0,), (1.0, None)):
+        for unit in (np.float32(2), np.int64(2), torch.tensor(2.0)):
+            levels = [(one if form is stages else one.stages).levels for one in (form.scaled(unit), form.scaled(2.0))]
+            assert torch.equal(*levels)
+        for times in ("x", "21", 3, (), (1.0,), (1.0, None)):
             with pytest.raises(ArgumentError, match=r"^times must be .* start and the end, got"):
                 form.tableau("edm", times=times)
     for kind in (Stages, GaussianStages):
@@ -111,6 +120,24 @@ def test_a_text_that_is_none_is_named_by_what_it_would_name(wrong):
         solvers.get(wrong)
 
 
+def test_statistics_take_any_real_unit():
+    known = Statistics.of_target("moons")
+    for unit in (np.float32(2), np.int64(2), torch.tensor(2.0), np.array(2.0)):
+        assert known.scaled(unit) == known.scaled(2.0)
+    # Mirrored data have the same covariance.
+    assert torch.equal(known.scaled(-1.0).mean, -known.mean)
+    for wrong in (None, "2", True, 0.0, float("inf"), torch.ones(2)):
+        with pytest.raises(ArgumentError, match=r"^unit must "):
+            known.scaled(wrong)
+
+
+@pytest.mark.parametrize("outputs", [[np.int64(0), np.int64(1)], np.array([0, 1]), range(2), iter([0, 1])])
+def test_indices_of_any_integers_are_kept_as_those_of_python(outputs):
+    table = Tableau(**(TABLE | {"outputs": outputs}))
+    assert table.outputs == (0, 1)
+    assert {type(one) for one in table.outputs} == {int}
+
+
 def each_number_for_a_batch():
     """The time and the coefficients of a row for three rows of a batch, and those of one for two directions."""
     batch = {name: torch.full((3,), 0.5, dtype=torch.float64) for name in ("time", "states", "evaluations", "draws")}
@@ -132,3 +159,15 @@ def test_gradients_reach_the_tensors_that_gave_a_row_its_numbers():
     end = table.run(Field.from_velocity(lambda x, t: 2 * x), x)
     (slope,) = torch.autograd.grad(end.sum(), factor)
     assert torch.allclose(slope, 3 * x.sum(1))
+
+
+def test_a_row_with_a_graph_is_copied_deeply_and_one_of_inference_mode_is_differentiated_through():
+    factor = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
+    row = Row(0.5, {0: factor})
+    assert copy.deepcopy(row) == row
+    ones = torch.ones(3, dtype=torch.float64)
+    with torch.inference_mode():
+        table = Tableau("velocity", (Row(1.0), Row(0.5, {0: 1.0}, {0: ones})), (0, 1))
+    x = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    table.run(Field.from_velocity(lambda x, t: 2 * x), x).sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 3.0))

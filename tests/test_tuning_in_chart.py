@@ -13,7 +13,8 @@ import diffode
 from diffode import Field, GaussianMixture, fields, paths, solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError, StatisticsWarning
 from diffode.fields.estimated import breadth_beside
-from diffode.learned import condition, load, tune_universal
+from diffode.fields.problem_text import field_of_text
+from diffode.learned import condition, load, train_table, tune_universal
 from diffode.learned.fitting.chart import ChartTable, in_chart
 from diffode.learned.fitting.differences import end_derivatives, equations_by_differences
 from diffode.learned.fitting.gauss_newton import normal_equations
@@ -306,7 +307,8 @@ def test_a_solver_whose_table_is_made_of_the_statistics_of_a_run_is_shown_withou
     shown = command("show", spec).stdout
     assert re.search(rf"^chart +{chart}$", shown, re.MULTILINE)
     assert "\nIts tableau is made of mean and covariance of the data, which a run takes from its field" in shown
-    assert "It has no tableau" in command("show", "rk_adaptive").stdout
+    for without in ("rk_adaptive", "rk_adaptive:jump=2", "picard:jump=auto"):
+        assert "It has no tableau" in command("show", without).stdout
 
 
 def test_what_a_file_holds_is_no_option_that_is_shown(tmp_path):
@@ -383,7 +385,13 @@ def test_statistics_of_another_unit_are_warned_of_where_a_network_tells_that():
     for unit in (100.0, 0.01):
         with pytest.warns(StatisticsWarning, match=r"^statistics are of data of scale .*: give those of what it denoises"):
             tune_universal(field, 1, statistics=own.scaled(unit), **arguments)
+    with pytest.warns(StatisticsWarning) as caught:
+        train_table(field, 1, statistics=own.scaled(100.0), dim=2, chart="gaussian", points=16, steps=1)
+    assert [one.filename for one in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tune_universal(field, 1, statistics=own, **arguments)
         tune_universal(field, 1, statistics=own.reduced("scale"), **arguments)
+        # What a guided field answers is of no data, and the class's own statistics serve it well.
+        guided = field_of_text("ring8 guided label=three,weight=20", "edm")
+        tune_universal(guided, 1, statistics=guided.conditional.statistics, **(arguments | {"dim": None}))

@@ -79,7 +79,7 @@ def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         else []
     )
     laid = "its own levels" if isinstance(solver, WritesTable) and solver.lays_levels else grid
-    shown = _NO_TABLE[solver.needs_statistics]
+    shown = _NO_TABLE[isinstance(solver, WritesTable) and solver.needs_statistics]
     if table is not None:
         shown = f"Tableau on {path}, {laid}, {len(table.outputs) - 1} steps"
     return {**facts, "tableau": rows, "title": shown, "prediction": table.prediction if table else None}

@@ -106,12 +106,17 @@ def known_of(field: Field, asker: str, dim: int, statistics: Statistics | None) 
         )
     known = field.statistics if statistics is None else statistics
     if known is None:
-        lacking = "a guided field" if isinstance(field, GuidedField) else "this field"
+        guided = isinstance(field, GuidedField)
+        lacking = "a guided field" if guided else "this field"
+        more = (
+            ""
+            if guided
+            else " or from the field at high noise (diffode.fields.estimate_statistics(field)), and in a suite name a field of "
+            "your own as FILE.py:ATTR,statistics=estimated"
+        )
         raise ArgumentError(
             f"{asker} has to know mean and covariance of the data, and {lacking} knows none: {_WITHOUT}; or in Python pass "
-            "statistics=, from samples (Statistics.of_samples) or from the field at high noise "
-            "(diffode.fields.estimate_statistics(field)), and in a suite name a field of your own as "
-            "FILE.py:ATTR,statistics=estimated"
+            f"statistics=, from samples (Statistics.of_samples){more}"
         )
     if not isinstance(known, Statistics):
         raise ArgumentError(f"statistics must be diffode.Statistics, got {known!r:.60}")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffode.arguments import check_number
+from diffode.arguments import number_of
 from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.statistics import files
@@ -180,7 +180,9 @@ class Statistics:
         >>> Statistics.of_target("ring8").scaled(2.0).scale / Statistics.of_target("ring8").scale
         2.0
         """
-        check_number("unit", unit, 0, above=True)
+        unit = number_of("unit", unit)
+        if not unit:
+            raise ArgumentError("unit must not be 0, which leaves nothing of the data")
         if unit == 1.0:
             return self
         return replace(self, mean=self.mean * unit, variances=self.variances * unit**2)

@@ -118,11 +118,15 @@ class Row:
         held["mean"] = _settled("mean", time, self.mean, (0, 2))
         for kind in _KINDS:
             terms = held[kind]
-            wrong = next((j for j in terms if isinstance(j, bool) or not isinstance(j, numbers.Integral)), None)
+            wrong = next((j for j in terms if not is_integer(j)), None)
             if wrong is not None or None in terms:
                 raise ArgumentError(f"{_named(kind, time)} must be numbered by integers, got {wrong!r:.60}")
             held[kind] = Fixed({int(j): _settled(f"{kind}[{j}]", time, value, (0, 1, 2)) for j, value in terms.items()})
         held["_plain"] = all(type(value) is float for value in (self.time, *self.numbers))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Row:
+        """Itself, since nothing changes a row; copies of tensors through which gradients go can't be copied once more."""
+        return self
 
     @override
     def __eq__(self, other: object) -> bool:
@@ -161,6 +165,19 @@ def _named(what: str, time: Number | None) -> str:
     return what if time is None else f"{what} of the row at t={time!r:.60}"
 
 
+def is_integer(value: Any) -> bool:
+    """Whether something is a whole number, of NumPy for one, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy that belongs to a row alone, and through which gradients go, also where the row is made in inference mode."""
+    if torch.is_inference_mode_enabled() and not value.is_inference():
+        with torch.inference_mode(False), torch.no_grad():
+            return value.clone()
+    return value.clone()
+
+
 def _settled(what: str, time: Number | None, value: Any, axes: tuple[int, ...]) -> Number:
     """A number as a float, or a copy of a real tensor with so many axes; ArgumentError for anything else."""
     if isinstance(value, Tensor):
@@ -169,8 +186,7 @@ def _settled(what: str, time: Number | None, value: Any, axes: tuple[int, ...]) 
                 f"{_named(what, time)} must be a number or a real tensor{_SHAPES[axes]}, got one of shape "
                 f"{tuple(value.shape)}, {value.dtype}"
             )
-        # A copy belongs to the row alone, and gradients go through it.
-        return value.clone() if value.is_floating_point() else value.to(torch.float64)
+        return _copied(value) if value.is_floating_point() else value.to(torch.float64)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentError(
             f"{_named(what, time)} must be a number, or a tensor{_SHAPES[axes]}, got {value!r:.60}: write it as a float"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffode.arguments import check_number
+from diffode.arguments import number_of
 from diffode.errors import ArgumentError
 from diffode.fields import Field, columns
 from diffode.paths import Path
@@ -82,7 +82,7 @@ class Stages:
 
     def scaled(self, unit: float) -> Stages:
         """The same sampler for data that are larger by the factor ``unit``."""
-        check_number("unit", unit, 0, above=True)
+        unit = number_of("unit", unit, 0, above=True)
         return Stages(self.scales, self.weights * unit, self.levels * unit)
 
     def run(self, noise: NoiseFunction, start: Tensor) -> Tensor:
@@ -182,8 +182,8 @@ def check_table(table: Tableau) -> Tableau:
 def ends_of(times: tuple[float, float]) -> tuple[float, float]:
     """The times of a start and an end that are known; ArgumentError for anything else."""
     try:
-        start, end = map(float, times)
-    except (TypeError, ValueError, OverflowError):
+        start, end = map(float, [] if isinstance(times, str) else times)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ArgumentError(f"times must be two numbers, those of the start and the end, got {times!r:.60}") from None
     return start, end
 

@@ -30,7 +30,7 @@ from diffode.statistics import Statistics
 from diffode.tableau import files, written
 from diffode.tableau.program import Step, compiled
 from diffode.tableau.propagation import Propagated, propagate
-from diffode.tableau.rows import Number, Row
+from diffode.tableau.rows import Number, Row, is_integer
 
 if TYPE_CHECKING:
     from diffode.fields import Field
@@ -50,7 +50,7 @@ _SEQUENCES = {
 def _interval(span: Any) -> tuple[float, float]:
     """The ends of the interval of a draw; ArgumentError unless they are two finite numbers that increase."""
     try:
-        low, high = map(float, span)
+        low, high = map(float, [] if isinstance(span, str) else span)
     except (TypeError, ValueError, OverflowError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
@@ -121,10 +121,11 @@ class Tableau:
             # A row that overflows, as its interval then may, is the better thing to name.
             object.__setattr__(self, "spans", tuple(map(_interval, self.spans)))
         count = len(self.rows)
-        if not self.outputs or not all(type(row) is int and 0 <= row < count for row in self.outputs):
+        if not self.outputs or not all(is_integer(row) and 0 <= row < count for row in self.outputs):
             raise ArgumentError(
                 f"outputs must be indices of the table's {count} rows, 0 to {count - 1}, got {self.outputs!r:.60}"
             )
+        object.__setattr__(self, "outputs", tuple(map(int, self.outputs)))
 
     def _settle(self) -> None:
         """Make tuples of other sequences; ArgumentError for an argument of another type, whatever the rows are."""

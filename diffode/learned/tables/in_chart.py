@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 
 from diffode import solvers
 from diffode.errors import ArgumentError, BudgetError, NumericalError, StatisticsWarning
-from diffode.fields import ExactField
+from diffode.fields import ExactField, GuidedField
 from diffode.fields.estimated import breadth_beside
 from diffode.learned.fitting.chart import HIGHEST, ChartTable
 from diffode.learned.fitting.gauss_newton import Problem, fit
@@ -121,17 +122,29 @@ def known_to(
 
 
 def _look_at(request: Request, told: Statistics) -> None:
-    """StatisticsWarning if they are of data of another breadth than a field's answers; of an exact field that is refused."""
-    if isinstance(request.field, ExactField):
+    """StatisticsWarning if they are of data of another breadth than a field's answers.
+
+    Of an exact field that is refused, and what a guided field answers is of no data.
+    """
+    if isinstance(request.field, ExactField | GuidedField):
         return
     ratio = breadth_beside(request.field, told, request.shape)
     if not 1 / _OTHER_BREADTH < ratio < _OTHER_BREADTH:
         warnings.warn(
             f"statistics are of data of scale {told.scale:.4g}, and at high noise this field's answers lie {ratio:.2g} times "
-            "as widely as for such data: give those of what it denoises, in its own unit (Statistics.scaled changes the unit)",
+            "as widely as for such data: give those of what it denoises, in its own unit (Statistics.scaled changes the unit), "
+            "unless a rare mode far away makes the scale, or the field is not trained",
             StatisticsWarning,
-            stacklevel=5,
+            stacklevel=_frames_to_the_caller(),
         )
+
+
+def _frames_to_the_caller() -> int:
+    """The ``stacklevel`` of who called the function of this package, which decorators of PyTorch may stand around."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("diffode", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def chart_named(statistics: Statistics) -> str:
