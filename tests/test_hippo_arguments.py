@@ -61,8 +61,8 @@ def test_measures_and_holds_go_as_objects_too():
         refused(lambda options=options: hippo.Polynomial(**options), "degree")
     refused(lambda: hippo.Rule(1.5), "theta")
     refused(lambda: hippo.hold_of("euler:theta=1"), "theta")
-    refused(lambda: hippo.get("legs", 4).run(TIMES, TIMES, 3), "spec")
-    refused(lambda: hippo.get(3, 4), "spec")
+    refused(lambda: hippo.get("legs", 4).run(TIMES, TIMES, 3), "hold")
+    refused(lambda: hippo.get(3, 4), "measure")
 
 
 @pytest.mark.parametrize("spec", ["legs", "legt", "lagt", "fout"])
