@@ -13,7 +13,6 @@ from diffode.learned import train, train_head, train_jump
 from diffode.learned.heads import features, jump_fit
 from diffode.learned.heads.jump_fit import Numbers, ddim_numbers
 from diffode.learned.heads.pairs import pairs_of
-from diffode.learned.heads.soap import SOAP
 from diffode.learned.request import Request
 from diffode.maps import AngleClock
 from diffode.solvers.trained.generators import Head, Jump
@@ -196,39 +195,6 @@ def test_starts_with_large_errors_are_drawn_more_often_and_weigh_less():
     assert float((error[rows] * drawn.weight).mean()) == pytest.approx(float(error.mean()), rel=0.15)
     radius = asked.start.norm(dim=1)
     assert float((radius[rows] * drawn.weight).mean()) == pytest.approx(float(radius.mean()), rel=0.05)
-
-
-def test_soap_is_adam_on_vectors_and_knows_no_axes_on_matrices():
-    """Rotating both sides of a matrix rotates every step of SOAP; Adam's steps change."""
-    vector = normal(5)
-    own, other = vector.clone(), vector.clone().requires_grad_(True)
-    soap, adam = SOAP([own], [1.0], 0.9, 0.95), torch.optim.Adam([other], lr=0.1, betas=(0.9, 0.95), eps=0.0)
-    for step in range(5):
-        gradient = normal(5, seed=step + 1)
-        soap.step([gradient], 0.1)
-        other.grad = gradient.clone()
-        adam.step()
-    torch.testing.assert_close(own, other.detach(), rtol=1e-6, atol=1e-6)
-    left, right = (torch.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
-    plain, turned = normal(4, 3), left @ normal(4, 3) @ right.T
-    first, second = SOAP([plain], [1.0], every=2), SOAP([turned], [1.0], every=2)
-    for step in range(7):
-        gradient = normal(4, 3, seed=10 + step)
-        first.step([gradient], 0.1)
-        second.step([left @ gradient @ right.T], 0.1)
-    torch.testing.assert_close(turned, left @ plain @ right.T, rtol=1e-6, atol=1e-6)
-
-
-def test_soap_finds_the_least_of_an_ill_conditioned_square():
-    """A quadratic in a matrix whose curvature has ratios of 1e4 and no axes: a thousandth of the start in 300 steps."""
-    left, right = (torch.linalg.qr(normal(6, 6, seed=n))[0] for n in (1, 2))
-    a = left @ torch.diag(torch.logspace(0, -2, 6, dtype=torch.float64)) @ right
-    own, wanted = torch.zeros(6, 6, dtype=torch.float64), normal(6, 6, seed=3)
-    soap = SOAP([own], [1.0], every=10)
-    first = float((a @ (own - wanted) @ a.T).square().sum())
-    for step in range(300):
-        soap.step([a.T @ (a @ (own - wanted) @ a.T) @ a], 0.1 * (1 - step / 300))
-    assert float((a @ (own - wanted) @ a.T).square().sum()) < 1e-3 * first
 
 
 def test_training_gains_and_its_result_says_what_it_is(ring):

@@ -349,16 +349,6 @@ def test_an_unknown_source_names_the_nearest():
         sources.get("ring9")
 
 
-def test_a_density_of_ones_own_is_looked_at():
-    with pytest.raises(FieldError, match="sum over the last axis"):
-        diffode.exact_field(points(), "edm", sources.Density(lambda u: -u.square()))
-    field = diffode.exact_field(points(), "edm", sources.Density(own_density))
-    with pytest.raises(ArgumentError, match="draw="):
-        field.prior(3, generator=0)
-    drawing = sources.Density(own_density, draw=lambda source, n, dim: source.standard_normal((n, dim)))
-    assert diffode.exact_field(points(), "edm", drawing).prior(3, generator=0).shape == (3, 2)
-
-
 def test_draws_have_their_law():
     """The mean of cos(u) is the characteristic function at 1: sech-like, rational, or by the density on a fine grid."""
     for spec in ("density:law=logistic", "density:law=laplace", "density:law=student,dof=3", "student:dof=3"):
@@ -371,23 +361,6 @@ def test_draws_have_their_law():
         assert abs(float(u.cos().mean()) - exact) < 5 * float(u.cos().std()) / 200
     alone = sources.get("student:dof=3").sample(2, 3, generator=[1, 2])
     assert torch.equal(alone[1], sources.get("student:dof=3").sample(1, 3, generator=2)[0])
-
-
-@pytest.mark.parametrize(
-    ("law", "draw", "message"),
-    [
-        (lambda u: u.sum(-1) * float("nan"), None, "it gives NaN"),
-        (lambda u: u.foo, None, "law can't be asked.*foo"),
-        (lambda u: {}["x"], None, "law can't be asked"),
-        (lambda u: -u.square().sum(-1) / 2, lambda g: 1, "draw can't be asked for 2 points: TypeError"),
-        (lambda u: -u.square().sum(-1) / 2, lambda g, n, d: "a", "draw can't be asked for 2 points: ValueError"),
-        (lambda u: -u.square().sum(-1) / 2, 3, "draw must be a function"),
-    ],
-)
-def test_densities_of_ones_own_that_are_none_are_named(law, draw, message):
-    points = GaussianMixture.from_points([[-1.0, 0.0], [1.0, 1.0]])
-    with pytest.raises((ArgumentError, FieldError), match=message):
-        diffode.exact_field(points, "rectified_flow", source=sources.Density(law, draw=draw)).prior(2, generator=0)
 
 
 def test_a_number_for_the_time_keeps_its_graph():

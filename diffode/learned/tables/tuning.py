@@ -79,8 +79,8 @@ def tune_universal(
         steps: for that chart, largest number of steps of the refinement; 10 by default.
         seconds: limit of time, exact ends included, after which the best choice so far is returned; ``stopped_by`` says so.
         seed: seed of the starts.
-        progress: called with every universal table, and in the Gaussian's chart every step, as a :class:`Step`, whose ``error``
-            is the least so far on the same starts.
+        progress: called with every table that is compared, and in the Gaussian's chart every step of the refinement, as a
+            :class:`Step`, whose ``error`` is the least so far on the same starts.
         stop: a function called after each of these; if it returns True, the best choice so far is returned.
 
     Returns:
