@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffode
-from diffode import GaussianMixture
+from diffode import GaussianMixture, Statistics
 
 
 @contextlib.contextmanager
@@ -94,6 +94,32 @@ def test_what_is_made_under_a_setting_is_as_good_as_any(setting):
             slopes.append(x.grad)
         assert torch.equal(*slopes)
     assert points.target.line is not None
+
+
+@pytest.mark.parametrize("solver", ["ddim:jump=auto", "universal:chart=gaussian"])
+def test_what_a_run_in_inference_mode_keeps_serves_gradients_later(solver):
+    """The statistics of the field's own data, and those that were made in that mode of anything else."""
+    field = diffode.exact_field("moons", "edm")
+    x = field.prior(64, generator=0)
+    with torch.inference_mode():
+        first = diffode.solve(field, x, solver=solver, nfe=4).x
+        known = [
+            Statistics.of_target("moons"),
+            Statistics.of_samples(diffode.reference(field, x, 80.0, 0.002).x),
+            Statistics.of_covariance(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 2.0]])),
+            Statistics.of_target("moons").reduced("diagonal"),
+            diffode.fields.estimate_statistics(field),
+        ]
+    assert not any(part.is_inference() for one in known for part in (one.mean, one.variances))
+    for statistics in (None, *known):
+        start = x.clone().requires_grad_(True)
+        own = field if statistics is None else diffode.Field.from_denoised(field.denoised, path="edm", scale=statistics)
+        again = diffode.solve(own, start, solver=solver, nfe=4).x
+        again.sum().backward()
+        assert bool(start.grad.isfinite().all())
+        assert float(start.grad.abs().max()) > 0
+        if statistics is None:
+            torch.testing.assert_close(again.detach(), first, rtol=1e-9, atol=1e-9)
 
 
 def test_mixed_settings_of_precision_are_no_error():

@@ -24,6 +24,14 @@ from diffode.errors import ArgumentError
 _ORTHONORMAL = 1e-8
 
 
+def lasting(made: Tensor) -> Tensor:
+    """A tensor that later runs can differentiate through, though it was made in inference mode."""
+    if not made.is_inference():
+        return made
+    with torch.inference_mode(False):
+        return made.clone()
+
+
 class Basis(ABC):
     """An orthonormal basis of R^D.
 
@@ -125,6 +133,7 @@ class Vectors(Basis):
     matrix: Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", lasting(self.matrix))
         matrix = self.matrix
         if matrix.ndim != 2 or not 1 <= matrix.shape[1] <= matrix.shape[0]:
             raise ArgumentError(f"matrix must be (D, R) with 1 <= R <= D, got {tuple(matrix.shape)}")

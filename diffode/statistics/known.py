@@ -26,7 +26,7 @@ from diffode.arguments import number_of
 from diffode.errors import ArgumentError
 from diffode.paths import Path
 from diffode.statistics import files
-from diffode.statistics.bases import Axes, Basis, Cosines, Fourier, Vectors
+from diffode.statistics.bases import Axes, Basis, Cosines, Fourier, Vectors, lasting
 from diffode.targets import Target
 from diffode.targets import get as get_target
 from diffode.tensor_files import content_of
@@ -75,6 +75,7 @@ class Statistics:
         for name, value in (("mean", self.mean), ("variances", self.variances)):
             if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.ndim != 1:
                 raise ArgumentError(f"{name} must be a float64 tensor with one axis, got {value!r:.80}")
+            object.__setattr__(self, name, lasting(value))
         if len(self.mean) != self.basis.dim:
             raise ArgumentError(f"mean must have the {self.basis.dim} coordinates of the basis, got {len(self.mean)}")
         if len(self.variances) != self.basis.count:
@@ -305,12 +306,9 @@ class Statistics:
         >>> known.alike(known.scaled(1 + 1e-14)), known.alike(known.scaled(1.001)), known.alike(known.reduced("scale"))
         (True, False, False)
         """
-        if (
-            not isinstance(other, Statistics)
-            or self.kind != other.kind
-            or self.dim != other.dim
-            or self.gaussian != other.gaussian
-        ):
+        if not isinstance(other, Statistics):
+            return False
+        if (self.kind, self.dim, self.gaussian) != (other.kind, other.dim, other.gaussian):
             return False
         # Directions of equal variance are anyone's choice, so that the directions themselves are not compared.
         ours, theirs = (one.covariance if isinstance(one.basis, Vectors) else one.variances for one in (self, other))
