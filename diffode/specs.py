@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.extensions import is_place, load_attribute, module_exists, plug_ins, same_definition
+from diffode.makers import check_options, option_names
 
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
@@ -301,14 +302,7 @@ class Registry(Generic[T]):
         if fixed:
             raise ArgumentError(f"{self.kind} {entry.name!r} fixes its option {fixed[0]!r} ({entry.preset[fixed[0]]!r})")
         merged = {**entry.preset, **chosen}
-        if inspect.isfunction(entry.make):
-            # Classes check their options themselves; a function takes any text that is not empty for true.
-            for parameter in parameters_of(entry.make) or ():
-                value = merged.get(parameter.name, parameter.default)
-                if isinstance(parameter.default, bool) and not isinstance(value, bool):
-                    raise ArgumentError(
-                        f"{parameter.name} must be true or false in {self.kind} {entry.name!r}, got {value!r:.40}"
-                    )
+        check_options(self.kind, entry.name, entry.make, merged)
         try:
             return entry.make(**merged)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -378,22 +372,3 @@ class Registry(Generic[T]):
 
 def _itself(instance: T) -> T:
     return instance
-
-
-@functools.lru_cache(maxsize=1024)
-def parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """The parameters of a maker; None for one without a signature, as some classes of Python's own are."""
-    try:
-        return list(inspect.signature(make).parameters.values())
-    except ValueError:
-        return None
-
-
-def option_names(make: Callable[..., Any]) -> Iterable[str] | None:
-    """The keyword names a maker accepts, or None if it takes any."""
-    parameters = parameters_of(make)
-    if parameters is None:
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

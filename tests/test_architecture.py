@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms from the foundation up; a room imports from rooms above it in this list only.
 ROOMS = (
     "errors", "arguments", "numerics", "cache_folder", "closure", "file_names", "facts_table", "output_files", "input_files",
-    "extensions", "array_files", "tensor_files", "training_facts",
+    "extensions", "array_files", "tensor_files", "training_facts", "makers",
     "specs", "hippo", "engines", "randomness", "cache", "native", "paths", "targets", "sources", "statistics", "fields",
     "bridges", "grid_files", "grid_rules", "grid_menus", "grids", "tableau",
     "charts", "gaussian_charts", "flows", "maps", "references", "plot", "solvers", "learned", "metrics", "verify", "adapters",

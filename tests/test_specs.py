@@ -12,7 +12,8 @@ from diffode import specs
 from diffode.cli.list_command import options_of_maker
 from diffode.errors import ArgumentError, PluginWarning, UnknownNameError
 from diffode.extensions import load_attribute
-from diffode.specs import Registry, format_spec, option_names, parse_spec
+from diffode.makers import option_names
+from diffode.specs import Registry, format_spec, parse_spec
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 #: Texts of any characters, and of those that specs are made of.
@@ -73,6 +74,21 @@ def test_a_registry_refuses_a_class_that_lacks_methods_and_names_them():
     with pytest.raises(ArgumentError, match=r"'half' can't be made: its class Half has no order$"):
         diffode.solvers.register("half", Half)
     assert "half" not in diffode.solvers.names()
+
+
+def test_options_without_a_default_that_are_missing_are_named_as_they_are_written():
+    def pair(first, second, *, third=None):
+        return first, second, third
+
+    registry = Registry("thing")
+    registry.register("pair", pair)
+    assert registry.make("pair:first=1,second=2") == (1, 2, None)
+    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs first= and second=; write pair:first=\.\.\.,second=\.\.\.$"):
+        registry.make("pair")
+    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs second=; "):
+        registry.make("pair:first=1,third=3")
+    with pytest.raises(ArgumentError, match=r"^solver 'amed_learned' needs file=; write amed_learned:file=\.\.\.$"):
+        diffode.solvers.get("amed_learned")
 
 
 def test_a_maker_without_a_signature_takes_what_it_takes():

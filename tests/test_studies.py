@@ -9,8 +9,8 @@ from small_suite import SMALL, SOLVER, report_page, small
 
 from diffode import metrics
 from diffode.errors import ArgumentError
+from diffode.makers import option_names
 from diffode.metrics.measurement import Needs
-from diffode.specs import option_names
 from diffode.studies import Store, keyed_cells, load_suite, parse_suite, run_suite
 from diffode.studies.runner import check_metrics
 

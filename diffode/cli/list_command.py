@@ -136,7 +136,8 @@ def options_of_maker(make: Callable[..., Any]) -> dict[str, str]:
     >>> options_of_maker(solvers.registry.entry("dpmpp_2m_sde").make)["form"]
     'midpoint (or heun)'
     """
-    from diffode.specs import parameters_of, written_value
+    from diffode.makers import parameters_of
+    from diffode.specs import written_value
 
     found = {}
     for parameter in parameters_of(make) or ():

@@ -26,9 +26,10 @@ _NO_TABLE = {
 def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
     """What there is to tell of a solver, with its table on a path and a grid of so many steps."""
     from diffode import grids, paths, solvers
+    from diffode.makers import option_names
     from diffode.solvers.solver import Solver, WritesTable
     from diffode.solvers.trained.bespoke import Bespoke, TrainedSolver
-    from diffode.specs import option_names, parse_spec
+    from diffode.specs import parse_spec
 
     solver: Solver = solvers.get(spec)
     if not isinstance(solver, Bespoke):

@@ -16,7 +16,8 @@ from diffode.engines.cluster import Dask
 from diffode.engines.local import Local
 from diffode.engines.work import Engine, Work, place_of, results
 from diffode.errors import ArgumentError
-from diffode.specs import Registry, option_names, parse_spec
+from diffode.makers import option_names
+from diffode.specs import Registry, parse_spec
 
 __all__ = ["Dask", "Engine", "Local", "Work", "each", "get", "names", "register", "registry", "results"]
 

@@ -15,9 +15,10 @@ from diffode.bridges import Bridge
 from diffode.errors import ArgumentError
 from diffode.fields import ExactField, Field
 from diffode.flows import Reference, reference
+from diffode.makers import option_names
 from diffode.randomness import keyed
 from diffode.solvers import Solution
-from diffode.specs import Registry, option_names, parse_spec
+from diffode.specs import Registry, parse_spec
 from diffode.targets import GaussianMixture
 
 #: Largest number of coordinates in a set of exact draws that is kept, 0.5 MB, and count of what is kept for a law.

@@ -11,8 +11,9 @@ import numpy as np
 
 from diffode import charts
 from diffode.errors import UnknownNameError
+from diffode.makers import option_names
 from diffode.solvers.euler_maruyama import FORMS
-from diffode.specs import Registry, option_names
+from diffode.specs import Registry
 
 T = TypeVar("T")
 Code = str
