@@ -308,7 +308,9 @@ def test_a_solver_whose_table_is_made_of_the_statistics_of_a_run_is_shown_withou
     assert re.search(rf"^chart +{chart}$", shown, re.MULTILINE)
     assert "\nIts tableau is made of mean and covariance of the data, which a run takes from its field" in shown
     for without in ("rk_adaptive", "rk_adaptive:jump=2", "picard:jump=auto"):
-        assert "It has no tableau" in command("show", without).stdout
+        shown = command("show", without).stdout
+        assert "It has no tableau" in shown
+        assert ("Its jump is made of mean and covariance of the data" in shown) is ("jump" in without)
 
 
 def test_what_a_file_holds_is_no_option_that_is_shown(tmp_path):

@@ -16,11 +16,9 @@ from diffode.cli.plain_text import plain_text
 if TYPE_CHECKING:
     from diffode.statistics import Statistics
 
-#: Why a solver is shown without a table, by whether it needs statistics of the data.
-_NO_TABLE = {
-    False: "It has no tableau: it runs by itself, and its steps depend on the solution or it is a map.",
-    True: "Its tableau is made of mean and covariance of the data, which a run takes from its field, as diffode sample does.",
-}
+#: Why a solver that writes no table is shown without one, and why one that does is; the first may need statistics too.
+_NO_TABLE = "It has no tableau: it runs by itself, and its steps depend on the solution or it is a map."
+_OF_STATISTICS = "{} made of mean and covariance of the data, which a run takes from its field, as diffode sample does."
 
 
 def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
@@ -80,9 +78,12 @@ def solver_told(spec: str, path: str, grid: str, steps: int) -> dict[str, Any]:
         else []
     )
     laid = "its own levels" if isinstance(solver, WritesTable) and solver.lays_levels else grid
-    shown = _NO_TABLE[isinstance(solver, WritesTable) and solver.needs_statistics]
     if table is not None:
         shown = f"Tableau on {path}, {laid}, {len(table.outputs) - 1} steps"
+    elif isinstance(solver, WritesTable):
+        shown = _OF_STATISTICS.format("Its tableau is")
+    else:
+        shown = f"{_NO_TABLE} {_OF_STATISTICS.format('Its jump is')}" if solver.needs_statistics else _NO_TABLE
     return {**facts, "tableau": rows, "title": shown, "prediction": table.prediction if table else None}
 
 
