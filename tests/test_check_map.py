@@ -296,6 +296,18 @@ def test_errors_are_in_sizes_of_a_state_and_allowed_for_each_coordinate():
         assert trial.size(t) == pytest.approx(float(deviation), rel=0.02)
 
 
+def test_pairs_of_times_are_compared_once_each_the_ends_first():
+    from diffode.verify.maps.trial import MapTrial
+
+    field = field_of()
+    pairs = MapTrial.of(FunctionMap(diffode.flow(field), field.path), field, 4, 0.05, 0).pairs
+    last = max(k for _, k in pairs)
+    assert last >= 3
+    assert pairs[0] == (0, last)
+    assert sorted(pairs) == sorted({(0, last), *((0, k) for k in range(1, last)), *((k, last) for k in range(1, last)),
+                                    *((k, k + 1) for k in range(1, last))})  # fmt: skip
+
+
 def test_a_map_that_is_wrong_from_the_start_to_times_between_is_found():
     field = field_of()
     flow, path = diffode.flow(field), field.path

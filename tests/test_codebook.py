@@ -178,6 +178,22 @@ def test_clones_differ_from_their_parents(problems):
         assert all(float((new - old).abs().max()) > 1e-4 for old in training.members[:3])
 
 
+def test_clones_are_moved_by_problems_of_their_own_parent_which_no_other_clone_has(problems):
+    recipe = Recipe(members=8, begin=3, grow=5, every=1, rounds=1, share=1)
+    training = codebook.Training(problems, codebook.published(3, like(3)), recipe, 0)
+    chosen, moved = training.best(), []
+    parents = training.members.clone()
+    training.step = lambda assignment: moved.append(assignment.member.clone())
+    training.grow(chosen, 5)
+    assert len(moved) > 1
+    assert all(torch.equal(one, moved[0]) for one in moved)
+    for clone in range(3, 8):
+        origin = [k for k in range(3) if torch.equal(training.members[clone], parents[k])]
+        own = moved[0] == clone
+        assert set(chosen.member[own].tolist()) <= set(origin)
+        assert int(own.sum()) <= (int((chosen.member == origin[0]).sum()) + 1) // 2
+
+
 def test_wrong_arguments_of_a_codebooks_training_are_named(problems):
     origins, recipe = codebook.published(3, like(3)), Recipe(members=2, begin=1, grow=1, rounds=1)
     for wrong, match in (

@@ -186,3 +186,11 @@ def test_wrong_numbers_of_a_coupling_are_named():
         diffode.Bridge("optimal", "linaer", data="ring8", source="ring8")
     with pytest.raises(ArgumentError, match="coefficients must be"):
         diffode.Bridge("optimal", 3.0, data="ring8", source="ring8")
+
+
+def test_pairs_of_components_are_as_many_as_the_bound_allows(monkeypatch):
+    monkeypatch.setattr("diffode.bridges.coupling._MOST_PAIRS", 6)
+    two, three = (diffode.GaussianMixture([1 / n] * n, torch.arange(float(n))[:, None], [1.0] * n) for n in (2, 3))
+    assert len(bridges.independent(two, three).weights) == 6
+    with pytest.raises(ArgumentError, match="3 x 3 pairs of components, more than 6"):
+        bridges.independent(three, three)

@@ -127,7 +127,7 @@ def test_float32_stays_float32(small):
         (torch.randn(3, 2), math.nan, 1.0, "s must be a finite time"),
         (torch.randn(3, 2), torch.ones(2), 0.1, "time for each row"),
         (torch.randn(3, 2), "80", 0.1, "s must be a number"),
-        (torch.randn(3, 3), 80.0, 0.1, "rows of 2 numbers"),
+        (torch.randn(3, 3), 80.0, 0.1, r"rows of 2 numbers, got \(3,\)"),
         (torch.ones(3, 2, dtype=torch.int64), 80.0, 0.1, "float32 or float64"),
         (np.ones((3, 2)), 80.0, 0.1, "float32 or float64"),
     ],

@@ -75,6 +75,17 @@ def test_long_histories_of_legs_are_joined_from_blocks(times, hold):
     np.testing.assert_allclose(memory.run(u, times, hold, 2500), every[::2500], atol=1e-12)
 
 
+@pytest.mark.parametrize("spec", ["legt", "legs"])
+def test_long_runs_of_unequal_steps_keep_strides_of_any_length(spec, monkeypatch):
+    """States come in parts; a stride may end in any of them, or in none."""
+    monkeypatch.setattr("diffode.hippo.runs._AT_ONCE", 5 * 16)
+    memory, times = hippo.get(spec, 5), np.cumsum(RANDOM.uniform(0.01, 0.02, 400))
+    u = RANDOM.standard_normal(400)
+    every = memory.run(u, times, "foh", "all")
+    for stride in (1, 3, 16, 17, 100, 399):
+        np.testing.assert_allclose(memory.run(u, times, "foh", stride), every[::stride], atol=1e-12)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_long_runs_of_equal_steps_keep_strides_of_any_length(spec):
     memory, times = hippo.get(spec, 5), np.linspace(0.5, 1, 20_000) if spec != "legs" else np.geomspace(0.5, 1, 20_000)

@@ -119,6 +119,8 @@ def test_the_trained_share_of_inner_times_is_the_predictors_first_answer():
     assert float(r) == pytest.approx(float(torch.sigmoid(values[-1])), rel=1e-12)
     assert (float(c), float(a)) == (1.0, 1.0)
     assert float(solver.predictor.heads.bias[0].detach()) == 0.0
+    assert free.solver(values).times == pytest.approx(free.times(values[:-1]))
+    assert len(free.solver(values).times) == len(solver.times)
 
 
 def test_in_the_chart_a_state_and_its_deviation_are_seen_in_units_of_the_data():

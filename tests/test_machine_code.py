@@ -1,5 +1,7 @@
 """The machine code of kernels: compiled once, kept in files that no one else writes, and loaded in any process."""
 
+import os
+import stat
 import subprocess
 import sys
 
@@ -95,6 +97,16 @@ def test_machine_code_goes_where_it_can_be_written(places):
     places[1].write_text("no folder either")
     objects._write("key", b"code")
     assert objects._read("key") is None
+
+
+def test_machine_code_of_the_superuser_is_loaded_and_that_of_others_is_not(places, monkeypatch):
+    objects._write("key", b"code")
+    held = os.stat(places[0] / "key.o")
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    for owner, loaded in ((0, b"code"), (4321, b"code"), (1234, None)):
+        parts = [owner if k == stat.ST_UID else part for k, part in enumerate(held)]
+        monkeypatch.setattr(os, "fstat", lambda handle, parts=parts: os.stat_result(parts))
+        assert objects._read("key") == loaded
 
 
 def test_a_forked_process_does_not_wait_for_a_thread_that_it_lacks():

@@ -174,7 +174,7 @@ def test_other_files_are_refused(tmp_path):
         ({"kind": "fool"}, {}),
         ({"gaussian": 1}, {}),
         ({"rows": -1}, {}),
-        ({"shape": [0]}, {}),
+        *(({"shape": shape}, {}) for shape in ([0], [], [1] * 8 + [good["mean"].numel()], [2.0], "2")),
         ({}, {"matrix": 2 * good["matrix"]}),
         ({}, {"variances": -good["variances"]}),
         ({}, {"mean": good["mean"].float()}),

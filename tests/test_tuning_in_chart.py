@@ -392,7 +392,8 @@ def test_statistics_of_another_unit_are_warned_of_where_a_network_tells_that():
     assert [one.filename for one in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tune_universal(field, 1, statistics=own, **arguments)
+        for unit in (1.0, 2.7, 0.4):
+            tune_universal(field, 1, statistics=own.scaled(unit), **arguments)
         tune_universal(field, 1, statistics=own.reduced("scale"), **arguments)
         # What a guided field answers is of no data, and the class's own statistics serve it well.
         guided = field_of_text("ring8 guided label=three,weight=20", "edm")

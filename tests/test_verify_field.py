@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,6 +187,21 @@ def test_finite_volumes_conserve_mass_and_converge_at_second_order(name):
     assert not failed([mass_check(field), *evolution_checks(field)])
     errors = [evolve(field, 0.3, 0.5, n).error for n in (32, 64, 128)]
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([2, 2], abs=0.2)
+
+
+def test_errors_that_are_no_numbers_have_no_order(monkeypatch):
+    field = diffode.exact_field("bimodal1d", "vp")
+    found = evolve(field, 0.3, 0.5, 16)
+    monkeypatch.setattr("diffode.verify.field.evolution.evolve", lambda *_: replace(found, error=math.nan))
+    short = [check for check in evolution_checks(field) if "order" in check.name]
+    assert [(check.value, check.passed) for check in short] == [(2.0, False)] * 2
+
+
+@pytest.mark.parametrize(("dim", "known"), [(64, True), (65, False)])
+def test_a_fields_whole_derivative_is_taken_in_at_most_64_dimensions(dim, known):
+    normal = diffode.exact_field(diffode.GaussianMixture([1.0], torch.zeros(1, dim), torch.ones(1)), "edm")
+    report = verify_field(Field.from_denoised(normal.denoised, "edm", scale=1.0), dim=dim)
+    assert (report.facts["residuals"] is not None) is known
 
 
 def test_finite_volumes_find_a_wrong_velocity_while_mass_stays():
