@@ -2,9 +2,10 @@
 
 ``python tools/mutate.py [--sample N] [--seed S] [--modules NAME ...] [--contexts FOLDER] [--output FILE]``. cosmic-ray changes
 one operator, number or keyword of the numerical core at a time, in a copy of the repository. First coverage notes there which
-tests run which line, and pytest how long they take. A mutant is then tried by the tests that run its line, the quickest first,
-until one fails; it has to pass without the change. ``--contexts`` names the folder where the notes are kept, or lie from an
-earlier run. Printed are the share killed, and every survivor with its line. Needed are ``cosmic-ray`` and ``pytest-cov``.
+tests run which line, and pytest how long they take. A mutant is then tried by the tests that run its line, slow ones among
+them, the quickest first, until one fails; it has to pass without the change. ``--contexts`` names the folder where the notes
+are kept, or lie from an earlier run. Printed are the share killed, and every survivor with its line. Needed are ``cosmic-ray``
+and ``pytest-cov``.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest(copy: Path, *arguments: str, limit: float | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow", *arguments]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *arguments]
     # The copy comes before the repository, also for the commands that tests start, and may hold what Python compiled.
     paths = os.pathsep.join([str(copy), str(copy / "tools"), os.environ.get("PYTHONPATH", "")])
     around = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "", **environment}
