@@ -177,6 +177,20 @@ def flows_of_every_kind():
     return told
 
 
+@case(tolerance=0.02)
+def errors_that_flows_say_of_themselves():
+    """Errors are far above rounding, where they are worth a digit."""
+    told = {}
+    for target, path in (("ring8", "edm"), ("moons", "vp"), ("spiral", "rectified_flow"), ("grid25", "edm")):
+        field = diffode.exact_field(target, path)
+        for tolerance in (1e-4, 1e-6):
+            for stop in (field.path.time_from_log_snr(-1.0), field.path.time_from_log_snr(4.0)):
+                x = field.prior(6, generator=0)
+                found = diffode.reference(field, x, field.path.t_max, stop, tolerance, use_cache=False)
+                told[f"{target} {path} {tolerance} {stop:.3g}"] = [found.errors, found.error_estimate, found.method]
+    return told
+
+
 @case(tolerance=1e-7)
 def flows_with_derivatives():
     told = {}
