@@ -15,6 +15,8 @@ import threading
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
+from refusals import look
+
 _COPIES = multiprocessing.get_context("forkserver")
 _COPIES.set_forkserver_preload([
     "torch", "scipy.optimize", "scipy.stats", "matplotlib.figure", "joblib", "rich.console", "pytest",
@@ -52,6 +54,8 @@ def _held(work, arguments, cwd, code):
             stream.seek(0)
             texts.append(stream.read().decode())
     assert code is None or process.exitcode == code, "".join(texts)
+    if code:
+        look(texts[1])
     return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 

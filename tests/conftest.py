@@ -18,12 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from refusals import hold
 from small_suite import SMALL
 
 import diffode
 from diffode.metrics import Measurement
 from diffode.studies import Result, Store, keyed_cells, parse_suite
 
+hold()
 settings.register_profile("diffode", derandomize=True, deadline=None, max_examples=40, print_blob=False)
 settings.load_profile("diffode")
 torch.set_num_threads(1)

@@ -1,0 +1,130 @@
+"""Texts of refusals that tests bring about: they stand in ``data/refusals.json``, to be read, and stay until they are recorded anew.
+
+``python tests/refusals.py [FILE ...]`` runs these files of tests, or all, twice, the second time without machine code, and keeps
+the texts that are the same in both runs, by test. A test that is not in the record is not held to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).parent / "data" / "refusals.json"
+#: The environment's name for the folder in which texts are kept while they are recorded.
+FOLDER = "DIFFODE_REFUSALS"
+#: Most texts of a test that are recorded; those of more are random.
+MOST = 60
+#: Python's own texts, which refusals quote, are those of a version.
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+#: What is another in each run: folders, addresses, and the digits of numbers that are rounding; and lists of all names.
+OTHERS = (
+    (re.compile(r"/[^\s'\"]*(pytest-of-|diffode-tests-)[^\s'\";:,)\]]*"), "<place>"),
+    (re.compile(re.escape(str(Path(__file__).parents[1]))), "<here>"),
+    (re.compile(r"/tmp/[^\s'\";:,)\]]*"), "<place>"),
+    (re.compile(r"0x[0-9a-f]{4,}"), "<address>"),
+    (re.compile(r"\d\.?\d*e-(0[7-9]|[1-9]\d)"), "<small>"),
+    (re.compile(r"known: (?:[^,\n]+, ){6,}[^\n]*"), "known: <names>"),
+)
+
+
+def known() -> dict[str, list[str]]:
+    """The texts by test; none for another version of Python than that of the record."""
+    record = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    return record.get("texts", {}) if record.get("python") == VERSION else {}
+
+
+def settled(text: str) -> str:
+    """A text without what is another in each run."""
+    for pattern, word in OTHERS:
+        text = pattern.sub(word, text)
+    return text.strip()
+
+
+def current() -> str:
+    """The test that runs, without its parameters."""
+    return os.environ.get("PYTEST_CURRENT_TEST", "").partition("[")[0].partition(" (")[0]
+
+
+def look(text: str) -> None:
+    """Hold a refusal to the record, or keep it where texts are recorded."""
+    test, text = current(), settled(text)
+    if folder := os.environ.get(FOLDER):
+        with (Path(folder) / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps([test, text]) + "\n")
+    elif (texts := _KNOWN.get(test)) is not None:
+        if text not in texts:
+            told = "".join(f"\n  {one}" for one in texts)
+            raise AssertionError(
+                f"a refusal is not as it was recorded:\n  {text}\nRecorded for {test} are{told}\n"
+                f"If the text is meant, run: python tests/refusals.py {test.partition('::')[0]}"
+            )
+
+
+class Held:
+    """``pytest.raises``, whose refusals by this package are held to the record."""
+
+    def __init__(self, expected: Any):
+        self.expected = expected
+
+    def __enter__(self) -> Any:
+        self.found = self.expected.__enter__()
+        return self.found
+
+    def __exit__(self, *raised: Any) -> Any:
+        done = self.expected.__exit__(*raised)
+        if done and type(self.found.value).__module__.startswith("diffode"):
+            look(str(self.found.value))
+        return done
+
+
+def hold() -> None:
+    """Hold what ``pytest.raises`` sees, from now on."""
+    plain = pytest.raises
+
+    def raises(*arguments: Any, **options: Any) -> Any:
+        expected = plain(*arguments, **options)
+        return Held(expected) if hasattr(expected, "__enter__") else expected
+
+    pytest.raises = raises
+
+
+def kept(folder: Path) -> dict[str, set[str]]:
+    """What a run has kept, by test."""
+    found: dict[str, set[str]] = {}
+    for file in folder.glob("*.jsonl"):
+        for test, text in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            found.setdefault(test, set()).add(text)
+    return found
+
+
+def write(first: dict[str, set[str]], second: dict[str, set[str]]) -> None:
+    """Put what two runs agree on in the record, in place of what stands there of the same files."""
+    files = {test.partition("::")[0] for test in first}
+    texts = {test: of for test, of in known().items() if test.partition("::")[0] not in files}
+    texts |= {test: sorted(of) for test, of in first.items() if of == second.get(test) and len(of) <= MOST}
+    record = {"python": VERSION, "texts": dict(sorted(texts.items()))}
+    FILE.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(files: list[str]) -> None:
+    runs = []
+    for more in ({}, {"DIFFODE_NATIVE": "0"}):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pytest", "-n", "auto", "-q", *files]
+            subprocess.run(command, env={**os.environ, FOLDER: folder, **more}, cwd=Path(__file__).parents[1], check=not more)
+            runs.append(kept(Path(folder)))
+    write(*runs)
+
+
+_KNOWN = known()
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
