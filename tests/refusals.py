@@ -1,7 +1,7 @@
-"""Texts of refusals that tests bring about: they stand in ``data/refusals.json``, to be read, and stay until they are recorded anew.
+"""What refusals say, as tests bring them about: ``data/refusals.json`` holds it, to be read, until it is recorded anew.
 
-``python tests/refusals.py [FILE ...]`` runs these files of tests, or all, twice, the second time without machine code, and keeps
-the texts that are the same in both runs, by test. A test that is not in the record is not held to it.
+``python tests/refusals.py [FILE ...]`` runs these files of tests, or all, twice, the second time without machine code, and
+keeps the texts that are the same in both runs, by test. A test that is not in the record is not held to it.
 """
 
 from __future__ import annotations
@@ -59,13 +59,12 @@ def look(text: str) -> None:
     if folder := os.environ.get(FOLDER):
         with (Path(folder) / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps([test, text]) + "\n")
-    elif (texts := _KNOWN.get(test)) is not None:
-        if text not in texts:
-            told = "".join(f"\n  {one}" for one in texts)
-            raise AssertionError(
-                f"a refusal is not as it was recorded:\n  {text}\nRecorded for {test} are{told}\n"
-                f"If the text is meant, run: python tests/refusals.py {test.partition('::')[0]}"
-            )
+    elif (texts := _KNOWN.get(test)) is not None and text not in texts:
+        told = "".join(f"\n  {one}" for one in texts)
+        raise AssertionError(
+            f"a refusal is not as it was recorded:\n  {text}\nRecorded for {test} are{told}\n"
+            f"If the text is meant, run: python tests/refusals.py {test.partition('::')[0]}"
+        )
 
 
 class Held:
@@ -118,8 +117,11 @@ def main(files: list[str]) -> None:
     runs = []
     for more in ({}, {"DIFFODE_NATIVE": "0"}):
         with tempfile.TemporaryDirectory() as folder:
+            # Tests play users who may not write what others own.
+            Path(folder).chmod(0o777)
             command = [sys.executable, "-m", "pytest", "-n", "auto", "-q", *files]
-            subprocess.run(command, env={**os.environ, FOLDER: folder, **more}, cwd=Path(__file__).parents[1], check=not more)
+            around = {**os.environ, FOLDER: folder, **more}
+            subprocess.run(command, env=around, cwd=Path(__file__).parents[1], umask=0, check=not more)
             runs.append(kept(Path(folder)))
     write(*runs)
 
