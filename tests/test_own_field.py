@@ -1,13 +1,16 @@
 """A field of the user's own, by module and attribute: bench and sample on the command line."""
 
 import json
+import re
 import textwrap
 
 import numpy as np
 import pytest
+import torch
 from commandline import diffode
 
-from diffode.errors import ArgumentError
+from diffode.errors import ArgumentError, FieldError
+from diffode.fields.model import Model
 from diffode.fields.own import FieldText
 
 SOURCE = """
@@ -170,3 +173,11 @@ def test_texts_are_read_back_as_they_are_written():
     for wrong in ("a:b,kind", "a:b,size=2", "a:b,dim=0", "a:b,scale=-1", "a:b,scale=x", "a:b,kind=noise,kind=noise"):
         with pytest.raises(ArgumentError):
             FieldText.read(wrong)
+
+
+def test_a_model_answers_as_many_numbers_as_it_is_given():
+    x = torch.ones(3, 2, dtype=torch.float64)
+    assert Model(lambda points: points.reshape(-1), "own")(x, x).shape == (6,)
+    for shape in ((3, 1), (3, 3), (3,), (9,)):
+        with pytest.raises(FieldError, match=re.escape(f"own returned shape {shape} for x of shape (3, 2)")):
+            Model(lambda points, shape=shape: torch.zeros(shape), "own")(x, x)
