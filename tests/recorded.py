@@ -7,6 +7,7 @@ root mean square and as a sum with signs and weights that no permutation leaves 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -60,6 +61,13 @@ def told(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [told(one) for one in value]
     return float(f"{value:.11g}") if isinstance(value, float) else value
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """What a value was made of, by name, without what it has computed of itself since."""
+    if dataclasses.is_dataclass(value):
+        return {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
+    return dict(vars(value))
 
 
 def apart(found: Any, known: Any, tolerance: float, place: str = "") -> list[str]:

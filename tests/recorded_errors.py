@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from recorded import fields_of
 from recorded_verdicts import LINE, SKEW, SMALL, TWO, message, numbers, verdict_case
 
 import diffode
@@ -37,7 +38,7 @@ def bounds_of_certificates():
         exact = diffode.exact_field(target, path)
         known = verify.certificate(exact, learned_from(exact, **error), nodes=9 if name != "given" else 11, **options)
         found[name] = {
-            **vars(known), "proved": known.proved, "flow": vars(known.flow), "sde": vars(known.sde),
+            **fields_of(known), "proved": known.proved, "flow": fields_of(known.flow), "sde": fields_of(known.sde),
             "true": known.true and known.true._asdict(),
         }  # fmt: skip
     shared = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [0.5, 0.8]], [[0.3, 0.2]] * 2)
@@ -128,9 +129,9 @@ def orders_and_growth():
         ("heun:chart=noise", {"path": "vp", "grid": "log_snr"}),
         ("dpmpp:order=3", {"ramped": True}),
     ):
-        found[solver] = vars(verify.order(solver, steps=(8, 16, 32, 64), points=4, seed=2, **options))
-    found["strong"] = vars(verify.strong_order("euler_maruyama", steps=(4, 8, 16), points=8, seed=1))
-    found["weak"] = vars(verify.weak_order("ddpm", steps=(8, 16, 32), mean=0.3, eigenvalues=(0.2, 3.0)))
+        found[solver] = fields_of(verify.order(solver, steps=(8, 16, 32, 64), points=4, seed=2, **options))
+    found["strong"] = fields_of(verify.strong_order("euler_maruyama", steps=(4, 8, 16), points=8, seed=1))
+    found["weak"] = fields_of(verify.weak_order("ddpm", steps=(8, 16, 32), mean=0.3, eigenvalues=(0.2, 3.0)))
     found["growth"] = [
         verify.growth(s, h, [-1.0, 0.0, 0.5, 0.9, 1.4])
         for s, h in (("ddim", 0.5), ("dpmpp:order=2", 1.7), ("heun", 5), ("euler", 3.0))
@@ -191,7 +192,7 @@ def outcome(target=TWO, path="edm", solver="dpmpp:order=2", points=40, steps=4, 
 
 def measured(spec, run):
     """A measurement, without a floor that is rounding."""
-    found = vars(measure(spec, run))
+    found = fields_of(measure(spec, run))
     return {**found, "floor": found["floor"] if found["floor"] > SMALL else "small"}
 
 
@@ -254,11 +255,11 @@ def values_of_streamed_metrics():
             metric = metrics.streamed(spec, run.field, seed=4)
             for rows in (slice(0, 7), slice(7, 7), slice(7, 50)):
                 metric.add(run.solution.x[rows], run.start[rows])
-            value = vars(metric.value())
+            value = fields_of(metric.value())
             found[spec] = [{**value, "floor": value["floor"] if value["floor"] > SMALL else "small"}, metric.count]
     bins = chunked._Bins.of(chunked.Run(diffode.exact_field(TWO, "vp"), (1.0, 0.1), 0, 1e-9), 2, 8)
     found["bins"] = [bins.first, bins.width, bins.many]
-    found["part"] = vars(metrics.streamed("moments", run.field, between=(10.0, 0.5)).run)["times"]
+    found["part"] = fields_of(metrics.streamed("moments", run.field, between=(10.0, 0.5)).run)["times"]
     lacking = metrics.streamed("moments", run.field)
     lacking.add(run.end[:1])
     found["messages"] = [

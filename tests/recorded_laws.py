@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import torch
-from recorded import case
+from recorded import case, fields_of
 from recorded_runs import answer
 
 import diffode
@@ -157,7 +157,9 @@ def statistics_of_models():
     data = targets.get("moons").sample(40, generator=0)
     told = answer(lambda: fields.estimate_model_statistics(field, levels=6, samples=data, generator=1))
     return {
-        "told": told if isinstance(told, str) else {n: v for n, v in vars(told).items() if isinstance(v, torch.Tensor | float)}
+        "told": told
+        if isinstance(told, str)
+        else {n: v for n, v in fields_of(told).items() if isinstance(v, torch.Tensor | float)}
     }
 
 

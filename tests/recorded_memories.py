@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recorded import case
+from recorded import case, fields_of
 from recorded_runs import answer
 
 from diffode import hippo
@@ -96,11 +96,11 @@ def memories_and_their_errors():
         for name in ("sine", "white:band=5,seed=2", "step:at=0.6", "ecg:beats=3"):
             found = answer(lambda s=spec, n=name: study.of_known(hippo.get(s, 7), hippo.signals.get(n), 50, "foh"))
             told[f"{spec} {name}"] = found if isinstance(found, str) else {
-                part: float(value) for part, value in vars(found.errors).items() if isinstance(value, float)
+                part: float(value) for part, value in fields_of(found.errors).items() if isinstance(value, float)
             }  # fmt: skip
         own = answer(lambda s=spec: study.of_samples(hippo.get(s, 7), RANDOM, np.linspace(0.0, 1.0, 64), "zoh"))
         told[f"{spec} samples"] = own if isinstance(own, str) else {
-            part: float(value) for part, value in vars(own.errors).items() if isinstance(value, float)
+            part: float(value) for part, value in fields_of(own.errors).items() if isinstance(value, float)
         }  # fmt: skip
     times = np.linspace(0, 1, 9)
     for name in ("sine:frequency=2", "white:band=8,seed=1", "step", "mackey_glass:span=50", "ecg:beats=4"):
@@ -145,7 +145,7 @@ def methods_and_their_coefficients():
     for stages in (1, 2, 3, 4):
         for kind in (collocation.gauss, collocation.radau):
             found = kind(stages)
-            numbers = [value for value in vars(found).values() if isinstance(value, tuple | list | np.ndarray)]
+            numbers = [found.nodes, found.stages, found.weights]
             told[f"{kind.__name__} {stages}"] = [plain(value) for value in numbers]
     for name in ("etd2", "etd3", "etd4", "krogstad", "strehmel_weiner", "hochbruck_ostermann_3", "hochbruck_ostermann_4",
                  "lawson_2", "lawson_4"):  # fmt: skip
@@ -162,7 +162,7 @@ def methods_and_their_coefficients():
     for floor in (0.0, 1e-6, 1e-4):
         found = answer(lambda floor=floor: orders.fit_order(steps, [3.0 * n**-2.1 + floor for n in steps], floor))
         told[f"order {floor}"] = found if isinstance(found, str) else [
-            value for value in vars(found).values() if isinstance(value, float | int | str)
+            value for value in fields_of(found).values() if isinstance(value, float | int | str)
         ]  # fmt: skip
     costs = torch.cdist(torch.linspace(0, 1, 12)[:, None].double(), torch.linspace(0.2, 2, 12)[:, None].double()).square()
     told["entropic"] = [entropic_transport.entropic_value(costs, epsilon) for epsilon in (1.0, 0.1, 0.02)]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import planted_maps
 import torch
+from recorded import fields_of
 from recorded_verdicts import LINE, SKEW, SMALL, TWO, Wrong, WrongPath, message, numbers, seen, steady, verdict_case
 
 import diffode
@@ -15,8 +16,6 @@ from diffode.maps import FunctionMap
 from diffode.verify.field import contract, diagnosis, equations, evolution, likelihood, picture, symbolic, verification, weak
 from diffode.verify.maps import identities, impostors, law, pairs
 from diffode.verify.maps.trial import MapTrial
-
-# Fields.
 
 
 def mistaken(exact, kind):
@@ -49,7 +48,8 @@ def diagnoses_of_fields_by_their_own_samples():
     exact = diffode.exact_field(TWO, "vp")
     for name in ("right", "sign", "level", "scaled", "denoised", "untrained", "single", "broken", "raising"):
         report = verify.check_field(mistaken(exact, "noise")[name], "noise", exact.path, 2, scale=exact.scale, seed=1)
-        facts = {**report.facts, "best_reading": vars(report.facts["best_reading"]) if report.facts["best_reading"] else None}
+        best = report.facts["best_reading"]
+        facts = {**report.facts, "best_reading": fields_of(best) if best else None}
         found[name] = [seen(report.checks), facts, steady(" ".join(report.advice))]
     wide = diffode.exact_field(GaussianMixture([1.0], [[0.0, 0.0]], [[9.0, 9.0]]), "vp")
     report = verify.check_field(wide.noise, "noise", wide.path, 2)
@@ -66,8 +66,8 @@ def diagnoses_of_fields_by_data():
         for name in names:
             function = mistaken(exact, kind)[name]
             report = verify.check_field(function, kind, path, 2, data=data, source=source if name == "level" else None)
-            best = report.facts["best_reading"]
-            found[f"{name} {path}"] = [report.facts["loss"], best and vars(best), report.facts["best_loss"], report.advice]
+            best, loss = report.facts["best_reading"], report.facts["loss"]
+            found[f"{name} {path}"] = [loss, best and fields_of(best), report.facts["best_loss"], report.advice]
         trial = diagnosis._Trial(exact.noise, exact.path, (2,), 0.5, None, 3)
         readings = [diagnosis.Reading("noise", 1, "t", put) for put in diagnosis.INPUTS]
         readings += [diagnosis.Reading(view, sign) for view in diagnosis._KINDS for sign in (1, -1)]
@@ -273,9 +273,6 @@ def pictures_of_residuals():
     return found
 
 
-# Maps.
-
-
 MAPS = (
     "exact", "ddim", "euler", "gaussian", "swapped", "scaled", "doubled", "average", "displacement", "identity", "denoiser",
     "end_only", "end_right_only", "one_jump_only", "mirrored", "other_path", "leaks", "overwrites", "one_time", "explodes",
@@ -354,8 +351,9 @@ def errors_and_identities_of_maps():
             check, errors = pairs.pairs(one)
             found[f"{made} {path}"] = [
                 one.times, one.states, one.pairs, one.allowed, [one.angle_rate(t) for t in one.times], seen([check]),
-                [vars(pair) for pair in errors], pairs.two_jumps(one), seen([pairs.slope(one, 0.1)]), pairs.least_error(one),
-                seen(identities.identities(one)), impostors.proportional(one), untied(law.law(one, 60)),
+                [fields_of(pair) for pair in errors], pairs.two_jumps(one), seen([pairs.slope(one, 0.1)]),
+                pairs.least_error(one), seen(identities.identities(one)), impostors.proportional(one),
+                untied(law.law(one, 60)),
             ]  # fmt: skip
             s, t = one.times[1:3]
             x = one.states[1, :4]

@@ -9,7 +9,7 @@ from unittest import mock
 
 import planted_samplers
 import torch
-from recorded import case
+from recorded import case, fields_of
 
 import diffode
 from diffode import GaussianMixture, paths, verify
@@ -117,7 +117,7 @@ def verdicts_on_a_right_sampler_and_on_one_with_swapped_weights():
     ):  # fmt: skip
         report = verify.check_sampler(function, order=order)
         found[name] = seen(report.checks)
-        found[name + " order"] = vars(report.facts["order"])
+        found[name + " order"] = fields_of(report.facts["order"])
     return found
 
 
@@ -245,7 +245,7 @@ def verdicts_on_schedulers():
         for name, options in STANDING.items():
             report = verify.check_sampler(standing(name, 1 if name != "flat" else 2, **options))
             found[name] = seen(report.checks)
-            found[name + " order"] = None if report.facts["order"] is None else vars(report.facts["order"])
+            found[name + " order"] = None if report.facts["order"] is None else fields_of(report.facts["order"])
         found["none"] = seen(verify.check_sampler(standing("none", None)).checks)
     return found
 
