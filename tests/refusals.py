@@ -24,12 +24,18 @@ FOLDER = "DIFFODE_REFUSALS"
 MOST = 60
 #: Python's own texts, which refusals quote, are those of a version.
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-#: What is another in each run: folders, addresses, and the digits of numbers that are rounding; and lists of all names.
+#: What is another in each run or on another machine: folders, addresses, digests of numbers, digits that are rounding, seconds,
+#: bars of progress, versions; and lists of all names.
 OTHERS = (
     (re.compile(r"/[^\s'\"]*(pytest-of-|diffode-tests-)[^\s'\";:,)\]]*"), "<place>"),
     (re.compile(re.escape(str(Path(__file__).parents[1]))), "<here>"),
     (re.compile(r"/tmp/[^\s'\";:,)\]]*"), "<place>"),
+    (re.compile(r".*(?:━|left: ).*\n?"), ""),
     (re.compile(r"0x[0-9a-f]{4,}"), "<address>"),
+    (re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{12,}\b"), "<digest>"),
+    (re.compile(r"(\.\d{8})\d{3,}"), r"\1"),
+    (re.compile(r"\b\d+(?:\.\d+)? s\b"), "<seconds>"),
+    (re.compile(r"PyTorch \d[\w.+]*"), "PyTorch <version>"),
     (re.compile(r"\d\.?\d*e-(0[7-9]|[1-9]\d)"), "<small>"),
     (re.compile(r"known: (?:[^,\n]+, ){6,}[^\n]*"), "known: <names>"),
 )

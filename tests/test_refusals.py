@@ -13,6 +13,10 @@ def test_what_is_another_in_each_run_is_left_out(tmp_path):
     text = f"file '{tmp_path / 'a.pt'}' at 0x7f00aa12 errs by 3.25e-16 and 2.5e-03; known: a, b, c, d, e, f, g"
     assert refusals.settled(text) == "file '<place>' at <address> errs by <small> and 2.5e-03; known: <names>"
     assert refusals.settled("known: inv, legs") == "known: inv, legs"
+    assert refusals.settled("took 2.5 s, scale=1.006200944951045 of 13e34082f19900af") == (
+        "took <seconds>, scale=1.00620094 of <digest>"
+    )
+    assert refusals.settled("suite: 4 runs ━━━ 4/4 0:00:01\nno room for 1234567890123 rows") == "no room for 1234567890123 rows"
 
 
 def test_a_refusal_that_is_not_in_the_record_of_its_test_is_told(monkeypatch, tmp_path):
