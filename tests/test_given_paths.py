@@ -187,3 +187,10 @@ def test_a_last_level_without_signal_is_an_infinite_one(last):
     assert path.t_max < len(table)
     shortened = Tabulated(table[:-1])
     assert path.rho(3.0) == pytest.approx(shortened.rho(3.0))
+
+
+def test_an_interval_goes_from_0_to_1_unless_it_is_told_otherwise():
+    plain = paths.Interval()
+    assert (plain.t_min, plain.t_max) == (0.0, 1.0)
+    assert plain == paths.Interval(0.0, 1.0) != paths.Interval(0.0, 2.0)
+    assert len({plain, paths.Interval(0.0, 1.0)}) == 1

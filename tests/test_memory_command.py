@@ -235,3 +235,18 @@ def test_errors_are_relative_whatever_the_size_of_the_signal():
     for one in found[1:]:
         assert one.total == pytest.approx(found[0].total, rel=1e-9)
         assert one.discretisation == pytest.approx(found[0].discretisation, rel=1e-9)
+
+
+def test_one_column_holds_samples_and_two_hold_times_and_samples(tmp_path):
+    file, columns = tmp_path / "signal.npy", np.stack([TIMES, np.sin(9 * TIMES)], axis=1)
+    for stored, samples, times in (
+        (columns[:, 1], columns[:, 1], None), (columns[:, 1:], columns[:, 1], None), (columns, columns[:, 1], TIMES),
+    ):  # fmt: skip
+        np.save(file, stored)
+        found, given = read_signal(file)
+        np.testing.assert_array_equal(found, samples)
+        assert (given is None) is (times is None)
+        assert times is None or np.array_equal(given, times)
+    np.save(file, columns[:, :, None])
+    with pytest.raises(DiffodeError, match=r"got shape \(400, 2, 1\)"):
+        read_signal(file)
