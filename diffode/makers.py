@@ -29,15 +29,18 @@ def option_names(make: Callable[..., Any]) -> Iterable[str] | None:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def check_options(kind: str, name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """:class:`ArgumentError` where an option without a default is missing, or a switch is neither true nor false."""
-    named = [p for p in parameters_of(make) or () if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
-    if missing:
-        needed, written = (link.join(f"{option}={end}" for option in missing) for link, end in ((" and ", ""), (",", "...")))
-        raise ArgumentError(f"{kind} {name!r} needs {needed}; write {name}:{written}")
-    # Classes check their options themselves; a function takes any text that is not empty for true.
-    for parameter in named if inspect.isfunction(make) else ():
+def check_switches(kind: str, name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """:class:`ArgumentError` where a function's switch is neither true nor false: it takes any text for true.
+
+    Classes check their options themselves.
+    """
+    for parameter in (parameters_of(make) or ()) if inspect.isfunction(make) else ():
         value = options.get(parameter.name, parameter.default)
         if isinstance(parameter.default, bool) and not isinstance(value, bool):
             raise ArgumentError(f"{parameter.name} must be true or false in {kind} {name!r}, got {value!r:.40}")
+
+
+def missing(make: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
+    """The names of the options without a default that a maker was not given."""
+    named = [p for p in parameters_of(make) or () if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [p.name for p in named if p.default is p.empty and p.name not in options]

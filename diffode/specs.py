@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from diffode.errors import ArgumentError, DiffodeError, UnknownNameError, suggestion
 from diffode.extensions import is_place, load_attribute, module_exists, plug_ins, same_definition
-from diffode.makers import check_options, option_names
+from diffode.makers import check_switches, missing, option_names
 
 T = TypeVar("T")
 Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | None
@@ -302,7 +302,7 @@ class Registry(Generic[T]):
         if fixed:
             raise ArgumentError(f"{self.kind} {entry.name!r} fixes its option {fixed[0]!r} ({entry.preset[fixed[0]]!r})")
         merged = {**entry.preset, **chosen}
-        check_options(self.kind, entry.name, entry.make, merged)
+        check_switches(self.kind, entry.name, entry.make, merged)
         try:
             return entry.make(**merged)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -310,6 +310,11 @@ class Registry(Generic[T]):
             of_options = not isinstance(error, RuntimeError) or any(getattr(value, "ndim", 0) for value in merged.values())
             if isinstance(error, DiffodeError) or not of_options:
                 raise
+            if isinstance(error, TypeError) and (wanting := missing(entry.make, merged)):
+                # A place has a colon of its own, after which commas set its options apart.
+                written = spec + "".join(f"{',' if ':' in spec or k else ':'}{name}=..." for k, name in enumerate(wanting))
+                needed = ", ".join(f"{name}=" for name in wanting)
+                raise ArgumentError(f"{self.kind} {entry.name!r} needs {needed}; write {written}") from error
             raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
 
     def _registered(self, name: str) -> Entry[T]:

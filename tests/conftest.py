@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from refusals import hold
+from refusals import FOLDERS, hold
 from small_suite import SMALL
 
 import diffode
@@ -32,6 +32,11 @@ torch.set_num_threads(1)
 # Where the environment declines bytecode, every worker would rewrite and compile all tests in every run.
 sys.dont_write_bytecode = False
 os.environ["DIFFODE_CACHE"] = tempfile.mkdtemp(prefix="diffode-tests-")
+
+
+def pytest_configure(config):
+    if config.option.basetemp:
+        FOLDERS.append(str(Path(config.option.basetemp).resolve()))
 
 
 def pytest_collection_finish():

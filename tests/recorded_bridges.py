@@ -17,6 +17,8 @@ from diffode.statistics.of_model import ModelStatistics
 from diffode.targets import GaussianMixture
 
 EDM, DOUBLE = paths.get("edm"), torch.float64
+#: Names before any test has added its own.
+BRIDGES = tuple(bridges.names())
 #: One Gaussian that is not round, whose flow is closed, and two that are narrow, whose flow divides.
 OVAL = GaussianMixture([1.0], [[1.0, -0.5]], [[2.0, 0.3]])
 TWO = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.5, 0.25]], [[0.05, 0.2], [0.1, 0.02]])
@@ -70,7 +72,7 @@ def bridges_between_mixtures():
     lifted = bridges.Langevin(3.0, 0.5, 2.0)
     phase = bridges.Bridge("independent", lifted, data=bridges.phase_space(TWO, 0.02))
     image = bridges.Blurring(5.0, 0.01, "2x3")
-    named = [bridges.get(name) for name in bridges.names()]
+    named = [bridges.get(name) for name in BRIDGES]
     return found | {
         "ways": ways, "drift": [b.sde(g).drift(x, 0.3), b.sde(g).drift(x, 0.3, upwards=False)],
         "named": [[one.velocity(waves(2, one.dim), 0.4), one.log_prob(waves(2, one.dim), 0.4), one.scale] for one in named],

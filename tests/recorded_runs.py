@@ -16,6 +16,8 @@ from diffode.errors import DiffodeError
 from diffode.tableau.gaussian_stages import GaussianStages
 from diffode.tableau.stages import Stages
 
+#: Names before any test has added its own.
+PATHS, GRIDS = tuple(paths.names()), tuple(grids.names())
 #: Forms of solvers with options off their defaults.
 OPTIONS = (
     "ddim:analytic_first_step=true", "ddim:jump=2.0", "ddim:jump=auto", "dpmpp:order=2,jump=0.7", "heun:jump=auto",
@@ -174,7 +176,7 @@ def tables_in_the_chart_of_a_gaussian():
 @case
 def paths_at_many_times():
     told = {}
-    for name in paths.names():
+    for name in PATHS:
         path = paths.get(name)
         low, high = path.t_min, path.t_max
         times = [low + (high - low) * share for share in (0.0, 1e-3, 0.02, 0.1, 0.35, 0.5, 0.77, 0.98, 1.0)]
@@ -193,7 +195,7 @@ def paths_at_many_times():
 @case
 def grids_on_paths():
     told = {}
-    for grid in grids.names():
+    for grid in GRIDS:
         for path in ("edm", "vp", "rectified_flow", "ddpm"):
             for steps in (1, 2, 5, 11):
                 laid = answer(lambda g=grid, p=path, n=steps: grids.get(g, paths.get(p), n))

@@ -1,11 +1,13 @@
-"""What refusals say, as tests bring them about: ``data/refusals.json`` holds it, to be read, until it is recorded anew.
+"""The record of what refusals say: ``data/refusals.json`` holds the texts that tests bring about, by test.
 
 ``python tests/refusals.py [FILE ...]`` runs these files of tests, or all, twice, the second time without machine code, and
-keeps the texts that are the same in both runs, by test. A test that is not in the record is not held to it.
+records the texts that are the same in both runs. Texts are seen by ``with pytest.raises(...)`` and by commands that are to
+fail. A test that is not in the record is not held to it.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -22,8 +24,13 @@ FILE = Path(__file__).parent / "data" / "refusals.json"
 FOLDER = "DIFFODE_REFUSALS"
 #: Most texts of a test that are recorded; those of more are random.
 MOST = 60
-#: Python's own texts, which refusals quote, are those of a version.
-VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+#: Refusals quote texts of Python and of libraries, which are those of a version.
+VERSIONS = {
+    "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+    **{name: importlib.metadata.version(name).partition("+")[0] for name in ("torch", "numpy")},
+}
+#: Folders in which tests put files, with all that lies in them; the one of a run of pytest is added.
+FOLDERS = [tempfile.gettempdir(), str(Path(tempfile.gettempdir()).resolve())]
 #: What is another in each run or on another machine: folders, addresses, digests of numbers, digits that are rounding, seconds,
 #: bars of progress, versions; and lists of all names.
 OTHERS = (
@@ -41,14 +48,21 @@ OTHERS = (
 )
 
 
+def record() -> dict[str, Any]:
+    """The versions and the texts, by test, that are recorded."""
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"versions": VERSIONS, "texts": {}}
+
+
 def known() -> dict[str, list[str]]:
-    """The texts by test; none for another version of Python than that of the record."""
-    record = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    return record.get("texts", {}) if record.get("python") == VERSION else {}
+    """The texts by test; none where the record is of other versions."""
+    kept = record()
+    return kept["texts"] if kept["versions"] == VERSIONS else {}
 
 
 def settled(text: str) -> str:
     """A text without what is another in each run."""
+    for folder in sorted(set(FOLDERS), key=len, reverse=True):
+        text = re.sub(rf"{re.escape(folder)}/[^\s'\";:,)\]]*", "<place>", text)
     for pattern, word in OTHERS:
         text = pattern.sub(word, text)
     return text.strip()
@@ -61,6 +75,7 @@ def current() -> str:
 
 def look(text: str) -> None:
     """Hold a refusal to the record, or keep it where texts are recorded."""
+    __tracebackhide__ = True
     test, text = current(), settled(text)
     if folder := os.environ.get(FOLDER):
         with (Path(folder) / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
@@ -83,7 +98,11 @@ class Held:
         self.found = self.expected.__enter__()
         return self.found
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.expected, name)
+
     def __exit__(self, *raised: Any) -> Any:
+        __tracebackhide__ = True
         done = self.expected.__exit__(*raised)
         if done and type(self.found.value).__module__.startswith("diffode"):
             look(str(self.found.value))
@@ -110,16 +129,18 @@ def kept(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-def write(first: dict[str, set[str]], second: dict[str, set[str]]) -> None:
-    """Put what two runs agree on in the record, in place of what stands there of the same files."""
+def write(first: dict[str, set[str]], second: dict[str, set[str]], *, whole: bool) -> None:
+    """Put what two runs agree on in the record: in place of it all, or of what stands there of the same files."""
     files = {test.partition("::")[0] for test in first}
-    texts = {test: of for test, of in known().items() if test.partition("::")[0] not in files}
+    texts = {} if whole else {test: of for test, of in known().items() if test.partition("::")[0] not in files}
     texts |= {test: sorted(of) for test, of in first.items() if of == second.get(test) and len(of) <= MOST}
-    record = {"python": VERSION, "texts": dict(sorted(texts.items()))}
-    FILE.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    new = {"versions": VERSIONS, "texts": dict(sorted(texts.items()))}
+    FILE.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(files: list[str]) -> None:
+    if files and (told := record()["versions"]) != VERSIONS:
+        raise SystemExit(f"the record is of {told}, and this is {VERSIONS}: record with those versions, or all files anew")
     runs = []
     for more in ({}, {"DIFFODE_NATIVE": "0"}):
         with tempfile.TemporaryDirectory() as folder:
@@ -127,9 +148,11 @@ def main(files: list[str]) -> None:
             Path(folder).chmod(0o777)
             command = [sys.executable, "-m", "pytest", "-n", "auto", "-q", *files]
             around = {**os.environ, FOLDER: folder, **more}
-            subprocess.run(command, env=around, cwd=Path(__file__).parents[1], umask=0, check=not more)
+            done = subprocess.run(command, env=around, cwd=Path(__file__).parents[1], umask=0)
+            if done.returncode and not more:
+                raise SystemExit("tests fail, so nothing is recorded: mend them first")
             runs.append(kept(Path(folder)))
-    write(*runs)
+    write(*runs, whole=not files)
 
 
 _KNOWN = known()

@@ -42,10 +42,23 @@ def test_what_two_runs_agree_on_is_recorded_in_place_of_what_stood_there(monkeyp
     monkeypatch.setattr(refusals, "FILE", file)
     assert refusals.known() == {}
     refusals.write(
-        {"a::one": {"x", "y"}, "a::two": {"z"}, "b::one": {"w"}}, {"a::one": {"y", "x"}, "a::two": {"q"}, "b::one": {"w"}}
+        {"a::one": {"x", "y"}, "a::two": {"z"}, "b::one": {"w"}},
+        {"a::one": {"y", "x"}, "a::two": {"q"}, "b::one": {"w"}},
+        whole=False,
     )
     assert refusals.known() == {"a::one": ["x", "y"], "b::one": ["w"]}
-    refusals.write({"a::two": {"z"}}, {"a::two": {"z"}})
+    refusals.write({"a::two": {"z"}}, {"a::two": {"z"}}, whole=False)
     assert refusals.known() == {"a::two": ["z"], "b::one": ["w"]}
-    file.write_text(json.dumps({"python": "2.7", "texts": {"a::one": ["x"]}}))
+    refusals.write({"a::two": {"z"}}, {"a::two": {"z"}}, whole=True)
+    assert refusals.known() == {"a::two": ["z"]}
+    of_others = {"versions": {**refusals.VERSIONS, "python": "2.7"}, "texts": {"a::one": ["x"]}}
+    file.write_text(json.dumps(of_others))
     assert refusals.known() == {}
+    with pytest.raises(SystemExit, match=r"the record is of .*2\.7"):
+        refusals.main(["tests/test_grids.py"])
+    assert json.loads(file.read_text()) == of_others
+
+
+def test_the_record_holds_many_tests():
+    assert len(refusals.record()["texts"]) > 500
+    assert refusals.record()["versions"].keys() == refusals.VERSIONS.keys()

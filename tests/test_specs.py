@@ -1,5 +1,6 @@
 """Specs round-trip, and registries take users' things."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -76,6 +77,10 @@ def test_a_registry_refuses_a_class_that_lacks_methods_and_names_them():
     assert "half" not in diffode.solvers.names()
 
 
+def with_one_option(one):
+    return one
+
+
 def test_options_without_a_default_that_are_missing_are_named_as_they_are_written():
     def pair(first, second, *, third=None):
         return first, second, third
@@ -83,10 +88,17 @@ def test_options_without_a_default_that_are_missing_are_named_as_they_are_writte
     registry = Registry("thing")
     registry.register("pair", pair)
     assert registry.make("pair:first=1,second=2") == (1, 2, None)
-    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs first= and second=; write pair:first=\.\.\.,second=\.\.\.$"):
+    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs first=, second=; write pair:first=\.\.\.,second=\.\.\.$"):
         registry.make("pair")
-    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs second=; "):
+    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs second=; write pair:first=1,third=3,second=\.\.\.$"):
         registry.make("pair:first=1,third=3")
+    place = f"{__name__}:with_one_option"
+    with pytest.raises(ArgumentError, match=rf"^thing '{place}' needs one=; write {place},one=\.\.\.$"):
+        registry.make(place)
+    assert registry.make(f"{place},one=1") == 1
+    # What a wrapper gives need not be given.
+    registry.register("wrapped", functools.wraps(pair)(lambda **options: pair(1, 2, **options)))
+    assert registry.make("wrapped:third=3") == (1, 2, 3)
     with pytest.raises(ArgumentError, match=r"^solver 'amed_learned' needs file=; write amed_learned:file=\.\.\.$"):
         diffode.solvers.get("amed_learned")
 

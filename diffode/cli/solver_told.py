@@ -16,8 +16,9 @@ from diffode.cli.plain_text import plain_text
 if TYPE_CHECKING:
     from diffode.statistics import Statistics
 
-#: Why a solver that writes no table is shown without one, and why one that does is; the first may need statistics too.
+#: What stands in place of a table that a solver never writes.
 _NO_TABLE = "It has no tableau: it runs by itself, and its steps depend on the solution or it is a map."
+#: What stands in place of a table, or beside its absence, where statistics of the data are needed.
 _OF_STATISTICS = "{} made of mean and covariance of the data, which a run takes from its field, as diffode sample does."
 
 
