@@ -5,6 +5,7 @@ import math
 import torch
 from mixed_bridges import coupled, covariances, mixture, skew, turning
 from recorded import case
+from recorded_maps import DOUBLE, FULL, OVAL, TWO, VIEWS, draw, said, waves
 
 import diffode
 from diffode import bridges, paths, sources
@@ -16,35 +17,8 @@ from diffode.statistics import Statistics
 from diffode.statistics.of_model import ModelStatistics
 from diffode.targets import GaussianMixture
 
-EDM, DOUBLE = paths.get("edm"), torch.float64
 #: Names before any test has added its own.
 BRIDGES = tuple(bridges.names())
-#: One Gaussian that is not round, whose flow is closed, and two that are narrow, whose flow divides.
-OVAL = GaussianMixture([1.0], [[1.0, -0.5]], [[2.0, 0.3]])
-TWO = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.5, 0.25]], [[0.05, 0.2], [0.1, 0.02]])
-FULL = GaussianMixture([0.4, 0.6], [[0.5, -1.0], [2.0, 0.0]], [[[1.0, 0.3], [0.3, 0.5]], [[0.4, -0.1], [-0.1, 0.2]]])
-VIEWS = ("velocity", "denoised", "noise", "score")
-
-
-def waves(*shape, seed=0, size=1.0):
-    """Numbers that no symmetry holds for."""
-    return size * torch.sin(1.7 * torch.arange(math.prod(shape), dtype=DOUBLE) + 0.9 * seed + 0.4).reshape(shape)
-
-
-def draw(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def said(*calls):
-    """What functions with arguments refuse with, or "nothing" where they go through."""
-    found = []
-    for function, *given in calls:
-        try:
-            function(*given)
-            found.append("nothing")
-        except DiffodeError as error:
-            found.append(str(error))
-    return found
 
 
 @case
