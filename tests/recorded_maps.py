@@ -346,7 +346,6 @@ def heads_and_jump_tables():
         "points": [jump_training.jump_points(request, n) for n in (1, 4)],
         "begun": [*begun.tensors()], "last": [*last.tensors(), told],
         "both": [*both.tensors(), more, networks.error_of(both, own)],
-        "constants": [head_training._WIDTHS, head_training._ALONE, head_training._LAST, head_training._TOGETHER],
     }  # fmt: skip
 
 
