@@ -314,7 +314,8 @@ class Registry(Generic[T]):
                 # A place has a colon of its own, after which commas set its options apart.
                 written = spec + "".join(f"{',' if ':' in spec or k else ':'}{name}=..." for k, name in enumerate(wanting))
                 needed = ", ".join(f"{name}=" for name in wanting)
-                raise ArgumentError(f"{self.kind} {entry.name!r} needs {needed}; write {written}") from error
+                some = "options" if len(wanting) > 1 else "option"
+                raise ArgumentError(f"{self.kind} {entry.name!r} needs its {some} {needed}; write {written}") from error
             raise ArgumentError(f"{self.kind} {spec!r} can't be made: {error}; check the types of its options") from error
 
     def _registered(self, name: str) -> Entry[T]:

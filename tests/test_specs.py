@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 import pytest
+from commandline import diffode as command
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,19 +89,29 @@ def test_options_without_a_default_that_are_missing_are_named_as_they_are_writte
     registry = Registry("thing")
     registry.register("pair", pair)
     assert registry.make("pair:first=1,second=2") == (1, 2, None)
-    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs first=, second=; write pair:first=\.\.\.,second=\.\.\.$"):
+    with pytest.raises(
+        ArgumentError, match=r"^thing 'pair' needs its options first=, second=; write pair:first=\.\.\.,second=\.\.\.$"
+    ):
         registry.make("pair")
-    with pytest.raises(ArgumentError, match=r"^thing 'pair' needs second=; write pair:first=1,third=3,second=\.\.\.$"):
+    with pytest.raises(
+        ArgumentError, match=r"^thing 'pair' needs its option second=; write pair:first=1,third=3,second=\.\.\.$"
+    ):
         registry.make("pair:first=1,third=3")
     place = f"{__name__}:with_one_option"
-    with pytest.raises(ArgumentError, match=rf"^thing '{place}' needs one=; write {place},one=\.\.\.$"):
+    with pytest.raises(ArgumentError, match=rf"^thing '{place}' needs its option one=; write {place},one=\.\.\.$"):
         registry.make(place)
     assert registry.make(f"{place},one=1") == 1
     # What a wrapper gives need not be given.
     registry.register("wrapped", functools.wraps(pair)(lambda **options: pair(1, 2, **options)))
     assert registry.make("wrapped:third=3") == (1, 2, 3)
-    with pytest.raises(ArgumentError, match=r"^solver 'amed_learned' needs file=; write amed_learned:file=\.\.\.$"):
+    with pytest.raises(ArgumentError, match=r"^solver 'amed_learned' needs its option file=; write amed_learned:file=\.\.\.$"):
         diffode.solvers.get("amed_learned")
+
+
+def test_show_names_the_option_that_a_place_lacks(tmp_path):
+    (tmp_path / "mine.py").write_text("import diffode\n\n\ndef mine(a):\n    return diffode.solvers.get('ddim')\n")
+    assert "needs its option a=; write mine.py:mine,a=..." in command("show", "mine.py:mine", cwd=tmp_path, code=2).stderr
+    assert "ddim" in command("show", "mine.py:mine,a=1", cwd=tmp_path).stdout
 
 
 def test_a_maker_without_a_signature_takes_what_it_takes():
